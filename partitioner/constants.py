@@ -1,0 +1,167 @@
+"""Values that depend on no input and no parameter: masks recognised, batch dimensions trimmed, shared ones hoisted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from partitioner.errors import InputError
+from partitioner.shapes import shape_of
+
+aten = torch.ops.aten
+_ATTENTION = aten.scaled_dot_product_attention.default
+_MOST_ELEMENTS = 1 << 28  # a mask of 16,384 x 16,384; above it a mask is kept as it is
+
+
+def constants(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes that depend on buffers and literals only."""
+    return _closed(graph, {"buffer"})
+
+
+def input_free(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes that depend on buffers, literals and parameters only."""
+    return _closed(graph, {"buffer", "parameter"})
+
+
+def parameter_free(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes that depend on buffers, literals and batch inputs only: nothing in them has a gradient."""
+    return _closed(graph, {"buffer", "input"})
+
+
+def _closed(graph: fx.Graph, kinds: set[str]) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            if node.meta["kind"] in kinds:
+                found.add(node)
+        elif node.op == "call_function" and all(n in found for n in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def fold_masks(module: fx.GraphModule, buffers: dict[str, torch.Tensor], batch: int) -> None:
+    """Turn causal and all-true attention masks into flags; give every other constant a batch dimension of 1.
+
+    A constant whose ``batch`` rows are equal is narrowed to one row and expanded again behind, so that its value holds
+    for every batch size.
+    """
+    graph = module.graph
+    fixed = constants(graph)
+    wanted = [n for n in fixed if any(user not in fixed for user in n.users) and _is_interesting(n, batch)]
+    for node, value in _evaluate(graph, fixed, set(wanted), buffers).items():
+        for user in [u for u in node.users if u.target == _ATTENTION and len(u.args) > 3 and u.args[3] is node]:
+            _set_mask_flag(user, value)
+        outside = [user for user in node.users if user not in fixed]
+        if outside and node.op == "call_function":
+            _trim(graph, node, value, batch, outside)
+    graph.eliminate_dead_code()
+
+
+def _is_interesting(node: fx.Node, batch: int) -> bool:
+    shape = shape_of(node)
+    masks = any(u.target == _ATTENTION for u in node.users)
+    return len(shape) > 0 and node.op == "call_function" and (masks or shape[0] == batch) and node.meta["val"].numel() <= _MOST_ELEMENTS
+
+
+def _evaluate(
+    graph: fx.Graph, fixed: set[fx.Node], wanted: set[fx.Node], buffers: dict[str, torch.Tensor]
+) -> dict[fx.Node, torch.Tensor]:
+    needed: set[fx.Node] = set()
+    stack = list(wanted)
+    while stack:
+        node = stack.pop()
+        if node not in needed:
+            needed.add(node)
+            stack += node.all_input_nodes
+    values: dict[fx.Node, Any] = {}
+    remaining = {n: sum(u in needed for u in n.users) for n in needed}
+    for node in [n for n in graph.nodes if n in needed]:
+        values[node] = _run(node, values, buffers)
+        for source in node.all_input_nodes:
+            remaining[source] -= 1
+            if not remaining[source] and source not in wanted:
+                del values[source]
+    return {n: values[n] for n in graph.nodes if n in wanted}
+
+
+def _run(node: fx.Node, values: dict[fx.Node, Any], buffers: dict[str, torch.Tensor]) -> Any:
+    if node.op == "placeholder":
+        buffer = buffers[node.meta["source"]]
+        if buffer.is_meta:
+            raise InputError(
+                f"buffer {node.meta['source']} lies on the meta device and has no value: build the model with real buffers"
+            )
+        return buffer.cpu()
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
+    with torch.no_grad():
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _set_mask_flag(user: fx.Node, mask: torch.Tensor) -> None:
+    allowed = mask if mask.dtype == torch.bool else mask == 0
+    refused = ~mask if mask.dtype == torch.bool else mask <= torch.finfo(mask.dtype).min / 2
+    if not bool((allowed | refused).all()):
+        return
+    rows, columns = allowed.shape[-2:]
+    causal = torch.ones(rows, columns, dtype=torch.bool).tril()
+    if bool(allowed.all()):
+        user.update_arg(3, None)
+    elif rows == columns and bool((allowed == causal).all()):
+        user.update_arg(3, None)
+        user.update_arg(5, True)
+
+
+def _trim(graph: fx.Graph, node: fx.Node, value: torch.Tensor, batch: int, outside: list[fx.Node]) -> None:
+    shape = list(value.shape)
+    if not shape or shape[0] != batch or not bool((value == value[:1]).all()):
+        return
+    with graph.inserting_after(node):
+        row = graph.call_function(aten.slice.Tensor, (node, 0, 0, 1))
+    with graph.inserting_after(row):
+        grown = graph.call_function(aten.expand.default, (row, shape))
+    for new, size in ((row, [1, *shape[1:]]), (grown, shape)):
+        new.meta = {**node.meta, "val": torch.empty(size, dtype=value.dtype, device="meta")}
+    grown.meta["grown"] = True
+    for user in outside:
+        user.replace_input_with(node, grown)
+
+
+def sort_by_dependence(graph: fx.Graph) -> None:
+    """Order the graph: placeholders, constants, what only inputs feed, shared functions of parameters, the rest.
+
+    A function of parameters moves ahead only when a module other than its own reads it (T5's position bias), so that
+    identical blocks stay identical.
+    """
+    early = parameter_free(graph)
+    shared = _shared(graph, input_free(graph) - constants(graph))
+    fixed = constants(graph)
+    rank = {n: 0 if n.op == "placeholder" else 1 if n in fixed else 2 if n in early else 3 if n in shared else 4 for n in graph.nodes}
+    nodes = [n for n in graph.nodes if n.op != "output"]
+    root = next(n for n in graph.nodes if n.op == "output")
+    for node in sorted(nodes, key=lambda n: rank[n]):
+        root.prepend(node)
+
+
+def _shared(graph: fx.Graph, candidates: set[fx.Node]) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if node in candidates and node.op == "call_function":
+            away = any(not _inside(user, node) for user in node.users)
+            if away or any(user in found for user in node.users):
+                found.add(node)
+    return found
+
+
+def _inside(user: fx.Node, node: fx.Node) -> bool:
+    own, other = module_path(node), module_path(user)
+    return user.op == "output" or other[: len(own)] == own
+
+
+def module_path(node: fx.Node) -> tuple[str, ...]:
+    """Names of the nested modules whose forward made the node, outermost first."""
+    return tuple(path for path, _ in node.meta.get("nn_module_stack", {}).values())
+
+
+__all__ = ["constants", "fold_masks", "input_free", "module_path", "parameter_free", "sort_by_dependence"]

@@ -1,0 +1,124 @@
+"""First passes over an exported graph: regions inlined, asserts dropped, in-place ops made functional."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import fx
+
+from partitioner.errors import InputError
+
+aten = torch.ops.aten
+
+_IN_PLACE = {
+    aten.add_.Tensor: aten.add.Tensor,
+    aten.sub_.Tensor: aten.sub.Tensor,
+    aten.mul_.Tensor: aten.mul.Tensor,
+    aten.div_.Tensor: aten.div.Tensor,
+    aten.masked_fill_.Scalar: aten.masked_fill.Scalar,
+    aten.masked_fill_.Tensor: aten.masked_fill.Tensor,
+    aten.relu_.default: aten.relu.default,
+    aten.clamp_.default: aten.clamp.default,
+    aten.index_put_.default: aten.index_put.default,
+    aten.bitwise_and_.Tensor: aten.bitwise_and.Tensor,
+}
+_SCATTER = {aten.slice.Tensor: aten.slice_scatter.default, aten.select.int: aten.select_scatter.default}
+
+
+def inline_regions(module: fx.GraphModule) -> None:
+    """Copy the body of each ``wrap_with_set_grad_enabled`` region into the graph; drop metadata asserts."""
+    graph = module.graph
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target == aten._assert_tensor_metadata.default:
+            graph.erase_node(node)
+        elif "wrap_with_set_grad_enabled" in str(node.target):
+            _inline(module, node)
+    graph.eliminate_dead_code()
+
+
+def _inline(module: fx.GraphModule, node: fx.Node) -> None:
+    enabled, region, *arguments = node.args
+    assert isinstance(region, fx.Node)
+    body = module.get_submodule(str(region.target))
+    assert isinstance(body, fx.GraphModule)
+    names = [n for n in body.graph.nodes if n.op == "placeholder"]
+    mapping = dict(zip(names, arguments, strict=True))
+    with module.graph.inserting_before(node):
+        output = module.graph.graph_copy(body.graph, mapping)  # type: ignore[arg-type]
+        results = output if isinstance(output, tuple | list) else (output,)
+        if not enabled:
+            results = tuple(module.graph.call_function(aten.detach.default, (r,)) for r in results)  # type: ignore[arg-type]
+    for user in list(node.users):
+        assert user.target is operator.getitem
+        user.replace_all_uses_with(results[int(user.args[1])])  # type: ignore[arg-type]
+        module.graph.erase_node(user)
+    module.graph.erase_node(node)
+
+
+def functionalize(graph: fx.Graph) -> None:
+    """Replace each in-place op by its functional form; later readers see the new value, views are scattered back."""
+    for node in list(graph.nodes):
+        if node.op != "call_function" or not _mutates(node):
+            continue
+        with graph.inserting_before(node):
+            value = _functional(graph, node)
+        _write_back(graph, node, node.args[0], value)  # type: ignore[arg-type]
+        node.replace_all_uses_with(value)
+        graph.erase_node(node)
+
+
+def _mutates(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
+def _functional(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    destination = node.args[0]
+    assert isinstance(destination, fx.Node)
+    if node.target == aten.copy_.default:
+        source = node.args[1]
+        value = graph.call_function(aten.to.dtype, (source, destination.meta["val"].dtype))  # type: ignore[arg-type]
+        value = graph.call_function(aten.expand.default, (value, list(destination.meta["val"].shape)))
+    elif node.target in (aten.fill_.Scalar, aten.fill_.Tensor, aten.zero_.default):
+        value = _filled(graph, destination, node.args[1] if len(node.args) > 1 else 0)
+    elif node.target in _IN_PLACE:
+        value = graph.call_function(_IN_PLACE[node.target], node.args, node.kwargs)  # type: ignore[index]
+    else:
+        raise InputError(f"{node.target} changes a tensor in place and has no functional form here{_source(node)}")
+    value.meta = dict(node.meta)
+    return value
+
+
+def _filled(graph: fx.Graph, destination: fx.Node, fill: object) -> fx.Node:
+    value = destination.meta["val"]
+    if not isinstance(fill, fx.Node):
+        return graph.call_function(aten.full.default, (list(value.shape), fill), {"dtype": value.dtype})  # type: ignore[arg-type]
+    cast = graph.call_function(aten.to.dtype, (fill, value.dtype))
+    return graph.call_function(aten.expand.default, (cast, list(value.shape)))
+
+
+def _source(node: fx.Node) -> str:
+    trace = str(node.meta.get("stack_trace", "")).strip().splitlines()
+    return f" ({trace[-2].strip()})" if len(trace) > 1 else ""
+
+
+def _write_back(graph: fx.Graph, node: fx.Node, changed: fx.Node, value: fx.Node) -> None:
+    """Uses of ``changed`` after ``node`` read ``value``; if ``changed`` views a base, the base changes with it."""
+    scatter = _SCATTER.get(changed.target)  # type: ignore[call-overload]
+    base = changed.args[0] if changed.op == "call_function" and changed.args else None
+    if scatter is not None and isinstance(base, fx.Node):
+        with graph.inserting_before(node):
+            whole = graph.call_function(scatter, (base, value, *changed.args[1:]))
+        whole.meta = dict(base.meta)
+        _replace_after(base, node, whole)
+        _write_back(graph, node, base, whole)
+    _replace_after(changed, node, value)
+
+
+def _replace_after(old: fx.Node, point: fx.Node, new: fx.Node) -> None:
+    for user in list(old.users):
+        if user is not new and user is not point and point < user:
+            user.replace_input_with(old, new)

@@ -1,0 +1,66 @@
+"""Ops of ours that a Program may hold beside aten's: schemas, and the implementations that need no process group.
+
+``axis`` "" means that the op is not sharded; the runtime binds every node whose axis is a mesh axis to its group.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+_LIBRARY = torch.library.Library("partitioner", "FRAGMENT")
+_LIBRARY.define("cross_entropy_sum(Tensor logits, Tensor target, int ignore_index, float label_smoothing) -> Tensor")
+_LIBRARY.define(
+    "vocab_parallel_cross_entropy(Tensor logits, Tensor target, int ignore_index, float label_smoothing, str axis, "
+    "int[] segments) -> Tensor"
+)
+_LIBRARY.define(
+    "vocab_parallel_embedding(Tensor weight, Tensor index, int padding_index, str axis, int[] segments) -> Tensor"
+)
+_LIBRARY.define(
+    "dropout(Tensor x, float p, Tensor sample_keys, int site, str axis='', int dim=0, int[] segments=[]) -> Tensor"
+)
+
+_MASK64 = (1 << 64) - 1
+
+
+def mix64(*words: int) -> int:
+    """A 63-bit hash of some integers: splitmix64 (Steele, Lea and Flood, 2014) folded over them."""
+    state = 0
+    for word in words:
+        state = (state + (word & _MASK64) + 0x9E3779B97F4A7C15) & _MASK64
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK64
+        state ^= state >> 31
+    return state >> 1
+
+
+def dropout_mask(shape: tuple[int, ...], p: float, key: int, site: int, device: torch.device) -> torch.Tensor:
+    """Kept elements (bool, ``shape``) of one sample: a function of its key, the call site and the element alone."""
+    generator = torch.Generator(device).manual_seed(mix64(key, site))
+    return torch.empty(shape, dtype=torch.float32, device=device).uniform_(generator=generator) >= p
+
+
+def cross_entropy_sum(
+    logits: torch.Tensor, target: torch.Tensor, ignore_index: int, label_smoothing: float
+) -> torch.Tensor:
+    """Summed cross entropy of (t, v) logits against (t,) targets that are not ``ignore_index``."""
+    return F.cross_entropy(
+        logits, target, reduction="sum", ignore_index=ignore_index, label_smoothing=label_smoothing
+    )
+
+
+def dropout(
+    x: torch.Tensor, p: float, sample_keys: torch.Tensor, site: int, axis: str = "", dim: int = 0,
+    segments: tuple[int, ...] = (),
+) -> torch.Tensor:
+    """Unsharded dropout of x (b, ...), b = len(sample_keys), scaled by 1 / (1 - p)."""
+    if x.is_meta:
+        return torch.empty_like(x)
+    shape = tuple(x.shape[1:])
+    masks = [dropout_mask(shape, p, int(key), site, x.device) for key in sample_keys.tolist()]
+    return x * torch.stack(masks).to(x.dtype).div_(1 - p)  # fmt: skip
+
+
+_LIBRARY.impl("cross_entropy_sum", cross_entropy_sum, "CompositeImplicitAutograd")
+_LIBRARY.impl("dropout", dropout, "CompositeImplicitAutograd")

@@ -1,0 +1,103 @@
+"""What the runtime executes: for each stage a list of calls of rewritten fx GraphModules over named values.
+
+A GraphModule holds no state. Parameters, constants, batch inputs and activations are all named values; a Call says
+which of them go in and what names the results get, so that identical blocks share one GraphModule.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from partitioner.layout import Layout
+from partitioner.schedule import Action
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor that crosses a stage boundary: its name, local shape (one micro-batch, one tp rank) and dtype."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Call:
+    """``results = module(*arguments)``: one block of a stage. ``recompute`` drops its activations until backward."""
+
+    block: str
+    module: fx.GraphModule
+    arguments: tuple[str, ...]
+    results: tuple[str, ...]
+    recompute: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One (virtual) pipeline stage.
+
+    ``constants`` depend on buffers only and run once a step; ``prelude`` depends on batch inputs and constants, has no
+    gradient, and runs once a micro-batch; ``calls`` are differentiable. ``receives`` come from stage ``index - 1``
+    and ``sends`` go to ``index + 1`` (a value that only passes through stands in both). The last stage names ``loss``.
+    """
+
+    index: int
+    constants: Call | None
+    prelude: Call | None
+    calls: tuple[Call, ...]
+    receives: tuple[Value, ...]
+    sends: tuple[Value, ...]
+    parameters: tuple[str, ...]
+    loss: str | None
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of the source model as the Program holds it.
+
+    ``shape`` is the full shape. ``layout`` has one placement for each axis of ``Program.axes``; a REPLICATE placement
+    means that each rank's gradient is Partial and is summed over that axis once a step. ``stages`` are all stages that
+    read it: more than one for a weight tied across stages, whose gradients are summed over those stages once a step.
+    ``names`` are all names of the parameter in the source model, the first is the one used everywhere.
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    requires_grad: bool
+    layout: Layout
+    stages: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """The name used as a value name in calls."""
+        return self.names[0]
+
+
+@dataclass(frozen=True)
+class Program:
+    """Everything that a rank needs to run its part.
+
+    Ranks are numbered over ``mesh`` = {"pp": .., "dp": .., "tp": ..} in the order of ``order`` (last varies fastest).
+    ``axes`` are the tensor-parallel axes inside a stage and their sizes: (("tp", n),), or a refinement of it.
+    ``inputs`` are the batch's names; two further named inputs may be read by calls: ``sample_keys`` (int64, b), the
+    dropout key of each sample, and ``loss_count`` (float64, scalar), the number of counted targets of the whole
+    global batch. ``count`` maps the batch inputs of one micro-batch to its number of counted targets (int64, scalar).
+    ``actions[p]`` is what pipeline rank p does, in order; stage s lies on pipeline rank ``s % pp``.
+    """
+
+    stages: tuple[Stage, ...]
+    parameters: dict[str, Parameter]
+    inputs: tuple[str, ...]
+    count: fx.GraphModule | None
+    count_arguments: tuple[str, ...]
+    mesh: dict[str, int]
+    order: tuple[str, ...]
+    axes: tuple[tuple[str, int], ...]
+    micro_batch: int
+    micro_batches: int
+    actions: tuple[tuple[Action, ...], ...]
+    seed: int

@@ -1,0 +1,48 @@
+"""Shapes and dtypes of every node, by running the graph on the meta device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+Tensors = torch.Tensor | tuple[torch.Tensor, ...]
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """The shape of a node that returns one tensor."""
+    return tuple(node.meta["val"].shape)
+
+
+def operands(node: fx.Node) -> list[fx.Node]:
+    """The tensor operands of a node in argument order, with repetition, lists flattened."""
+    found: list[fx.Node] = []
+    fx.map_arg((node.args, node.kwargs), found.append)
+    return found
+
+
+def to_meta(graph: fx.Graph) -> None:
+    """Replace the fake values that export left by meta tensors."""
+    for node in graph.nodes:
+        if "val" in node.meta:
+            node.meta["val"] = fx.node.map_aggregate(node.meta["val"], _meta)
+
+
+def _meta(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    return torch.empty(tuple(int(s) for s in value.shape), dtype=value.dtype, device="meta")
+
+
+def propagate(module: fx.GraphModule, missing_only: bool = False) -> None:
+    """Set ``meta["val"]`` to a meta tensor of the result on every op node, or only on those that have none."""
+    for node in module.graph.nodes:
+        if node.op == "call_function" and not (missing_only and "val" in node.meta):
+            node.meta["val"] = _evaluate(node)
+
+
+def _evaluate(node: fx.Node) -> Any:
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    with torch.device("meta"), torch.no_grad():
+        return node.target(*args, **kwargs)  # type: ignore[operator]

@@ -1,0 +1,201 @@
+"""``trace``: an unmodified nn.Module and an example batch become one normalized training Graph that ends in the loss."""
+
+from __future__ import annotations
+
+import inspect
+import linecache
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from partitioner.errors import InputError
+from partitioner.blocks import find_units
+from partitioner.graph import Graph, ParameterInfo, batch_layouts, check_graph, gradient_free, loss_node
+from partitioner.normalize import normalize
+
+
+def trace(model: nn.Module, batch: dict[str, torch.Tensor]) -> Graph:
+    """The training graph of ``model(**batch)``, whose output is a scalar loss, or has one as ``.loss`` or ``["loss"]``.
+
+    ``model`` lies on any device, meta included, and is left as it was. ``batch`` maps argument names to example
+    tensors; dimension 0 of the largest number of them is the batch dimension. Raises InputError, naming the module
+    and source line, when torch.export can't capture the model, and when the loss is not a scalar tensor.
+    """
+    samples = _batch_size(batch)
+    exported = _export(model, _two_samples(batch, samples))
+    captured = _collect(model, exported)
+    normalize(captured.module, captured.parameters, captured.buffers, captured.inputs, max(samples, 2))
+    return _graph(captured, max(samples, 2))
+
+
+@dataclass(frozen=True)
+class _Captured:
+    module: fx.GraphModule
+    parameters: dict[str, ParameterInfo]
+    buffers: dict[str, torch.Tensor]
+    inputs: tuple[str, ...]
+
+
+def _graph(captured: _Captured, batch: int) -> Graph:
+    module = captured.module
+    check_graph(module)
+    loss_node(module.graph)
+    fixed, prelude = gradient_free(module.graph)
+    layouts, mixed = batch_layouts(module.graph, batch)
+    units = find_units(module.graph)
+    return Graph(
+        module, captured.parameters, captured.buffers, captured.inputs, batch, units, fixed, prelude, layouts, mixed
+    )
+
+
+def _batch_size(batch: dict[str, torch.Tensor]) -> int:
+    if not batch or not all(isinstance(t, torch.Tensor) for t in batch.values()):
+        raise InputError("the batch must be a dict of example tensors, one for each argument of the model's forward")
+    sizes = [t.shape[0] for t in batch.values() if t.dim()]
+    if not sizes:
+        raise InputError("no tensor of the batch has a dimension: give each a leading batch dimension")
+    return max(set(sizes), key=sizes.count)
+
+
+def _two_samples(batch: dict[str, torch.Tensor], samples: int) -> dict[str, torch.Tensor]:
+    """A batch of at least two samples (size 1 would broadcast), no two names sharing storage, which export would merge."""
+    if samples > 1:
+        return {name: t.detach().clone() for name, t in batch.items()}
+    return {name: torch.cat([t, t]) if t.dim() and t.shape[0] == 1 else t.detach().clone() for name, t in batch.items()}
+
+
+def _step(model: nn.Module, names: list[str]) -> nn.Module:
+    """A module that returns the loss; export needs its arguments spelled out, so the signature is made to order."""
+
+    def forward(self: nn.Module, **batch: torch.Tensor) -> torch.Tensor:
+        return _loss(model_of(self)(**batch))
+
+    def model_of(self: nn.Module) -> nn.Module:
+        return self.get_submodule("model")
+
+    parameters = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in ["self", *names]]
+    forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    step = type("Step", (nn.Module,), {"forward": forward})()
+    step.add_module("model", model)
+    return step
+
+
+def _loss(output: object) -> torch.Tensor:
+    if isinstance(output, torch.Tensor):
+        loss = output
+    elif isinstance(output, dict):
+        loss = output.get("loss")
+    else:
+        loss = getattr(output, "loss", output[0] if isinstance(output, tuple | list) and output else None)
+    if not isinstance(loss, torch.Tensor) or loss.dim():
+        raise InputError(
+            "the model must return a scalar loss, or an output with a scalar .loss: pass the labels in the batch, "
+            f"or wrap the model; it returned {type(output).__name__}"
+        )
+    return loss
+
+
+@contextmanager
+def _fake_state(model: nn.Module, mode: FakeTensorMode) -> Iterator[None]:
+    """Parameters become storage-free CPU tensors while tracing, so that meta and real models trace alike."""
+    fakes: dict[int, nn.Parameter] = {}
+    saved: list[tuple[dict[str, object], str, object]] = []
+    for module in model.modules():
+        for table in (module._parameters, module._buffers):
+            for name, tensor in table.items():
+                if tensor is None or (table is module._buffers and not tensor.is_meta):
+                    continue
+                if id(tensor) not in fakes:
+                    with mode:
+                        fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+                    is_parameter = table is module._parameters
+                    fakes[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if is_parameter else fake  # type: ignore[assignment]
+                saved.append((table, name, tensor))  # type: ignore[arg-type]
+                table[name] = fakes[id(tensor)]
+    try:
+        yield
+    finally:
+        for table, name, tensor in saved:
+            table[name] = tensor
+
+
+def _export(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.export.ExportedProgram:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    cpu = {n: torch.empty(t.shape, dtype=t.dtype) if t.is_meta else t.to("cpu") for n, t in batch.items()}
+    step = _step(model, list(cpu)).train(model.training)
+    try:
+        with _fake_state(model, mode), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(step, (), {n: mode.from_tensor(t) for n, t in cpu.items()}, strict=False)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{type(model).__name__} can't be traced{_where(error, model)}: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:400]
+
+
+def _where(error: BaseException, model: nn.Module) -> str:
+    """The innermost frame that runs in a submodule's forward, as ' in MODULE at FILE:LINE (source)'."""
+    names = {id(module): name or "the top module" for name, module in model.named_modules()}
+    found = ""
+    frame = error.__traceback__
+    while frame:
+        owner = frame.tb_frame.f_locals.get("self")
+        if id(owner) in names and not frame.tb_frame.f_code.co_filename.startswith(torch.__path__[0]):
+            file, line = frame.tb_frame.f_code.co_filename, frame.tb_lineno
+            found = f" in {names[id(owner)]} at {file}:{line} ({linecache.getline(file, line).strip()})"
+        frame = frame.tb_next
+    return found
+
+
+def _collect(model: nn.Module, exported: torch.export.ExportedProgram) -> _Captured:
+    """Placeholders take the source names; parameters tied by identity become one."""
+    module = exported.graph_module
+    signature = exported.graph_signature
+    groups: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(parameter), []).append(name)
+    first = {name: names[0] for names in groups.values() for name in names}
+    tensors = dict(model.named_parameters(remove_duplicate=False))
+    parameters = {
+        names[0]: ParameterInfo(tuple(names), tuple(tensors[names[0]].shape), tensors[names[0]].dtype, tensors[names[0]].requires_grad)
+        for names in groups.values()
+    }
+    buffers: dict[str, torch.Tensor] = {}
+    state = {**dict(model.named_buffers(remove_duplicate=False)), **exported.constants}
+    kept: dict[str, fx.Node] = {}
+    for node in [n for n in module.graph.nodes if n.op == "placeholder"]:
+        source = signature.inputs_to_parameters.get(node.name)
+        buffer = signature.inputs_to_buffers.get(node.name) or signature.inputs_to_lifted_tensor_constants.get(node.name)
+        if source is not None:
+            name, kind = first[source.removeprefix("model.")], "parameter"
+        elif buffer is not None:
+            name, kind = buffer.removeprefix("model."), "buffer"
+            buffers[name] = state[name] if name in state else state[buffer]
+        else:
+            name, kind = str(node.target), "input"
+        _merge(node, name, kind, kept)
+    inputs = tuple(n.meta["source"] for n in kept.values() if n.meta["kind"] == "input")
+    if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
+        changed = sorted({*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()})
+        raise InputError(f"the model changes {', '.join(changed)} in its forward: state that outlives a step can't be split")
+    module.graph.lint()
+    return _Captured(fx.GraphModule(nn.Module(), module.graph) if not list(module.children()) else module, parameters, buffers, inputs)
+
+
+def _merge(node: fx.Node, name: str, kind: str, kept: dict[str, fx.Node]) -> None:
+    if name in kept:
+        node.replace_all_uses_with(kept[name])
+        node.graph.erase_node(node)
+        return
+    kept[name] = node
+    node.meta["source"], node.meta["kind"] = name, kind
