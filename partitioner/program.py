@@ -86,7 +86,8 @@ class Program:
     ``inputs`` are the batch's names; two further named inputs may be read by calls: ``sample_keys`` (int64, b), the
     dropout key of each sample, and ``loss_count`` (float64, scalar), the number of counted targets of the whole
     global batch. ``count`` maps the batch inputs of one micro-batch to its number of counted targets (int64, scalar).
-    ``actions[p]`` is what pipeline rank p does, in order; stage s lies on pipeline rank ``s % pp``.
+    ``actions[p]`` is what pipeline rank p does, in order; stage s lies on pipeline rank ``s % pp``. ``buffers`` are the
+    source model's, whole on every rank; calls name them ``buffer:NAME``.
     """
 
     stages: tuple[Stage, ...]
@@ -101,3 +102,4 @@ class Program:
     micro_batches: int
     actions: tuple[tuple[Action, ...], ...]
     seed: int
+    buffers: dict[str, torch.Tensor]
