@@ -12,6 +12,7 @@ from partitioner.errors import InputError
 aten = torch.ops.aten
 
 _IN_PLACE = {
+    aten.detach_.default: aten.detach.default,
     aten.add_.Tensor: aten.add.Tensor,
     aten.sub_.Tensor: aten.sub.Tensor,
     aten.mul_.Tensor: aten.mul.Tensor,

@@ -44,5 +44,7 @@ def propagate(module: fx.GraphModule, missing_only: bool = False) -> None:
 
 def _evaluate(node: fx.Node) -> Any:
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-    with torch.device("meta"), torch.no_grad():
+    if any(argument.name == "device" for argument in getattr(node.target, "_schema").arguments):
+        kwargs = {**kwargs, "device": "meta"}
+    with torch.no_grad():
         return node.target(*args, **kwargs)  # type: ignore[operator]
