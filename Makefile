@@ -1,0 +1,40 @@
+# make install: .venv with the pinned dependencies.   make demo: plan, show, verify and train examples/gpt.py.
+
+PYTHON ?= python3
+RANKS ?= 4
+STEPS ?= 40
+OUT ?= out
+BIN := .venv/bin
+SOURCES := partitioner runtime cutlass_ops tools examples tests
+
+.PHONY: install demo test parity lint types bench
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[hf,dev]"
+	touch $@
+
+demo: install
+	mkdir -p $(OUT)
+	$(BIN)/partitioner plan examples/gpt.py:model --cluster local --ranks $(RANKS) --global-batch 16 -o $(OUT)/plan.json
+	$(BIN)/partitioner show $(OUT)/plan.json --svg $(OUT)/plan.svg
+	$(BIN)/partitioner verify $(OUT)/plan.json
+	$(BIN)/partitioner run $(OUT)/plan.json --steps $(STEPS) --report $(OUT)/report.json
+
+test: install
+	$(BIN)/python -m pytest -m "not parity"
+
+parity: install
+	$(BIN)/python -m pytest -m parity
+
+lint: install
+	$(BIN)/ruff check $(SOURCES)
+
+types: install
+	$(BIN)/pyright
+
+bench: install
+	$(BIN)/python -m tools.bench_runtime
