@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import fx
 
 from partitioner.errors import InputError
-from partitioner.shapes import shape_of
+from partitioner.shapes import emit, shape_of
 
 aten = torch.ops.aten
 _ATTENTION = aten.scaled_dot_product_attention.default
@@ -57,6 +58,31 @@ def fold_masks(module: fx.GraphModule, buffers: dict[str, torch.Tensor], batch: 
         if outside and node.op == "call_function":
             _trim(graph, node, value, batch, outside)
     graph.eliminate_dead_code()
+
+
+def plain_indexes(graph: fx.Graph, buffers: dict[str, torch.Tensor]) -> None:
+    """``x[arange(b), arange(k)]`` with the aranges spread over two dimensions (masks made by vmap) is a reshape of x."""
+    fixed = constants(graph)
+    found = {n: n.args[1] for n in graph.nodes if n.target == aten.index.Tensor and set(n.args[1]) <= fixed}
+    values = _evaluate(graph, fixed, {n for places in found.values() for n in places}, buffers)
+    for node, places in found.items():
+        source = node.args[0]
+        if math.prod(shape_of(source)) == math.prod(shape_of(node)) and _is_grid(shape_of(source), [values[n] for n in places]):
+            with graph.inserting_before(node):
+                new = emit(graph, node, aten.reshape.default, source, list(shape_of(node)))
+            node.replace_all_uses_with(new)
+            graph.erase_node(node)
+
+
+def _is_grid(shape: tuple[int, ...], places: list[torch.Tensor]) -> bool:
+    """Whether each index counts along a dimension of its own, in the order of the dimensions that it indexes."""
+    last = -math.inf
+    for size, place in zip(shape, places, strict=False):
+        long = [d - place.dim() for d, n in enumerate(place.shape) if n > 1]
+        if place.numel() != size or len(long) != 1 or long[0] <= last or place.flatten().tolist() != list(range(size)):
+            return False
+        last = long[0]
+    return True
 
 
 def _is_interesting(node: fx.Node, batch: int) -> bool:
@@ -161,7 +187,5 @@ def _inside(user: fx.Node, node: fx.Node) -> bool:
 
 def module_path(node: fx.Node) -> tuple[str, ...]:
     """Names of the nested modules whose forward made the node, outermost first."""
-    return tuple(path for path, _ in node.meta.get("nn_module_stack", {}).values())
+    return node.meta.get("modules", ())
 
-
-__all__ = ["constants", "fold_masks", "input_free", "module_path", "parameter_free", "sort_by_dependence"]

@@ -28,7 +28,10 @@ _SCATTER = {aten.slice.Tensor: aten.slice_scatter.default, aten.select.int: aten
 
 
 def inline_regions(module: fx.GraphModule) -> None:
-    """Copy the body of each ``wrap_with_set_grad_enabled`` region into the graph; drop metadata asserts."""
+    """Copy the body of each ``wrap_with_set_grad_enabled`` region into the graph; drop metadata asserts.
+
+    Each node's ``meta["modules"]`` become the names, outermost first, of the source model's modules that made it.
+    """
     graph = module.graph
     for node in list(graph.nodes):
         if node.op != "call_function":
@@ -38,6 +41,9 @@ def inline_regions(module: fx.GraphModule) -> None:
         elif "wrap_with_set_grad_enabled" in str(node.target):
             _inline(module, node)
     graph.eliminate_dead_code()
+    for node in graph.nodes:
+        stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+        node.meta["modules"] = tuple(path.removeprefix("model").removeprefix(".") for path in stack[1:])
 
 
 def _inline(module: fx.GraphModule, node: fx.Node) -> None:

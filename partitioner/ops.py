@@ -20,6 +20,9 @@ _LIBRARY.define(
 _LIBRARY.define(
     "dropout(Tensor x, float p, Tensor sample_keys, int site, str axis='', int dim=0, int[] segments=[]) -> Tensor"
 )
+_LIBRARY.define("site_keys(Tensor sample_keys, int unit) -> Tensor")
+_LIBRARY.define("top_indices(Tensor x, int k, int dim) -> Tensor")
+_LIBRARY.define("expert_linear(Tensor x, Tensor weight, Tensor expert) -> Tensor")
 
 _MASK64 = (1 << 64) - 1
 
@@ -62,5 +65,30 @@ def dropout(
     return x * torch.stack(masks).to(x.dtype).div_(1 - p)  # fmt: skip
 
 
+def site_keys(sample_keys: torch.Tensor, unit: int) -> torch.Tensor:
+    """The samples' keys for the dropouts of one unit, so that identical blocks draw different masks."""
+    if sample_keys.is_meta:
+        return torch.empty_like(sample_keys)
+    return sample_keys.new_tensor([mix64(key, unit) for key in sample_keys.tolist()])
+
+
+def top_indices(x: torch.Tensor, k: int, dim: int) -> torch.Tensor:
+    """Where the k largest elements of ``x`` along ``dim`` are, largest first."""
+    return x.detach().topk(k, dim).indices
+
+
+def expert_linear(x: torch.Tensor, weight: torch.Tensor, expert: torch.Tensor) -> torch.Tensor:
+    """Each row of x (t, k) times the matrix of its expert: weight (g, k, n), expert (t,) -> (t, n)."""
+    if x.is_meta:
+        return x.new_empty(x.shape[0], weight.shape[2])
+    order = expert.argsort(stable=True)
+    counts = expert.bincount(minlength=weight.shape[0]).tolist()
+    products = [rows @ matrix for rows, matrix in zip(x[order].split(counts), weight, strict=True)]
+    return torch.cat(products)[order.argsort()]
+
+
 _LIBRARY.impl("cross_entropy_sum", cross_entropy_sum, "CompositeImplicitAutograd")
 _LIBRARY.impl("dropout", dropout, "CompositeImplicitAutograd")
+_LIBRARY.impl("site_keys", site_keys, "CompositeImplicitAutograd")
+_LIBRARY.impl("top_indices", top_indices, "CompositeImplicitAutograd")
+_LIBRARY.impl("expert_linear", expert_linear, "CompositeImplicitAutograd")

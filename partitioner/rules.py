@@ -188,6 +188,23 @@ def _select(op: Op) -> str:
     return f"{left} -> {' '.join(n for i, n in enumerate(names) if i != dim)}"
 
 
+def _top(op: Op) -> str:
+    names = _letters(len(op.operands[0]))
+    dim = int(op.literal(2, -1)) % len(names)  # type: ignore[call-overload]
+    return " ".join(n + "!" if i == dim else n for i, n in enumerate(names)) + " -> " + " ".join(
+        "top!" if i == dim else n for i, n in enumerate(names)
+    )
+
+
+def _gather(op: Op) -> str:
+    """Sharded along a dimension that is not gathered where both operands have all of it; picks may be divided."""
+    dim = int(op.literal(1, 0)) % len(op.result)  # type: ignore[call-overload]
+    sizes = zip(op.operands[0], op.operands[1], strict=True)
+    terms = [("from!", "pick") if i == dim else (f"d{i}",) * 2 if a == b else (f"x{i}!", f"d{i}!") for i, (a, b) in enumerate(sizes)]
+    source, places = (" ".join(words) for words in zip(*terms, strict=True))
+    return f"{source}, {places} -> {places}"
+
+
 def _norm(op: Op) -> str:
     shape = op.literal(1)
     assert isinstance(shape, list | tuple)
@@ -247,9 +264,15 @@ RULES: dict[str, Rule] = {
     "aten.scaled_dot_product_attention.default": Rule(_equation(_attention), (), (0, 1, 2, "out"), _attention_flops),
     "aten.conv1d.default": Rule(_equation(_conv), (), (0, 1), _conv_flops),
     "aten.conv2d.default": Rule(_equation(_conv), (), (0, 1), _conv_flops),
+    "partitioner.expert_linear.default": Rule(
+        _equation("t k, g! k n, t -> t n"), ((0,), (1,)), (0, 1, 2), _matmul_flops
+    ),
     # tables and losses
     "aten.embedding.default": Rule(_equation("v n, *m -> *m n"), (), (1,)),
     "partitioner.cross_entropy_sum.default": Rule(_cross_entropy, (), (0,)),
+    "aten.gather.default": Rule(_equation(_gather), ((0,),), (2,)),
+    "partitioner.top_indices.default": Rule(_equation(_top)),
+    "partitioner.site_keys.default": _unary(),
     # norms and softmax
     "aten.layer_norm.default": Rule(_equation(_norm), (), (0,)),
     "aten.rms_norm.default": Rule(_equation(_norm), (), (0,)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -44,7 +45,16 @@ def propagate(module: fx.GraphModule, missing_only: bool = False) -> None:
 
 def _evaluate(node: fx.Node) -> Any:
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-    if any(argument.name == "device" for argument in getattr(node.target, "_schema").arguments):
+    schema = getattr(node.target, "_schema", None)
+    if schema is not None and any(argument.name == "device" for argument in schema.arguments):
         kwargs = {**kwargs, "device": "meta"}
     with torch.no_grad():
         return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def emit(graph: fx.Graph, like: fx.Node, target: Callable[..., object], *args: object, **kwargs: object) -> fx.Node:
+    """A new op in the module of ``like``, its shape known."""
+    node = graph.call_function(target, args, kwargs)  # type: ignore[arg-type]
+    node.meta = {k: v for k, v in like.meta.items() if k in ("modules", "stack_trace")}
+    node.meta["val"] = _evaluate(node)
+    return node

@@ -29,7 +29,7 @@ def trace(model: nn.Module, batch: dict[str, torch.Tensor]) -> Graph:
     samples = _batch_size(batch)
     exported = _export(model, _two_samples(batch, samples))
     captured = _collect(model, exported)
-    normalize(captured.module, captured.parameters, captured.buffers, captured.inputs, max(samples, 2))
+    normalize(captured.module, captured.buffers, max(samples, 2))
     return _graph(captured, max(samples, 2))
 
 

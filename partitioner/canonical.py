@@ -1,0 +1,272 @@
+"""One row an op: how each op that export captures is written in the few ops that rules read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import fx
+
+import partitioner.ops
+import partitioner.part  # both register the ops that the rows emit
+from partitioner.shapes import emit, shape_of
+
+aten = torch.ops.aten
+own = torch.ops.partitioner
+
+
+def canonicalize(graph: fx.Graph) -> None:
+    """Replace each node by what its target's row builds in its place; a row that answers None keeps the node."""
+    for node in list(graph.nodes):
+        row = _CANONICAL.get(node.target) if node.op == "call_function" else None
+        if row is None:
+            continue
+        with graph.inserting_before(node):
+            new = row(graph, node)
+        if new is not None and new is not node:
+            node.replace_all_uses_with(new)
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
+def _same(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    return node.args[0]  # type: ignore[return-value]
+
+
+def _reshape(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    if shape_of(source) == shape_of(node):
+        return source
+    return emit(graph, node, aten.reshape.default, source, list(shape_of(node)))
+
+
+def _permute(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    rank = len(shape_of(node))
+    order = list(range(rank))
+    if node.target == aten.permute.default:
+        order = [int(d) % rank for d in node.args[1]]  # type: ignore[union-attr, arg-type]
+    elif rank > 1:
+        a, b = (0, 1) if node.target == aten.t.default else (int(node.args[1]) % rank, int(node.args[2]) % rank)  # type: ignore[arg-type]
+        order[a], order[b] = order[b], order[a]
+    return emit(graph, node, aten.permute.default, node.args[0], order)
+
+
+def _cast(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    dtype = node.meta["val"].dtype
+    return source if source.meta["val"].dtype == dtype else emit(graph, node, aten.to.dtype, source, dtype)
+
+
+def _expand(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    shape = shape_of(node)
+    return source if shape_of(source) == shape else emit(graph, node, aten.expand.default, source, list(shape))
+
+
+def _repeat(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    shape, target = shape_of(source), shape_of(node)
+    padded = (1,) * (len(target) - len(shape)) + shape
+    if any(a != b and a != 1 for a, b in zip(padded, target, strict=True)):
+        return None
+    return emit(graph, node, aten.expand.default, source, list(target))
+
+
+def _slice(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    return source if shape_of(source) == shape_of(node) else None
+
+
+def _cat(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """Empty operands (a fresh key-value cache) add nothing."""
+    parts = [p for p in node.args[0] if p.meta["val"].numel()]  # type: ignore[union-attr]
+    if len(parts) == 1:
+        return parts[0]
+    return emit(graph, node, node.target, parts, *node.args[1:]) if len(parts) < len(node.args[0]) else None  # type: ignore[arg-type]
+
+
+def _topk(graph: fx.Graph, node: fx.Node) -> None:
+    """The places of the k largest, and the values gathered from there, as two ops of one result each."""
+    source, k = node.args[:2]
+    dim = int(node.args[2]) if len(node.args) > 2 else -1  # type: ignore[arg-type]
+    if len(node.args) > 3 and not node.args[3]:
+        return
+    places = emit(graph, node, own.top_indices.default, source, k, dim)
+    for item in list(node.users):
+        with graph.inserting_before(item):
+            item.replace_all_uses_with(places if item.args[1] else emit(graph, item, aten.gather.default, source, dim, places))
+        graph.erase_node(item)
+
+
+def _index(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """Rows of a table picked by one index are an embedding."""
+    source, places = node.args
+    assert isinstance(source, fx.Node) and isinstance(places, list | tuple)
+    floating = source.meta["val"].is_floating_point()
+    if len(places) != 1 or len(shape_of(source)) != 2 or not floating or places[0].meta["val"].dtype == torch.bool:
+        return None
+    return emit(graph, node, aten.embedding.default, source, places[0])
+
+
+def _scalar(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    return emit(graph, node, _SCALAR[node.target], *node.args, **node.kwargs)
+
+
+_SCALAR = {
+    aten.add.Scalar: aten.add.Tensor,
+    aten.sub.Scalar: aten.sub.Tensor,
+    aten.mul.Scalar: aten.mul.Tensor,
+    aten.div.Scalar: aten.div.Tensor,
+}
+
+
+def _linear(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    if len(node.args) < 3 or node.args[2] is None:
+        return None
+    product = emit(graph, node, aten.linear.default, node.args[0], node.args[1])
+    return emit(graph, node, aten.add.Tensor, product, node.args[2])
+
+
+def _mm(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    return emit(graph, node, aten.matmul.default, *node.args[:2])
+
+
+def _addmm(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    if node.kwargs:
+        return None
+    product = emit(graph, node, aten.matmul.default, node.args[1], node.args[2])
+    return emit(graph, node, aten.add.Tensor, product, node.args[0])
+
+
+def _split(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """Each getitem of a split, chunk or unbind becomes a part that knows all sizes."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    position = {aten.unbind.int: 1, aten.chunk.default: 2}.get(node.target, 2)  # type: ignore[call-overload]
+    dim = int(node.args[position]) if len(node.args) > position else 0  # type: ignore[arg-type]
+    dim %= len(shape_of(source))
+    unbind = node.target == aten.unbind.int
+    sizes = [1 if unbind else value.shape[dim] for value in node.meta["val"]]
+    for item in list(node.users):
+        with graph.inserting_before(item):
+            new = emit(graph, item, own.part.default, source, dim, sizes, int(item.args[1]))  # type: ignore[arg-type]
+            new = emit(graph, item, aten.reshape.default, new, list(shape_of(item))) if unbind else new
+        item.replace_all_uses_with(new)
+        graph.erase_node(item)
+    return None
+
+
+def _attention(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """Attention with dropout is written out, so that its mask can be the same under every plan."""
+    arguments = _sdpa_arguments(node)
+    query, key, value, mask, probability, causal, scale, grouped = arguments
+    if grouped:
+        key, value = (_repeat_heads(graph, node, t, shape_of(query)[-3]) for t in (key, value))
+    if not probability:
+        return emit(
+            graph, node, aten.scaled_dot_product_attention.default, query, key, value, mask, 0.0, causal, scale=scale
+        )
+    rank = len(shape_of(key))
+    order = [*range(rank - 2), rank - 1, rank - 2]
+    scores = emit(graph, node, aten.matmul.default, query, emit(graph, node, aten.permute.default, key, order))
+    scores = emit(graph, node, aten.mul.Tensor, scores, scale or 1 / math.sqrt(shape_of(query)[-1]))
+    if causal:
+        mask = _causal_mask(graph, node, shape_of(query)[-2], shape_of(key)[-2])
+    if mask is not None and (causal or mask.meta["val"].dtype == torch.bool):
+        scores = emit(graph, node, aten.where.ScalarOther, mask, scores, -math.inf)
+    elif mask is not None:
+        scores = emit(graph, node, aten.add.Tensor, scores, mask)
+    weights = emit(graph, node, aten.softmax.int, scores, -1)
+    weights = emit(graph, node, aten.dropout.default, weights, probability, True)
+    return emit(graph, node, aten.matmul.default, weights, value)
+
+
+def _sdpa_arguments(node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node, fx.Node | None, float, bool, float | None, bool]:
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+    defaults = (None, None, None, None, 0.0, False, None, False)
+    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    return tuple(given.get(n, d) for n, d in zip(names, defaults, strict=True))  # type: ignore[return-value]
+
+
+def _repeat_heads(graph: fx.Graph, node: fx.Node, tensor: fx.Node, heads: int) -> fx.Node:
+    *lead, kv, length, width = shape_of(tensor)
+    if kv == heads:
+        return tensor
+    grown = emit(graph, node, aten.reshape.default, tensor, [*lead, kv, 1, length, width])
+    grown = emit(graph, node, aten.expand.default, grown, [*lead, kv, heads // kv, length, width])
+    return emit(graph, node, aten.reshape.default, grown, [*lead, heads, length, width])
+
+
+def _causal_mask(graph: fx.Graph, node: fx.Node, queries: int, keys: int) -> fx.Node:
+    rows = emit(graph, node, aten.reshape.default, emit(graph, node, aten.arange.default, queries), [queries, 1])
+    return emit(graph, node, aten.ge.Tensor, rows, emit(graph, node, aten.arange.default, keys))
+
+
+def _dropout(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    probability, train = node.args[1], node.args[2]
+    return node.args[0] if not train or probability == 0 else None  # type: ignore[return-value]
+
+
+def _strip_device(graph: fx.Graph, node: fx.Node) -> None:
+    """Constants are made on the device where the stage runs."""
+    node.kwargs = {k: v for k, v in node.kwargs.items() if k not in ("device", "pin_memory", "layout")}
+
+
+def _full_like(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    """zeros_like, ones_like, new_zeros, ... depend on no value: they become constants of their shape."""
+    fills = {"zeros": 0, "ones": 1, "empty": 0}
+    name = str(node.target)
+    fill = next((v for k, v in fills.items() if k in name), None)
+    value = node.args[-1] if fill is None else fill
+    return emit(graph, node, aten.full.default, list(shape_of(node)), value, dtype=node.meta["val"].dtype)
+
+
+_CANONICAL: dict[object, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
+    **dict.fromkeys((aten.alias.default, aten.lift_fresh_copy.default, aten.contiguous.default, aten.clone.default), _same),
+    **dict.fromkeys(
+        (
+            aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints,
+            aten.unflatten.int, aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.default, aten.squeeze.dims,
+            aten.view_as.default, aten.reshape_as.default,
+        ),
+        _reshape,
+    ),
+    **dict.fromkeys((aten.transpose.int, aten.t.default, aten.permute.default, aten.swapaxes.default), _permute),
+    **dict.fromkeys(
+        (
+            aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other, aten.type_as.default,
+            aten._to_copy.default,
+        ),
+        _cast,
+    ),
+    **dict.fromkeys((aten.expand.default, aten.expand_as.default), _expand),
+    aten.repeat.default: _repeat,
+    aten.slice.Tensor: _slice,
+    aten.cat.default: _cat,
+    aten.topk.default: _topk,
+    aten.index.Tensor: _index,
+    **dict.fromkeys(_SCALAR, _scalar),
+    aten.linear.default: _linear,
+    aten.addmm.default: _addmm,
+    **dict.fromkeys((aten.mm.default, aten.bmm.default), _mm),
+    **dict.fromkeys(
+        (aten.split.Tensor, aten.split_with_sizes.default, aten.split.sizes, aten.chunk.default, aten.unbind.int), _split
+    ),
+    aten.scaled_dot_product_attention.default: _attention,
+    aten.dropout.default: _dropout,
+    **dict.fromkeys((aten.arange.default, aten.arange.start, aten.arange.start_step, aten.full.default,
+                     aten.zeros.default, aten.ones.default, aten.scalar_tensor.default), _strip_device),
+    **dict.fromkeys(
+        (
+            aten.zeros_like.default, aten.ones_like.default, aten.full_like.default, aten.new_zeros.default,
+            aten.new_ones.default, aten.new_full.default, aten.empty_like.default, aten.new_empty.default,
+        ),
+        _full_like,
+    ),
+}  # fmt: skip
