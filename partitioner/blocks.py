@@ -14,6 +14,7 @@ from torch import fx
 
 from partitioner.constants import module_path, parameter_free
 from partitioner.graph import Unit
+from partitioner.rules import RULES
 from partitioner.shapes import operands, shape_of
 
 
@@ -55,18 +56,35 @@ def _split(marks: np.ndarray, live: np.ndarray, body: list[fx.Node], start: int,
 
 
 def _best_run(marks: np.ndarray, body: list[fx.Node]) -> tuple[int, int, int] | None:
-    """(offset, length, period) of the longest periodic run with a parameter in each period; shortest period first."""
-    weighty = np.array([any(n.op == "placeholder" and n.meta["kind"] == "parameter" for n in operands(node)) for node in body])
+    """(offset, length, period) of the longest periodic run of chained blocks; shortest period first."""
     best: tuple[int, int, int] | None = None
     for period in range(2, len(marks) // 2 + 1):
-        equal = marks[:-period] == marks[period:]
-        offset, length = _longest(equal)
-        if length < period or not weighty[offset : offset + period].any():
-            continue
+        offset, length = _longest(marks[:-period] == marks[period:])
         covered = length + period
-        if best is None or covered > best[1] + period // 2:
+        better = best is None or covered > best[1] + period // 2
+        if length >= period and better and _is_chain(body[offset : offset + 2 * period], period):
             best = (offset, covered, period)
     return best
+
+
+def _is_chain(nodes: list[fx.Node], period: int) -> bool:
+    """Whether a period holds a product with a parameter, and the next one reads what it computes."""
+    first, second = nodes[:period], set(nodes[period:])
+    weighty = any(_has_flops(n) and any(_is_parameter(o) for o in operands(n)) for n in first)
+    return weighty and any(user in second for n in first for user in n.users)
+
+
+def _has_flops(node: fx.Node) -> bool:
+    rule = RULES.get(str(node.target))
+    return rule is not None and rule.flops is not None
+
+
+def _is_parameter(node: fx.Node) -> bool:
+    """Whether ``node`` is a parameter or a view of one."""
+    rule = RULES.get(str(node.target))
+    if node.op == "call_function" and rule is not None and rule.view:
+        return _is_parameter(operands(node)[0])
+    return node.op == "placeholder" and node.meta["kind"] == "parameter"
 
 
 def _longest(equal: np.ndarray) -> tuple[int, int]:
@@ -114,20 +132,24 @@ def _depth(body: list[fx.Node], cut: int) -> int:
 
 def _units(body: list[fx.Node], cuts: list[tuple[int, int]]) -> tuple[Unit, ...]:
     kinds: dict[Hashable, int] = {}
+    names: dict[str, int] = {}
     units: list[Unit] = []
     position = 0
     for start, end in [*cuts, (len(body), len(body))]:
         if position < start:
-            units.append(_unit(body[position:start], kinds, False))
+            units.append(_unit(body[position:start], kinds, names, False))
         if start < end:
-            units.append(_unit(body[start:end], kinds, True))
+            units.append(_unit(body[start:end], kinds, names, True))
         position = end
     return tuple(units)
 
 
-def _unit(nodes: list[fx.Node], kinds: dict[Hashable, int], is_block: bool) -> Unit:
+def _unit(nodes: list[fx.Node], kinds: dict[Hashable, int], names: dict[str, int], is_block: bool) -> Unit:
     kind = kinds.setdefault(_deep(nodes) if is_block else nodes[0].name, len(kinds))
-    return Unit(_name(nodes), tuple(n.name for n in nodes), kind, is_block)
+    name = _name(nodes, is_block)
+    names[name] = names.get(name, 0) + 1
+    unique = name if names[name] == 1 else f"{name}#{names[name]}"
+    return Unit(unique, tuple(n.name for n in nodes), kind, is_block)
 
 
 def _deep(nodes: list[fx.Node]) -> Hashable:
@@ -153,11 +175,13 @@ class _Word:
         return repr(self.value)
 
 
-def _name(nodes: list[fx.Node]) -> str:
-    """The deepest module that holds every node, by the names that the source model gives it."""
-    paths = [module_path(n) for n in nodes if module_path(n)]
+def _name(nodes: list[fx.Node], is_block: bool) -> str:
+    """The deepest module that holds a whole block; for other units, and where there is none, the first and last module."""
+    paths = [module_path(n) for n in nodes if any(module_path(n))]
     if not paths:
         return nodes[0].name
     shared = [parts[0] for parts in zip(*paths, strict=False) if len(set(parts)) == 1]
-    return (shared[-1] if shared else "") or nodes[0].name
-
+    if is_block and shared and shared[-1]:
+        return shared[-1]
+    first, last = paths[0][-1], paths[-1][-1]
+    return first if first == last else f"{first}..{last}"

@@ -104,16 +104,6 @@ def _topk(graph: fx.Graph, node: fx.Node) -> None:
         graph.erase_node(item)
 
 
-def _index(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
-    """Rows of a table picked by one index are an embedding."""
-    source, places = node.args
-    assert isinstance(source, fx.Node) and isinstance(places, list | tuple)
-    floating = source.meta["val"].is_floating_point()
-    if len(places) != 1 or len(shape_of(source)) != 2 or not floating or places[0].meta["val"].dtype == torch.bool:
-        return None
-    return emit(graph, node, aten.embedding.default, source, places[0])
-
-
 def _scalar(graph: fx.Graph, node: fx.Node) -> fx.Node:
     return emit(graph, node, _SCALAR[node.target], *node.args, **node.kwargs)
 
@@ -250,7 +240,6 @@ _CANONICAL: dict[object, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
     aten.slice.Tensor: _slice,
     aten.cat.default: _cat,
     aten.topk.default: _topk,
-    aten.index.Tensor: _index,
     **dict.fromkeys(_SCALAR, _scalar),
     aten.linear.default: _linear,
     aten.addmm.default: _addmm,

@@ -61,17 +61,26 @@ def fold_masks(module: fx.GraphModule, buffers: dict[str, torch.Tensor], batch: 
 
 
 def plain_indexes(graph: fx.Graph, buffers: dict[str, torch.Tensor]) -> None:
-    """``x[arange(b), arange(k)]`` with the aranges spread over two dimensions (masks made by vmap) is a reshape of x."""
+    """Rows of a table picked by one index are an embedding; an index that only counts (masks made by vmap) a reshape."""
+    indexes = [n for n in graph.nodes if n.target == aten.index.Tensor and None not in n.args[1]]
     fixed = constants(graph)
-    found = {n: n.args[1] for n in graph.nodes if n.target == aten.index.Tensor and set(n.args[1]) <= fixed}
-    values = _evaluate(graph, fixed, {n for places in found.values() for n in places}, buffers)
-    for node, places in found.items():
-        source = node.args[0]
-        if math.prod(shape_of(source)) == math.prod(shape_of(node)) and _is_grid(shape_of(source), [values[n] for n in places]):
-            with graph.inserting_before(node):
+    counting = [n for n in indexes if set(n.args[1]) <= fixed and math.prod(shape_of(n)) == math.prod(shape_of(n.args[0]))]
+    values = _evaluate(graph, fixed, {place for n in counting for place in n.args[1]}, buffers)
+    for node in indexes:
+        source, places = node.args
+        with graph.inserting_before(node):
+            if node in counting and _is_grid(shape_of(source), [values[n] for n in places]):
                 new = emit(graph, node, aten.reshape.default, source, list(shape_of(node)))
-            node.replace_all_uses_with(new)
-            graph.erase_node(node)
+            elif len(places) == 1 and _is_table(source) and places[0].meta["val"].dtype != torch.bool:
+                new = emit(graph, node, aten.embedding.default, source, places[0])
+            else:
+                continue
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
+
+
+def _is_table(node: fx.Node) -> bool:
+    return len(shape_of(node)) == 2 and node.meta["val"].is_floating_point()
 
 
 def _is_grid(shape: tuple[int, ...], places: list[torch.Tensor]) -> bool:

@@ -11,10 +11,11 @@ from torch import fx
 
 from partitioner.canonical import canonicalize
 from partitioner.constants import fold_masks, plain_indexes, sort_by_dependence
+from partitioner.dropouts import key_dropouts
 from partitioner.experts import undo_sorting
 from partitioner.functional import functionalize, inline_regions
-from partitioner.losses import count_losses, new_input
-from partitioner.shapes import emit, propagate, shape_of, to_meta
+from partitioner.losses import count_losses
+from partitioner.shapes import propagate, shape_of, to_meta
 
 aten = torch.ops.aten
 own = torch.ops.partitioner
@@ -29,8 +30,8 @@ def normalize(module: fx.GraphModule, buffers: dict[str, torch.Tensor], batch: i
     propagate(module, missing_only=True)
     canonicalize(graph)
     tile_slices(graph)
-    plain_indexes(graph, buffers)
     undo_sorting(graph)
+    plain_indexes(graph, buffers)
     key_dropouts(graph, batch)
     count_losses(graph)
     fold_masks(module, buffers, batch)
@@ -72,24 +73,3 @@ def _bounds(node: fx.Node, extent: int) -> tuple[int, int]:
     start, end = (int(a) if a is not None else d for a, d in zip(node.args[2:4], (0, extent), strict=True))  # type: ignore[arg-type]
     start, end = (min(max(v + extent if v < 0 else v, 0), extent) for v in (start, end))
     return start, end
-
-
-def key_dropouts(graph: fx.Graph, batch: int) -> None:
-    """Each dropout reads the samples' keys, its operand's leading dimension being the batch (OPT merges batch and tokens)."""
-    sites = [n for n in graph.nodes if n.op == "call_function" and n.target == aten.dropout.default]
-    if not sites:
-        return
-    keys = new_input(graph, "sample_keys", (batch,), torch.int64)
-    for node in sites:
-        source, probability = node.args[:2]
-        assert isinstance(source, fx.Node)
-        shape = list(shape_of(source))
-        merged = shape[0] != batch and shape[0] % batch == 0
-        with graph.inserting_before(node):
-            if merged:
-                source = emit(graph, node, aten.reshape.default, source, [batch, shape[0] // batch, *shape[1:]])
-            new = emit(graph, node, own.dropout.default, source, probability, keys, 0)
-            if merged:
-                new = emit(graph, node, aten.reshape.default, new, shape)
-        node.replace_all_uses_with(new)
-        graph.erase_node(node)

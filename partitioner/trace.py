@@ -13,8 +13,9 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from partitioner.errors import InputError
 from partitioner.blocks import find_units
+from partitioner.dropouts import separate_units
+from partitioner.errors import InputError
 from partitioner.graph import Graph, ParameterInfo, batch_layouts, check_graph, gradient_free, loss_node
 from partitioner.normalize import normalize
 
@@ -45,9 +46,11 @@ def _graph(captured: _Captured, batch: int) -> Graph:
     module = captured.module
     check_graph(module)
     loss_node(module.graph)
+    units = find_units(module.graph)
+    separate_units(module.graph, units)
+    module.recompile()
     fixed, prelude = gradient_free(module.graph)
     layouts, mixed = batch_layouts(module.graph, batch)
-    units = find_units(module.graph)
     return Graph(
         module, captured.parameters, captured.buffers, captured.inputs, batch, units, fixed, prelude, layouts, mixed
     )

@@ -1,0 +1,51 @@
+"""Dropout masks as a function of (sample, unit, site in the unit, element), so that every plan draws the same ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+import partitioner.ops  # registers the ops that the passes emit
+from partitioner.graph import Unit
+from partitioner.losses import new_input
+from partitioner.shapes import emit, shape_of
+
+aten = torch.ops.aten
+own = torch.ops.partitioner
+
+
+def key_dropouts(graph: fx.Graph, batch: int) -> None:
+    """Each dropout reads the samples' keys, its operand's leading dimension being the batch (OPT merges batch and tokens)."""
+    sites = [n for n in graph.nodes if n.op == "call_function" and n.target == aten.dropout.default]
+    if not sites:
+        return
+    keys = new_input(graph, "sample_keys", (batch,), torch.int64)
+    for node in sites:
+        source, probability = node.args[:2]
+        assert isinstance(source, fx.Node)
+        shape = list(shape_of(source))
+        merged = shape[0] != batch and shape[0] % batch == 0
+        with graph.inserting_before(node):
+            if merged:
+                source = emit(graph, node, aten.reshape.default, source, [batch, shape[0] // batch, *shape[1:]])
+            new = emit(graph, node, own.dropout.default, source, probability, keys, 0)
+            if merged:
+                new = emit(graph, node, aten.reshape.default, new, shape)
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
+
+
+def separate_units(graph: fx.Graph, units: tuple[Unit, ...]) -> None:
+    """Each unit draws from keys of its own, made in the prelude; identical blocks number their sites alike from 0."""
+    nodes = {n.name: n for n in graph.nodes}
+    first = nodes[units[0].nodes[0]]
+    for index, unit in enumerate(units):
+        sites = [nodes[name] for name in unit.nodes if nodes[name].target == own.dropout.default]
+        if not sites:
+            continue
+        keys = sites[0].args[2]
+        assert isinstance(keys, fx.Node)
+        with graph.inserting_before(first):
+            own_keys = emit(graph, keys, own.site_keys.default, keys, index)
+        for number, site in enumerate(sites):
+            site.args = (*site.args[:2], own_keys, number)
