@@ -14,6 +14,7 @@ from partitioner.constants import fold_masks, plain_indexes, sort_by_dependence
 from partitioner.dropouts import key_dropouts
 from partitioner.experts import undo_sorting
 from partitioner.functional import functionalize, inline_regions
+from partitioner.graph import loss_node
 from partitioner.losses import count_losses
 from partitioner.shapes import propagate, shape_of, to_meta
 
@@ -37,6 +38,7 @@ def normalize(module: fx.GraphModule, buffers: dict[str, torch.Tensor], batch: i
     fold_masks(module, buffers, batch)
     sort_by_dependence(graph)
     _drop_unread(graph)
+    next(n for n in graph.nodes if n.op == "output").args = (loss_node(graph),)
     propagate(module)
     module.recompile()
 

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from partitioner.blocks import find_units
 from partitioner.dropouts import separate_units
 from partitioner.errors import InputError
-from partitioner.graph import Graph, ParameterInfo, batch_layouts, check_graph, gradient_free, loss_node
+from partitioner.graph import Graph, ParameterInfo, batch_layouts, check_graph, gradient_free
 from partitioner.normalize import normalize
 
 
@@ -45,7 +45,6 @@ class _Captured:
 def _graph(captured: _Captured, batch: int) -> Graph:
     module = captured.module
     check_graph(module)
-    loss_node(module.graph)
     units = find_units(module.graph)
     separate_units(module.graph, units)
     module.recompile()
