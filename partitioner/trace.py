@@ -187,9 +187,6 @@ def _collect(model: nn.Module, exported: torch.export.ExportedProgram) -> _Captu
             name, kind = str(node.target), "input"
         _merge(node, name, kind, kept)
     inputs = tuple(n.meta["source"] for n in kept.values() if n.meta["kind"] == "input")
-    if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
-        changed = sorted({*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()})
-        raise InputError(f"the model changes {', '.join(changed)} in its forward: state that outlives a step can't be split")
     module.graph.lint()
     return _Captured(fx.GraphModule(nn.Module(), module.graph) if not list(module.children()) else module, parameters, buffers, inputs)
 

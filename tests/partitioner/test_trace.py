@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from check import error, interpret, run_eagerly
+from models import NAMES, Gpt, make
+from torch import nn
+from torch.nn import functional as F
+
+from partitioner.batch import resize
+from partitioner.errors import InputError
+from partitioner.graph import Graph
+from partitioner.rules import RULES
+from partitioner.trace import trace
+
+
+@cache
+def traced(name: str) -> tuple[nn.Module, Graph]:
+    model, batch = make(name)
+    return model, trace(model, batch)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_graph_equals_model_at_every_batch_size(name: str) -> None:
+    model, graph = traced(name)
+    for size in (2, 1, 3):
+        _, batch = make(name, size)
+        assert error(interpret(resize(graph, size), model, batch), run_eagerly(model, batch)) < 1e-6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_op_has_a_rule_and_the_loss_separates(name: str) -> None:
+    graph = traced(name)[1]
+    free = {*graph.constants, *graph.prelude}
+    ops = [n for n in graph.module.graph.nodes if n.op == "call_function" and n.name not in free]
+    assert {str(n.target) for n in ops} <= set(RULES)
+    assert graph.inseparable is None
+    assert [n.name for n in ops] == [name for unit in graph.units for name in unit.nodes]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_square_mask_is_kept_where_a_flag_says_it(name: str) -> None:
+    graph = traced(name)[1]
+    attention = [n for n in graph.nodes.values() if n.target == torch.ops.aten.scaled_dot_product_attention.default]
+    if name in ("gpt", "qwen3", "gpt2", "neox", "phi3"):
+        assert attention
+        assert all(n.args[3] is None and n.args[5] is True for n in attention)
+
+
+def test_aux_loss_is_refused_by_name() -> None:
+    model, batch = make("mixtral", output_router_logits=True)
+    assert "mixes samples" in str(trace(model, batch).inseparable)
+
+
+class Net(nn.Module):
+    """A classifier with one layer of choice in the middle."""
+
+    def __init__(self, middle: nn.Module) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(6, 8), middle, nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(self.last(self.middle(self.first(x))), y)
+
+
+def _classes(samples: int = 4) -> dict[str, torch.Tensor]:
+    return {"x": torch.randn(samples, 6), "y": torch.arange(samples) % 5}
+
+
+def test_batch_statistics_are_refused_by_name() -> None:
+    graph = trace(Net(nn.BatchNorm1d(8, track_running_stats=False)), _classes())
+    assert "middle mixes samples" in str(graph.inseparable)
+
+
+def test_state_that_outlives_a_step_is_refused() -> None:
+    with pytest.raises(InputError, match="middle.num_batches_tracked .*outlives a step"):
+        trace(Net(nn.BatchNorm1d(8)), _classes())
+
+
+class Branch(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if x.sum() > 0 else -x
+
+
+def test_data_dependent_branch_names_module_and_line() -> None:
+    with pytest.raises(InputError, match=r"can't be traced in middle at .*test_trace.py:\d+ \(return x if x.sum"):
+        trace(Net(Branch()), _classes())
+
+
+class Vector(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x)
+
+
+def test_loss_must_be_a_scalar() -> None:
+    with pytest.raises(InputError, match="scalar loss"):
+        trace(Vector(), {"x": torch.randn(4, 6)})
+
+
+def test_model_is_left_as_it_was() -> None:
+    model, batch = make("llama")
+    before = {name: (id(p), p.device, p.dtype) for name, p in model.named_parameters()}
+    trace(model, batch)
+    assert before == {name: (id(p), p.device, p.dtype) for name, p in model.named_parameters()}
+    assert model.training
+
+
+def test_tied_parameters_are_one() -> None:
+    graph = traced("gpt")[1]
+    assert graph.parameters["embed.weight"].names == ("embed.weight", "head.weight")
+    assert "head.weight" not in graph.parameters
+
+
+def test_names_are_the_source_models() -> None:
+    graph = traced("llama")[1]
+    assert "model.layers.0.self_attn.q_proj.weight" in graph.parameters
+    assert [u.name for u in graph.blocks] == [f"model.layers.{i}" for i in range(3)]
+
+
+def test_meta_model_traces_alike() -> None:
+    with torch.device("meta"):
+        model = Gpt().train()
+    real, batch = make("gpt")
+    graph = trace(model, batch)
+    assert str(graph.module.graph) == str(trace(real, batch).module.graph)
+
+
+@pytest.mark.parametrize("name", ["gpt", "opt", "bert", "t5"])
+def test_dropout_is_the_same_function_of_the_sample_under_any_batch(name: str) -> None:
+    model, batch = make(name, 4, dropout=0.1)
+    graph = trace(model, batch)
+    total = interpret(graph, model, batch)
+    assert error(total, run_eagerly(model.eval(), batch)) > 1e-3
+    again = interpret(graph, model, batch)
+    assert error(total, again) == 0
+
+
+def test_dropout_sites_draw_different_masks() -> None:
+    _, graph = make("gpt", dropout=0.5)[0], trace(*make("gpt", dropout=0.5))
+    sites = [n for n in graph.nodes.values() if n.target == torch.ops.partitioner.dropout.default]
+    assert len({(n.args[2], n.args[3]) for n in sites}) == len(sites) == 10
+    assert len({u.kind for u in graph.blocks}) == 1
