@@ -27,7 +27,7 @@ from partitioner.layout import REPLICATE, WHOLE, Placement, Shard
 from partitioner.price import (
     collective_seconds, convert_seconds, node_bytes, op_seconds, share, state_bytes,
 )  # fmt: skip
-from partitioner.shapes import operands, shape_of
+from partitioner.shapes import operands
 from partitioner.strategies import Space, is_tensor
 
 Value = fx.Node | Port
@@ -263,5 +263,3 @@ class _Problem:
         parameters = {v: p for v, (_, p, s) in chosen.items() if isinstance(v, fx.Node) and s is None}
         return Solution(strategies, ports, parameters, seconds)
 
-
-__all__ = ["Prices", "Solution", "shape_of", "solve"]

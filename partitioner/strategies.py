@@ -9,7 +9,7 @@ from torch import fx
 from partitioner.equations import Strategy
 from partitioner.fold import Folded, is_parameter
 from partitioner.graph import op_of
-from partitioner.layout import REPLICATE, WHOLE, Placement, Shard, shard_whole
+from partitioner.layout import Placement, Shard, shard_whole
 from partitioner.rules import complete, partial, replicated
 from partitioner.shapes import operands, shape_of
 
@@ -90,6 +90,15 @@ class _Builder:
         rows = batch.segments[0].repeat * batch.segments[0].units
         return all(s.repeat % rows == 0 for s in shard.segments)
 
+    def expressible(self, op: fx.Node, strategy: Strategy) -> bool:
+        """Uneven results need a size inferred from the operand, which neither a grown dimension nor a part has."""
+        result = strategy.result
+        if not isinstance(result, Shard) or result.is_even(self.ranks):
+            return True
+        if str(op.target) == "partitioner.part.default":
+            return op.args[1] != result.dim
+        return str(op.target) != "aten.expand.default" or isinstance(strategy.operands[0], Shard)
+
     def spread(self, nodes: list[fx.Node]) -> None:
         users: dict[fx.Node, list[tuple[fx.Node, int]]] = {}
         for node in nodes:
@@ -111,7 +120,7 @@ class _Builder:
         assert not isinstance(strategy.result, tuple)
         sides.append((op, strategy.result))
         shards = [(self.value(n), p) for n, p in sides if isinstance(p, Shard)]
-        if all(self.legal(n, p) for n, p in shards):
+        if all(self.legal(n, p) for n, p in shards) and self.expressible(op, strategy):
             self.found.setdefault(op, {})[strategy] = None
             for node, placement in shards:
                 self.add(node, placement)
@@ -123,5 +132,3 @@ def local_share(shape: tuple[int, ...], placement: Placement, ranks: int) -> flo
         return 1.0
     return placement.local_size(0, ranks) / shape[placement.dim]
 
-
-__all__ = ["REPLICATE", "WHOLE", "Space", "is_tensor", "local_share", "space"]

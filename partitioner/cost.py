@@ -1,0 +1,246 @@
+"""The price of a plan: units, then stages, then a step, from the layouts that were chosen and a Cluster.
+
+    unit    ops and the conversions between them, one micro-batch, on the fullest rank
+    stage   its units; bytes of state, and of activations for the micro-batches in flight
+    step    the Action table walked with the stages' seconds, then gradient sync and the update
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from partitioner.cluster import Cluster
+from partitioner.equations import Strategy
+from partitioner.fold import Folded, is_parameter, trains
+from partitioner.graph import Unit
+from partitioner.layout import REPLICATE, Placement
+from partitioner.plan import Cost, StageCost
+from partitioner.price import (
+    Seconds, ZERO, collective_seconds, convert_seconds, node_bytes, op_flops, op_seconds, optimizer_seconds, share,
+    state_bytes,
+)  # fmt: skip
+from partitioner.rules import RULES
+from partitioner.schedule import Action, schedule, simulate
+from partitioner.shapes import operands
+from partitioner.solve import Solution
+from partitioner.strategies import is_tensor
+
+
+@dataclass(frozen=True)
+class UnitCost:
+    """One unit, one micro-batch, one tp rank: compute, communication, and what is kept for backward."""
+
+    compute: Seconds
+    communication: Seconds
+    saved_bytes: float
+    input_bytes: float
+    output_bytes: float
+    flops: float
+
+    @property
+    def seconds(self) -> Seconds:
+        """Compute and communication."""
+        return self.compute + self.communication
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A folded graph whose layouts are chosen, with the price of each group's unit."""
+
+    folded: Folded
+    solution: Solution
+    ranks: int
+    cluster: Cluster
+    groups: tuple[UnitCost, ...]
+
+    def unit(self, unit: Unit) -> UnitCost:
+        """The price of one unit."""
+        return self.groups[self.folded.group_of[unit.name + "/" + unit.nodes[0]]]
+
+
+def price_units(folded: Folded, solution: Solution, ranks: int, cluster: Cluster) -> Priced:
+    """Price every group of units once."""
+    rows = tuple(_unit_cost(folded, solution, ranks, cluster, g) for g in range(len(folded.groups)))
+    return Priced(folded, solution, ranks, cluster, rows)
+
+
+def _unit_cost(folded: Folded, solution: Solution, ranks: int, cluster: Cluster, group: int) -> UnitCost:
+    compute, communication, flops = ZERO, ZERO, 0.0
+    for node in folded.body(group):
+        strategy = solution.strategies[node]
+        compute += op_seconds(node, strategy, ranks, cluster)
+        flops += op_flops(node)
+    for node, source, target in conversions(folded, solution, group):
+        link = cluster.link(ranks)
+        seconds = convert_seconds(node, source, target, ranks, link, node in folded.differentiable)
+        communication += seconds or ZERO
+    ports = {p: n for (g, n), p in folded.port_of.items() if g == group}
+    held = sum(node_bytes(n) * share(n, solution.ports[p], ranks) for p, n in ports.items())
+    made = [n for n in folded.body(group) if any(n in sources for sources in folded.sources.values())]
+    output = sum(node_bytes(n) * share(n, solution.made(n), ranks) for n in made)
+    return UnitCost(compute, communication, saved_bytes(folded, solution, ranks, cluster, group), held, output, flops)
+
+
+def conversions(folded: Folded, solution: Solution, group: int) -> list[tuple[fx.Node, Placement, Placement]]:
+    """(value, from, to) of each conversion that a unit of the group makes, each once."""
+    found: dict[tuple[fx.Node, Placement, Placement], None] = {}
+    for node in folded.body(group):
+        for operand, target in zip(operands(node), solution.strategies[node].operands, strict=True):
+            port = folded.port_of.get((group, operand))
+            if port is None and (is_parameter(operand) or operand not in folded.node):
+                continue
+            source = solution.made(port if port is not None else folded.node[operand])
+            if source != target and is_tensor(operand):
+                found[operand, source, target] = None
+    for node in folded.body(group):
+        for port, sources in folded.sources.items():
+            if node in sources and solution.made(node) != solution.ports[port]:
+                found[node, solution.made(node), solution.ports[port]] = None
+    return list(found)
+
+
+def saved_bytes(folded: Folded, solution: Solution, ranks: int, cluster: Cluster, group: int) -> float:
+    """Bytes that backward keeps of one unit, by the rules; a view counts as what it views, a parameter not at all."""
+    kept: dict[tuple[fx.Node, Placement | None], float] = {}
+    for node in folded.body(group):
+        rule, strategy = RULES.get(str(node.target)), solution.strategies[node]
+        for word in rule.saves if rule else ("out",):
+            for value, placement in _saved(node, strategy, word):
+                base = _base(value)
+                if not is_parameter(base) and is_tensor(value) and value in folded.differentiable:
+                    kept[base, placement if base is value else None] = node_bytes(value) * share(value, placement, ranks)
+        if rule and "scores" in rule.saves and cluster.attention == "math":
+            kept[node, None] = 0.0
+    return sum(kept.values())
+
+
+def _saved(node: fx.Node, strategy: Strategy, word: int | str) -> list[tuple[fx.Node, Placement]]:
+    found = operands(node)
+    if isinstance(word, int):
+        return [(found[word], strategy.operands[word])] if word < len(found) else []
+    assert not isinstance(strategy.result, tuple)
+    return [(node, strategy.result)] if word == "out" else []
+
+
+def _base(node: fx.Node) -> fx.Node:
+    while node.op == "call_function":
+        rule = RULES.get(str(node.target))
+        if rule is None or not rule.view:
+            break
+        node = operands(node)[0]
+    return node
+
+
+@dataclass(frozen=True)
+class Split:
+    """How a step is cut: stages of units, and the decisions that price needs."""
+
+    stages: tuple[tuple[Unit, ...], ...]
+    pp: int
+    dp: int
+    micro_batches: int
+    schedule: str
+    virtual: int
+    recompute: bool
+
+
+def price(priced: Priced, split: Split) -> Cost:
+    """The step: makespan of the Action table, then the gradient sync that backward can't hide, then the update."""
+    cluster = priced.cluster
+    durations = [_stage_seconds(priced, stage, split.recompute) for stage in split.stages]
+    actions = schedule(split.schedule, split.pp, split.virtual, split.micro_batches)
+
+    def duration(action: Action) -> float:
+        return durations[action.stage].forward if action.kind == "F" else durations[action.stage].backward
+
+    makespan, busy, in_flight = simulate(actions, split.pp, duration, _send_seconds(priced, split))
+    worst = max(range(split.pp), key=lambda p: busy[p])
+    own = [s for s in range(len(split.stages)) if s % split.pp == worst]
+    communication = split.micro_batches * sum(
+        _communication(priced, split.stages[s], split.recompute) for s in own
+    )
+    elements = [_elements(priced, stage) for stage in split.stages]
+    sync = max(_sync_seconds(priced, split, p, elements, durations) for p in range(split.pp))
+    update = max(
+        sum(optimizer_seconds(n, size, cluster) for s in range(p, len(elements), split.pp) for n, size, _ in elements[s])
+        for p in range(split.pp)
+    )
+    stages = tuple(
+        _stage_cost(priced, stage, split, in_flight[n], elements[n], durations[n]) for n, stage in enumerate(split.stages)
+    )
+    peak = max(sum(s.peak_bytes for s in stages[p :: split.pp]) for p in range(split.pp))
+    flops = 3.0 * split.dp * split.micro_batches * sum(priced.unit(u).flops for s in split.stages for u in s)
+    return Cost(
+        makespan + sync + update, busy[worst] - communication, communication, makespan - busy[worst], sync, update,
+        peak, stages, flops,
+    )  # fmt: skip
+
+
+def _stage_seconds(priced: Priced, stage: tuple[Unit, ...], recompute: bool) -> Seconds:
+    total = ZERO
+    for unit in stage:
+        seconds = priced.unit(unit).seconds
+        again = seconds.forward if recompute and unit.is_block else 0.0
+        total += Seconds(seconds.forward, seconds.backward + again)
+    return total
+
+
+def _communication(priced: Priced, stage: tuple[Unit, ...], recompute: bool) -> float:
+    rows = [(priced.unit(u).communication, u) for u in stage]
+    return sum(c.total + (c.forward if recompute and u.is_block else 0.0) for c, u in rows)
+
+
+def _send_seconds(priced: Priced, split: Split) -> float:
+    """One boundary's activations of one micro-batch: the largest output of a stage's last unit."""
+    if split.pp == 1:
+        return 0.0
+    sent = max(priced.unit(stage[-1]).output_bytes for stage in split.stages[:-1])
+    link = priced.cluster.link(priced.ranks * split.dp * split.pp)
+    return link.latency_seconds + sent / link.bytes_per_second
+
+
+def _elements(priced: Priced, stage: tuple[Unit, ...]) -> list[tuple[float, int, bool]]:
+    """(elements a rank holds, bytes an element, whether its gradient is Partial) of the parameters of a stage."""
+    nodes = priced.folded.graph.nodes
+    found: dict[fx.Node, None] = {}
+    for unit in stage:
+        for name in unit.nodes:
+            found |= dict.fromkeys(n for n in operands(nodes[name]) if is_parameter(n))
+    rows: list[tuple[float, int, bool]] = []
+    for node in found:
+        placement = priced.solution.parameters[priced.folded.parameter[node]]
+        held = node.meta["val"].numel() * share(node, placement, priced.ranks)
+        if trains(priced.folded.graph, node):
+            rows.append((held, node.meta["val"].element_size(), placement == REPLICATE))
+    return rows
+
+
+def _sync_seconds(
+    priced: Priced, split: Split, p: int, elements: list[list[tuple[float, int, bool]]], durations: list[Seconds]
+) -> float:
+    """Partial gradients over tp, then all over dp, less what the last micro-batch's backward hides of the latter."""
+    own = range(p, len(elements), split.pp)
+    rows = [row for s in own for row in elements[s]]
+    partial = sum(n * size for n, size, is_partial in rows if is_partial)
+    over_tp = collective_seconds("all_reduce", partial, priced.ranks, priced.cluster.link(priced.ranks))
+    span = priced.cluster.link(priced.ranks * split.dp)
+    over_dp = collective_seconds("all_reduce", sum(n * size for n, size, _ in rows), split.dp, span)
+    hidden = sum(durations[s].backward for s in own) / max(1, len(own))
+    return over_tp + max(0.0, over_dp - hidden)
+
+
+def _stage_cost(
+    priced: Priced, stage: tuple[Unit, ...], split: Split, in_flight: int, elements: list[tuple[float, int, bool]],
+    seconds: Seconds,
+) -> StageCost:  # fmt: skip
+    rows = [priced.unit(u) for u in stage]
+    if split.recompute:
+        kept = sum(c.input_bytes if u.is_block else c.saved_bytes for c, u in zip(rows, stage, strict=True))
+        extra = max((c.saved_bytes for c, u in zip(rows, stage, strict=True) if u.is_block), default=0.0)
+    else:
+        kept, extra = sum(c.saved_bytes for c in rows), 0.0
+    state = sum(state_bytes(n, size) for n, size, _ in elements)
+    return StageCost(seconds.forward, seconds.backward, state, kept * in_flight + extra)
+

@@ -1,0 +1,184 @@
+"""``lower``: a Graph and a Plan become a Program; collectives stand where placements differ, literals are local.
+
+    graph + plan --> the chosen layouts --> one GraphModule a kind of block --> calls, stages, parameters --> Program
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from partitioner.batch import resize
+from partitioner.exports import Export, exports
+from partitioner.emit import Emitted, emit
+from partitioner.errors import InputError
+from partitioner.fold import Folded, fold, is_parameter
+from partitioner.graph import Graph, Unit
+from partitioner.layout import WHOLE, local_shape
+from partitioner.losses import count_targets
+from partitioner.plan import Plan
+from partitioner.program import Call, Parameter, Program, Stage, Value
+from partitioner.recall import recall
+from partitioner.schedule import schedule
+from partitioner.shapes import operands, shape_of
+from partitioner.solve import Solution
+from partitioner.subgraph import extract, value_name
+
+
+@dataclass(frozen=True)
+class _Lowered:
+    graph: Graph
+    folded: Folded
+    solution: Solution
+    ranks: int
+    exports: dict[Unit, tuple[Export, ...]]
+    calls: dict[Unit, Call]
+
+
+def lower(graph: Graph, plan: Plan) -> Program:
+    """The Program of ``plan`` for this graph.
+
+    Raises InputError when the plan is stale or was made for another model, naming the first thing that differs.
+    """
+    decisions = plan.decisions
+    graph = resize(graph, decisions.micro_batch)
+    folded = fold(graph)
+    solution = recall(plan, folded)
+    ranks = decisions.mesh["tp"]
+    out = exports(folded, solution)
+    lowered = _Lowered(graph, folded, solution, ranks, out, _calls(folded, solution, ranks, out, decisions.recompute))
+    split = stage_units(graph, decisions.stages)
+    module, names = count_targets(graph.module.graph)
+    return Program(
+        stages=_stages(lowered, split),
+        parameters=_parameters(lowered, split),
+        inputs=graph.inputs,
+        count=module,
+        count_arguments=names,
+        mesh=dict(decisions.mesh),
+        order=decisions.order,
+        axes=(("tp", ranks),),
+        micro_batch=decisions.micro_batch,
+        micro_batches=decisions.micro_batches,
+        actions=schedule(decisions.schedule, decisions.mesh["pp"], decisions.virtual, decisions.micro_batches),
+        seed=decisions.seed,
+        buffers=dict(graph.buffers),
+    )
+
+
+def unit_names(graph: Graph) -> dict[str, Unit]:
+    """Units by a name that is theirs alone: the module's, with #n behind from the second of that name on."""
+    found: dict[str, Unit] = {}
+    seen: dict[str, int] = {}
+    for unit in graph.units:
+        n = seen[unit.name] = seen.get(unit.name, 0) + 1
+        found[unit.name if n == 1 else f"{unit.name}#{n}"] = unit
+    return found
+
+
+def stage_units(graph: Graph, stages: tuple[tuple[str, ...], ...]) -> list[list[Unit]]:
+    """The units of each stage, checked to be all units in order."""
+    known = unit_names(graph)
+    flat = [name for stage in stages for name in stage]
+    if flat != list(known):
+        strange = next((n for n in flat if n not in known), None)
+        missing = next((n for n in known if n not in flat), None)
+        what = f"names {strange}" if strange else f"lacks {missing}" if missing else "has units out of order"
+        raise InputError(f"the plan is for another model: its stages {what}; plan this model again")
+    return [[known[name] for name in stage] for stage in stages]
+
+
+def _calls(
+    folded: Folded, solution: Solution, ranks: int, out: dict[Unit, tuple[Export, ...]], recompute: bool
+) -> dict[Unit, Call]:
+    cache: dict[object, Emitted] = {}
+    calls: dict[Unit, Call] = {}
+    for group, units in enumerate(folded.groups):
+        for unit in units:
+            wanted = tuple((unit.nodes.index(e.node.name), e.placement) for e in out[unit])
+            key = (group, wanted)
+            if key not in cache:
+                cache[key] = emit(folded, solution, ranks, group, wanted)
+            arguments = _arguments(folded, solution, unit, cache[key], group)
+            names = tuple(e.name for e in out[unit])
+            calls[unit] = Call(unit.name, cache[key].module, arguments, names, recompute and unit.is_block)
+    return calls
+
+
+def _arguments(folded: Folded, solution: Solution, unit: Unit, emitted: Emitted, group: int) -> tuple[str, ...]:
+    """Names of what the unit itself reads where its representative reads ``emitted.inputs``."""
+    first = folded.groups[group][0]
+    nodes = folded.graph.nodes
+    own: dict[fx.Node, fx.Node] = {}
+    for a, b in zip(unit.nodes, first.nodes, strict=True):
+        own |= dict(zip(operands(nodes[b]), operands(nodes[a]), strict=True))
+    return tuple(_value_name(folded, solution, own[n], folded.port_of.get((group, n))) for n in emitted.inputs)
+
+
+def _value_name(folded: Folded, solution: Solution, node: fx.Node, port: object) -> str:
+    if port is not None:
+        representative = folded.node[node]
+        placement = solution.ports[port]  # type: ignore[index]
+        return Export(node, placement, solution.made(representative) == placement).name
+    return value_name(node)
+
+
+def _stages(lowered: _Lowered, split: list[list[Unit]]) -> tuple[Stage, ...]:
+    graph = lowered.graph
+    stage_of = {u: n for n, units in enumerate(split) for u in units}
+    made = {e.name: (e, stage_of[u]) for u, rows in lowered.exports.items() for e in rows}
+    last: dict[str, int] = {}
+    for unit, call in lowered.calls.items():
+        for name in call.arguments:
+            if name in made:
+                last[name] = max(last.get(name, 0), stage_of[unit])
+    crossing = [
+        tuple(_value(lowered, e) for name, (e, n) in made.items() if n <= cut < last.get(name, 0))
+        for cut in range(-1, len(split))
+    ]
+    loss = next(n for n in graph.module.graph.nodes if n.op == "output").all_input_nodes[0]
+    rows: list[Stage] = []
+    for n, units in enumerate(split):
+        calls = tuple(lowered.calls[u] for u in units)
+        needed = dict.fromkeys(name for c in calls for name in c.arguments)
+        prelude = extract(graph, graph.prelude, needed, f"prelude {n}")
+        asked = needed | dict.fromkeys(prelude.arguments if prelude else ())
+        constants = extract(graph, graph.constants, asked, f"constants {n}")
+        final = loss.name if n == len(split) - 1 else None
+        rows.append(
+            Stage(n, constants, prelude, calls, crossing[n], crossing[n + 1], _read(graph, asked), final)
+        )
+    return tuple(rows)
+
+
+def _read(graph: Graph, names: dict[str, None]) -> tuple[str, ...]:
+    return tuple(name for name in names if name in graph.parameters)
+
+
+def _value(lowered: _Lowered, export: Export) -> Value:
+    shape = local_shape(shape_of(export.node), export.placement, 0, lowered.ranks)
+    return Value(export.name, shape, export.node.meta["val"].dtype)
+
+
+def _parameters(lowered: _Lowered, split: list[list[Unit]]) -> dict[str, Parameter]:
+    nodes = lowered.graph.nodes
+    stages: dict[fx.Node, set[int]] = {}
+    for n, units in enumerate(split):
+        for unit in units:
+            for name in unit.nodes:
+                for operand in operands(nodes[name]):
+                    if is_parameter(operand):
+                        stages.setdefault(operand, set()).add(n)
+    found: dict[str, Parameter] = {}
+    for node, readers in stages.items():
+        info = lowered.graph.parameters[node.meta["source"]]
+        placement = lowered.solution.parameters[lowered.folded.parameter[node]]
+        found[info.names[0]] = Parameter(
+            info.names, info.shape, info.dtype, info.requires_grad, (placement,), tuple(sorted(readers))
+        )
+    for name, info in lowered.graph.parameters.items():  # what no op reads is held, whole, and never changes
+        if name not in found:
+            found[name] = Parameter(info.names, info.shape, info.dtype, info.requires_grad, (WHOLE,), (0,))
+    order = {name: n for n, name in enumerate(lowered.graph.parameters)}
+    return dict(sorted(found.items(), key=lambda row: order[row[0]]))

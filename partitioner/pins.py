@@ -1,0 +1,81 @@
+"""Pins: decisions that the user fixes, `tp=4`, `recompute=on`, or a layout, `blocks.*.mlp.fc=replicate`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import fx
+
+from partitioner.errors import InputError
+from partitioner.fold import Folded
+from partitioner.graph import Graph
+from partitioner.layout import REPLICATE, WHOLE, Placement, Shard
+
+_NUMBERS = ("tp", "pp", "dp", "micro_batch", "virtual")
+_WORDS: dict[str, dict[str, object]] = {
+    "schedule": {"1f1b": "1f1b", "gpipe": "gpipe", "interleaved": "interleaved"},
+    "recompute": {"on": True, "off": False},
+}
+
+
+@dataclass(frozen=True)
+class Pins:
+    """``fixed`` decisions by name, ``layouts`` by parameter-name pattern."""
+
+    fixed: Mapping[str, object]
+    layouts: Mapping[str, str]
+
+    def admits(self, name: str, value: object) -> bool:
+        """Whether a decision may have this value."""
+        return name not in self.fixed or self.fixed[name] == value
+
+    def given(self, name: str) -> object:
+        """The pinned value or None."""
+        return self.fixed.get(name)
+
+    def allows(self, folded: Folded) -> Callable[[fx.Node, Placement], bool]:
+        """Whether a representative parameter may lie so, under every pin that names one of its members."""
+        wanted: dict[fx.Node, list[str]] = {}
+        for node, representative in folded.parameter.items():
+            for name in folded.graph.parameters[node.meta["source"]].names:
+                wanted.setdefault(representative, []).extend(w for p, w in self.layouts.items() if matches(p, name))
+        return lambda node, placement: all(_fits(word, placement) for word in wanted.get(node, ()))
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a pattern names a parameter or a module around it."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
+
+
+def _fits(word: str, placement: Placement) -> bool:
+    if word.startswith("shard:"):
+        return isinstance(placement, Shard) and placement.dim == int(word.removeprefix("shard:"))
+    return placement in (WHOLE, REPLICATE)
+
+
+def read_pins(pins: Mapping[str, str | int], graph: Graph) -> Pins:
+    """Check pins against the model; raises InputError naming the nearest known name."""
+    fixed: dict[str, object] = {}
+    layouts: dict[str, str] = {}
+    names = [name for info in graph.parameters.values() for name in info.names]
+    for key, value in pins.items():
+        word = str(value)
+        if key in _NUMBERS:
+            if not word.isdigit() or int(word) < 1:
+                raise InputError(f"pin {key}={word}: give a positive number")
+            fixed[key] = int(word)
+        elif key in _WORDS:
+            if word not in _WORDS[key]:
+                raise InputError(f"pin {key}={word}: choose one of {', '.join(_WORDS[key])}")
+            fixed[key] = _WORDS[key][word]
+        elif any(matches(key, name) for name in names):
+            if word not in ("replicate", "shard:0", "shard:1"):
+                raise InputError(f"pin {key}={word}: choose replicate, shard:0 or shard:1")
+            layouts[key] = word
+        else:
+            near = difflib.get_close_matches(key, [*_NUMBERS, *_WORDS, *names], 1, 0.0)
+            raise InputError(f"pin {key} names no decision and no parameter; the nearest name is {near[0]}")
+    return Pins(fixed, layouts)

@@ -1,0 +1,273 @@
+"""The Plan noun: decisions that a person can read and edit, and a derived section stamped with their digest.
+
+    asked       the model's entry and digest, the cluster, the global batch, the pins
+    decisions   mesh, micro-batch, schedule, stages, recompute, parameter and boundary layouts by module-name pattern
+    derived     the folded blocks op by op, costs and reasons; stale when the digest of the decisions differs
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from partitioner.errors import InputError
+
+VERSION = 1
+AXES = ("pp", "dp", "tp")
+_MOST_BYTES = 64_000_000
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What was decided. ``stages``: names of each stage's first unit. Layouts are W, R, P or [dim, segments]."""
+
+    mesh: dict[str, int]
+    order: tuple[str, ...]
+    micro_batch: int
+    micro_batches: int
+    schedule: str
+    virtual: int
+    stages: tuple[tuple[str, ...], ...]
+    recompute: bool
+    parameters: dict[str, Any]
+    boundaries: dict[str, list[Any]]
+    seed: int = 0
+
+    def digest(self) -> str:
+        """A short hash of all decisions."""
+        return digest_of(asdict(self))
+
+
+@dataclass(frozen=True)
+class OpRow:
+    """One op of a representative block: what it is, how its operands and result lie, its seconds per micro-batch."""
+
+    name: str
+    op: str
+    module: str
+    shape: tuple[int, ...]
+    operands: tuple[Any, ...]
+    result: Any
+    forward_seconds: float
+    backward_seconds: float
+    collectives: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BlockRow:
+    """Identical units and their one layout; ``ports`` are the placements of what they read of earlier units."""
+
+    units: tuple[str, ...]
+    is_block: bool
+    ports: tuple[Any, ...]
+    forward_seconds: float
+    backward_seconds: float
+    saved_bytes: float
+    parameter_bytes: float
+    ops: tuple[OpRow, ...]
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """Seconds of one micro-batch and peak bytes of one (virtual) stage on its fullest rank."""
+
+    forward_seconds: float
+    backward_seconds: float
+    state_bytes: float
+    activation_bytes: float
+
+    @property
+    def peak_bytes(self) -> float:
+        """State and activations together."""
+        return self.state_bytes + self.activation_bytes
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A step's price. The parts add up to ``step_seconds``; ``peak_bytes`` is of the fullest rank."""
+
+    step_seconds: float
+    compute_seconds: float
+    communication_seconds: float
+    bubble_seconds: float
+    sync_seconds: float
+    optimizer_seconds: float
+    peak_bytes: float
+    stages: tuple[StageCost, ...]
+    flops: float = 0.0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A row of the ranking: what was tried and its price."""
+
+    mesh: dict[str, int]
+    micro_batch: int
+    schedule: str
+    virtual: int
+    recompute: bool
+    step_seconds: float
+    peak_bytes: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that show, compare, diff, lower and run need; ``model`` tells the entry point and the graph's digest."""
+
+    model: dict[str, Any]
+    cluster: dict[str, Any]
+    global_batch: int
+    pins: dict[str, str]
+    decisions: Decisions
+    blocks: tuple[BlockRow, ...]
+    parameters: dict[str, Any]
+    cost: Cost
+    notes: tuple[str, ...] = ()
+    candidates: tuple[Candidate, ...] = field(default=())
+    digest: str = ""
+
+    @property
+    def world(self) -> int:
+        """Ranks that the plan needs."""
+        mesh = self.decisions.mesh
+        return mesh["pp"] * mesh["dp"] * mesh["tp"]
+
+    @property
+    def stale(self) -> bool:
+        """Whether the decisions were edited after the rest was derived from them."""
+        return self.digest != self.decisions.digest()
+
+    def save(self, path: Path | str) -> None:
+        """Write JSON; raises InputError when the path can't be written."""
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_text(self.to_json())
+        except OSError as error:
+            raise InputError(f"{path} cannot be written: {error}") from error
+
+    def to_json(self) -> str:
+        """The document, the same text for the same plan."""
+        asked = {"model": self.model, "cluster": self.cluster, "global_batch": self.global_batch, "pins": self.pins}
+        derived = {
+            "digest": self.digest, "cost": asdict(self.cost), "notes": self.notes,
+            "parameters": self.parameters, "blocks": [asdict(b) for b in self.blocks],
+            "candidates": [asdict(c) for c in self.candidates],
+        }  # fmt: skip
+        whole = {"version": VERSION, "asked": asked, "decisions": asdict(self.decisions), "derived": derived}
+        return _compact(json.dumps(whole, indent=1)) + "\n"
+
+    @staticmethod
+    def load(path: Path | str) -> Plan:
+        """Read a plan file; raises InputError naming the field that is wrong. Nothing is imported or executed."""
+        try:
+            if Path(path).stat().st_size > _MOST_BYTES:
+                raise InputError(f"{path} has more than {_MOST_BYTES} bytes: it is no plan")
+            data = json.loads(Path(path).read_text())
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} cannot be read: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path} is not a whole JSON document ({error}): make the plan again") from error
+        return _plan(data, str(path))
+
+
+def _compact(text: str) -> str:
+    """Lists of numbers and short words on one line."""
+    return re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda m: "[" + re.sub(r"\s*\n\s*", " ", m[1]) + "]", text)
+
+
+def digest_of(data: object) -> str:
+    """16 hexadecimal digits of the SHA-256 of plain data."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _plan(data: Any, origin: str) -> Plan:
+    where = _Reader(data, origin, "")
+    version = where.get("version", int)
+    if version != VERSION:
+        raise InputError(f"{origin}: version {version} is not known here, this program reads {VERSION}")
+    asked, derived = where.at("asked"), where.at("derived")
+    cost = derived.at("cost")
+    stages = tuple(s.build(StageCost) for s in cost.each("stages"))
+    plan = Plan(
+        model=asked.get("model", dict),
+        cluster=asked.get("cluster", dict),
+        global_batch=asked.get("global_batch", int),
+        pins=asked.get("pins", dict),
+        decisions=_decisions(where.at("decisions")),
+        blocks=tuple(_block(row) for row in derived.each("blocks")),
+        parameters=derived.get("parameters", dict),
+        cost=cost.build(Cost, stages=stages),
+        notes=tuple(derived.get("notes", list)),
+        candidates=tuple(row.build(Candidate) for row in derived.each("candidates")),
+        digest=derived.get("digest", str),
+    )
+    return plan
+
+
+def _decisions(where: _Reader) -> Decisions:
+    stages = where.get("stages", list)
+    mesh = where.get("mesh", dict)
+    if sorted(mesh) != sorted(AXES) or not all(isinstance(n, int) and n > 0 for n in mesh.values()):
+        raise InputError(f"{where.origin}: decisions.mesh must give a positive size to each of {', '.join(AXES)}")
+    order = tuple(where.get("order", list))
+    if sorted(order) != sorted(AXES):
+        raise InputError(f"{where.origin}: decisions.order must hold each of {', '.join(AXES)} once")
+    return where.build(Decisions, stages=tuple(tuple(s) for s in stages), order=order)
+
+
+def _block(where: _Reader) -> BlockRow:
+    ops = tuple(
+        row.build(
+            OpRow, shape=tuple(row.get("shape", list)), operands=tuple(row.get("operands", list)),
+            collectives=tuple(row.get("collectives", list)),
+        )
+        for row in where.each("ops")
+    )  # fmt: skip
+    return where.build(
+        BlockRow, ops=ops, units=tuple(where.get("units", list)), ports=tuple(where.get("ports", list))
+    )
+
+
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "int": int, "float": (int, float), "str": str, "bool": bool, "dict[str, int]": dict, "dict[str, Any]": dict,
+    "dict[str, list[Any]]": dict,
+}  # fmt: skip
+
+
+class _Reader:
+    """A JSON object that knows where it stands in its file."""
+
+    def __init__(self, data: Any, origin: str, path: str) -> None:
+        self.origin, self.path = origin, path
+        if not isinstance(data, dict):
+            raise InputError(f"{origin}: {path or 'the document'} must be an object")
+        self.data: Mapping[str, Any] = data
+
+    def get(self, key: str, kind: type | tuple[type, ...]) -> Any:
+        name = f"{self.path}.{key}".lstrip(".")
+        if key not in self.data:
+            raise InputError(f"{self.origin}: the field {name} is missing")
+        value = self.data[key]
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise InputError(f"{self.origin}: the field {name} has a wrong value {str(value)[:60]!r}")
+        return value
+
+    def at(self, key: str) -> _Reader:
+        return _Reader(self.get(key, dict), self.origin, f"{self.path}.{key}".lstrip("."))
+
+    def each(self, key: str) -> list[_Reader]:
+        rows = self.get(key, list)
+        return [_Reader(row, self.origin, f"{self.path}.{key}[{n}]".lstrip(".")) for n, row in enumerate(rows)]
+
+    def build(self, cls: type, **given: Any) -> Any:
+        known = {f.name: str(f.type) for f in fields(cls)}
+        strange = set(self.data) - set(known)
+        if strange:
+            raise InputError(f"{self.origin}: {self.path} has an unknown field {sorted(strange)[0]}")
+        values = {name: self.get(name, _KINDS.get(kind, object)) for name, kind in known.items() if name not in given}
+        return cls(**values, **given)

@@ -1,0 +1,115 @@
+"""Layouts out of a plan file: the chosen strategies again, after checking that they are of this graph."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from torch import fx
+
+from partitioner.equations import Strategy
+from partitioner.errors import InputError
+from partitioner.fold import Folded, Port
+from partitioner.layout import Placement, parse_placement, placement_json
+from partitioner.plan import BlockRow, OpRow, Plan, digest_of
+from partitioner.shapes import operands
+from partitioner.solve import Solution
+from partitioner.strategies import is_tensor
+
+
+def graph_digest(folded: Folded) -> str:
+    """A hash of the folded program that holds for every batch size: ops, wiring, counts, parameter shapes."""
+    rows = [
+        (str(n.target), len(operands(n)), len(units))
+        for g, units in enumerate(folded.groups)
+        for n in folded.body(g)
+    ]
+    shapes = [(list(p.names), list(p.shape)) for p in folded.graph.parameters.values()]
+    return digest_of([rows, shapes])
+
+
+def recall(plan: Plan, folded: Folded) -> Solution:
+    """The Solution that ``plan`` holds for this graph; raises InputError when it is stale or of another model."""
+    if plan.stale:
+        raise InputError("the plan is stale: its decisions were edited after its layouts were found; plan again with --pin")
+    if plan.model["digest"] != graph_digest(folded):
+        raise InputError(f"the plan is for another model: {_difference(plan, folded)}")
+    strategies: dict[fx.Node, Strategy] = {}
+    ports: dict[Port, Placement] = {}
+    for group, row in enumerate(plan.blocks):
+        for index, word in enumerate(row.ports):
+            ports[Port(group, index)] = _placement(word, row)
+        for node, op in zip(folded.body(group), row.ops, strict=True):
+            strategies[node] = Strategy(tuple(_placement(w, row) for w in op.operands), _placement(op.result, row))
+    names = {n.meta["source"]: n for n in dict.fromkeys(folded.parameter.values())}
+    by_pattern = plan.parameters
+    parameters = {n: _placement(by_pattern[name], None) for name, n in names.items()}
+    return Solution(strategies, ports, parameters, 0.0)
+
+
+def _placement(word: Any, row: BlockRow | None) -> Placement:
+    try:
+        return parse_placement(word)
+    except ValueError as error:
+        where = f" in block {row.units[0]}" if row else ""
+        raise InputError(f"the plan{where}: {error}") from error
+
+
+def _difference(plan: Plan, folded: Folded) -> str:
+    if len(plan.blocks) != len(folded.groups):
+        return f"it has {len(plan.blocks)} kinds of blocks, this model {len(folded.groups)}"
+    for row, (group, units) in zip(plan.blocks, enumerate(folded.groups), strict=True):
+        if len(row.units) != len(units):
+            return f"it has {len(row.units)} blocks like {row.units[0]}, this model {len(units)}"
+        for op, node in zip(row.ops, folded.body(group), strict=False):
+            if op.op != str(node.target):
+                return f"in {row.units[0]} its {op.name} is {op.op}, here {node.target}"
+        if len(row.ops) != len(folded.body(group)):
+            return f"{row.units[0]} has {len(row.ops)} ops, here {len(folded.body(group))}"
+    return "its parameters have other names or shapes"
+
+
+def op_rows(folded: Folded, solution: Solution, group: int, seconds: dict[fx.Node, tuple[float, float]]) -> tuple[OpRow, ...]:
+    """The op-by-op section of one block."""
+    rows: list[OpRow] = []
+    for node in folded.body(group):
+        strategy = solution.strategies[node]
+        shape = tuple(node.meta["val"].shape) if is_tensor(node) else ()
+        stack = node.meta.get("nn_module_stack", {})
+        module = str(list(stack.values())[-1][0]) if stack else ""
+        assert not isinstance(strategy.result, tuple)
+        rows.append(
+            OpRow(
+                node.name, str(node.target), module, shape, tuple(placement_json(p) for p in strategy.operands),
+                placement_json(strategy.result), *seconds[node], tuple(arrivals(folded, solution, group, node)),
+            )
+        )  # fmt: skip
+    return tuple(rows)
+
+
+def arrivals(folded: Folded, solution: Solution, group: int, node: fx.Node) -> list[str]:
+    """Operands that are converted before an op reads them, as ``name: from -> to``."""
+    found: list[str] = []
+    for operand, target in zip(operands(node), solution.strategies[node].operands, strict=True):
+        port = folded.port_of.get((group, operand))
+        if port is not None or operand in folded.node:
+            source = solution.made(port if port is not None else operand)
+            if source != target:
+                found.append(f"{operand.name}: {source} -> {target}")
+    return found
+
+
+def pattern(name: str) -> str:
+    """A parameter's name with its numbers as ``*``."""
+    return re.sub(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", "*", name)
+
+
+def by_pattern(layouts: dict[str, Any]) -> dict[str, Any]:
+    """Layouts by name pattern where all names of a pattern agree, else by name."""
+    rows: dict[str, list[Any]] = {}
+    for name, layout in layouts.items():
+        rows.setdefault(pattern(name), []).append(layout)
+    agreed = {p: found[0] for p, found in rows.items() if all(layout == found[0] for layout in found)}
+    alone = {name: layout for name, layout in layouts.items() if pattern(name) not in agreed}
+    return dict(sorted((agreed | alone).items()))
+
