@@ -1,0 +1,148 @@
+"""What every pipeline rank does, in order: one table of actions, priced by cost and executed by the runtime's worker.
+
+    1f1b, pp 2, 4 micro-batches
+    rank 0    0F0 0F1 0B0 0F2 0B1 0F3 0B2     0B3
+    rank 1        1F0 1B0 1F1 1B1 1F2 1B2 1F3 1B3
+
+``2F0`` is the forward of stage 2 on micro-batch 0. Stage s lies on pipeline rank ``s % pp``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from partitioner.errors import InputError
+
+
+@dataclass(frozen=True, order=True)
+class Action:
+    """The forward ("F") or backward ("B") of one stage on one micro-batch."""
+
+    stage: int
+    kind: str
+    micro_batch: int
+
+    def __str__(self) -> str:
+        return f"{self.stage}{self.kind}{self.micro_batch}"
+
+
+Row = tuple[Action, ...]
+Table = tuple[Row, ...]
+
+
+class Timeline(NamedTuple):
+    """Seconds from the first action's start to the last one's end, busy seconds of each rank, and of each stage the
+    most micro-batches whose forward has begun and whose backward has not ended."""
+
+    makespan: float
+    busy: tuple[float, ...]
+    in_flight: tuple[int, ...]
+
+
+def schedule(kind: str, pp: int, virtual: int, micro_batches: int) -> Table:
+    """The table of ``kind`` for pp ranks of ``virtual`` stages each; one row a rank.
+
+    Raises InputError for an unknown kind, for virtual stages that the kind does not have, and for a number of
+    micro-batches that interleaving does not divide.
+    """
+    if kind not in SCHEDULES:
+        raise InputError(f"schedule {kind!r} is unknown: choose one of {', '.join(SCHEDULES)}")
+    if min(pp, virtual, micro_batches) < 1:
+        raise InputError(f"a schedule needs at least 1 rank, stage and micro-batch, not {pp}, {virtual}, {micro_batches}")
+    if virtual > 1 and kind != "interleaved":
+        raise InputError(f"schedule {kind} has 1 stage a rank, not {virtual}: choose interleaved")
+    return tuple(SCHEDULES[kind](rank, pp, virtual, micro_batches) for rank in range(pp))
+
+
+def _gpipe(rank: int, pp: int, virtual: int, micro_batches: int) -> Row:
+    """Huang et al., 2019: all forwards, then all backwards."""
+    forwards = [Action(rank, "F", m) for m in range(micro_batches)]
+    return (*forwards, *(Action(rank, "B", m) for m in range(micro_batches)))
+
+
+def _one_forward_one_backward(rank: int, pp: int, virtual: int, micro_batches: int) -> Row:
+    """Narayanan et al., 2019 (PipeDream-flush): as many forwards ahead as there are stages behind."""
+    forwards = [Action(rank, "F", m) for m in range(micro_batches)]
+    backwards = [Action(rank, "B", m) for m in range(micro_batches)]
+    return _alternate(forwards, backwards, pp - rank - 1)
+
+
+def _interleaved(rank: int, pp: int, virtual: int, micro_batches: int) -> Row:
+    """Narayanan et al., 2021: rounds of pp micro-batches pass every stage of a rank before the next round starts."""
+    if virtual == 1:
+        return _one_forward_one_backward(rank, pp, virtual, micro_batches)
+    if micro_batches % pp:
+        below, above = micro_batches // pp * pp, -(-micro_batches // pp) * pp
+        nearest = above if not below or above - micro_batches <= micro_batches - below else below
+        raise InputError(f"interleaved needs micro-batches divisible by pp {pp}, not {micro_batches}: take {nearest}")
+    rounds = range(0, micro_batches, pp)
+    forwards = [Action(c * pp + rank, "F", r + i) for r in rounds for c in range(virtual) for i in range(pp)]
+    backwards = [Action(c * pp + rank, "B", r + i) for r in rounds for c in reversed(range(virtual)) for i in range(pp)]
+    return _alternate(forwards, backwards, 2 * (pp - rank - 1) + (virtual - 1) * pp)
+
+
+def _alternate(forwards: list[Action], backwards: list[Action], ahead: int) -> Row:
+    """``ahead`` forwards, then a forward and a backward in turn, then the backwards left."""
+    ahead = min(ahead, len(forwards))
+    row = forwards[:ahead]
+    for forward, backward in zip(forwards[ahead:], backwards, strict=False):
+        row += [forward, backward]
+    return (*row, *backwards[len(forwards) - ahead :])
+
+
+SCHEDULES: dict[str, Callable[[int, int, int, int], Row]] = {
+    "gpipe": _gpipe,
+    "1f1b": _one_forward_one_backward,
+    "interleaved": _interleaved,
+}
+
+
+def needs(action: Action, stages: int) -> list[Action]:
+    """The actions that must have ended before ``action``; one on another rank has also sent its result."""
+    stage, kind, m = action.stage, action.kind, action.micro_batch
+    if kind == "F":
+        return [Action(stage - 1, "F", m)] if stage else []
+    later = [Action(stage + 1, "B", m)] if stage + 1 < stages else []
+    return [Action(stage, "F", m), *later]
+
+
+def simulate(actions: Table, pp: int, duration: Callable[[Action], float], send_seconds: float) -> Timeline:
+    """Walk the table: an action starts when its rank is free and what it needs has arrived.
+
+    ``duration`` gives seconds; ``send_seconds`` pass between the end of an action and its result's arrival on another
+    rank. Raises ValueError when the ranks wait for each other or for an action that no row has.
+    """
+    stages = 1 + max(action.stage for row in actions for action in row)
+    ended: dict[Action, float] = {}
+    free, busy, position = [0.0] * pp, [0.0] * pp, [0] * pp
+    ready = list(range(pp))
+    while ready:
+        rank = ready.pop()
+        before = len(ended)
+        while position[rank] < len(actions[rank]):
+            action = actions[rank][position[rank]]
+            needed = needs(action, stages)
+            if any(n not in ended for n in needed):
+                break
+            arrivals = (ended[n] + (send_seconds if n.stage % pp != rank else 0.0) for n in needed)
+            seconds = duration(action)
+            free[rank] = ended[action] = max([free[rank], *arrivals]) + seconds
+            busy[rank] += seconds
+            position[rank] += 1
+        if len(ended) > before:
+            ready = [r for r in range(pp) if r != rank]
+    for rank, row in enumerate(actions):
+        if position[rank] < len(row):
+            raise ValueError(f"deadlock: pipeline rank {rank} waits at {row[position[rank]]}")
+    return Timeline(max(free), tuple(busy), in_flight(actions, stages))
+
+
+def in_flight(actions: Table, stages: int) -> tuple[int, ...]:
+    """Of each stage the most micro-batches between the start of their forward and the end of their backward."""
+    now, most = [0] * stages, [0] * stages
+    for action in (action for row in actions for action in row):
+        now[action.stage] += 1 if action.kind == "F" else -1
+        most[action.stage] = max(most[action.stage], now[action.stage])
+    return tuple(most)
