@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from torch import fx
 
 from partitioner.errors import InputError
-from partitioner.fold import Folded
+from partitioner.fold import Folded, Port
 from partitioner.graph import Graph
 from partitioner.layout import REPLICATE, WHOLE, Placement, Shard
 
@@ -18,6 +18,7 @@ _NUMBERS = ("tp", "pp", "dp", "micro_batch", "virtual")
 _WORDS: dict[str, dict[str, object]] = {
     "schedule": {"1f1b": "1f1b", "gpipe": "gpipe", "interleaved": "interleaved"},
     "recompute": {"on": True, "off": False},
+    "boundary": {"whole": "whole", "sharded": "sharded"},
 }
 
 
@@ -36,13 +37,20 @@ class Pins:
         """The pinned value or None."""
         return self.fixed.get(name)
 
-    def allows(self, folded: Folded) -> Callable[[fx.Node, Placement], bool]:
-        """Whether a representative parameter may lie so, under every pin that names one of its members."""
+    def allows(self, folded: Folded) -> Callable[[fx.Node | Port, Placement], bool]:
+        """Whether a representative parameter, or what enters a block, may lie so under every pin that names it."""
         wanted: dict[fx.Node, list[str]] = {}
         for node, representative in folded.parameter.items():
             for name in folded.graph.parameters[node.meta["source"]].names:
                 wanted.setdefault(representative, []).extend(w for p, w in self.layouts.items() if matches(p, name))
-        return lambda node, placement: all(_fits(word, placement) for word in wanted.get(node, ()))
+        boundary = self.fixed.get("boundary")
+
+        def allowed(value: fx.Node | Port, placement: Placement) -> bool:
+            if isinstance(value, Port):
+                return boundary is None or isinstance(placement, Shard) == (boundary == "sharded")
+            return all(_fits(word, placement) for word in wanted.get(value, ()))
+
+        return allowed
 
 
 def matches(pattern: str, name: str) -> bool:

@@ -73,11 +73,11 @@ class Prices:
         return Prices(cluster, ranks, micro_batches, scarcity / cluster.device.memory_bytes_per_second)
 
 
-Pins = Callable[[fx.Node, Placement], bool]
+Allowed = Callable[[Value, Placement], bool]
 
 
-def solve(folded: Folded, options: Space, prices: Prices, allowed: Pins = lambda node, placement: True) -> Solution:
-    """The cheapest layouts. ``allowed(parameter, placement)`` restricts a parameter (a pin).
+def solve(folded: Folded, options: Space, prices: Prices, allowed: Allowed = lambda value, placement: True) -> Solution:
+    """The cheapest layouts. ``allowed(value, placement)`` restricts a parameter or a port (a pin).
 
     Raises InputError when the pins leave no legal layout.
     """
@@ -101,7 +101,7 @@ class _Rows:
 
 
 class _Problem:
-    def __init__(self, folded: Folded, options: Space, prices: Prices, allowed: Pins) -> None:
+    def __init__(self, folded: Folded, options: Space, prices: Prices, allowed: Allowed) -> None:
         self.folded, self.options, self.prices, self.allowed = folded, options, prices, allowed
         self.costs: list[float] = []
         self.integral: list[bool] = []
@@ -158,7 +158,9 @@ class _Problem:
         shards = set(self.options.shards.get(first, ()))
         for other in self.folded.sources[port]:
             shards &= set(self.options.shards.get(other, ()))
-        return [WHOLE, REPLICATE, *sorted(s for s in shards if s.is_even(self.prices.ranks))]
+        found = [WHOLE, REPLICATE, *sorted(s for s in shards if s.is_even(self.prices.ranks))]
+        kept = [p for p in found if self.allowed(port, p)]
+        return kept or found
 
     def parameter_cost(self, node: fx.Node, placement: Placement) -> float:
         """State bytes at their price; a replicated gradient is summed once a step, shared by the micro-batches."""
