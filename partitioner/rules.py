@@ -336,9 +336,7 @@ def partial(op: Op) -> tuple[Strategy, ...]:
         return ()
     found: list[Strategy] = []
     for linear in rule.linear:
-        if len(linear) > 1 and len(op.operands) == 1:
-            continue  # x + 1 is not linear in x
-        if linear[-1] < len(op.operands):
+        if linear[-1] < len(op.operands):  # x + 1 is not linear in x
             operands = tuple(PARTIAL if i in linear else REPLICATE for i in range(len(op.operands)))
             found.append(Strategy(operands, PARTIAL))
     return tuple(found)
