@@ -8,12 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import fx
 
-import partitioner.ops
-import partitioner.part  # both register the ops that the rows emit
+from partitioner.ops import own
 from partitioner.shapes import emit, shape_of
 
 aten = torch.ops.aten
-own = torch.ops.partitioner
 
 
 def canonicalize(graph: fx.Graph) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-import partitioner.ops  # registers the ops that the passes emit
 from partitioner.graph import Unit
 from partitioner.losses import new_input
+from partitioner.ops import own
 from partitioner.shapes import emit, shape_of
 
 aten = torch.ops.aten
-own = torch.ops.partitioner
 
 
 def key_dropouts(graph: fx.Graph, batch: int) -> None:

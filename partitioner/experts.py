@@ -18,14 +18,13 @@ import operator
 import torch
 from torch import fx
 
-import partitioner.ops  # registers the op that the pass emits
 from partitioner.graph import op_of
 from partitioner.layout import Shard, shard_whole
+from partitioner.ops import own
 from partitioner.rules import complete
 from partitioner.shapes import emit, operands, shape_of
 
 aten = torch.ops.aten
-own = torch.ops.partitioner
 _COUNTS = (aten.histc.default, aten.bincount.default)
 _GROUPED = ("transformers.grouped_mm_fallback.default", "aten._grouped_mm.default")
 

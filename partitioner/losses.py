@@ -7,12 +7,11 @@ import math
 import torch
 from torch import fx, nn
 
-import partitioner.ops  # registers the op that the pass emits
 from partitioner.errors import InputError
+from partitioner.ops import own
 from partitioner.shapes import emit, shape_of
 
 aten = torch.ops.aten
-own = torch.ops.partitioner
 
 
 def new_input(graph: fx.Graph, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> fx.Node:

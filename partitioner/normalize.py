@@ -16,10 +16,10 @@ from partitioner.experts import undo_sorting
 from partitioner.functional import functionalize, inline_regions
 from partitioner.graph import loss_node
 from partitioner.losses import count_losses
+from partitioner.ops import own
 from partitioner.shapes import propagate, shape_of, to_meta
 
 aten = torch.ops.aten
-own = torch.ops.partitioner
 
 
 def normalize(module: fx.GraphModule, buffers: dict[str, torch.Tensor], batch: int) -> None:

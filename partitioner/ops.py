@@ -20,6 +20,7 @@ _LIBRARY.define(
 _LIBRARY.define(
     "dropout(Tensor x, float p, Tensor sample_keys, int site, str axis='', int dim=0, int[] segments=[]) -> Tensor"
 )
+_LIBRARY.define("part(Tensor x, int dim, int[] sizes, int index) -> Tensor")
 _LIBRARY.define("site_keys(Tensor sample_keys, int unit) -> Tensor")
 _LIBRARY.define("top_indices(Tensor x, int k, int dim) -> Tensor")
 _LIBRARY.define("expert_linear(Tensor x, Tensor weight, Tensor expert) -> Tensor")
@@ -65,6 +66,11 @@ def dropout(
     return x * torch.stack(masks).to(x.dtype).div_(1 - p)  # fmt: skip
 
 
+def part(x: torch.Tensor, dim: int, sizes: list[int], index: int) -> torch.Tensor:
+    """``x.split(sizes, dim)[index]``, a view that knows its siblings' sizes, so that each part can be sharded."""
+    return x.narrow(dim, sum(sizes[:index]), sizes[index])
+
+
 def site_keys(sample_keys: torch.Tensor, unit: int) -> torch.Tensor:
     """The samples' keys for the dropouts of one unit, so that identical blocks draw different masks."""
     if sample_keys.is_meta:
@@ -92,3 +98,6 @@ _LIBRARY.impl("dropout", dropout, "CompositeImplicitAutograd")
 _LIBRARY.impl("site_keys", site_keys, "CompositeImplicitAutograd")
 _LIBRARY.impl("top_indices", top_indices, "CompositeImplicitAutograd")
 _LIBRARY.impl("expert_linear", expert_linear, "CompositeImplicitAutograd")
+_LIBRARY.impl("part", part, "CompositeImplicitAutograd")
+
+own = torch.ops.partitioner
