@@ -34,12 +34,11 @@ def inline_regions(module: fx.GraphModule) -> None:
     """
     graph = module.graph
     for node in list(graph.nodes):
-        if node.op != "call_function":
-            continue
+        if node.op == "call_function" and "wrap_with_set_grad_enabled" in str(node.target):
+            _inline(module, node)
+    for node in list(graph.nodes):
         if node.target == aten._assert_tensor_metadata.default:
             graph.erase_node(node)
-        elif "wrap_with_set_grad_enabled" in str(node.target):
-            _inline(module, node)
     graph.eliminate_dead_code()
     for node in graph.nodes:
         stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]

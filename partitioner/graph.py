@@ -12,9 +12,10 @@ from torch import fx
 
 from partitioner.constants import constants, module_path, parameter_free
 from partitioner.errors import InputError
-from partitioner.layout import Segment, Shard
-from partitioner.rules import RULES, Op, complete
-from partitioner.shapes import operands, shape_of
+from partitioner.layout import Shard
+from partitioner.rules import RULES
+from partitioner.saved import saved_bytes
+from partitioner.shapes import op_of
 
 
 @dataclass(frozen=True)
@@ -65,24 +66,18 @@ class Graph:
 
     @cached_property
     def digraph(self) -> nx.DiGraph:
-        """A node per op with module, unit, shape, dtype, FLOPs, saved and parameter bytes; an edge per operand."""
+        """A node a value (op, parameter, input, buffer), an edge an operand.
+
+        Nodes carry target, module (the innermost) and module_path (outermost first), unit, layer (which block, None
+        outside blocks), shape, dtype, bytes, parameter_bytes, forward_flops, backward_flops and saved_bytes: what
+        backward keeps from here on and no earlier op kept.
+        """
         return _digraph(self)
 
     @cached_property
     def blocks(self) -> tuple[Unit, ...]:
         """The repeated units."""
         return tuple(u for u in self.units if u.is_block)
-
-
-def op_of(node: fx.Node) -> Op:
-    """What the rules may look at of a call_function node."""
-    literals = tuple(
-        None if isinstance(a, fx.Node) or (isinstance(a, list | tuple) and any(isinstance(x, fx.Node) for x in a)) else a
-        for a in node.args
-    )
-    shapes = tuple(shape_of(n) for n in operands(node))
-    value = node.meta["val"]
-    return Op(str(node.target), shapes, tuple(value.shape) if isinstance(value, torch.Tensor) else (), literals)
 
 
 def placeholders(graph: fx.Graph, kind: str) -> dict[str, fx.Node]:
@@ -94,7 +89,7 @@ def has_gradient(graph: fx.Graph) -> set[fx.Node]:
     """Floating-point nodes that depend on a parameter that trains."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.op == "placeholder" and node.meta["kind"] == "parameter":
+        if node.op == "placeholder" and node.meta["kind"] == "parameter" and node.meta["trains"]:
             found.add(node)
         elif node.op == "call_function" and any(n in found for n in node.all_input_nodes):
             value = node.meta["val"]
@@ -104,66 +99,33 @@ def has_gradient(graph: fx.Graph) -> set[fx.Node]:
     return found
 
 
-def batch_layouts(graph: fx.Graph, batch: int) -> tuple[dict[str, Shard], str | None]:
-    """Follow the batch dimension from the inputs through every op's rule, in both directions along the edges.
-
-    Returns where it lies in each value, and the first op that mixes samples (None when there is none).
-    """
-    found: dict[fx.Node, Shard] = {}
-    work: list[fx.Node] = []
-    for node in placeholders(graph, "input").values():
-        shape = shape_of(node)
-        if shape and shape[0] == batch:
-            found[node] = Shard(0, (Segment(1, batch, 1),))
-            work.append(node)
-    while work:
-        node = work.pop()
-        for op, slot in [(node, -1)] * (node.op == "call_function") + [(u, i) for u in node.users for i, n in enumerate(operands(u)) if n is node]:
-            if op.op != "call_function":
-                continue
-            problem = _follow(op, slot, found[node], batch, found, work)
-            if problem:
-                return {n.name: s for n, s in found.items()}, problem
-    return {n.name: s for n, s in found.items()}, None
-
-
-def _follow(op: fx.Node, slot: int, shard: Shard, batch: int, found: dict[fx.Node, Shard], work: list[fx.Node]) -> str | None:
-    strategy = complete(op_of(op), slot, shard, batch)
-    if strategy is None:
-        return f"{op.name} ({op.target}) in {'.'.join(module_path(op)[-1:]) or 'the model'} mixes samples"
-    for node, placement in [*zip(operands(op), strategy.operands, strict=True), (op, strategy.result)]:
-        if not isinstance(placement, Shard):
-            continue
-        if node.op == "placeholder" and node.meta["kind"] != "input":
-            return f"{op.name} ({op.target}) ties the batch to {node.meta['source']}"
-        if node not in found:
-            found[node] = placement
-            work.append(node)
-        elif found[node] != placement:
-            return f"{op.name} ({op.target}) reads {node.name} with the batch in two places"
-    return None
-
-
 def _digraph(graph: Graph) -> nx.DiGraph:
     unit_of = {name: unit.name for unit in graph.units for name in unit.nodes}
+    layer_of = {name: layer for layer, unit in enumerate(graph.blocks) for name in unit.nodes}
+    saved = saved_bytes(graph.module.graph, has_gradient(graph.module.graph))
     result = nx.DiGraph()
     for node in graph.module.graph.nodes:
         if node.op == "output":
             continue
-        value = node.meta["val"]
-        tensor = value if isinstance(value, torch.Tensor) else value[0]
+        call = node.op == "call_function"
+        tensor = node.meta["val"] if isinstance(node.meta["val"], torch.Tensor) else node.meta["val"][0]
+        size = tensor.numel() * tensor.element_size()
         rule = RULES.get(str(node.target))
-        flops = rule.flops(op_of(node)) if rule and rule.flops and node.op == "call_function" else 0.0
+        flops = rule.flops(op_of(node)) if call and rule and rule.flops else 0.0
         result.add_node(
             node.name,
-            target=str(node.target) if node.op == "call_function" else node.meta["kind"],
-            module=".".join(module_path(node)[-1:]),
+            target=str(node.target) if call else node.meta["kind"],
+            module=".".join(module_path(node)[-1:]) if call else node.meta["source"],
+            module_path=module_path(node),
             unit=unit_of.get(node.name, ""),
+            layer=layer_of.get(node.name),
             shape=tuple(tensor.shape),
             dtype=str(tensor.dtype).removeprefix("torch."),
             forward_flops=flops,
             backward_flops=2 * flops,
-            bytes=tensor.numel() * tensor.element_size(),
+            bytes=size,
+            parameter_bytes=0 if call or node.meta["kind"] != "parameter" else size,
+            saved_bytes=saved.get(node, 0),
         )
         result.add_edges_from((source.name, node.name) for source in node.all_input_nodes)
     return result

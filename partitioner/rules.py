@@ -39,13 +39,18 @@ from partitioner.shardings import (
 
 @dataclass(frozen=True)
 class Rule:
-    """``saves`` names what backward keeps: operand indices, and "out" for the result. ``flops`` are per result."""
+    """``saves`` names what backward keeps: operand indices, and "out" for the result; with ``product`` an operand is
+    kept only where another one has a gradient. ``hidden`` are bytes of what only backward sees (masks, statistics), given
+    the result's element size. ``flops`` are the forward's.
+    """
 
     complete: Complete
     linear: tuple[tuple[int, ...], ...] = ()
     saves: tuple[int | str, ...] = ()
     flops: Callable[[Op], float] | None = None
     view: bool = False
+    product: bool = False
+    hidden: Callable[[Op, int], float] | None = None
 
 
 def _matmul_flops(op: Op) -> float:
@@ -62,35 +67,44 @@ def _conv_flops(op: Op) -> float:
     return 2.0 * math.prod(op.result) * math.prod(op.operands[1][1:])
 
 
+def _statistics(count: int) -> Callable[[Op, int], float]:
+    """``count`` float32 numbers for each normalized row."""
+    return lambda op, _: 4.0 * count * math.prod(op.result[: -len(op.literals[1])])  # type: ignore[arg-type]
+
+
 def _unary(*, saves: tuple[int | str, ...] = (), linear: bool = False) -> Rule:
     return Rule(elementwise(1), ((0,),) if linear else (), saves)
 
 
-def _binary(*, saves: tuple[int | str, ...] = (), linear: tuple[tuple[int, ...], ...] = ()) -> Rule:
-    return Rule(elementwise(2), linear, saves)
+def _binary(*, linear: tuple[tuple[int, ...], ...] = ()) -> Rule:
+    return Rule(elementwise(2), linear)
 
 
 _VIEW_LINEAR = ((0,),)
 
 RULES: dict[str, Rule] = {
     # products
-    "aten.linear.default": Rule(equation("*m k, n k -> *m n"), ((0,),), (0, 1), _matmul_flops),
-    "aten.matmul.default": Rule(equation("*b m k, *b k n -> *b m n"), ((0,), (1,)), (0, 1), _matmul_flops),
-    "aten.scaled_dot_product_attention.default": Rule(equation(attention), (), (0, 1, 2, "out"), _attention_flops),
+    "aten.linear.default": Rule(equation("*m k, n k -> *m n"), ((0,),), (0, 1), _matmul_flops, product=True),
+    "aten.matmul.default": Rule(equation("*b m k, *b k n -> *b m n"), ((0,), (1,)), (0, 1), _matmul_flops, product=True),
+    "aten.scaled_dot_product_attention.default": Rule(
+        equation(attention), (), (0, 1, 2, "out"), _attention_flops, hidden=lambda op, _: 4.0 * math.prod(op.result[:-1])
+    ),
     "aten.conv1d.default": Rule(equation(convolution), (), (0, 1), _conv_flops),
     "aten.conv2d.default": Rule(equation(convolution), (), (0, 1), _conv_flops),
     "partitioner.expert_linear.default": Rule(
-        equation("t k, g! k n, t -> t n"), ((0,), (1,)), (0, 1, 2), _matmul_flops
+        equation("t k, g! k n, t -> t n"), ((0,), (1,)), (0, 1), _matmul_flops, product=True
     ),
     # tables and losses
     "aten.embedding.default": Rule(equation("v n, *m -> *m n"), (), (1,)),
-    "partitioner.cross_entropy_sum.default": Rule(cross_entropy, (), (0,)),
+    "partitioner.cross_entropy_sum.default": Rule(
+        cross_entropy, (), (), hidden=lambda op, size: size * math.prod(op.operands[0])  # the log-softmax
+    ),
     "aten.gather.default": Rule(equation(gather), ((0,),), (2,)),
     "partitioner.top_indices.default": Rule(equation(top)),
     "partitioner.site_keys.default": _unary(),
     # norms and softmax
-    "aten.layer_norm.default": Rule(equation(norm), (), (0,)),
-    "aten.rms_norm.default": Rule(equation(norm), (), (0,)),
+    "aten.layer_norm.default": Rule(equation(norm), (), (0,), hidden=_statistics(2)),
+    "aten.rms_norm.default": Rule(equation(norm), (), (0,), hidden=_statistics(1)),
     "aten.softmax.int": Rule(equation(along(1, True)), (), ("out",)),
     "aten.log_softmax.int": Rule(equation(along(1, True)), (), ("out",)),
     # views
@@ -111,10 +125,12 @@ RULES: dict[str, Rule] = {
     "aten.mean.dim": Rule(equation(along(1, False)), ((0,),)),
     "aten.cumsum.default": Rule(equation(along(1, True))),
     # elementwise, by what backward keeps
-    "partitioner.dropout.default": Rule(equation("b *m, b -> b *m"), ((0,),)),
+    "partitioner.dropout.default": Rule(
+        equation("b *m, b -> b *m"), ((0,),), hidden=lambda op, size: size * math.prod(op.result)  # the scaled mask
+    ),
     **{name: _binary(linear=((0, 1),)) for name in ("aten.add.Tensor", "aten.sub.Tensor")},
-    "aten.mul.Tensor": _binary(saves=(0, 1), linear=((0,), (1,))),
-    "aten.div.Tensor": _binary(saves=(0, 1), linear=((0,),)),
+    "aten.mul.Tensor": Rule(elementwise(2), ((0,), (1,)), (0, 1), product=True),
+    "aten.div.Tensor": Rule(elementwise(2), ((0,),), (0, 1), product=True),
     **{name: _unary(linear=True) for name in ("aten.neg.default", "aten.to.dtype", "aten.clone.default")},
     **{name: _unary(saves=("out",)) for name in (
         "aten.tanh.default", "aten.rsqrt.default", "aten.relu.default", "aten.exp.default", "aten.sigmoid.default",
@@ -127,14 +143,18 @@ RULES: dict[str, Rule] = {
     )},
     **{name: _unary() for name in (
         "aten.eq.Scalar", "aten.ne.Scalar", "aten.gt.Scalar", "aten.ge.Scalar", "aten.lt.Scalar", "aten.le.Scalar",
-        "aten.logical_not.default", "aten.bitwise_not.default", "aten.detach.default", "aten.masked_fill.Scalar",
+        "aten.logical_not.default", "aten.bitwise_not.default", "aten.detach.default",
     )},
     **{name: _binary() for name in (
         "aten.eq.Tensor", "aten.ne.Tensor", "aten.gt.Tensor", "aten.ge.Tensor", "aten.lt.Tensor", "aten.le.Tensor",
         "aten.bitwise_and.Tensor", "aten.__and__.Tensor", "aten.__or__.Tensor", "aten.logical_and.default",
-        "aten.logical_or.default", "aten.masked_fill.Scalar", "aten.minimum.default", "aten.maximum.default",
-        "aten.min.other", "aten.max.other", "aten.where.ScalarOther", "aten.where.ScalarSelf",
+        "aten.logical_or.default",
     )},
+    **{name: Rule(elementwise(2), (), (0, 1)) for name in (
+        "aten.minimum.default", "aten.maximum.default", "aten.min.other", "aten.max.other",
+    )},
+    "aten.masked_fill.Scalar": Rule(elementwise(2), (), (1,)),
+    **{name: Rule(elementwise(2), (), (0,)) for name in ("aten.where.ScalarOther", "aten.where.ScalarSelf")},
     "aten.where.self": Rule(elementwise(3), (), (0,)),
 }  # fmt: skip
 

@@ -16,8 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from partitioner.blocks import find_units
 from partitioner.dropouts import separate_units
 from partitioner.errors import InputError
-from partitioner.graph import Graph, ParameterInfo, batch_layouts, check_graph, gradient_free
+from partitioner.graph import Graph, ParameterInfo, check_graph, gradient_free
 from partitioner.normalize import normalize
+from partitioner.separation import batch_layouts
 
 
 def trace(model: nn.Module, batch: dict[str, torch.Tensor]) -> Graph:
@@ -186,6 +187,8 @@ def _collect(model: nn.Module, exported: torch.export.ExportedProgram) -> _Captu
         else:
             name, kind = str(node.target), "input"
         _merge(node, name, kind, kept)
+        if kind == "parameter":
+            kept[name].meta["trains"] = parameters[name].requires_grad
     inputs = tuple(n.meta["source"] for n in kept.values() if n.meta["kind"] == "input")
     module.graph.lint()
     return _Captured(fx.GraphModule(nn.Module(), module.graph) if not list(module.children()) else module, parameters, buffers, inputs)

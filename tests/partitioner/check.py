@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
+from models import make
 from torch import fx, nn
 
 from partitioner.graph import Graph
 from partitioner.losses import count_targets
+from partitioner.trace import trace
 
 Result = tuple[torch.Tensor, dict[str, torch.Tensor]]
+
+
+@cache
+def traced(name: str, dropout: float = 0.0) -> tuple[nn.Module, Graph]:
+    """One of the fifteen models and its graph, made once for all tests."""
+    model, batch = make(name, dropout=dropout)
+    return model, trace(model, batch)
 
 
 def interpret(graph: Graph, model: nn.Module, batch: dict[str, torch.Tensor]) -> Result:

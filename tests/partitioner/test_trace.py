@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-from functools import cache
 
 import pytest
 import torch
-from check import error, interpret, run_eagerly
+from check import error, interpret, run_eagerly, traced
 from models import NAMES, Gpt, make
 from torch import nn
 from torch.nn import functional as F
@@ -14,12 +13,6 @@ from partitioner.errors import InputError
 from partitioner.graph import Graph
 from partitioner.rules import RULES
 from partitioner.trace import trace
-
-
-@cache
-def traced(name: str) -> tuple[nn.Module, Graph]:
-    model, batch = make(name)
-    return model, trace(model, batch)
 
 
 @pytest.mark.parametrize("name", NAMES)
