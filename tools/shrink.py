@@ -81,15 +81,15 @@ def _small(config: Mapping[str, Any], to: Target) -> Iterator[tuple[str, int]]:
 def _target(config: Mapping[str, Any], names: Mapping[str, str], given: Mapping[str, Any], seq: int) -> Target:
     hidden_key, heads_key = (names.get(key, key) for key in ("hidden_size", "num_attention_heads"))
     full_hidden, full_heads = _number(config, hidden_key), _number(config, heads_key)
-    heads = given.get(heads_key, min(full_heads, HEADS))
-    width = Fraction(given.get(hidden_key, heads * HEAD_WIDTH), full_hidden)
+    heads = _number(given, heads_key, min(full_heads, HEADS))
+    width = Fraction(_number(given, hidden_key, heads * HEAD_WIDTH), full_hidden)
     share = Fraction(heads, full_heads)
     return Target(_depth(config), heads, width, width / share, share, seq)
 
 
-def _number(config: Mapping[str, Any], key: str) -> int:
-    value = config.get(key)
-    return value if isinstance(value, int) and value > 0 else HEADS * HEAD_WIDTH
+def _number(fields: Mapping[str, Any], key: str, otherwise: int = HEADS * HEAD_WIDTH) -> int:
+    value = fields.get(key)
+    return value if isinstance(value, int) and value > 0 else otherwise
 
 
 def _depth(config: Mapping[str, Any]) -> int:
