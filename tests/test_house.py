@@ -1,0 +1,142 @@
+"""The import rule: tools -> runtime -> partitioner -> cutlass_ops -> torch, never back; and files stay short."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLOORS = ("cutlass_ops", "partitioner", "runtime", "tools")  # a floor imports itself and those before it
+ALLOWED = {
+    "cutlass_ops": {"torch", "cutlass"},
+    "partitioner": {"torch", "networkx", "numpy", "scipy"},
+    "runtime": {"torch", "numpy", "safetensors"},
+    "tools": {"torch", "networkx", "numpy", "pydot", "pygraphviz", "rich", "safetensors", "scipy"},
+}
+GPU_PACKAGES = {"cutlass", "triton", "cuda"}  # optional, so imported where they are used
+COLLECTIVE_FILES = {"tools/calibrate.py"}  # beside runtime/, the only ones to touch process groups
+PROCESS_GROUPS = "torch.distributed"
+PURE_OF_DISTRIBUTED = {"torch.distributed.tensor", "torch.distributed._tools"}
+LONGEST = 330
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported name: ``module`` as dotted text, whether it stands inside a function, and its line."""
+
+    file: Path
+    line: int
+    module: str
+    inside: bool
+
+    @property
+    def package(self) -> str:
+        """The first part of the name."""
+        return self.module.partition(".")[0]
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} imports {self.module}"
+
+
+def files(floor: str) -> list[Path]:
+    return sorted((ROOT / floor).rglob("*.py"))
+
+
+def imports_of(source: str, file: Path) -> Iterator[Import]:
+    yield from _walk(ast.parse(source), file, inside=False)
+
+
+def _walk(node: ast.AST, file: Path, inside: bool) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from (Import(file, child.lineno, alias.name, inside) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            base = "." * child.level + (child.module or "")
+            yield from (Import(file, child.lineno, f"{base}.{alias.name}", inside) for alias in child.names)
+        else:
+            yield from _walk(child, file, inside or isinstance(child, ast.FunctionDef | ast.Lambda))
+
+
+def all_imports(floor: str) -> list[Import]:
+    return [i for path in files(floor) for i in imports_of(path.read_text(), path.relative_to(ROOT))]
+
+
+def broken(imports: list[Import], floor: str) -> list[str]:
+    """What the imports of one floor do that its place in the house forbids."""
+    known = {*ALLOWED[floor], *FLOORS[: FLOORS.index(floor) + 1], *sys.stdlib_module_names}
+    found: list[str] = []
+    for item in imports:
+        if item.package not in known:
+            found.append(f"{item}, which {floor} may not")
+        if item.inside and item.package not in GPU_PACKAGES:
+            found.append(f"{item} inside a function")
+        groups = item.module.startswith(PROCESS_GROUPS) and not item.module.startswith(tuple(PURE_OF_DISTRIBUTED))
+        if groups and floor != "runtime" and item.file.as_posix() not in COLLECTIVE_FILES:
+            found.append(f"{item}: process groups are runtime's")
+    return found
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_imports_go_one_way(floor: str) -> None:
+    assert files(floor)
+    assert broken(all_imports(floor), floor) == []
+
+
+@pytest.mark.parametrize(
+    ("floor", "line"),
+    [
+        ("partitioner", "from runtime.launch import local"),
+        ("partitioner", "import tools.main"),
+        ("cutlass_ops", "import partitioner"),
+        ("runtime", "from tools import show"),
+        ("runtime", "import rich"),
+        ("partitioner", "import pydot"),
+        ("partitioner", "import torch.distributed as dist"),
+        ("partitioner", "from torch import distributed"),
+        ("tools", "from torch.distributed import all_reduce"),
+        ("tools", "import transformers"),
+        ("runtime", "def f():\n    import numpy"),
+        ("tools", "class A:\n    def f(self):\n        if True:\n            from rich import print"),
+        ("partitioner", "from . import trace"),
+    ],
+)
+def test_the_rule_bites(floor: str, line: str) -> None:
+    assert broken(list(imports_of(line, Path(floor) / "planted.py")), floor)
+
+
+def test_modules_import_each_other_without_cycles() -> None:
+    graph: dict[str, set[str]] = {}
+    names = {_name(path) for floor in FLOORS for path in files(floor)}
+    for item in (i for floor in FLOORS for i in all_imports(floor)):
+        target = item.module if item.module in names else item.module.rpartition(".")[0]
+        graph.setdefault(_name(ROOT / item.file), set()).update({target} & names)
+    assert _cycle(graph) == []
+
+
+def test_a_cycle_would_be_found() -> None:
+    assert _cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c", "d"]
+    assert not _cycle({"a": {"b", "c"}, "b": {"c"}, "d": {"a"}})
+
+
+def _name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _cycle(graph: dict[str, set[str]]) -> list[str]:
+    """What is left after leaves are taken away again and again; what remains lies on or before a cycle."""
+    left = dict(graph)
+    while leaves := [name for name, targets in left.items() if not targets & left.keys()]:
+        for name in leaves:
+            del left[name]
+    return sorted(left)
+
+
+@pytest.mark.parametrize("folder", [*FLOORS, "examples", "tests"])
+def test_files_stay_short(folder: str) -> None:
+    lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in files(folder)}
+    assert {name: lines for name, lines in lengths.items() if lines > LONGEST} == {}
