@@ -1,0 +1,109 @@
+"""From an op with an axis *name* to a function over this rank's process group; GEMMs take their bias along.
+
+    %y = partitioner.all_reduce(%x, "tp", True)    -->    %y = all_reduce(%x)
+    %y = aten.add(aten.linear(%x, %w), %b)         -->    %y = eager(%x, %w, %b, False)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+import partitioner.collectives
+import partitioner.ops  # both register the schemas that are bound
+from cutlass_ops import gemm
+from runtime import collectives, vocabulary
+from runtime.collectives import Axis, Bound
+from runtime.groups import Groups
+
+aten = torch.ops.aten
+own = torch.ops.partitioner
+
+# op: its tensor operands, the position of the axis name, and what makes the bound function of the other literals
+_ROWS: dict[object, tuple[tuple[int, ...], int, Callable[..., Bound]]] = {
+    own.all_reduce.default: ((0,), 1, collectives.all_reduce),
+    own.copy.default: ((0,), 1, collectives.copy),
+    own.all_gather.default: ((0,), 1, collectives.all_gather),
+    own.reduce_scatter.default: ((0,), 1, collectives.reduce_scatter),
+    own.shard.default: ((0,), 1, collectives.shard),
+    own.all_to_all.default: ((0,), 1, collectives.all_to_all),
+    own.vocab_parallel_cross_entropy.default: ((0, 1), 4, vocabulary.cross_entropy),
+    own.vocab_parallel_embedding.default: ((0, 1), 3, vocabulary.embedding),
+    own.dropout.default: ((0, 2), 4, vocabulary.dropout),
+}
+_PRODUCTS = {aten.linear.default: False, aten.matmul.default: True}
+_FRESH = {*_PRODUCTS, gemm.eager, own.vocab_parallel_embedding.default}
+
+
+def bind(module: fx.GraphModule, groups: Groups) -> fx.GraphModule:
+    """A copy of ``module`` whose collectives run on this rank's groups; where nothing communicates, torch's own ops."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(module.graph, {}))  # type: ignore[arg-type]
+    axes: dict[str, Axis] = {}
+    for node in list(graph.nodes):
+        if node.target == aten.add.Tensor:
+            _fuse_bias(node)
+        elif node.target == torch.ops.cutlass_ops.linear.default:
+            node.target = gemm.eager
+        elif node.target == own.dropout.default and not _is_divided(node):
+            node.args = node.args[:4]
+        elif node.target in _ROWS:
+            _bind(node, groups, axes)
+    graph.lint()
+    return fx.GraphModule(module, graph)
+
+
+def _bind(node: fx.Node, groups: Groups, axes: dict[str, Axis]) -> None:
+    operands, position, make = _ROWS[node.target]
+    name = str(node.args[position])
+    if name not in axes:
+        axes[name] = Axis.of(groups, name)
+    literals = [a for n, a in enumerate(node.args) if n not in operands and n != position]
+    if node.target == own.all_reduce.default:
+        literals.append(_is_owned(node.args[0]))
+    function = make(axes[name], *literals)
+    node.meta["origin"] = node.target
+    function.__name__ = str(node.target).split(".")[1]
+    node.target, node.args = function, tuple(node.args[n] for n in operands)
+
+
+def _is_divided(dropout: fx.Node) -> bool:
+    """Divided along the batch, the keys are divided too, and the op is what it is on one rank."""
+    axis, dim, *_ = (*dropout.args[4:], "", 0)[:2] if len(dropout.args) < 6 else dropout.args[4:]
+    return bool(axis) and dim != 0
+
+
+def _is_owned(operand: Any) -> bool:
+    """Whether an all_reduce may sum in place: a result that nothing else reads, of an op that does not keep it."""
+    return (
+        isinstance(operand, fx.Node)
+        and len(operand.users) == 1
+        and operand.meta.get("origin", operand.target) in _FRESH
+    )
+
+
+def _fuse_bias(node: fx.Node) -> None:
+    """``product + bias`` is one op where nothing else reads the product and the bias is a vector."""
+    for product, bias in (node.args, node.args[::-1]) if len(node.args) == 2 and not node.kwargs else ():
+        if _is_product(product) and _dims(bias) == 1:
+            node.target, node.args = gemm.eager, (*product.args, bias, _PRODUCTS[product.target])
+            product.graph.erase_node(product)
+            return
+
+
+def _is_product(node: Any) -> bool:
+    return (
+        isinstance(node, fx.Node)
+        and node.target in _PRODUCTS
+        and len(node.args) == len(node.all_input_nodes) == 2
+        and len(node.users) == 1
+        and _dims(node.args[1]) == 2
+    )
+
+
+def _dims(node: Any) -> int | None:
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    return value.dim() if isinstance(value, torch.Tensor) else None

@@ -1,0 +1,190 @@
+"""A training step: micro-batches through the worker, gradients in a fixed order, clip, update.
+
+    batch --> count --> worker (all actions) --> loss over dp, pp --> gradient sync --> norm, clip --> optimizer
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from partitioner.errors import InputError
+from partitioner.ops import mix64
+from partitioner.program import Program
+from runtime import checkpoint
+from runtime.checkpoint import Progress
+from runtime.finite import first_culprit
+from runtime.groups import Groups
+from runtime.optimizer import Factory, Schedule, constant
+from runtime.sync import GradientNorm, GradientSync
+from runtime.watchdog import Watchdog, hang_limit
+from runtime.worker import Named, Worker
+
+KEYS, COUNT = "sample_keys", "loss_count"
+
+
+class Engine:
+    """Trains a Program on this rank's part of the mesh.
+
+    ``parameters`` are this rank's parts by name (``runtime.parameters.materialize``). ``clip`` is the largest global
+    gradient norm; infinity measures the norm and clips nothing; None does neither and leaves ``grad_norm`` None.
+    ``predicted_seconds`` of a step set when it counts as hung; None: never.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        groups: Groups,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: Factory,
+        clip: float | None = None,
+        schedule: Schedule = constant,
+        predicted_seconds: float | None = None,
+    ) -> None:
+        self.program, self.groups, self.parameters = program, groups, dict(parameters)
+        self.worker = Worker(program, groups, self.parameters)
+        self.trained = [p for p in self.parameters.values() if p.requires_grad]
+        self.optimizer = optimizer(self.trained) if self.trained else None
+        self.clip, self.schedule, self.predicted_seconds = clip, schedule, predicted_seconds
+        self.steps_done = self.samples_read = 0
+        self.grad_norm: torch.Tensor | None = None
+        self._rates = [group["lr"] for group in self.optimizer.param_groups] if self.optimizer else []
+        self._sync = GradientSync(program, groups, self.parameters)
+        self._norm = GradientNorm(program, groups, self.parameters)
+        self._reads_keys = any(KEYS in c.arguments for s in program.stages for c in (*s.calls, s.prelude) if c)
+        self._count = self.worker.bind(program.count) if program.count else None
+        if groups.size("dp") > 1:
+            self._hook()
+
+    def _hook(self) -> None:
+        """Let gradients travel while the last micro-batch's backward runs."""
+        for name in self._sync.names:
+
+            def done(_: torch.Tensor, name: str = name) -> None:
+                if self.worker.is_complete(name):
+                    self._sync.ready(name)
+
+            self.parameters[name].register_post_accumulate_grad_hook(done)
+
+    def step(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Train on this data rank's part of the batch: each input (micro_batch * micro_batches, ...).
+
+        Returns the mean loss of the global batch (float64, scalar), the same on every rank. Raises InputError for a
+        batch of another shape, for one in which no target is counted, and for a loss that is not a number; the
+        parameters are then as they were.
+        """
+        with self._watched():
+            batches = self._micro_batches(batch)
+            self._gradients(batches)
+            loss = self._loss
+            self._check(loss, batches)
+            self._update()
+        self.steps_done += 1
+        self.samples_read += self.program.micro_batch * self.program.micro_batches * self.groups.size("dp")
+        return loss
+
+    def gradients(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The loss of a step; leaves the synced, unclipped gradients in ``parameters`` and updates nothing."""
+        self._gradients(self._micro_batches(batch))
+        return self._loss
+
+    def _watched(self) -> contextlib.AbstractContextManager[object]:
+        if self.predicted_seconds is None:
+            return contextlib.nullcontext()
+        return Watchdog(hang_limit(self.predicted_seconds), f"step {self.steps_done}")
+
+    def _micro_batches(self, batch: Mapping[str, torch.Tensor]) -> list[Named]:
+        """Contiguous slices of the batch, each with its dropout keys and the loss count."""
+        size, many = self.program.micro_batch, self.program.micro_batches
+        names = [name for name in self.program.inputs if name not in (KEYS, COUNT)]
+        whole = {name: _checked(batch, name, size * many).to(self.groups.device) for name in names}
+        rows = [{name: t[m * size : (m + 1) * size] for name, t in whole.items()} for m in range(many)]
+        if self._reads_keys:
+            for m, row in enumerate(rows):
+                row[KEYS] = self._sample_keys(m)
+        if self._count is not None:
+            count = self._counted(rows)
+            for row in rows:
+                row[COUNT] = count
+        return rows
+
+    def _sample_keys(self, micro_batch: int) -> torch.Tensor:
+        """Data rank r holds samples [r n, (r + 1) n) of the global batch, micro-batches are contiguous in them."""
+        size = self.program.micro_batch
+        first = (self.groups.coordinates["dp"] * self.program.micro_batches + micro_batch) * size
+        keys = [mix64(self.program.seed, self.steps_done, first + i) for i in range(size)]
+        return torch.tensor(keys, dtype=torch.int64, device=self.groups.device)
+
+    def _counted(self, rows: list[Named]) -> torch.Tensor:
+        """Counted targets of the global batch."""
+        assert self._count is not None
+        names, buffers = self.program.count_arguments, self.worker.buffers
+        counts = [self._count(*(row[n] if n in row else buffers[n] for n in names)) for row in rows]
+        count = torch.stack(counts).sum().double()
+        if self.groups.size("dp") > 1:
+            self._sum(count, "dp")
+        if not count:
+            raise InputError(f"step {self.steps_done}: no target of the batch is counted, all labels are ignored")
+        return count
+
+    def _sum(self, x: torch.Tensor, axis: str) -> None:
+        self.groups.log.add(axis, "all_reduce", x, "control")
+        dist.all_reduce(x, group=self.groups.group(axis))
+
+    def _gradients(self, batches: list[Named]) -> None:
+        for parameter in self.trained:
+            parameter.grad = None
+        self._sync.begin()
+        losses = self.worker.run(batches)
+        self._loss = torch.zeros((), dtype=torch.float64, device=self.groups.device)
+        for loss in losses:
+            self._loss += loss
+        for axis in ("dp", "pp"):
+            if self.groups.size(axis) > 1:
+                self._sum(self._loss, axis)
+        self._sync.finish()
+
+    def _check(self, loss: torch.Tensor, batches: list[Named]) -> None:
+        if not math.isfinite(float(loss)):
+            culprit = first_culprit(self.worker, batches, float(loss))
+            raise InputError(f"step {self.steps_done}: the loss is {float(loss)}; first made by {culprit}")
+
+    def _update(self) -> None:
+        if self.clip is not None:
+            self.grad_norm = self._norm()
+            if not math.isfinite(float(self.grad_norm)):
+                raise InputError(f"step {self.steps_done}: the gradient norm is {float(self.grad_norm)}, the loss is finite")
+            if self.clip < math.inf:
+                torch.nn.utils.clip_grads_with_norm_(self.trained, self.clip, self.grad_norm)
+        if self.optimizer is not None:
+            factor = self.schedule(self.steps_done)
+            for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+                group["lr"] = rate * factor
+            self.optimizer.step()
+
+    def save(self, folder: Path | str) -> Path:
+        """Write a checkpoint folder from all ranks together and return it."""
+        progress = Progress(self.steps_done, self.program.seed, self.samples_read)
+        return checkpoint.save(folder, self.program, self.groups, self.parameters, self.optimizer, progress)
+
+    def load(self, folder: Path | str) -> Progress:
+        """Go on from a checkpoint, written under this plan or another."""
+        progress = checkpoint.load(folder, self.program, self.groups, self.parameters, self.optimizer)
+        self.steps_done, self.samples_read = progress.step, progress.samples
+        return progress
+
+
+def _checked(batch: Mapping[str, torch.Tensor], name: str, samples: int) -> torch.Tensor:
+    tensor = batch.get(name)
+    if tensor is None:
+        raise InputError(f"the batch has no {name}: it has {', '.join(batch) or 'nothing'}")
+    if tensor.dim() == 0 or tensor.shape[0] != samples:
+        have = tensor.shape[0] if tensor.dim() else "no"
+        raise InputError(f"{name} has {have} samples, this rank's part of a step has {samples}")
+    return tensor

@@ -1,0 +1,199 @@
+"""Walks a pipeline rank's row of the Action table; each action is one short method.
+
+    F   receive, prelude, calls (recomputed ones under checkpoint), send, keep inputs and outputs
+    B   receive gradients, torch.autograd.backward, send the gradients of the inputs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+from torch.utils.checkpoint import checkpoint
+
+from partitioner.program import Call, Program, Stage, Value
+from partitioner.schedule import Action
+from runtime.bind import bind
+from runtime.groups import Groups
+from runtime.transport import Transport
+
+Named = dict[str, torch.Tensor]
+Run = Callable[..., tuple[torch.Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class BoundCall:
+    """A call whose module communicates."""
+
+    call: Call
+    module: fx.GraphModule
+    run: Run
+
+    def __call__(self, values: Named) -> None:
+        """Add the results to ``values``."""
+        arguments = [values[name] for name in self.call.arguments]
+        if self.call.recompute and torch.is_grad_enabled():
+            results = checkpoint(self.run, *arguments, use_reentrant=False, preserve_rng_state=False)
+        else:
+            results = self.run(*arguments)
+        names = self.call.results
+        values.update(zip(names, results if isinstance(results, tuple | list) else (results,), strict=True))
+
+
+@dataclass(frozen=True)
+class BoundStage:
+    """A stage whose calls communicate."""
+
+    stage: Stage
+    constants: BoundCall | None
+    prelude: BoundCall | None
+    calls: tuple[BoundCall, ...]
+
+
+@dataclass
+class _Kept:
+    """What a backward needs of its forward."""
+
+    inputs: list[torch.Tensor]
+    outputs: list[torch.Tensor]
+    loss: torch.Tensor | None
+
+
+class Worker:
+    """Runs the stages of this rank; ``parameters`` are its parts of them by name."""
+
+    def __init__(self, program: Program, groups: Groups, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.program, self.groups = program, groups
+        here = groups.coordinates["pp"]
+        self.row = program.actions[here]
+        self._bound: dict[int, fx.GraphModule] = {}
+        own = [stage for stage in program.stages if stage.index % program.mesh["pp"] == here]
+        self.stages = {stage.index: self._bind_stage(stage) for stage in own}
+        self.gradients = differentiable(program)
+        self.transport = Transport(program, groups, [_with(s.sends, self.gradients) for s in program.stages])
+        self.buffers = {f"buffer:{name}": b.to(groups.device) for name, b in program.buffers.items()}
+        self._fixed = self._run_constants(parameters)
+        self._kept: dict[tuple[int, int], _Kept] = {}
+        self._now: Action | None = None
+        self._last = self._last_backwards()
+
+    def _bind_stage(self, stage: Stage) -> BoundStage:
+        rows = (self._bind_call(stage.constants), self._bind_call(stage.prelude))
+        return BoundStage(stage, *rows, tuple(c for call in stage.calls if (c := self._bind_call(call))))
+
+    def _bind_call(self, call: Call | None) -> BoundCall | None:
+        if call is None:
+            return None
+        module = self.bind(call.module)
+        return BoundCall(call, module, module.forward)
+
+    def bind(self, module: fx.GraphModule) -> fx.GraphModule:
+        """The module on this rank's groups; blocks that share a module share the bound one."""
+        if id(module) not in self._bound:
+            self._bound[id(module)] = bind(module, self.groups)
+        return self._bound[id(module)]
+
+    def _run_constants(self, parameters: Mapping[str, nn.Parameter]) -> dict[int, Named]:
+        """By stage: parameters, buffers and constants, once for the whole run."""
+        found: dict[int, Named] = {}
+        for index, stage in self.stages.items():
+            found[index] = {**parameters, **self.buffers}
+            if stage.constants:
+                with torch.no_grad():
+                    stage.constants(found[index])
+        return found
+
+    def _last_backwards(self) -> dict[str, Action]:
+        """By parameter: the action in which its gradient becomes complete on this rank."""
+        found: dict[str, Action] = {}
+        for action in (a for a in self.row if a.kind == "B"):
+            calls = self.program.stages[action.stage].calls
+            found |= dict.fromkeys((name for c in calls for name in c.arguments if name in self.program.parameters), action)
+        return found
+
+    def is_complete(self, parameter: str) -> bool:
+        """Whether the backward that runs now is the last that reaches the parameter."""
+        return self._now is not None and self._last.get(parameter) == self._now
+
+    def run(self, batches: list[Named]) -> list[torch.Tensor]:
+        """All actions of a step on these micro-batches; the losses of the last stage's, in order (else empty).
+
+        Gradients are added to the parameters' ``grad``.
+        """
+        losses: dict[int, torch.Tensor] = {}
+        self.transport.begin()
+        for n, action in enumerate(self.row):
+            for ahead in self.row[n : n + 2]:
+                self.transport.expect(ahead)
+            self._now = action
+            if action.kind == "F":
+                self.forward(action, batches[action.micro_batch])
+                loss = self._kept[action.stage, action.micro_batch].loss
+                if loss is not None:
+                    losses[action.micro_batch] = loss.detach()
+            else:
+                self.backward(action)
+        self._now = None
+        self.transport.finish()
+        return [losses[m] for m in sorted(losses)]
+
+    def forward(self, action: Action, batch: Named) -> None:
+        """Run a stage on one micro-batch."""
+        self.groups.log.phase = "forward"
+        stage = self.stages[action.stage].stage
+        inputs = self.transport.receive(action)
+        for value, tensor in zip(stage.receives, inputs, strict=True):
+            if value.name in self.gradients:
+                tensor.requires_grad_()
+        values = self.values(action.stage, batch, inputs)
+        for call in self.stages[action.stage].calls:
+            call(values)
+        outputs = [values[v.name] for v in stage.sends]
+        self.transport.send(action, [t.detach().contiguous() for t in outputs]) if outputs else None
+        carried = [t for v, t in zip(stage.sends, outputs, strict=True) if v.name in self.gradients]
+        given = [t for v, t in zip(stage.receives, inputs, strict=True) if v.name in self.gradients]
+        loss = values[stage.loss] if stage.loss else None
+        self._kept[action.stage, action.micro_batch] = _Kept(given, carried, loss)
+
+    def values(self, stage: int, batch: Named, inputs: list[torch.Tensor]) -> Named:
+        """What the calls of a stage read, before the first."""
+        bound = self.stages[stage]
+        received = {v.name: t for v, t in zip(bound.stage.receives, inputs, strict=True)}
+        values = {**self._fixed[stage], **batch, **received}
+        if bound.prelude:
+            with torch.no_grad():
+                bound.prelude(values)
+        return values
+
+    def backward(self, action: Action) -> None:
+        """Gradients of what a stage sent, then of its parameters and of what it received; one passed on adds up."""
+        self.groups.log.phase = "backward"
+        kept = self._kept.pop((action.stage, action.micro_batch))
+        rows = zip(kept.outputs, self.transport.receive(action), strict=True)
+        roots = [(output, grad) for output, grad in rows if output.requires_grad]
+        tensors, grads = [t for t, _ in roots], [g for _, g in roots]
+        if kept.loss is not None:
+            torch.autograd.backward([*tensors, kept.loss], [*grads, torch.ones_like(kept.loss)])
+        elif tensors:
+            torch.autograd.backward(tensors, grads)
+        if kept.inputs:
+            grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in kept.inputs]
+            self.transport.send(action, [g.contiguous() for g in grads])
+
+
+def differentiable(program: Program) -> set[str]:
+    """Values that have a gradient: floating results of calls that read a trained parameter or such a value."""
+    found: set[str] = set()
+    trained = {p.name for p in program.parameters.values() if p.requires_grad}
+    for stage in program.stages:
+        for call in stage.calls:
+            if any(name in trained or name in found for name in call.arguments):
+                found.update(call.results)
+    crossing = {v.name: v for stage in program.stages for v in stage.sends}
+    return {name for name in found if name not in crossing or crossing[name].dtype.is_floating_point}
+
+
+def _with(values: tuple[Value, ...], names: set[str]) -> tuple[Value, ...]:
+    return tuple(v for v in values if v.name in names)
