@@ -19,7 +19,7 @@ install: .venv/installed
 
 demo: install
 	mkdir -p $(OUT)
-	$(BIN)/partitioner plan examples/gpt.py:model --cluster local --ranks $(RANKS) --global-batch 16 -o $(OUT)/plan.json
+	$(BIN)/partitioner plan examples/gpt.py:model --cluster local-cpu --devices $(RANKS) --global-batch 16 -o $(OUT)/plan.json
 	$(BIN)/partitioner show $(OUT)/plan.json --svg $(OUT)/plan.svg
 	$(BIN)/partitioner verify $(OUT)/plan.json
 	$(BIN)/partitioner run $(OUT)/plan.json --steps $(STEPS) --report $(OUT)/report.json

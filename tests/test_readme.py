@@ -1,0 +1,86 @@
+"""The README's code runs: ``run`` blocks in order, in a folder that has the examples; ``file=`` blocks are written."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SECONDS = 240
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, what is to be done with it ("run", "file=NAME" or nothing), and its text."""
+
+    language: str
+    action: str
+    text: str
+
+
+def blocks(text: str) -> list[Block]:
+    return [Block(*found) for found in re.findall(r"^```(\w*) ?(\S*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with the examples, and the commands of this interpreter first on the path."""
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    (tmp_path / "bin").mkdir()
+    for command, module in (("partitioner", "tools.main"), ("torchrun", "torch.distributed.run"), ("python", "")):
+        script = tmp_path / "bin" / command
+        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" {f"-m {module}" if module else ""} "$@"\n')
+        script.chmod(0o755)
+    return tmp_path
+
+
+def run(block: Block, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c"] if block.language == "python" else ["bash", "-euo", "pipefail", "-c"]
+    variables = {
+        "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": f"{ROOT}:{folder}",
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    return subprocess.run(
+        [*command, block.text], cwd=folder, env=os.environ | variables, capture_output=True, text=True, timeout=SECONDS
+    )
+
+
+@pytest.mark.timeout(2 * SECONDS)
+def test_the_blocks_run(folder: Path) -> None:
+    for block in blocks(README):
+        if block.action.startswith("file="):
+            (folder / block.action.removeprefix("file=")).write_text(block.text)
+        if block.action == "run":
+            result = run(block, folder)
+            assert result.returncode == 0, f"{block.text}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
+    left = {path.name for path in folder.iterdir()}
+    assert {"plan.json", "plan.svg", "report.json", "llama.json", "small.json", "checkpoints"} <= left
+
+
+def test_every_python_block_is_executed_and_bash_ones_but_the_installation() -> None:
+    found = blocks(README)
+    assert [b for b in found if b.language == "python" and not b.action] == []
+    assert [b.text.split()[:2] for b in found if b.language == "bash" and not b.action] == [["make", "install"]]
+    assert {b.action for b in found} == {"", "run", "file=train.py"}
+
+
+def test_a_failing_block_is_noticed(folder: Path) -> None:
+    assert run(Block("bash", "run", "false\ntrue\n"), folder).returncode
+    assert run(Block("python", "run", "import not_there\n"), folder).returncode
+    assert run(Block("bash", "run", "partitioner show nothing.json\n"), folder).returncode == 2
+
+
+def test_every_link_leads_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
