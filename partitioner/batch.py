@@ -1,4 +1,4 @@
-"""The batch size as a factor like any other: the literals that hold it are rewritten, the rest of the graph is shared."""
+"""The batch size as a factor like any other: only the literals that hold it are rewritten."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 import numpy as np
 from torch import fx
@@ -41,7 +41,9 @@ def _shallow(node: fx.Node) -> Hashable:
     return str(node.target), shape, parameters
 
 
-def _split(marks: np.ndarray, live: np.ndarray, body: list[fx.Node], start: int, end: int, cuts: list[tuple[int, int]]) -> None:
+def _split(
+    marks: np.ndarray, live: np.ndarray, body: list[fx.Node], start: int, end: int, cuts: list[tuple[int, int]]
+) -> None:
     """Find the periodic run that covers most of [start, end); go on left and right of it."""
     found = _best_run(marks[start:end], body[start:end])
     if found is None:
@@ -162,21 +164,22 @@ def _deep(nodes: list[fx.Node]) -> Hashable:
             index[node] = (kind, len(index), shape_of(node), str(node.meta["val"].dtype))
         return index[node]
 
-    return tuple(
-        (str(n.target), str(fx.map_arg((n.args, n.kwargs), lambda x: _Word(name(x)))), str(n.meta["val"])) for n in nodes
-    )
+    return tuple((str(n.target), _words((n.args, n.kwargs), name), str(n.meta["val"])) for n in nodes)
 
 
-class _Word:
-    def __init__(self, value: Hashable) -> None:
-        self.value = value
-
-    def __repr__(self) -> str:
-        return repr(self.value)
+def _words(value: object, name: Callable[[fx.Node], Hashable]) -> Hashable:
+    """Nested arguments as nested tuples, each node by its name."""
+    if isinstance(value, fx.Node):
+        return "node", name(value)
+    if isinstance(value, tuple | list):
+        return tuple(_words(v, name) for v in value)
+    if isinstance(value, dict):
+        return tuple((k, _words(v, name)) for k, v in sorted(value.items()))
+    return repr(value)
 
 
 def _name(nodes: list[fx.Node], is_block: bool) -> str:
-    """The deepest module that holds a whole block; for other units, and where there is none, the first and last module."""
+    """The deepest module that holds a whole block; else the first and the last module."""
     paths = [module_path(n) for n in nodes if any(module_path(n))]
     if not paths:
         return nodes[0].name

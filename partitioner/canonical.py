@@ -98,15 +98,16 @@ def _topk(graph: fx.Graph, node: fx.Node) -> None:
     places = emit(graph, node, own.top_indices.default, source, k, dim)
     for item in list(node.users):
         with graph.inserting_before(item):
-            item.replace_all_uses_with(places if item.args[1] else emit(graph, item, aten.gather.default, source, dim, places))
+            new = places if item.args[1] else emit(graph, item, aten.gather.default, source, dim, places)
+        item.replace_all_uses_with(new)
         graph.erase_node(item)
 
 
 def _scalar(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    return emit(graph, node, _SCALAR[node.target], *node.args, **node.kwargs)
+    return emit(graph, node, _SCALAR[node.target], *node.args, **node.kwargs)  # type: ignore[index]
 
 
-_SCALAR = {
+_SCALAR: dict[object, Callable[..., object]] = {
     aten.add.Scalar: aten.add.Tensor,
     aten.sub.Scalar: aten.sub.Tensor,
     aten.mul.Scalar: aten.mul.Tensor,
@@ -216,7 +217,9 @@ def _full_like(graph: fx.Graph, node: fx.Node) -> fx.Node:
 
 
 _CANONICAL: dict[object, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
-    **dict.fromkeys((aten.alias.default, aten.lift_fresh_copy.default, aten.contiguous.default, aten.clone.default), _same),
+    **dict.fromkeys(
+        (aten.alias.default, aten.lift_fresh_copy.default, aten.contiguous.default, aten.clone.default), _same
+    ),
     **dict.fromkeys(
         (
             aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints,
@@ -243,7 +246,8 @@ _CANONICAL: dict[object, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
     aten.addmm.default: _addmm,
     **dict.fromkeys((aten.mm.default, aten.bmm.default), _mm),
     **dict.fromkeys(
-        (aten.split.Tensor, aten.split_with_sizes.default, aten.split.sizes, aten.chunk.default, aten.unbind.int), _split
+        (aten.split.Tensor, aten.split_with_sizes.default, aten.split.sizes, aten.chunk.default, aten.unbind.int),
+        _split,
     ),
     aten.scaled_dot_product_attention.default: _attention,
     aten.dropout.default: _dropout,

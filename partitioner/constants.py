@@ -61,10 +61,11 @@ def fold_masks(module: fx.GraphModule, buffers: dict[str, torch.Tensor], batch: 
 
 
 def plain_indexes(graph: fx.Graph, buffers: dict[str, torch.Tensor]) -> None:
-    """Rows of a table picked by one index are an embedding; an index that only counts (masks made by vmap) a reshape."""
+    """Rows of a table picked by one index are an embedding; an index that only counts (vmap's masks) is a reshape."""
     indexes = [n for n in graph.nodes if n.target == aten.index.Tensor and None not in n.args[1]]
     fixed = constants(graph)
-    counting = [n for n in indexes if set(n.args[1]) <= fixed and math.prod(shape_of(n)) == math.prod(shape_of(n.args[0]))]
+    whole = [n for n in indexes if math.prod(shape_of(n)) == math.prod(shape_of(n.args[0]))]
+    counting = [n for n in whole if set(n.args[1]) <= fixed]
     values = _evaluate(graph, fixed, {place for n in counting for place in n.args[1]}, buffers)
     for node in indexes:
         source, places = node.args
@@ -97,7 +98,8 @@ def _is_grid(shape: tuple[int, ...], places: list[torch.Tensor]) -> bool:
 def _is_interesting(node: fx.Node, batch: int) -> bool:
     shape = shape_of(node)
     masks = any(u.target == _ATTENTION for u in node.users)
-    return len(shape) > 0 and node.op == "call_function" and (masks or shape[0] == batch) and node.meta["val"].numel() <= _MOST_ELEMENTS
+    wanted = len(shape) > 0 and (masks or shape[0] == batch)
+    return wanted and node.op == "call_function" and node.meta["val"].numel() <= _MOST_ELEMENTS
 
 
 def _evaluate(
@@ -126,7 +128,8 @@ def _run(node: fx.Node, values: dict[fx.Node, Any], buffers: dict[str, torch.Ten
         buffer = buffers[node.meta["source"]]
         if buffer.is_meta:
             raise InputError(
-                f"buffer {node.meta['source']} lies on the meta device and has no value: build the model with real buffers"
+                f"buffer {node.meta['source']} lies on the meta device and has no value: "
+                "build the model with real buffers"
             )
         return buffer.cpu()
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
@@ -172,8 +175,9 @@ def sort_by_dependence(graph: fx.Graph) -> None:
     early = parameter_free(graph)
     shared = _shared(graph, input_free(graph) - constants(graph))
     fixed = constants(graph)
-    rank = {n: 0 if n.op == "placeholder" else 1 if n in fixed else 2 if n in early else 3 if n in shared else 4 for n in graph.nodes}
     nodes = [n for n in graph.nodes if n.op != "output"]
+    rank = {n: next((r for r, group in enumerate((fixed, early, shared), 1) if n in group), 4) for n in nodes}
+    rank |= {n: 0 for n in nodes if n.op == "placeholder"}
     root = next(n for n in graph.nodes if n.op == "output")
     for node in sorted(nodes, key=lambda n: rank[n]):
         root.prepend(node)

@@ -14,7 +14,7 @@ aten = torch.ops.aten
 
 
 def key_dropouts(graph: fx.Graph, batch: int) -> None:
-    """Each dropout reads the samples' keys, its operand's leading dimension being the batch (OPT merges batch and tokens)."""
+    """Each dropout reads the samples' keys; its operand leads with the batch (OPT merges batch and tokens)."""
     sites = [n for n in graph.nodes if n.op == "call_function" and n.target == aten.dropout.default]
     if not sites:
         return

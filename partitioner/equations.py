@@ -80,7 +80,8 @@ def _names(words: list[str], shape: Shape, whole: set[str]) -> tuple[str, ...]:
 
 
 def _drop_broadcast(names: tuple[str, ...], shape: Shape, sizes: dict[str, int]) -> tuple[str, ...]:
-    return tuple("" if size == 1 or (n in sizes and sizes[n] != size) else n for n, size in zip(names, shape, strict=True))
+    broadcast = [size == 1 or sizes.get(n, size) != size for n, size in zip(names, shape, strict=True)]
+    return tuple("" if b else n for n, b in zip(names, broadcast, strict=True))
 
 
 def _drop_units(names: tuple[str, ...], shape: Shape) -> tuple[str, ...]:

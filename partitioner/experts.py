@@ -72,9 +72,9 @@ class _Unsort:
             self._find_inverse(node)
         elif node.target == aten.index.Tensor:
             self._index(node)
-        elif str(node.target) in _GROUPED:
-            if first in self.plain and self._counts(node.args[2]):
-                self.plain[node] = emit(self.graph, node, own.expert_linear.default, self.plain[first], node.args[1], self.expert)
+        elif str(node.target) in _GROUPED and first in self.plain and self._counts(node.args[2]):
+            arguments = (self.plain[first], node.args[1], self.expert)
+            self.plain[node] = emit(self.graph, node, own.expert_linear.default, *arguments)
         elif any(n in self.plain for n in node.all_input_nodes):
             self._row_wise(node)
 
@@ -82,8 +82,10 @@ class _Unsort:
         """``index_put(anything, [order], arange)`` and ``argsort(order)`` undo the permutation."""
         if node.target == aten.argsort.default and node.args[0] in self.order:
             self.inverse.add(node)
-        elif node.target == aten.index_put.default and node.args[1][0] in self.order:  # type: ignore[index]
-            if node.args[2].target == aten.arange.default and node.args[2].args[0] == self.rows:  # type: ignore[union-attr]
+        elif node.target == aten.index_put.default:
+            _, places, values = node.args[:3]
+            counts = isinstance(values, fx.Node) and (values.target, values.args) == (aten.arange.default, (self.rows,))
+            if counts and len(places) == 1 and places[0] in self.order:  # type: ignore[arg-type, index]
                 self.inverse.add(node)
 
     def _index(self, node: fx.Node) -> None:
@@ -108,7 +110,7 @@ class _Unsort:
         if not isinstance(ends, fx.Node) or ends.target != aten.cumsum.default:
             return False
         counts = ends.args[0]
-        return isinstance(counts, fx.Node) and counts.target in _COUNTS and counts.args[0] in {*self.plain, self.expert}
+        return isinstance(counts, fx.Node) and counts.target in _COUNTS and counts.args[0] in (*self.plain, self.expert)
 
     def _row_wise(self, node: fx.Node) -> None:
         """An op whose rule shards its rows does the same to each row, in any order."""

@@ -115,7 +115,8 @@ def _write_back(graph: fx.Graph, node: fx.Node, changed: fx.Node, value: fx.Node
     """Uses of ``changed`` after ``node`` read ``value``; if ``changed`` views a base, the base changes with it."""
     if changed.op == "placeholder" and changed.meta["kind"] != "input":
         raise InputError(
-            f"the model changes {changed.meta['source']} in its forward: state that outlives a step can't be split over ranks"
+            f"the model changes {changed.meta['source']} in its forward: "
+            "state that outlives a step can't be split over ranks"
         )
     scatter = _SCATTER.get(changed.target)  # type: ignore[call-overload]
     base = changed.args[0] if changed.op == "call_function" and changed.args else None

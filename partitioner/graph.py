@@ -40,7 +40,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Graph:
-    """``module``: placeholders (parameters, buffers, inputs), then ops, then the loss. ``batch``: its traced batch size.
+    """``module``: placeholders (parameters, buffers, inputs), then ops, then the loss. ``batch``: its batch size.
 
     ``units`` cover, in order, every op that has a gradient; ops without one (masks, RoPE tables, shifted labels) are
     ``constants`` or ``prelude`` and are recomputed by each stage that needs them.
@@ -65,7 +65,7 @@ class Graph:
         return {n.name: n for n in self.module.graph.nodes}
 
     @cached_property
-    def digraph(self) -> nx.DiGraph:
+    def digraph(self) -> nx.DiGraph[str]:
         """A node a value (op, parameter, input, buffer), an edge an operand.
 
         Nodes carry target, module (the innermost) and module_path (outermost first), unit, layer (which block, None
@@ -99,11 +99,11 @@ def has_gradient(graph: fx.Graph) -> set[fx.Node]:
     return found
 
 
-def _digraph(graph: Graph) -> nx.DiGraph:
+def _digraph(graph: Graph) -> nx.DiGraph[str]:
     unit_of = {name: unit.name for unit in graph.units for name in unit.nodes}
     layer_of = {name: layer for layer, unit in enumerate(graph.blocks) for name in unit.nodes}
     saved = saved_bytes(graph.module.graph, has_gradient(graph.module.graph))
-    result = nx.DiGraph()
+    result: nx.DiGraph[str] = nx.DiGraph()
     for node in graph.module.graph.nodes:
         if node.op == "output":
             continue

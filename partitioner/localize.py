@@ -1,4 +1,4 @@
-"""Literal sizes in an op's arguments (a reshape's target, a part's sizes) rewritten for the part that one rank holds."""
+"""Literal sizes in an op's arguments (a reshape's target, a part's sizes) rewritten for the part of one rank."""
 
 from __future__ import annotations
 

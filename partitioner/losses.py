@@ -28,17 +28,20 @@ def count_losses(graph: fx.Graph) -> None:
     losses = [n for n in graph.nodes if n.op == "call_function" and n.target == aten.cross_entropy_loss.default]
     if len(losses) != 1:
         raise InputError(
-            f"the loss must be one cross entropy, the model has {len(losses)}: other losses are not split over samples yet"
+            f"the loss must be one cross entropy, the model has {len(losses)}: "
+            "other losses are not split over samples yet"
         )
     node = losses[0]
     names = ("self", "target", "weight", "reduction", "ignore_index", "label_smoothing")
     given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
     reduction, smoothing = given.get("reduction", 1), given.get("label_smoothing", 0.0)
     logits, target = given["self"], given["target"]
-    assert isinstance(logits, fx.Node) and isinstance(target, fx.Node)
+    assert isinstance(logits, fx.Node)
+    assert isinstance(target, fx.Node)
     if given.get("weight") is not None or reduction == 0 or target.meta["val"].is_floating_point():
         raise InputError(
-            "the cross entropy has class weights, class probabilities or no reduction: its mean does not separate over samples"
+            "the cross entropy has class weights, class probabilities or no reduction: "
+            "its mean does not separate over samples"
         )
     with graph.inserting_before(node):
         logits, target = _two_dimensional(graph, node, logits, target)

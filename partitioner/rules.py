@@ -40,8 +40,8 @@ from partitioner.shardings import (
 @dataclass(frozen=True)
 class Rule:
     """``saves`` names what backward keeps: operand indices, and "out" for the result; with ``product`` an operand is
-    kept only where another one has a gradient. ``hidden`` are bytes of what only backward sees (masks, statistics), given
-    the result's element size. ``flops`` are the forward's.
+    kept only where another one has a gradient. ``hidden`` are bytes of what only backward sees (masks, statistics),
+    given the result's element size. ``flops`` are the forward's.
     """
 
     complete: Complete
@@ -85,9 +85,12 @@ _VIEW_LINEAR = ((0,),)
 RULES: dict[str, Rule] = {
     # products
     "aten.linear.default": Rule(equation("*m k, n k -> *m n"), ((0,),), (0, 1), _matmul_flops, product=True),
-    "aten.matmul.default": Rule(equation("*b m k, *b k n -> *b m n"), ((0,), (1,)), (0, 1), _matmul_flops, product=True),
+    "aten.matmul.default": Rule(
+        equation("*b m k, *b k n -> *b m n"), ((0,), (1,)), (0, 1), _matmul_flops, product=True
+    ),
     "aten.scaled_dot_product_attention.default": Rule(
-        equation(attention), (), (0, 1, 2, "out"), _attention_flops, hidden=lambda op, _: 4.0 * math.prod(op.result[:-1])
+        equation(attention), (), (0, 1, 2, "out"), _attention_flops,
+        hidden=lambda op, _: 4.0 * math.prod(op.result[:-1]),
     ),
     "aten.conv1d.default": Rule(equation(convolution), (), (0, 1), _conv_flops),
     "aten.conv2d.default": Rule(equation(convolution), (), (0, 1), _conv_flops),

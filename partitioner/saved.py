@@ -11,7 +11,7 @@ from partitioner.shapes import op_of, operands
 
 
 def saved_bytes(graph: fx.Graph, differentiable: set[fx.Node]) -> dict[fx.Node, int]:
-    """Bytes that each op is the first to keep. Parameters, inputs, constants and prelude are kept anyhow, not counted."""
+    """Bytes that each op is the first to keep, less what is kept anyhow: parameters, inputs, constants, prelude."""
     found: dict[fx.Node, int] = {}
     free = parameter_free(graph)
     storages = {_storage(n) for n in graph.nodes if n.op == "placeholder" or n in free}
@@ -28,7 +28,7 @@ def saved_bytes(graph: fx.Graph, differentiable: set[fx.Node]) -> dict[fx.Node, 
 
 
 def saved(node: fx.Node, differentiable: set[fx.Node]) -> list[fx.Node]:
-    """The operands and result that backward of ``node`` reads; a factor of a product only where another has a gradient."""
+    """The operands and result that backward of ``node`` reads; a factor only where another has a gradient."""
     rule, sources = RULES.get(str(node.target)), operands(node)
     found: list[fx.Node] = []
     for word in rule.saves if rule else ():
@@ -43,4 +43,6 @@ def saved(node: fx.Node, differentiable: set[fx.Node]) -> list[fx.Node]:
 
 def _storage(node: fx.Node) -> int:
     value = node.meta["val"]
-    return value.untyped_storage()._cdata if isinstance(value, torch.Tensor) else id(node)
+    if not isinstance(value, torch.Tensor):
+        return id(node)
+    return value.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]

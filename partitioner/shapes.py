@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.node import map_aggregate
 
 from partitioner.shardings import Op
 
@@ -28,7 +29,7 @@ def operands(node: fx.Node) -> list[fx.Node]:
 def op_of(node: fx.Node) -> Op:
     """What the rules may look at of a call_function node."""
     literals = tuple(
-        None if isinstance(a, fx.Node) or (isinstance(a, list | tuple) and any(isinstance(x, fx.Node) for x in a)) else a
+        None if any(isinstance(x, fx.Node) for x in (a if isinstance(a, list | tuple) else (a,))) else a
         for a in node.args
     )
     shapes = tuple(shape_of(n) for n in operands(node))
@@ -40,7 +41,7 @@ def to_meta(graph: fx.Graph) -> None:
     """Replace the fake values that export left by meta tensors."""
     for node in graph.nodes:
         if "val" in node.meta:
-            node.meta["val"] = fx.node.map_aggregate(node.meta["val"], _meta)
+            node.meta["val"] = map_aggregate(node.meta["val"], _meta)
 
 
 def _meta(value: Any) -> Any:
@@ -57,9 +58,13 @@ def propagate(module: fx.GraphModule, missing_only: bool = False) -> None:
 
 
 def _evaluate(node: fx.Node) -> Any:
+    args: Any
+    kwargs: Any
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-    if node.target == torch.ops.aten.scaled_dot_product_attention.default and args[0].shape[-1] == args[2].shape[-1]:
-        return torch.empty_like(args[0])  # fused kernels lay the result out as the query
+    if node.target == torch.ops.aten.scaled_dot_product_attention.default:
+        query, _, value, *_ = args
+        if query.shape[-1] == value.shape[-1]:
+            return torch.empty_like(query)  # fused kernels lay the result out as the query
     schema = getattr(node.target, "_schema", None)
     if schema is not None and any(argument.name == "device" for argument in schema.arguments):
         kwargs = {**kwargs, "device": "meta"}

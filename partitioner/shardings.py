@@ -102,7 +102,9 @@ def expand(op: Op, slot: int, shard: Shard, ranks: int) -> Strategy | None:
 def part(op: Op, slot: int, shard: Shard, ranks: int) -> Strategy | None:
     """Arguments (x, dim, sizes, index): the parts of a fused dimension are sharded each on its own."""
     dim, sizes, index = op.literal(1), op.literal(2), op.literal(3)
-    assert isinstance(dim, int) and isinstance(sizes, list | tuple) and isinstance(index, int)
+    assert isinstance(dim, int)
+    assert isinstance(index, int)
+    assert isinstance(sizes, list | tuple)
     if shard.dim != dim:
         return Strategy((shard,), shard)
     if slot < 0:
@@ -119,7 +121,7 @@ def part(op: Op, slot: int, shard: Shard, ranks: int) -> Strategy | None:
 def _part_of_whole(shard: Shard, dim: int, sizes: tuple[int, ...], index: int, ranks: int) -> Strategy | None:
     if len(shard.segments) > 1:
         return None
-    own = shard.segments[0]
+    [own] = shard.segments
     segments: list[Segment] = []
     for i, size in enumerate(sizes):
         units = own if i == index else _like(own, size, ranks)
@@ -132,7 +134,8 @@ def _part_of_whole(shard: Shard, dim: int, sizes: tuple[int, ...], index: int, r
 def _like(segment: Segment, size: int, ranks: int) -> Segment | None:
     """A segment of another size divided the same way: in equal parts, or else in the same granules."""
     if segment.is_even(ranks):
-        return Segment(segment.repeat, ranks, size // (segment.repeat * ranks)) if size % (segment.repeat * ranks) == 0 else None
+        parts = segment.repeat * ranks
+        return Segment(segment.repeat, ranks, size // parts) if size % parts == 0 else None
     block = segment.repeat * segment.granule
     return Segment(segment.repeat, size // block, segment.granule) if size % block == 0 else None
 
@@ -178,8 +181,9 @@ def top(op: Op) -> str:
 def gather(op: Op) -> str:
     """Sharded along a dimension that is not gathered where both operands have all of it; picks may be divided."""
     dim = int(op.literal(1, 0)) % len(op.result)  # type: ignore[call-overload]
-    sizes = zip(op.operands[0], op.operands[1], strict=True)
-    terms = [("from!", "pick") if i == dim else (f"d{i}",) * 2 if a == b else (f"x{i}!", f"d{i}!") for i, (a, b) in enumerate(sizes)]
+    same = [a == b for a, b in zip(op.operands[0], op.operands[1], strict=True)]
+    terms = [(f"d{i}",) * 2 if s else (f"x{i}!", f"d{i}!") for i, s in enumerate(same)]
+    terms[dim] = ("from!", "pick")
     source, places = (" ".join(words) for words in zip(*terms, strict=True))
     return f"{source}, {places} -> {places}"
 

@@ -1,11 +1,11 @@
-"""``trace``: an unmodified nn.Module and an example batch become one normalized training Graph that ends in the loss."""
+"""``trace``: an unmodified nn.Module and an example batch become a normalized training Graph that ends in the loss."""
 
 from __future__ import annotations
 
 import inspect
 import linecache
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -57,7 +57,8 @@ def _graph(captured: _Captured, batch: int) -> Graph:
 
 
 def _batch_size(batch: dict[str, torch.Tensor]) -> int:
-    if not batch or not all(isinstance(t, torch.Tensor) for t in batch.values()):
+    values: list[object] = list(batch.values())
+    if not all(isinstance(t, torch.Tensor) for t in values):
         raise InputError("the batch must be a dict of example tensors, one for each argument of the model's forward")
     sizes = [t.shape[0] for t in batch.values() if t.dim()]
     if not sizes:
@@ -66,7 +67,7 @@ def _batch_size(batch: dict[str, torch.Tensor]) -> int:
 
 
 def _two_samples(batch: dict[str, torch.Tensor], samples: int) -> dict[str, torch.Tensor]:
-    """A batch of at least two samples (size 1 would broadcast), no two names sharing storage, which export would merge."""
+    """A batch of at least two samples (size 1 would broadcast), without shared storage, which export would merge."""
     if samples > 1:
         return {name: t.detach().clone() for name, t in batch.items()}
     return {name: torch.cat([t, t]) if t.dim() and t.shape[0] == 1 else t.detach().clone() for name, t in batch.items()}
@@ -104,27 +105,26 @@ def _loss(output: object) -> torch.Tensor:
 
 
 @contextmanager
-def _fake_state(model: nn.Module, mode: FakeTensorMode) -> Iterator[None]:
+def _fake_state(model: nn.Module, mode: FakeTensorMode) -> Generator[None]:
     """Parameters become storage-free CPU tensors while tracing, so that meta and real models trace alike."""
-    fakes: dict[int, nn.Parameter] = {}
-    saved: list[tuple[dict[str, object], str, object]] = []
+    fakes: dict[int, torch.Tensor] = {}
+    saved: list[tuple[nn.Module, str, torch.Tensor]] = []
     for module in model.modules():
-        for table in (module._parameters, module._buffers):
-            for name, tensor in table.items():
-                if tensor is None or (table is module._buffers and not tensor.is_meta):
-                    continue
-                if id(tensor) not in fakes:
-                    with mode:
-                        fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-                    is_parameter = table is module._parameters
-                    fakes[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if is_parameter else fake  # type: ignore[assignment]
-                saved.append((table, name, tensor))  # type: ignore[arg-type]
-                table[name] = fakes[id(tensor)]
+        saved += [(module, *item) for item in module.named_parameters(recurse=False, remove_duplicate=False)]
+        buffers = module.named_buffers(recurse=False, remove_duplicate=False)
+        saved += [(module, name, buffer) for name, buffer in buffers if buffer.is_meta]
     try:
+        for module, name, tensor in saved:
+            if id(tensor) not in fakes:
+                with mode:
+                    fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+                is_parameter = isinstance(tensor, nn.Parameter)
+                fakes[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if is_parameter else fake
+            setattr(module, name, fakes[id(tensor)])
         yield
     finally:
-        for table, name, tensor in saved:
-            table[name] = tensor
+        for module, name, tensor in saved:
+            setattr(module, name, tensor)
 
 
 def _export(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.export.ExportedProgram:
@@ -138,7 +138,8 @@ def _export(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.export.Ex
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{type(model).__name__} can't be traced{_where(error, model)}: {_first_line(error)}") from error
+        where = _where(error, model)
+        raise InputError(f"{type(model).__name__} can't be traced{where}: {_first_line(error)}") from error
 
 
 def _first_line(error: BaseException) -> str:
@@ -170,20 +171,22 @@ def _collect(model: nn.Module, exported: torch.export.ExportedProgram) -> _Captu
     first = {name: names[0] for names in groups.values() for name in names}
     tensors = dict(model.named_parameters(remove_duplicate=False))
     parameters = {
-        names[0]: ParameterInfo(tuple(names), tuple(tensors[names[0]].shape), tensors[names[0]].dtype, tensors[names[0]].requires_grad)
-        for names in groups.values()
+        names[0]: ParameterInfo(tuple(names), tuple(t.shape), t.dtype, t.requires_grad)
+        for names, t in ((names, tensors[names[0]]) for names in groups.values())
     }
     buffers: dict[str, torch.Tensor] = {}
     state = {**dict(model.named_buffers(remove_duplicate=False)), **exported.constants}
     kept: dict[str, fx.Node] = {}
     for node in [n for n in module.graph.nodes if n.op == "placeholder"]:
         source = signature.inputs_to_parameters.get(node.name)
-        buffer = signature.inputs_to_buffers.get(node.name) or signature.inputs_to_lifted_tensor_constants.get(node.name)
+        buffer = {**signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}.get(node.name)
         if source is not None:
             name, kind = first[source.removeprefix("model.")], "parameter"
         elif buffer is not None:
             name, kind = buffer.removeprefix("model."), "buffer"
-            buffers[name] = state[name] if name in state else state[buffer]
+            value = state[name] if name in state else state[buffer]
+            assert isinstance(value, torch.Tensor)
+            buffers[name] = value
         else:
             name, kind = str(node.target), "input"
         _merge(node, name, kind, kept)
@@ -191,7 +194,7 @@ def _collect(model: nn.Module, exported: torch.export.ExportedProgram) -> _Captu
             kept[name].meta["trains"] = parameters[name].requires_grad
     inputs = tuple(n.meta["source"] for n in kept.values() if n.meta["kind"] == "input")
     module.graph.lint()
-    return _Captured(fx.GraphModule(nn.Module(), module.graph) if not list(module.children()) else module, parameters, buffers, inputs)
+    return _Captured(module, parameters, buffers, inputs)
 
 
 def _merge(node: fx.Node, name: str, kind: str, kept: dict[str, fx.Node]) -> None:

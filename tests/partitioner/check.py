@@ -25,7 +25,7 @@ def traced(name: str, dropout: float = 0.0) -> tuple[nn.Module, Graph]:
 def interpret(graph: Graph, model: nn.Module, batch: dict[str, torch.Tensor]) -> Result:
     """The loss and every gradient, by running the graph node by node with the model's own weights."""
     tensors = dict(model.named_parameters(remove_duplicate=False))
-    weights = {name: tensors[name].detach().clone().requires_grad_(p.requires_grad) for name, p in graph.parameters.items()}
+    weights = {n: tensors[n].detach().clone().requires_grad_(p.requires_grad) for n, p in graph.parameters.items()}
     given = {**batch, "sample_keys": torch.arange(graph.batch) + 7}
     count, names = count_targets(graph.module.graph)
     if count is not None:

@@ -1,4 +1,4 @@
-"""A small float64 call of every op that has a rule: the sizes let 2 ranks shard evenly and 3 ranks unevenly, or both ways."""
+"""Small float64 calls of every op that has a rule; 2 and 3 ranks shard their sizes evenly here, unevenly there."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from partitioner.ops import own
 
 aten = torch.ops.aten
+Op = Callable[..., torch.Tensor]
 _RANDOM = torch.Generator().manual_seed(3)
 
 
@@ -17,7 +18,7 @@ _RANDOM = torch.Generator().manual_seed(3)
 class Sample:
     """``target(*args, **kwargs)``; tensors among the arguments (also in a list) are the operands."""
 
-    target: Callable[..., torch.Tensor]
+    target: Op
     args: tuple[object, ...]
     kwargs: dict[str, object] = field(default_factory=dict)
 
@@ -42,12 +43,17 @@ def truth(*shape: int) -> torch.Tensor:
     return integers(2, *shape).bool()
 
 
-def _unary(targets: tuple[Callable[..., torch.Tensor], ...], make: Callable[..., torch.Tensor], *rest: object) -> list[Sample]:
+def _unary(targets: tuple[Op, ...], make: Callable[..., torch.Tensor], *rest: object) -> list[Sample]:
     return [Sample(t, (make(4, 6), *rest)) for t in targets]
 
 
-def _binary(targets: tuple[Callable[..., torch.Tensor], ...], make: Callable[..., torch.Tensor]) -> list[Sample]:
+def _binary(targets: tuple[Op, ...], make: Callable[..., torch.Tensor]) -> list[Sample]:
     return [Sample(t, (make(4, 6), make(*shape))) for t in targets for shape in ((4, 6), (6,), (4, 1))]
+
+
+def _attention(keys: int, *rest: object) -> Sample:
+    tensors = (real(2, 6, 5, 4), real(2, 6, keys, 4), real(2, 6, keys, 4))
+    return Sample(aten.scaled_dot_product_attention.default, (*tensors, *rest), {"scale": 0.3})
 
 
 SAMPLES: list[Sample] = [
@@ -55,9 +61,9 @@ SAMPLES: list[Sample] = [
     Sample(aten.matmul.default, (real(6, 9), real(9, 5))),
     Sample(aten.matmul.default, (real(2, 4, 6, 9), real(2, 4, 9, 5))),
     Sample(aten.matmul.default, (real(4, 3, 6), real(6, 5))),
-    Sample(aten.scaled_dot_product_attention.default, (real(2, 6, 5, 4), real(2, 6, 5, 4), real(2, 6, 5, 4), None, 0.0, True)),
-    Sample(aten.scaled_dot_product_attention.default, (real(2, 6, 5, 4), real(2, 6, 7, 4), real(2, 6, 7, 4), truth(2, 1, 5, 7).logical_or(torch.ones(7).bool()))),
-    Sample(aten.scaled_dot_product_attention.default, (real(2, 6, 5, 4), real(2, 6, 7, 4), real(2, 6, 7, 4), real(1, 6, 5, 7)), {"scale": 0.3}),
+    _attention(5, None, 0.0, True),
+    _attention(7, truth(2, 1, 5, 7).logical_or(torch.arange(7) == 3)),
+    _attention(7, real(1, 6, 5, 7)),
     Sample(aten.conv1d.default, (real(4, 3, 8), real(6, 3, 3), real(6))),
     Sample(aten.conv1d.default, (real(4, 4, 8), real(6, 4, 3))),
     Sample(aten.conv2d.default, (real(4, 3, 8, 8), real(6, 3, 2, 2), real(6), [2, 2])),
@@ -122,7 +128,9 @@ SAMPLES: list[Sample] = [
     *_unary((aten.pow.Tensor_Scalar,), positive, 2),
     *_unary((aten.clamp.default,), real, -0.5, 0.5),
     *_unary((aten.to.dtype,), real, torch.float64),
-    *_unary((aten.eq.Scalar, aten.ne.Scalar, aten.gt.Scalar, aten.ge.Scalar, aten.lt.Scalar, aten.le.Scalar), real, 0.0),
+    *_unary(
+        (aten.eq.Scalar, aten.ne.Scalar, aten.gt.Scalar, aten.ge.Scalar, aten.lt.Scalar, aten.le.Scalar), real, 0.0
+    ),
     *_unary((aten.logical_not.default, aten.bitwise_not.default), truth),
     Sample(aten.masked_fill.Scalar, (real(4, 6), truth(4, 6), 7.0)),
     Sample(aten.masked_fill.Scalar, (real(4, 6), truth(1, 6), 7.0)),

@@ -119,9 +119,9 @@ def _structure(graph: Graph) -> object:
     """All of a graph but names."""
     number = {name: i for i, name in enumerate(graph.nodes)}
     ops = [
-        (n.op, str(n.target) if n.op == "call_function" else n.meta.get("kind"), [number[a.name] for a in n.all_input_nodes])
+        (str(n.target) if n.op == "call_function" else n.meta.get("kind"), [number[a.name] for a in n.all_input_nodes])
         for n in graph.module.graph.nodes
-    ]  # fmt: skip
+    ]
     units = [([number[n] for n in u.nodes], u.kind, u.is_block) for u in graph.units]
     layouts = {number[n]: shard for n, shard in graph.batch_layout.items()}
     return ops, units, layouts, [p.shape for p in graph.parameters.values()]

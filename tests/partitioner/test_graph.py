@@ -11,7 +11,6 @@ from torch import fx, nn
 
 from partitioner.graph import Graph, check_graph
 
-
 _COPIES = {"neox": 0.1, "t5": 0.1, **dict.fromkeys(("llama", "mistral", "opt", "bert", "gemma3", "mixtral"), 0.03)}
 
 

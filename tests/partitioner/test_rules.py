@@ -47,7 +47,8 @@ def _shards(size: int, dim: int, ranks: int) -> Iterator[Shard]:
         if size % (repeat * granule) == 0 and size // (repeat * granule) >= ranks:
             yield Shard(dim, (Segment(repeat, size // (repeat * granule), granule),)).canonical(ranks)
     if size % 4 == 0 and size // 4 >= ranks:
-        yield Shard(dim, (Segment(1, size // 2, 1), Segment(1, size // 4, 1), Segment(1, size // 4, 1))).canonical(ranks)
+        fused = (Segment(1, size // 2, 1), Segment(1, size // 4, 1), Segment(1, size // 4, 1))
+        yield Shard(dim, fused).canonical(ranks)
 
 
 def _strategies(node: fx.Node, ranks: int) -> Iterator[tuple[int, Shard, Strategy | None]]:
@@ -59,7 +60,7 @@ def _strategies(node: fx.Node, ranks: int) -> Iterator[tuple[int, Shard, Strateg
 
 
 def _scatter(value: torch.Tensor, placement: Placement, ranks: int, partial: Placement) -> list[torch.Tensor]:
-    """Each rank's tensor; ``partial`` is the word that stands for a random sum (PARTIAL forward, REPLICATE backward)."""
+    """Each rank's tensor; ``partial`` is the word of a random sum (PARTIAL forward, REPLICATE backward)."""
     if isinstance(placement, Shard):
         return [take(value, placement, r, ranks) for r in range(ranks)]
     if placement != partial or not value.is_floating_point():
@@ -78,7 +79,9 @@ def _gather(parts: list[torch.Tensor], placement: Placement, partial: Placement)
     return parts[0]
 
 
-def _run(node: fx.Node, values: list[torch.Tensor], args: tuple[object, ...], kwargs: dict[str, object]) -> torch.Tensor:
+def _run(
+    node: fx.Node, values: list[torch.Tensor], args: tuple[object, ...], kwargs: dict[str, object]
+) -> torch.Tensor:
     given = dict(zip(dict.fromkeys(operands(node)), values, strict=True))
     return node.target(*fx.map_arg(args, lambda n: given[n]), **fx.map_arg(kwargs, lambda n: given[n]))  # type: ignore[operator]
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-
 import pytest
 import torch
 from check import error, interpret, run_eagerly, traced
@@ -10,7 +9,6 @@ from torch.nn import functional as F
 
 from partitioner.batch import resize
 from partitioner.errors import InputError
-from partitioner.graph import Graph
 from partitioner.rules import RULES
 from partitioner.trace import trace
 
