@@ -1,0 +1,104 @@
+"""A plan against the plain model: loss, every gradient, the clipped norm and every parameter after AdamW steps."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from partitioner.graph import Graph
+from partitioner.lower import lower
+from partitioner.plan import Plan
+from partitioner.program import Program
+from runtime.engine import Engine
+from runtime.groups import Groups
+from runtime.optimizer import factory
+from runtime.parameters import gather, materialize
+from runtime.pieces import cut, part_of
+from runtime.reference import Steps
+
+STEPS, CLIP, LR = 3, 1.0, 1e-3
+FLOOR = 1e-3  # of the median size: below it a tensor's error is measured against this floor
+ZERO = 1e-9  # of the median size: a gradient below it is structurally zero
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Largest relative errors of one plan, and the tensor that has the largest."""
+
+    loss: float
+    gradient: float
+    norm: float
+    parameter: float
+    worst: str
+    median_gradient: float
+    zero: tuple[str, ...]
+
+    @property
+    def largest(self) -> float:
+        """The largest of all."""
+        return max(self.loss, self.gradient, self.norm, self.parameter)
+
+
+def steps_of(plan: Plan, graph: Graph, start: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> Steps:
+    """The same steps under ``plan`` on all ranks together; whole tensors come back on rank 0, empty tables elsewhere."""
+    program = lower(graph, plan)
+    groups = Groups(program)
+    parameters = materialize(
+        program, groups.coordinates, lambda p, part: cut(start[p.name], part), groups.device
+    )
+    engine = Engine(program, groups, parameters, factory(torch.optim.AdamW, lr=LR), clip=CLIP)
+    own = _own(program, groups, batch)
+    engine.gradients(own)
+    gradients = _whole(program, groups, {n: p.grad for n, p in parameters.items()})
+    losses = [engine.step(own)]
+    norm = engine.grad_norm
+    losses += [engine.step(own) for _ in range(STEPS - 1)]
+    after = _whole(program, groups, dict(parameters))
+    assert norm is not None
+    return Steps(float(losses[0]), gradients, float(norm), after)
+
+
+def _own(program: Program, groups: Groups, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    each = program.micro_batch * program.micro_batches
+    first = groups.coordinates["dp"] * each
+    return {n: t[first : first + each] for n, t in batch.items()}
+
+
+def _whole(program: Program, groups: Groups, local: Mapping[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for name, parameter in program.parameters.items():
+        mine = local.get(name)
+        if mine is None and name in local:
+            mine = torch.zeros(part_of(program, parameter, groups.coordinates).shape, dtype=parameter.dtype)
+        whole = gather(program, groups, name, mine, everywhere=False)
+        if whole is not None:
+            found[name] = whole.detach().clone()
+    return found
+
+
+def difference(found: Steps, wanted: Steps) -> Difference:
+    """Errors relative to each tensor's size, or to a thousandth of the median size where it is smaller."""
+    gradients = {n: g for n, g in wanted.gradients.items()}
+    sizes = {n: float(g.abs().max()) for n, g in gradients.items()}
+    median = statistics.median(sizes.values())
+    zero = tuple(n for n, s in sizes.items() if s <= ZERO * median)
+    grads = _errors(found.gradients, gradients, median)
+    middle = statistics.median(float(p.abs().max()) for p in wanted.parameters.values())
+    moved = _errors({n: p for n, p in found.parameters.items() if n not in zero}, wanted.parameters, middle)
+    worst = max([*((e, f"gradient of {n}") for n, e in grads.items()), *((e, n) for n, e in moved.items())])
+    return Difference(
+        abs(found.loss - wanted.loss) / abs(wanted.loss), max(grads.values()), abs(found.norm - wanted.norm) / wanted.norm,
+        max(moved.values()), worst[1], median, zero,
+    )  # fmt: skip
+
+
+def _errors(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], median: float) -> dict[str, float]:
+    rows: dict[str, float] = {}
+    for name, b in wanted.items():
+        if name in found:
+            scale = max(float(b.abs().max()), FLOOR * median)
+            rows[name] = float((found[name].to(b.dtype) - b).abs().max()) / scale
+    return rows

@@ -1,0 +1,67 @@
+"""The plain model's training steps on one process: the normalized graph interpreted, no rule and no lowering touched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+
+from partitioner.batch import resize
+from partitioner.graph import Graph
+from partitioner.losses import count_targets
+from partitioner.ops import mix64
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What the first step gave (loss, every gradient as it came, their norm) and the parameters after all steps."""
+
+    loss: float
+    gradients: dict[str, torch.Tensor]
+    norm: float
+    parameters: dict[str, torch.Tensor]
+
+
+def train(
+    graph: Graph, start: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor], steps: int, clip: float, lr: float,
+    seed: int = 0,
+) -> Steps:  # fmt: skip
+    """``steps`` AdamW steps on one batch from the parameters ``start``; dropout draws the masks that every plan draws."""
+    samples = next(iter(batch.values())).shape[0]
+    graph = resize(graph, samples)
+    parameters = {n: nn.Parameter(start[n].clone(), p.requires_grad) for n, p in graph.parameters.items()}
+    trained = [p for p in parameters.values() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=lr)
+    first: tuple[float, dict[str, torch.Tensor], float] | None = None
+    for step in range(steps):
+        optimizer.zero_grad()
+        loss = run(graph, parameters, batch, seed, step)
+        loss.backward()
+        gradients = {n: p.grad.clone() for n, p in parameters.items() if p.grad is not None}
+        norm = float(torch.nn.utils.clip_grad_norm_(trained, clip))
+        first = first or (float(loss), gradients, norm)
+        optimizer.step()
+    assert first is not None
+    return Steps(*first, {n: p.detach() for n, p in parameters.items()})
+
+
+def run(
+    graph: Graph, parameters: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor], seed: int = 0, step: int = 0
+) -> torch.Tensor:
+    """The loss of the graph's batch, by torch.fx.Interpreter."""
+    values = dict(batch)
+    values["sample_keys"] = torch.tensor([mix64(seed, step, g) for g in range(graph.batch)], dtype=torch.int64)
+    counter, names = count_targets(graph.module.graph)
+    if counter is not None:
+        given = {f"buffer:{n}": b for n, b in graph.buffers.items()} | values
+        values["loss_count"] = counter(*(given[n] for n in names)).double()
+    tables = {"parameter": parameters, "buffer": graph.buffers, "input": values}
+    nodes = [n for n in graph.module.graph.nodes if n.op == "placeholder"]
+    arguments = [tables[n.meta["kind"]][n.meta["source"]] for n in nodes]
+    result = fx.Interpreter(graph.module).run(*arguments)
+    return result[0] if isinstance(result, tuple | list) else result
+
+
+__all__ = ["Steps", "run", "train"]

@@ -1,0 +1,75 @@
+"""What a plan says in a few lines: the mesh, the step's parts, memory by stage."""
+
+from __future__ import annotations
+
+from rich.console import Group
+from rich.panel import Panel
+from rich.text import Text
+
+from partitioner import Plan
+from tools.screen import seconds, size, table
+
+PARTS = (
+    ("compute", "compute_seconds"),
+    ("tensor-parallel communication", "communication_seconds"),
+    ("pipeline bubble and waiting", "bubble_seconds"),
+    ("gradient sync, exposed", "sync_seconds"),
+    ("optimizer", "optimizer_seconds"),
+)
+
+
+def summary(plan: Plan) -> Group:
+    """A card, then the parts of a step, then the stages."""
+    return Group(_card(plan), _parts(plan), _stages(plan))
+
+
+def mesh_words(plan: Plan) -> str:
+    """``pp 2 x dp 1 x tp 2``."""
+    mesh = plan.decisions.mesh
+    return " x ".join(f"{axis} {mesh[axis]}" for axis in plan.decisions.order)
+
+
+def mfu(plan: Plan) -> float:
+    """Model FLOPs over peak FLOPs of all devices in the step's time."""
+    peak = max(plan.cluster["device"]["flops_per_second"].values())
+    return plan.cost.flops / (plan.cost.step_seconds * plan.world * peak)
+
+
+def _card(plan: Plan) -> Panel:
+    d = plan.decisions
+    devices = plan.cluster["nodes"] * plan.cluster["node_devices"]
+    lines = [
+        f"{plan.model.get('entry', 'a model')}: {plan.model['parameters']:,} parameters, {plan.model['blocks']} blocks",
+        f"{plan.cluster['name']}: {devices} x {plan.cluster['device']['name']}",
+        f"mesh {mesh_words(plan)}, {d.schedule}" + (f" with {d.virtual} virtual stages" if d.virtual > 1 else ""),
+        f"global batch {plan.global_batch} = {d.mesh['dp']} dp x {d.micro_batches} micro-batches of {d.micro_batch}, "
+        f"recompute {'on' if d.recompute else 'off'}",
+        f"step {seconds(plan.cost.step_seconds)}, {plan.global_batch / plan.cost.step_seconds:,.4g} samples/s, "
+        f"peak memory {size(plan.cost.peak_bytes)} of {size(plan.cluster['device']['memory_bytes'])}",
+        *plan.notes,
+    ]
+    if plan.stale:
+        lines.append("STALE: the decisions were edited after the rest was derived from them; plan again")
+    return Panel(Text("\n".join(lines)), title="plan", expand=False)
+
+
+def _parts(plan: Plan) -> object:
+    whole = plan.cost.step_seconds
+    rows = [
+        [name, seconds(getattr(plan.cost, key)), f"{100 * getattr(plan.cost, key) / whole:.1f} %"] for name, key in PARTS
+    ]
+    rows.append(["step", seconds(whole), "100 %"])
+    return table("where the time goes (predicted)", ("part", "seconds", "share"), rows)
+
+
+def _stages(plan: Plan) -> object:
+    rows = [
+        [
+            str(n), f"{units[0]} .. {units[-1]}" if len(units) > 1 else units[0], str(len(units)),
+            seconds(cost.forward_seconds), seconds(cost.backward_seconds), size(cost.state_bytes),
+            size(cost.activation_bytes),
+        ]
+        for n, (units, cost) in enumerate(zip(plan.decisions.stages, plan.cost.stages, strict=True))
+    ]  # fmt: skip
+    columns = ("stage", "units", "count", "forward", "backward", "state", "activations")
+    return table("stages (one micro-batch)", columns, rows)

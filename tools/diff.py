@@ -1,0 +1,59 @@
+"""``partitioner diff``: which decisions two plans of one model differ in, by module name."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+
+from partitioner import Plan
+from partitioner.layout import parse_placement
+from tools.screen import output
+
+
+def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    command = commands.add_parser("diff", help="what changed from one plan to another")
+    command.add_argument("before", metavar="PLAN")
+    command.add_argument("after", metavar="PLAN")
+    command.set_defaults(action=diff_command)
+
+
+def diff_command(options: argparse.Namespace) -> int:
+    """One line a difference; exit status 1 when there is any."""
+    before, after = Plan.load(options.before), Plan.load(options.after)
+    lines = differences(before, after)
+    for line in lines:
+        output().print(line, markup=False)
+    if not lines:
+        output().print("the plans decide the same")
+    return 1 if lines else 0
+
+
+def differences(before: Plan, after: Plan) -> list[str]:
+    """``what: before -> after``, decisions first, then layouts of parameters."""
+    lines = [f"global batch: {before.global_batch} -> {after.global_batch}"] if before.global_batch != after.global_batch else []
+    old, new = asdict(before.decisions), asdict(after.decisions)
+    for key in ("mesh", "order", "micro_batch", "micro_batches", "schedule", "virtual", "recompute", "seed"):
+        if old[key] != new[key]:
+            lines.append(f"{key}: {_words(old[key])} -> {_words(new[key])}")
+    if old["stages"] != new["stages"]:
+        lines.append(f"stages: {[len(s) for s in old['stages']]} -> {[len(s) for s in new['stages']]} units")
+    for key in ("parameters", "boundaries"):
+        for name in sorted(set(old[key]) | set(new[key])):
+            a, b = old[key].get(name), new[key].get(name)
+            if a != b:
+                lines.append(f"{key.removesuffix('s')} {name}: {_layout(a)} -> {_layout(b)}")
+    return lines
+
+
+def _words(value: object) -> str:
+    return " ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+
+
+def _layout(word: object) -> str:
+    if word is None:
+        return "absent"
+    try:
+        return str(parse_placement(word))  # type: ignore[arg-type]
+    except ValueError:
+        return ", ".join(str(parse_placement(w)) for w in word) if isinstance(word, list) else str(word)

@@ -1,0 +1,49 @@
+"""The ``partitioner`` command: reads arguments, calls one tool, turns errors into one line and an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from partitioner.errors import DoesNotFit, InputError
+from tools import compare, diff, planning, run, show, verify, weights
+from tools.screen import error_line
+
+EXIT_INPUT, EXIT_MEMORY = 2, 3
+COMMANDS = (planning, show, compare, diff, verify, run, weights)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def parser() -> argparse.ArgumentParser:
+    """All sub-commands, each declared by its own module."""
+    top = _Parser(prog="partitioner", description="Automatic parallelization of transformer training.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    for module in COMMANDS:
+        module.declare(commands)
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 done, 1 something differs or failed, 2 bad input, 3 no plan fits in memory."""
+    try:
+        options = parser().parse_args(arguments)
+        return int(options.action(options) or 0)
+    except InputError as error:
+        error_line(str(error))
+        return EXIT_INPUT
+    except DoesNotFit as error:
+        error_line(str(error))
+        return EXIT_MEMORY
+    except BrokenPipeError:
+        return 1
+    except KeyboardInterrupt:
+        error_line("interrupted")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

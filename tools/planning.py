@@ -1,0 +1,111 @@
+"""``partitioner plan`` and ``partitioner clusters``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from partitioner import Cluster, Plan, search, trace
+from partitioner.cluster import presets
+from partitioner.errors import InputError
+from tools.card import summary
+from tools.entry import parse_settings
+from tools.models import load
+from tools.screen import output, seconds, size, status, table
+
+
+def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add both commands."""
+    plan = commands.add_parser(
+        "plan",
+        help="search the best plan for a model on a cluster",
+        epilog="example: partitioner plan examples/gpt.py:model --cluster local-cpu --global-batch 16 -o plan.json",
+    )
+    plan.add_argument("model", metavar="MODEL", help="file.py:function, hf:TYPE or hf:config.json")
+    plan.add_argument("--cluster", required=True, metavar="NAME", help="a preset (see clusters) or a .toml file")
+    plan.add_argument("--nodes", type=int, default=1, metavar="N")
+    plan.add_argument("--devices", type=int, metavar="N", help="use N devices of one node")
+    plan.add_argument("--global-batch", type=int, required=True, metavar="B", help="samples a step, all ranks together")
+    plan.add_argument("--seq", type=int, metavar="S", help="tokens of the example batch")
+    plan.add_argument("--set", action="append", default=[], nargs="+", metavar="k=v", help="model settings")
+    plan.add_argument("--pin", action="append", default=[], metavar="tp=8", help="fix a decision or a layout")
+    plan.add_argument("-o", "--output", metavar="FILE", help="write plan.json")
+    plan.add_argument("--top", type=int, default=5, metavar="K", help="candidates to list")
+    plan.add_argument("--json", action="store_true", help="print the plan as JSON and nothing else")
+    plan.set_defaults(action=plan_command)
+    clusters = commands.add_parser("clusters", help="list the cluster presets")
+    clusters.add_argument("--json", action="store_true")
+    clusters.set_defaults(action=clusters_command)
+
+
+def plan_command(options: argparse.Namespace) -> int:
+    """Trace on meta, search, show the card and the candidates, write the file."""
+    if options.global_batch < 1 or options.nodes < 1 or (options.devices is not None and options.devices < 1):
+        raise InputError("--global-batch, --nodes and --devices must be positive")
+    cluster = Cluster.load(options.cluster, options.nodes, options.devices)
+    with status(f"loading {options.model}") as say:
+        settings = parse_settings(word for words in options.set for word in words)
+        source = load(options.model, settings, seq=options.seq, meta=True)
+        say("tracing")  # type: ignore[operator]
+        graph = trace(source.module, source.batch)
+        model = {"entry": options.model, "settings": source.settings, "seq": source.seq}
+        plan = search(graph, cluster, options.global_batch, read_pins(options.pin), model, say)  # type: ignore[arg-type]
+    if options.output:
+        plan.save(options.output)
+    if options.json:
+        sys.stdout.write(plan.to_json())
+        return 0
+    console = output()
+    console.print(summary(plan))
+    console.print(candidates(plan, options.top))
+    if options.output:
+        console.print(f"written to {options.output}")
+    return 0
+
+
+def read_pins(words: list[str]) -> dict[str, str | int]:
+    """``["tp=8"]`` as a dict; raises InputError for a word without ``=``."""
+    pins: dict[str, str | int] = {}
+    for word in words:
+        key, equals, value = word.rpartition("=")
+        if not equals or not key or not value:
+            raise InputError(f"--pin takes name=value, not {word!r}")
+        pins[key] = value
+    return pins
+
+
+def candidates(plan: Plan, count: int) -> object:
+    """The best different candidates, the chosen one first."""
+    best = plan.candidates[0].step_seconds if plan.candidates else 0.0
+    room = plan.cluster["device"]["memory_bytes"]
+    rows = [
+        [
+            f"pp {c.mesh['pp']} dp {c.mesh['dp']} tp {c.mesh['tp']}", str(c.micro_batch),
+            c.schedule + (f" x{c.virtual}" if c.virtual > 1 else ""), "on" if c.recompute else "off",
+            seconds(c.step_seconds), f"{c.step_seconds / best:.2f}x", size(c.peak_bytes),
+            "" if c.peak_bytes <= room else "no",
+        ]
+        for c in plan.candidates[:count]
+    ]  # fmt: skip
+    columns = ("mesh", "micro-batch", "schedule", "recompute", "step", "against best", "memory", "fits")
+    return table("candidates", columns, rows)
+
+
+def clusters_command(options: argparse.Namespace) -> int:
+    """Every preset, one a row."""
+    found = [Cluster.load(name) for name in presets()]
+    if options.json:
+        sys.stdout.write(json.dumps([c.as_dict() for c in found], indent=1) + "\n")
+        return 0
+    rows = [
+        [
+            c.name, c.device.name, str(c.node_devices), size(c.device.memory_bytes),
+            f"{max(c.device.flops_per_second.values()) / 1e12:g} TFLOP/s", size(c.node.bytes_per_second) + "/s",
+            size(c.network.bytes_per_second) + "/s",
+        ]
+        for c in found
+    ]  # fmt: skip
+    columns = ("cluster", "device", "a node", "memory", "peak", "in a node", "across nodes")
+    output().print(table("clusters", columns, rows))
+    return 0

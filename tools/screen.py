@@ -1,0 +1,62 @@
+"""What goes to the terminal: rich tables on standard output, progress and errors on standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.table import Table
+
+
+def output() -> Console:
+    """Standard output; outside a terminal plain and 120 columns wide."""
+    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+
+
+def errors() -> Console:
+    """Standard error."""
+    return Console(stderr=True, highlight=False)
+
+
+def error_line(text: str) -> None:
+    """One line that names what is wrong."""
+    sys.stderr.write(f"partitioner: {' '.join(text.split())}\n")
+
+
+@contextmanager
+def status(first: str) -> Iterator[object]:
+    """A spinner on standard error when it is a terminal; yields a function that changes its text."""
+    console = errors()
+    if not console.is_terminal:
+        yield lambda text: None
+        return
+    with console.status(first) as spinner:
+        yield spinner.update
+
+
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+    """A table whose first column is words and the others figures."""
+    made = Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
+    for n, column in enumerate(columns):
+        made.add_column(column, justify="left" if n == 0 else "right", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def seconds(value: float) -> str:
+    """Seconds in the unit that reads best."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {unit}"
+    return "0" if not value else f"{value / 1e-6:.3g} us"
+
+
+def size(value: float) -> str:
+    """Bytes in decimal units."""
+    for unit, one in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(value) >= one:
+            return f"{value / one:.3g} {unit}"
+    return f"{value:.0f} B"

@@ -1,0 +1,205 @@
+"""``partitioner verify``: families of plans, or one plan, on local gloo ranks against the plain model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from partitioner import Graph, Plan, search, trace
+from partitioner.errors import InputError
+from partitioner.layout import Shard, parse_placement
+from runtime import launch
+from runtime.reference import run
+from tools.entry import parse_settings
+from tools.families import Family, cluster, families
+from tools.models import Source, load
+from tools.screen import output, status, table
+
+TRACED, PARALLEL, SHARE = 1e-6, 1e-9, 0.95
+LIMIT_SECONDS = 1800.0
+
+
+def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    verify = commands.add_parser(
+        "verify",
+        help="compare plans with the plain model on local ranks",
+        epilog="example: partitioner verify hf:llama --ranks 4",
+    )
+    verify.add_argument("what", metavar="MODEL|PLAN", help="file.py:function, hf:TYPE, or a plan.json")
+    verify.add_argument("--ranks", type=int, default=2, metavar="N")
+    verify.add_argument("--set", action="append", default=[], nargs="+", metavar="k=v")
+    verify.add_argument("--seq", type=int, metavar="S")
+    verify.add_argument("--json", action="store_true")
+    verify.set_defaults(action=verify_command)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One family's result; ``share`` of parameter bytes that its tensor-parallel layout divides."""
+
+    name: str
+    mesh: str
+    ranks: int
+    tp: int
+    loss: float
+    gradient: float
+    norm: float
+    parameter: float
+    worst: str
+    share: float
+    zero: tuple[str, ...]
+
+    @property
+    def error(self) -> float:
+        """The largest relative error."""
+        return max(self.loss, self.gradient, self.norm, self.parameter)
+
+    @property
+    def passed(self) -> bool:
+        """Equal to 1e-9, and with tp 2 at least 95 % of the parameters divided."""
+        return self.error <= PARALLEL and (self.tp != 2 or self.share >= SHARE)
+
+
+def verify_command(options: argparse.Namespace) -> int:
+    """Exit status 0 when all is equal, 1 when something differs."""
+    with status("loading") as say:
+        if options.what.endswith(".json") and ":" not in options.what:
+            source, wanted = _of_plan(Plan.load(options.what))
+        else:
+            source, wanted = _of_model(options)
+        if not options.json:
+            output().print(str(source))
+        say("tracing")  # type: ignore[operator]
+        graph = trace(source.module, source.batch)
+        traced = traced_error(graph, source)
+        say(f"running {len(wanted)} plans")  # type: ignore[operator]
+        rows = run_plans(source, wanted, graph)
+    passed = traced <= TRACED and all(row.passed for row in rows)
+    if options.json:
+        _print_json(source, traced, rows, passed)
+    else:
+        _print(traced, rows, passed)
+    return 0 if passed else 1
+
+
+def _of_plan(plan: Plan) -> tuple[Source, list[tuple[str, Plan]]]:
+    entry = plan.model.get("entry")
+    if not entry:
+        raise InputError("the plan names no model to load: make it with partitioner plan MODEL")
+    sys.stderr.write(f"importing {entry}\n")
+    source = load(entry, plan.model["settings"], seq=plan.model.get("seq"), batch=plan.global_batch)
+    return source, [("the plan", plan)]
+
+
+def _of_model(options: argparse.Namespace) -> tuple[Source, list[tuple[str, Plan]]]:
+    if options.ranks < 2:
+        raise InputError(f"verify needs at least 2 ranks, not {options.ranks}")
+    settings = parse_settings(word for words in options.set for word in words)
+    sys.stderr.write(f"importing {options.what}\n")
+    batch = 2 * options.ranks
+    source = load(options.what, settings, seq=options.seq, batch=batch, shrink=True)
+    graph = trace(source.module, source.batch)
+    return source, [(f.name, family_plan(graph, f, options.ranks, batch)) for f in families(graph, options.ranks, batch)]
+
+
+def family_plan(graph: Graph, family: Family, ranks: int, global_batch: int) -> Plan:
+    """The best plan under the family's pins; the search must not leave them."""
+    return search(graph, cluster(ranks), global_batch, family.pins)
+
+
+def traced_error(graph: Graph, source: Source) -> float:
+    """Comparison (a): loss and gradients of the normalized graph against the eager module, both in float32."""
+    module, batch = source.module, source.batch
+    module.zero_grad()
+    out = module(**batch)
+    loss = out if isinstance(out, torch.Tensor) else out["loss"] if isinstance(out, dict) else out.loss
+    loss.backward()
+    own = dict(module.named_parameters(remove_duplicate=False))
+    wanted = {n: own[n].grad for n in graph.parameters}
+    if any(n.target == torch.ops.partitioner.dropout.default for n in graph.module.graph.nodes):
+        return 0.0
+    copies = {n: own[n].detach().clone().requires_grad_() for n in graph.parameters}
+    found = run(graph, copies, batch)
+    found.backward()
+    module.zero_grad()
+    size = sorted(float(g.abs().max()) for g in wanted.values() if g is not None)
+    median = size[len(size) // 2]
+    errors = [abs(float(found.detach()) - float(loss.detach())) / abs(float(loss.detach()))]
+    for name, gradient in wanted.items():
+        other = copies[name].grad
+        if gradient is not None and other is not None:
+            errors.append(float((other - gradient).abs().max()) / max(float(gradient.abs().max()), 1e-1 * median))
+    return max(errors)
+
+
+def run_plans(source: Source, plans: list[tuple[str, Plan]], graph: Graph) -> list[Row]:
+    """All plans of one world size in one launch of that many ranks."""
+    rows: list[Row] = []
+    for ranks in sorted({plan.world for _, plan in plans}):
+        chosen = [(name, plan) for name, plan in plans if plan.world == ranks]
+        with tempfile.TemporaryDirectory() as folder:
+            found = _launch(source, chosen, ranks, Path(folder))
+        rows += [_row(name, plan, graph, result) for (name, plan), result in zip(chosen, found, strict=True)]
+    return rows
+
+
+def _launch(source: Source, plans: list[tuple[str, Plan]], ranks: int, folder: Path) -> list[dict[str, object]]:
+    for n, (_, plan) in enumerate(plans):
+        plan.save(folder / f"{n}.json")
+    model = {"spec": source.spec, "settings": source.settings, "seq": source.seq, "batch": source.batch_size}
+    (folder / "model").write_text(json.dumps(model))
+    command = [sys.executable, "-m", "tools.verify_rank", str(folder), str(len(plans))]
+    environment = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
+    result = launch.local(command, ranks, LIMIT_SECONDS, environment)
+    if result.failure is not None:
+        raise InputError(f"verify stopped: {result.failure}")
+    return json.loads((folder / "result").read_text())
+
+
+def _row(name: str, plan: Plan, graph: Graph, result: Mapping[str, object]) -> Row:
+    mesh = plan.decisions.mesh
+    words = " ".join(f"{axis} {mesh[axis]}" for axis in ("pp", "dp", "tp") if mesh[axis] > 1)
+    return Row(name, words, plan.world, mesh["tp"], share=divided(plan, graph), **result)  # type: ignore[arg-type]
+
+
+def divided(plan: Plan, graph: Graph) -> float:
+    """The share of parameter elements whose layout is a shard."""
+    sizes = {name: math.prod(info.shape) for name, info in graph.parameters.items()}
+    parts = [sizes[n] for n, word in plan.parameters.items() if isinstance(parse_placement(word), Shard)]
+    return sum(parts) / sum(sizes[n] for n in plan.parameters)
+
+
+def _print(traced: float, rows: list[Row], passed: bool) -> None:
+    cells = [
+        [
+            row.name, row.mesh, f"{row.loss:.1e}", f"{row.gradient:.1e}", f"{row.norm:.1e}", f"{row.parameter:.1e}",
+            f"{100 * row.share:.1f} %" if row.tp > 1 else "", "equal" if row.passed else f"DIFFERS: {row.worst}",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    columns = ("plan", "mesh", "loss", "gradients", "norm", "parameters", "divided", "")
+    console = output()
+    console.print(f"graph against the eager module, float32: {traced:.1e} (limit {TRACED:g})")
+    console.print(table(f"ranks against one process, float64, relative (limit {PARALLEL:g})", columns, cells))
+    zero = sorted({name for row in rows for name in row.zero})
+    if zero:
+        console.print(f"structurally zero gradients, not compared after the steps: {', '.join(zero)}")
+    console.print("all equal" if passed else "NOT EQUAL")
+
+
+def _print_json(source: Source, traced: float, rows: list[Row], passed: bool) -> None:
+    found = [{**row.__dict__, "passed": row.passed} for row in rows]
+    document = {"model": str(source), "traced_error": traced, "plans": found, "passed": passed}
+    sys.stdout.write(json.dumps(document, indent=1) + "\n")
+
+

@@ -1,0 +1,53 @@
+"""One rank of ``partitioner verify``: every plan of a folder on this world, rank 0 compares with one process."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from partitioner import Graph, Plan, trace
+from partitioner.promote import promote
+from runtime.parity import CLIP, LR, STEPS, Difference, difference, steps_of
+from runtime.reference import Steps, train
+from tools.models import load
+
+
+def main(folder: Path, count: int) -> None:
+    """Load the model once, run every plan, write ``result`` from rank 0."""
+    torch.set_num_threads(1)
+    model = json.loads((folder / "model").read_text())
+    source = load(model["spec"], model["settings"], seq=model["seq"], batch=model["batch"])
+    graph = promote(trace(source.module, source.batch))
+    own = dict(source.module.named_parameters(remove_duplicate=False))
+    start = {n: own[n].detach().to(graph.parameters[n].dtype) for n in graph.parameters}
+    batch = {n: t.double() if t.is_floating_point() else t for n, t in source.batch.items()}
+    dist.init_process_group("gloo", timeout=timedelta(minutes=10))
+    wanted = train(graph, start, batch, STEPS, CLIP, LR) if dist.get_rank() == 0 else None
+    rows = [_compare(folder / f"{n}.json", graph, start, batch, wanted) for n in range(count)]
+    if dist.get_rank() == 0:
+        (folder / "result").write_text(json.dumps([_plain(row) for row in rows if row]))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _compare(
+    path: Path, graph: Graph, start: dict[str, torch.Tensor], batch: dict[str, torch.Tensor], wanted: Steps | None
+) -> Difference | None:
+    found = steps_of(Plan.load(path), graph, start, batch)
+    return difference(found, wanted) if wanted is not None else None
+
+
+def _plain(row: Difference) -> dict[str, object]:
+    return {
+        "loss": row.loss, "gradient": row.gradient, "norm": row.norm, "parameter": row.parameter, "worst": row.worst,
+        "zero": row.zero,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
