@@ -98,7 +98,7 @@ def _depth(config: Mapping[str, Any]) -> int:
         return LAYERS // 2
     pattern = config.get("layer_types") or [None]
     period = next(p for p in range(1, len(pattern) + 1) if pattern[p:] == pattern[:-p])
-    return LAYERS if LAYERS < period <= PERIOD else LAYERS
+    return period if LAYERS < period <= PERIOD else LAYERS
 
 
 def _window(window: int, seq: int) -> int:

@@ -125,8 +125,8 @@ def test_a_tied_weight_stays_one_on_meta() -> None:
     module = load(GPT, {"tied": True}, meta=True).module
     assert module.head.weight is module.tokens.weight
     with parameters_on_meta():
-        first, shared = nn.Linear(2, 2), nn.Linear(2, 2)
-        shared.weight = first.weight
+        first, shared, real = nn.Linear(2, 2), nn.Linear(2, 2), nn.Parameter(torch.ones(2, 2))
+        first.weight = shared.weight = real
     assert shared.weight is first.weight
     assert shared.weight.is_meta
     assert not nn.Linear(2, 2).weight.is_meta
