@@ -119,9 +119,9 @@ def part(op: Op, slot: int, shard: Shard, ranks: int) -> Strategy | None:
 
 
 def _part_of_whole(shard: Shard, dim: int, sizes: tuple[int, ...], index: int, ranks: int) -> Strategy | None:
-    if len(shard.segments) > 1:
+    if len(shard.segments) != 1:
         return None
-    [own] = shard.segments
+    own = shard.segments[0]
     segments: list[Segment] = []
     for i, size in enumerate(sizes):
         units = own if i == index else _like(own, size, ranks)
