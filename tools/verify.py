@@ -162,6 +162,7 @@ def _launch(source: Source, plans: list[tuple[str, Plan]], ranks: int, folder: P
     environment = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
     result = launch.local(command, ranks, LIMIT_SECONDS, environment)
     if result.failure is not None:
+        sys.stderr.write(result.stderr[result.failure.rank or 0])
         raise InputError(f"verify stopped: {result.failure}")
     return json.loads((folder / "result").read_text())
 

@@ -1,0 +1,99 @@
+"""``parallelize``: a plain model becomes an Engine that trains this rank's part, inside torchrun, srun or one process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from partitioner import Cluster, Graph, Plan, lower, search, trace
+from partitioner.errors import InputError
+from partitioner.program import Program
+from runtime.engine import Engine
+from runtime.groups import Groups
+from runtime.optimizer import Schedule, constant, factory
+from runtime.parameters import ModuleStart, materialize
+
+TIMEOUT = timedelta(minutes=10)
+
+
+def parallelize(
+    model: nn.Module,
+    batch: Mapping[str, torch.Tensor],
+    *,
+    global_batch: int,
+    plan: Plan | Path | str | None = None,
+    cluster: Cluster | None = None,
+    weights: Path | str | None = None,
+    optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW,
+    clip: float | None = None,
+    schedule: Schedule = constant,
+    **options: Any,
+) -> Engine:
+    """Train ``model`` under ``plan`` on all ranks; ``batch`` is an example, ``options`` go to the optimizer (lr, ...).
+
+    ``plan=None`` searches one for ``cluster``, by default the CPU preset of as many devices as there are ranks. A real
+    module gives the initial weights; one on meta takes them from ``weights`` (a safetensors folder) or draws them
+    from the plan's seed. Raises InputError for a plan of another model, world size or global batch.
+    """
+    start_ranks()
+    graph = trace(model, dict(batch))
+    chosen = _plan(graph, plan, cluster, global_batch)
+    program = lower(graph, chosen)
+    return engine(program, model, weights, optimizer, clip, schedule, chosen.cost.step_seconds, options)
+
+
+def engine(
+    program: Program,
+    model: nn.Module,
+    weights: Path | str | None,
+    optimizer: type[torch.optim.Optimizer],
+    clip: float | None,
+    schedule: Schedule,
+    predicted_seconds: float | None,
+    options: Mapping[str, Any],
+) -> Engine:
+    """An Engine whose parameters come from ``weights``, from the module, or from the program's seed."""
+    groups = Groups(program)
+    is_meta = any(p.is_meta for p in model.parameters())
+    source = weights if weights is not None else ModuleStart(model, program.seed) if is_meta else model
+    parameters = materialize(program, groups.coordinates, source, groups.device)
+    made = factory(optimizer, **options)
+    return Engine(program, groups, parameters, made, clip, schedule, predicted_seconds)
+
+
+def start_ranks() -> None:
+    """Join the process group that torchrun, srun or our launcher describes; nothing in a single process."""
+    if dist.is_initialized():
+        return
+    world = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")))
+    if world == 1:
+        return
+    if "RANK" not in os.environ and "SLURM_PROCID" in os.environ:
+        os.environ.update(RANK=os.environ["SLURM_PROCID"], WORLD_SIZE=str(world))
+        os.environ.setdefault("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        if name not in os.environ:
+            raise InputError(f"{world} ranks are announced, but {name} is not set: start with torchrun, or export it")
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT)
+
+
+def _plan(graph: Graph, plan: Plan | Path | str | None, cluster: Cluster | None, global_batch: int) -> Plan:
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    if plan is None:
+        if cluster is None and torch.cuda.is_available():
+            raise InputError("no plan and no cluster were given: name a cluster, for example Cluster.load('dgx-h100')")
+        return search(graph, cluster or Cluster.load("local-cpu", devices=world), global_batch)
+    found = plan if isinstance(plan, Plan) else Plan.load(plan)
+    if found.global_batch != global_batch:
+        raise InputError(f"the plan is for a global batch of {found.global_batch}, not {global_batch}: plan again")
+    return found

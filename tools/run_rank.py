@@ -1,0 +1,109 @@
+"""One rank of ``partitioner run``: loads the model on meta, trains, and says each step as a line of JSON on rank 0."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from partitioner import Graph, Plan, lower, trace
+from partitioner.errors import InputError
+from runtime.data import Batches, fill, open_corpus
+from runtime.engine import Engine
+from runtime.optimizer import constant, warmup_cosine
+from runtime.parallelize import engine, start_ranks
+from tools.models import load
+from tools.screen import error_line
+
+VALIDATION_STEPS = 2
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a rank needs to know, as given on the command line."""
+
+    plan: str
+    steps: int
+    data: str | None
+    lr: float
+    optimizer: str
+    clip: float
+    warmup: int
+    weights: str | None
+    checkpoint: str | None
+
+
+def main(job: Job) -> None:
+    """Train ``job.steps`` steps and report."""
+    plan = Plan.load(job.plan)
+    source = load(plan.model["entry"], plan.model["settings"], seq=plan.model.get("seq"), meta=True)
+    graph = trace(source.module, source.batch)
+    start_ranks()
+    program = lower(graph, plan)
+    rate = warmup_cosine(job.warmup, job.steps) if job.warmup else constant
+    kind = OPTIMIZERS[job.optimizer]
+    trainer = engine(
+        program, source.module, job.weights, kind, job.clip, rate, plan.cost.step_seconds, {"lr": job.lr}
+    )
+    if job.checkpoint and any(Path(job.checkpoint).glob("step-*")):
+        trainer.load(job.checkpoint)
+    batches = _batches(job, plan, graph, trainer, source.batch)
+    for _ in range(job.steps):
+        began = time.perf_counter()
+        loss = float(trainer.step(fill(source.batch, next(batches))))
+        _say({"step": trainer.steps_done, "loss": loss, "seconds": time.perf_counter() - began})
+    if job.checkpoint:
+        trainer.save(job.checkpoint)
+    held = _batches(job, plan, graph, trainer, source.batch, "validation")
+    losses = [float(trainer.gradients(fill(source.batch, next(held)))) for _ in range(VALIDATION_STEPS)]
+    peak = _largest(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    _say({"validation_loss": sum(losses) / len(losses), "peak_bytes": peak, "data": str(open_corpus(job.data))})
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def _batches(
+    job: Job, plan: Plan, graph: Graph, trainer: Engine, example: dict[str, torch.Tensor], part: str = "training"
+) -> Batches:
+    seq = next(t.shape[1] for t in example.values() if t.dim() == 2)
+    place = trainer.groups.coordinates["dp"], trainer.groups.size("dp")
+    start = trainer.samples_read if part == "training" else 0
+    return Batches(open_corpus(job.data), seq, plan.global_batch, *place, plan.decisions.seed, _classes(graph), part, start)  # type: ignore[arg-type]
+
+
+def _classes(graph: Graph) -> int:
+    """How many tokens the loss knows."""
+    loss = next(n for n in graph.module.graph.nodes if n.target == torch.ops.partitioner.cross_entropy_sum.default)
+    return loss.args[0].meta["val"].shape[1]
+
+
+def _largest(value: float) -> float:
+    if not dist.is_initialized():
+        return value
+    held = torch.tensor(float(value), dtype=torch.float64)
+    if torch.cuda.is_available():
+        held = torch.tensor(float(torch.cuda.max_memory_allocated()), dtype=torch.float64, device="cuda")
+    dist.all_reduce(held, dist.ReduceOp.MAX)
+    return float(held)
+
+
+def _say(event: dict[str, object]) -> None:
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        sys.stdout.write(json.dumps(event) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    try:
+        main(Job(**json.loads(sys.argv[1])))
+    except InputError as error:
+        error_line(str(error))
+        sys.exit(2)
