@@ -50,7 +50,8 @@ def schedule(kind: str, pp: int, virtual: int, micro_batches: int) -> Table:
     if kind not in SCHEDULES:
         raise InputError(f"schedule {kind!r} is unknown: choose one of {', '.join(SCHEDULES)}")
     if min(pp, virtual, micro_batches) < 1:
-        raise InputError(f"a schedule needs at least 1 rank, stage and micro-batch, not {pp}, {virtual}, {micro_batches}")
+        given = f"{pp}, {virtual}, {micro_batches}"
+        raise InputError(f"a schedule needs at least 1 rank, stage and micro-batch, not {given}")
     if virtual > 1 and kind != "interleaved":
         raise InputError(f"schedule {kind} has 1 stage a rank, not {virtual}: choose interleaved")
     return tuple(SCHEDULES[kind](rank, pp, virtual, micro_batches) for rank in range(pp))

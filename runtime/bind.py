@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 import partitioner.collectives
-import partitioner.ops  # both register the schemas that are bound
+import partitioner.ops
 from cutlass_ops import gemm
 from runtime import collectives, vocabulary
 from runtime.collectives import Axis, Bound
@@ -21,6 +21,7 @@ from runtime.groups import Groups
 
 aten = torch.ops.aten
 own = torch.ops.partitioner
+_SCHEMAS = (partitioner.collectives, partitioner.ops)  # importing them registers what is bound here
 
 # op: its tensor operands, the position of the axis name, and what makes the bound function of the other literals
 _ROWS: dict[object, tuple[tuple[int, ...], int, Callable[..., Bound]]] = {

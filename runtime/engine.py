@@ -159,7 +159,8 @@ class Engine:
         if self.clip is not None:
             self.grad_norm = self._norm()
             if not math.isfinite(float(self.grad_norm)):
-                raise InputError(f"step {self.steps_done}: the gradient norm is {float(self.grad_norm)}, the loss is finite")
+                norm = float(self.grad_norm)
+                raise InputError(f"step {self.steps_done}: the gradient norm is {norm}, though the loss is finite")
             if self.clip < math.inf:
                 torch.nn.utils.clip_grads_with_norm_(self.trained, self.clip, self.grad_norm)
         if self.optimizer is not None:

@@ -1,4 +1,4 @@
-"""Finds the first op that made a number that is not one, by running a step's forwards again with every value checked."""
+"""Finds the first op that made a NaN or infinity, by running a step's forwards again with every value checked."""
 
 from __future__ import annotations
 

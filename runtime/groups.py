@@ -69,7 +69,8 @@ class Groups:
     def __init__(self, program: Program, device: torch.device | None = None) -> None:
         world, ranks = math.prod(program.mesh.values()), dist.get_world_size() if dist.is_initialized() else 1
         if world != ranks:
-            raise InputError(f"the plan needs {world} ranks ({_mesh(program)}), {ranks} run: start {world}, or plan again")
+            mesh = " x ".join(f"{axis} {size}" for axis, size in program.mesh.items())
+            raise InputError(f"the plan needs {world} ranks ({mesh}), {ranks} run: start {world}, or plan again")
         rows = [_coordinates(program, rank) for rank in range(world)]
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.coordinates: Coordinates = rows[self.rank]
@@ -162,10 +163,6 @@ def _device() -> torch.device:
     if dist.is_initialized() and dist.get_backend() == "nccl":
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device("cpu")
-
-
-def _mesh(program: Program) -> str:
-    return " x ".join(f"{axis} {size}" for axis, size in program.mesh.items())
 
 
 def _present(group: dist.ProcessGroup | None) -> dist.ProcessGroup:

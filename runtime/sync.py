@@ -98,7 +98,7 @@ class GradientSync:
             bucket.waiting, bucket.work = set(bucket.names), None
 
     def ready(self, name: str) -> None:
-        """The gradient of ``name`` is complete on this rank: move it to its bucket, and start the buckets that are full.
+        """The gradient of ``name`` is complete on this rank: move it to its bucket, start the buckets that are full.
 
         Buckets start in one order on all ranks, whatever the order in which they fill.
         """

@@ -25,7 +25,7 @@ AHEAD = 1
 
 @dataclass
 class _Lane:
-    """What one rank sends this one in one phase: messages in the sender's order, named by the action that needs them."""
+    """What one rank sends this one in one phase: messages in the sender's order, named by their reader."""
 
     peer: int
     group: dist.ProcessGroup
@@ -40,7 +40,8 @@ class Transport:
     def __init__(self, program: Program, groups: Groups, differentiable: list[tuple[Value, ...]]) -> None:
         self._program, self._groups, self._differentiable = program, groups, differentiable
         self._pp, self._here = program.mesh["pp"], groups.coordinates["pp"]
-        self._lanes = {(peer, kind): lane for peer in self._peers() for kind in "FB" if (lane := self._lane(peer, kind))}
+        ends = [(peer, kind) for peer in self._peers() for kind in "FB"]
+        self._lanes = {end: lane for end in ends if (lane := self._lane(*end))}
         self._arrived: dict[Action, tuple[Tensors, list[dist.Work]]] = {}
         self._sent: deque[tuple[dist.Work, torch.Tensor]] = deque()
 

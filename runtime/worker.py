@@ -109,8 +109,8 @@ class Worker:
         """By parameter: the action in which its gradient becomes complete on this rank."""
         found: dict[str, Action] = {}
         for action in (a for a in self.row if a.kind == "B"):
-            calls = self.program.stages[action.stage].calls
-            found |= dict.fromkeys((name for c in calls for name in c.arguments if name in self.program.parameters), action)
+            read = {name for call in self.program.stages[action.stage].calls for name in call.arguments}
+            found |= dict.fromkeys(read & self.program.parameters.keys(), action)
         return found
 
     def is_complete(self, parameter: str) -> bool:

@@ -28,14 +28,17 @@ def _reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
 @pytest.mark.parametrize("m", SHAPES)
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
-def test_values_and_gradients(run: Callable[..., torch.Tensor], m: tuple[int, ...], transposed: bool, biased: bool) -> None:
+def test_values_and_gradients(
+    run: Callable[..., torch.Tensor], m: tuple[int, ...], transposed: bool, biased: bool
+) -> None:
     x, weight, bias = _operands(m, transposed)
     bias = bias if biased else None
     wanted = [t for t in (x, weight, bias) if t is not None]
     y, expected = run(x, weight, bias, transposed), _reference(x, weight, bias, transposed)
     seed = torch.randn_like(y)
     torch.testing.assert_close(y, expected)
-    for got, want in zip(torch.autograd.grad(y, wanted, seed), torch.autograd.grad(expected, wanted, seed), strict=True):
+    grads = torch.autograd.grad(y, wanted, seed), torch.autograd.grad(expected, wanted, seed)
+    for got, want in zip(*grads, strict=True):
         torch.testing.assert_close(got, want)
 
 

@@ -9,7 +9,6 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 import partitioner.collectives  # registers the ops that the graphs hold
-import partitioner.ops
 from partitioner.layout import REPLICATE, WHOLE, Layout, Placement, Segment, Shard, shard_whole
 from partitioner.ops import dropout_mask, mix64
 from partitioner.program import Call, Parameter, Program, Stage, Value
@@ -40,7 +39,9 @@ def batch(samples: int) -> dict[str, torch.Tensor]:
     return {"tokens": tokens, "labels": labels}
 
 
-def reference(parameters: dict[str, torch.Tensor], data: dict[str, torch.Tensor], step: int, drop: float) -> torch.Tensor:
+def reference(
+    parameters: dict[str, torch.Tensor], data: dict[str, torch.Tensor], step: int, drop: float
+) -> torch.Tensor:
     """The plain model's loss on the global batch, its dropout masks drawn sample by sample."""
     x = first = F.embedding(data["tokens"], parameters["embed"])
     for b in range(BLOCKS):
@@ -169,7 +170,8 @@ def program(
         calls = [Call("embed", embed_module(tp, sequence), ("embed", "tokens"), ("x0",))] if s == 0 else []
         for b in blocks:
             last = b == BLOCKS - 1
-            arguments = (f"x{b}", *(["x0"] if last else []), *(f"{b}.{n}" for n in SHAPES), *([f"k{b}"] if drop else []))
+            read = [f"x{b}", *(["x0"] if last else []), *(f"{b}.{n}" for n in SHAPES), *([f"k{b}"] if drop else [])]
+            arguments = tuple(read)
             calls.append(Call(f"block {b}", modules[last], arguments, (f"x{b + 1}",), recompute))
         end = s == stages - 1
         if end:

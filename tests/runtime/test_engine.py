@@ -114,7 +114,7 @@ def test_equals_the_plain_model(ranks: int) -> None:
 
 def _sent(rank: int) -> None:
     """What a tp 2, pp 2 rank sends in a step, counted by hand."""
-    program = small.program(pp=2, tp=2, micro_batches=2, drop=0.0, recompute=True)
+    program = small.program(pp=2, tp=2, micro_batches=2, recompute=True)
     engine = build(program)
     engine.groups.log.keep = True
     engine.step(local(program, engine, small.batch(samples(program))))
