@@ -5,31 +5,34 @@ from __future__ import annotations
 from torch import fx
 
 from partitioner.constants import module_path
+from partitioner.equations import Strategy
 from partitioner.graph import placeholders
-from partitioner.layout import Segment, Shard
-from partitioner.rules import complete
+from partitioner.layout import PARTIAL, Segment, Shard
+from partitioner.rules import complete, partial
 from partitioner.shapes import op_of, operands, shape_of
 
 
 def batch_layouts(graph: fx.Graph, batch: int) -> tuple[dict[str, Shard], str | None]:
     """Follow the batch dimension from the inputs through every op's rule, in both directions along the edges.
 
-    Returns where it lies in each value, and the first op that mixes samples (None when there is none).
+    Returns where it lies in each value, and the first op that mixes samples (None when there is none): one whose rule
+    needs the batch whole, or one that is not linear in a sum over samples.
     """
     found: dict[fx.Node, Shard] = {}
-    work: list[fx.Node] = []
+    sums: set[fx.Node] = set()
     for node in placeholders(graph, "input").values():
         shape = shape_of(node)
         if shape and shape[0] == batch:
             found[node] = Shard(0, (Segment(1, batch, 1),))
-            work.append(node)
-    while work:
+    work, problem = list(found), None
+    while work and not problem:
         node = work.pop()
         for op, slot in _places(node):
-            problem = _follow(op, slot, found[node], batch, found, work)
-            if problem:
-                return {n.name: s for n, s in found.items()}, problem
-    return {n.name: s for n, s in found.items()}, None
+            strategy = complete(op_of(op), slot, found[node], batch)
+            problem = problem or _follow(op, strategy, found, work)
+            if strategy and strategy.result == PARTIAL:
+                sums.add(op)
+    return {n.name: s for n, s in found.items()}, problem or _nonlinear(graph, sums)
 
 
 def _places(node: fx.Node) -> list[tuple[fx.Node, int]]:
@@ -39,20 +42,34 @@ def _places(node: fx.Node) -> list[tuple[fx.Node, int]]:
     return made + [(u, i) for u, i in readers if u.op == "call_function"]
 
 
-def _follow(
-    op: fx.Node, slot: int, shard: Shard, batch: int, found: dict[fx.Node, Shard], work: list[fx.Node]
-) -> str | None:
-    strategy = complete(op_of(op), slot, shard, batch)
+def _follow(op: fx.Node, strategy: Strategy | None, found: dict[fx.Node, Shard], work: list[fx.Node]) -> str | None:
     if strategy is None:
-        return f"{op.name} ({op.target}) in {'.'.join(module_path(op)[-1:]) or 'the model'} mixes samples"
+        return f"{_named(op)} mixes samples"
     for node, placement in [*zip(operands(op), strategy.operands, strict=True), (op, strategy.result)]:
         if not isinstance(placement, Shard):
             continue
         if node.op == "placeholder" and node.meta["kind"] != "input":
-            return f"{op.name} ({op.target}) ties the batch to {node.meta['source']}"
+            return f"{_named(op)} ties the batch to {node.meta['source']}"
         if node not in found:
             found[node] = placement
             work.append(node)
         elif found[node] != placement:
-            return f"{op.name} ({op.target}) reads {node.name} with the batch in two places"
+            return f"{_named(op)} reads {node.name} with the batch in two places"
     return None
+
+
+def _nonlinear(graph: fx.Graph, sums: set[fx.Node]) -> str | None:
+    """The first op that reads a sum over samples and is not linear in it."""
+    for node in graph.nodes:
+        read = {i for i, n in enumerate(operands(node)) if n in sums} if node.op == "call_function" else set[int]()
+        if not read:
+            continue
+        linear = [{i for i, p in enumerate(s.operands) if p == PARTIAL} for s in partial(op_of(node))]
+        if read not in linear:
+            return f"{_named(node)} mixes samples"
+        sums.add(node)
+    return None
+
+
+def _named(op: fx.Node) -> str:
+    return f"{op.name} ({op.target}) in {'.'.join(module_path(op)[-1:]) or 'the model'}"

@@ -60,6 +60,23 @@ def _classes(samples: int = 4) -> dict[str, torch.Tensor]:
     return {"x": torch.randn(samples, 6), "y": torch.arange(samples) % 5}
 
 
+class Center(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x - x.sum(0) / len(x)
+
+
+def test_a_sum_over_samples_is_refused_by_name() -> None:
+    assert "in middle mixes samples" in str(trace(Net(Center()), _classes()).inseparable)
+
+
+def test_a_term_that_no_sample_owns_is_refused() -> None:
+    class Regularized(Net):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return super().forward(x, y) + self.first.weight.square().sum()
+
+    assert "mixes samples" in str(trace(Regularized(nn.Identity()), _classes()).inseparable)
+
+
 def test_batch_statistics_are_refused_by_name() -> None:
     graph = trace(Net(nn.BatchNorm1d(8, track_running_stats=False)), _classes())
     assert "middle mixes samples" in str(graph.inseparable)
@@ -130,6 +147,23 @@ def test_dropout_is_the_same_function_of_the_sample_under_any_batch(name: str) -
     assert error(total, run_eagerly(model.eval(), batch)) > 1e-3
     again = interpret(graph, model, batch)
     assert error(total, again) == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_attention_written_out_for_its_dropout_is_the_same(name: str) -> None:
+    """Another kernel than the model's fused one: equal to float32 rounding."""
+    model, graph = traced(name, 0.1)
+    batch = make(name)[1]
+    nodes = [n for n in graph.nodes.values() if n.target == torch.ops.partitioner.dropout.default]
+    probabilities = [n.args[1] for n in nodes]
+    try:
+        for node in nodes:
+            node.update_arg(1, 0.0)
+        assert error(interpret(graph, model, batch), run_eagerly(model.eval(), batch)) < 1e-5
+    finally:
+        model.train()
+        for node, probability in zip(nodes, probabilities, strict=True):
+            node.update_arg(1, probability)
 
 
 def test_dropout_sites_draw_different_masks() -> None:
