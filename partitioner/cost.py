@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import fx
 
@@ -54,6 +55,19 @@ class Priced:
     ranks: int
     cluster: Cluster
     groups: tuple[UnitCost, ...]
+
+    @cached_property
+    def held(self) -> dict[Unit, dict[fx.Node, tuple[float, int, bool]]]:
+        """By unit and trained parameter: elements a rank holds, bytes an element, whether its gradient is Partial."""
+        nodes = self.folded.graph.nodes
+        return {
+            unit: {n: self._held(n) for name in unit.nodes for n in operands(nodes[name]) if is_parameter(n) and trains(self.folded.graph, n)}
+            for unit in self.folded.graph.units
+        }  # fmt: skip
+
+    def _held(self, node: fx.Node) -> tuple[float, int, bool]:
+        placement, value = self.solution.parameters[self.folded.parameter[node]], node.meta["val"]
+        return value.numel() * share(node, placement, self.ranks), value.element_size(), placement == REPLICATE
 
     def unit(self, unit: Unit) -> UnitCost:
         """The price of one unit."""
@@ -203,18 +217,10 @@ def _send_seconds(priced: Priced, split: Split) -> float:
 
 def _elements(priced: Priced, stage: tuple[Unit, ...]) -> list[tuple[float, int, bool]]:
     """(elements a rank holds, bytes an element, whether its gradient is Partial) of the parameters of a stage."""
-    nodes = priced.folded.graph.nodes
-    found: dict[fx.Node, None] = {}
+    found: dict[fx.Node, tuple[float, int, bool]] = {}
     for unit in stage:
-        for name in unit.nodes:
-            found |= dict.fromkeys(n for n in operands(nodes[name]) if is_parameter(n))
-    rows: list[tuple[float, int, bool]] = []
-    for node in found:
-        placement = priced.solution.parameters[priced.folded.parameter[node]]
-        held = node.meta["val"].numel() * share(node, placement, priced.ranks)
-        if trains(priced.folded.graph, node):
-            rows.append((held, node.meta["val"].element_size(), placement == REPLICATE))
-    return rows
+        found |= priced.held[unit]
+    return list(found.values())
 
 
 def _sync_seconds(

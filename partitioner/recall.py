@@ -99,17 +99,18 @@ def arrivals(folded: Folded, solution: Solution, group: int, node: fx.Node) -> l
     return found
 
 
-def pattern(name: str) -> str:
-    """A parameter's name with its numbers as ``*``."""
-    return re.sub(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)", "*", name)
+def patterns(name: str) -> list[str]:
+    """A parameter's name with all its numbers as ``*``, with the first alone, and as it is."""
+    number = r"(?<=\.)\d+(?=\.)|^\d+(?=\.)"
+    return [re.sub(number, "*", name), re.sub(number, "*", name, count=1), name]
 
 
 def by_pattern(layouts: dict[str, Any]) -> dict[str, Any]:
-    """Layouts by name pattern where all names of a pattern agree, else by name."""
+    """Layouts by the widest name pattern whose names all agree."""
     rows: dict[str, list[Any]] = {}
     for name, layout in layouts.items():
-        rows.setdefault(pattern(name), []).append(layout)
-    agreed = {p: found[0] for p, found in rows.items() if all(layout == found[0] for layout in found)}
-    alone = {name: layout for name, layout in layouts.items() if pattern(name) not in agreed}
-    return dict(sorted((agreed | alone).items()))
-
+        for pattern in dict.fromkeys(patterns(name)):
+            rows.setdefault(pattern, []).append(layout)
+    agreed = {p for p, found in rows.items() if all(layout == found[0] for layout in found)}
+    chosen = {next(p for p in patterns(name) if p in agreed): layout for name, layout in layouts.items()}
+    return dict(sorted(chosen.items()))

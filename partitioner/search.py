@@ -16,7 +16,7 @@ from partitioner.batch import resize
 from partitioner.cluster import Cluster
 from partitioner.cost import Priced, Split, price, price_units
 from partitioner.errors import DoesNotFit, InputError
-from partitioner.fold import fold
+from partitioner.fold import Folded, fold
 from partitioner.graph import Graph, Unit
 from partitioner.layout import placement_json
 from partitioner.lower import unit_names
@@ -68,18 +68,21 @@ def search(
     fixed = read_pins(pins or {}, graph)
     check_separable(graph, global_batch)
     found: list[_Tried] = []
-    for tp in _divisors(cluster.devices):
-        for micro_batch in _micro_batches(global_batch, cluster.devices, tp, fixed):
-            if fixed.admits("tp", tp) and fixed.admits("micro_batch", micro_batch):
-                progress(f"layouts at tp {tp}, micro-batch {micro_batch}")
-                priced = _layouts(graph, cluster, tp, micro_batch, global_batch, fixed)
-                found += _splits(priced, micro_batch, global_batch, cluster, fixed)
+    degrees = [n for n in _divisors(cluster.devices) if _admits_tp(n, cluster, fixed)]
+    for micro_batch in _divisors(global_batch):
+        able = [tp for tp in degrees if _admits_micro_batch(micro_batch, global_batch, cluster.devices // tp, fixed)]
+        folded = fold(resize(graph, micro_batch)) if able else None
+        for tp in able:
+            progress(f"layouts at tp {tp}, micro-batch {micro_batch}; {len(found)} plans priced")
+            assert folded is not None
+            priced = _layouts(folded, cluster, tp, micro_batch, global_batch, fixed)
+            found += _splits(priced, micro_batch, global_batch, cluster, fixed)
     if not found:
         raise InputError(_nothing(graph, cluster, global_batch, fixed))
-    found.sort(key=lambda t: t.rank)
     room = cluster.device.memory_bytes
-    best = next((t for t in found if t.cost.peak_bytes <= room), None)
-    if best is None:
+    found.sort(key=lambda t: (t.cost.peak_bytes > room, t.rank))
+    best = found[0]
+    if best.cost.peak_bytes > room:
         tightest = min(found, key=lambda t: t.cost.peak_bytes)
         missing = tightest.cost.peak_bytes - room
         raise DoesNotFit(f"no plan fits: the tightest ({describe(tightest.split, tightest.priced.ranks)}, micro-batch "
@@ -102,17 +105,18 @@ def _divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def _micro_batches(global_batch: int, devices: int, tp: int, fixed: Pins) -> Iterator[int]:
-    """Micro-batch sizes that some dp admits."""
-    ranks = devices // tp
-    shares = {global_batch // dp for dp in _divisors(ranks) if global_batch % dp == 0}
-    for size in _divisors(global_batch):
-        if (size <= MOST_MICRO_BATCH or fixed.given("micro_batch")) and any(share % size == 0 for share in shares):
-            yield size
+def _admits_tp(tp: int, cluster: Cluster, fixed: Pins) -> bool:
+    """Tensor parallelism stays inside a node unless it is pinned."""
+    return fixed.admits("tp", tp) and (tp <= cluster.node_devices or fixed.given("tp") is not None)
 
 
-def _layouts(graph: Graph, cluster: Cluster, tp: int, micro_batch: int, global_batch: int, fixed: Pins) -> Priced:
-    folded = fold(resize(graph, micro_batch))
+def _admits_micro_batch(size: int, global_batch: int, ranks: int, fixed: Pins) -> bool:
+    """Whether some dp of ``ranks`` divides the batch into micro-batches of this size."""
+    small = size <= MOST_MICRO_BATCH or fixed.given("micro_batch") is not None
+    return small and fixed.admits("micro_batch", size) and any(global_batch % (d * size) == 0 for d in _divisors(ranks))
+
+
+def _layouts(folded: Folded, cluster: Cluster, tp: int, micro_batch: int, global_batch: int, fixed: Pins) -> Priced:
     steps = max(1, global_batch * tp // (cluster.devices * micro_batch))
     solution = solve(folded, space(folded, tp), Prices.of(cluster, tp, steps), fixed.allows(folded))
     return price_units(folded, solution, tp, cluster)
@@ -179,12 +183,8 @@ def _plan(
                "parameters": sum(n.meta["val"].numel() for n in folded.parameter)},
         cluster=cluster.as_dict(), global_batch=global_batch, pins={k: str(v) for k, v in pins.items()},
         decisions=decisions, blocks=tuple(_blocks(priced, names)), parameters=dict(sorted(layouts.items())), cost=best.cost,
-        notes=tuple(_notes(priced)), candidates=tuple(_candidate(t) for t in _different(found)), digest=decisions.digest(),
+        notes=tuple(_notes(priced)), candidates=tuple(_candidate(t) for t in found[:KEPT]), digest=decisions.digest(),
     )  # fmt: skip
-
-
-def _different(found: list[_Tried]) -> list[_Tried]:
-    return found[:KEPT]
 
 
 def _candidate(tried: _Tried) -> Candidate:
