@@ -5,6 +5,8 @@
     PARTIAL -> WHOLE     all_reduce       all_reduce       none            Megatron's g
     PARTIAL -> REPLICATE all_reduce       all_reduce       all_reduce
     WHOLE -> REPLICATE   copy             none             all_reduce      Megatron's f
+    WHOLE -> PARTIAL     on_first         none (first's)   none            (a bias that joins partial sums once)
+    REPLICATE -> PARTIAL on_first         none (first's)   none (first's)
     Shard -> WHOLE       all_gather       all_gather       none (own part)
     Shard -> REPLICATE   all_gather       all_gather       reduce_scatter
     PARTIAL -> Shard     reduce_scatter   reduce_scatter   all_gather
@@ -27,6 +29,7 @@ from partitioner.layout import PARTIAL, REPLICATE, WHOLE, Placement, Segment, Sh
 _LIBRARY = torch.library.Library("partitioner", "DEF")
 _LIBRARY.define("all_reduce(Tensor x, str axis, bool backward) -> Tensor")
 _LIBRARY.define("copy(Tensor x, str axis) -> Tensor")
+_LIBRARY.define("on_first(Tensor x, str axis, bool backward) -> Tensor")
 _LIBRARY.define("all_gather(Tensor x, str axis, int dim, int[] segments, bool backward) -> Tensor")
 _LIBRARY.define("reduce_scatter(Tensor x, str axis, int dim, int[] segments) -> Tensor")
 _LIBRARY.define("shard(Tensor x, str axis, int dim, int[] segments, bool backward) -> Tensor")
@@ -34,7 +37,7 @@ _LIBRARY.define(
     "all_to_all(Tensor x, str axis, int source, int[] source_segments, int target, int[] target_segments) -> Tensor"
 )
 
-OPS = ("all_reduce", "copy", "all_gather", "reduce_scatter", "shard", "all_to_all")
+OPS = ("all_reduce", "copy", "on_first", "all_gather", "reduce_scatter", "shard", "all_to_all")
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ def convert(source: Placement, target: Placement, ranks: int) -> tuple[Collectiv
         (PARTIAL, WHOLE): Collective("all_reduce", (False,), "all_reduce", ""),
         (PARTIAL, REPLICATE): Collective("all_reduce", (True,), "all_reduce", "all_reduce"),
         (WHOLE, REPLICATE): Collective("copy", (), "", "all_reduce"),
+        (WHOLE, PARTIAL): Collective("on_first", (False,), "", ""),
+        (REPLICATE, PARTIAL): Collective("on_first", (True,), "", ""),
     }
     return (rows[source, target],) if (source, target) in rows else None
 

@@ -19,12 +19,22 @@ from partitioner.graph import Unit
 from partitioner.layout import REPLICATE, Placement
 from partitioner.plan import Cost, StageCost
 from partitioner.price import (
-    Seconds, ZERO, collective_seconds, convert_seconds, node_bytes, op_flops, op_seconds, optimizer_seconds, share,
+    ZERO,
+    Seconds,
+    collective_seconds,
+    convert_seconds,
+    node_bytes,
+    op_flops,
+    op_seconds,
+    op_share,
+    optimizer_seconds,
+    share,
     state_bytes,
 )  # fmt: skip
 from partitioner.rules import RULES
+from partitioner.saved import saved
 from partitioner.schedule import Action, schedule, simulate
-from partitioner.shapes import operands
+from partitioner.shapes import op_of, operands
 from partitioner.solve import Solution
 from partitioner.strategies import is_tensor
 
@@ -94,7 +104,7 @@ def _unit_cost(folded: Folded, solution: Solution, ranks: int, cluster: Cluster,
     held = sum(node_bytes(n) * share(n, solution.ports[p], ranks) for p, n in ports.items())
     made = [n for n in folded.body(group) if any(n in sources for sources in folded.sources.values())]
     output = sum(node_bytes(n) * share(n, solution.made(n), ranks) for n in made)
-    return UnitCost(compute, communication, saved_bytes(folded, solution, ranks, cluster, group), held, output, flops)
+    return UnitCost(compute, communication, saved_bytes(folded, solution, ranks, group), held, output, flops)
 
 
 def conversions(folded: Folded, solution: Solution, group: int) -> list[tuple[fx.Node, Placement, Placement]]:
@@ -115,27 +125,28 @@ def conversions(folded: Folded, solution: Solution, group: int) -> list[tuple[fx
     return list(found)
 
 
-def saved_bytes(folded: Folded, solution: Solution, ranks: int, cluster: Cluster, group: int) -> float:
+def saved_bytes(folded: Folded, solution: Solution, ranks: int, group: int) -> float:
     """Bytes that backward keeps of one unit, by the rules; a view counts as what it views, a parameter not at all."""
     kept: dict[tuple[fx.Node, Placement | None], float] = {}
+    hidden = 0.0
     for node in folded.body(group):
         rule, strategy = RULES.get(str(node.target)), solution.strategies[node]
-        for word in rule.saves if rule else ("out",):
-            for value, placement in _saved(node, strategy, word):
-                base = _base(value)
-                if not is_parameter(base) and is_tensor(value) and value in folded.differentiable:
-                    kept[base, placement if base is value else None] = node_bytes(value) * share(value, placement, ranks)
-        if rule and "scores" in rule.saves and cluster.attention == "math":
-            kept[node, None] = 0.0
-    return sum(kept.values())
+        if node not in folded.differentiable or not is_tensor(node):
+            continue
+        if rule and rule.hidden:
+            hidden += rule.hidden(op_of(node), node.meta["val"].element_size()) * op_share(node, strategy, ranks)
+        for value in saved(node, folded.differentiable):
+            base, placement = _base(value), _placement(node, strategy, value)
+            if base in folded.node or (group, base) in folded.port_of:
+                kept[base, placement if base is value else None] = node_bytes(value) * share(value, placement, ranks)
+    return hidden + sum(kept.values())
 
 
-def _saved(node: fx.Node, strategy: Strategy, word: int | str) -> list[tuple[fx.Node, Placement]]:
-    found = operands(node)
-    if isinstance(word, int):
-        return [(found[word], strategy.operands[word])] if word < len(found) else []
-    assert not isinstance(strategy.result, tuple)
-    return [(node, strategy.result)] if word == "out" else []
+def _placement(node: fx.Node, strategy: Strategy, value: fx.Node) -> Placement:
+    """How ``node`` has the value that it keeps: as its result, or as an operand."""
+    found = strategy.result if value is node else strategy.operands[operands(node).index(value)]
+    assert not isinstance(found, tuple)
+    return found
 
 
 def _base(node: fx.Node) -> fx.Node:

@@ -19,6 +19,7 @@ from partitioner.rules import RULES
 from partitioner.shapes import operands, shape_of
 from partitioner.strategies import is_tensor, local_share
 
+_PRODUCTS = ("aten.linear.default", "aten.matmul.default")
 _STEPS = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "all_to_all": 1}
 
 
@@ -95,9 +96,9 @@ def payloads(node: fx.Node, rows: tuple[Collective, ...], ranks: int, phase: str
 
 
 def op_seconds(node: fx.Node, strategy: Strategy, ranks: int, cluster: Cluster) -> Seconds:
-    """Roofline of one op where the fullest rank's share of it runs; a view costs nothing."""
+    """Roofline of one op where the fullest rank's share of it runs; a view, and a bias that joins its GEMM, are free."""
     rule = RULES.get(str(node.target))
-    if not is_tensor(node) or (rule and rule.view):
+    if not is_tensor(node) or (rule and rule.view) or is_bias(node):
         return ZERO
     device = cluster.device
     bytes_ = sum(node_bytes(n) * share(n, p, ranks) for n, p in zip(operands(node), strategy.operands, strict=True))
@@ -105,7 +106,17 @@ def op_seconds(node: fx.Node, strategy: Strategy, ranks: int, cluster: Cluster) 
     bytes_ += node_bytes(node) * share(node, strategy.result, ranks)
     streamed = bytes_ / (device.memory_bytes_per_second * device.memory_efficiency)
     computed = op_flops(node) * op_share(node, strategy, ranks) / (peak(node, cluster) * device.gemm_efficiency)
-    return Seconds(max(streamed, computed) + device.launch_seconds, 2 * (max(streamed, computed) + device.launch_seconds))
+    forward = max(streamed, computed) + device.launch_seconds
+    is_sum = rule is not None and (0, 1) in rule.linear  # a sum's gradient is its operands': backward does nothing
+    return Seconds(forward, 0.0 if is_sum else 2 * forward)
+
+
+def is_bias(node: fx.Node) -> bool:
+    """Whether an op adds a bias to a product that nothing else reads, so that the GEMM does it."""
+    found = operands(node)
+    if str(node.target) != "aten.add.Tensor" or len(found) != 2 or len(shape_of(found[1])) != 1:
+        return False
+    return str(found[0].target) in _PRODUCTS and len(found[0].users) == 1
 
 
 def peak(node: fx.Node, cluster: Cluster) -> float:

@@ -23,7 +23,7 @@ from partitioner.cluster import Cluster
 from partitioner.equations import Strategy
 from partitioner.errors import InputError
 from partitioner.fold import Folded, Port, is_parameter
-from partitioner.layout import REPLICATE, WHOLE, Placement, Shard
+from partitioner.layout import PARTIAL, REPLICATE, WHOLE, Placement, Shard
 from partitioner.price import (
     collective_seconds, convert_seconds, node_bytes, op_seconds, share, state_bytes,
 )  # fmt: skip
@@ -236,7 +236,8 @@ class _Problem:
         if source == target:
             return 0.0
         if node in self.makes and is_parameter(node):
-            return 0.0 if source == REPLICATE and isinstance(target, Shard) and target.is_even(ranks) else None
+            cut = source == REPLICATE and isinstance(target, Shard) and target.is_even(ranks)
+            return TIE_COLLECTIVE if cut or target == PARTIAL and source in (WHOLE, REPLICATE) else None
         if not is_tensor(node):
             return None
         link = self.prices.cluster.link(ranks)

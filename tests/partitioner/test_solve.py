@@ -1,0 +1,319 @@
+"""Layouts found by search: Megatron-LM's, without being told, and the exhaustive optimum of blocks that no model has."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections import Counter
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from partitioner.batch import resize
+from partitioner.cluster import Cluster
+from partitioner.collectives import OPS
+from partitioner.equations import Strategy
+from partitioner.errors import InputError
+from partitioner.exports import exports
+from partitioner.emit import emit
+from partitioner.fold import Folded, Port, fold, is_parameter
+from partitioner.graph import Graph
+from partitioner.layout import PARTIAL, REPLICATE, WHOLE, Placement, Shard, parse_placement
+from partitioner.price import convert_seconds
+from partitioner.search import search
+from partitioner.shapes import operands
+from partitioner.solve import TIE_COLLECTIVE, Prices, Solution, _Problem, solve
+from partitioner.strategies import Space, space
+from partitioner.trace import trace
+
+HIDDEN, SEQ, VOCAB, HEADS = 4096, 2048, 51200, 32
+
+
+class Block(nn.Module):
+    """A GPT block; ``parallel`` adds attention and MLP of the same input, as GPT-NeoX does."""
+
+    def __init__(self, hidden: int, heads: int, parallel: bool = False, kv: int | None = None) -> None:
+        super().__init__()
+        self.heads, self.kv, self.width, self.parallel = heads, kv or heads, hidden // heads, parallel
+        self.norm1, self.norm2 = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
+        self.qkv = nn.Linear(hidden, (heads + 2 * self.kv) * self.width)
+        self.out, self.up, self.down = nn.Linear(hidden, hidden), nn.Linear(hidden, 4 * hidden), nn.Linear(4 * hidden, hidden)
+
+    def attend(self, x: Tensor) -> Tensor:
+        sizes = [self.heads * self.width, self.kv * self.width, self.kv * self.width]
+        q, k, v = (t.unflatten(-1, (-1, self.width)).transpose(1, 2) for t in self.qkv(x).split(sizes, -1))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.kv != self.heads)
+        return self.out(y.transpose(1, 2).flatten(-2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.parallel:
+            return x + self.attend(self.norm1(x)) + self.down(F.gelu(self.up(self.norm2(x))))
+        x = x + self.attend(self.norm1(x))
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+class Model(nn.Module):
+    def __init__(self, block: type[nn.Module] | None = None, tied: bool = False, layers: int = 3, **options: object) -> None:
+        super().__init__()
+        hidden, heads = int(options.pop("hidden", HIDDEN)), int(options.pop("heads", HEADS))  # type: ignore[call-overload]
+        vocab = int(options.pop("vocab", VOCAB))  # type: ignore[call-overload]
+        self.tokens = nn.Embedding(vocab, hidden)
+        self.blocks = nn.ModuleList((block or Block)(hidden, heads, **options) for _ in range(layers))
+        self.norm, self.head = nn.LayerNorm(hidden), nn.Linear(hidden, vocab, bias=False)
+        if tied:
+            self.head.weight = self.tokens.weight
+
+    def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        x = self.tokens(tokens)
+        for block in self.blocks:
+            x = block(x)
+        return F.cross_entropy(self.head(self.norm(x)).flatten(0, 1), labels.flatten())
+
+
+def graph_of(seq: int = SEQ, dtype: torch.dtype = torch.bfloat16, **options: object) -> Graph:
+    with torch.device("meta"):
+        model = Model(**options).to(dtype)  # type: ignore[arg-type]
+    tokens = torch.zeros(2, seq, dtype=torch.int64)
+    return trace(model, {"tokens": tokens, "labels": tokens.clone()})
+
+
+def solved(graph: Graph, tp: int, micro_batch: int = 1, scarcity: float = 1.0) -> tuple[Folded, Solution]:
+    folded = fold(resize(graph, micro_batch))
+    return folded, solve(folded, space(folded, tp), Prices.of(Cluster.load("dgx-a100"), tp, 8, scarcity))
+
+
+def block_collectives(folded: Folded, solution: Solution, tp: int) -> Counter[str]:
+    """What one block's emitted module communicates forward."""
+    group = next(g for g, units in enumerate(folded.groups) if units[0].is_block)
+    unit = folded.groups[group][1]
+    wanted = tuple((unit.nodes.index(e.node.name), e.placement) for e in exports(folded, solution)[unit])
+    module = emit(folded, solution, tp, group, wanted).module
+    names = [str(n.target).split(".")[1] for n in module.graph.nodes if str(n.target).startswith("partitioner.")]
+    return Counter(n for n in names if n in OPS and n not in ("copy", "shard", "on_first"))
+
+
+def parameters(solution: Solution) -> dict[str, Placement]:
+    return {n.meta["source"]: p for n, p in solution.parameters.items()}
+
+
+MEGATRON = ({"all_reduce": 2}, {"all_gather": 2, "reduce_scatter": 2})
+
+
+@pytest.mark.parametrize("tp", [2, 4, 8])
+def test_a_gpt_block_is_divided_as_megatron_divides_it(tp: int) -> None:
+    folded, solution = solved(graph_of(), tp)
+    assert dict(block_collectives(folded, solution, tp)) in MEGATRON
+    found = parameters(solution)
+    dims = {n.split(".")[-2] + "." + n.split(".")[-1]: p.dim for n, p in found.items() if isinstance(p, Shard)}
+    assert {k: dims[k] for k in ("qkv.weight", "out.weight", "up.weight", "down.weight")} == {
+        "qkv.weight": 0, "out.weight": 1, "up.weight": 0, "down.weight": 1,
+    }  # fmt: skip
+    assert found["blocks.0.qkv.weight"] == Shard(0, found["blocks.0.qkv.weight"].segments)  # type: ignore[union-attr]
+    assert len(found["blocks.0.qkv.weight"].segments) == 3  # type: ignore[union-attr]
+
+
+def test_parallel_attention_and_mlp_need_one_pair() -> None:
+    folded, solution = solved(graph_of(parallel=True), 4)
+    assert dict(block_collectives(folded, solution, 4)) in ({"all_reduce": 1}, {"all_gather": 1, "reduce_scatter": 1})
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_head_and_its_loss_are_vocabulary_parallel(tied: bool) -> None:
+    folded, solution = solved(graph_of(tied=tied), 8)
+    found = parameters(solution)
+    head = "tokens.weight" if tied else "head.weight"
+    assert isinstance(found[head], Shard) and found[head].dim == 0
+    loss = next(n for n in solution.strategies if "cross_entropy_sum" in str(n.target))
+    assert isinstance(solution.strategies[loss].operands[0], Shard)
+    assert solution.strategies[loss].operands[0].dim == 1
+
+
+def test_norm_gradients_are_partial_once_a_step_under_sequence_parallel() -> None:
+    folded, solution = solved(graph_of(), 4)
+    ports = [p for port, p in solution.ports.items()]
+    found = parameters(solution)
+    assert all(isinstance(p, Shard) and p.dim == 1 for p in ports)
+    assert found["blocks.0.norm1.weight"] == REPLICATE
+    assert found["blocks.0.down.bias"] == REPLICATE
+
+
+def test_the_batch_is_never_divided_over_tp() -> None:
+    graph = graph_of(hidden=64, heads=4, vocab=128, seq=16)
+    folded = fold(graph)
+    for node, rows in space(folded, 2).strategies.items():
+        batch = graph.batch_layout.get(node.name)
+        for row in rows:
+            if batch and isinstance(row.result, Shard) and row.result.dim == batch.dim:
+                whole = batch.segments[0].repeat * batch.segments[0].units
+                assert all(s.repeat % whole == 0 for s in row.result.segments), node.name
+
+
+def test_fused_q_k_v_of_unequal_sizes_is_divided_by_segments() -> None:
+    folded, solution = solved(graph_of(kv=8), 8)
+    weight = parameters(solution)["blocks.0.qkv.weight"]
+    assert isinstance(weight, Shard) and [s.size for s in weight.segments] == [4096, 1024, 1024]
+    assert dict(block_collectives(folded, solution, 8)) in MEGATRON
+
+
+def test_replicated_parameters_pay_for_their_memory() -> None:
+    """At micro-batch 8, with bytes for nothing, heads move to the sequence and attention's projection is replicated."""
+    graph = graph_of()
+    free, dear = (parameters(solved(graph, 8, 8, scarcity)[1]) for scarcity in (0.0, 30.0))
+    names = [f"blocks.0.{n}.weight" for n in ("qkv", "out", "up", "down")]
+    assert not all(isinstance(free[n], Shard) for n in names)
+    assert all(isinstance(dear[n], Shard) for n in names)
+
+
+class Odd(nn.Module):
+    """A block that no model has: keys are the values, and a low-rank branch beside the gate."""
+
+    def __init__(self, hidden: int, heads: int) -> None:
+        super().__init__()
+        self.shared, self.a = (nn.Linear(hidden, n, bias=False) for n in (hidden, 2))
+        self.b = nn.Linear(2, hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.shared(x))
+        return x + y * y + self.b(self.a(x))
+
+
+Partial = tuple[float, dict[object, Placement], frozenset[tuple[object, Placement]]]
+
+
+class Enumerator:
+    """The optimum by trying every placement of every port, then every op's every strategy, through the same prices."""
+
+    def __init__(self, folded: Folded, options: Space, prices: Prices) -> None:
+        self.folded, self.options, self.prices = folded, options, prices
+        self.pricing = _Problem(folded, options, prices, lambda value, placement: True)
+        self.nodes = [n for g in range(len(folded.groups)) for n in folded.body(g)]
+        self.counts = {n: len(u) for g, u in enumerate(folded.groups) for n in folded.body(g)}
+
+    def best(self) -> float:
+        ports = list(self.folded.sources)
+        found = math.inf
+        for chosen in itertools.product(*(self.pricing.port_placements(p) for p in ports)):
+            found = min(found, self.under(dict(zip(ports, chosen, strict=True))))
+        return found
+
+    def under(self, ports: dict[Port, Placement]) -> float:
+        rows: list[Partial] = [(0.0, {}, frozenset())]
+        for group in range(len(self.folded.groups)):
+            for node in self.folded.body(group):
+                tried = [self.step(group, node, s, row, ports) for row in rows for s in self.options.strategies[node]]
+                rows = _undominated(self.folded, [row for row in tried if row is not None], self.nodes, node)
+        return min((cost for cost, made, _ in rows if made[self.nodes[-1]] == WHOLE), default=math.inf)
+
+    def step(self, group: int, node: fx.Node, strategy: Strategy, row: Partial, ports: dict[Port, Placement]) -> Partial | None:
+        cost, made, paid = row[0], dict(row[1]), set(row[2])
+        for operand, wanted in zip(operands(node), strategy.operands, strict=True):
+            if is_parameter(operand):
+                key = self.folded.parameter[operand]
+                held = WHOLE if wanted == PARTIAL else wanted  # the cheaper of the two that become Partial
+                if made.setdefault(key, held) != held:
+                    return None
+                if key not in row[1]:
+                    cost += self.pricing.parameter_cost(key, held)
+                continue
+            port = self.folded.port_of.get((group, operand))
+            if port is None and operand not in self.folded.node:
+                continue
+            value = port or operand
+            if (value, wanted) not in paid:
+                many = len(self.folded.groups[group]) if port else self.counts[operand]
+                seconds = self.convert(operand, ports[port] if port else made[operand], wanted)
+                if seconds is None:
+                    return None
+                cost += seconds * many
+                paid.add((value, wanted))
+        assert not isinstance(strategy.result, tuple)
+        made[node] = strategy.result
+        cost += self.pricing.op_cost(node, strategy, self.counts[node])
+        for port, sources in self.folded.sources.items():
+            if node in sources:
+                seconds = self.convert(node, strategy.result, ports[port])
+                if seconds is None:
+                    return None
+                cost += seconds * sources[node]
+        return cost, made, frozenset(paid)
+
+    def convert(self, node: fx.Node, source: Placement, target: Placement) -> float | None:
+        if source == target:
+            return 0.0
+        link = self.prices.cluster.link(self.prices.ranks)
+        found = convert_seconds(node, source, target, self.prices.ranks, link, node in self.folded.differentiable)
+        return None if found is None else found.total + TIE_COLLECTIVE
+
+
+def _undominated(folded: Folded, rows: list[Partial], nodes: list[fx.Node], node: fx.Node) -> list[Partial]:
+    """Of partial solutions that agree on everything that later ops can see, the cheapest."""
+    later = set(nodes[nodes.index(node) + 1 :])
+    live = [n for n in nodes if n is node or any(u in later for u in n.users)]
+    read = dict.fromkeys(folded.parameter[o] for n in later for o in operands(n) if is_parameter(o))
+    kept: dict[object, Partial] = {}
+    for cost, made, paid in rows:
+        visible = frozenset((v, p) for v, p in paid if isinstance(v, Port) or v in live)
+        seen = (tuple(made.get(n) for n in (*live, *read)), visible)
+        if seen not in kept or kept[seen][0] > cost:
+            kept[seen] = (cost, made, paid)
+    return list(kept.values())
+
+
+@pytest.mark.parametrize("links", ["as they are", "free"])
+def test_the_optimum_of_an_unknown_block_is_the_exhaustive_one(links: str) -> None:
+    graph = graph_of(seq=64, dtype=torch.float32, block=Odd, hidden=256, heads=1, vocab=512, layers=2)
+    cluster = Cluster.load("dgx-a100")
+    if links == "free":
+        free = dataclasses.replace(cluster.node, bytes_per_second=1e18, latency_seconds=0.0)
+        cluster = dataclasses.replace(cluster, node=free)
+    folded = fold(graph)
+    options, prices = space(folded, 2), Prices.of(cluster, 2, 4)
+    solution = solve(folded, options, prices)
+    assert solution.seconds == pytest.approx(Enumerator(folded, options, prices).best(), rel=1e-6)
+
+
+def test_free_links_change_the_answer() -> None:
+    graph = graph_of(seq=64, dtype=torch.float32, block=Odd, hidden=256, heads=1, vocab=512, layers=2)
+    cluster = Cluster.load("dgx-a100")
+    free = dataclasses.replace(cluster, node=dataclasses.replace(cluster.node, bytes_per_second=1e18, latency_seconds=0.0))
+    folded = fold(graph)
+    one, two = (solve(folded, space(folded, 2), Prices.of(c, 2, 4)) for c in (cluster, free))
+    assert one.parameters != two.parameters or one.ports != two.ports
+
+
+def test_the_same_inputs_give_the_same_plan_byte_for_byte() -> None:
+    texts = {
+        search(graph_of(hidden=64, heads=4, vocab=128, seq=16), Cluster.load("local-cpu"), 8).to_json() for _ in range(2)
+    }
+    assert len(texts) == 1
+
+
+def test_pins_override_and_the_rest_is_solved_again() -> None:
+    graph = graph_of(hidden=64, heads=4, vocab=128, seq=16)
+    pins = {"tp": 2, "pp": 1, "blocks.*.up": "replicate", "blocks.*.down.weight": "shard:1"}
+    plan = search(graph, Cluster.load("local-cpu"), 8, pins)
+    assert plan.decisions.mesh == {"pp": 1, "dp": 2, "tp": 2}
+    assert parse_placement(plan.parameters["blocks.1.up.weight"]) in (WHOLE, REPLICATE)
+    down = parse_placement(plan.parameters["blocks.2.down.weight"])
+    assert isinstance(down, Shard)
+    assert down.dim == 1
+
+
+@pytest.mark.parametrize(
+    ("pins", "words"),
+    [
+        ({"tq": 2}, "nearest name is tp"),
+        ({"blocks.*.upp": "replicate"}, "nearest name is blocks"),
+        ({"pp": 4}, "3 blocks"),
+        ({"tp": 3}, "does not divide 4"),
+        ({"schedule": "fifo"}, "1f1b, gpipe"),
+        ({"tp": 0}, "positive"),
+    ],
+)
+def test_a_wrong_pin_is_named(pins: dict[str, str | int], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        search(graph_of(hidden=64, heads=4, vocab=128, seq=16), Cluster.load("local-cpu"), 8, pins)
+
