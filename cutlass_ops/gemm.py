@@ -43,6 +43,14 @@ def dgrad(grad: torch.Tensor, weight: torch.Tensor, transposed: bool = False) ->
     return product.view(*grad.shape[:-1], product.shape[1])
 
 
+def add_dgrad(
+    total: torch.Tensor, grad: torch.Tensor, weight: torch.Tensor, transposed: bool = False
+) -> torch.Tensor:
+    """``total`` (*m, k), contiguous, with ``dgrad`` added in place."""
+    _rows(total).addmm_(_rows(grad), weight.t() if transposed else weight)
+    return total
+
+
 def wgrad(grad: torch.Tensor, x: torch.Tensor, transposed: bool = False) -> torch.Tensor:
     """grad (*m, n), x (*m, k) -> (n, k), or (k, n) when ``transposed``."""
     a, b = (_rows(x), _rows(grad)) if transposed else (_rows(grad), _rows(x))

@@ -15,7 +15,7 @@ from torch import fx
 import partitioner.collectives
 import partitioner.ops
 from cutlass_ops import gemm
-from runtime import collectives, vocabulary
+from runtime import collectives, columns, vocabulary
 from runtime.collectives import Axis, Bound
 from runtime.groups import Groups
 
@@ -36,7 +36,6 @@ _ROWS: dict[object, tuple[tuple[int, ...], int, Callable[..., Bound]]] = {
     own.dropout.default: ((0, 2), 4, vocabulary.dropout),
 }
 _PRODUCTS = {aten.linear.default: False, aten.matmul.default: True}
-_FRESH = {*_PRODUCTS, gemm.eager, own.vocab_parallel_embedding.default}
 
 
 def bind(module: fx.GraphModule, groups: Groups) -> fx.GraphModule:
@@ -45,11 +44,9 @@ def bind(module: fx.GraphModule, groups: Groups) -> fx.GraphModule:
     graph.output(graph.graph_copy(module.graph, {}))  # type: ignore[arg-type]
     axes: dict[str, Axis] = {}
     for node in list(graph.nodes):
-        if node.target == aten.add.Tensor:
-            _fuse_bias(node)
-        elif node.target == torch.ops.cutlass_ops.linear.default:
-            node.target = gemm.eager
-        elif node.target == own.dropout.default and not _is_divided(node):
+        _simplify(node)
+    for node in list(graph.nodes):
+        if node.target == own.dropout.default and not _is_divided(node):
             node.args = node.args[:4]
         elif node.target in _ROWS:
             _bind(node, groups, axes)
@@ -62,6 +59,8 @@ def _bind(node: fx.Node, groups: Groups, axes: dict[str, Axis]) -> None:
     name = str(node.args[position])
     if name not in axes:
         axes[name] = Axis.of(groups, name)
+    if node.target in columns.SOURCES and node.args[-1] is not False and columns.fuse(node, axes[name]):
+        return
     literals = [a for n, a in enumerate(node.args) if n not in operands and n != position]
     if node.target == own.all_reduce.default:
         literals.append(_is_owned(node.args[0]))
@@ -79,30 +78,31 @@ def _is_divided(dropout: fx.Node) -> bool:
 
 def _is_owned(operand: Any) -> bool:
     """Whether an all_reduce may sum in place: a result that nothing else reads, of an op that does not keep it."""
-    return (
-        isinstance(operand, fx.Node)
-        and len(operand.users) == 1
-        and operand.meta.get("origin", operand.target) in _FRESH
-    )
+    if not isinstance(operand, fx.Node) or len(operand.users) > 1:
+        return False
+    return _is_product(operand) or operand.meta.get("origin") == own.vocab_parallel_embedding.default
+
+
+def _simplify(node: fx.Node) -> None:
+    """Products by a weight are one function; ``product + bias`` is too where nothing else reads the product."""
+    if node.target in _PRODUCTS and len(node.args) == len(node.all_input_nodes) == 2 and _dims(node.args[1]) == 2:
+        node.target, node.args = gemm.eager, (*node.args, None, _PRODUCTS[node.target])
+    elif node.target == torch.ops.cutlass_ops.linear.default:
+        node.target, node.args = gemm.eager, (*node.args, *(None, False)[len(node.args) - 2 :])
+    elif node.target == aten.add.Tensor:
+        _fuse_bias(node)
 
 
 def _fuse_bias(node: fx.Node) -> None:
-    """``product + bias`` is one op where nothing else reads the product and the bias is a vector."""
     for product, bias in (node.args, node.args[::-1]) if len(node.args) == 2 and not node.kwargs else ():
-        if _is_product(product) and _dims(bias) == 1:
-            node.target, node.args = gemm.eager, (*product.args, bias, _PRODUCTS[product.target])
+        if _is_product(product) and len(product.users) == 1 and _dims(bias) == 1:
+            node.target, node.args = gemm.eager, (*product.args[:2], bias, product.args[3])
             product.graph.erase_node(product)
             return
 
 
 def _is_product(node: Any) -> bool:
-    return (
-        isinstance(node, fx.Node)
-        and node.target in _PRODUCTS
-        and len(node.args) == len(node.all_input_nodes) == 2
-        and len(node.users) == 1
-        and _dims(node.args[1]) == 2
-    )
+    return isinstance(node, fx.Node) and node.target == gemm.eager and node.args[2] is None
 
 
 def _dims(node: Any) -> int | None:

@@ -65,15 +65,23 @@ class Axis:
 
     def scatter(self, x: torch.Tensor, shard: Shard, phase: str) -> torch.Tensor:
         """This rank's part of the sum over the axis."""
+        return self.scatter_async(x, shard, phase)()
+
+    def scatter_async(self, x: torch.Tensor, shard: Shard, phase: str) -> Callable[[], torch.Tensor]:
+        """Start ``scatter``; the function returned waits for it."""
         packed = split(x, shard, self.ranks)
         self.log.add(self.name, "reduce_scatter", packed, phase)
-        if self.scatters:
-            part = torch.empty_like(packed[0])
-            _reduce_scatter(part.view(-1), packed.view(-1), group=self.group)
-            return part
-        received = torch.empty_like(packed)
-        dist.all_to_all_single(received.view(-1), packed.view(-1), group=self.group)
-        return received[0].add_(received[1]) if self.ranks == 2 else received.sum(0)
+        received = torch.empty_like(packed[0] if self.scatters else packed)
+        run = _reduce_scatter if self.scatters else dist.all_to_all_single
+        work = run(received.view(-1), packed.view(-1), group=self.group, async_op=True)
+
+        def finish() -> torch.Tensor:
+            work.wait()
+            if self.scatters:
+                return received
+            return received[0].add_(received[1]) if self.ranks == 2 else received.sum(0)
+
+        return finish
 
     def exchange(self, x: torch.Tensor, source: Shard, target: Shard, phase: str) -> torch.Tensor:
         """From parts of one dimension to parts of another."""
