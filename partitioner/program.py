@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from partitioner.layout import Layout
+from partitioner.listing import listing
 from partitioner.schedule import Action
 
 
@@ -103,3 +104,7 @@ class Program:
     actions: tuple[tuple[Action, ...], ...]
     seed: int
     buffers: dict[str, torch.Tensor]
+
+    def __str__(self) -> str:
+        """Readable Python."""
+        return listing(self)

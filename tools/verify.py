@@ -18,6 +18,7 @@ from partitioner import Graph, Plan, search, trace
 from partitioner.errors import InputError
 from partitioner.layout import Shard, parse_placement
 from runtime import launch
+from runtime.parity import FLOOR
 from runtime.reference import run
 from tools.entry import parse_settings
 from tools.families import Family, cluster, families
@@ -138,7 +139,7 @@ def traced_error(graph: Graph, source: Source) -> float:
     for name, gradient in wanted.items():
         other = copies[name].grad
         if gradient is not None and other is not None:
-            errors.append(float((other - gradient).abs().max()) / max(float(gradient.abs().max()), 1e-1 * median))
+            errors.append(float((other - gradient).abs().max()) / max(float(gradient.abs().max()), FLOOR * median))
     return max(errors)
 
 

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from partitioner.batch import resize
 from partitioner.cluster import Cluster
 from partitioner.collectives import OPS
+from partitioner.emit import emit
 from partitioner.equations import Strategy
 from partitioner.errors import InputError
 from partitioner.exports import exports
-from partitioner.emit import emit
 from partitioner.fold import Folded, Port, fold, is_parameter
 from partitioner.graph import Graph
 from partitioner.layout import PARTIAL, REPLICATE, WHOLE, Placement, Shard, parse_placement
@@ -40,7 +40,11 @@ class Block(nn.Module):
         self.heads, self.kv, self.width, self.parallel = heads, kv or heads, hidden // heads, parallel
         self.norm1, self.norm2 = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
         self.qkv = nn.Linear(hidden, (heads + 2 * self.kv) * self.width)
-        self.out, self.up, self.down = nn.Linear(hidden, hidden), nn.Linear(hidden, 4 * hidden), nn.Linear(4 * hidden, hidden)
+        self.out, self.up, self.down = (
+            nn.Linear(hidden, hidden),
+            nn.Linear(hidden, 4 * hidden),
+            nn.Linear(4 * hidden, hidden),
+        )
 
     def attend(self, x: Tensor) -> Tensor:
         sizes = [self.heads * self.width, self.kv * self.width, self.kv * self.width]
@@ -56,7 +60,9 @@ class Block(nn.Module):
 
 
 class Model(nn.Module):
-    def __init__(self, block: type[nn.Module] | None = None, tied: bool = False, layers: int = 3, **options: object) -> None:
+    def __init__(
+        self, block: type[nn.Module] | None = None, tied: bool = False, layers: int = 3, **options: object
+    ) -> None:
         super().__init__()
         hidden, heads = int(options.pop("hidden", HIDDEN)), int(options.pop("heads", HEADS))  # type: ignore[call-overload]
         vocab = int(options.pop("vocab", VOCAB))  # type: ignore[call-overload]
@@ -207,7 +213,9 @@ class Enumerator:
                 rows = _undominated(self.folded, [row for row in tried if row is not None], self.nodes, node)
         return min((cost for cost, made, _ in rows if made[self.nodes[-1]] == WHOLE), default=math.inf)
 
-    def step(self, group: int, node: fx.Node, strategy: Strategy, row: Partial, ports: dict[Port, Placement]) -> Partial | None:
+    def step(
+        self, group: int, node: fx.Node, strategy: Strategy, row: Partial, ports: dict[Port, Placement]
+    ) -> Partial | None:
         cost, made, paid = row[0], dict(row[1]), set(row[2])
         for operand, wanted in zip(operands(node), strategy.operands, strict=True):
             if is_parameter(operand):
@@ -278,7 +286,9 @@ def test_the_optimum_of_an_unknown_block_is_the_exhaustive_one(links: str) -> No
 def test_free_links_change_the_answer() -> None:
     graph = graph_of(seq=64, dtype=torch.float32, block=Odd, hidden=256, heads=1, vocab=512, layers=2)
     cluster = Cluster.load("dgx-a100")
-    free = dataclasses.replace(cluster, node=dataclasses.replace(cluster.node, bytes_per_second=1e18, latency_seconds=0.0))
+    free = dataclasses.replace(
+        cluster, node=dataclasses.replace(cluster.node, bytes_per_second=1e18, latency_seconds=0.0)
+    )
     folded = fold(graph)
     one, two = (solve(folded, space(folded, 2), Prices.of(c, 2, 4)) for c in (cluster, free))
     assert one.parameters != two.parameters or one.ports != two.ports
@@ -286,7 +296,8 @@ def test_free_links_change_the_answer() -> None:
 
 def test_the_same_inputs_give_the_same_plan_byte_for_byte() -> None:
     texts = {
-        search(graph_of(hidden=64, heads=4, vocab=128, seq=16), Cluster.load("local-cpu"), 8).to_json() for _ in range(2)
+        search(graph_of(hidden=64, heads=4, vocab=128, seq=16), Cluster.load("local-cpu"), 8).to_json()
+        for _ in range(2)
     }
     assert len(texts) == 1
 
@@ -316,4 +327,3 @@ def test_pins_override_and_the_rest_is_solved_again() -> None:
 def test_a_wrong_pin_is_named(pins: dict[str, str | int], words: str) -> None:
     with pytest.raises(InputError, match=words):
         search(graph_of(hidden=64, heads=4, vocab=128, seq=16), Cluster.load("local-cpu"), 8, pins)
-
