@@ -25,6 +25,7 @@ def extract(graph: Graph, among: tuple[str, ...], wanted: Iterable[str], name: s
             if operand.name not in needed and operand not in values:
                 inputs.append(operand)
                 values[operand] = new.placeholder(operand.name)
+                values[operand].meta["val"] = operand.meta["val"]
     for node in body:
         values[node] = new.node_copy(node, lambda n: values[n])
     new.output(tuple(values[graph.nodes[n]] for n in results))
