@@ -1,4 +1,4 @@
-"""Layouts found by search: Megatron-LM's, without being told, and the exhaustive optimum of blocks that no model has."""
+"""Layouts found by search: Megatron-LM's, without being told, and the exhaustive optimum of an unknown block."""
 
 from __future__ import annotations
 
@@ -131,7 +131,8 @@ def test_the_head_and_its_loss_are_vocabulary_parallel(tied: bool) -> None:
     folded, solution = solved(graph_of(tied=tied), 8)
     found = parameters(solution)
     head = "tokens.weight" if tied else "head.weight"
-    assert isinstance(found[head], Shard) and found[head].dim == 0
+    assert isinstance(found[head], Shard)
+    assert found[head].dim == 0
     loss = next(n for n in solution.strategies if "cross_entropy_sum" in str(n.target))
     assert isinstance(solution.strategies[loss].operands[0], Shard)
     assert solution.strategies[loss].operands[0].dim == 1
@@ -160,7 +161,8 @@ def test_the_batch_is_never_divided_over_tp() -> None:
 def test_fused_q_k_v_of_unequal_sizes_is_divided_by_segments() -> None:
     folded, solution = solved(graph_of(kv=8), 8)
     weight = parameters(solution)["blocks.0.qkv.weight"]
-    assert isinstance(weight, Shard) and [s.size for s in weight.segments] == [4096, 1024, 1024]
+    assert isinstance(weight, Shard)
+    assert [s.size for s in weight.segments] == [4096, 1024, 1024]
     assert dict(block_collectives(folded, solution, 8)) in MEGATRON
 
 
