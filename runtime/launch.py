@@ -141,6 +141,9 @@ class _Rank:
         for thread in self._threads:
             thread.join(READ_SECONDS)
         self.status = self._process.wait()
+        for pipe in (self._process.stdout, self._process.stderr):
+            if pipe is not None:
+                pipe.close()
 
     def tail(self) -> str:
         """The end of the rank's standard error."""
