@@ -1,6 +1,6 @@
 """What each op of ours sends, by the shapes of its operands: one row an op, payloads in bytes.
 
-The payload is the whole tensor of an all_reduce, all_gather or reduce_scatter, and the rank's own part of an all_to_all.
+The payload is the whole tensor of an all_reduce, all_gather or reduce_scatter, an own part of an all_to_all or a send.
 """
 
 from __future__ import annotations
