@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -43,13 +43,21 @@ class Difference:
 
 
 def steps_of(plan: Plan, graph: Graph, start: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> Steps:
-    """The same steps under ``plan`` on all ranks together; whole tensors come back on rank 0, empty tables elsewhere."""
-    program = lower(graph, plan)
+    """The same steps under ``plan`` on all ranks together; whole tensors come back on rank 0, none elsewhere."""
+    return steps_under(lower(graph, plan), start, batch)
+
+
+def steps_under(
+    program: Program,
+    start: Mapping[str, torch.Tensor],
+    batch: Mapping[str, torch.Tensor],
+    prepare: Callable[[Engine], object] = lambda engine: None,
+) -> Steps:
+    """``steps_of`` of a Program; ``prepare`` sees the engine before its first step."""
     groups = Groups(program)
-    parameters = materialize(
-        program, groups.coordinates, lambda p, part: cut(start[p.name], part), groups.device
-    )
+    parameters = materialize(program, groups.coordinates, lambda p, part: cut(start[p.name], part), groups.device)
     engine = Engine(program, groups, parameters, factory(torch.optim.AdamW, lr=LR), clip=CLIP)
+    prepare(engine)
     own = _own(program, groups, batch)
     engine.gradients(own)
     gradients = _whole(program, groups, {n: p.grad for n, p in parameters.items()})
@@ -81,7 +89,7 @@ def _whole(program: Program, groups: Groups, local: Mapping[str, torch.Tensor | 
 
 def difference(found: Steps, wanted: Steps) -> Difference:
     """Errors relative to each tensor's size, or to a thousandth of the median size where it is smaller."""
-    gradients = {n: g for n, g in wanted.gradients.items()}
+    gradients = dict(wanted.gradients)
     sizes = {n: float(g.abs().max()) for n, g in gradients.items()}
     median = statistics.median(sizes.values())
     zero = tuple(n for n, s in sizes.items() if s <= ZERO * median)
@@ -90,9 +98,14 @@ def difference(found: Steps, wanted: Steps) -> Difference:
     moved = _errors({n: p for n, p in found.parameters.items() if n not in zero}, wanted.parameters, middle)
     worst = max([*((e, f"gradient of {n}") for n, e in grads.items()), *((e, n) for n, e in moved.items())])
     return Difference(
-        abs(found.loss - wanted.loss) / abs(wanted.loss), max(grads.values()), abs(found.norm - wanted.norm) / wanted.norm,
-        max(moved.values()), worst[1], median, zero,
-    )  # fmt: skip
+        abs(found.loss - wanted.loss) / abs(wanted.loss),
+        max(grads.values()),
+        abs(found.norm - wanted.norm) / wanted.norm,
+        max(moved.values()),
+        worst[1],
+        median,
+        zero,
+    )
 
 
 def _errors(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], median: float) -> dict[str, float]:

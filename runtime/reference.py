@@ -1,4 +1,4 @@
-"""The plain model's training steps on one process: the normalized graph interpreted, no rule and no lowering touched."""
+"""The plain model's training steps on one process: the graph interpreted, no rule and no lowering touched."""
 
 from __future__ import annotations
 
@@ -25,10 +25,15 @@ class Steps:
 
 
 def train(
-    graph: Graph, start: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor], steps: int, clip: float, lr: float,
+    graph: Graph,
+    start: Mapping[str, torch.Tensor],
+    batch: Mapping[str, torch.Tensor],
+    steps: int,
+    clip: float,
+    lr: float,
     seed: int = 0,
-) -> Steps:  # fmt: skip
-    """``steps`` AdamW steps on one batch from the parameters ``start``; dropout draws the masks that every plan draws."""
+) -> Steps:
+    """``steps`` AdamW steps on one batch from the parameters ``start``; dropout draws the masks of every plan."""
     samples = next(iter(batch.values())).shape[0]
     graph = resize(graph, samples)
     parameters = {n: nn.Parameter(start[n].clone(), p.requires_grad) for n, p in graph.parameters.items()}
@@ -48,7 +53,11 @@ def train(
 
 
 def run(
-    graph: Graph, parameters: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor], seed: int = 0, step: int = 0
+    graph: Graph,
+    parameters: Mapping[str, torch.Tensor],
+    batch: Mapping[str, torch.Tensor],
+    seed: int = 0,
+    step: int = 0,
 ) -> torch.Tensor:
     """The loss of the graph's batch, by torch.fx.Interpreter."""
     values = dict(batch)
