@@ -1,6 +1,6 @@
 """The compiler: ``trace`` a model, ``search`` a plan for a cluster, ``lower`` both to a program."""
 
-from partitioner import collectives, ops  # noqa: F401  (they register the ops that graphs and programs hold)
+from partitioner import collectives, ops
 from partitioner.cluster import Cluster
 from partitioner.graph import Graph
 from partitioner.lower import lower
@@ -8,5 +8,7 @@ from partitioner.plan import Plan
 from partitioner.program import Program
 from partitioner.search import search
 from partitioner.trace import trace
+
+_REGISTRARS = (collectives, ops)  # importing them registers the ops that graphs and programs hold
 
 __all__ = ["Cluster", "Graph", "Plan", "Program", "lower", "search", "trace"]

@@ -36,7 +36,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Cluster:
-    """``nodes`` times ``node_devices`` devices; ``node`` links those of one node, ``network`` those of different ones."""
+    """``nodes`` times ``node_devices`` devices; ``node`` links those of one node, ``network`` those of different."""
 
     name: str
     attention: str
@@ -79,7 +79,8 @@ class Cluster:
         device = _table(fields, "device", "the cluster")
         try:
             links = {key: Link(**_table(fields, key, "the cluster")) for key in ("node", "network")}
-            return Cluster(**{**fields, **links, "device": Device(**device)})
+            rest: dict[str, Any] = {**fields, **links, "device": Device(**device)}
+            return Cluster(**rest)
         except TypeError as error:
             raise InputError(f"the cluster has a wrong field: {error}") from error
 

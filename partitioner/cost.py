@@ -1,8 +1,8 @@
 """The price of a plan: units, then stages, then a step, from the layouts that were chosen and a Cluster.
 
-    unit    ops and the conversions between them, one micro-batch, on the fullest rank
-    stage   its units; bytes of state, and of activations for the micro-batches in flight
-    step    the Action table walked with the stages' seconds, then gradient sync and the update
+unit    ops and the conversions between them, one micro-batch, on the fullest rank
+stage   its units; bytes of state, and of activations for the micro-batches in flight
+step    the Action table walked with the stages' seconds, then gradient sync and the update
 """
 
 from __future__ import annotations
@@ -70,10 +70,9 @@ class Priced:
     def held(self) -> dict[Unit, dict[fx.Node, tuple[float, int, bool]]]:
         """By unit and trained parameter: elements a rank holds, bytes an element, whether its gradient is Partial."""
         nodes = self.folded.graph.nodes
-        return {
-            unit: {n: self._held(n) for name in unit.nodes for n in operands(nodes[name]) if is_parameter(n) and trains(self.folded.graph, n)}
-            for unit in self.folded.graph.units
-        }  # fmt: skip
+        graph = self.folded.graph
+        read = {u: [n for name in u.nodes for n in operands(nodes[name]) if is_parameter(n)] for u in graph.units}
+        return {unit: {n: self._held(n) for n in found if trains(graph, n)} for unit, found in read.items()}
 
     def _held(self, node: fx.Node) -> tuple[float, int, bool]:
         placement, value = self.solution.parameters[self.folded.parameter[node]], node.meta["val"]
@@ -183,17 +182,18 @@ def price(priced: Priced, split: Split) -> Cost:
     makespan, busy, in_flight = simulate(actions, split.pp, duration, _send_seconds(priced, split))
     worst = max(range(split.pp), key=lambda p: busy[p])
     own = [s for s in range(len(split.stages)) if s % split.pp == worst]
-    communication = split.micro_batches * sum(
-        _communication(priced, split.stages[s], split.recompute) for s in own
-    )
+    communication = split.micro_batches * sum(_communication(priced, split.stages[s], split.recompute) for s in own)
     elements = [_elements(priced, stage) for stage in split.stages]
     sync = max(_sync_seconds(priced, split, p, elements, durations) for p in range(split.pp))
     update = max(
-        sum(optimizer_seconds(n, size, cluster) for s in range(p, len(elements), split.pp) for n, size, _ in elements[s])
+        sum(
+            optimizer_seconds(n, size, cluster) for s in range(p, len(elements), split.pp) for n, size, _ in elements[s]
+        )
         for p in range(split.pp)
     )
     stages = tuple(
-        _stage_cost(priced, stage, split, in_flight[n], elements[n], durations[n]) for n, stage in enumerate(split.stages)
+        _stage_cost(priced, stage, split, in_flight[n], elements[n], durations[n])
+        for n, stage in enumerate(split.stages)
     )
     peak = max(sum(s.peak_bytes for s in stages[p :: split.pp]) for p in range(split.pp))
     flops = 3.0 * split.dp * split.micro_batches * sum(priced.unit(u).flops for s in split.stages for u in s)
@@ -260,4 +260,3 @@ def _stage_cost(
         kept, extra = sum(c.saved_bytes for c in rows), 0.0
     state = sum(state_bytes(n, size) for n, size, _ in elements)
     return StageCost(seconds.forward, seconds.backward, state, kept * in_flight + extra)
-

@@ -1,6 +1,6 @@
 """One GraphModule for all units of a group: the representative's ops with local literals, conversions between them.
 
-    value made as S(1), read as R     %all_gather = partitioner.all_gather(%add_1, "tp", 1, [1, 2, 64], True)
+value made as S(1), read as R     %all_gather = partitioner.all_gather(%add_1, "tp", 1, [1, 2, 64], True)
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import torch
 from torch import fx, nn
 
 import partitioner.collectives
-import partitioner.ops
 from partitioner.collectives import Collective, flat
 from partitioner.equations import Strategy
 from partitioner.fold import Folded, is_parameter
@@ -117,7 +116,7 @@ class _Writer:
 
 
 def _local(node: fx.Node, strategy: Strategy, ranks: int) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    """Target and arguments of an op under a strategy: literals local, ops that know ranks in place of those that don't."""
+    """Target and arguments of an op under a strategy: literals local, ranked ops where plain ones stood."""
     result = strategy.result
     assert not isinstance(result, tuple)
     args, kwargs = localize(node, result, ranks)
@@ -157,4 +156,3 @@ def collective_nodes(module: fx.GraphModule) -> Iterator[fx.Node]:
     """The nodes of a module that communicate, in order."""
     names = {f"partitioner.{name}.default" for name in partitioner.collectives.OPS} - {"partitioner.shard.default"}
     return (n for n in module.graph.nodes if n.op == "call_function" and str(n.target) in names)
-

@@ -1,8 +1,8 @@
 """Identical blocks tied: one representative node stands for the same node of every block of its kind.
 
-    units       embed   block 0   block 1   block 2   head
-    folded      embed   block x 3                     head
-    ports               what a block reads of earlier units, by position; each has one placement for all blocks
+units       embed   block 0   block 1   block 2   head
+folded      embed   block x 3                     head
+ports               what a block reads of earlier units, by position; each has one placement for all blocks
 """
 
 from __future__ import annotations

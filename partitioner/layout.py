@@ -177,7 +177,7 @@ def reshape_shard(shard: Shard, shape: tuple[int, ...], target: tuple[int, ...],
     before, size, after = math.prod(shape[: shard.dim]), shape[shard.dim], math.prod(shape[shard.dim + 1 :])
     if len(shard.segments) > 1:
         return _reshape_unchanged(shard, before, size, after, target)
-    segment = shard.segments[0].canonical(ranks)
+    (segment,) = shard.canonical(ranks).segments
     head, tail = before * segment.repeat, segment.granule * after
     for dim, width in enumerate(target):
         ahead, behind = math.prod(target[:dim]), math.prod(target[dim + 1 :])

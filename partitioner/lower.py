@@ -1,6 +1,6 @@
 """``lower``: a Graph and a Plan become a Program; collectives stand where placements differ, literals are local.
 
-    graph + plan --> the chosen layouts --> one GraphModule a kind of block --> calls, stages, parameters --> Program
+graph + plan --> the chosen layouts --> one GraphModule a kind of block --> calls, stages, parameters --> Program
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from torch import fx
 
 from partitioner.batch import resize
-from partitioner.exports import Export, exports
 from partitioner.emit import Emitted, emit
 from partitioner.errors import InputError
+from partitioner.exports import Export, exports
 from partitioner.fold import Folded, fold, is_parameter
 from partitioner.graph import Graph, Unit
 from partitioner.layout import WHOLE, local_shape
@@ -146,9 +146,7 @@ def _stages(lowered: _Lowered, split: list[list[Unit]]) -> tuple[Stage, ...]:
         asked = needed | dict.fromkeys(prelude.arguments if prelude else ())
         constants = extract(graph, graph.constants, asked, f"constants {n}")
         final = loss.name if n == len(split) - 1 else None
-        rows.append(
-            Stage(n, constants, prelude, calls, crossing[n], crossing[n + 1], _read(graph, asked), final)
-        )
+        rows.append(Stage(n, constants, prelude, calls, crossing[n], crossing[n + 1], _read(graph, asked), final))
     return tuple(rows)
 
 

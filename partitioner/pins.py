@@ -33,9 +33,10 @@ class Pins:
         """Whether a decision may have this value."""
         return name not in self.fixed or self.fixed[name] == value
 
-    def given(self, name: str) -> object:
-        """The pinned value or None."""
-        return self.fixed.get(name)
+    def number(self, name: str) -> int | None:
+        """The pinned number or None."""
+        found = self.fixed.get(name)
+        return found if isinstance(found, int) else None
 
     def allows(self, folded: Folded) -> Callable[[fx.Node | Port, Placement], bool]:
         """Whether a representative parameter, or what enters a block, may lie so under every pin that names it."""

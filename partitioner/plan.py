@@ -1,8 +1,8 @@
 """The Plan noun: decisions that a person can read and edit, and a derived section stamped with their digest.
 
-    asked       the model's entry and digest, the cluster, the global batch, the pins
-    decisions   mesh, micro-batch, schedule, stages, recompute, parameter and boundary layouts by module-name pattern
-    derived     the folded blocks op by op, costs and reasons; stale when the digest of the decisions differs
+asked       the model's entry and digest, the cluster, the global batch, the pins
+decisions   mesh, micro-batch, schedule, stages, recompute, parameter and boundary layouts by module-name pattern
+derived     the folded blocks op by op, costs and reasons; stale when the digest of the decisions differs
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that show, compare, diff, lower and run need; ``model`` tells the entry point and the graph's digest."""
+    """All that show, compare, diff, lower and run need; ``model`` tells the entry point and the graph's digest."""
 
     model: dict[str, Any]
     cluster: dict[str, Any]
@@ -228,9 +228,7 @@ def _block(where: _Reader) -> BlockRow:
         )
         for row in where.each("ops")
     )  # fmt: skip
-    return where.build(
-        BlockRow, ops=ops, units=tuple(where.get("units", list)), ports=tuple(where.get("ports", list))
-    )
+    return where.build(BlockRow, ops=ops, units=tuple(where.get("units", list)), ports=tuple(where.get("ports", list)))
 
 
 _KINDS: dict[str, type | tuple[type, ...]] = {

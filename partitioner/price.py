@@ -1,7 +1,7 @@
 """Seconds and bytes of one op, one collective, one optimizer step: pure functions of shapes and a Cluster.
 
-    op           max(FLOPs / reached peak, bytes / reached bandwidth) + launch          (roofline)
-    collective   steps x latency + share x bytes / bandwidth                            (alpha-beta, ring)
+op           max(FLOPs / reached peak, bytes / reached bandwidth) + launch          (roofline)
+collective   steps x latency + share x bytes / bandwidth                            (alpha-beta, ring)
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def payloads(node: fx.Node, rows: tuple[Collective, ...], ranks: int, phase: str
 
 
 def op_seconds(node: fx.Node, strategy: Strategy, ranks: int, cluster: Cluster) -> Seconds:
-    """Roofline of one op where the fullest rank's share of it runs; a view, and a bias that joins its GEMM, are free."""
+    """Roofline of one op where the fullest rank's share of it runs; views, and a bias that joins its GEMM, are free."""
     rule = RULES.get(str(node.target))
     if not is_tensor(node) or (rule and rule.view) or is_bias(node):
         return ZERO
@@ -155,5 +155,3 @@ def optimizer_seconds(elements: float, itemsize: int, cluster: Cluster) -> float
     device = cluster.device
     moved = 2 * state_bytes(elements, itemsize)
     return moved / (device.memory_bytes_per_second * device.memory_efficiency)
-
-

@@ -20,9 +20,7 @@ from partitioner.strategies import is_tensor
 def graph_digest(folded: Folded) -> str:
     """A hash of the folded program that holds for every batch size: ops, wiring, counts, parameter shapes."""
     rows = [
-        (str(n.target), len(operands(n)), len(units))
-        for g, units in enumerate(folded.groups)
-        for n in folded.body(g)
+        (str(n.target), len(operands(n)), len(units)) for g, units in enumerate(folded.groups) for n in folded.body(g)
     ]
     shapes = [(list(p.names), list(p.shape)) for p in folded.graph.parameters.values()]
     return digest_of([rows, shapes])
@@ -31,7 +29,9 @@ def graph_digest(folded: Folded) -> str:
 def recall(plan: Plan, folded: Folded) -> Solution:
     """The Solution that ``plan`` holds for this graph; raises InputError when it is stale or of another model."""
     if plan.stale:
-        raise InputError("the plan is stale: its decisions were edited after its layouts were found; plan again with --pin")
+        raise InputError(
+            "the plan is stale: its decisions were edited after its layouts were found; plan again with --pin"
+        )
     if plan.model["digest"] != graph_digest(folded):
         raise InputError(f"the plan is for another model: {_difference(plan, folded)}")
     strategies: dict[fx.Node, Strategy] = {}
@@ -69,7 +69,9 @@ def _difference(plan: Plan, folded: Folded) -> str:
     return "its parameters have other names or shapes"
 
 
-def op_rows(folded: Folded, solution: Solution, group: int, seconds: dict[fx.Node, tuple[float, float]]) -> tuple[OpRow, ...]:
+def op_rows(
+    folded: Folded, solution: Solution, group: int, seconds: dict[fx.Node, tuple[float, float]]
+) -> tuple[OpRow, ...]:
     """The op-by-op section of one block."""
     rows: list[OpRow] = []
     for node in folded.body(group):

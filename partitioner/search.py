@@ -1,8 +1,8 @@
-"""``search``: the mesh, stages, schedule, micro-batch, recompute and layouts that make the shortest step in memory.
+"""``search``: the mesh, stages, schedule, micro-batch, recompute and layouts of the shortest step that fits.
 
-    for each tp, micro-batch     resize, fold, enumerate, solve      (the layouts: one integer program)
-    for each pp, dp, schedule    cut stages, price the Action table  (thousands a second)
-    least step time among those that fit; equal times: fewer bytes, then the plainer mesh
+for each tp, micro-batch     resize, fold, enumerate, solve      (the layouts: one integer program)
+for each pp, dp, schedule    cut stages, price the Action table  (thousands a second)
+least step time among those that fit; equal times: fewer bytes, then the plainer mesh
 """
 
 from __future__ import annotations
@@ -46,9 +46,15 @@ class _Tried:
         """Least time first (to a tenth of a percent), then fewest bytes, then the plainest mesh."""
         split = self.split
         return (
-            round(self.cost.step_seconds, 9), self.cost.peak_bytes, split.pp, self.priced.ranks, split.dp, split.virtual,
-            split.recompute, split.schedule,
-        )  # fmt: skip
+            round(self.cost.step_seconds, 9),
+            self.cost.peak_bytes,
+            split.pp,
+            self.priced.ranks,
+            split.dp,
+            split.virtual,
+            split.recompute,
+            split.schedule,
+        )
 
 
 def search(
@@ -93,7 +99,9 @@ def search(
 def check_separable(graph: Graph, global_batch: int) -> None:
     """Raise InputError when the loss mixes samples, so that neither dp nor micro-batches keep it."""
     if graph.inseparable and global_batch > 1:
-        raise InputError(f"the loss does not separate over samples: {graph.inseparable}; dp and micro-batches are refused")
+        raise InputError(
+            f"the loss does not separate over samples: {graph.inseparable}; dp and micro-batches are refused"
+        )
 
 
 def describe(split: Split, tp: int) -> str:
@@ -107,12 +115,12 @@ def _divisors(n: int) -> list[int]:
 
 def _admits_tp(tp: int, cluster: Cluster, fixed: Pins) -> bool:
     """Tensor parallelism stays inside a node unless it is pinned."""
-    return fixed.admits("tp", tp) and (tp <= cluster.node_devices or fixed.given("tp") is not None)
+    return fixed.admits("tp", tp) and (tp <= cluster.node_devices or fixed.number("tp") is not None)
 
 
 def _admits_micro_batch(size: int, global_batch: int, ranks: int, fixed: Pins) -> bool:
     """Whether some dp of ``ranks`` divides the batch into micro-batches of this size."""
-    small = size <= MOST_MICRO_BATCH or fixed.given("micro_batch") is not None
+    small = size <= MOST_MICRO_BATCH or fixed.number("micro_batch") is not None
     return small and fixed.admits("micro_batch", size) and any(global_batch % (d * size) == 0 for d in _divisors(ranks))
 
 
@@ -150,13 +158,15 @@ def _schedules(pp: int, blocks: int, micro_batches: int) -> Iterator[tuple[str, 
 
 def _nothing(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins) -> str:
     blocks = len(graph.blocks)
-    pp, dp = fixed.given("pp"), fixed.given("dp")
-    if pp and int(pp) > max(1, blocks):
+    pp, dp = fixed.number("pp"), fixed.number("dp")
+    if pp and pp > max(1, blocks):
         return f"pp {pp} asks for more stages than the model's {blocks} blocks: pin pp to at most {max(1, blocks)}"
-    product = int(pp or 1) * int(dp or 1) * int(fixed.given("tp") or 1)
+    product = (pp or 1) * (dp or 1) * (fixed.number("tp") or 1)
     if cluster.devices % product:
         return f"the pinned degrees multiply to {product}, which does not divide {cluster.devices} devices"
-    near = [b for d in range(global_batch) for b in (global_batch - d, global_batch + d) if b and b % cluster.devices == 0]
+    near = [
+        b for d in range(global_batch) for b in (global_batch - d, global_batch + d) if b and b % cluster.devices == 0
+    ]
     mend = f"; the nearest that every mesh divides is {near[0]}" if near else ""
     return f"no mesh of {cluster.devices} devices divides a global batch of {global_batch} under these pins{mend}"
 
@@ -173,8 +183,8 @@ def _plan(
         for g, units in enumerate(folded.groups)
     }
     decisions = Decisions(
-        mesh={"pp": split.pp, "dp": split.dp, "tp": priced.ranks}, order=("pp", "dp", "tp"), micro_batch=best.micro_batch,
-        micro_batches=split.micro_batches, schedule=split.schedule, virtual=split.virtual,
+        mesh={"pp": split.pp, "dp": split.dp, "tp": priced.ranks}, order=("pp", "dp", "tp"),
+        micro_batch=best.micro_batch, micro_batches=split.micro_batches, schedule=split.schedule, virtual=split.virtual,
         stages=tuple(tuple(names[u] for u in stage) for stage in split.stages), recompute=split.recompute,
         parameters=by_pattern(layouts), boundaries=boundaries,
     )  # fmt: skip
@@ -182,7 +192,8 @@ def _plan(
         model={**model, "digest": graph_digest(folded), "blocks": len(folded.graph.blocks),
                "parameters": sum(n.meta["val"].numel() for n in folded.parameter)},
         cluster=cluster.as_dict(), global_batch=global_batch, pins={k: str(v) for k, v in pins.items()},
-        decisions=decisions, blocks=tuple(_blocks(priced, names)), parameters=dict(sorted(layouts.items())), cost=best.cost,
+        decisions=decisions, blocks=tuple(_blocks(priced, names)), parameters=dict(sorted(layouts.items())),
+        cost=best.cost,
         notes=tuple(_notes(priced)), candidates=tuple(_candidate(t) for t in found[:KEPT]), digest=decisions.digest(),
     )  # fmt: skip
 
@@ -218,4 +229,3 @@ def _notes(priced: Priced) -> Iterator[str]:
         for node in priced.folded.body(g):
             if str(node.target) not in RULES:
                 yield f"{node.target} in {units[0].name} has no rule: it stays replicated"
-

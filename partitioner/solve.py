@@ -25,7 +25,12 @@ from partitioner.errors import InputError
 from partitioner.fold import Folded, Port, is_parameter
 from partitioner.layout import PARTIAL, REPLICATE, WHOLE, Placement, Shard
 from partitioner.price import (
-    collective_seconds, convert_seconds, node_bytes, op_seconds, share, state_bytes,
+    collective_seconds,
+    convert_seconds,
+    node_bytes,
+    op_seconds,
+    share,
+    state_bytes,
 )  # fmt: skip
 from partitioner.shapes import operands
 from partitioner.strategies import Space, is_tensor
@@ -202,7 +207,7 @@ class _Problem:
             return self.folded.parameter[operand]
         if (group, operand) in self.folded.port_of:
             return self.folded.port_of[group, operand]
-        return self.folded.node[operand] if operand in self.folded.node else None
+        return self.folded.node.get(operand)
 
     def link(
         self, value: Value, reader: Value | None, needs: dict[tuple[Value, Placement, int], list[int]],
@@ -248,10 +253,11 @@ class _Problem:
         rows, columns, weights = zip(*self.rows.entries, strict=True)
         matrix = coo_array((weights, (rows, columns)), shape=(len(self.rows.low), len(self.costs))).tocsr()
         scale = 1e6  # microseconds: HiGHS's tolerances are absolute
+        every = np.ones(len(self.costs))
         found = milp(
             np.array(self.costs) * scale,
             integrality=np.array(self.integral, dtype=int),
-            bounds=Bounds(0, 1),
+            bounds=Bounds(0 * every, every),  # pyright: ignore[reportArgumentType]
             constraints=LinearConstraint(matrix, np.array(self.rows.low), np.array(self.rows.high)),
             options={"mip_rel_gap": 0.0, "time_limit": 120.0},
         )
@@ -265,4 +271,3 @@ class _Problem:
         ports = {v: p for v, (_, p, _) in chosen.items() if isinstance(v, Port)}
         parameters = {v: p for v, (_, p, s) in chosen.items() if isinstance(v, fx.Node) and s is None}
         return Solution(strategies, ports, parameters, seconds)
-

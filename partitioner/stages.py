@@ -9,7 +9,7 @@ from partitioner.graph import Unit
 
 
 def cut(priced: Priced, stages: int) -> tuple[tuple[Unit, ...], ...]:
-    """``stages`` runs of units in order, by dynamic programming over (units taken, stages left); () when too few blocks.
+    """``stages`` runs of units in order, by dynamic programming over (units taken, stages left); () if too few blocks.
 
     Minimizes the slowest stage, then the sum of squares, so that what can be even is even.
     """

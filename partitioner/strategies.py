@@ -1,9 +1,10 @@
-"""All legal ways to run each folded op on one axis: shards spread from every dimension through the rules to a fixpoint."""
+"""All legal ways to run each folded op on one axis: shards spread from every dimension to a fixpoint."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import fx
 
 from partitioner.equations import Strategy
@@ -47,7 +48,7 @@ def _all(node: fx.Node, found: dict[Strategy, None]) -> tuple[Strategy, ...]:
 
 def is_tensor(node: fx.Node) -> bool:
     """Whether a node returns one tensor (not a tuple of them)."""
-    return hasattr(node.meta["val"], "shape")
+    return isinstance(node.meta["val"], torch.Tensor)
 
 
 class _Builder:
@@ -96,7 +97,7 @@ class _Builder:
         if not isinstance(result, Shard) or result.is_even(self.ranks):
             return True
         if str(op.target) == "partitioner.part.default":
-            return op.args[1] != result.dim
+            return bool(op.args[1] != result.dim)
         return str(op.target) != "aten.expand.default" or isinstance(strategy.operands[0], Shard)
 
     def spread(self, nodes: list[fx.Node]) -> None:
@@ -131,4 +132,3 @@ def local_share(shape: tuple[int, ...], placement: Placement, ranks: int) -> flo
     if not isinstance(placement, Shard) or not shape[placement.dim]:
         return 1.0
     return placement.local_size(0, ranks) / shape[placement.dim]
-

@@ -1,4 +1,4 @@
-"""Programs: what is read, made, sent and held fits together; printed, they are Python; another model's plan is refused."""
+"""Programs: what is read, made, sent and held fits; printed, they are Python; another model's plan is refused."""
 
 from __future__ import annotations
 

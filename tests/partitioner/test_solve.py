@@ -139,12 +139,14 @@ def test_the_head_and_its_loss_are_vocabulary_parallel(tied: bool) -> None:
 
 
 def test_norm_gradients_are_partial_once_a_step_under_sequence_parallel() -> None:
-    folded, solution = solved(graph_of(), 4)
-    ports = [p for port, p in solution.ports.items()]
+    folded = fold(resize(graph_of(), 1))
+    prices = Prices.of(Cluster.load("dgx-a100"), 4, 8)
+    solution = solve(folded, space(folded, 4), prices, lambda v, p: not isinstance(v, Port) or isinstance(p, Shard))
     found = parameters(solution)
-    assert all(isinstance(p, Shard) and p.dim == 1 for p in ports)
+    assert [p.dim for p in solution.ports.values() if isinstance(p, Shard)] == [1, 1]
+    assert dict(block_collectives(folded, solution, 4)) == {"all_gather": 2, "reduce_scatter": 2}
     assert found["blocks.0.norm1.weight"] == REPLICATE
-    assert found["blocks.0.down.bias"] == REPLICATE
+    assert found["blocks.0.norm2.bias"] == REPLICATE
 
 
 def test_the_batch_is_never_divided_over_tp() -> None:
