@@ -36,6 +36,7 @@ from partitioner.shapes import operands
 from partitioner.strategies import Space, is_tensor
 
 Value = fx.Node | Port
+LIMIT_SECONDS = 600.0
 TIE_BYTES = 1e-4  # of a byte's price: among equal times, hold fewer bytes
 TIE_COLLECTIVE = 1e-9  # seconds: among equal bytes, fewer collectives
 
@@ -253,16 +254,18 @@ class _Problem:
         rows, columns, weights = zip(*self.rows.entries, strict=True)
         matrix = coo_array((weights, (rows, columns)), shape=(len(self.rows.low), len(self.costs))).tocsr()
         scale = 1e6  # microseconds: HiGHS's tolerances are absolute
-        every = np.ones(len(self.costs))
+        low, high = np.array(self.rows.low), np.array(self.rows.high)
         found = milp(
             np.array(self.costs) * scale,
             integrality=np.array(self.integral, dtype=int),
-            bounds=Bounds(0 * every, every),  # pyright: ignore[reportArgumentType]
-            constraints=LinearConstraint(matrix, np.array(self.rows.low), np.array(self.rows.high)),
-            options={"mip_rel_gap": 0.0, "time_limit": 120.0},
+            bounds=Bounds(0, 1),
+            constraints=LinearConstraint(matrix, low, high),  # pyright: ignore[reportArgumentType]
+            options={"mip_rel_gap": 0.0, "time_limit": LIMIT_SECONDS},
         )
-        if found.x is None:
-            raise InputError(f"no layout satisfies the pins: relax one ({found.message})")
+        if found.status == 2:
+            raise InputError("no layout satisfies the pins: relax one")
+        if found.status != 0:
+            raise InputError(f"the layouts were not proved optimal in {LIMIT_SECONDS:g} s: pin more ({found.message})")
         return self.read(found.x, float(found.fun) / scale)
 
     def read(self, x: np.ndarray, seconds: float) -> Solution:
