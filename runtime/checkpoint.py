@@ -83,8 +83,8 @@ def load(
     """Fill ``parameters`` and the optimizer's state in place from FOLDER, or from its newest step-N, on all ranks.
 
     The plan may differ from the one saved under; the model, its dtypes and the kind of optimizer may not. Hyper-
-    parameters (learning rate, ...) stay the optimizer's own. Raises InputError for a missing, truncated or foreign
-    checkpoint, the same on all ranks, before anything is changed.
+    parameters (learning rate, ...) stay the optimizer's own; from weights alone it starts afresh. Raises InputError
+    for a missing, truncated or foreign checkpoint, the same on all ranks, before anything is changed.
     """
     found = _agreed(lambda: _find(Path(folder)))
     progress = _agreed(lambda: _progress(found, program, optimizer))
@@ -200,7 +200,7 @@ def _find(folder: Path) -> Path:
 def _progress(found: Path, program: Program, optimizer: torch.optim.Optimizer | None) -> Progress:
     complete = _checked_files(found)
     progress, kind = Progress(**complete["progress"]), type(optimizer).__name__
-    if optimizer is not None and complete["optimizer"] != kind:
+    if optimizer is not None and complete["optimizer"] not in (None, kind):
         raise InputError(f"{found} holds the state of {complete['optimizer']}, not of {kind}")
     if progress.seed != program.seed:
         raise InputError(f"{found} has seed {progress.seed}, the plan has {program.seed}: change the plan's")

@@ -1,4 +1,4 @@
-"""``parallelize``: a plain model becomes an Engine that trains this rank's part, inside torchrun, srun or one process."""
+"""``parallelize``: a plain model becomes an Engine that trains this rank's part; torchrun, srun or one process."""
 
 from __future__ import annotations
 
@@ -85,6 +85,27 @@ def start_ranks() -> None:
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT)
+
+
+def is_first() -> bool:
+    """Whether this is rank 0, or the only process."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def finish_ranks() -> None:
+    """Leave the process group once all ranks are done; nothing in a single process."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def largest(value: float) -> float:
+    """The largest of all ranks' values."""
+    if not dist.is_initialized():
+        return value
+    held = torch.tensor(value, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(held, dist.ReduceOp.MAX)
+    return float(held)
 
 
 def _plan(graph: Graph, plan: Plan | Path | str | None, cluster: Cluster | None, global_batch: int) -> Plan:

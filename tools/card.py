@@ -56,7 +56,8 @@ def _card(plan: Plan) -> Panel:
 def _parts(plan: Plan) -> object:
     whole = plan.cost.step_seconds
     rows = [
-        [name, seconds(getattr(plan.cost, key)), f"{100 * getattr(plan.cost, key) / whole:.1f} %"] for name, key in PARTS
+        [name, seconds(value), f"{100 * value / whole:.1f} %"]
+        for name, value in ((name, getattr(plan.cost, key)) for name, key in PARTS)
     ]
     rows.append(["step", seconds(whole), "100 %"])
     return table("where the time goes (predicted)", ("part", "seconds", "share"), rows)

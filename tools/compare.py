@@ -41,7 +41,10 @@ def compare_command(options: argparse.Namespace) -> int:
         raise InputError("compare takes at least two plans")
     plans = [Plan.load(path) for path in options.plans]
     if options.json:
-        rows = [{"plan": path, **{name: value(p) for name, value, _, _ in ROWS}} for path, p in zip(options.plans, plans, strict=True)]
+        rows = [
+            {"plan": path, **{name: value(p) for name, value, _, _ in ROWS}}
+            for path, p in zip(options.plans, plans, strict=True)
+        ]
         sys.stdout.write(json.dumps(rows, indent=1) + "\n")
         return 0
     cells = [["mesh", *(mesh_words(p) for p in plans)], ["micro-batch", *(str(p.decisions.micro_batch) for p in plans)]]

@@ -31,7 +31,8 @@ def diff_command(options: argparse.Namespace) -> int:
 
 def differences(before: Plan, after: Plan) -> list[str]:
     """``what: before -> after``, decisions first, then layouts of parameters."""
-    lines = [f"global batch: {before.global_batch} -> {after.global_batch}"] if before.global_batch != after.global_batch else []
+    sizes = before.global_batch, after.global_batch
+    lines = [f"global batch: {sizes[0]} -> {sizes[1]}"] if sizes[0] != sizes[1] else []
     old, new = asdict(before.decisions), asdict(after.decisions)
     for key in ("mesh", "order", "micro_batch", "micro_batches", "schedule", "virtual", "recompute", "seed"):
         if old[key] != new[key]:

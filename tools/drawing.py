@@ -1,4 +1,4 @@
-"""A plan as SVG: stages as boxes, identical blocks once, what crosses between them; laid out by Graphviz in the wheel."""
+"""A plan as SVG: stages as boxes, identical blocks once, what crosses between them; Graphviz lays it out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from partitioner.layout import parse_placement
 from partitioner.plan import BlockRow
 from tools.screen import seconds, size
 
-COLLECTIVE = "#c2410c"
+COLLECTIVE, FONT = "#c2410c", "Helvetica"
 
 
 def draw(plan: Plan, path: str) -> None:
@@ -28,15 +28,15 @@ def draw(plan: Plan, path: str) -> None:
 
 def dot(plan: Plan) -> pydot.Dot:
     """The drawing as a pydot graph."""
-    made = pydot.Dot("plan", graph_type="digraph", rankdir="TB", fontname="Helvetica", compound="true", nodesep="0.3")
-    made.set_node_defaults(shape="box", style="rounded,filled", fillcolor="#f8fafc", fontname="Helvetica", fontsize="11")
-    made.set_edge_defaults(fontname="Helvetica", fontsize="10", color="#475569")
+    made = pydot.Dot("plan", graph_type="digraph", rankdir="TB", fontname=FONT, compound="true", nodesep="0.3")
+    made.set_node_defaults(shape="box", style="rounded,filled", fillcolor="#f8fafc", fontname=FONT, fontsize="11")
+    made.set_edge_defaults(fontname=FONT, fontsize="10", color="#475569")
     rows = {name: row for row in plan.blocks for name in row.units}
     previous: str | None = None
     for n, units in enumerate(plan.decisions.stages):
         cost = plan.cost.stages[n]
         label = f"stage {n} (pipeline rank {n % plan.decisions.mesh['pp']})   {size(cost.peak_bytes)}"
-        cluster = pydot.Cluster(f"stage{n}", label=_quoted(label), color="#94a3b8", style="rounded", fontname="Helvetica")
+        cluster = pydot.Cluster(f"stage{n}", label=_quoted(label), color="#94a3b8", style="rounded", fontname=FONT)
         made.add_subgraph(cluster)
         for index, (names, row) in enumerate(_runs(units, rows)):
             key = f"s{n}u{index}"
@@ -62,7 +62,8 @@ def _runs(units: tuple[str, ...], rows: dict[str, BlockRow]) -> list[tuple[list[
 def _label(names: list[str], row: BlockRow) -> str:
     """An HTML-like label: name, time, then the ops that multiply or communicate."""
     title = names[0] if len(names) == 1 else f"{names[0]} .. {names[-1].rsplit('.', 1)[-1]} (x {len(names)})"
-    lines = [f"<b>{_escaped(title)}</b>", f"{seconds(row.forward_seconds)} forward, {seconds(row.backward_seconds)} backward"]
+    times = f"{seconds(row.forward_seconds)} forward, {seconds(row.backward_seconds)} backward"
+    lines = [f"<b>{_escaped(title)}</b>", times]
     for op in row.ops:
         for arrival in op.collectives:
             lines.append(f'<font color="{COLLECTIVE}">{_escaped(arrival)}</font>')

@@ -26,7 +26,7 @@ class Family:
 
 
 def families(graph: Graph, ranks: int, global_batch: int) -> Iterator[Family]:
-    """dp, tp, tp with sequence parallel, pp under three schedules, and their mixes, as far as ranks and blocks allow."""
+    """dp, tp, tp with sequence parallel, pp under three schedules, and their mixes, as ranks and blocks allow."""
     blocks = len(graph.blocks)
     yield _family("dp", ranks, global_batch, dp=ranks)
     yield _family("tp", ranks, global_batch, tp=ranks, boundary="whole")

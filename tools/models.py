@@ -64,6 +64,14 @@ def load(
         return _from_transformers(spec, entry, given, seq, batch or BATCH, shrink)
 
 
+def save_config(source: Source, folder: str) -> None:
+    """Write config.json for a transformers model, so that ``from_pretrained`` takes the folder."""
+    if parse(source.spec).kind == "hf":
+        config: Any = source.module.config
+        config.architectures = [type(source.module).__name__]
+        config.save_pretrained(folder)
+
+
 def _from_file(spec: str, entry: Entry, given: dict[str, object], seq: int | None, batch: int | None) -> Source:
     model = function(entry)
     sizes = {key: value for key, value in (("seq", seq), ("batch", batch)) if value is not None and key not in given}

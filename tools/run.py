@@ -130,4 +130,5 @@ def _table(report: Report) -> object:
         ["step", seconds(report.predicted_step_seconds), seconds(report.step_seconds), f"{ratio:.2f}x"],
         ["memory", size(report.predicted_peak_bytes), size(report.peak_bytes), "of the process, interpreter included"],
     ]
-    return table(f"{report.steps} steps on {report.ranks} ranks: {report.data}", ("", "predicted", "measured", ""), rows)
+    title = f"{report.steps} steps on {report.ranks} ranks: {report.data}"
+    return table(title, ("", "predicted", "measured", ""), rows)

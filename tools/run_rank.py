@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from partitioner import Graph, Plan, lower, trace
 from partitioner.errors import InputError
 from runtime.data import Batches, fill, open_corpus
 from runtime.engine import Engine
 from runtime.optimizer import constant, warmup_cosine
-from runtime.parallelize import engine, start_ranks
+from runtime.parallelize import engine, finish_ranks, is_first, largest, start_ranks
 from tools.models import load
 from tools.screen import error_line
 
@@ -63,11 +62,9 @@ def main(job: Job) -> None:
         trainer.save(job.checkpoint)
     held = _batches(job, plan, graph, trainer, source.batch, "validation")
     losses = [float(trainer.gradients(fill(source.batch, next(held)))) for _ in range(VALIDATION_STEPS)]
-    peak = _largest(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    peak = largest(float(_peak_bytes()))
     _say({"validation_loss": sum(losses) / len(losses), "peak_bytes": peak, "data": str(open_corpus(job.data))})
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
+    finish_ranks()
 
 
 def _batches(
@@ -76,7 +73,8 @@ def _batches(
     seq = next(t.shape[1] for t in example.values() if t.dim() == 2)
     place = trainer.groups.coordinates["dp"], trainer.groups.size("dp")
     start = trainer.samples_read if part == "training" else 0
-    return Batches(open_corpus(job.data), seq, plan.global_batch, *place, plan.decisions.seed, _classes(graph), part, start)  # type: ignore[arg-type]
+    corpus, seed = open_corpus(job.data), plan.decisions.seed
+    return Batches(corpus, seq, plan.global_batch, *place, seed, _classes(graph), part, start)  # type: ignore[arg-type]
 
 
 def _classes(graph: Graph) -> int:
@@ -85,18 +83,15 @@ def _classes(graph: Graph) -> int:
     return loss.args[0].meta["val"].shape[1]
 
 
-def _largest(value: float) -> float:
-    if not dist.is_initialized():
-        return value
-    held = torch.tensor(float(value), dtype=torch.float64)
+def _peak_bytes() -> int:
+    """The most memory that this process held: of the GPU where there is one."""
     if torch.cuda.is_available():
-        held = torch.tensor(float(torch.cuda.max_memory_allocated()), dtype=torch.float64, device="cuda")
-    dist.all_reduce(held, dist.ReduceOp.MAX)
-    return float(held)
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _say(event: dict[str, object]) -> None:
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    if is_first():
         sys.stdout.write(json.dumps(event) + "\n")
         sys.stdout.flush()
 

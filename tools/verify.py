@@ -110,7 +110,8 @@ def _of_model(options: argparse.Namespace) -> tuple[Source, list[tuple[str, Plan
     batch = 2 * options.ranks
     source = load(options.what, settings, seq=options.seq, batch=batch, shrink=True)
     graph = trace(source.module, source.batch)
-    return source, [(f.name, family_plan(graph, f, options.ranks, batch)) for f in families(graph, options.ranks, batch)]
+    tried = families(graph, options.ranks, batch)
+    return source, [(f.name, family_plan(graph, f, options.ranks, batch)) for f in tried]
 
 
 def family_plan(graph: Graph, family: Family, ranks: int, global_batch: int) -> Plan:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from datetime import timedelta
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from partitioner import Graph, Plan, trace
 from partitioner.promote import promote
+from runtime.parallelize import finish_ranks, is_first, start_ranks
 from runtime.parity import CLIP, LR, STEPS, Difference, difference, steps_of
 from runtime.reference import Steps, train
 from tools.models import load
@@ -26,13 +25,12 @@ def main(folder: Path, count: int) -> None:
     own = dict(source.module.named_parameters(remove_duplicate=False))
     start = {n: own[n].detach().to(graph.parameters[n].dtype) for n in graph.parameters}
     batch = {n: t.double() if t.is_floating_point() else t for n, t in source.batch.items()}
-    dist.init_process_group("gloo", timeout=timedelta(minutes=10))
-    wanted = train(graph, start, batch, STEPS, CLIP, LR) if dist.get_rank() == 0 else None
+    start_ranks()
+    wanted = train(graph, start, batch, STEPS, CLIP, LR) if is_first() else None
     rows = [_compare(folder / f"{n}.json", graph, start, batch, wanted) for n in range(count)]
-    if dist.get_rank() == 0:
+    if is_first():
         (folder / "result").write_text(json.dumps([_plain(row) for row in rows if row]))
-    dist.barrier()
-    dist.destroy_process_group()
+    finish_ranks()
 
 
 def _compare(

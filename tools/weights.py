@@ -15,7 +15,7 @@ from runtime import checkpoint
 from runtime.checkpoint import Progress
 from runtime.groups import Groups
 from runtime.parameters import materialize
-from tools.models import load
+from tools.models import Source, load, save_config
 from tools.screen import output
 
 
@@ -34,7 +34,7 @@ def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def import_command(options: argparse.Namespace) -> int:
     """Write a step-0 checkpoint of the weights; a run's ``--checkpoint`` takes it."""
-    program, groups = _single(options.plan)
+    program, groups, _ = _single(options.plan)
     parameters = materialize(program, groups.coordinates, Path(options.source), "cpu")
     made = checkpoint.save(options.target, program, groups, parameters, None, Progress(0, program.seed, 0))
     output().print(f"written to {made}")
@@ -42,17 +42,18 @@ def import_command(options: argparse.Namespace) -> int:
 
 
 def export_command(options: argparse.Namespace) -> int:
-    """Write ``model.safetensors`` (or its parts and index)."""
-    program, groups = _single(options.plan)
+    """Write ``model.safetensors`` (or its parts and index), and the configuration where the model has one."""
+    program, groups, source = _single(options.plan)
     empty = {n: torch.nn.Parameter(torch.empty(p.shape, dtype=p.dtype), False) for n, p in program.parameters.items()}
     progress = checkpoint.load(options.source, program, groups, empty, None)
     checkpoint.export_safetensors(program, groups, empty, options.target)
+    save_config(source, options.target)
     output().print(f"step {progress.step} written to {options.target}")
     return 0
 
 
-def _single(path: str) -> tuple[Program, Groups]:
-    """The plan's parameters, whole, on a mesh of one rank."""
+def _single(path: str) -> tuple[Program, Groups, Source]:
+    """The plan's parameters, whole, on a mesh of one rank, and the model."""
     plan = Plan.load(path)
     if not plan.model.get("entry"):
         raise InputError("the plan names no model to load: make it with partitioner plan MODEL")
@@ -64,4 +65,4 @@ def _single(path: str) -> tuple[Program, Groups]:
     mesh = {"pp": 1, "dp": 1, "tp": 1}
     seed = plan.decisions.seed
     program = Program((), parameters, (), None, (), mesh, ("pp", "dp", "tp"), (("tp", 1),), 1, 1, (), seed, {})
-    return program, Groups(program)
+    return program, Groups(program), source
