@@ -36,3 +36,8 @@ def leave() -> None:
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
+
+
+def is_first() -> bool:
+    """Whether this is rank 0 of all."""
+    return not dist.is_initialized() or dist.get_rank() == 0
