@@ -46,7 +46,7 @@ def train(
         loss.backward()
         gradients = {n: p.grad.clone() for n, p in parameters.items() if p.grad is not None}
         norm = float(torch.nn.utils.clip_grad_norm_(trained, clip))
-        first = first or (float(loss), gradients, norm)
+        first = first or (float(loss.detach()), gradients, norm)
         optimizer.step()
     assert first is not None
     return Steps(*first, {n: p.detach() for n, p in parameters.items()})
