@@ -6,8 +6,11 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+
+SHORT = 12
 
 
 def output() -> Console:
@@ -37,11 +40,13 @@ def status(first: str) -> Iterator[object]:
 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
-    """A table whose first column is words and the others figures."""
-    made = Table(title=title, title_justify="left", title_style="bold", pad_edge=False)
+    """A table whose first column is words and the others figures; in a narrow terminal only long cells are folded."""
+    cells = [list(row) for row in rows]
+    made = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for n, column in enumerate(columns):
-        made.add_column(column, justify="left" if n == 0 else "right", overflow="fold")
-    for row in rows:
+        short = all(len(row[n]) <= SHORT for row in cells)
+        made.add_column(column, justify="left" if n == 0 else "right", overflow="fold", no_wrap=short)
+    for row in cells:
         made.add_row(*row)
     return made
 
