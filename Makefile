@@ -1,8 +1,7 @@
 # make install: .venv with the pinned dependencies.   make demo: plan, show, verify and train examples/gpt.py.
 
 PYTHON ?= python3
-RANKS ?= 4
-STEPS ?= 40
+STEPS ?= 20
 OUT ?= out
 BIN := .venv/bin
 SOURCES := partitioner runtime cutlass_ops tools examples tests
@@ -19,7 +18,7 @@ install: .venv/installed
 
 demo: install
 	mkdir -p $(OUT)
-	$(BIN)/partitioner plan examples/gpt.py:model --cluster local-cpu --devices $(RANKS) --global-batch 16 -o $(OUT)/plan.json
+	$(BIN)/partitioner plan examples/gpt.py:model --cluster local-cpu --global-batch 16 --pin tp=2 --pin pp=2 -o $(OUT)/plan.json
 	$(BIN)/partitioner show $(OUT)/plan.json --svg $(OUT)/plan.svg
 	$(BIN)/partitioner verify $(OUT)/plan.json
 	$(BIN)/partitioner run $(OUT)/plan.json --steps $(STEPS) --report $(OUT)/report.json

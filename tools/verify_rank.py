@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 
 from partitioner import Graph, Plan, trace
+from partitioner.errors import InputError
 from partitioner.promote import promote
 from runtime.parallelize import finish_ranks, is_first, start_ranks
 from runtime.parity import CLIP, LR, STEPS, Difference, difference, steps_of
 from runtime.reference import Steps, train
 from tools.models import load
+from tools.screen import error_line
 
 
 def main(folder: Path, count: int) -> None:
@@ -48,4 +50,8 @@ def _plain(row: Difference) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    try:
+        main(Path(sys.argv[1]), int(sys.argv[2]))
+    except InputError as error:
+        error_line(str(error))
+        sys.exit(2)

@@ -1,0 +1,206 @@
+"""Every command, from arguments to exit status and what it prints; ranks start where nothing less tells."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from transformers import LlamaForCausalLM
+
+from tools.main import main
+
+ROOT = Path(__file__).parents[2]
+GPT = f"{ROOT / 'examples' / 'gpt.py'}:model"
+SMALL = ["--set", "vocab=256", "hidden=32", "heads=4", "seq=32", "layers=2"]
+PLACE = ["--cluster", "local-cpu", "--global-batch", "8"]
+SPLIT = ["--pin", "tp=2", "--pin", "pp=1", "--pin", "dp=1", "--devices", "2"]
+LLAMA = ["hidden_size=32", "intermediate_size=48", "num_hidden_layers=2", "num_attention_heads=4", "vocab_size=256"]
+BRANCHING = """
+import torch
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 4)
+    def forward(self, x):
+        y = self.linear(x)
+        return y.mean() if y.sum() > 0 else y.sum()
+def model():
+    return Model(), {"x": torch.ones(2, 4)}
+"""
+UNEQUAL = """
+import os, torch
+from examples import gpt
+def model(batch: int = 2):
+    module, example = gpt.model(vocab=256, hidden=32, heads=4, seq=32, layers=2, batch=batch)
+    with torch.no_grad():
+        module.head.weight.add_(int(os.environ.get("RANK", "0")))
+    return module, example
+"""
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("plan") / "plan.json"
+    assert main(["plan", GPT, *SMALL, *PLACE, *SPLIT, "-o", str(path)]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("staged") / "staged.json"
+    assert main(["plan", GPT, *SMALL, *PLACE, "--pin", "tp=2", "--pin", "pp=2", "-o", str(path)]) == 0
+    return path
+
+
+def test_plan_prints_one_document_and_the_same_one_again(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", GPT, *SMALL, *PLACE, *SPLIT, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(plan.read_text())
+
+
+def test_show_draws_every_unit_once(staged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drawing = tmp_path / "plan.svg"
+    assert main(["show", str(staged), "--svg", str(drawing)]) == 0
+    printed, svg = capsys.readouterr().out, drawing.read_text()
+    assert "mesh pp 2 x dp 1 x tp 2" in printed
+    assert "<svg" in svg
+    for unit in (u for units in json.loads(staged.read_text())["decisions"]["stages"] for u in units):
+        assert re.search(rf"── {re.escape(unit)} ", printed), unit
+        assert len(re.findall(rf'font-weight="bold"[^>]*>{re.escape(unit)}<', svg)) == 1, unit
+
+
+def test_compare_marks_the_best(plan: Path, staged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(plan), str(staged)]) == 0
+    assert " *" in capsys.readouterr().out
+    assert main(["compare", str(plan), str(staged), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 2
+
+
+def test_diff_names_what_changed(plan: Path, staged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["diff", str(plan), str(plan)]) == 0
+    assert main(["diff", str(plan), str(staged)]) == 1
+    assert "mesh: pp 1 dp 1 tp 2 -> pp 2 dp 1 tp 2" in capsys.readouterr().out
+
+
+def test_clusters_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["clusters"]) == 0
+    assert "local-cpu" in capsys.readouterr().out
+
+
+def test_run_learns_and_reports(plan: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    assert main(["run", str(plan), "--steps", "4", "--lr", "0.01", "--report", str(report)]) == 0
+    found = json.loads(report.read_text())
+    assert len(found["losses"]) == found["steps"] == len(found["all_step_seconds"]) == 4
+    assert found["losses"][-1] < found["losses"][0]
+    assert found["ranks"] == 2
+    assert found["step_seconds"] > 0 < found["predicted_step_seconds"]
+    assert found["peak_bytes"] > 0 < found["predicted_peak_bytes"]
+
+
+def test_verify_passes_and_fails(plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(plan)]) == 0
+    assert "all equal" in capsys.readouterr().out
+    (tmp_path / "unequal.py").write_text(UNEQUAL)
+    unequal = tmp_path / "unequal.json"
+    assert main(["plan", f"{tmp_path / 'unequal.py'}:model", *PLACE, *SPLIT, "-o", str(unequal)]) == 0
+    assert main(["verify", str(unequal)]) == 1
+    assert "NOT EQUAL" in capsys.readouterr().out
+
+
+def test_weights_come_back_from_transformers(tmp_path: Path) -> None:
+    path, saved, again = tmp_path / "plan.json", tmp_path / "saved", tmp_path / "again"
+    out, second = tmp_path / "out", tmp_path / "second"
+    place = ["--seq", "32", *PLACE, "--devices", "1", "-o", str(path)]
+    assert main(["plan", "hf:llama", "--set", *LLAMA, *place]) == 0
+    assert main(["run", str(path), "--steps", "1", "--checkpoint", str(saved)]) == 0
+    assert main(["export", str(path), str(saved), str(out)]) == 0
+    assert main(["import", str(path), str(out), str(again)]) == 0
+    assert main(["run", str(path), "--steps", "1", "--checkpoint", str(again)]) == 0
+    assert sorted(f.name for f in again.iterdir()) == ["step-00000000", "step-00000001"]
+    assert main(["export", str(path), str(again / "step-00000000"), str(second)]) == 0
+    assert (out / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
+    loaded, told = LlamaForCausalLM.from_pretrained(out, output_loading_info=True)
+    assert not any(told[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert loaded.config.hidden_size == 32
+
+
+def _edited(change: Callable[[dict[str, dict[str, object]]], object]) -> Callable[[Path, Path], None]:
+    def write(plan: Path, target: Path) -> None:
+        document = json.loads(plan.read_text())
+        change(document)
+        target.write_text(json.dumps(document))
+
+    return write
+
+
+def _text(text: str) -> Callable[[Path, Path], None]:
+    return lambda plan, target: target.write_text(text) and None
+
+
+def _nothing(plan: Path, target: Path) -> None:
+    """No file."""
+
+
+BAD = {
+    "cluster": (_nothing, ["plan", GPT, "--cluster", "dgx-h10", "--global-batch", "8"], "nearest is dgx-h100"),
+    "TOML": (_text("name = ["), ["plan", GPT, "--cluster", "FILE.toml", "--global-batch", "8"], "is not TOML"),
+    "truncated plan": (lambda plan, t: t.write_text(plan.read_text()[:300]), ["show", "FILE.json"], "JSON"),
+    "strange field": (_edited(lambda d: d["decisions"].update(mehs=1)), ["show", "FILE.json"], "unknown field mehs"),
+    "missing field": (_edited(lambda d: d["decisions"].pop("mesh")), ["show", "FILE.json"], "decisions.mesh"),
+    "no plan": (_nothing, ["show", "FILE.json"], "cannot be read"),
+    "another model": (
+        _edited(lambda d: d["asked"]["model"]["settings"].update(layers=3)), ["verify", "FILE.json"], "another model",
+    ),
+    "pin": (_nothing, ["plan", GPT, *SMALL, *PLACE, "--pin", "tpp=2"], "nearest name is tp"),
+    "degrees": (_nothing, ["plan", GPT, *SMALL, *PLACE, "--pin", "tp=3"], "does not divide 4 devices"),
+    "stages": (_nothing, ["plan", GPT, *SMALL, *PLACE, "--pin", "pp=4"], "2 blocks"),
+    "batch": (
+        _nothing, ["plan", GPT, *SMALL, "--cluster", "local-cpu", "--global-batch", "7", "--pin", "dp=4"], "batch of 7",
+    ),
+    "setting": (_nothing, ["plan", GPT, *PLACE, "--set", "hiden=3"], "did you mean hidden"),
+    "field": (_nothing, ["plan", "hf:llama", *PLACE, "--set", "hiden_size=3"], "did you mean hidden_size"),
+    "type": (_nothing, ["plan", "hf:lama", *PLACE], "did you mean llama"),
+    "MODEL": (_nothing, ["plan", "nonsense", *PLACE], "none of file.py:function"),
+    "file": (_nothing, ["plan", "FILE.py:model", *PLACE], "no such Python file"),
+    "branch": (_text(BRANCHING), ["plan", "FILE.py:model", *PLACE], "if y.sum\\(\\) > 0|y.sum"),
+    "steps": (_nothing, ["run", "PLAN", "--steps", "0"], "--steps must be positive"),
+    "checkpoint": (_nothing, ["export", "PLAN", "FILE", "FILE"], "holds no checkpoint"),
+    "safetensors": (_nothing, ["import", "PLAN", "FILE", "FILE"], "model.safetensors"),
+    "arguments": (_nothing, ["plan"], "required: MODEL"),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line(name: str, plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write, words, expected = BAD[name]
+    command = [w.replace("FILE", str(tmp_path / "given")).replace("PLAN", str(plan)) for w in words]
+    write(plan, Path(next((w for w in command if "given" in w), "none").removesuffix(":model")))
+    assert main(command) == 2
+    told = capsys.readouterr().err
+    lines = [line for line in told.splitlines() if line.startswith("partitioner: ")]
+    assert len(lines) == 1
+    assert re.search(expected, lines[0])
+    assert "Traceback" not in told
+
+
+def test_bad_data_stops_all_ranks(plan: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(plan), "--steps", "1", "--data", str(tmp_path / "nothing")]) == 2
+    assert "no such file or folder" in capfd.readouterr().err
+
+
+def test_a_loss_that_is_no_number_stops(plan: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    command = ["run", str(plan), "--steps", "4", "--optimizer", "sgd", "--lr", "1e30", "--clip", "1e30"]
+    assert main(command) in (1, 2)
+    assert re.search("nan|inf|finite", capfd.readouterr().err)
+
+
+def test_what_fits_nowhere_names_the_tightest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "partitioner" / "clusters" / "local-cpu.toml").read_text()
+    tiny = tmp_path / "tiny.toml"
+    tiny.write_text(re.sub("memory_bytes = .*", "memory_bytes = 1e5", text, count=1))
+    assert main(["plan", GPT, *SMALL, "--cluster", str(tiny), "--global-batch", "8"]) == 3
+    assert "tightest" in capsys.readouterr().err
