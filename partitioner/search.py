@@ -92,7 +92,7 @@ def search(
         tightest = min(found, key=lambda t: t.cost.peak_bytes)
         missing = tightest.cost.peak_bytes - room
         raise DoesNotFit(f"no plan fits: the tightest ({describe(tightest.split, tightest.priced.ranks)}, micro-batch "
-                         f"{tightest.micro_batch}) misses {missing / 1e9:.3f} GB a device")  # fmt: skip
+                         f"{tightest.micro_batch}) misses {missing:,.0f} bytes a device")  # fmt: skip
     return _plan(best, found, global_batch, pins or {}, model or {}, cluster)
 
 
