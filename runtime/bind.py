@@ -15,7 +15,7 @@ from torch import fx
 import partitioner.collectives
 import partitioner.ops
 from cutlass_ops import gemm
-from runtime import collectives, columns, vocabulary
+from runtime import collectives, columns, first, vocabulary
 from runtime.collectives import Axis, Bound
 from runtime.groups import Groups
 
@@ -27,6 +27,7 @@ _SCHEMAS = (partitioner.collectives, partitioner.ops)  # importing them register
 _ROWS: dict[object, tuple[tuple[int, ...], int, Callable[..., Bound]]] = {
     own.all_reduce.default: ((0,), 1, collectives.all_reduce),
     own.copy.default: ((0,), 1, collectives.copy),
+    own.on_first.default: ((0,), 1, first.on_first),
     own.all_gather.default: ((0,), 1, collectives.all_gather),
     own.reduce_scatter.default: ((0,), 1, collectives.reduce_scatter),
     own.shard.default: ((0,), 1, collectives.shard),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -63,14 +64,22 @@ class Engine:
             self._hook()
 
     def _hook(self) -> None:
-        """Let gradients travel while the last micro-batch's backward runs."""
+        """Let gradients travel while the last micro-batch's backward runs.
+
+        A parameter's hook must not keep the engine: its process groups would outlive destroy_process_group.
+        """
+        ready = weakref.WeakMethod(self._ready)
         for name in self._sync.names:
 
             def done(_: torch.Tensor, name: str = name) -> None:
-                if self.worker.is_complete(name):
-                    self._sync.ready(name)
+                if (call := ready()) is not None:
+                    call(name)
 
             self.parameters[name].register_post_accumulate_grad_hook(done)
+
+    def _ready(self, name: str) -> None:
+        if self.worker.is_complete(name):
+            self._sync.ready(name)
 
     def step(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Train on this data rank's part of the batch: each input (micro_batch * micro_batches, ...).

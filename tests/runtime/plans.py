@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import time
@@ -172,4 +173,5 @@ def _enter(rank: int, work: Callable[..., None], ranks: int, port: int, argument
     try:
         work(rank, *arguments)
     finally:
+        gc.collect()  # a process group that something still holds would outlive the next line, and its threads Python
         dist.destroy_process_group()
