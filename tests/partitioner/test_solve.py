@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import math
 from collections import Counter
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from enumerator import Enumerator
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from partitioner.batch import resize
 from partitioner.cluster import Cluster
 from partitioner.collectives import OPS
 from partitioner.emit import emit
-from partitioner.equations import Strategy
 from partitioner.errors import InputError
 from partitioner.exports import exports
-from partitioner.fold import Folded, Port, fold, is_parameter
+from partitioner.fold import Folded, Port, fold
 from partitioner.graph import Graph
-from partitioner.layout import PARTIAL, REPLICATE, WHOLE, Placement, Shard, parse_placement
-from partitioner.price import convert_seconds
+from partitioner.layout import REPLICATE, WHOLE, Placement, Shard, parse_placement
 from partitioner.search import search
-from partitioner.shapes import operands
-from partitioner.solve import TIE_COLLECTIVE, Prices, Solution, _Problem, solve
-from partitioner.strategies import Space, space
+from partitioner.solve import Prices, Solution, solve
+from partitioner.strategies import space
 from partitioner.trace import trace
 
 HIDDEN, SEQ, VOCAB, HEADS = 4096, 2048, 51200, 32
@@ -188,90 +184,6 @@ class Odd(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = torch.tanh(self.shared(x))
         return x + y * y + self.b(self.a(x))
-
-
-Partial = tuple[float, dict[object, Placement], frozenset[tuple[object, Placement]]]
-
-
-class Enumerator:
-    """The optimum by trying every placement of every port, then every op's every strategy, through the same prices."""
-
-    def __init__(self, folded: Folded, options: Space, prices: Prices) -> None:
-        self.folded, self.options, self.prices = folded, options, prices
-        self.pricing = _Problem(folded, options, prices, lambda value, placement: True)
-        self.nodes = [n for g in range(len(folded.groups)) for n in folded.body(g)]
-        self.counts = {n: len(u) for g, u in enumerate(folded.groups) for n in folded.body(g)}
-
-    def best(self) -> float:
-        ports = list(self.folded.sources)
-        found = math.inf
-        for chosen in itertools.product(*(self.pricing.port_placements(p) for p in ports)):
-            found = min(found, self.under(dict(zip(ports, chosen, strict=True))))
-        return found
-
-    def under(self, ports: dict[Port, Placement]) -> float:
-        rows: list[Partial] = [(0.0, {}, frozenset())]
-        for group in range(len(self.folded.groups)):
-            for node in self.folded.body(group):
-                tried = [self.step(group, node, s, row, ports) for row in rows for s in self.options.strategies[node]]
-                rows = _undominated(self.folded, [row for row in tried if row is not None], self.nodes, node)
-        return min((cost for cost, made, _ in rows if made[self.nodes[-1]] == WHOLE), default=math.inf)
-
-    def step(
-        self, group: int, node: fx.Node, strategy: Strategy, row: Partial, ports: dict[Port, Placement]
-    ) -> Partial | None:
-        cost, made, paid = row[0], dict(row[1]), set(row[2])
-        for operand, wanted in zip(operands(node), strategy.operands, strict=True):
-            if is_parameter(operand):
-                key = self.folded.parameter[operand]
-                held = WHOLE if wanted == PARTIAL else wanted  # the cheaper of the two that become Partial
-                if made.setdefault(key, held) != held:
-                    return None
-                if key not in row[1]:
-                    cost += self.pricing.parameter_cost(key, held)
-                continue
-            port = self.folded.port_of.get((group, operand))
-            if port is None and operand not in self.folded.node:
-                continue
-            value = port or operand
-            if (value, wanted) not in paid:
-                many = len(self.folded.groups[group]) if port else self.counts[operand]
-                seconds = self.convert(operand, ports[port] if port else made[operand], wanted)
-                if seconds is None:
-                    return None
-                cost += seconds * many
-                paid.add((value, wanted))
-        assert not isinstance(strategy.result, tuple)
-        made[node] = strategy.result
-        cost += self.pricing.op_cost(node, strategy, self.counts[node])
-        for port, sources in self.folded.sources.items():
-            if node in sources:
-                seconds = self.convert(node, strategy.result, ports[port])
-                if seconds is None:
-                    return None
-                cost += seconds * sources[node]
-        return cost, made, frozenset(paid)
-
-    def convert(self, node: fx.Node, source: Placement, target: Placement) -> float | None:
-        if source == target:
-            return 0.0
-        link = self.prices.cluster.link(self.prices.ranks)
-        found = convert_seconds(node, source, target, self.prices.ranks, link, node in self.folded.differentiable)
-        return None if found is None else found.total + TIE_COLLECTIVE
-
-
-def _undominated(folded: Folded, rows: list[Partial], nodes: list[fx.Node], node: fx.Node) -> list[Partial]:
-    """Of partial solutions that agree on everything that later ops can see, the cheapest."""
-    later = set(nodes[nodes.index(node) + 1 :])
-    live = [n for n in nodes if n is node or any(u in later for u in n.users)]
-    read = dict.fromkeys(folded.parameter[o] for n in later for o in operands(n) if is_parameter(o))
-    kept: dict[object, Partial] = {}
-    for cost, made, paid in rows:
-        visible = frozenset((v, p) for v, p in paid if isinstance(v, Port) or v in live)
-        seen = (tuple(made.get(n) for n in (*live, *read)), visible)
-        if seen not in kept or kept[seen][0] > cost:
-            kept[seen] = (cost, made, paid)
-    return list(kept.values())
 
 
 @pytest.mark.parametrize("links", ["as they are", "free"])
