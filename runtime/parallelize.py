@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Mapping
 from datetime import timedelta
@@ -96,6 +97,7 @@ def finish_ranks() -> None:
     """Leave the process group once all ranks are done; nothing in a single process."""
     if dist.is_initialized():
         dist.barrier()
+        gc.collect()  # a process group that something still holds would outlive the next line, and its threads Python
         dist.destroy_process_group()
 
 
