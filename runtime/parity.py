@@ -54,11 +54,10 @@ def steps_under(
     prepare: Callable[[Engine], object] = lambda engine: None,
 ) -> Steps:
     """``steps_of`` of a Program; ``prepare`` sees the engine before its first step."""
-    groups = Groups(program)
-    parameters = materialize(program, groups.coordinates, lambda p, part: cut(start[p.name], part), groups.device)
-    engine = Engine(program, groups, parameters, factory(torch.optim.AdamW, lr=LR), clip=CLIP)
+    engine = engine_of(program, start)
+    groups, parameters = engine.groups, engine.parameters
     prepare(engine)
-    own = _own(program, groups, batch)
+    own = own_samples(program, groups, batch)
     engine.gradients(own)
     gradients = _whole(program, groups, {n: p.grad for n, p in parameters.items()})
     losses = [engine.step(own)]
@@ -69,7 +68,15 @@ def steps_under(
     return Steps(float(losses[0]), gradients, float(norm), after)
 
 
-def _own(program: Program, groups: Groups, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def engine_of(program: Program, start: Mapping[str, torch.Tensor]) -> Engine:
+    """This rank's engine, its parameters cut from whole ones."""
+    groups = Groups(program)
+    parameters = materialize(program, groups.coordinates, lambda p, part: cut(start[p.name], part), groups.device)
+    return Engine(program, groups, parameters, factory(torch.optim.AdamW, lr=LR), clip=CLIP)
+
+
+def own_samples(program: Program, groups: Groups, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What this data rank reads of a global batch."""
     each = program.micro_batch * program.micro_batches
     first = groups.coordinates["dp"] * each
     return {n: t[first : first + each] for n, t in batch.items()}
