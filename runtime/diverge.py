@@ -25,7 +25,7 @@ from partitioner.shapes import operands
 from runtime.engine import Engine
 from runtime.groups import Groups, Log
 from runtime.observe import Observing, Seen, differs, total, whole
-from runtime.parity import engine_of, own_samples
+from runtime.parity import LIMIT, Difference, engine_of, own_samples
 from runtime.reference import arguments, inputs
 from runtime.worker import BoundCall
 
@@ -71,6 +71,21 @@ def first_difference(
     rows = _everywhere(min(found, default=None))
     differing = [row for row in rows if row is not None]
     return min(differing).first if differing else _behind(worst)
+
+
+def explain(
+    program: Program,
+    graph: Graph,
+    start: Mapping[str, torch.Tensor],
+    batch: Mapping[str, torch.Tensor],
+    found: Difference | None,
+) -> First | None:
+    """``first_difference`` where rank 0's ``found`` is beyond the limit, else None; called on all ranks."""
+    differing = found is not None and not found.largest <= LIMIT
+    said: list[str] = [found.worst if found is not None and differing else ""]
+    if dist.is_initialized():
+        dist.broadcast_object_list(said, src=0)
+    return first_difference(program, graph, start, batch, said[0]) if said[0] else None
 
 
 def _behind(worst: str) -> First:

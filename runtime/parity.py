@@ -8,9 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-from partitioner.graph import Graph
-from partitioner.lower import lower
-from partitioner.plan import Plan
 from partitioner.program import Program
 from runtime.engine import Engine
 from runtime.groups import Groups
@@ -20,6 +17,7 @@ from runtime.pieces import cut, part_of
 from runtime.reference import Steps
 
 STEPS, CLIP, LR = 3, 1.0, 1e-3
+LIMIT = 1e-9  # a larger relative error is a difference
 FLOOR = 1e-3  # of the median size: below it a tensor's error is measured against this floor
 ZERO = 1e-9  # of the median size: a gradient below it is structurally zero
 
@@ -42,18 +40,16 @@ class Difference:
         return max(self.loss, self.gradient, self.norm, self.parameter)
 
 
-def steps_of(plan: Plan, graph: Graph, start: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> Steps:
-    """The same steps under ``plan`` on all ranks together; whole tensors come back on rank 0, none elsewhere."""
-    return steps_under(lower(graph, plan), start, batch)
-
-
 def steps_under(
     program: Program,
     start: Mapping[str, torch.Tensor],
     batch: Mapping[str, torch.Tensor],
     prepare: Callable[[Engine], object] = lambda engine: None,
 ) -> Steps:
-    """``steps_of`` of a Program; ``prepare`` sees the engine before its first step."""
+    """The plain model's steps under a Program, on all ranks together; ``prepare`` sees the engine before the first.
+
+    Whole tensors come back on rank 0, none elsewhere.
+    """
     engine = engine_of(program, start)
     groups, parameters = engine.groups, engine.parameters
     prepare(engine)

@@ -60,6 +60,7 @@ class Row:
     worst: str
     share: float
     zero: tuple[str, ...]
+    first: str
 
     @property
     def error(self) -> float:
@@ -206,6 +207,9 @@ def _print(traced: float, rows: list[Row], passed: bool) -> None:
     console = output()
     console.print(f"graph against the eager module, float32: {traced:.1e} (limit {TRACED:g})")
     console.print(table(f"ranks against one process, float64, relative (limit {PARALLEL:g})", columns, cells))
+    for row in rows:
+        if row.first:
+            console.print(f"{row.name}: first differs: {row.first}")
     zero = sorted({name for row in rows for name in row.zero})
     if zero:
         console.print(f"structurally zero gradients, not compared after the steps: {', '.join(zero)}")

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 
-from partitioner import Graph, Plan, trace
+from partitioner import Graph, Plan, lower, trace
 from partitioner.errors import InputError
 from partitioner.promote import promote
+from runtime.diverge import First, explain
 from runtime.parallelize import finish_ranks, is_first, start_ranks
-from runtime.parity import CLIP, LR, STEPS, Difference, difference, steps_of
+from runtime.parity import CLIP, LR, STEPS, Difference, difference, steps_under
 from runtime.reference import Steps, train
 from tools.models import load
 from tools.screen import error_line
@@ -31,21 +32,24 @@ def main(folder: Path, count: int) -> None:
     wanted = train(graph, start, batch, STEPS, CLIP, LR) if is_first() else None
     rows = [_compare(folder / f"{n}.json", graph, start, batch, wanted) for n in range(count)]
     if is_first():
-        (folder / "result").write_text(json.dumps([_plain(row) for row in rows if row]))
+        (folder / "result").write_text(json.dumps([_plain(*row) for row in rows if row]))
     finish_ranks()
 
 
 def _compare(
     path: Path, graph: Graph, start: dict[str, torch.Tensor], batch: dict[str, torch.Tensor], wanted: Steps | None
-) -> Difference | None:
-    found = steps_of(Plan.load(path), graph, start, batch)
-    return difference(found, wanted) if wanted is not None else None
+) -> tuple[Difference, First | None] | None:
+    program = lower(graph, Plan.load(path))
+    found = steps_under(program, start, batch)
+    apart = difference(found, wanted) if wanted is not None else None
+    first = explain(program, graph, start, batch, apart)
+    return (apart, first) if apart is not None else None
 
 
-def _plain(row: Difference) -> dict[str, object]:
+def _plain(row: Difference, first: First | None) -> dict[str, object]:
     return {
         "loss": row.loss, "gradient": row.gradient, "norm": row.norm, "parameter": row.parameter, "worst": row.worst,
-        "zero": row.zero,
+        "zero": row.zero, "first": str(first or ""),
     }  # fmt: skip
 
 
