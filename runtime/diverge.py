@@ -188,7 +188,7 @@ class _Watched:
         phase = "backward" if backward else "forward"
         (name, *_) = self.names_of(node)
         source = self.graph.nodes[name]
-        module = (module_path(source) or (self.unit.name,))[-1]
+        module = next((m for m in reversed(module_path(source)) if m), self.unit.name)
         if node.op == "placeholder":
             return First(f"argument {source.meta.get('source', name)}", self.unit.name, phase)
         if _is_conversion(node):
