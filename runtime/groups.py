@@ -8,28 +8,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
 from partitioner.errors import InputError
 from partitioner.program import Program
+from partitioner.traffic import Sending
 
 Coordinates = Mapping[str, int]
-
-
-class Sent(NamedTuple):
-    """One communication: mesh axis, op, phase of the step, and payload bytes.
-
-    The payload is the whole tensor of an all_reduce, all_gather or reduce_scatter, and the rank's own part of an
-    all_to_all or a send.
-    """
-
-    axis: str
-    kind: str
-    phase: str
-    bytes: int
 
 
 @dataclass
@@ -38,12 +25,12 @@ class Log:
 
     keep: bool = False
     phase: str = "control"
-    rows: list[Sent] = field(default_factory=list)
+    rows: list[Sending] = field(default_factory=list)
 
     def add(self, axis: str, kind: str, tensor: torch.Tensor, phase: str | None = None) -> None:
         """Note one communication of ``tensor``."""
         if self.keep:
-            self.rows.append(Sent(axis, kind, phase or self.phase, tensor.numel() * tensor.element_size()))
+            self.rows.append(Sending(axis, kind, phase or self.phase, tensor.numel() * tensor.element_size()))
 
     @property
     def forward(self) -> str:

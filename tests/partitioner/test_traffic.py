@@ -12,7 +12,7 @@ import torch
 from partitioner import Graph, Plan, lower, search, trace
 from partitioner.traffic import Sending, traffic
 from runtime.engine import Engine
-from runtime.groups import Groups, Sent
+from runtime.groups import Groups
 from runtime.optimizer import factory
 from runtime.parameters import from_seed, materialize
 from tests.runtime.plans import spawn
@@ -78,7 +78,7 @@ def compare(rank: int, folder: str, names: list[str]) -> None:
         assert sent
 
 
-def summary(rows: list[Sending] | list[Sent]) -> Counter[tuple[str, str, str, int]]:
+def summary(rows: list[Sending]) -> Counter[tuple[str, str, str, int]]:
     """How often each row stands there; the rows of the gradient sync, which goes in buckets, added up."""
     found = Counter(tuple(row) for row in rows if row.phase != "sync")
     total: Counter[tuple[str, str, str]] = Counter()
