@@ -90,7 +90,9 @@ def _fake_wgrad(grad: torch.Tensor, x: torch.Tensor, transposed: bool = False) -
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    ctx.save_for_backward(*inputs[:2])
+    """Each operand is kept where the other one has a gradient."""
+    rows = zip(inputs[:2], ctx.needs_input_grad[1::-1], strict=True)
+    ctx.save_for_backward(*(x if wanted else None for x, wanted in rows))
     ctx.transposed = inputs[-1]
 
 
@@ -108,12 +110,14 @@ def _linear_backward(ctx: Any, grad: torch.Tensor) -> Grads:
 
 def _dgrad_backward(ctx: Any, grad: torch.Tensor) -> Grads:
     dy, weight = ctx.saved_tensors
-    return ops.linear(grad, weight, None, ctx.transposed), ops.linear_wgrad(dy, grad, ctx.transposed), None
+    to_dy = ops.linear(grad, weight, None, ctx.transposed) if ctx.needs_input_grad[0] else None
+    return to_dy, ops.linear_wgrad(dy, grad, ctx.transposed) if ctx.needs_input_grad[1] else None, None
 
 
 def _wgrad_backward(ctx: Any, grad: torch.Tensor) -> Grads:
     dy, x = ctx.saved_tensors
-    return ops.linear(x, grad, None, ctx.transposed), ops.linear_dgrad(dy, grad, ctx.transposed), None
+    to_dy = ops.linear(x, grad, None, ctx.transposed) if ctx.needs_input_grad[0] else None
+    return to_dy, ops.linear_dgrad(dy, grad, ctx.transposed) if ctx.needs_input_grad[1] else None, None
 
 
 for _name, _run, _fake, _backward, _keep in (

@@ -41,10 +41,14 @@ from partitioner.strategies import is_tensor
 
 @dataclass(frozen=True)
 class UnitCost:
-    """One unit, one micro-batch, one tp rank: compute, communication, and what is kept for backward."""
+    """One unit, one micro-batch, one tp rank: compute, communication, and what is kept for backward.
+
+    ``again``: seconds of compute and of communication that recompute runs, which ends with the last value kept.
+    """
 
     compute: Seconds
     communication: Seconds
+    again: tuple[float, float]
     saved_bytes: float
     input_bytes: float
     output_bytes: float
@@ -90,25 +94,41 @@ def price_units(folded: Folded, solution: Solution, ranks: int, cluster: Cluster
 
 
 def _unit_cost(folded: Folded, solution: Solution, ranks: int, cluster: Cluster, group: int) -> UnitCost:
-    compute, communication, flops = ZERO, ZERO, 0.0
-    for node in folded.body(group):
-        strategy = solution.strategies[node]
-        compute += op_seconds(node, strategy, ranks, cluster)
-        flops += op_flops(node)
-    for node, source, target in conversions(folded, solution, group):
-        link = cluster.link(ranks)
-        seconds = convert_seconds(node, source, target, ranks, link, node in folded.differentiable)
-        communication += seconds or ZERO
+    compute, communication, again, flops = ZERO, ZERO, (0.0, 0.0), 0.0
+    moves = conversions(folded, solution, group)
+    for reader in (*folded.body(group), None):
+        for node, source, target in moves.get(reader, ()):
+            link = cluster.link(ranks)
+            seconds = convert_seconds(node, source, target, ranks, link, node in folded.differentiable)
+            communication += seconds or ZERO
+        if reader is not None:
+            compute += op_seconds(reader, solution.strategies[reader], ranks, cluster)
+            flops += op_flops(reader)
+            if _keeps(reader, folded):
+                again = compute.forward, communication.forward
     ports = {p: n for (g, n), p in folded.port_of.items() if g == group}
     held = sum(node_bytes(n) * share(n, solution.ports[p], ranks) for p, n in ports.items())
     made = [n for n in folded.body(group) if any(n in sources for sources in folded.sources.values())]
     output = sum(node_bytes(n) * share(n, solution.made(n), ranks) for n in made)
-    return UnitCost(compute, communication, saved_bytes(folded, solution, ranks, group), held, output, flops)
+    kept = saved_bytes(folded, solution, ranks, group)
+    return UnitCost(compute, communication, again, kept, held, output, flops)
 
 
-def conversions(folded: Folded, solution: Solution, group: int) -> list[tuple[fx.Node, Placement, Placement]]:
-    """(value, from, to) of each conversion that a unit of the group makes, each once."""
-    found: dict[tuple[fx.Node, Placement, Placement], None] = {}
+def _keeps(node: fx.Node, folded: Folded) -> bool:
+    """Whether backward needs something of an op."""
+    rule = RULES.get(str(node.target))
+    return node in folded.differentiable and bool((rule and rule.hidden) or saved(node, folded.differentiable))
+
+
+Move = tuple[fx.Node, Placement, Placement]
+
+
+def conversions(folded: Folded, solution: Solution, group: int) -> dict[fx.Node | None, list[Move]]:
+    """(value, from, to) of each conversion that a unit of the group makes, each once, by the op that first needs it.
+
+    None stands for what later units need.
+    """
+    found: dict[Move, fx.Node | None] = {}
     for node in folded.body(group):
         for operand, target in zip(operands(node), solution.strategies[node].operands, strict=True):
             port = folded.port_of.get((group, operand))
@@ -116,12 +136,15 @@ def conversions(folded: Folded, solution: Solution, group: int) -> list[tuple[fx
                 continue
             source = solution.made(port if port is not None else folded.node[operand])
             if source != target and is_tensor(operand):
-                found[operand, source, target] = None
+                found.setdefault((operand, source, target), node)
     for node in folded.body(group):
         for port, sources in folded.sources.items():
             if node in sources and solution.made(node) != solution.ports[port]:
-                found[node, solution.made(node), solution.ports[port]] = None
-    return list(found)
+                found.setdefault((node, solution.made(node), solution.ports[port]), None)
+    rows: dict[fx.Node | None, list[Move]] = {}
+    for move, reader in found.items():
+        rows.setdefault(reader, []).append(move)
+    return rows
 
 
 def saved_bytes(folded: Folded, solution: Solution, ranks: int, group: int) -> float:
@@ -206,15 +229,15 @@ def price(priced: Priced, split: Split) -> Cost:
 def _stage_seconds(priced: Priced, stage: tuple[Unit, ...], recompute: bool) -> Seconds:
     total = ZERO
     for unit in stage:
-        seconds = priced.unit(unit).seconds
-        again = seconds.forward if recompute and unit.is_block else 0.0
-        total += Seconds(seconds.forward, seconds.backward + again)
+        row = priced.unit(unit)
+        again = sum(row.again) if recompute and unit.is_block else 0.0
+        total += Seconds(row.seconds.forward, row.seconds.backward + again)
     return total
 
 
 def _communication(priced: Priced, stage: tuple[Unit, ...], recompute: bool) -> float:
-    rows = [(priced.unit(u).communication, u) for u in stage]
-    return sum(c.total + (c.forward if recompute and u.is_block else 0.0) for c, u in rows)
+    rows = [(priced.unit(u), u) for u in stage]
+    return sum(c.communication.total + (c.again[1] if recompute and u.is_block else 0.0) for c, u in rows)
 
 
 def _send_seconds(priced: Priced, split: Split) -> float:

@@ -17,6 +17,7 @@ import partitioner.collectives
 from partitioner.collectives import Collective, flat
 from partitioner.equations import Strategy
 from partitioner.fold import Folded, is_parameter
+from partitioner.gemms import gemms
 from partitioner.layout import WHOLE, Placement, Shard
 from partitioner.localize import localize
 from partitioner.price import conversion
@@ -45,6 +46,7 @@ def emit(
         writer.write(node)
     body = folded.body(group)
     writer.graph.output(tuple(writer.get(body[index], placement) for index, placement in wanted))
+    gemms(writer.graph)
     module = fx.GraphModule(nn.Module(), writer.graph, class_name=_identifier(folded.groups[group][0].name))
     module.graph.lint()
     return Emitted(module, tuple(writer.inputs))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -129,18 +128,6 @@ def _digraph(graph: Graph) -> nx.DiGraph[str]:
         )
         result.add_edges_from((source.name, node.name) for source in node.all_input_nodes)
     return result
-
-
-def check_graph(module: fx.GraphModule) -> None:
-    """Raise ValueError unless the graph is in normal form: every op functional and every value a tensor or tuple."""
-    for node in module.graph.nodes:
-        if node.op not in ("placeholder", "call_function", "output"):
-            raise ValueError(f"{node.name}: a {node.op} node can't stand in a Graph")
-        schema = getattr(node.target, "_schema", None)
-        if schema is not None and schema.is_mutable:
-            raise ValueError(f"{node.name}: {node.target} changes its operand")
-        if node.op == "call_function" and schema is None and node.target is not operator.getitem:
-            raise ValueError(f"{node.name}: {node.target} is not an op")
 
 
 def loss_node(graph: fx.Graph) -> fx.Node:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from partitioner.batch import resize
+from partitioner.check import check_layouts, check_plan, check_program
 from partitioner.emit import Emitted, emit
 from partitioner.errors import InputError
 from partitioner.exports import Export, exports
@@ -41,16 +42,18 @@ def lower(graph: Graph, plan: Plan) -> Program:
 
     Raises InputError when the plan is stale or was made for another model, naming the first thing that differs.
     """
+    check_plan(plan)
     decisions = plan.decisions
     graph = resize(graph, decisions.micro_batch)
     folded = fold(graph)
     solution = recall(plan, folded)
     ranks = decisions.mesh["tp"]
+    check_layouts(folded, solution, ranks)
     out = exports(folded, solution)
     lowered = _Lowered(graph, folded, solution, ranks, out, _calls(folded, solution, ranks, out, decisions.recompute))
     split = stage_units(graph, decisions.stages)
     module, names = count_targets(graph.module.graph)
-    return Program(
+    program = Program(
         stages=_stages(lowered, split),
         parameters=_parameters(lowered, split),
         inputs=graph.inputs,
@@ -65,6 +68,8 @@ def lower(graph: Graph, plan: Plan) -> Program:
         seed=decisions.seed,
         buffers=dict(graph.buffers),
     )
+    check_program(program)
+    return program
 
 
 def unit_names(graph: Graph) -> dict[str, Unit]:

@@ -14,9 +14,10 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from partitioner.blocks import find_units
+from partitioner.check import check_graph
 from partitioner.dropouts import separate_units
 from partitioner.errors import InputError
-from partitioner.graph import Graph, ParameterInfo, check_graph, gradient_free
+from partitioner.graph import Graph, ParameterInfo, gradient_free
 from partitioner.normalize import normalize
 from partitioner.separation import batch_layouts
 
@@ -45,15 +46,16 @@ class _Captured:
 
 def _graph(captured: _Captured, batch: int) -> Graph:
     module = captured.module
-    check_graph(module)
     units = find_units(module.graph)
     separate_units(module.graph, units)
     module.recompile()
     fixed, prelude = gradient_free(module.graph)
     layouts, mixed = batch_layouts(module.graph, batch)
-    return Graph(
+    graph = Graph(
         module, captured.parameters, captured.buffers, captured.inputs, batch, units, fixed, prelude, layouts, mixed
     )
+    check_graph(graph)
+    return graph
 
 
 def _batch_size(batch: dict[str, torch.Tensor]) -> int:

@@ -1,7 +1,7 @@
-"""From an op with an axis *name* to a function over this rank's process group; GEMMs take their bias along.
+"""From an op with an axis *name* to a function over this rank's process group; a GEMM op to its plain function.
 
-    %y = partitioner.all_reduce(%x, "tp", True)    -->    %y = all_reduce(%x)
-    %y = aten.add(aten.linear(%x, %w), %b)         -->    %y = eager(%x, %w, %b, False)
+    %y = partitioner.all_reduce(%x, "tp", True)          -->    %y = all_reduce(%x)
+    %y = cutlass_ops.linear(%x, %w, %b, False)           -->    %y = eager(%x, %w, %b, False)
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from runtime import collectives, columns, first, vocabulary
 from runtime.collectives import Axis, Bound
 from runtime.groups import Groups
 
-aten = torch.ops.aten
 own = torch.ops.partitioner
 _SCHEMAS = (partitioner.collectives, partitioner.ops)  # importing them registers what is bound here
 
@@ -36,7 +35,6 @@ _ROWS: dict[object, tuple[tuple[int, ...], int, Callable[..., Bound]]] = {
     own.vocab_parallel_embedding.default: ((0, 1), 3, vocabulary.embedding),
     own.dropout.default: ((0, 2), 4, vocabulary.dropout),
 }
-_PRODUCTS = {aten.linear.default: False, aten.matmul.default: True}
 
 
 def bind(module: fx.GraphModule, groups: Groups) -> fx.GraphModule:
@@ -44,8 +42,9 @@ def bind(module: fx.GraphModule, groups: Groups) -> fx.GraphModule:
     graph = fx.Graph()
     graph.output(graph.graph_copy(module.graph, {}))  # type: ignore[arg-type]
     axes: dict[str, Axis] = {}
-    for node in list(graph.nodes):
-        _simplify(node)
+    for node in graph.nodes:
+        if node.target == gemm.ops.linear.default:
+            node.target = gemm.eager
     for node in list(graph.nodes):
         if node.target == own.dropout.default and not _is_divided(node):
             node.args = node.args[:4]
@@ -84,28 +83,5 @@ def _is_owned(operand: Any) -> bool:
     return _is_product(operand) or operand.meta.get("origin") == own.vocab_parallel_embedding.default
 
 
-def _simplify(node: fx.Node) -> None:
-    """Products by a weight are one function; ``product + bias`` is too where nothing else reads the product."""
-    if node.target in _PRODUCTS and len(node.args) == len(node.all_input_nodes) == 2 and _dims(node.args[1]) == 2:
-        node.target, node.args = gemm.eager, (*node.args, None, _PRODUCTS[node.target])
-    elif node.target == torch.ops.cutlass_ops.linear.default:
-        node.target, node.args = gemm.eager, (*node.args, *(None, False)[len(node.args) - 2 :])
-    elif node.target == aten.add.Tensor:
-        _fuse_bias(node)
-
-
-def _fuse_bias(node: fx.Node) -> None:
-    for product, bias in (node.args, node.args[::-1]) if len(node.args) == 2 and not node.kwargs else ():
-        if _is_product(product) and len(product.users) == 1 and _dims(bias) == 1:
-            node.target, node.args = gemm.eager, (*product.args[:2], bias, product.args[3])
-            product.graph.erase_node(product)
-            return
-
-
-def _is_product(node: Any) -> bool:
-    return isinstance(node, fx.Node) and node.target == gemm.eager and node.args[2] is None
-
-
-def _dims(node: Any) -> int | None:
-    value = node.meta.get("val") if isinstance(node, fx.Node) else None
-    return value.dim() if isinstance(value, torch.Tensor) else None
+def _is_product(node: fx.Node) -> bool:
+    return node.target == gemm.eager and node.args[2] is None

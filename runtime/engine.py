@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from partitioner.check import check_program
 from partitioner.errors import InputError
 from partitioner.ops import mix64
 from partitioner.program import Program
@@ -48,6 +49,7 @@ class Engine:
         schedule: Schedule = constant,
         predicted_seconds: float | None = None,
     ) -> None:
+        check_program(program)
         self.program, self.groups, self.parameters = program, groups, dict(parameters)
         self.worker = Worker(program, groups, self.parameters)
         self.trained = [p for p in self.parameters.values() if p.requires_grad]

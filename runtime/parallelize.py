@@ -18,6 +18,7 @@ from partitioner.errors import InputError
 from partitioner.program import Program
 from runtime.engine import Engine
 from runtime.groups import Groups
+from runtime.heap import keep_freed_memory
 from runtime.optimizer import Schedule, constant, factory
 from runtime.parameters import ModuleStart, materialize
 
@@ -62,6 +63,8 @@ def engine(
 ) -> Engine:
     """An Engine whose parameters come from ``weights``, from the module, or from the program's seed."""
     groups = Groups(program)
+    if groups.device.type == "cpu":
+        keep_freed_memory()
     is_meta = any(p.is_meta for p in model.parameters())
     source = weights if weights is not None else ModuleStart(model, program.seed) if is_meta else model
     parameters = materialize(program, groups.coordinates, source, groups.device)

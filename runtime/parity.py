@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -98,12 +99,12 @@ def difference(found: Steps, wanted: Steps) -> Difference:
     zero = tuple(n for n, s in sizes.items() if s <= ZERO * median)
     grads = _errors(found.gradients, gradients, median)
     middle = statistics.median(float(p.abs().max()) for p in wanted.parameters.values())
-    moved = _errors({n: p for n, p in found.parameters.items() if n not in zero}, wanted.parameters, middle)
+    moved = _errors(found.parameters, {n: p for n, p in wanted.parameters.items() if n not in zero}, middle)
     worst = max([*((e, f"gradient of {n}") for n, e in grads.items()), *((e, n) for n, e in moved.items())])
     return Difference(
-        abs(found.loss - wanted.loss) / abs(wanted.loss),
+        _apart(found.loss, wanted.loss),
         max(grads.values()),
-        abs(found.norm - wanted.norm) / wanted.norm,
+        _apart(found.norm, wanted.norm),
         max(moved.values()),
         worst[1],
         median,
@@ -111,10 +112,16 @@ def difference(found: Steps, wanted: Steps) -> Difference:
     )
 
 
+def _apart(found: float, wanted: float) -> float:
+    error = abs(found - wanted) / abs(wanted)
+    return math.inf if math.isnan(error) else error
+
+
 def _errors(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], median: float) -> dict[str, float]:
+    """Relative errors; infinite where a tensor is missing or no number."""
     rows: dict[str, float] = {}
     for name, b in wanted.items():
-        if name in found:
-            scale = max(float(b.abs().max()), FLOOR * median)
-            rows[name] = float((found[name].to(b.dtype) - b).abs().max()) / scale
+        scale = max(float(b.abs().max()), FLOOR * median)
+        error = float((found[name].to(b.dtype) - b).abs().max()) / scale if name in found else math.inf
+        rows[name] = math.inf if math.isnan(error) else error
     return rows

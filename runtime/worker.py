@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 from torch.utils.checkpoint import checkpoint
 
+from partitioner.errors import InputError
 from partitioner.program import Call, Program, Stage, Value
 from partitioner.schedule import Action
 from runtime.bind import bind
@@ -73,7 +74,7 @@ class Worker:
         self.stages = {stage.index: self._bind_stage(stage) for stage in own}
         self.gradients = differentiable(program)
         self.transport = Transport(program, groups, [_with(s.sends, self.gradients) for s in program.stages])
-        self.buffers = {f"buffer:{name}": b.to(groups.device) for name, b in program.buffers.items()}
+        self.buffers = {f"buffer:{name}": _real(name, b).to(groups.device) for name, b in program.buffers.items()}
         self._fixed = self._run_constants(parameters)
         self._kept: dict[tuple[int, int], _Kept] = {}
         self._now: Action | None = None
@@ -193,6 +194,14 @@ def differentiable(program: Program) -> set[str]:
                 found.update(call.results)
     crossing = {v.name: v for stage in program.stages for v in stage.sends}
     return {name for name in found if name not in crossing or crossing[name].dtype.is_floating_point}
+
+
+def _real(name: str, buffer: torch.Tensor) -> torch.Tensor:
+    if buffer.is_meta:
+        raise InputError(
+            f"buffer {name} lies on the meta device and has no value: build the model with real buffers to run it"
+        )
+    return buffer
 
 
 def _with(values: tuple[Value, ...], names: set[str]) -> tuple[Value, ...]:

@@ -90,11 +90,12 @@ def _train(job: Job, plan: Plan, events: list[dict[str, Any]]) -> int:
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = errors()
+    ahead = f" (predicted {seconds(plan.cost.step_seconds)})"
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("starting ranks", total=job.steps)
 
         def write(line: str) -> None:
-            _event(line, events, lambda text, done: bar.update(task, description=text, completed=done))
+            _event(line, events, lambda text, done: bar.update(task, description=text + ahead, completed=done))
 
         result = launch.local(command, plan.world, LIMIT_SECONDS, {"PYTHONPATH": path}, write)
     return 0 if result.failure is None else 2 if result.statuses[result.failure.rank or 0] == 2 else 1

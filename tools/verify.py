@@ -46,7 +46,7 @@ def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 @dataclass(frozen=True)
 class Row:
-    """One plan's result; ``share`` of parameters that its tensor-parallel layout divides, ``least`` of them asked."""
+    """One plan's result; what its tp layout divides of parameters and FLOPs, and ``least`` of both asked."""
 
     name: str
     mesh: str
@@ -58,7 +58,8 @@ class Row:
     norm: float
     parameter: float
     worst: str
-    share: float
+    parameters_divided: float
+    flops_divided: float
     zero: tuple[str, ...]
     first: str
 
@@ -70,7 +71,7 @@ class Row:
     @property
     def passed(self) -> bool:
         """Equal to 1e-9, and as much divided as was asked."""
-        return self.error <= PARALLEL and self.share >= self.least
+        return self.error <= PARALLEL and min(self.parameters_divided, self.flops_divided) >= self.least
 
     @property
     def verdict(self) -> str:
@@ -97,7 +98,7 @@ def verify_command(options: argparse.Namespace) -> int:
             lower(graph, plan)  # a plan of another model is refused here, before any rank starts
         say(f"running {len(wanted)} plans")  # type: ignore[operator]
         rows = run_plans(source, wanted, graph, 0.0 if given else SHARE)
-    passed = traced <= TRACED and all(row.passed for row in rows)
+    passed = (traced is None or traced <= TRACED) and all(row.passed for row in rows)
     if options.json:
         _print_json(source, traced, rows, passed)
     else:
@@ -131,8 +132,13 @@ def family_plan(graph: Graph, family: Family, ranks: int, global_batch: int) -> 
     return search(graph, cluster(ranks), global_batch, family.pins)
 
 
-def traced_error(graph: Graph, source: Source) -> float:
-    """Comparison (a): loss and gradients of the normalized graph against the eager module, both in float32."""
+def traced_error(graph: Graph, source: Source) -> float | None:
+    """Comparison (a): loss and gradients of the normalized graph against the eager module, both in float32.
+
+    None for a model that draws dropout: the two draw different masks.
+    """
+    if any(n.target == torch.ops.partitioner.dropout.default for n in graph.module.graph.nodes):
+        return None
     module, batch = source.module, source.batch
     module.zero_grad()
     out = module(**batch)
@@ -140,8 +146,6 @@ def traced_error(graph: Graph, source: Source) -> float:
     loss.backward()
     own = dict(module.named_parameters(remove_duplicate=False))
     wanted = {n: own[n].grad for n in graph.parameters}
-    if any(n.target == torch.ops.partitioner.dropout.default for n in graph.module.graph.nodes):
-        return 0.0
     copies = {n: own[n].detach().clone().requires_grad_() for n in graph.parameters}
     found = run(graph, copies, batch)
     found.backward()
@@ -151,9 +155,10 @@ def traced_error(graph: Graph, source: Source) -> float:
     errors = [abs(float(found.detach()) - float(loss.detach())) / abs(float(loss.detach()))]
     for name, gradient in wanted.items():
         other = copies[name].grad
-        if gradient is not None and other is not None:
-            errors.append(float((other - gradient).abs().max()) / max(float(gradient.abs().max()), FLOOR * median))
-    return max(errors)
+        if gradient is not None or other is not None:
+            a, b = (torch.zeros_like(own[name]) if g is None else g for g in (other, gradient))
+            errors.append(float((a - b).abs().max()) / max(float(b.abs().max()), FLOOR * median))
+    return math.inf if any(map(math.isnan, errors)) else max(errors)
 
 
 def run_plans(source: Source, plans: list[tuple[str, Plan]], graph: Graph, least: float) -> list[Row]:
@@ -185,27 +190,40 @@ def _row(name: str, plan: Plan, graph: Graph, least: float, result: Mapping[str,
     mesh = plan.decisions.mesh
     words = " ".join(f"{axis} {mesh[axis]}" for axis in ("pp", "dp", "tp") if mesh[axis] > 1)
     least = least if mesh["tp"] == 2 else 0.0
-    return Row(name, words, plan.world, mesh["tp"], least, share=divided(plan, graph), **result)  # type: ignore[arg-type]
+    shares = {"parameters_divided": divided_parameters(plan, graph), "flops_divided": divided_flops(plan, graph)}
+    return Row(name, words, plan.world, mesh["tp"], least, **shares, **result)  # type: ignore[arg-type]
 
 
-def divided(plan: Plan, graph: Graph) -> float:
+def divided_parameters(plan: Plan, graph: Graph) -> float:
     """The share of parameter elements whose layout is a shard."""
     sizes = {name: math.prod(info.shape) for name, info in graph.parameters.items()}
     parts = [sizes[n] for n, word in plan.parameters.items() if isinstance(parse_placement(word), Shard)]
     return sum(parts) / sum(sizes[n] for n in plan.parameters)
 
 
-def _print(traced: float, rows: list[Row], passed: bool) -> None:
+def divided_flops(plan: Plan, graph: Graph) -> float:
+    """The share of forward FLOPs of ops that run on a shard."""
+    flops = dict(graph.digraph.nodes(data="forward_flops"))
+    rows = [(len(block.units) * flops[op.name], (*op.operands, op.result)) for block in plan.blocks for op in block.ops]
+    parts = [n for n, words in rows if any(isinstance(parse_placement(w), Shard) for w in words)]
+    return sum(parts) / sum(n for n, _ in rows)
+
+
+def _print(traced: float | None, rows: list[Row], passed: bool) -> None:
     cells = [
         [
             row.name, row.mesh, f"{row.loss:.1e}", f"{row.gradient:.1e}", f"{row.norm:.1e}", f"{row.parameter:.1e}",
-            f"{100 * row.share:.1f} %" if row.tp > 1 else "", row.verdict,
+            *(f"{100 * n:.1f} %" if row.tp > 1 else "" for n in (row.parameters_divided, row.flops_divided)),
+            row.verdict,
         ]
         for row in rows
     ]  # fmt: skip
-    columns = ("plan", "mesh", "loss", "gradients", "norm", "parameters", "divided", "")
+    columns = ("plan", "mesh", "loss", "gradients", "norm", "parameters", "divided", "FLOPs", "")
     console = output()
-    console.print(f"graph against the eager module, float32: {traced:.1e} (limit {TRACED:g})")
+    if traced is None:
+        console.print("graph against the eager module: not compared, the model draws dropout")
+    else:
+        console.print(f"graph against the eager module, float32: {traced:.1e} (limit {TRACED:g})")
     console.print(table(f"ranks against one process, float64, relative (limit {PARALLEL:g})", columns, cells))
     for row in rows:
         if row.first:
@@ -216,7 +234,7 @@ def _print(traced: float, rows: list[Row], passed: bool) -> None:
     console.print("all equal" if passed else "NOT EQUAL")
 
 
-def _print_json(source: Source, traced: float, rows: list[Row], passed: bool) -> None:
+def _print_json(source: Source, traced: float | None, rows: list[Row], passed: bool) -> None:
     found = [{**row.__dict__, "passed": row.passed} for row in rows]
     document = {"model": str(source), "traced_error": traced, "plans": found, "passed": passed}
     sys.stdout.write(json.dumps(document, indent=1) + "\n")

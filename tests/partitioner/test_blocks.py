@@ -10,6 +10,7 @@ from models import NAMES, make
 from torch import nn
 from torch.nn import functional as F
 
+from partitioner import Cluster, Plan, search
 from partitioner.graph import Graph
 from partitioner.trace import trace
 
@@ -136,3 +137,25 @@ def test_nothing_depends_on_names(name: str) -> None:
     found = trace(renamed, batch)
     assert _structure(found) == _structure(want)
     assert not {*found.parameters} & {*want.parameters}
+
+
+def _decided(plan: Plan) -> object:
+    """All of a plan but names."""
+    ops = [[(o.op, o.shape, o.operands, o.result) for o in b.ops] for b in plan.blocks]
+    units = [(len(b.units), b.is_block, b.ports, b.saved_bytes) for b in plan.blocks]
+    decisions = plan.decisions
+    chosen = decisions.mesh, decisions.micro_batch, decisions.schedule, decisions.recompute
+    stages = [len(stage) for stage in decisions.stages]
+    return ops, units, chosen, stages, sorted(map(str, plan.parameters.values())), plan.cost
+
+
+@pytest.mark.parametrize("name", ["gpt", "llama"])
+def test_the_plan_does_not_depend_on_names(name: str) -> None:
+    random.seed(1)
+    model, batch = make(name, dropout=0.1)
+    cluster = Cluster.load("dgx-a100", devices=4)
+    plan = search(traced(name, 0.1)[1], cluster, 8, {"tp": 2, "pp": 2})
+    renamed = Wrapper(Wrapper(_rename(model), list(batch)), list(batch)).train()
+    found = search(trace(renamed, batch), cluster, 8, {"tp": 2, "pp": 2})
+    assert _decided(found) == _decided(plan)
+    assert not {*found.parameters} & {*plan.parameters}

@@ -9,6 +9,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 import partitioner.collectives  # registers the ops that the graphs hold
+from cutlass_ops import gemm
 from partitioner.layout import REPLICATE, WHOLE, Layout, Placement, Segment, Shard, shard_whole
 from partitioner.ops import dropout_mask, mix64
 from partitioner.program import Call, Parameter, Program, Stage, Value
@@ -107,8 +108,8 @@ def block_module(tp: int, sequence: bool, first: bool, drop: float) -> fx.GraphM
     segments = flat(shard_whole(1, SEQ, tp))
     if tp > 1:
         h = d.add(own.all_gather.default, h, "tp", 1, segments, True) if sequence else d.add(own.copy.default, h, "tp")
-    h = d.add(aten.add.Tensor, d.add(aten.linear.default, h, nodes["up"]), nodes["up_bias"])
-    y = d.add(aten.linear.default, d.add(aten.gelu.default, h), nodes["down"])
+    h = d.add(gemm.ops.linear.default, h, nodes["up"], nodes["up_bias"], False)
+    y = d.add(gemm.ops.linear.default, d.add(aten.gelu.default, h), nodes["down"], None, False)
     if tp > 1:
         reduce = (own.reduce_scatter.default, "tp", 1, segments) if sequence else (own.all_reduce.default, "tp", False)
         y = d.add(reduce[0], y, *reduce[1:])
@@ -125,7 +126,7 @@ def head_module(tp: int, sequence: bool) -> fx.GraphModule:
     if tp > 1:
         rows = ("tp", 1, flat(shard_whole(1, SEQ, tp)), True)
         x = d.add(own.all_gather.default, x, *rows) if sequence else d.add(own.copy.default, x, "tp")
-    logits = d.add(aten.linear.default, x, weight)
+    logits = d.add(gemm.ops.linear.default, x, weight, None, False)
     logits = d.add(aten.reshape.default, logits, [MICRO * SEQ, -1])
     labels = d.add(aten.reshape.default, labels, [-1])
     if tp > 1:

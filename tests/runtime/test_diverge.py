@@ -18,6 +18,7 @@ from partitioner import Graph, lower, search, trace
 from partitioner.layout import REPLICATE, WHOLE
 from partitioner.program import Program
 from partitioner.promote import promote
+from partitioner.shapes import operands
 from runtime.diverge import First, explain, first_difference
 from runtime.parity import CLIP, LR, STEPS, difference, steps_under
 from runtime.reference import train
@@ -97,7 +98,7 @@ class Fault:
     call: int = 1
 
 
-ADD, LINEAR, MATMUL = aten.add.Tensor, aten.linear.default, aten.matmul.default
+ADD, GEMM, MATMUL = aten.add.Tensor, gemm.ops.linear.default, aten.matmul.default
 FAULTS: dict[tuple[str, str], list[Fault]] = {
     ("gpt", "tp"): [
         Fault(aten.softmax.int, scaled, "forward"),
@@ -111,7 +112,7 @@ FAULTS: dict[tuple[str, str], list[Fault]] = {
     ("gpt", "sp recompute"): [
         Fault(own.all_gather.default, turned(4), "backward", which=2, call=2),
         Fault(aten.layer_norm.default, halved, "backward", which=1),
-        Fault(LINEAR, scaled, "forward", which=3, call=2),
+        Fault(GEMM, scaled, "forward", which=3, call=2),
     ],
     ("llama", "sp"): [
         Fault(aten.rsqrt.default, scaled, "forward", call=3),
@@ -122,12 +123,12 @@ FAULTS: dict[tuple[str, str], list[Fault]] = {
     ],
     ("gpt", "pp"): [
         Fault(MATMUL, scaled, "forward", which=1, call=2),
-        Fault(ADD, halved, "backward", which=3),
+        Fault(ADD, halved, "backward", which=1),
         Fault(aten.div.Tensor, scaled, "forward", call=3),
     ],
     ("gpt", "dp"): [
         Fault(aten.gelu.default, lambda node: setattr(node, "kwargs", {"approximate": "tanh"}), "forward", call=2),
-        Fault(LINEAR, halved, "backward", which=1),
+        Fault(GEMM, halved, "backward", which=1),
     ],
 }
 
@@ -158,7 +159,7 @@ def _planted(program: Program, fault: Fault) -> tuple[Program, fx.Node]:
 
 
 def _expected(graph: Graph, program: Program, fault: Fault, node: fx.Node) -> str:
-    """The op's own name at the place of the representative's; a conversion's with what it converts."""
+    """The op's own name at the place of the representative's, with what a conversion converts, a GEMM's bias."""
     unit, name = graph.units[fault.call], node.meta["stands_for"]
     twin = next((u for u in graph.units if name in u.nodes and len(u.nodes) == len(unit.nodes)), None)
     given = [n.meta["stands_for"] for n in node.graph.nodes if n.op == "placeholder"]
@@ -168,6 +169,8 @@ def _expected(graph: Graph, program: Program, fault: Fault, node: fx.Node) -> st
     elif twin:
         name = unit.nodes[twin.nodes.index(name)]
     converts = getattr(fault.target, "namespace", "") == "partitioner" and fault.target != own.dropout.default
+    if fault.target == GEMM and node.args[2] is not None:
+        return f"{operands(graph.nodes[name])[0].name} + {name}"
     return f"{node.name} of {name}" if converts else name
 
 
@@ -206,7 +209,7 @@ def _explain(rank: int) -> None:
     kernel = gemm.wgrad
     gemm.wgrad = lambda *a: kernel(*a) * 1.001
     found = explained(program)
-    head = [n.name for n in graph.module.graph.nodes if n.target == LINEAR][-1]
+    head = [n.name for n in graph.module.graph.nodes if n.target == aten.linear.default][-1]
     assert found is not None
     assert (found.op, found.phase) == (head, "backward"), "a fused kernel's fault is its linear's"
 

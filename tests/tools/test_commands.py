@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import LlamaForCausalLM
 
 from tools.main import main
@@ -29,6 +30,30 @@ class Model(torch.nn.Module):
         return y.mean() if y.sum() > 0 else y.sum()
 def model():
     return Model(), {"x": torch.ones(2, 4)}
+"""
+MIXING = """
+import torch
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 4)
+    def forward(self, x):
+        y = self.linear(x)
+        return (y - y.mean(0)).square().mean()
+def model(batch: int = 2):
+    return Model(), {"x": torch.ones(batch, 4)}
+"""
+RULELESS = """
+import torch
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = torch.nn.Linear(16, 32), torch.nn.Linear(32, 16)
+    def forward(self, x):
+        return self.down(torch.special.i0(self.up(x))).square().sum()
+def model(batch: int = 2):
+    torch.manual_seed(0)
+    return Model(), {"x": torch.randn(batch, 8, 16)}
 """
 UNEQUAL = """
 import os, torch
@@ -123,6 +148,14 @@ def test_weights_come_back_from_transformers(tmp_path: Path) -> None:
     assert main(["export", str(path), str(again / "step-00000000"), str(second)]) == 0
     assert (out / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
     loaded, told = LlamaForCausalLM.from_pretrained(out, output_loading_info=True)
+    tokens = torch.arange(64).view(2, 32)
+    plain = LlamaForCausalLM(loaded.config).eval()
+    plain.save_pretrained(tmp_path / "theirs")
+    assert main(["import", str(path), str(tmp_path / "theirs"), str(tmp_path / "ours")]) == 0
+    assert main(["export", str(path), str(tmp_path / "ours"), str(tmp_path / "back")]) == 0
+    back = LlamaForCausalLM.from_pretrained(tmp_path / "back").eval()
+    assert torch.equal(back(tokens).logits, plain(tokens).logits)
+    assert not torch.equal(back(tokens).logits, loaded.eval()(tokens).logits)
     assert not any(told[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert loaded.config.hidden_size == 32
 
@@ -192,10 +225,44 @@ def test_bad_data_stops_all_ranks(plan: Path, tmp_path: Path, capfd: pytest.Capt
     assert "no such file or folder" in capfd.readouterr().err
 
 
+def test_empty_data_stops_all_ranks(plan: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    assert main(["run", str(plan), "--steps", "1", "--data", str(tmp_path / "empty.txt")]) == 2
+    told = capfd.readouterr().err
+    assert "empty.txt" in told
+    assert "Traceback" not in told
+
+
+def test_a_plan_for_another_world_is_refused(
+    plan: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1")):
+        monkeypatch.setenv(name, value)
+    assert main(["run", str(plan), "--steps", "1"]) == 2
+    assert "needs 2 ranks" in capsys.readouterr().err
+
+
 def test_a_loss_that_is_no_number_stops(plan: Path, capfd: pytest.CaptureFixture[str]) -> None:
     command = ["run", str(plan), "--steps", "4", "--optimizer", "sgd", "--lr", "1e30", "--clip", "1e30"]
-    assert main(command) in (1, 2)
-    assert re.search("nan|inf|finite", capfd.readouterr().err)
+    assert main(command) == 2
+    told = capfd.readouterr().err
+    assert re.search(r"rank \d.*step \d+: the loss is (nan|inf); first made by \w+", told)
+    assert "Traceback" not in told
+
+
+def test_a_loss_that_mixes_samples_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mixing.py").write_text(MIXING)
+    assert main(["plan", f"{tmp_path / 'mixing.py'}:model", *PLACE]) == 2
+    assert "does not separate over samples" in capsys.readouterr().err
+
+
+def test_an_op_without_a_rule_is_a_line_of_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "ruleless.py").write_text(RULELESS)
+    path = tmp_path / "ruleless.json"
+    assert main(["plan", f"{tmp_path / 'ruleless.py'}:model", *PLACE, *SPLIT, "-o", str(path)]) == 0
+    assert main(["show", str(path)]) == 0
+    assert "aten.special_i0.default" in capsys.readouterr().out
+    assert main(["verify", str(path)]) == 0
 
 
 def test_what_fits_nowhere_names_the_tightest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
