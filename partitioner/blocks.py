@@ -14,7 +14,7 @@ from torch import fx
 
 from partitioner.constants import module_path, parameter_free
 from partitioner.graph import Unit
-from partitioner.rules import RULES
+from partitioner.rules import rule_of
 from partitioner.shapes import operands, shape_of
 
 
@@ -77,13 +77,13 @@ def _is_chain(nodes: list[fx.Node], period: int) -> bool:
 
 
 def _has_flops(node: fx.Node) -> bool:
-    rule = RULES.get(str(node.target))
+    rule = rule_of(str(node.target))
     return rule is not None and rule.flops is not None
 
 
 def _is_parameter(node: fx.Node) -> bool:
     """Whether ``node`` is a parameter or a view of one."""
-    rule = RULES.get(str(node.target))
+    rule = rule_of(str(node.target))
     if node.op == "call_function" and rule is not None and rule.view:
         return _is_parameter(operands(node)[0])
     return node.op == "placeholder" and node.meta["kind"] == "parameter"

@@ -31,7 +31,7 @@ from partitioner.price import (
     share,
     state_bytes,
 )  # fmt: skip
-from partitioner.rules import RULES
+from partitioner.rules import rule_of
 from partitioner.saved import saved
 from partitioner.schedule import Action, schedule, simulate
 from partitioner.shapes import op_of, operands
@@ -116,7 +116,7 @@ def _unit_cost(folded: Folded, solution: Solution, ranks: int, cluster: Cluster,
 
 def _keeps(node: fx.Node, folded: Folded) -> bool:
     """Whether backward needs something of an op."""
-    rule = RULES.get(str(node.target))
+    rule = rule_of(str(node.target))
     return node in folded.differentiable and bool((rule and rule.hidden) or saved(node, folded.differentiable))
 
 
@@ -152,7 +152,7 @@ def saved_bytes(folded: Folded, solution: Solution, ranks: int, group: int) -> f
     kept: dict[tuple[fx.Node, Placement | None], float] = {}
     hidden = 0.0
     for node in folded.body(group):
-        rule, strategy = RULES.get(str(node.target)), solution.strategies[node]
+        rule, strategy = rule_of(str(node.target)), solution.strategies[node]
         if node not in folded.differentiable or not is_tensor(node):
             continue
         if rule and rule.hidden:
@@ -173,7 +173,7 @@ def _placement(node: fx.Node, strategy: Strategy, value: fx.Node) -> Placement:
 
 def _base(node: fx.Node) -> fx.Node:
     while node.op == "call_function":
-        rule = RULES.get(str(node.target))
+        rule = rule_of(str(node.target))
         if rule is None or not rule.view:
             break
         node = operands(node)[0]

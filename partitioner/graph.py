@@ -12,7 +12,7 @@ from torch import fx
 from partitioner.constants import constants, module_path, parameter_free
 from partitioner.errors import InputError
 from partitioner.layout import Shard
-from partitioner.rules import RULES
+from partitioner.rules import rule_of
 from partitioner.saved import saved_bytes
 from partitioner.shapes import op_of
 
@@ -109,7 +109,7 @@ def _digraph(graph: Graph) -> nx.DiGraph[str]:
         call = node.op == "call_function"
         tensor = node.meta["val"] if isinstance(node.meta["val"], torch.Tensor) else node.meta["val"][0]
         size = tensor.numel() * tensor.element_size()
-        rule = RULES.get(str(node.target))
+        rule = rule_of(str(node.target))
         flops = rule.flops(op_of(node)) if call and rule and rule.flops else 0.0
         result.add_node(
             node.name,

@@ -15,7 +15,7 @@ from partitioner.collectives import Collective, convert
 from partitioner.equations import Strategy
 from partitioner.graph import op_of
 from partitioner.layout import Placement, Shard
-from partitioner.rules import RULES
+from partitioner.rules import rule_of
 from partitioner.shapes import operands, shape_of
 from partitioner.strategies import is_tensor, local_share
 
@@ -97,7 +97,7 @@ def payloads(node: fx.Node, rows: tuple[Collective, ...], ranks: int, phase: str
 
 def op_seconds(node: fx.Node, strategy: Strategy, ranks: int, cluster: Cluster) -> Seconds:
     """Roofline of one op where the fullest rank's share of it runs; views, and a bias that joins its GEMM, are free."""
-    rule = RULES.get(str(node.target))
+    rule = rule_of(str(node.target))
     if not is_tensor(node) or (rule and rule.view) or is_bias(node):
         return ZERO
     device = cluster.device
@@ -127,7 +127,7 @@ def peak(node: fx.Node, cluster: Cluster) -> float:
 
 def op_flops(node: fx.Node) -> float:
     """FLOPs of one op, forward, unsharded."""
-    rule = RULES.get(str(node.target))
+    rule = rule_of(str(node.target))
     return rule.flops(op_of(node)) if rule and rule.flops else 0.0
 
 

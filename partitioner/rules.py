@@ -1,15 +1,18 @@
 """One line an op: its sharding equation, the operands it is linear in, and what its backward saves.
 
 A rule answers two questions. ``complete``: if one operand (or the result) lies as this shard, how must the others lie?
-``linear``: which sets of operands may be Partial together and leave the result Partial? An op with no row stays
-replicated, and the plan says so.
+``linear``: which sets of operands may be Partial together and leave the result Partial? An op that torch tags as
+pointwise needs no row. Any other op with no row stays replicated, and the plan says so.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import torch
 
 from partitioner.equations import Strategy
 from partitioner.layout import PARTIAL, REPLICATE, WHOLE, Placement, Shard
@@ -162,6 +165,28 @@ RULES: dict[str, Rule] = {
 }  # fmt: skip
 
 
+def rule_of(target: str) -> Rule | None:
+    """The rule of an op by its name, ``aten.add.Tensor``; None where it has none."""
+    return RULES.get(target) or _pointwise(target)
+
+
+@functools.cache
+def _pointwise(target: str) -> Rule | None:
+    """The rule of an op that torch tags as pointwise and draws nothing; backward may keep all that it reads."""
+    names = target.split(".")
+    if len(names) != 3 or not hasattr(torch.ops, names[0]):
+        return None
+    op = getattr(getattr(getattr(torch.ops, names[0]), names[1], None), names[2], None)
+    if not isinstance(op, torch._ops.OpOverload):  # pyright: ignore[reportPrivateUsage]
+        return None
+    schema = op._schema  # pyright: ignore[reportPrivateUsage]
+    draws = torch.Tag.nondeterministic_seeded in op.tags
+    if torch.Tag.pointwise not in op.tags or draws or schema.is_mutable or len(schema.returns) != 1:
+        return None
+    operands = sum(str(argument.type) in ("Tensor", "Optional[Tensor]") for argument in schema.arguments)
+    return Rule(lambda op, *rest: elementwise(len(op.operands))(op, *rest), (), tuple(range(operands)))
+
+
 def replicated(operands: int) -> tuple[Strategy, ...]:
     """The two strategies every op has: computed by all ranks alike, its gradient whole, or Partial, throughout."""
     return tuple(Strategy((word,) * operands, word) for word in (WHOLE, REPLICATE))
@@ -169,7 +194,7 @@ def replicated(operands: int) -> tuple[Strategy, ...]:
 
 def partial(op: Op) -> tuple[Strategy, ...]:
     """The strategies in which a Partial flows through an op that is linear in it."""
-    rule = RULES.get(op.target)
+    rule = rule_of(op.target)
     if rule is None:
         return ()
     found: list[Strategy] = []
@@ -185,7 +210,7 @@ def complete(op: Op, slot: int, shard: Shard, ranks: int) -> Strategy | None:
 
     None where the op has no rule or the rule forbids it. Every shard in the answer is canonical.
     """
-    rule = RULES.get(op.target)
+    rule = rule_of(op.target)
     strategy = rule.complete(op, slot, shard, ranks) if rule else None
     if strategy is None:
         return None

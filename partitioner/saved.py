@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from partitioner.constants import parameter_free
-from partitioner.rules import RULES
+from partitioner.rules import rule_of
 from partitioner.shapes import op_of, operands
 
 
@@ -18,7 +18,7 @@ def saved_bytes(graph: fx.Graph, differentiable: set[fx.Node]) -> dict[fx.Node, 
     for node in graph.nodes:
         if node not in differentiable or node.op != "call_function":
             continue
-        rule = RULES.get(str(node.target))
+        rule = rule_of(str(node.target))
         found[node] = int(rule.hidden(op_of(node), node.meta["val"].element_size())) if rule and rule.hidden else 0
         for value in saved(node, differentiable):
             if _storage(value) not in storages:
@@ -29,7 +29,7 @@ def saved_bytes(graph: fx.Graph, differentiable: set[fx.Node]) -> dict[fx.Node, 
 
 def saved(node: fx.Node, differentiable: set[fx.Node]) -> list[fx.Node]:
     """The operands and result that backward of ``node`` reads; a factor only where another has a gradient."""
-    rule, sources = RULES.get(str(node.target)), operands(node)
+    rule, sources = rule_of(str(node.target)), operands(node)
     found: list[fx.Node] = []
     for word in rule.saves if rule else ():
         if word == "out":

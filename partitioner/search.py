@@ -24,7 +24,7 @@ from partitioner.pins import Pins, read_pins
 from partitioner.plan import BlockRow, Candidate, Cost, Decisions, Plan
 from partitioner.price import op_seconds
 from partitioner.recall import by_pattern, graph_digest, op_rows
-from partitioner.rules import RULES
+from partitioner.rules import rule_of
 from partitioner.solve import Prices, solve
 from partitioner.stages import cut
 from partitioner.strategies import space
@@ -227,5 +227,5 @@ def _notes(priced: Priced) -> Iterator[str]:
     """What was replicated for want of a rule."""
     for g, units in enumerate(priced.folded.groups):
         for node in priced.folded.body(g):
-            if str(node.target) not in RULES:
+            if rule_of(str(node.target)) is None:
                 yield f"{node.target} in {units[0].name} has no rule: it stays replicated"

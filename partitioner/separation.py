@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import fx
 
 from partitioner.constants import module_path
 from partitioner.equations import Strategy
 from partitioner.graph import placeholders
-from partitioner.layout import PARTIAL, Segment, Shard
-from partitioner.rules import complete, partial
+from partitioner.layout import PARTIAL, REPLICATE, Segment, Shard
+from partitioner.rules import complete, partial, rule_of
 from partitioner.shapes import op_of, operands, shape_of
+
+MOST_ELEMENTS = 50_000_000  # of the operands and the result of an op that is tried out
 
 
 def batch_layouts(graph: fx.Graph, batch: int) -> tuple[dict[str, Shard], str | None]:
@@ -28,7 +33,7 @@ def batch_layouts(graph: fx.Graph, batch: int) -> tuple[dict[str, Shard], str | 
     while work and not problem:
         node = work.pop()
         for op, slot in _places(node):
-            strategy = complete(op_of(op), slot, found[node], batch)
+            strategy = complete(op_of(op), slot, found[node], batch) or _tried(op, found[node], batch)
             problem = problem or _follow(op, strategy, found, work)
             if strategy and strategy.result == PARTIAL:
                 sums.add(op)
@@ -40,6 +45,37 @@ def _places(node: fx.Node) -> list[tuple[fx.Node, int]]:
     made = [(node, -1)] if node.op == "call_function" else []
     readers = [(u, i) for u in node.users for i, n in enumerate(operands(u)) if n is node]
     return made + [(u, i) for u, i in readers if u.op == "call_function"]
+
+
+def _tried(op: fx.Node, shard: Shard, batch: int) -> Strategy | None:
+    """The batch through an op without a rule, found by running it on random samples, together and one by one."""
+    sides = [op, *operands(op)]
+    size = sum(math.prod(shape_of(n)) for n in sides if isinstance(n.meta["val"], torch.Tensor))
+    tensors = all(isinstance(n.meta["val"], torch.Tensor) for n in sides)
+    if rule_of(str(op.target)) or shard.dim or not tensors or size > MOST_ELEMENTS or shape_of(op)[:1] != (batch,):
+        return None
+    generator = torch.Generator().manual_seed(0)
+    values = {n: _random(n.meta["val"], generator) for n in operands(op)}
+    split = {n for n in values if shape_of(n)[:1] == (batch,) and n.op != "placeholder"}
+
+    def run(first: int, last: int) -> torch.Tensor:
+        rows = {n: x[first:last] if n in split else x for n, x in values.items()}
+        args, kwargs = fx.map_arg((op.args, op.kwargs), lambda n: rows[n])
+        return op.target(*args, **kwargs)  # type: ignore[operator]
+
+    try:
+        parts = [run(n, n + 1) for n in range(batch)]
+        alike = torch.allclose(torch.cat(parts), run(0, batch), equal_nan=True)
+    except (RuntimeError, IndexError, ValueError, TypeError):
+        return None
+    placements = tuple(shard if n in split else REPLICATE for n in operands(op))
+    return Strategy(placements, shard) if alike else None
+
+
+def _random(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    if like.is_floating_point():
+        return torch.rand(like.shape, generator=generator).to(like.dtype)
+    return torch.randint(2, like.shape, generator=generator).to(like.dtype)
 
 
 def _follow(op: fx.Node, strategy: Strategy | None, found: dict[fx.Node, Shard], work: list[fx.Node]) -> str | None:

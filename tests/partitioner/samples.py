@@ -56,7 +56,7 @@ def _attention(keys: int, *rest: object) -> Sample:
     return Sample(aten.scaled_dot_product_attention.default, (*tensors, *rest), {"scale": 0.3})
 
 
-SAMPLES: list[Sample] = [
+_RULED: list[Sample] = [
     Sample(aten.linear.default, (real(4, 6, 9), real(5, 9))),
     Sample(aten.matmul.default, (real(6, 9), real(9, 5))),
     Sample(aten.matmul.default, (real(2, 4, 6, 9), real(2, 4, 9, 5))),
@@ -139,3 +139,10 @@ SAMPLES: list[Sample] = [
     Sample(aten.where.ScalarSelf, (truth(4, 6), 7.0, real(4, 6))),
     Sample(aten.where.self, (truth(4, 6), real(4, 6), real(6))),
 ]  # fmt: skip
+POINTWISE = [
+    *_unary((aten.erf.default, aten.lgamma.default, aten.atan.default, aten.hardsigmoid.default), real),
+    *_binary((aten.atan2.default,), real),
+    Sample(aten.addcmul.default, (real(4, 6), real(4, 6), real(6))),
+    Sample(aten.lerp.Tensor, (real(4, 6), real(4, 1), real(6))),
+]  # fmt: skip
+SAMPLES = [*_RULED, *POINTWISE]

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from samples import SAMPLES, Sample
+from samples import POINTWISE, SAMPLES, Sample
 from torch import fx
 
 from partitioner.equations import Strategy
 from partitioner.graph import op_of
 from partitioner.layout import PARTIAL, REPLICATE, WHOLE, Placement, Segment, Shard, assemble, shard_whole, take
 from partitioner.localize import localize
-from partitioner.rules import RULES, complete, partial, replicated
+from partitioner.rules import RULES, complete, partial, replicated, rule_of
 from partitioner.shapes import operands, propagate
 
 # Rules that forbid more than mathematics does: queries and keys, and values' width, are sharded by no plan of ours.
@@ -145,7 +145,13 @@ def _is_static(node: fx.Node, strategy: Strategy, ranks: int) -> bool:
 
 
 def test_every_rule_has_a_sample() -> None:
-    assert {str(s.target) for s in SAMPLES} == set(RULES)
+    assert {str(s.target) for s in SAMPLES} == {*RULES, *(str(s.target) for s in POINTWISE)}
+    assert not RULES.keys() & {str(s.target) for s in POINTWISE}
+
+
+def test_a_random_or_reducing_op_has_no_rule_by_its_tag() -> None:
+    names = ("aten.bernoulli.default", "aten.sort.default", "aten.add_.Tensor", "aten.nothing.default", "x", "a.b.c")
+    assert not any(rule_of(name) for name in names)
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=str)

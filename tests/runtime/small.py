@@ -183,7 +183,8 @@ def program(
             tuple(Value(n, local, torch.float64) for n in dict.fromkeys(("x0", f"x{cut * per}"))) for cut in (s, s + 1)
         ]
         received, sent = crossing[0] if s else (), () if end else crossing[1]
-        rows.append(Stage(s, None, prelude, tuple(calls), received, sent, (), "loss" if end else None))
+        held = tuple(dict.fromkeys(n for c in calls for n in c.arguments if n.split(".")[-1] in ("embed", *SHAPES)))
+        rows.append(Stage(s, None, prelude, tuple(calls), received, sent, held, "loss" if end else None))
     return Program(
         tuple(rows), _parameters(tp, sequence, stages, per), ("tokens", "labels"), count_module(), ("labels",),
         {"pp": pp, "dp": dp, "tp": tp}, ("pp", "dp", "tp"), (("tp", tp),), MICRO, micro_batches,
