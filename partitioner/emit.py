@@ -113,7 +113,7 @@ class _Writer:
         target, args, kwargs = _local(node, strategy, self.ranks)
         args, kwargs = fx.map_arg((args, kwargs), lambda _: next(readers))
         new = self.graph.call_function(target, args, kwargs)
-        new.meta = {k: v for k, v in node.meta.items() if k in ("nn_module_stack", "stack_trace", "val")}
+        new.meta = {k: v for k, v in node.meta.items() if k in ("modules", "stack_trace", "val")}
         assert not isinstance(strategy.result, tuple)
         new.meta |= _origin(node, strategy.result)
         self.values[node, strategy.result] = new

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import fx
 
+from partitioner.constants import module_path
 from partitioner.equations import Strategy
 from partitioner.errors import InputError
 from partitioner.fold import Folded, Port
@@ -77,8 +78,7 @@ def op_rows(
     for node in folded.body(group):
         strategy = solution.strategies[node]
         shape = tuple(node.meta["val"].shape) if is_tensor(node) else ()
-        stack = node.meta.get("nn_module_stack", {})
-        module = str(list(stack.values())[-1][0]) if stack else ""
+        module = next((name for name in reversed(module_path(node)) if name), "")
         assert not isinstance(strategy.result, tuple)
         rows.append(
             OpRow(

@@ -86,7 +86,7 @@ def fuse(node: fx.Node, axis: Axis) -> bool:
     function.__name__ = "columns"  # type: ignore[attr-defined]
     with node.graph.inserting_before(node):
         fused = node.graph.call_function(function, (node.args[0], *operands))
-        fused.meta = {k: v for k, v in readers[0].meta.items() if k == "nn_module_stack"}
+        fused.meta = {k: v for k, v in readers[0].meta.items() if k == "modules"}
         results = [node.graph.call_function(operator.getitem, (fused, n)) for n in range(len(readers))]
     for reader, result in zip(readers, results, strict=True):
         result.meta = reader.meta

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import fx
 
+from partitioner.constants import module_path
 from runtime.worker import BoundCall, Named, Worker
 
 
@@ -89,8 +90,7 @@ def _run(call: BoundCall, values: Named, bad: Any) -> tuple[int, str] | None:
 
 
 def _module(node: fx.Node) -> str:
-    stack = node.meta.get("nn_module_stack")
-    return list(stack.values())[-1][0] if stack else "no module"
+    return next((name for name in reversed(module_path(node)) if name), "no module")
 
 
 def _is_nan(x: torch.Tensor) -> bool:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 
+from rich.markup import escape
 from rich.tree import Tree
 
 from partitioner import Plan
-from partitioner.layout import parse_placement
-from partitioner.plan import BlockRow, OpRow
 from tools.card import summary
 from tools.drawing import draw
-from tools.screen import output, seconds
+from tools.outline import Run, is_weighty, outline, sentence
+from tools.screen import output
 
 
 def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -45,49 +45,22 @@ def show_command(options: argparse.Namespace) -> int:
 
 def tree(plan: Plan, every_op: bool = False) -> Tree:
     """Stages, under them blocks (identical ones once), under them ops with layouts and conversions."""
-    rows = {name: row for row in plan.blocks for name in row.units}
     root = Tree("stages")
-    opened: set[str] = set()
-    for n, units in enumerate(plan.decisions.stages):
+    for n, runs in enumerate(outline(plan)):
         branch = root.add(f"stage {n} on pipeline rank {n % plan.decisions.mesh['pp']}")
-        for names in _runs(units, rows):
-            row = rows[names[0]]
-            label = names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]} (x {len(names)})"
-            time = f"forward {seconds(row.forward_seconds)}, backward {seconds(row.backward_seconds)}"
-            leaf = branch.add(f"{label}  [dim]{time}[/dim]")
-            if row.units[0] in opened:
-                leaf.add(f"[dim]like {row.units[0]}[/dim]")
+        for run in runs:
+            leaf = branch.add(f"{run.title}  [dim]{run.times}[/dim]")
+            if run.is_first:
+                _ops(leaf, run, every_op)
             else:
-                opened.add(row.units[0])
-                _ops(leaf, row, every_op)
+                leaf.add(f"[dim]like {run.row.units[0]}[/dim]")
     return root
 
 
-def _runs(units: tuple[str, ...], rows: dict[str, BlockRow]) -> list[list[str]]:
-    runs: list[list[str]] = []
-    for name in units:
-        if runs and rows[runs[-1][0]] is rows[name]:
-            runs[-1].append(name)
-        else:
-            runs.append([name])
-    return runs
-
-
-def _ops(leaf: Tree, row: BlockRow, every_op: bool) -> None:
-    for op in row.ops:
-        if every_op or op.collectives or _weighty(op):
-            operands = ", ".join(word(p) for p in op.operands)
-            text = f"{op.name}  {op.op.split('.')[1]}({operands}) -> {word(op.result)}"
-            made = leaf.add(f"[bold]{text}[/bold]" if _weighty(op) else text)
+def _ops(leaf: Tree, run: Run, every_op: bool) -> None:
+    for op in run.row.ops:
+        if every_op or op.collectives or is_weighty(op):
+            text = escape(sentence(op, run))
+            made = leaf.add(f"[bold]{text}[/bold]" if is_weighty(op) else text)
             for arrival in op.collectives:
-                made.add(f"[yellow]{arrival}[/yellow]")
-
-
-def _weighty(op: OpRow) -> bool:
-    kind = op.op.split(".")[1]
-    return any(k in kind for k in ("linear", "matmul", "attention", "embedding", "cross_entropy", "conv"))
-
-
-def word(placement: object) -> str:
-    """A placement as R, W, P or S(dim)."""
-    return str(parse_placement(placement))  # type: ignore[arg-type]
+                made.add(f"[yellow]{escape(arrival)}[/yellow]")
