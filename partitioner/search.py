@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from partitioner.batch import resize
+from partitioner.choices import Prices
 from partitioner.cluster import Cluster
 from partitioner.cost import Priced, Split, price, price_units
 from partitioner.errors import DoesNotFit, InputError
@@ -25,7 +26,7 @@ from partitioner.plan import BlockRow, Candidate, Cost, Decisions, Plan
 from partitioner.price import op_seconds
 from partitioner.recall import by_pattern, graph_digest, op_rows
 from partitioner.rules import rule_of
-from partitioner.solve import Prices, solve
+from partitioner.solve import solve
 from partitioner.stages import cut
 from partitioner.strategies import space
 

@@ -7,12 +7,12 @@ import math
 
 from torch import fx
 
+from partitioner.choices import TIE_COLLECTIVE, Choices, Prices
 from partitioner.equations import Strategy
 from partitioner.fold import Folded, Port, is_parameter
 from partitioner.layout import PARTIAL, WHOLE, Placement
 from partitioner.price import convert_seconds
 from partitioner.shapes import operands
-from partitioner.solve import TIE_COLLECTIVE, Prices, _Problem
 from partitioner.strategies import Space
 
 Partial = tuple[float, dict[object, Placement], frozenset[tuple[object, Placement]]]
@@ -23,7 +23,7 @@ class Enumerator:
 
     def __init__(self, folded: Folded, options: Space, prices: Prices) -> None:
         self.folded, self.options, self.prices = folded, options, prices
-        self.pricing = _Problem(folded, options, prices, lambda value, placement: True)
+        self.pricing = Choices(folded, options, prices, lambda value, placement: True)
         self.nodes = [n for g in range(len(folded.groups)) for n in folded.body(g)]
         self.counts = {n: len(u) for g, u in enumerate(folded.groups) for n in folded.body(g)}
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from partitioner.batch import resize
+from partitioner.choices import Prices
 from partitioner.cluster import Cluster
 from partitioner.collectives import OPS
 from partitioner.emit import emit
@@ -21,7 +22,7 @@ from partitioner.fold import Folded, Port, fold
 from partitioner.graph import Graph
 from partitioner.layout import REPLICATE, WHOLE, Placement, Shard, parse_placement
 from partitioner.search import search
-from partitioner.solve import Prices, Solution, solve
+from partitioner.solve import Solution, solve
 from partitioner.strategies import space
 from partitioner.trace import trace
 

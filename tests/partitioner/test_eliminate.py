@@ -1,0 +1,59 @@
+"""Elimination finds what trying everything finds, and what HiGHS proves for the real models."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from check import traced
+from models import NAMES
+
+from partitioner import Cluster, eliminate, solve
+from partitioner.choices import Choices, Prices
+from partitioner.cluster import Link
+from partitioner.eliminate import Table, TooWide, minimize
+from partitioner.fold import fold
+from partitioner.program01 import minimize01
+from partitioner.strategies import space
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_tables(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    domains = [int(n) for n in random.integers(1, 4, 7)]
+    scopes = [tuple(int(v) for v in random.choice(7, size=random.integers(1, 4), replace=False)) for _ in range(9)]
+    tables = [Table(scope, random.random([domains[v] for v in scope])) for scope in scopes]
+    for table in tables:
+        table.costs[random.random(table.costs.shape) < 0.1] = math.inf
+
+    def total(chosen: tuple[int, ...]) -> float:
+        return sum(float(t.costs[tuple(chosen[v] for v in t.scope)]) for t in tables)
+
+    least = min(map(total, itertools.product(*map(range, domains))))
+    seconds, chosen = minimize(domains, tables)
+    assert seconds == pytest.approx(least)
+    assert total(tuple(chosen)) == pytest.approx(least)
+
+
+def test_a_width_beyond_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eliminate, "MOST_ENTRIES", 8)
+    clique = [Table(pair, np.zeros((2, 2))) for pair in itertools.combinations(range(4), 2)]
+    with pytest.raises(TooWide):
+        minimize([2] * 4, clique)
+
+
+@pytest.mark.parametrize("joined", [100_000, 0], ids=["joined", "apart"])
+@pytest.mark.parametrize("name", NAMES)
+def test_it_equals_the_integer_program(name: str, joined: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(solve, "MOST_JOINED", joined)
+    folded = fold(traced(name)[1])
+    cluster = Cluster.load("dgx-a100")
+    free = Cluster(**{**cluster.__dict__, "node": Link(bytes_per_second=1e14, latency_seconds=1e-9)})
+    options = space(folded, 2)
+    choices = Choices(folded, options, Prices.of(free, 2, 4), lambda value, placement: True)
+    found = solve.solve(folded, options, Prices.of(free, 2, 4))
+    wanted, chosen = minimize01(choices)
+    assert found.seconds == pytest.approx(wanted, rel=1e-9)
+    assert len({str(found.made(v)) for v in chosen}) > 2, "something is divided"
