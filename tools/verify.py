@@ -146,7 +146,7 @@ def traced_error(graph: Graph, source: Source) -> float | None:
     loss.backward()
     own = dict(module.named_parameters(remove_duplicate=False))
     wanted = {n: own[n].grad for n in graph.parameters}
-    copies = {n: own[n].detach().clone().requires_grad_() for n in graph.parameters}
+    copies = {n: own[n].detach().clone().requires_grad_(p.requires_grad) for n, p in graph.parameters.items()}
     found = run(graph, copies, batch)
     found.backward()
     module.zero_grad()
