@@ -10,6 +10,7 @@ from torch import fx
 from partitioner.graph import Graph
 from partitioner.layout import Segment, Shard
 from partitioner.localize import resized
+from partitioner.rules import rule_of
 from partitioner.shapes import propagate
 
 
@@ -27,9 +28,19 @@ def resize(graph: Graph, batch: int) -> Graph:
         if shard is not None:
             _resize(node, shard, graph.batch, batch)
     module = fx.GraphModule(graph.module, new)
-    propagate(module)
+    propagate(module, twins=_twins(graph))
     layout = {name: _scaled(shard, batch) for name, shard in graph.batch_layout.items()}
     return dataclasses.replace(graph, module=module, batch=batch, batch_layout=layout)
+
+
+def _twins(graph: Graph) -> dict[str, str]:
+    """Nodes of a block by the same node of the first block of its kind; a view is not told apart from what it views."""
+    first: dict[int, tuple[str, ...]] = {}
+    found: dict[str, str] = {}
+    for unit in graph.units:
+        found |= dict(zip(unit.nodes, first.setdefault(unit.kind, unit.nodes), strict=True))
+    views = {n for n in found if (rule := rule_of(str(graph.nodes[n].target))) and rule.view}
+    return {name: twin for name, twin in found.items() if name != twin and name not in views}
 
 
 def _resize(node: fx.Node, shard: Shard, old: int, new: int) -> None:

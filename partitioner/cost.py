@@ -1,8 +1,6 @@
-"""The price of a plan: units, then stages, then a step, from the layouts that were chosen and a Cluster.
+"""The price of a unit under the layouts that were chosen: ops and the conversions between them, and what is kept.
 
-unit    ops and the conversions between them, one micro-batch, on the fullest rank
-stage   its units; bytes of state, and of activations for the micro-batches in flight
-step    the Action table walked with the stages' seconds, then gradient sync and the update
+Of one micro-batch, on the fullest rank.
 """
 
 from __future__ import annotations
@@ -17,23 +15,18 @@ from partitioner.equations import Strategy
 from partitioner.fold import Folded, is_parameter, trains
 from partitioner.graph import Unit
 from partitioner.layout import REPLICATE, Placement
-from partitioner.plan import Cost, StageCost
 from partitioner.price import (
     ZERO,
     Seconds,
-    collective_seconds,
     convert_seconds,
     node_bytes,
     op_flops,
     op_seconds,
     op_share,
-    optimizer_seconds,
     share,
-    state_bytes,
 )  # fmt: skip
 from partitioner.rules import rule_of
 from partitioner.saved import saved
-from partitioner.schedule import Action, schedule, simulate
 from partitioner.shapes import op_of, operands
 from partitioner.solve import Solution
 from partitioner.strategies import is_tensor
@@ -178,108 +171,3 @@ def _base(node: fx.Node) -> fx.Node:
             break
         node = operands(node)[0]
     return node
-
-
-@dataclass(frozen=True)
-class Split:
-    """How a step is cut: stages of units, and the decisions that price needs."""
-
-    stages: tuple[tuple[Unit, ...], ...]
-    pp: int
-    dp: int
-    micro_batches: int
-    schedule: str
-    virtual: int
-    recompute: bool
-
-
-def price(priced: Priced, split: Split) -> Cost:
-    """The step: makespan of the Action table, then the gradient sync that backward can't hide, then the update."""
-    cluster = priced.cluster
-    durations = [_stage_seconds(priced, stage, split.recompute) for stage in split.stages]
-    actions = schedule(split.schedule, split.pp, split.virtual, split.micro_batches)
-
-    def duration(action: Action) -> float:
-        return durations[action.stage].forward if action.kind == "F" else durations[action.stage].backward
-
-    makespan, busy, in_flight = simulate(actions, split.pp, duration, _send_seconds(priced, split))
-    worst = max(range(split.pp), key=lambda p: busy[p])
-    own = [s for s in range(len(split.stages)) if s % split.pp == worst]
-    communication = split.micro_batches * sum(_communication(priced, split.stages[s], split.recompute) for s in own)
-    elements = [_elements(priced, stage) for stage in split.stages]
-    sync = max(_sync_seconds(priced, split, p, elements, durations) for p in range(split.pp))
-    update = max(
-        sum(
-            optimizer_seconds(n, size, cluster) for s in range(p, len(elements), split.pp) for n, size, _ in elements[s]
-        )
-        for p in range(split.pp)
-    )
-    stages = tuple(
-        _stage_cost(priced, stage, split, in_flight[n], elements[n], durations[n])
-        for n, stage in enumerate(split.stages)
-    )
-    peak = max(sum(s.peak_bytes for s in stages[p :: split.pp]) for p in range(split.pp))
-    flops = 3.0 * split.dp * split.micro_batches * sum(priced.unit(u).flops for s in split.stages for u in s)
-    return Cost(
-        makespan + sync + update, busy[worst] - communication, communication, makespan - busy[worst], sync, update,
-        peak, stages, flops,
-    )  # fmt: skip
-
-
-def _stage_seconds(priced: Priced, stage: tuple[Unit, ...], recompute: bool) -> Seconds:
-    total = ZERO
-    for unit in stage:
-        row = priced.unit(unit)
-        again = sum(row.again) if recompute and unit.is_block else 0.0
-        total += Seconds(row.seconds.forward, row.seconds.backward + again)
-    return total
-
-
-def _communication(priced: Priced, stage: tuple[Unit, ...], recompute: bool) -> float:
-    rows = [(priced.unit(u), u) for u in stage]
-    return sum(c.communication.total + (c.again[1] if recompute and u.is_block else 0.0) for c, u in rows)
-
-
-def _send_seconds(priced: Priced, split: Split) -> float:
-    """One boundary's activations of one micro-batch: the largest output of a stage's last unit."""
-    if split.pp == 1:
-        return 0.0
-    sent = max(priced.unit(stage[-1]).output_bytes for stage in split.stages[:-1])
-    link = priced.cluster.link(priced.ranks * split.dp * split.pp)
-    return link.latency_seconds + sent / link.bytes_per_second
-
-
-def _elements(priced: Priced, stage: tuple[Unit, ...]) -> list[tuple[float, int, bool]]:
-    """(elements a rank holds, bytes an element, whether its gradient is Partial) of the parameters of a stage."""
-    found: dict[fx.Node, tuple[float, int, bool]] = {}
-    for unit in stage:
-        found |= priced.held[unit]
-    return list(found.values())
-
-
-def _sync_seconds(
-    priced: Priced, split: Split, p: int, elements: list[list[tuple[float, int, bool]]], durations: list[Seconds]
-) -> float:
-    """Partial gradients over tp, then all over dp, less what the last micro-batch's backward hides of the latter."""
-    own = range(p, len(elements), split.pp)
-    rows = [row for s in own for row in elements[s]]
-    partial = sum(n * size for n, size, is_partial in rows if is_partial)
-    over_tp = collective_seconds("all_reduce", partial, priced.ranks, priced.cluster.link(priced.ranks))
-    span = priced.cluster.link(priced.ranks * split.dp)
-    over_dp = collective_seconds("all_reduce", sum(n * size for n, size, _ in rows), split.dp, span)
-    hidden = sum(durations[s].backward for s in own) / max(1, len(own))
-    return over_tp + max(0.0, over_dp - hidden)
-
-
-def _stage_cost(
-    priced: Priced, stage: tuple[Unit, ...], split: Split, in_flight: int, elements: list[tuple[float, int, bool]],
-    seconds: Seconds,
-) -> StageCost:  # fmt: skip
-    rows = [priced.unit(u) for u in stage]
-    if split.recompute:
-        kept = sum(c.input_bytes if u.is_block else c.saved_bytes for c, u in zip(rows, stage, strict=True))
-        extra = max((c.saved_bytes for c, u in zip(rows, stage, strict=True) if u.is_block), default=0.0)
-    else:
-        kept, extra = sum(c.saved_bytes for c in rows), 0.0
-    state = sum(state_bytes(n, size) for n, size, _ in elements)
-    return StageCost(seconds.forward, seconds.backward, state, kept * in_flight + extra)

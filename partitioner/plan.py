@@ -17,7 +17,7 @@ from typing import Any
 
 from partitioner.errors import InputError
 
-VERSION = 1
+VERSION = 2
 AXES = ("pp", "dp", "tp")
 _MOST_BYTES = 64_000_000
 
@@ -117,7 +117,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that show, compare, diff, lower and run need; ``model`` tells the entry point and the graph's digest."""
+    """All that show, compare, diff, lower and run need; ``model`` tells the entry point and the graph's digest.
+
+    ``searched`` counts candidates: all of them, those that need more memory than a device has, those whose Action
+    table was walked, and the rest, which a bound on their time excluded. ``candidates`` are the best that fit.
+    """
 
     model: dict[str, Any]
     cluster: dict[str, Any]
@@ -127,6 +131,7 @@ class Plan:
     blocks: tuple[BlockRow, ...]
     parameters: dict[str, Any]
     cost: Cost
+    searched: dict[str, int]
     notes: tuple[str, ...] = ()
     candidates: tuple[Candidate, ...] = field(default=())
     digest: str = ""
@@ -154,7 +159,7 @@ class Plan:
         """The document, the same text for the same plan."""
         asked = {"model": self.model, "cluster": self.cluster, "global_batch": self.global_batch, "pins": self.pins}
         derived = {
-            "digest": self.digest, "cost": asdict(self.cost), "notes": self.notes,
+            "digest": self.digest, "cost": asdict(self.cost), "searched": self.searched, "notes": self.notes,
             "parameters": self.parameters, "blocks": [asdict(b) for b in self.blocks],
             "candidates": [asdict(c) for c in self.candidates],
         }  # fmt: skip
@@ -202,6 +207,7 @@ def _plan(data: Any, origin: str) -> Plan:
         blocks=tuple(_block(row) for row in derived.each("blocks")),
         parameters=derived.get("parameters", dict),
         cost=cost.build(Cost, stages=stages),
+        searched=derived.get("searched", dict),
         notes=tuple(derived.get("notes", list)),
         candidates=tuple(row.build(Candidate) for row in derived.each("candidates")),
         digest=derived.get("digest", str),

@@ -9,7 +9,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -41,6 +42,7 @@ class Timeline(NamedTuple):
     in_flight: tuple[int, ...]
 
 
+@functools.lru_cache(maxsize=32)
 def schedule(kind: str, pp: int, virtual: int, micro_batches: int) -> Table:
     """The table of ``kind`` for pp ranks of ``virtual`` stages each; one row a rank.
 
@@ -100,39 +102,39 @@ SCHEDULES: dict[str, Callable[[int, int, int, int], Row]] = {
 }
 
 
-def needs(action: Action, stages: int) -> list[Action]:
-    """The actions that must have ended before ``action``; one on another rank has also sent its result."""
-    stage, kind, m = action.stage, action.kind, action.micro_batch
-    if kind == "F":
-        return [Action(stage - 1, "F", m)] if stage else []
-    later = [Action(stage + 1, "B", m)] if stage + 1 < stages else []
-    return [Action(stage, "F", m), *later]
-
-
-def simulate(actions: Table, pp: int, duration: Callable[[Action], float], send_seconds: float) -> Timeline:
+def simulate(
+    actions: Table, pp: int, forward: Sequence[float], backward: Sequence[float], send_seconds: float
+) -> Timeline:
     """Walk the table: an action starts when its rank is free and what it needs has arrived.
 
-    ``duration`` gives seconds; ``send_seconds`` pass between the end of an action and its result's arrival on another
-    rank. Raises ValueError when the ranks wait for each other or for an action that no row has.
+    ``forward`` and ``backward`` are seconds by stage; ``send_seconds`` pass between the end of an action and its
+    result's arrival on another rank. Raises ValueError when the ranks wait for each other or for an action that no row
+    has.
     """
-    stages = 1 + max(action.stage for row in actions for action in row)
-    ended: dict[Action, float] = {}
+    stages = len(forward)
+    done: dict[tuple[int, str, int], float] = {}
+    rows = [[(a.stage, a.kind, a.micro_batch) for a in row] for row in actions]
     free, busy, position = [0.0] * pp, [0.0] * pp, [0] * pp
     ready = list(range(pp))
     while ready:
         rank = ready.pop()
-        before = len(ended)
-        while position[rank] < len(actions[rank]):
-            action = actions[rank][position[rank]]
-            needed = needs(action, stages)
-            if any(n not in ended for n in needed):
+        row, start, now = rows[rank], position[rank], free[rank]
+        for stage, kind, m in row[start:]:
+            seconds = forward[stage] if kind == "F" else backward[stage]
+            source = stage - 1 if kind == "F" else stage + 1
+            if 0 <= source < stages:
+                arrival = done.get((source, kind, m))
+                if arrival is None:
+                    break
+                now = max(now, arrival + send_seconds if source % pp != rank else arrival)
+            if kind == "B" and (stage, "F", m) not in done:
                 break
-            arrivals = (ended[n] + (send_seconds if n.stage % pp != rank else 0.0) for n in needed)
-            seconds = duration(action)
-            free[rank] = ended[action] = max([free[rank], *arrivals]) + seconds
+            now += seconds
+            done[stage, kind, m] = now
             busy[rank] += seconds
             position[rank] += 1
-        if len(ended) > before:
+        free[rank] = now
+        if position[rank] > start:
             ready = [r for r in range(pp) if r != rank]
     for rank, row in enumerate(actions):
         if position[rank] < len(row):
@@ -147,3 +149,12 @@ def in_flight(actions: Table, stages: int) -> tuple[int, ...]:
         now[action.stage] += 1 if action.kind == "F" else -1
         most[action.stage] = max(most[action.stage], now[action.stage])
     return tuple(most)
+
+
+@functools.lru_cache(maxsize=4096)
+def most_in_flight(kind: str, pp: int, virtual: int, micro_batches: int) -> tuple[int, ...]:
+    """``in_flight`` of a schedule: gpipe holds all, the others no more than in a few rounds of pp micro-batches."""
+    if kind == "gpipe":
+        return (micro_batches,) * pp
+    few = min(micro_batches, 4 * pp)
+    return in_flight(schedule(kind, pp, virtual, few), pp * virtual)

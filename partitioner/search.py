@@ -1,12 +1,14 @@
 """``search``: the mesh, stages, schedule, micro-batch, recompute and layouts of the shortest step that fits.
 
-for each tp, micro-batch     resize, fold, enumerate, solve      (the layouts: one integer program)
-for each pp, dp, schedule    cut stages, price the Action table  (thousands a second)
-least step time among those that fit; equal times: fewer bytes, then the plainer mesh
+for each tp, micro-batch     resize, fold, enumerate, solve      (the layouts)
+for each pp, dp, schedule    cut stages, a bound that no schedule of these stages can beat, exact peak bytes
+of those that fit            by rising bound, the Action table walked, until the next bound is above the KEPT-th best
+least step time; equal times: fewer bytes, then the plainer mesh
 """
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -15,7 +17,7 @@ from torch import fx
 from partitioner.batch import resize
 from partitioner.choices import Prices
 from partitioner.cluster import Cluster
-from partitioner.cost import Priced, Split, price, price_units
+from partitioner.cost import Priced, price_units
 from partitioner.errors import DoesNotFit, InputError
 from partitioner.fold import Folded, fold
 from partitioner.graph import Graph, Unit
@@ -27,35 +29,31 @@ from partitioner.price import op_seconds
 from partitioner.recall import by_pattern, graph_digest, op_rows
 from partitioner.rules import rule_of
 from partitioner.solve import solve
-from partitioner.stages import cut
+from partitioner.stages import Cuts
+from partitioner.step import Split, StageSums, bound, price, stage_sums
 from partitioner.strategies import space
 
 MOST_MICRO_BATCH = 16
-KEPT = 50
+KEPT = 20
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class _Tried:
+    """A candidate: no schedule of its stages takes less than ``least_seconds``."""
+
     priced: Priced
     split: Split
     micro_batch: int
-    cost: Cost
+    least_seconds: float
+    peak_bytes: float
 
     @property
-    def rank(self) -> tuple[object, ...]:
-        """Least time first (to a tenth of a percent), then fewest bytes, then the plainest mesh."""
+    def plainness(self) -> tuple[object, ...]:
+        """Among equal times: fewest bytes, then the plainest mesh."""
         split = self.split
-        return (
-            round(self.cost.step_seconds, 9),
-            self.cost.peak_bytes,
-            split.pp,
-            self.priced.ranks,
-            split.dp,
-            split.virtual,
-            split.recompute,
-            split.schedule,
-        )
+        mesh = (split.pp, self.priced.ranks, split.dp)
+        return (self.peak_bytes, *mesh, split.virtual, split.recompute, split.schedule, self.micro_batch)
 
 
 def search(
@@ -87,14 +85,33 @@ def search(
     if not found:
         raise InputError(_nothing(graph, cluster, global_batch, fixed))
     room = cluster.device.memory_bytes
-    found.sort(key=lambda t: (t.cost.peak_bytes > room, t.rank))
-    best = found[0]
-    if best.cost.peak_bytes > room:
-        tightest = min(found, key=lambda t: t.cost.peak_bytes)
-        missing = tightest.cost.peak_bytes - room
+    fitting = [t for t in found if t.peak_bytes <= room]
+    if not fitting:
+        tightest = min(found, key=lambda t: t.peak_bytes)
+        missing = tightest.peak_bytes - room
         raise DoesNotFit(f"no plan fits: the tightest ({describe(tightest.split, tightest.priced.ranks)}, micro-batch "
                          f"{tightest.micro_batch}) misses {missing:,.0f} bytes a device")  # fmt: skip
-    return _plan(best, found, global_batch, pins or {}, model or {}, cluster)
+    progress(f"{len(fitting)} of {len(found)} plans fit")
+    ranking, walked = _ranked(fitting)
+    searched = {
+        "candidates": len(found), "over_memory": len(found) - len(fitting), "walked": walked,
+        "beaten_by_bound": len(fitting) - walked,
+    }  # fmt: skip
+    return _plan(ranking, searched, global_batch, pins or {}, model or {}, cluster)
+
+
+def _ranked(fitting: list[_Tried]) -> tuple[list[tuple[_Tried, Cost]], int]:
+    """The KEPT best with their exact prices, and how many tables were walked to know them."""
+    walked: list[tuple[tuple[object, ...], _Tried, Cost]] = []
+    times: list[float] = []
+    for tried in sorted(fitting, key=lambda t: (t.least_seconds, t.plainness)):
+        if len(times) >= KEPT and tried.least_seconds > times[KEPT - 1]:
+            break
+        cost = price(tried.priced, tried.split)
+        walked.append(((round(cost.step_seconds, 9), *tried.plainness), tried, cost))
+        bisect.insort(times, cost.step_seconds)
+    walked.sort(key=lambda row: row[0])
+    return [(tried, cost) for _, tried, cost in walked[:KEPT]], len(walked)
 
 
 def check_separable(graph: Graph, global_batch: int) -> None:
@@ -133,6 +150,7 @@ def _layouts(folded: Folded, cluster: Cluster, tp: int, micro_batch: int, global
 
 def _splits(priced: Priced, micro_batch: int, global_batch: int, cluster: Cluster, fixed: Pins) -> Iterator[_Tried]:
     rest = cluster.devices // priced.ranks
+    cuts, sums = Cuts(priced), dict[int, tuple[StageSums, ...]]()
     blocks = sum(u.is_block for u in priced.folded.graph.units)
     for pp in [n for n in _divisors(rest) if n <= max(1, blocks)]:
         dp = rest // pp
@@ -140,12 +158,14 @@ def _splits(priced: Priced, micro_batch: int, global_batch: int, cluster: Cluste
             continue
         micro_batches = global_batch // (dp * micro_batch)
         for kind, virtual in _schedules(pp, blocks, micro_batches):
-            if fixed.admits("schedule", kind) and fixed.admits("virtual", virtual):
-                stages = cut(priced, pp * virtual)
-                for recompute in (False, True):
-                    if stages and fixed.admits("recompute", recompute):
-                        split = Split(stages, pp, dp, micro_batches, kind, virtual, recompute)
-                        yield _Tried(priced, split, micro_batch, price(priced, split))
+            if not (fixed.admits("schedule", kind) and fixed.admits("virtual", virtual)):
+                continue
+            if pp * virtual not in sums:
+                sums[pp * virtual] = tuple(stage_sums(priced, units) for units in cuts.into(pp * virtual))
+            for recompute in (False, True):
+                if sums[pp * virtual] and fixed.admits("recompute", recompute):
+                    split = Split(sums[pp * virtual], pp, dp, micro_batches, kind, virtual, recompute)
+                    yield _Tried(priced, split, micro_batch, *bound(priced, split))
 
 
 def _schedules(pp: int, blocks: int, micro_batches: int) -> Iterator[tuple[str, int]]:
@@ -173,9 +193,10 @@ def _nothing(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins) -> 
 
 
 def _plan(
-    best: _Tried, found: list[_Tried], global_batch: int, pins: Mapping[str, str | int], model: Mapping[str, object],
-    cluster: Cluster,
+    ranking: list[tuple[_Tried, Cost]], searched: dict[str, int], global_batch: int, pins: Mapping[str, str | int],
+    model: Mapping[str, object], cluster: Cluster,
 ) -> Plan:  # fmt: skip
+    best, cost = ranking[0]
     priced, split, folded = best.priced, best.split, best.priced.folded
     names = {unit: name for name, unit in unit_names(folded.graph).items()}
     layouts = {n.meta["source"]: placement_json(priced.solution.parameters[r]) for n, r in folded.parameter.items()}
@@ -186,7 +207,7 @@ def _plan(
     decisions = Decisions(
         mesh={"pp": split.pp, "dp": split.dp, "tp": priced.ranks}, order=("pp", "dp", "tp"),
         micro_batch=best.micro_batch, micro_batches=split.micro_batches, schedule=split.schedule, virtual=split.virtual,
-        stages=tuple(tuple(names[u] for u in stage) for stage in split.stages), recompute=split.recompute,
+        stages=tuple(tuple(names[u] for u in stage.units) for stage in split.stages), recompute=split.recompute,
         parameters=by_pattern(layouts), boundaries=boundaries,
     )  # fmt: skip
     return Plan(
@@ -194,18 +215,17 @@ def _plan(
                "parameters": sum(n.meta["val"].numel() for n in folded.parameter)},
         cluster=cluster.as_dict(), global_batch=global_batch, pins={k: str(v) for k, v in pins.items()},
         decisions=decisions, blocks=tuple(_blocks(priced, names)), parameters=dict(sorted(layouts.items())),
-        cost=best.cost,
-        notes=tuple(_notes(priced)), candidates=tuple(_candidate(t) for t in found[:KEPT]), digest=decisions.digest(),
+        cost=cost, searched=searched, notes=tuple(_notes(priced)),
+        candidates=tuple(_candidate(tried, cost) for tried, cost in ranking), digest=decisions.digest(),
     )  # fmt: skip
 
 
-def _candidate(tried: _Tried) -> Candidate:
+def _candidate(tried: _Tried, cost: Cost) -> Candidate:
     split = tried.split
     mesh = {"pp": split.pp, "dp": split.dp, "tp": tried.priced.ranks}
     return Candidate(
-        mesh, tried.micro_batch, split.schedule, split.virtual, split.recompute, tried.cost.step_seconds,
-        tried.cost.peak_bytes,
-    )  # fmt: skip
+        mesh, tried.micro_batch, split.schedule, split.virtual, split.recompute, cost.step_seconds, cost.peak_bytes
+    )
 
 
 def _blocks(priced: Priced, names: dict[Unit, str]) -> Iterator[BlockRow]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -50,11 +50,23 @@ def _meta(value: Any) -> Any:
     return torch.empty(tuple(int(s) for s in value.shape), dtype=value.dtype, device="meta")
 
 
-def propagate(module: fx.GraphModule, missing_only: bool = False) -> None:
-    """Set ``meta["val"]`` to a meta tensor of the result on every op node, or only on those that have none."""
+def propagate(module: fx.GraphModule, missing_only: bool = False, twins: Mapping[str, str] | None = None) -> None:
+    """Set ``meta["val"]`` to a meta tensor of the result on every op node, or only on those that have none.
+
+    ``twins``: names of earlier nodes whose results are of the same shape, type and own storage.
+    """
+    values: dict[str, Any] = {}
     for node in module.graph.nodes:
         if node.op == "call_function" and not (missing_only and "val" in node.meta):
-            node.meta["val"] = _evaluate(node)
+            twin = values.get((twins or {}).get(node.name, ""))
+            node.meta["val"] = values[node.name] = _evaluate(node) if twin is None else map_aggregate(twin, _fresh)
+
+
+def _fresh(value: Any) -> Any:
+    """A tensor laid out as ``value``, on storage of its own."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
 
 
 def _evaluate(node: fx.Node) -> Any:

@@ -2,44 +2,57 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cached_property
+from typing import Any
+
+import numpy as np
 
 from partitioner.cost import Priced
 from partitioner.graph import Unit
 
+Array = np.ndarray[Any, np.dtype[Any]]
 
-def cut(priced: Priced, stages: int) -> tuple[tuple[Unit, ...], ...]:
-    """``stages`` runs of units in order, by dynamic programming over (units taken, stages left); () if too few blocks.
 
-    Minimizes the slowest stage, then the sum of squares, so that what can be even is even.
+class Cuts:
+    """The best cut of a priced graph's units into any number of stages.
+
+    By dynamic programming over (units taken, stages): least slowest stage, then the least sum of squares, so that what
+    can be even is even.
     """
-    units = priced.folded.graph.units
-    weights = [priced.unit(u).seconds.total for u in units]
-    blocks = [u.is_block for u in units]
-    if sum(blocks) < stages:
-        return () if stages > 1 else (units,)
 
-    @cache
-    def best(start: int, left: int) -> tuple[float, float, tuple[int, ...]] | None:
-        if left == 1:
-            if not any(blocks[start:]) and stages > 1:
-                return None
-            total = sum(weights[start:])
-            return total, total * total, ()
-        found: tuple[float, float, tuple[int, ...]] | None = None
-        total = 0.0
-        for end in range(start + 1, len(units) - left + 2):
-            total += weights[end - 1]
-            if found is not None and total > found[0]:
-                break
-            rest = best(end, left - 1) if any(blocks[start:end]) else None
-            if rest is not None:
-                row = (max(total, rest[0]), total * total + rest[1], (end, *rest[2]))
-                found = row if found is None or row < found else found
-        return found
+    def __init__(self, priced: Priced) -> None:
+        self.units = priced.folded.graph.units
+        seconds = [priced.unit(u).seconds.total for u in self.units]
+        self._seconds, self._blocks = np.cumsum([0.0, *seconds]), np.cumsum([0, *(u.is_block for u in self.units)])
+        self._rows: list[tuple[Array, Array, Array]] = []
 
-    answer = best(0, stages)
-    if answer is None:
-        return ()
-    bounds = [0, *answer[2], len(units)]
-    return tuple(units[a:b] for a, b in zip(bounds, bounds[1:], strict=False))
+    @cached_property
+    def _runs(self) -> Array:
+        """Seconds of units a to b at [a, b]; infinite without a block among them."""
+        runs = self._seconds[None, :] - self._seconds[:, None]
+        return np.where(self._blocks[None, :] > self._blocks[:, None], runs, np.inf)
+
+    def into(self, stages: int) -> tuple[tuple[Unit, ...], ...]:
+        """``stages`` runs of units in order; () if there are too few blocks."""
+        if stages == 1:
+            return (self.units,)
+        if self._blocks[-1] < stages:
+            return ()
+        while len(self._rows) < stages:
+            self._rows.append(self._next())
+        bounds = [len(self.units)]
+        for _, _, source in reversed(self._rows[1:stages]):
+            bounds.insert(0, int(source[bounds[0]]))
+        return tuple(self.units[a:b] for a, b in zip([0, *bounds], bounds, strict=False))
+
+    def _next(self) -> tuple[Array, Array, Array]:
+        """With one stage more, by units taken: the slowest stage, the sum of squares, where the last run starts."""
+        runs = self._runs
+        if not self._rows:
+            return runs[0], runs[0] ** 2, np.zeros(len(self.units) + 1, dtype=int)
+        slowest, squares, _ = self._rows[-1]
+        worst = np.maximum(slowest[:, None], runs)
+        least = worst.min(axis=0)
+        even = np.where(worst <= least * (1 + 1e-9), squares[:, None] + runs**2, np.inf)
+        source = even.argmin(axis=0)
+        return least, even.min(axis=0), source

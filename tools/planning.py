@@ -59,6 +59,7 @@ def plan_command(options: argparse.Namespace) -> int:
     console = output()
     console.print(summary(plan))
     console.print(candidates(plan, options.top))
+    console.print(looked_at(plan))
     if options.output:
         console.print(f"written to {options.output}")
     return 0
@@ -78,18 +79,25 @@ def read_pins(words: list[str]) -> dict[str, str | int]:
 def candidates(plan: Plan, count: int) -> object:
     """The best different candidates, the chosen one first."""
     best = plan.candidates[0].step_seconds if plan.candidates else 0.0
-    room = plan.cluster["device"]["memory_bytes"]
     rows = [
         [
             f"pp {c.mesh['pp']} dp {c.mesh['dp']} tp {c.mesh['tp']}", str(c.micro_batch),
             c.schedule + (f" x{c.virtual}" if c.virtual > 1 else ""), "on" if c.recompute else "off",
             seconds(c.step_seconds), f"{c.step_seconds / best:.2f}x", size(c.peak_bytes),
-            "" if c.peak_bytes <= room else "no",
         ]
         for c in plan.candidates[:count]
     ]  # fmt: skip
-    columns = ("mesh", "micro-batch", "schedule", "recompute", "step", "against best", "memory", "fits")
+    columns = ("mesh", "micro-batch", "schedule", "recompute", "step", "against best", "memory")
     return table("candidates", columns, rows)
+
+
+def looked_at(plan: Plan) -> str:
+    """How many candidates there were and why the others are out."""
+    n = plan.searched
+    return (
+        f"{n['candidates']} candidates: {n['over_memory']} need more memory than a device has, "
+        f"{n['walked']} were priced action by action, {n['beaten_by_bound']} cannot beat those"
+    )
 
 
 def clusters_command(options: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 
 from partitioner.errors import InputError
-from partitioner.schedule import Action, in_flight, schedule, simulate
+from partitioner.schedule import Action, in_flight, most_in_flight, schedule, simulate
 
 TABLES = {
     ("gpipe", 2, 1, 3): (
@@ -38,7 +38,8 @@ def test_tables(case: tuple[str, int, int, int]) -> None:
 
 
 def test_every_schedule_runs_each_action_once_without_deadlock() -> None:
-    for kind, pp, virtual, m in product(("gpipe", "1f1b", "interleaved"), (1, 2, 3, 4), (1, 2, 3), (1, 3, 4, 8, 12)):
+    sizes = (1, 2, 3, 4), (1, 2, 3), (1, 3, 4, 8, 12, 24)
+    for kind, pp, virtual, m in product(("gpipe", "1f1b", "interleaved"), *sizes):
         if (virtual > 1 and kind != "interleaved") or (virtual > 1 and m % pp):
             continue
         table = schedule(kind, pp, virtual, m)
@@ -46,21 +47,23 @@ def test_every_schedule_runs_each_action_once_without_deadlock() -> None:
             Action(s, k, i) for s in range(pp * virtual) for k in "FB" for i in range(m)
         )
         assert all(a.stage % pp == rank for rank, row in enumerate(table) for a in row)
-        line = simulate(table, pp, lambda a: 1.0, 0.0)
+        ones = [1.0] * (pp * virtual)
+        line = simulate(table, pp, ones, ones, 0.0)
+        assert line.in_flight == most_in_flight(kind, pp, virtual, m)
         assert line.busy == (2.0 * virtual * m,) * pp
 
 
 def test_bubble_is_the_known_one() -> None:
     """Narayanan et al., 2021: the bubble lasts (pp - 1) / virtual micro-batches; backward takes twice the forward."""
-    seconds = {"F": 1.0, "B": 2.0}
     for kind, virtual in (("gpipe", 1), ("1f1b", 1), ("interleaved", 2), ("interleaved", 4)):
-        line = simulate(schedule(kind, 4, virtual, 8), 4, lambda a, v=virtual: seconds[a.kind] / v, 0.0)
+        forward, backward = [1.0 / virtual] * (4 * virtual), [2.0 / virtual] * (4 * virtual)
+        line = simulate(schedule(kind, 4, virtual, 8), 4, forward, backward, 0.0)
         assert line.makespan == pytest.approx(8 * 3 + 3 * 3 / virtual)
 
 
 def test_sends_delay_across_ranks_only() -> None:
-    assert simulate(schedule("1f1b", 2, 1, 1), 2, lambda a: 1.0, 0.25).makespan == 4.5
-    assert simulate(schedule("interleaved", 1, 2, 1), 1, lambda a: 1.0, 0.25).makespan == 4.0
+    assert simulate(schedule("1f1b", 2, 1, 1), 2, [1.0] * 2, [1.0] * 2, 0.25).makespan == 4.5
+    assert simulate(schedule("interleaved", 1, 2, 1), 1, [1.0] * 2, [1.0] * 2, 0.25).makespan == 4.0
 
 
 def test_in_flight() -> None:
@@ -72,7 +75,7 @@ def test_in_flight() -> None:
 def test_deadlock_is_found() -> None:
     crossed = ((Action(0, "F", 0), Action(0, "B", 0)), (Action(1, "B", 0), Action(1, "F", 0)))
     with pytest.raises(ValueError, match="rank 1 waits at 1B0|rank 0 waits at 0B0"):
-        simulate(crossed, 2, lambda a: 1.0, 0.0)
+        simulate(crossed, 2, [1.0] * 2, [1.0] * 2, 0.0)
 
 
 @pytest.mark.parametrize(

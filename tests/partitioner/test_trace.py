@@ -171,3 +171,14 @@ def test_dropout_sites_draw_different_masks() -> None:
     sites = [n for n in graph.nodes.values() if n.target == torch.ops.partitioner.dropout.default]
     assert len({(n.args[2], n.args[3]) for n in sites}) == len(sites) == 10
     assert len({u.kind for u in graph.blocks}) == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_resized_graph_is_the_graph_traced_at_that_size(name: str) -> None:
+    """Shapes and kept storages of all that has a gradient, though identical blocks are evaluated once."""
+    found, wanted = resize(traced(name)[1], 3), trace(*make(name, 3))
+    assert [n.name for n in found.module.graph.nodes] == [n.name for n in wanted.module.graph.nodes]
+    rows = [[g.digraph.nodes[n] for n in g.digraph] for g in (found, wanted)]
+    for a, b in zip(*rows, strict=True):
+        assert a == b or not a["unit"]
+    assert any(a["unit"] for a in rows[0])
