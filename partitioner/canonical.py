@@ -45,6 +45,10 @@ def _permute(graph: fx.Graph, node: fx.Node) -> fx.Node:
     order = list(range(rank))
     if node.target == aten.permute.default:
         order = [int(d) % rank for d in node.args[1]]  # type: ignore[union-attr, arg-type]
+    elif node.target == aten.numpy_T.default:
+        order = order[::-1]
+    elif node.target == aten.mT.default:
+        order = [*order[:-2], rank - 1, rank - 2]
     elif rank > 1:
         a, b = (0, 1) if node.target == aten.t.default else (int(node.args[1]) % rank, int(node.args[2]) % rank)  # type: ignore[arg-type]
         order[a], order[b] = order[b], order[a]
@@ -65,14 +69,17 @@ def _expand(graph: fx.Graph, node: fx.Node) -> fx.Node:
     return source if shape_of(source) == shape else emit(graph, node, aten.expand.default, source, list(shape))
 
 
-def _repeat(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+def _repeat(graph: fx.Graph, node: fx.Node) -> fx.Node:
     source = node.args[0]
     assert isinstance(source, fx.Node)
     shape, target = shape_of(source), shape_of(node)
     padded = (1,) * (len(target) - len(shape)) + shape
-    if any(a != b and a != 1 for a, b in zip(padded, target, strict=True)):
-        return None
-    return emit(graph, node, aten.expand.default, source, list(target))
+    if all(a in (b, 1) for a, b in zip(padded, target, strict=True)):
+        return emit(graph, node, aten.expand.default, source, list(target))
+    apart = [size for a in padded for size in (1, a)]
+    grown = [size for a, b in zip(padded, target, strict=True) for size in (b // a, a)]
+    lined = emit(graph, node, aten.reshape.default, source, apart)
+    return emit(graph, node, aten.reshape.default, emit(graph, node, aten.expand.default, lined, grown), list(target))
 
 
 def _slice(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
@@ -122,8 +129,34 @@ def _linear(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     return emit(graph, node, aten.add.Tensor, product, node.args[2])
 
 
-def _mm(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    return emit(graph, node, aten.matmul.default, *node.args[:2])
+def _mm(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """A product by a transposed matrix is a linear."""
+    weight = node.args[1]
+    assert isinstance(weight, fx.Node)
+    if weight.target == aten.permute.default and weight.args[1] == [1, 0] and len(shape_of(node)) > 1:
+        return emit(graph, node, aten.linear.default, node.args[0], weight.args[0])
+    return None if node.target == aten.matmul.default else emit(graph, node, aten.matmul.default, *node.args[:2])
+
+
+def _baddbmm(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    """beta input + alpha a @ b."""
+    base, a, b = node.args
+    product = emit(graph, node, aten.matmul.default, a, b)
+    scales = [node.kwargs.get(name, 1) for name in ("beta", "alpha")]
+    terms = [
+        x if scale == 1 else emit(graph, node, aten.mul.Tensor, x, scale)
+        for x, scale in zip((base, product), scales, strict=True)
+    ]
+    return emit(graph, node, aten.add.Tensor, *terms)
+
+
+def _stack(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    """A cat along a new dimension."""
+    shape = list(shape_of(node))
+    dim = int(node.args[1]) % len(shape) if len(node.args) > 1 else 0  # type: ignore[arg-type]
+    shape[dim] = 1
+    rows = [emit(graph, node, aten.reshape.default, part, shape) for part in node.args[0]]  # type: ignore[union-attr]
+    return emit(graph, node, aten.cat.default, rows, dim)
 
 
 def _addmm(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
@@ -208,12 +241,14 @@ def _strip_device(graph: fx.Graph, node: fx.Node) -> None:
 
 
 def _full_like(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    """zeros_like, ones_like, new_zeros, ... depend on no value: they become constants of their shape."""
+    """zeros_like, ones_like, new_zeros, ... depend on no value: they become one number, expanded to their shape."""
     fills = {"zeros": 0, "ones": 1, "empty": 0}
     name = str(node.target)
     fill = next((v for k, v in fills.items() if k in name), None)
     value = node.args[-1] if fill is None else fill
-    return emit(graph, node, aten.full.default, list(shape_of(node)), value, dtype=node.meta["val"].dtype)
+    shape = list(shape_of(node))
+    one = emit(graph, node, aten.full.default, [1] * len(shape), value, dtype=node.meta["val"].dtype)
+    return emit(graph, node, aten.expand.default, one, shape)
 
 
 _CANONICAL: dict[object, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
@@ -228,7 +263,13 @@ _CANONICAL: dict[object, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
         ),
         _reshape,
     ),
-    **dict.fromkeys((aten.transpose.int, aten.t.default, aten.permute.default, aten.swapaxes.default), _permute),
+    **dict.fromkeys(
+        (
+            aten.transpose.int, aten.t.default, aten.permute.default, aten.swapaxes.default, aten.numpy_T.default,
+            aten.mT.default,
+        ),
+        _permute,
+    ),
     **dict.fromkeys(
         (
             aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other, aten.type_as.default,
@@ -244,7 +285,9 @@ _CANONICAL: dict[object, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
     **dict.fromkeys(_SCALAR, _scalar),
     aten.linear.default: _linear,
     aten.addmm.default: _addmm,
-    **dict.fromkeys((aten.mm.default, aten.bmm.default), _mm),
+    aten.baddbmm.default: _baddbmm,
+    aten.stack.default: _stack,
+    **dict.fromkeys((aten.mm.default, aten.bmm.default, aten.matmul.default), _mm),
     **dict.fromkeys(
         (aten.split.Tensor, aten.split_with_sizes.default, aten.split.sizes, aten.chunk.default, aten.unbind.int),
         _split,

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import difflib
+import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
 
 from partitioner.errors import InputError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Device:
-    """One accelerator. ``flops_per_second`` are dense peaks by dtype; efficiencies are the shares of peak reached."""
+    """One accelerator. ``flops_per_second`` are dense peaks by dtype; efficiencies are the shares of peak reached.
+
+    ``dollars_per_hour`` and ``watts`` are None where the file does not give them.
+    """
 
     name: str
     memory_bytes: float
@@ -24,6 +32,8 @@ class Device:
     gemm_efficiency: float
     memory_efficiency: float
     flops_per_second: Mapping[str, float]
+    dollars_per_hour: float | None = None
+    watts: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,14 +85,7 @@ class Cluster:
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Cluster:
         """The inverse of ``as_dict``; raises InputError naming the field that is wrong."""
-        fields = dict(data)
-        device = _table(fields, "device", "the cluster")
-        try:
-            links = {key: Link(**_table(fields, key, "the cluster")) for key in ("node", "network")}
-            rest: dict[str, Any] = {**fields, **links, "device": Device(**device)}
-            return Cluster(**rest)
-        except TypeError as error:
-            raise InputError(f"the cluster has a wrong field: {error}") from error
+        return _cluster(data, "the cluster")
 
 
 def presets() -> list[str]:
@@ -108,24 +111,55 @@ def _read(name: str | Path) -> Cluster:
         raise InputError(f"{name} is not TOML: {error}") from error
 
 
-def _cluster(data: dict[str, Any], origin: str) -> Cluster:
-    device, node, network = (dict(_table(data, key, origin)) for key in ("device", "node", "network"))
-    for table, key in ((device, "memory_bytes"), (node, "devices")):
-        if not isinstance(table.get(key), int | float) or table[key] <= 0:
-            raise InputError(f"{origin}: {key} must be a positive number, it is {table.get(key)!r}")
-    count = int(node.pop("devices"))
-    if data.get("attention") not in ("flash", "math"):
-        raise InputError(f"{origin}: attention must be 'flash' or 'math', it is {data.get('attention')!r}")
-    try:
-        return Cluster(
-            str(data.get("name", origin)), data["attention"], Device(**device), Link(**node), count, Link(**network)
-        )
-    except TypeError as error:
-        raise InputError(f"{origin}: {error}") from error
+def _cluster(data: Mapping[str, Any], origin: str) -> Cluster:
+    """A file's tables, or the plain data of ``as_dict``, with every number checked."""
+    data = dict(data)
+    device, node, network = (dict(_table(data.pop(key, None), key, origin)) for key in ("device", "node", "network"))
+    name, attention = data.pop("name", origin), data.pop("attention", None)
+    counts = {"node_devices": data.pop("node_devices", node.pop("devices", None)), "nodes": data.pop("nodes", 1)}
+    for key, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InputError(f"{origin}: {key.replace('_', '.')} must be a positive whole number, it is {value!r}")
+    if attention not in ("flash", "math"):
+        raise InputError(f"{origin}: attention must be 'flash' or 'math', it is {attention!r}")
+    if data:
+        raise InputError(f"{origin}: unknown field {next(iter(data))}")
+    flops = _table(device.pop("flops_per_second", None), "device.flops_per_second", origin)
+    if not flops:
+        raise InputError(f"{origin}: device.flops_per_second names no dtype")
+    for dtype, value in flops.items():
+        if not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise InputError(f"{origin}: device.flops_per_second.{dtype} is no dtype of torch")
+        _number(value, f"device.flops_per_second.{dtype}", origin)
+    made = _built(Device, {**device, "flops_per_second": flops}, "device", origin)
+    links = [_built(Link, table, key, origin) for table, key in ((node, "node"), (network, "network"))]
+    return Cluster(str(name), attention, made, links[0], counts["node_devices"], links[1], counts["nodes"])
 
 
-def _table(data: Mapping[str, Any], key: str, origin: str) -> dict[str, Any]:
-    found = data.get(key)
-    if not isinstance(found, dict):
+def _built(kind: type[T], table: Mapping[str, Any], where: str, origin: str) -> T:
+    """A dataclass of numbers out of a table; raises InputError naming a field that is missing, unknown or absurd."""
+    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+    strange = next((key for key in table if key not in known), None)
+    if strange is not None:
+        raise InputError(f"{origin}: unknown field {where}.{strange}")
+    for key, f in known.items():
+        if key not in table and f.default is MISSING:
+            raise InputError(f"{origin}: the field {where}.{key} is missing")
+        if table.get(key) is not None and key not in ("name", "flops_per_second"):
+            _number(table[key], f"{where}.{key}", origin)
+    return kind(**table)
+
+
+def _number(value: Any, where: str, origin: str) -> None:
+    """Refuse what is no positive finite number; times may be 0, efficiencies are at most 1."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or value < 0 or (value == 0 and not where.endswith("_seconds")):
+        raise InputError(f"{origin}: {where} must be a positive number, it is {value!r}")
+    if where.endswith("efficiency") and value > 1:
+        raise InputError(f"{origin}: {where} is a share of the peak and at most 1, it is {value!r}")
+
+
+def _table(found: Any, key: str, origin: str) -> Mapping[str, Any]:
+    if not isinstance(found, Mapping):
         raise InputError(f"{origin}: the table [{key}] is missing")
     return found

@@ -60,6 +60,26 @@ def fold_masks(module: fx.GraphModule, buffers: dict[str, torch.Tensor], batch: 
     graph.eliminate_dead_code()
 
 
+def slice_indexes(graph: fx.Graph, buffers: dict[str, torch.Tensor]) -> None:
+    """A fixed index that counts along one dimension is a slice (Falcon's key and value heads)."""
+    fixed = constants(graph)
+    found: dict[fx.Node, tuple[int, fx.Node]] = {}
+    for node in graph.nodes:
+        if node.target == aten.index.Tensor and node not in fixed:
+            places = [(dim, place) for dim, place in enumerate(node.args[1]) if place is not None]
+            if len(places) == 1 and places[0][1] in fixed and len(shape_of(places[0][1])) == 1:
+                found[node] = places[0]
+    values = _evaluate(graph, fixed, {place for _, place in found.values()}, buffers)
+    for node, (dim, place) in found.items():
+        source, wanted = node.args[0], values[place]
+        rows = (wanted % shape_of(source)[dim]).tolist() if not wanted.is_floating_point() else []
+        if rows and wanted.dtype != torch.bool and rows == list(range(rows[0], rows[0] + len(rows))):
+            with graph.inserting_before(node):
+                new = emit(graph, node, aten.slice.Tensor, source, dim, rows[0], rows[-1] + 1)
+            node.replace_all_uses_with(new)
+            graph.erase_node(node)
+
+
 def plain_indexes(graph: fx.Graph, buffers: dict[str, torch.Tensor]) -> None:
     """Rows of a table picked by one index are an embedding; an index that only counts (vmap's masks) is a reshape."""
     indexes = [n for n in graph.nodes if n.target == aten.index.Tensor and None not in n.args[1]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 
 import torch
 from torch import fx
@@ -11,19 +12,6 @@ from partitioner.errors import InputError
 
 aten = torch.ops.aten
 
-_IN_PLACE = {
-    aten.detach_.default: aten.detach.default,
-    aten.add_.Tensor: aten.add.Tensor,
-    aten.sub_.Tensor: aten.sub.Tensor,
-    aten.mul_.Tensor: aten.mul.Tensor,
-    aten.div_.Tensor: aten.div.Tensor,
-    aten.masked_fill_.Scalar: aten.masked_fill.Scalar,
-    aten.masked_fill_.Tensor: aten.masked_fill.Tensor,
-    aten.relu_.default: aten.relu.default,
-    aten.clamp_.default: aten.clamp.default,
-    aten.index_put_.default: aten.index_put.default,
-    aten.bitwise_and_.Tensor: aten.bitwise_and.Tensor,
-}
 _SCATTER = {aten.slice.Tensor: aten.slice_scatter.default, aten.select.int: aten.select_scatter.default}
 
 
@@ -90,12 +78,21 @@ def _functional(graph: fx.Graph, node: fx.Node) -> fx.Node:
         value = graph.call_function(aten.expand.default, (value, list(destination.meta["val"].shape)))
     elif node.target in (aten.fill_.Scalar, aten.fill_.Tensor, aten.zero_.default):
         value = _filled(graph, destination, node.args[1] if len(node.args) > 1 else 0)
-    elif node.target in _IN_PLACE:
-        value = graph.call_function(_IN_PLACE[node.target], node.args, node.kwargs)  # type: ignore[index]
     else:
-        raise InputError(f"{node.target} changes a tensor in place and has no functional form here{_source(node)}")
+        functional = out_of_place(str(node.target))
+        if functional is None:
+            raise InputError(f"{node.target} changes a tensor in place and has no functional form{_source(node)}")
+        value = graph.call_function(functional, node.args, node.kwargs)
     value.meta = dict(node.meta)
     return value
+
+
+def out_of_place(target: str) -> Callable[..., object] | None:
+    """``aten.add_.Tensor`` -> ``aten.add.Tensor``: the op of the same arguments that changes nothing; None without."""
+    space, name, overload = target.split(".")
+    packet = getattr(getattr(torch.ops, space), name.removesuffix("_"), None) if name.endswith("_") else None
+    found = getattr(packet, overload, None)
+    return None if found is None or found._schema.is_mutable else found
 
 
 def _filled(graph: fx.Graph, destination: fx.Node, fill: object) -> fx.Node:

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from partitioner.canonical import canonicalize
-from partitioner.constants import fold_masks, plain_indexes, sort_by_dependence
+from partitioner.constants import fold_masks, plain_indexes, slice_indexes, sort_by_dependence
 from partitioner.dropouts import key_dropouts
 from partitioner.experts import undo_sorting
 from partitioner.functional import functionalize, inline_regions
@@ -30,6 +30,7 @@ def normalize(module: fx.GraphModule, buffers: dict[str, torch.Tensor], batch: i
     functionalize(graph)
     propagate(module, missing_only=True)
     canonicalize(graph)
+    slice_indexes(graph, buffers)
     tile_slices(graph)
     undo_sorting(graph)
     plain_indexes(graph, buffers)

@@ -34,6 +34,7 @@ from partitioner.shardings import (
     permute,
     reshape,
     scatter,
+    scatter_at,
     select,
     sum_over,
     top,
@@ -106,6 +107,8 @@ RULES: dict[str, Rule] = {
         cross_entropy, (), (), hidden=lambda op, size: size * math.prod(op.operands[0])  # the log-softmax
     ),
     "aten.gather.default": Rule(equation(gather), ((0,),), (2,)),
+    "aten.scatter.value": Rule(equation(scatter_at), (), (1,)),
+    "aten.scatter.src": Rule(equation(scatter_at), (), (1,)),
     "partitioner.top_indices.default": Rule(equation(top)),
     "partitioner.site_keys.default": _unary(),
     # norms and softmax

@@ -22,6 +22,7 @@ from partitioner.errors import DoesNotFit, InputError
 from partitioner.fold import Folded, fold
 from partitioner.graph import Graph, Unit
 from partitioner.layout import placement_json
+from partitioner.losses import targets_per_sample
 from partitioner.lower import unit_names
 from partitioner.pins import Pins, read_pins
 from partitioner.plan import BlockRow, Candidate, Cost, Decisions, Plan
@@ -212,6 +213,7 @@ def _plan(
     )  # fmt: skip
     return Plan(
         model={**model, "digest": graph_digest(folded), "blocks": len(folded.graph.blocks),
+               "targets": targets_per_sample(folded.graph.module.graph, folded.graph.batch),
                "parameters": sum(n.meta["val"].numel() for n in folded.parameter)},
         cluster=cluster.as_dict(), global_batch=global_batch, pins={k: str(v) for k, v in pins.items()},
         decisions=decisions, blocks=tuple(_blocks(priced, names)), parameters=dict(sorted(layouts.items())),

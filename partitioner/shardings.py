@@ -188,6 +188,16 @@ def gather(op: Op) -> str:
     return f"{source}, {places} -> {places}"
 
 
+def scatter_at(op: Op) -> str:
+    """As gather; what is written may be divided where all of the target's other dimensions are."""
+    dim = int(op.literal(1, 0)) % len(op.result)  # type: ignore[call-overload]
+    same = [a == b for a, b in zip(op.operands[0], op.operands[1], strict=True)]
+    terms = [(f"d{i}",) * 2 if s else (f"x{i}!", f"y{i}!") for i, s in enumerate(same)]
+    terms[dim] = ("to!", "pick!")
+    target, places = (" ".join(words) for words in zip(*terms, strict=True))
+    return f"{target}{f', {places}' * (len(op.operands) - 1)} -> {target}"
+
+
 def norm(op: Op) -> str:
     shape = op.literal(1)
     assert isinstance(shape, list | tuple)

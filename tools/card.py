@@ -35,6 +35,23 @@ def mfu(plan: Plan) -> float:
     return plan.cost.flops / (plan.cost.step_seconds * plan.world * peak)
 
 
+def targets_per_second(plan: Plan) -> float:
+    """A language model's tokens a second."""
+    return plan.global_batch * plan.model["targets"] / plan.cost.step_seconds
+
+
+def dollars(plan: Plan) -> float | None:
+    """The price of a billion targets; None where the cluster has none."""
+    rate = plan.cluster["device"]["dollars_per_hour"]
+    return None if rate is None else rate * plan.world * 1e9 / targets_per_second(plan) / 3600
+
+
+def kilowatt_hours(plan: Plan) -> float | None:
+    """The devices' energy for a billion targets at their full power; None where the cluster does not give it."""
+    power = plan.cluster["device"]["watts"]
+    return None if power is None else power * plan.world * 1e9 / targets_per_second(plan) / 3.6e6
+
+
 def _card(plan: Plan) -> Panel:
     d = plan.decisions
     devices = plan.cluster["nodes"] * plan.cluster["node_devices"]
@@ -44,13 +61,20 @@ def _card(plan: Plan) -> Panel:
         f"mesh {mesh_words(plan)}, {d.schedule}" + (f" with {d.virtual} virtual stages" if d.virtual > 1 else ""),
         f"global batch {plan.global_batch} = {d.mesh['dp']} dp x {d.micro_batches} micro-batches of {d.micro_batch}, "
         f"recompute {'on' if d.recompute else 'off'}",
-        f"step {seconds(plan.cost.step_seconds)}, {plan.global_batch / plan.cost.step_seconds:,.4g} samples/s, "
+        f"step {seconds(plan.cost.step_seconds)}, {targets_per_second(plan):,.4g} tokens/s, "
         f"peak memory {size(plan.cost.peak_bytes)} of {size(plan.cluster['device']['memory_bytes'])}",
+        *_price(plan),
         *plan.notes,
     ]
     if plan.stale:
         lines.append("STALE: the decisions were edited after the rest was derived from them; plan again")
     return Panel(Text("\n".join(lines)), title="plan", expand=False)
+
+
+def _price(plan: Plan) -> list[str]:
+    rows = ((dollars(plan), "${:,.4g}"), (kilowatt_hours(plan), "{:,.4g} kWh"))
+    words = [form.format(value) for value, form in rows if value is not None]
+    return [f"a billion tokens: {', '.join(words)}"] if words else []
 
 
 def _parts(plan: Plan) -> object:

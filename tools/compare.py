@@ -9,19 +9,21 @@ from collections.abc import Callable
 
 from partitioner import Plan
 from partitioner.errors import InputError
-from tools.card import mesh_words, mfu
+from tools.card import dollars, kilowatt_hours, mesh_words, mfu, targets_per_second
 from tools.screen import output, seconds, size, table
 
-Row = tuple[str, Callable[[Plan], float], Callable[[float], str], bool]
+Row = tuple[str, Callable[[Plan], float | None], Callable[[float], str], bool]
 ROWS: tuple[Row, ...] = (
     ("step", lambda p: p.cost.step_seconds, seconds, True),
-    ("samples a second", lambda p: p.global_batch / p.cost.step_seconds, lambda v: f"{v:,.4g}", False),
     ("compute", lambda p: p.cost.compute_seconds, seconds, True),
     ("exposed communication", lambda p: p.cost.communication_seconds + p.cost.sync_seconds, seconds, True),
     ("bubble", lambda p: p.cost.bubble_seconds, seconds, True),
     ("optimizer", lambda p: p.cost.optimizer_seconds, seconds, True),
     ("peak memory", lambda p: p.cost.peak_bytes, size, True),
+    ("tokens/s", targets_per_second, lambda v: f"{v:,.4g}", False),
     ("MFU", mfu, lambda v: f"{100 * v:.1f} %", False),
+    ("$ a billion tokens", dollars, lambda v: f"{v:,.4g}", True),
+    ("kWh a billion tokens", kilowatt_hours, lambda v: f"{v:,.4g}", True),
 )
 
 
@@ -57,5 +59,6 @@ def compare_command(options: argparse.Namespace) -> int:
 def _cells(plans: list[Plan], row: Row) -> list[str]:
     name, value, form, small = row
     values = [value(p) for p in plans]
-    best = min(values) if small else max(values)
-    return [name, *(f"{form(v)} *" if v == best and min(values) != max(values) else form(v) for v in values)]
+    known = {v for v in values if v is not None}
+    best = (min if small else max)(known) if len(known) > 1 else None
+    return [name, *("" if v is None else f"{form(v)} *" if v == best else form(v) for v in values)]

@@ -72,6 +72,8 @@ _RULED: list[Sample] = [
     Sample(own.cross_entropy_sum.default, (real(9, 7), integers(7, 9), 3, 0.0)),
     Sample(own.cross_entropy_sum.default, (real(9, 7), integers(7, 9), 3, 0.1)),
     Sample(aten.gather.default, (real(4, 6), -1, integers(6, 4, 3))),
+    Sample(aten.scatter.value, (real(4, 6), -1, integers(6, 4, 3), 0.5)),
+    Sample(aten.scatter.src, (real(4, 6), 1, torch.arange(6).repeat(4, 1)[:, 1:4], real(4, 3))),
     Sample(own.top_indices.default, (real(4, 6), 2, -1)),
     Sample(own.site_keys.default, (integers(99, 6), 3)),
     Sample(aten.layer_norm.default, (real(4, 6, 8), [8], real(8), real(8))),

@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from partitioner import trace
 from partitioner.errors import InputError
+from partitioner.rules import rule_of
 from tools.entry import Entry, parse, parse_settings
 from tools.models import Source, load, parameters_on_meta
+from tools.verify import traced_error
 
 GPT = str(Path(__file__).parents[2] / "examples" / "gpt.py") + ":model"
 NAMED = [
@@ -196,3 +199,16 @@ def test_a_broken_file_is_named_with_its_line(tmp_path: Path, body: str, words: 
     (tmp_path / "mine.py").write_text(body)
     with pytest.raises(InputError, match=words):
         load(f"{tmp_path}/mine.py:make")
+
+
+@pytest.mark.parametrize("name", ["falcon", "bloom", "deepseek_v3", "gptj", "cohere", "mpt", "distilbert", "marian"])
+def test_a_model_that_nobody_named_is_traced_like_any_other(name: str) -> None:
+    source = load(f"hf:{name}", shrink=True)
+    graph = trace(source.module, source.batch)
+    error = traced_error(graph, source)
+    assert error is not None
+    assert error < 3e-6  # float32; experts are summed in another order than the model sums them
+    assert graph.inseparable is None
+    assert len(graph.blocks) >= 2
+    ops = [graph.nodes[name] for unit in graph.units for name in unit.nodes]
+    assert all(rule_of(str(n.target)) for n in ops)
