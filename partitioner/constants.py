@@ -72,6 +72,7 @@ def slice_indexes(graph: fx.Graph, buffers: dict[str, torch.Tensor]) -> None:
     values = _evaluate(graph, fixed, {place for _, place in found.values()}, buffers)
     for node, (dim, place) in found.items():
         source, wanted = node.args[0], values[place]
+        assert isinstance(source, fx.Node)
         rows = (wanted % shape_of(source)[dim]).tolist() if not wanted.is_floating_point() else []
         if rows and wanted.dtype != torch.bool and rows == list(range(rows[0], rows[0] + len(rows))):
             with graph.inserting_before(node):

@@ -19,6 +19,13 @@ OTHERS = ("falcon", "bloom", "gptj", "bart", "roberta")  # nobody asked for thes
 CASES = [(model, ranks) for model in MODELS for ranks in (2, 4)] + [(GPT, 8)]
 CASES += [(f"hf:{name}", 2) for name in OTHERS]
 
+UNEVEN = [
+    (GPT, 3, ("vocab=101", "hidden=48", "heads=6", "seq=32", "layers=7")),  # batch 6; 7 layers on 3 stages
+    (GPT, 4, ("vocab=50257", "hidden=48", "heads=6", "seq=16", "layers=5")),
+    ("hf:llama", 4, ("num_key_value_heads=2",)),
+    ("hf:llama", 4, ("num_key_value_heads=1",)),
+]
+
 
 @pytest.mark.parity
 @pytest.mark.timeout(1800)
@@ -26,3 +33,10 @@ CASES += [(f"hf:{name}", 2) for name in OTHERS]
 def test_all_families_equal_the_plain_model(model: str, ranks: int) -> None:
     settings = ["--set", *MODELS[model]] if MODELS.get(model) else []
     assert main(["verify", model, "--ranks", str(ranks), *settings]) == 0
+
+
+@pytest.mark.parity
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("model", "ranks", "settings"), UNEVEN)
+def test_sizes_that_ranks_do_not_divide(model: str, ranks: int, settings: tuple[str, ...]) -> None:
+    assert main(["verify", model, "--ranks", str(ranks), "--set", *settings]) == 0
