@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -112,25 +113,27 @@ def simulate(
     has.
     """
     stages = len(forward)
-    done: dict[tuple[int, str, int], float] = {}
+    many = 1 + max(action.micro_batch for action in actions[0])
+    ended = {kind: [[-1.0] * many for _ in range(stages)] for kind in "FB"}
     rows = [[(a.stage, a.kind, a.micro_batch) for a in row] for row in actions]
     free, busy, position = [0.0] * pp, [0.0] * pp, [0] * pp
     ready = list(range(pp))
     while ready:
         rank = ready.pop()
         row, start, now = rows[rank], position[rank], free[rank]
-        for stage, kind, m in row[start:]:
-            seconds = forward[stage] if kind == "F" else backward[stage]
-            source = stage - 1 if kind == "F" else stage + 1
-            if 0 <= source < stages:
-                arrival = done.get((source, kind, m))
-                if arrival is None:
-                    break
-                now = max(now, arrival + send_seconds if source % pp != rank else arrival)
-            if kind == "B" and (stage, "F", m) not in done:
+        for stage, kind, m in itertools.islice(row, start, None):
+            seconds, source = (forward[stage], stage - 1) if kind == "F" else (backward[stage], stage + 1)
+            done = ended[kind]
+            if kind == "B" and ended["F"][stage][m] < 0:
                 break
+            if 0 <= source < stages:
+                arrival = done[source][m]
+                if arrival < 0:
+                    break
+                arrival += send_seconds if source % pp != rank else 0.0
+                now = arrival if arrival > now else now
             now += seconds
-            done[stage, kind, m] = now
+            done[stage][m] = now
             busy[rank] += seconds
             position[rank] += 1
         free[rank] = now

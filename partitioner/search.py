@@ -35,7 +35,7 @@ from partitioner.step import Split, StageSums, bound, price, stage_sums
 from partitioner.strategies import space
 
 MOST_MICRO_BATCH = 16
-KEPT = 20
+KEPT = 10
 Progress = Callable[[str], None]
 
 

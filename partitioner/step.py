@@ -53,9 +53,12 @@ def stage_sums(priced: Priced, units: tuple[Unit, ...]) -> StageSums:
     """Add up a stage."""
     rows = [(priced.unit(u), u.is_block) for u in units]
     blocks = [c for c, is_block in rows if is_block]
-    held: dict[fx.Node, Held] = {}
+    parameters: dict[fx.Node, Held] = {}
     for unit in units:
-        held |= priced.held[unit]
+        parameters |= priced.held[unit]
+    held: dict[tuple[int, bool], float] = {}
+    for elements, size, is_partial in parameters.values():
+        held[size, is_partial] = held.get((size, is_partial), 0.0) + elements
     return StageSums(
         units,
         sum((c.seconds for c, _ in rows), ZERO),
@@ -66,7 +69,7 @@ def stage_sums(priced: Priced, units: tuple[Unit, ...]) -> StageSums:
         max((c.saved_bytes for c in blocks), default=0.0),
         rows[-1][0].output_bytes,
         sum(c.flops for c, _ in rows),
-        tuple(held.values()),
+        tuple((elements, size, is_partial) for (size, is_partial), elements in held.items()),
     )
 
 
