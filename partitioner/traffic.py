@@ -7,6 +7,7 @@ calls on meta tensors --> rows of one forward, one backward, one recompute --> t
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -73,6 +74,18 @@ def traffic(program: Program, rank: int = 0, clipped: bool = True) -> list[Sendi
     trip = _Trip(program, here)
     rows = [row for action in program.actions[here["pp"]] for row in trip.rows(action)]
     return [*rows, *_sync(program, here), *_control(program, clipped)]
+
+
+def tally(rows: Iterable[Sending]) -> Counter[tuple[str, str, str, int]]:
+    """How often each row stands there; the rows of the gradient sync, which goes in buckets, added up."""
+    found: Counter[tuple[str, str, str, int]] = Counter()
+    total: Counter[tuple[str, str, str]] = Counter()
+    for row in rows:
+        if row.phase == "sync":
+            total[row.axis, row.kind, row.phase] += row.bytes
+        else:
+            found[row.axis, row.kind, row.phase, row.bytes] += 1
+    return found + Counter({(*key, size): 1 for key, size in total.items()})
 
 
 def coordinates(program: Program, rank: int) -> dict[str, int]:

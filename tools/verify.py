@@ -62,6 +62,7 @@ class Row:
     flops_divided: float
     zero: tuple[str, ...]
     first: str
+    unforeseen: str
 
     @property
     def error(self) -> float:
@@ -70,14 +71,17 @@ class Row:
 
     @property
     def passed(self) -> bool:
-        """Equal to 1e-9, and as much divided as was asked."""
-        return self.error <= PARALLEL and min(self.parameters_divided, self.flops_divided) >= self.least
+        """Equal to 1e-9, as much divided as was asked, and nothing sent but what was predicted."""
+        divided = min(self.parameters_divided, self.flops_divided)
+        return self.error <= PARALLEL and not self.unforeseen and divided >= self.least
 
     @property
     def verdict(self) -> str:
         """``equal``, or what is wrong."""
         if self.error > PARALLEL:
             return f"DIFFERS: {self.worst}"
+        if self.unforeseen:
+            return f"SENDS WHAT IS NOT PREDICTED: {self.unforeseen}"
         return "equal" if self.passed else f"DIVIDES LESS THAN {100 * self.least:g} %"
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
 from partitioner import Graph, Plan, lower, search, trace
-from partitioner.traffic import Sending, traffic
+from partitioner.traffic import tally, traffic
 from runtime.engine import Engine
 from runtime.groups import Groups
 from runtime.optimizer import factory
@@ -73,16 +72,6 @@ def compare(rank: int, folder: str, names: list[str]) -> None:
         first = groups.coordinates["dp"] * each
         groups.log.keep = True
         engine.step({k: t[first : first + each] for k, t in batch.items()})
-        predicted, sent = summary(traffic(program, rank)), summary(groups.log.rows)
+        predicted, sent = tally(traffic(program, rank)), tally(groups.log.rows)
         assert predicted == sent, f"{name}, rank {rank}: predicted {predicted - sent}, sent {sent - predicted}"
         assert sent
-
-
-def summary(rows: list[Sending]) -> Counter[tuple[str, str, str, int]]:
-    """How often each row stands there; the rows of the gradient sync, which goes in buckets, added up."""
-    found = Counter(tuple(row) for row in rows if row.phase != "sync")
-    total: Counter[tuple[str, str, str]] = Counter()
-    for row in rows:
-        if row.phase == "sync":
-            total[row[:3]] += row.bytes
-    return found + Counter({(*key, size): 1 for key, size in total.items()})
