@@ -56,7 +56,7 @@ def _tried(op: fx.Node, shard: Shard, batch: int) -> Strategy | None:
         return None
     generator = torch.Generator().manual_seed(0)
     values = {n: _random(n.meta["val"], generator) for n in operands(op)}
-    split = {n for n in values if shape_of(n)[:1] == (batch,) and n.op != "placeholder"}
+    split = {n for n in values if shape_of(n)[:1] == (batch,) and n.meta.get("kind", "input") == "input"}
 
     def run(first: int, last: int) -> torch.Tensor:
         rows = {n: x[first:last] if n in split else x for n, x in values.items()}

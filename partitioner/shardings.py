@@ -180,22 +180,24 @@ def top(op: Op) -> str:
 
 def gather(op: Op) -> str:
     """Sharded along a dimension that is not gathered where both operands have all of it; picks may be divided."""
-    dim = int(op.literal(1, 0)) % len(op.result)  # type: ignore[call-overload]
-    same = [a == b for a, b in zip(op.operands[0], op.operands[1], strict=True)]
-    terms = [(f"d{i}",) * 2 if s else (f"x{i}!", f"d{i}!") for i, s in enumerate(same)]
-    terms[dim] = ("from!", "pick")
-    source, places = (" ".join(words) for words in zip(*terms, strict=True))
+    source, places = _picking(op, "from!", "pick")
     return f"{source}, {places} -> {places}"
 
 
 def scatter_at(op: Op) -> str:
-    """As gather; what is written may be divided where all of the target's other dimensions are."""
+    """Sharded along a dimension that is not scattered where all operands have all of it."""
+    target, places = _picking(op, "to!", "pick!")
+    return f"{target}{f', {places}' * (len(op.operands) - 1)} -> {target}"
+
+
+def _picking(op: Op, along: str, pick: str) -> tuple[str, str]:
+    """Factors of a tensor and of indexes into its dimension ``op.literal(1)``; elsewhere they agree or are whole."""
     dim = int(op.literal(1, 0)) % len(op.result)  # type: ignore[call-overload]
     same = [a == b for a, b in zip(op.operands[0], op.operands[1], strict=True)]
-    terms = [(f"d{i}",) * 2 if s else (f"x{i}!", f"y{i}!") for i, s in enumerate(same)]
-    terms[dim] = ("to!", "pick!")
-    target, places = (" ".join(words) for words in zip(*terms, strict=True))
-    return f"{target}{f', {places}' * (len(op.operands) - 1)} -> {target}"
+    terms = [(f"d{i}",) * 2 if s else (f"x{i}!", f"d{i}!") for i, s in enumerate(same)]
+    terms[dim] = (along, pick)
+    tensor, places = (" ".join(words) for words in zip(*terms, strict=True))
+    return tensor, places
 
 
 def norm(op: Op) -> str:

@@ -229,15 +229,17 @@ class _Reader(fx.Interpreter):
         super().__init__(call.module)
         self.call, self.axes, self.here = call, axes, here
         self.forward: list[Sending] = []
-        self.backward: list[Sending] = []
+        self.backward: list[tuple[Any, Sending]] = []  # the autograd node that sends, and what
         self.kept = 0  # rows before the last tensor that backward needs: recompute stops there
 
     def read(self, arguments: tuple[_Tensor, ...]) -> _Ran:
         """The call with these arguments."""
         with torch.autograd.graph.saved_tensors_hooks(self._keep, lambda x: x):
             out = super().run(*(a.make() for a in arguments))
-        results = tuple(_Tensor.of(x) for x in (out if isinstance(out, tuple | list) else (out,)))
-        backward = list(self.backward)
+        made = out if isinstance(out, tuple | list) else (out,)
+        results = tuple(_Tensor.of(x) for x in made)
+        reached = _reached(x.grad_fn for x in made)  # an index computed from a value passes nothing back to it
+        backward = [row for node, row in self.backward if node in reached]
         if self.call.recompute:
             backward += [row._replace(phase="recompute") for row in self.forward[: self.kept]]
         return _Ran(results, tuple(self.forward), tuple(backward))
@@ -257,5 +259,18 @@ class _Reader(fx.Interpreter):
         self.forward += [Sending(axis, kind, "forward", size) for kind, size in row.forward(whole, *args)]
         out = _Stand.apply(shape, row.keeps, *args[: row.tensors])
         if out.requires_grad:
-            self.backward += [Sending(axis, kind, "backward", size) for kind, size in row.backward(whole, *args)]
+            sent = [Sending(axis, kind, "backward", size) for kind, size in row.backward(whole, *args)]
+            self.backward += [(out.grad_fn, sending) for sending in sent]
         return out
+
+
+def _reached(nodes: Iterable[Any]) -> set[Any]:
+    """The autograd nodes that backward from these runs."""
+    found: set[Any] = set()
+    left = [n for n in nodes if n is not None]
+    while left:
+        node = left.pop()
+        if node not in found:
+            found.add(node)
+            left += [n for n, _ in node.next_functions if n is not None]
+    return found

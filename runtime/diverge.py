@@ -28,6 +28,7 @@ from runtime.observe import Observing, Seen, differs, total, whole
 from runtime.parity import LIMIT, Difference, engine_of, own_samples
 from runtime.reference import arguments, inputs
 from runtime.worker import BoundCall
+from runtime.world import everywhere
 
 
 @dataclass(frozen=True, order=True)
@@ -68,7 +69,7 @@ def first_difference(
         plain = _plain(program, engine.groups, graph, start, batch, m)
         for row in watched:
             found += row.compare(plain, m, engine.groups)
-    rows = _everywhere(min(found, default=None))
+    rows = everywhere(min(found, default=None))
     differing = [row for row in rows if row is not None]
     return min(differing).first if differing else _behind(worst)
 
@@ -91,14 +92,6 @@ def explain(
 def _behind(worst: str) -> First:
     name = worst.removeprefix("gradient of ")
     return First(f"the sync of {name}" if name != worst else f"the update of {name}", "", "sync")
-
-
-def _everywhere(found: _Found | None) -> list[_Found | None]:
-    if not dist.is_initialized():
-        return [found]
-    rows: list[_Found | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(rows, found)
-    return rows
 
 
 def _watch(engine: Engine, graph: Graph, program: Program) -> list[_Watched]:

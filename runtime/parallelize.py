@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-import os
 from collections.abc import Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +18,7 @@ from runtime.groups import Groups
 from runtime.heap import keep_freed_memory
 from runtime.optimizer import Schedule, constant, factory
 from runtime.parameters import ModuleStart, materialize
-
-TIMEOUT = timedelta(minutes=10)
+from runtime.world import start_ranks
 
 
 def parallelize(
@@ -70,47 +66,6 @@ def engine(
     parameters = materialize(program, groups.coordinates, source, groups.device)
     made = factory(optimizer, **options)
     return Engine(program, groups, parameters, made, clip, schedule, predicted_seconds)
-
-
-def start_ranks() -> None:
-    """Join the process group that torchrun, srun or our launcher describes; nothing in a single process."""
-    if dist.is_initialized():
-        return
-    world = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")))
-    if world == 1:
-        return
-    if "RANK" not in os.environ and "SLURM_PROCID" in os.environ:
-        os.environ.update(RANK=os.environ["SLURM_PROCID"], WORLD_SIZE=str(world))
-        os.environ.setdefault("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
-    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
-        if name not in os.environ:
-            raise InputError(f"{world} ranks are announced, but {name} is not set: start with torchrun, or export it")
-    on_gpu = torch.cuda.is_available()
-    if on_gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT)
-
-
-def is_first() -> bool:
-    """Whether this is rank 0, or the only process."""
-    return not dist.is_initialized() or dist.get_rank() == 0
-
-
-def finish_ranks() -> None:
-    """Leave the process group once all ranks are done; nothing in a single process."""
-    if dist.is_initialized():
-        dist.barrier()
-        gc.collect()  # a process group that something still holds would outlive the next line, and its threads Python
-        dist.destroy_process_group()
-
-
-def largest(value: float) -> float:
-    """The largest of all ranks' values."""
-    if not dist.is_initialized():
-        return value
-    held = torch.tensor(value, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
-    dist.all_reduce(held, dist.ReduceOp.MAX)
-    return float(held)
 
 
 def _plan(graph: Graph, plan: Plan | Path | str | None, cluster: Cluster | None, global_batch: int) -> Plan:

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 import torch
 
 from partitioner.program import Program
+from partitioner.traffic import tally, traffic
 from runtime.engine import Engine
 from runtime.groups import Groups
 from runtime.optimizer import factory
 from runtime.parameters import gather, materialize
 from runtime.pieces import cut, part_of
 from runtime.reference import Steps
+from runtime.world import everywhere
 
 STEPS, CLIP, LR = 3, 1.0, 1e-3
 LIMIT = 1e-9  # a larger relative error is a difference
@@ -63,6 +65,14 @@ def steps_under(
     after = _whole(program, groups, dict(parameters))
     assert norm is not None
     return Steps(float(losses[0]), gradients, float(norm), after)
+
+
+def unforeseen(program: Program, groups: Groups) -> str:
+    """What some rank sent in ``steps_under`` otherwise than predicted, "" for nothing; the same on every rank."""
+    predicted = tally([*traffic(program, groups.rank, clipped=False), *STEPS * traffic(program, groups.rank)])
+    sent = tally(groups.log.rows)
+    words = f"rank {groups.rank} sent {sent - predicted}, predicted {predicted - sent}"
+    return next(filter(None, everywhere("" if sent == predicted else words)), "")
 
 
 def engine_of(program: Program, start: Mapping[str, torch.Tensor]) -> Engine:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-import torch
 import torch.distributed as dist
+
+from runtime.world import largest
 
 
 def timed(step: Callable[[int], object], steps: int) -> list[float]:
@@ -20,24 +21,3 @@ def _seconds(step: Callable[[int], object], n: int) -> float:
     began = time.perf_counter()
     step(n)
     return largest(time.perf_counter() - began)
-
-
-def largest(value: float) -> float:
-    """The largest of all ranks' values."""
-    if not dist.is_initialized():
-        return value
-    every = torch.tensor(value, dtype=torch.float64)
-    dist.all_reduce(every, dist.ReduceOp.MAX)
-    return float(every)
-
-
-def leave() -> None:
-    """Wait for all ranks, then leave the process group."""
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
-
-
-def is_first() -> bool:
-    """Whether this is rank 0 of all."""
-    return not dist.is_initialized() or dist.get_rank() == 0

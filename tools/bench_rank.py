@@ -16,9 +16,10 @@ from torch import nn
 
 from partitioner import Plan, lower, trace
 from runtime.engine import Engine
-from runtime.parallelize import engine, start_ranks
+from runtime.parallelize import engine
 from runtime.parameters import gather
-from runtime.timing import largest, leave, timed
+from runtime.timing import timed
+from runtime.world import finish_ranks, start_ranks
 
 FLOOR = 1e-2  # of the median update: a bias without a true gradient moves by rounding alone
 
@@ -85,11 +86,10 @@ def main(job: Job) -> None:
     own = [{n: t[first : first + each] for n, t in batch.items()} for batch in data]
     times = timed(lambda n: trainer.step(own[n % 2]), job.warmup + job.steps)
     error, worst = update_error(trainer, start, torch.load(job.reference))
-    largest(0.0)
     if trainer.groups.rank == 0:
         result = {"step_s": statistics.median(times[job.warmup :]), "upd_err": error, "upd_worst": worst}
         Path(job.output).write_text(json.dumps(result))
-    leave()
+    finish_ranks()
 
 
 def update_error(trainer: Engine, start: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> tuple[float, str]:

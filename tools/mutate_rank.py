@@ -13,10 +13,9 @@ import torch
 
 from partitioner import Graph, Plan, lower, trace
 from partitioner.promote import promote
-from runtime.parallelize import start_ranks
 from runtime.parity import CLIP, LR, STEPS, difference, steps_under
 from runtime.reference import Steps, train
-from runtime.timing import is_first, leave
+from runtime.world import finish_ranks, is_first, start_ranks
 from tools.models import load
 from tools.mutants import Mutant, mutants
 
@@ -69,7 +68,7 @@ def main(folder: Path) -> None:
             results += _plan(name, Plan.load(folder / f"{name}.json"), case, chosen)
     if is_first():
         (folder / "result").write_text(json.dumps([asdict(row) for row in results]))
-    leave()
+    finish_ranks()
 
 
 def _plan(name: str, plan: Plan, case: Case, most: int) -> Iterator[Result]:

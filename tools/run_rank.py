@@ -16,7 +16,8 @@ from partitioner.errors import InputError
 from runtime.data import Batches, fill, open_corpus
 from runtime.engine import Engine
 from runtime.optimizer import constant, warmup_cosine
-from runtime.parallelize import engine, finish_ranks, is_first, largest, start_ranks
+from runtime.parallelize import engine
+from runtime.world import finish_ranks, is_first, largest, start_ranks
 from tools.models import load
 from tools.screen import error_line
 

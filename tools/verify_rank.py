@@ -10,19 +10,16 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from partitioner import Graph, Plan, lower, trace
 from partitioner.errors import InputError
-from partitioner.program import Program
 from partitioner.promote import promote
-from partitioner.traffic import tally, traffic
 from runtime.diverge import First, explain
 from runtime.engine import Engine
-from runtime.groups import Log
-from runtime.parallelize import finish_ranks, is_first, start_ranks
-from runtime.parity import CLIP, LR, STEPS, Difference, difference, steps_under
+from runtime.groups import Groups
+from runtime.parity import CLIP, LR, STEPS, Difference, difference, steps_under, unforeseen
 from runtime.reference import Steps, train
+from runtime.world import finish_ranks, is_first, start_ranks
 from tools.models import load
 from tools.screen import error_line
 
@@ -48,34 +45,23 @@ def _compare(
     path: Path, graph: Graph, start: dict[str, torch.Tensor], batch: dict[str, torch.Tensor], wanted: Steps | None
 ) -> tuple[Difference, First | None, str] | None:
     program = lower(graph, Plan.load(path))
-    logs: list[Log] = []
+    places: list[Groups] = []
 
     def listen(engine: Engine) -> None:
         engine.groups.log.keep = True
-        logs.append(engine.groups.log)
+        places.append(engine.groups)
 
     found = steps_under(program, start, batch, listen)
-    unforeseen = _unforeseen(program, logs[0])
+    strange = unforeseen(program, places[0])
     apart = difference(found, wanted) if wanted is not None else None
     first = explain(program, graph, start, batch, apart)
-    return (apart, first, unforeseen) if apart is not None else None
+    return (apart, first, strange) if apart is not None else None
 
 
-def _unforeseen(program: Program, log: Log) -> str:
-    """What some rank sent otherwise than predicted in all its steps, "" for nothing; the same on every rank."""
-    rank = dist.get_rank()
-    predicted = tally([*traffic(program, rank, clipped=False), *STEPS * traffic(program, rank)])
-    sent = tally(log.rows)
-    words = "" if sent == predicted else f"rank {rank} sent {sent - predicted}, predicted {predicted - sent}"
-    everywhere = [""] * dist.get_world_size()
-    dist.all_gather_object(everywhere, words)
-    return next(filter(None, everywhere), "")
-
-
-def _plain(row: Difference, first: First | None, unforeseen: str) -> dict[str, object]:
+def _plain(row: Difference, first: First | None, strange: str) -> dict[str, object]:
     return {
         "loss": row.loss, "gradient": row.gradient, "norm": row.norm, "parameter": row.parameter, "worst": row.worst,
-        "zero": row.zero, "first": str(first or ""), "unforeseen": unforeseen,
+        "zero": row.zero, "first": str(first or ""), "unforeseen": strange,
     }  # fmt: skip
 
 

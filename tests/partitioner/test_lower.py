@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import math
+import re
 from pathlib import Path
 
 import models
@@ -65,6 +66,13 @@ def test_printed_it_is_python_and_names_collectives_and_layouts() -> None:
     ast.parse(text)
     assert "2F0" in text or "1F0" in text
     assert "# stage 1" in text
+
+
+def test_products_are_gemm_ops_that_take_their_bias_along() -> None:
+    text = str(program_of("gpt", tp=1, pp=1))
+    assert "aten.linear" not in text
+    assert re.search(r"cutlass_ops.linear.default\(\w+, blocks_0_up_weight, blocks_0_up_bias, False\)", text)
+    assert re.search(r"cutlass_ops.linear.default\(\w+, embed_weight, None, False\)", text)
 
 
 def test_what_crosses_stages_has_its_local_shape() -> None:

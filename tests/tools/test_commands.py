@@ -126,6 +126,13 @@ def test_run_learns_and_reports(plan: Path, tmp_path: Path) -> None:
     assert found["peak_bytes"] > 0 < found["predicted_peak_bytes"]
 
 
+def test_a_plan_of_one_device_is_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "one.json"
+    assert main(["plan", GPT, *SMALL, *PLACE, "--devices", "1", "-o", str(path)]) == 0
+    assert main(["verify", str(path)]) == 0
+    assert "all equal" in capsys.readouterr().out
+
+
 def test_verify_passes_and_fails(plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(plan)]) == 0
     assert "all equal" in capsys.readouterr().out

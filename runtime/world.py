@@ -1,0 +1,66 @@
+"""All ranks together: joining and leaving the process group, and what every rank says; one process needs no group."""
+
+from __future__ import annotations
+
+import gc
+import os
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from partitioner.errors import InputError
+
+T = TypeVar("T")
+TIMEOUT = timedelta(minutes=10)
+
+
+def start_ranks() -> None:
+    """Join the process group that torchrun, srun or our launcher describes; nothing in a single process."""
+    if dist.is_initialized():
+        return
+    world = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")))
+    if world == 1:
+        return
+    if "RANK" not in os.environ and "SLURM_PROCID" in os.environ:
+        os.environ.update(RANK=os.environ["SLURM_PROCID"], WORLD_SIZE=str(world))
+        os.environ.setdefault("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        if name not in os.environ:
+            raise InputError(f"{world} ranks are announced, but {name} is not set: start with torchrun, or export it")
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT)
+
+
+def is_first() -> bool:
+    """Whether this is rank 0, or the only process."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def finish_ranks() -> None:
+    """Leave the process group once all ranks are done; nothing in a single process."""
+    if dist.is_initialized():
+        dist.barrier()
+        gc.collect()  # a process group that something still holds would outlive the next line, and its threads Python
+        dist.destroy_process_group()
+
+
+def largest(value: float) -> float:
+    """The largest of all ranks' values."""
+    if not dist.is_initialized():
+        return value
+    held = torch.tensor(value, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(held, dist.ReduceOp.MAX)
+    return float(held)
+
+
+def everywhere(value: T) -> list[T]:
+    """Every rank's value, in rank order."""
+    if not dist.is_initialized():
+        return [value]
+    rows = [value] * dist.get_world_size()
+    dist.all_gather_object(rows, value)
+    return rows
