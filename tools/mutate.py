@@ -10,21 +10,17 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from partitioner import Graph, Plan, search
-from partitioner.equations import Strategy
 from partitioner.errors import InputError
-from partitioner.layout import PARTIAL, REPLICATE, Shard
-from partitioner.rules import RULES
-from partitioner.shardings import Op
 from runtime import launch
 from tools.families import cluster
 from tools.mutate_rank import Case, Result
 from tools.screen import output, table
+from tools.wrong_rule import forgetting
 
 LIMIT = 1e-9
 SAMPLES, RANKS = 4, 2
@@ -79,37 +75,15 @@ def run(models: Sequence[Model] = MODELS, most: int = MOST) -> list[Result]:
 def _job(model: Model, most: int, folder: Path) -> dict[str, object]:
     graph = Case.of(model.spec, model.settings, SAMPLES).graph
     for name, pins, rule in model.plans:
-        with _forgetting(rule):
+        with forgetting(rule):
             _plan(graph, pins).save(folder / f"{name}.json")
-    plans = {name: 0 if rule else most for name, _, rule in model.plans}
+    plans = {name: (0 if rule else most, rule) for name, _, rule in model.plans}
     return {"spec": model.spec, "settings": model.settings, "samples": SAMPLES, "plans": plans}
 
 
 def _plan(graph: Graph, pins: Pins) -> Plan:
     defaults: Pins = {"tp": 1, "pp": 1, "dp": 1, "recompute": "off"}
     return search(graph, cluster(RANKS), SAMPLES, defaults | pins)
-
-
-@contextmanager
-def _forgetting(name: str) -> Iterator[None]:
-    """The rule of this op calls the sum over a sharded factor whole, and lets a Partial through."""
-    if not name:
-        yield
-        return
-    rule = RULES[name]
-    RULES[name] = replace(rule, complete=_without_sum(rule.complete), linear=((0,),))
-    try:
-        yield
-    finally:
-        RULES[name] = rule
-
-
-def _without_sum(complete: Callable[..., Strategy | None]) -> Callable[..., Strategy | None]:
-    def wrong(op: Op, slot: int, shard: Shard, ranks: int) -> Strategy | None:
-        found = complete(op, slot, shard, ranks)
-        return replace(found, result=REPLICATE) if found is not None and found.result == PARTIAL else found
-
-    return wrong
 
 
 def is_caught(row: Result) -> bool:

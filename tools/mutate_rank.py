@@ -18,6 +18,7 @@ from runtime.reference import Steps, train
 from runtime.world import finish_ranks, is_first, start_ranks
 from tools.models import load
 from tools.mutants import Mutant, mutants
+from tools.wrong_rule import forgetting
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -64,8 +65,9 @@ def main(folder: Path) -> None:
     results: list[Result] = []
     for job in json.loads((folder / "jobs").read_text()):
         case = Case.of(job["spec"], job["settings"], job["samples"])
-        for name, chosen in job["plans"].items():
-            results += _plan(name, Plan.load(folder / f"{name}.json"), case, chosen)
+        for name, (most, rule) in job["plans"].items():
+            with forgetting(rule):  # a wrong rule is as wrong where its plan is lowered
+                results += _plan(name, Plan.load(folder / f"{name}.json"), case, most)
     if is_first():
         (folder / "result").write_text(json.dumps([asdict(row) for row in results]))
     finish_ranks()

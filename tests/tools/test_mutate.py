@@ -5,10 +5,11 @@ from __future__ import annotations
 from tools.mutate import MODELS, Model, is_caught, is_fault, run
 
 GPT = MODELS[0]
+NAMES = ("gpt sp2", "gpt pp2", "gpt sp2, linear's rule")
 
 
 def test_every_fault_of_a_small_sample_is_caught() -> None:
-    small = Model(GPT.spec, GPT.settings | {"layers": 2}, tuple(p for p in GPT.plans if p[0] in ("gpt sp2", "gpt pp2")))
+    small = Model(GPT.spec, GPT.settings | {"layers": 2}, tuple(p for p in GPT.plans if p[0] in NAMES))
     rows = run([small], most=6)
     faults = [row for row in rows if is_fault(row)]
     assert len(faults) >= 10
