@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
+from collections.abc import Mapping
 
 import torch
 from torch import fx
 
-from partitioner.graph import Graph
+from partitioner.fold import Folded
+from partitioner.graph import Graph, loss_node
 from partitioner.layout import Segment, Shard
 from partitioner.localize import resized
 from partitioner.rules import rule_of
@@ -24,13 +27,54 @@ def resize(graph: Graph, batch: int) -> Graph:
     new.output(output)
     for old, node in copies.items():
         node.name, node.meta = old.name, dict(old.meta)
-        shard = graph.batch_layout.get(old.name)
-        if shard is not None:
+    return _at(graph, new, batch, _twins(graph))
+
+
+def _at(graph: Graph, new: fx.Graph, batch: int, twins: Mapping[str, str] | None = None) -> Graph:
+    """``graph`` with ``new``, a copy of all or of a part of its nodes, whose sizes are changed here."""
+    for node in new.nodes:
+        shard = graph.batch_layout.get(node.name)
+        if shard is not None and node.op != "output":
             _resize(node, shard, graph.batch, batch)
     module = fx.GraphModule(graph.module, new)
-    propagate(module, twins=_twins(graph))
+    propagate(module, twins=twins)
     layout = {name: _scaled(shard, batch) for name, shard in graph.batch_layout.items()}
     return dataclasses.replace(graph, module=module, batch=batch, batch_layout=layout)
+
+
+def at_batch(folded: Folded, batch: int) -> Folded | None:
+    """``folded`` with its representatives alone copied for ``batch`` samples: what pricing looks at, and no more.
+
+    A unit that reads earlier units reads the copies of their representatives. None where a group reads two values of
+    one representative (the same value of two blocks), which a copy can't tell apart.
+    """
+    known = {(g, folded.node[source]) for g, source in folded.port_of}
+    if len(known) < len(folded.port_of):
+        return None
+    new, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    wanted = _needed(folded)
+    for old in (n for n in folded.graph.module.graph.nodes if n in wanted):
+        node = copies[old] = new.node_copy(old, lambda n: copies[folded.node.get(n, n)])
+        node.name, node.meta = old.name, dict(old.meta)
+    new.output(copies[folded.node[loss_node(folded.graph.module.graph)]])
+    small = _at(folded.graph, new, batch)
+    moved = {n: copies[r] for n, r in folded.node.items()}
+    return dataclasses.replace(
+        folded, sized=small, node=moved | {copy: copy for old, copy in copies.items() if old in moved},
+        parameter={copies.get(n, n): copies[r] for n, r in folded.parameter.items()},
+        sources={p: Counter({copies[n]: c for n, c in found.items()}) for p, found in folded.sources.items()},
+        port_of={(g, moved[n]): port for (g, n), port in folded.port_of.items()},
+    )  # fmt: skip
+
+
+def _needed(folded: Folded) -> set[fx.Node]:
+    """The representatives and what they read outside units, and the parameters that stand for others."""
+    found = {folded.graph.nodes[name] for units in folded.groups for name in units[0].nodes}
+    found |= set(folded.parameter.values())
+    for node in reversed(folded.graph.module.graph.nodes):
+        if node in found:
+            found |= {folded.node.get(n, n) for n in node.all_input_nodes}
+    return found
 
 
 def _twins(graph: Graph) -> dict[str, str]:

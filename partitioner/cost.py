@@ -72,7 +72,7 @@ class Priced:
         return {unit: {n: self._held(n) for n in found if trains(graph, n)} for unit, found in read.items()}
 
     def _held(self, node: fx.Node) -> tuple[float, int, bool]:
-        placement, value = self.solution.parameters[self.folded.parameter[node]], node.meta["val"]
+        placement, value = self.solution.parameters[self.folded.parameter[self.folded.own(node)]], node.meta["val"]
         return value.numel() * share(node, placement, self.ranks), value.element_size(), placement == REPLICATE
 
     def unit(self, unit: Unit) -> UnitCost:

@@ -30,7 +30,8 @@ class Folded:
     """``groups``: units that share everything, in order of first appearance. ``node``: each body node's representative.
 
     ``parameter`` maps each parameter placeholder to the one whose layout it shares; ``members`` counts them.
-    ``sources`` counts, for each port, the representatives of the values that enter it.
+    ``sources`` counts, for each port, the representatives of the values that enter it. ``sized`` holds the
+    representatives: ``graph`` itself, or a copy of them alone at another batch size (batch.py).
     """
 
     graph: Graph
@@ -40,15 +41,20 @@ class Folded:
     parameter: dict[fx.Node, fx.Node]
     sources: dict[Port, Counter[fx.Node]]
     port_of: dict[tuple[int, fx.Node], Port]
+    sized: Graph
 
     @cached_property
     def differentiable(self) -> set[fx.Node]:
-        """Nodes that have a gradient."""
-        return {n for n in has_gradient(self.graph.module.graph) if n.op != "placeholder" or trains(self.graph, n)}
+        """Representative nodes that have a gradient."""
+        return {n for n in has_gradient(self.sized.module.graph) if n.op != "placeholder" or trains(self.graph, n)}
 
     def body(self, group: int) -> list[fx.Node]:
         """The representative nodes of one group, in order."""
-        return [self.graph.nodes[name] for name in self.groups[group][0].nodes]
+        return [self.sized.nodes[name] for name in self.groups[group][0].nodes]
+
+    def own(self, parameter: fx.Node) -> fx.Node:
+        """The node that stands for a placeholder of ``graph``: its copy in ``sized`` where there is one."""
+        return self.sized.nodes.get(parameter.name, parameter)
 
     def members(self, parameter: fx.Node) -> int:
         """How many parameters share this representative's layout."""
@@ -85,7 +91,7 @@ def fold(graph: Graph) -> Folded:
                 _tie(tied, a, b)
     parameter = {n: _root(tied, n) for n in tied}
     sources, port_of = _ports(graph, groups, node)
-    return Folded(graph, groups, group_of, node, parameter, sources, port_of)
+    return Folded(graph, groups, group_of, node, parameter, sources, port_of, graph)
 
 
 def _kinds_of_operands(graph: Graph, unit: Unit, inside: dict[str, Unit]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from partitioner.batch import resize
+from partitioner.batch import at_batch, resize
 from partitioner.choices import Prices
 from partitioner.cluster import Cluster
 from partitioner.cost import Priced, price_units
@@ -73,15 +73,15 @@ def search(
     """
     fixed = read_pins(pins or {}, graph)
     check_separable(graph, global_batch)
-    found: list[_Tried] = []
+    folded, found = fold(graph), list[_Tried]()
     degrees = [n for n in _divisors(cluster.devices) if _admits_tp(n, cluster, fixed)]
     for micro_batch in _divisors(global_batch):
         able = [tp for tp in degrees if _admits_micro_batch(micro_batch, global_batch, cluster.devices // tp, fixed)]
-        folded = fold(resize(graph, micro_batch)) if able else None
+        sized = (at_batch(folded, micro_batch) or fold(resize(graph, micro_batch))) if able else None
         for tp in able:
             progress(f"layouts at tp {tp}, micro-batch {micro_batch}; {len(found)} plans priced")
-            assert folded is not None
-            priced = _layouts(folded, cluster, tp, micro_batch, global_batch, fixed)
+            assert sized is not None
+            priced = _layouts(sized, cluster, tp, micro_batch, global_batch, fixed)
             found += _splits(priced, micro_batch, global_batch, cluster, fixed)
     if not found:
         raise InputError(_nothing(graph, cluster, global_batch, fixed))

@@ -85,7 +85,7 @@ class _Builder:
         """The batch is dp's to divide; every rank holds something; only parameters' dimensions divide unevenly."""
         if any(s.units < self.ranks for s in shard.segments):
             return False
-        batch = self.folded.graph.batch_layout.get(node.name)
+        batch = self.folded.sized.batch_layout.get(node.name)
         if batch is None or batch.dim != shard.dim:
             return True
         rows = batch.segments[0].repeat * batch.segments[0].units
