@@ -14,7 +14,7 @@ from partitioner.graph import Graph, loss_node
 from partitioner.layout import Segment, Shard
 from partitioner.localize import resized
 from partitioner.rules import rule_of
-from partitioner.shapes import propagate
+from partitioner.shapes import operands, propagate
 
 
 def resize(graph: Graph, batch: int) -> Graph:
@@ -70,10 +70,11 @@ def at_batch(folded: Folded, batch: int) -> Folded | None:
 def _needed(folded: Folded) -> set[fx.Node]:
     """The representatives and what they read outside units, and the parameters that stand for others."""
     found = {folded.graph.nodes[name] for units in folded.groups for name in units[0].nodes}
-    found |= set(folded.parameter.values())
+    found.update(folded.parameter.values())
     for node in reversed(folded.graph.module.graph.nodes):
         if node in found:
-            found |= {folded.node.get(n, n) for n in node.all_input_nodes}
+            for operand in operands(node):
+                found.add(folded.node.get(operand, operand))
     return found
 
 

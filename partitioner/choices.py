@@ -10,17 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import fx
 
-from partitioner.cluster import Cluster
+from partitioner.cluster import Cluster, Route
 from partitioner.equations import Strategy
 from partitioner.errors import InputError
 from partitioner.fold import Folded, Port, is_parameter
 from partitioner.layout import PARTIAL, REPLICATE, WHOLE, Placement, Shard
-from partitioner.price import collective_seconds, convert_seconds, node_bytes, op_seconds, share, state_bytes
+from partitioner.price import collective_seconds, convert_seconds, op_seconds, state_bytes
 from partitioner.shapes import operands
 from partitioner.strategies import Space, is_tensor
+from partitioner.work import Setting
 
 Value = fx.Node | Port
 Allowed = Callable[[Value, Placement], bool]
@@ -51,17 +53,27 @@ class Read:
 
 @dataclass(frozen=True)
 class Prices:
-    """What the objective adds up: the cluster, the micro-batches that share a step, seconds for a byte held."""
+    """What the objective adds up: work on a cluster, the micro-batches that share a step, seconds for a byte held."""
 
     cluster: Cluster
-    ranks: int
+    setting: Setting
     micro_batches: int
     byte_seconds: float
 
     @staticmethod
-    def of(cluster: Cluster, ranks: int, micro_batches: int, scarcity: float = 1.0) -> Prices:
+    def of(cluster: Cluster, setting: Setting, micro_batches: int, scarcity: float = 1.0) -> Prices:
         """A byte held costs one pass of memory a step, times ``scarcity``."""
-        return Prices(cluster, ranks, micro_batches, scarcity / cluster.device.memory_bytes_per_second)
+        return Prices(cluster, setting, micro_batches, scarcity / cluster.device.memory_bytes_per_second)
+
+    @property
+    def ranks(self) -> int:
+        """Of the tp axis."""
+        return self.setting.ranks
+
+    @cached_property
+    def route(self) -> Route:
+        """Between the ranks of the tp axis."""
+        return self.cluster.route(self.ranks)
 
 
 class Choices:
@@ -101,16 +113,16 @@ class Choices:
     def parameter_cost(self, node: fx.Node, placement: Placement) -> float:
         """State bytes at their price; a replicated gradient is summed once a step, shared by the micro-batches."""
         value, prices = node.meta["val"], self.prices
-        part = share(node, placement, prices.ranks)
-        held = state_bytes(value.numel() * part, value.element_size()) * prices.byte_seconds
-        link = prices.cluster.link(prices.ranks)
-        sync = collective_seconds("all_reduce", node_bytes(node), prices.ranks, link) if placement == REPLICATE else 0.0
+        elements = value.numel() * prices.setting.share(node, placement)
+        held = state_bytes(elements, value.element_size(), prices.cluster.software) * prices.byte_seconds
+        gradient = prices.setting.bytes(node, REPLICATE)
+        sync = collective_seconds("all_reduce", gradient, prices.route) if placement == REPLICATE else 0.0
         return (held + sync / prices.micro_batches) * self.folded.members(node)
 
     def op_cost(self, node: fx.Node, strategy: Strategy, count: int) -> float:
         prices = self.prices
-        seconds = op_seconds(node, strategy, prices.ranks, prices.cluster).total
-        held = node_bytes(node) * share(node, result(strategy), prices.ranks) * prices.byte_seconds * TIE_BYTES
+        seconds = op_seconds(prices.setting, node, strategy, prices.cluster).total
+        held = prices.setting.bytes(node, result(strategy)) * prices.byte_seconds * TIE_BYTES
         return (seconds + held) * count
 
     def reads(self) -> list[Read]:
@@ -166,8 +178,7 @@ class Choices:
             return TIE_COLLECTIVE if cut or target == PARTIAL and source in (WHOLE, REPLICATE) else None
         if not is_tensor(node):
             return None
-        link = self.prices.cluster.link(ranks)
-        seconds = convert_seconds(node, source, target, ranks, link, node in self.folded.differentiable)
+        seconds = convert_seconds(self.prices.setting, node, source, target, self.prices.route)
         return None if seconds is None else seconds.total + TIE_COLLECTIVE
 
 

@@ -22,7 +22,9 @@ T = TypeVar("T")
 class Device:
     """One accelerator. ``flops_per_second`` are dense peaks by dtype; efficiencies are the shares of peak reached.
 
-    ``dollars_per_hour`` and ``watts`` are None where the file does not give them.
+    ``multiprocessors`` work on tiles of a product in waves; ``gemm_depth`` is what filling and draining a tile costs,
+    in steps of its inner dimension; ``attention_efficiency`` is fused attention's. ``dollars_per_hour`` and ``watts`` are
+    None where the file does not give them.
     """
 
     name: str
@@ -31,6 +33,9 @@ class Device:
     launch_seconds: float
     gemm_efficiency: float
     memory_efficiency: float
+    attention_efficiency: float
+    multiprocessors: int
+    gemm_depth: float
     flops_per_second: Mapping[str, float]
     dollars_per_hour: float | None = None
     watts: float | None = None
@@ -38,10 +43,52 @@ class Device:
 
 @dataclass(frozen=True)
 class Link:
-    """What one device can send, one direction, and the latency of one message."""
+    """What one device can send, one direction, the latency of one message, and the share of its time by which compute
+    beside it is slowed."""
 
     bytes_per_second: float
     latency_seconds: float
+    contention: float = 0.0
+    reached: float = 1.0
+
+
+@dataclass(frozen=True)
+class Software:
+    """What the training program does with the hardware; the defaults are this project's runtime.
+
+    ``fused``: chains of pointwise ops run as one kernel. ``overlap_gradients``, ``overlap_parameters`` (of sharded
+    optimizers), ``overlap_tensor`` (collectives cut into pieces beside the products that make or need them): what hides
+    behind compute. ``efficiency``: the share of speed that is left of everything. ``enqueue_seconds``: of the host, for
+    one collective, a rank of its group, and ``enqueue_pipelined_seconds`` the same in programs with stages. Bytes are
+    held a parameter; None asks for what torch's AdamW keeps of the parameter's own type.
+    """
+
+    fused: bool = False
+    overlap_gradients: bool = True
+    overlap_parameters: bool = False
+    overlap_tensor: bool = False
+    efficiency: float = 1.0
+    enqueue_seconds: float = 0.0
+    enqueue_pipelined_seconds: float = 0.0
+    weight_bytes: float | None = None
+    gradient_bytes: float | None = None
+    optimizer_bytes: float | None = None
+
+
+@dataclass(frozen=True)
+class Route:
+    """How a group of ranks is linked: ``nodes`` of it with ``ranks / nodes`` members each.
+
+    ``bytes_per_second`` is what a ring moves a member; ``far`` is what leaves a node, a member; ``hop_seconds`` and
+    ``far_hop_seconds`` are one message's within a node and between nodes.
+    """
+
+    ranks: int
+    nodes: int
+    bytes_per_second: float
+    far_bytes_per_second: float
+    hop_seconds: float
+    far_hop_seconds: float
 
 
 @dataclass(frozen=True)
@@ -55,6 +102,7 @@ class Cluster:
     node_devices: int
     network: Link
     nodes: int = 1
+    software: Software = Software()
 
     @property
     def devices(self) -> int:
@@ -74,9 +122,19 @@ class Cluster:
             raise InputError(f"{nodes} nodes of {cluster.node_devices} devices are no cluster: ask for at least one")
         return cluster
 
-    def link(self, span: int) -> Link:
-        """The link between devices that lie within ``span`` consecutive ranks."""
-        return self.node if span <= self.node_devices else self.network
+    def inside(self, ranks: int, stride: int) -> int:
+        """How many of ``ranks`` ranks that lie ``stride`` apart are in one node."""
+        return max(1, min(ranks, self.node_devices // stride))
+
+    def route(self, ranks: int, stride: int = 1, inside: int | None = None) -> Route:
+        """The links of a group of ``ranks`` ranks that lie ``stride`` apart, or of which ``inside`` lie in a node.
+
+        A ring that leaves its nodes has one port of each member's own there, so a node's members share out the load.
+        """
+        inside = inside or self.inside(ranks, stride)
+        nodes, near, far = -(-ranks // inside), self.node, self.network
+        speed = near.bytes_per_second if nodes == 1 else min(near.bytes_per_second, inside * far.bytes_per_second)
+        return Route(ranks, nodes, speed, far.bytes_per_second, near.latency_seconds, far.latency_seconds)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for a plan file; ``from_dict`` reads it back."""
@@ -116,6 +174,7 @@ def _cluster(data: Mapping[str, Any], origin: str) -> Cluster:
     data = dict(data)
     device, node, network = (dict(_table(data.pop(key, None), key, origin)) for key in ("device", "node", "network"))
     name, attention = data.pop("name", origin), data.pop("attention", None)
+    software = _built(Software, dict(data.pop("software", {})), "software", origin)
     counts = {"node_devices": data.pop("node_devices", node.pop("devices", None)), "nodes": data.pop("nodes", 1)}
     for key, value in counts.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -133,7 +192,7 @@ def _cluster(data: Mapping[str, Any], origin: str) -> Cluster:
         _number(value, f"device.flops_per_second.{dtype}", origin)
     made = _built(Device, {**device, "flops_per_second": flops}, "device", origin)
     links = [_built(Link, table, key, origin) for table, key in ((node, "node"), (network, "network"))]
-    return Cluster(str(name), attention, made, links[0], counts["node_devices"], links[1], counts["nodes"])
+    return Cluster(str(name), attention, made, links[0], counts["node_devices"], links[1], counts["nodes"], software)
 
 
 def _built(kind: type[T], table: Mapping[str, Any], where: str, origin: str) -> T:
@@ -145,7 +204,9 @@ def _built(kind: type[T], table: Mapping[str, Any], where: str, origin: str) -> 
     for key, f in known.items():
         if key not in table and f.default is MISSING:
             raise InputError(f"{origin}: the field {where}.{key} is missing")
-        if table.get(key) is not None and key not in ("name", "flops_per_second"):
+        if isinstance(f.default, bool) and not isinstance(table.get(key, f.default), bool):
+            raise InputError(f"{origin}: {where}.{key} must be true or false, it is {table[key]!r}")
+        if table.get(key) is not None and key not in ("name", "flops_per_second") and not isinstance(f.default, bool):
             _number(table[key], f"{where}.{key}", origin)
     return kind(**table)
 
@@ -153,7 +214,8 @@ def _built(kind: type[T], table: Mapping[str, Any], where: str, origin: str) -> 
 def _number(value: Any, where: str, origin: str) -> None:
     """Refuse what is no positive finite number; times may be 0, efficiencies are at most 1."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or value < 0 or (value == 0 and not where.endswith("_seconds")):
+    may_be_zero = where.endswith(("_seconds", "_depth", "contention", "gradient_bytes", "optimizer_bytes"))
+    if not is_number or value < 0 or (value == 0 and not may_be_zero):
         raise InputError(f"{origin}: {where} must be a positive number, it is {value!r}")
     if where.endswith("efficiency") and value > 1:
         raise InputError(f"{origin}: {where} is a share of the peak and at most 1, it is {value!r}")

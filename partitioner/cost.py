@@ -5,46 +5,53 @@ Of one micro-batch, on the fullest rank.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from torch import fx
 
-from partitioner.cluster import Cluster
+from partitioner.cluster import Cluster, Route
 from partitioner.equations import Strategy
 from partitioner.fold import Folded, is_parameter, trains
 from partitioner.graph import Unit
 from partitioner.layout import REPLICATE, Placement
-from partitioner.price import (
-    ZERO,
-    Seconds,
-    convert_seconds,
-    node_bytes,
-    op_flops,
-    op_seconds,
-    op_share,
-    share,
-)  # fmt: skip
+from partitioner.price import ZERO, Seconds, collective_seconds, convert_seconds, op_seconds
 from partitioner.rules import rule_of
 from partitioner.saved import saved
 from partitioner.shapes import op_of, operands
 from partitioner.solve import Solution
 from partitioner.strategies import is_tensor
+from partitioner.work import ATTENTION, Setting, base, op_flops, op_share, scores_kept
+
+PIECES = 4  # into which a collective is cut that runs beside its product
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a way of recomputing keeps of a unit until backward, rebuilds for it, and runs again (seconds)."""
+
+    bytes: float
+    rebuilt: float = 0.0
+    compute: float = 0.0
+    communication: float = 0.0
 
 
 @dataclass(frozen=True)
 class UnitCost:
-    """One unit, one micro-batch, one tp rank: compute, communication, and what is kept for backward.
+    """One unit, one micro-batch, one tp rank: compute, exposed communication, and what is kept for backward.
 
-    ``again``: seconds of compute and of communication that recompute runs, which ends with the last value kept.
+    ``kept``: by way of recomputing, "none", "selective" (attention's scores), "operators" (every second product) and
+    "full". ``collectives``: how many there are in forward and backward. ``transient_bytes``: of the gradients around
+    the op that has the largest.
     """
 
     compute: Seconds
     communication: Seconds
-    again: tuple[float, float]
-    saved_bytes: float
-    input_bytes: float
+    collectives: tuple[int, int]
+    kept: Mapping[str, Kept]
     output_bytes: float
+    transient_bytes: float
     flops: float
 
     @property
@@ -57,11 +64,20 @@ class UnitCost:
 class Priced:
     """A folded graph whose layouts are chosen, with the price of each group's unit."""
 
-    folded: Folded
+    setting: Setting
     solution: Solution
-    ranks: int
     cluster: Cluster
     groups: tuple[UnitCost, ...]
+
+    @property
+    def folded(self) -> Folded:
+        """What was priced."""
+        return self.setting.folded
+
+    @property
+    def ranks(self) -> int:
+        """Of the tp axis."""
+        return self.setting.ranks
 
     @cached_property
     def held(self) -> dict[Unit, dict[fx.Node, tuple[float, int, bool]]]:
@@ -72,50 +88,122 @@ class Priced:
         return {unit: {n: self._held(n) for n in found if trains(graph, n)} for unit, found in read.items()}
 
     def _held(self, node: fx.Node) -> tuple[float, int, bool]:
-        placement, value = self.solution.parameters[self.folded.parameter[self.folded.own(node)]], node.meta["val"]
-        return value.numel() * share(node, placement, self.ranks), value.element_size(), placement == REPLICATE
+        placement = self.solution.parameters[self.folded.parameter[self.folded.own(node)]]
+        value = node.meta["val"]
+        return value.numel() * self.setting.share(node, placement), value.element_size(), placement == REPLICATE
 
     def unit(self, unit: Unit) -> UnitCost:
         """The price of one unit."""
         return self.groups[self.folded.group_of[unit.name + "/" + unit.nodes[0]]]
 
 
-def price_units(folded: Folded, solution: Solution, ranks: int, cluster: Cluster) -> Priced:
+def price_units(setting: Setting, solution: Solution, cluster: Cluster) -> Priced:
     """Price every group of units once."""
-    rows = tuple(_unit_cost(folded, solution, ranks, cluster, g) for g in range(len(folded.groups)))
-    return Priced(folded, solution, ranks, cluster, rows)
+    rows = tuple(_Pricing(setting, solution, cluster, g).cost() for g in range(len(setting.folded.groups)))
+    return Priced(setting, solution, cluster, rows)
 
 
-def _unit_cost(folded: Folded, solution: Solution, ranks: int, cluster: Cluster, group: int) -> UnitCost:
-    compute, communication, again, flops = ZERO, ZERO, (0.0, 0.0), 0.0
-    moves = conversions(folded, solution, group)
-    for reader in (*folded.body(group), None):
-        for node, source, target in moves.get(reader, ()):
-            link = cluster.link(ranks)
-            seconds = convert_seconds(node, source, target, ranks, link, node in folded.differentiable)
-            communication += seconds or ZERO
-        if reader is not None:
-            compute += op_seconds(reader, solution.strategies[reader], ranks, cluster)
-            flops += op_flops(reader)
-            if _keeps(reader, folded):
-                again = compute.forward, communication.forward
-    ports = {p: n for (g, n), p in folded.port_of.items() if g == group}
-    held = sum(node_bytes(n) * share(n, solution.ports[p], ranks) for p, n in ports.items())
-    made = [n for n in folded.body(group) if any(n in sources for sources in folded.sources.values())]
-    output = sum(node_bytes(n) * share(n, solution.made(n), ranks) for n in made)
-    kept = saved_bytes(folded, solution, ranks, group)
-    return UnitCost(compute, communication, again, kept, held, output, flops)
+class _Pricing:
+    """One group's unit, its ops walked once."""
+
+    def __init__(self, setting: Setting, solution: Solution, cluster: Cluster, group: int) -> None:
+        self.setting, self.solution, self.cluster, self.group = setting, solution, cluster, group
+        self.folded = setting.folded
+        self.body = self.folded.body(group)
+        self.seconds = {n: op_seconds(setting, n, solution.strategies[n], cluster) for n in self.body}
+
+    def cost(self) -> UnitCost:
+        compute, moved, again, count = ZERO, ZERO, (0.0, 0.0), [0, 0]
+        moves = conversions(self.folded, self.solution, self.group)
+        for reader in (*self.body, None):
+            for node, source, target in moves.get(reader, ()):
+                seconds = convert_seconds(self.setting, node, source, target, self.route()) or ZERO
+                count[0] += seconds.forward > 0
+                count[1] += seconds.backward > 0
+                moved += seconds
+            if reader is not None:
+                compute += self.seconds[reader]
+                moved += self.context(reader)
+                if self.keeps(reader):
+                    again = compute.forward, moved.forward
+        return UnitCost(
+            compute, self.exposed(moved, compute), (count[0], count[1]), self.kept(again), self.output(),
+            max(self.transient(n) for n in self.body), sum(op_flops(n) for n in self.body),
+        )  # fmt: skip
+
+    def route(self) -> Route:
+        return self.cluster.route(self.setting.ranks)
+
+    def exposed(self, moved: Seconds, compute: Seconds) -> Seconds:
+        """What pieces that run beside the products leave: the first piece, or what compute is too short for."""
+        if not self.cluster.software.overlap_tensor:
+            return moved
+        pairs = ((moved.forward, compute.forward), (moved.backward, compute.backward))
+        return Seconds(*(max(m / PIECES, m - c) for m, c in pairs))
+
+    def context(self, node: fx.Node) -> Seconds:
+        """Keys and values gathered over cp, again for backward, and their gradients scattered."""
+        cp, strategy = self.setting.cp, self.solution.strategies[node]
+        if cp == 1 or str(node.target) != ATTENTION:
+            return ZERO
+        route = self.cluster.route(cp, self.setting.ranks)
+        pairs = list(zip(operands(node)[1:3], strategy.operands[1:3], strict=True))
+        sizes = [self.setting.bytes(n, p) * cp for n, p in pairs]
+        gathered = sum(collective_seconds("all_gather", size, route) for size in sizes)
+        scattered = sum(collective_seconds("reduce_scatter", size, route) for size in sizes)
+        return Seconds(gathered, gathered + scattered)
+
+    def keeps(self, node: fx.Node) -> bool:
+        """Whether backward needs something of an op."""
+        rule, differentiable = rule_of(str(node.target)), self.folded.differentiable
+        return node in differentiable and bool((rule and rule.hidden) or saved(node, differentiable))
+
+    def kept(self, again: tuple[float, float]) -> dict[str, Kept]:
+        everything = saved_bytes(self.setting, self.solution, self.group)
+        core = self.setting.core(self.group)
+        inside = everything - saved_bytes(self.setting, self.solution, self.group, frozenset(core))
+        entering = self.entering()
+        products = [n for n in self.body if _is_product(n)]
+        outputs = sum(self.made_bytes(n) for n in products) / 2 + sum(self.made_bytes(n) for n in self.attention())
+        cheap = sum(self.seconds[n].forward for n in self.body if n not in products and n not in self.attention())
+        half = sum(self.seconds[n].forward for n in products) / 2
+        return {
+            "none": Kept(everything),
+            "selective": Kept(everything - inside, inside, sum(self.seconds[n].forward for n in core)),
+            "operators": Kept(min(everything, entering + outputs), everything, min(cheap + half, again[0]), again[1]),
+            "full": Kept(entering, everything, *again),
+        }  # fmt: skip
+
+    def attention(self) -> list[fx.Node]:
+        return [n for n in self.body if str(n.target) == ATTENTION]
+
+    def made_bytes(self, node: fx.Node) -> float:
+        return self.setting.bytes(node, self.solution.made(node))
+
+    def entering(self) -> float:
+        ports = {p: n for (g, n), p in self.folded.port_of.items() if g == self.group}
+        return sum(self.setting.bytes(n, self.solution.ports[p]) for p, n in ports.items())
+
+    def output(self) -> float:
+        made = [n for n in self.body if any(n in sources for sources in self.folded.sources.values())]
+        return sum(self.made_bytes(n) for n in made)
+
+    def transient(self, node: fx.Node) -> float:
+        """Gradients of an op's result and operands."""
+        if node not in self.folded.differentiable or not is_tensor(node):
+            return 0.0
+        strategy = self.solution.strategies[node]
+        pairs = [(n, p) for n, p in zip(operands(node), strategy.operands, strict=True) if not is_parameter(n)]
+        inside = [self.setting.bytes(n, p) for n, p in pairs if n in self.folded.differentiable]
+        return self.made_bytes(node) + sum(inside)
 
 
-def _keeps(node: fx.Node, folded: Folded) -> bool:
-    """Whether backward needs something of an op."""
+def _is_product(node: fx.Node) -> bool:
     rule = rule_of(str(node.target))
-    return node in folded.differentiable and bool((rule and rule.hidden) or saved(node, folded.differentiable))
+    return rule is not None and rule.flops is not None and str(node.target) != ATTENTION
 
 
 Move = tuple[fx.Node, Placement, Placement]
-
-
 def conversions(folded: Folded, solution: Solution, group: int) -> dict[fx.Node | None, list[Move]]:
     """(value, from, to) of each conversion that a unit of the group makes, each once, by the op that first needs it.
 
@@ -140,20 +228,31 @@ def conversions(folded: Folded, solution: Solution, group: int) -> dict[fx.Node 
     return rows
 
 
-def saved_bytes(folded: Folded, solution: Solution, ranks: int, group: int) -> float:
-    """Bytes that backward keeps of one unit, by the rules; a view counts as what it views, a parameter not at all."""
+def saved_bytes(
+    setting: Setting, solution: Solution, group: int, without: frozenset[fx.Node] = frozenset()
+) -> float:
+    """Bytes that backward keeps of one unit, by the rules; a view counts as what it views, a parameter not at all.
+
+    What ops of ``without`` make, and what is hidden in them, is not counted.
+    """
     kept: dict[tuple[fx.Node, Placement | None], float] = {}
-    hidden = 0.0
+    folded, hidden = setting.folded, 0.0
     for node in folded.body(group):
         rule, strategy = rule_of(str(node.target)), solution.strategies[node]
         if node not in folded.differentiable or not is_tensor(node):
             continue
-        if rule and rule.hidden:
-            hidden += rule.hidden(op_of(node), node.meta["val"].element_size()) * op_share(node, strategy, ranks)
+        if node in without and (str(node.target) != ATTENTION or setting.attention == "math"):
+            pass
+        elif str(node.target) == ATTENTION and setting.attention == "math":
+            hidden += scores_kept(setting, node, strategy)
+        elif rule and rule.hidden:
+            hidden += rule.hidden(op_of(node), node.meta["val"].element_size()) * op_share(setting, node, strategy)
         for value in saved(node, folded.differentiable):
-            base, placement = _base(value), _placement(node, strategy, value)
-            if base in folded.node or (group, base) in folded.port_of:
-                kept[base, placement if base is value else None] = node_bytes(value) * share(value, placement, ranks)
+            source, placement = base(value), _placement(node, strategy, value)
+            outside = source not in folded.node and (group, source) not in folded.port_of
+            made_inside = source in without and not (value is node and any(u not in without for u in node.users))
+            if not outside and not made_inside and source not in setting.internal:
+                kept[source, placement if source is value else None] = setting.bytes(value, placement)
     return hidden + sum(kept.values())
 
 
@@ -162,12 +261,3 @@ def _placement(node: fx.Node, strategy: Strategy, value: fx.Node) -> Placement:
     found = strategy.result if value is node else strategy.operands[operands(node).index(value)]
     assert not isinstance(found, tuple)
     return found
-
-
-def _base(node: fx.Node) -> fx.Node:
-    while node.op == "call_function":
-        rule = rule_of(str(node.target))
-        if rule is None or not rule.view:
-            break
-        node = operands(node)[0]
-    return node

@@ -18,7 +18,7 @@ from partitioner.fold import Folded, fold, is_parameter
 from partitioner.graph import Graph, Unit
 from partitioner.layout import WHOLE, local_shape
 from partitioner.losses import count_targets
-from partitioner.plan import Plan
+from partitioner.plan import Decisions, Plan
 from partitioner.program import Call, Parameter, Program, Stage, Value
 from partitioner.recall import recall
 from partitioner.schedule import schedule
@@ -44,14 +44,17 @@ def lower(graph: Graph, plan: Plan) -> Program:
     """
     check_plan(plan)
     decisions = plan.decisions
+    if decisions.plan_only:
+        raise InputError(f"the plan is to look at: {', '.join(decisions.plan_only)} can't be executed yet; plan anew")
     graph = resize(graph, decisions.micro_batch)
     folded = fold(graph)
     solution = recall(plan, folded)
     ranks = decisions.mesh["tp"]
     check_layouts(folded, solution, ranks)
     out = exports(folded, solution)
-    lowered = _Lowered(graph, folded, solution, ranks, out, _calls(folded, solution, ranks, out, decisions.recompute))
     split = stage_units(graph, decisions.stages)
+    again = _recomputed(split, decisions)
+    lowered = _Lowered(graph, folded, solution, ranks, out, _calls(folded, solution, ranks, out, again))
     module, names = count_targets(graph.module.graph)
     program = Program(
         stages=_stages(lowered, split),
@@ -94,8 +97,14 @@ def stage_units(graph: Graph, stages: tuple[tuple[str, ...], ...]) -> list[list[
     return [[known[name] for name in stage] for stage in stages]
 
 
+def _recomputed(split: list[list[Unit]], decisions: Decisions) -> set[Unit]:
+    """The first blocks of each stage, as many as the plan says."""
+    rows = zip(split, decisions.recomputed, strict=True)
+    return {unit for units, count in rows for unit in [u for u in units if u.is_block][:count]}
+
+
 def _calls(
-    folded: Folded, solution: Solution, ranks: int, out: dict[Unit, tuple[Export, ...]], recompute: bool
+    folded: Folded, solution: Solution, ranks: int, out: dict[Unit, tuple[Export, ...]], again: set[Unit]
 ) -> dict[Unit, Call]:
     cache: dict[object, Emitted] = {}
     calls: dict[Unit, Call] = {}
@@ -107,7 +116,7 @@ def _calls(
                 cache[key] = emit(folded, solution, ranks, group, wanted)
             arguments = _arguments(folded, solution, unit, cache[key], group)
             names = tuple(e.name for e in out[unit])
-            calls[unit] = Call(unit.name, cache[key].module, arguments, names, recompute and unit.is_block)
+            calls[unit] = Call(unit.name, cache[key].module, arguments, names, unit in again)
     return calls
 
 

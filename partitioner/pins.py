@@ -14,10 +14,10 @@ from partitioner.fold import Folded, Port
 from partitioner.graph import Graph
 from partitioner.layout import REPLICATE, WHOLE, Placement, Shard
 
-_NUMBERS = ("tp", "pp", "dp", "micro_batch", "virtual")
+_NUMBERS = ("tp", "pp", "dp", "cp", "micro_batch", "virtual", "zero")
 _WORDS: dict[str, dict[str, object]] = {
     "schedule": {"1f1b": "1f1b", "gpipe": "gpipe", "interleaved": "interleaved"},
-    "recompute": {"on": True, "off": False},
+    "recompute": {"on": "full", "off": "none", "none": "none", "full": "full", "selective": "selective"},
     "boundary": {"whole": "whole", "sharded": "sharded"},
 }
 
@@ -73,7 +73,7 @@ def read_pins(pins: Mapping[str, str | int], graph: Graph) -> Pins:
     for key, value in pins.items():
         word = str(value)
         if key in _NUMBERS:
-            if not word.isdigit() or int(word) < 1:
+            if not word.isdigit() or int(word) < (key != "zero"):
                 raise InputError(f"pin {key}={word}: give a positive number")
             fixed[key] = int(word)
         elif key in _WORDS:

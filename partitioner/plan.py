@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -17,14 +18,18 @@ from typing import Any
 
 from partitioner.errors import InputError
 
-VERSION = 2
-AXES = ("pp", "dp", "tp")
+VERSION = 3
+AXES = ("pp", "dp", "tp")  # and "cp" in plans that are not executed
 _MOST_BYTES = 64_000_000
 
 
 @dataclass(frozen=True)
 class Decisions:
-    """What was decided. ``stages``: names of each stage's first unit. Layouts are W, R, P or [dim, segments]."""
+    """What was decided. ``stages``: names of each stage's units. Layouts are W, R, P or [dim, segments].
+
+    ``recomputed``: how many blocks of each stage, from its first, are recomputed as ``recompute`` says ("none", "full",
+    or "selective": attention's scores). ``zero``: ZeRO's stage. ``plan_only`` names what the runtime can't execute yet.
+    """
 
     mesh: dict[str, int]
     order: tuple[str, ...]
@@ -33,9 +38,12 @@ class Decisions:
     schedule: str
     virtual: int
     stages: tuple[tuple[str, ...], ...]
-    recompute: bool
+    recompute: str
+    recomputed: tuple[int, ...]
     parameters: dict[str, Any]
     boundaries: dict[str, list[Any]]
+    zero: int = 0
+    plan_only: tuple[str, ...] = ()
     seed: int = 0
 
     def digest(self) -> str:
@@ -80,11 +88,17 @@ class StageCost:
     backward_seconds: float
     state_bytes: float
     activation_bytes: float
+    transient_bytes: float
+
+    @property
+    def held_bytes(self) -> float:
+        """State and activations."""
+        return self.state_bytes + self.activation_bytes
 
     @property
     def peak_bytes(self) -> float:
-        """State and activations together."""
-        return self.state_bytes + self.activation_bytes
+        """With what comes and goes."""
+        return self.held_bytes + self.transient_bytes
 
 
 @dataclass(frozen=True)
@@ -110,7 +124,9 @@ class Candidate:
     micro_batch: int
     schedule: str
     virtual: int
-    recompute: bool
+    recompute: str
+    zero: int
+    order: tuple[str, ...]
     step_seconds: float
     peak_bytes: float
 
@@ -139,8 +155,7 @@ class Plan:
     @property
     def world(self) -> int:
         """Ranks that the plan needs."""
-        mesh = self.decisions.mesh
-        return mesh["pp"] * mesh["dp"] * mesh["tp"]
+        return math.prod(self.decisions.mesh.values())
 
     @property
     def stale(self) -> bool:
@@ -209,7 +224,7 @@ def _plan(data: Any, origin: str) -> Plan:
         cost=cost.build(Cost, stages=stages),
         searched=derived.get("searched", dict),
         notes=tuple(derived.get("notes", list)),
-        candidates=tuple(row.build(Candidate) for row in derived.each("candidates")),
+        candidates=tuple(c.build(Candidate, order=tuple(c.get("order", list))) for c in derived.each("candidates")),
         digest=derived.get("digest", str),
     )
     return plan
@@ -218,12 +233,19 @@ def _plan(data: Any, origin: str) -> Plan:
 def _decisions(where: _Reader) -> Decisions:
     stages = where.get("stages", list)
     mesh = where.get("mesh", dict)
-    if sorted(mesh) != sorted(AXES) or not all(isinstance(n, int) and n > 0 for n in mesh.values()):
+    axes = sorted({*AXES, *({"cp"} & set(mesh))})
+    if sorted(mesh) != axes or not all(isinstance(n, int) and n > 0 for n in mesh.values()):
         raise InputError(f"{where.origin}: decisions.mesh must give a positive size to each of {', '.join(AXES)}")
     order = tuple(where.get("order", list))
-    if sorted(order) != sorted(AXES):
-        raise InputError(f"{where.origin}: decisions.order must hold each of {', '.join(AXES)} once")
-    return where.build(Decisions, stages=tuple(tuple(s) for s in stages), order=order)
+    if sorted(order) != axes:
+        raise InputError(f"{where.origin}: decisions.order must hold each of {', '.join(axes)} once")
+    counts = tuple(where.get("recomputed", list))
+    if len(counts) != len(stages) or not all(isinstance(n, int) and n >= 0 for n in counts):
+        raise InputError(f"{where.origin}: decisions.recomputed must give a number of blocks for each of the stages")
+    listed = tuple(where.get("plan_only", list))
+    return where.build(
+        Decisions, stages=tuple(tuple(s) for s in stages), order=order, recomputed=counts, plan_only=listed
+    )
 
 
 def _block(where: _Reader) -> BlockRow:

@@ -1,26 +1,29 @@
-"""Seconds and bytes of one op, one collective, one optimizer step: pure functions of shapes and a Cluster.
+"""Seconds and bytes of one op, one collective, one optimizer step: pure functions of work and a Cluster.
 
-op           max(FLOPs / reached peak, bytes / reached bandwidth) + launch          (roofline)
-collective   steps x latency + share x bytes / bandwidth                            (alpha-beta, ring)
+product      waves of tiles over the multiprocessors, a tile's depth and what filling it costs; or its bytes
+attention    FLOPs of the fused kernel
+the rest     bytes / reached bandwidth + launch
+collective   hops x latency + bytes / bandwidth, ring or tree, inside a node or through its ports     (alpha-beta)
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import torch
 from torch import fx
 
-from partitioner.cluster import Cluster, Link
+from partitioner.cluster import Cluster, Device, Route, Software
 from partitioner.collectives import Collective, convert
 from partitioner.equations import Strategy
-from partitioner.graph import op_of
-from partitioner.layout import Placement, Shard
-from partitioner.rules import rule_of
-from partitioner.shapes import operands, shape_of
-from partitioner.strategies import is_tensor, local_share
+from partitioner.layout import REPLICATE, Placement, Shard
+from partitioner.work import Gemm, Setting, Work, op_work
 
-_PRODUCTS = ("aten.linear.default", "aten.matmul.default")
-_STEPS = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "all_to_all": 1}
+TILES = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 64))
+_TILE_LOSS = 10.0  # a tile's rate is i / (i + loss) of the best, i its products for each element read
+_BEST_TILE = 256 * 128 / (256 + 128)
+_PHASES = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "all_to_all": 1}
 
 
 @dataclass(frozen=True)
@@ -42,34 +45,89 @@ class Seconds:
 ZERO = Seconds(0.0, 0.0)
 
 
-def node_bytes(node: fx.Node) -> int:
-    """Bytes of a node's whole value; 0 for a tuple."""
-    value = node.meta["val"]
-    return value.numel() * value.element_size() if is_tensor(node) else 0
+def op_seconds(setting: Setting, node: fx.Node, strategy: Strategy, cluster: Cluster) -> Seconds:
+    """Time of one op where the fullest rank's share of it runs; views, and a bias that joins its GEMM, are free."""
+    forward, backward = op_work(setting, node, strategy)
+    return Seconds(work_seconds(forward, cluster), work_seconds(backward, cluster))
 
 
-def collective_seconds(kind: str, payload: float, ranks: int, link: Link) -> float:
-    """One ring collective of ``payload`` bytes (all_gather: gathered; all_to_all: held by a rank) over ``ranks``."""
+def work_seconds(work: Work, cluster: Cluster) -> float:
+    """What an op does, one part after the other."""
+    device = cluster.device
+    peak = flops_per_second(work.dtype, device)
+    products = sum(gemm_seconds(g, device, peak, work.dtype.itemsize) for g in work.gemms)
+    attention = work.attention_flops / (peak * device.attention_efficiency)
+    whole = products + attention + work.streamed_bytes / streaming(device) + work.kernels * device.launch_seconds
+    return whole / cluster.software.efficiency
+
+
+def gemm_seconds(gemm: Gemm, device: Device, peak: float, itemsize: int) -> float:
+    """The fastest tiling's waves over the multiprocessors, or what reading and writing the matrices takes."""
+    rate = peak * device.gemm_efficiency / device.multiprocessors
+    computed = min(_tiled(gemm, tile, device, rate) for tile in TILES)
+    moved = (gemm.m * gemm.k + gemm.k * gemm.n + gemm.m * gemm.n) * gemm.count * itemsize
+    return max(computed, moved / streaming(device))
+
+
+def _tiled(gemm: Gemm, tile: tuple[int, int], device: Device, rate: float) -> float:
+    rows, columns = tile
+    tiles = math.ceil(gemm.m / rows) * math.ceil(gemm.n / columns) * max(1.0, gemm.count)
+    waves = math.ceil(tiles / device.multiprocessors)
+    intensity = rows * columns / (rows + columns)
+    reached = (intensity / (intensity + _TILE_LOSS)) / (_BEST_TILE / (_BEST_TILE + _TILE_LOSS))
+    return waves * 2.0 * rows * columns * (gemm.k + device.gemm_depth) / (rate * reached)
+
+
+def streaming(device: Device) -> float:
+    """Bytes a second that a kernel reaches which only reads and writes."""
+    return device.memory_bytes_per_second * device.memory_efficiency
+
+
+def flops_per_second(dtype: torch.dtype, device: Device) -> float:
+    """The device's peak for a dtype; the slowest known where the dtype is not listed."""
+    table = device.flops_per_second
+    return table.get(str(dtype).removeprefix("torch."), min(table.values()))
+
+
+def collective_seconds(kind: str, payload: float, route: Route) -> float:
+    """One collective of ``payload`` bytes (all_gather: gathered; all_to_all: held by a rank) over a group's ranks.
+
+    A ring passes every member in each of its phases; an all_reduce that spans nodes may go by a tree of them instead.
+    """
+    ranks = route.ranks
     if not kind or ranks == 1 or not payload:
         return 0.0
-    steps = _STEPS[kind]
-    moved = payload * (ranks - 1) / ranks
-    return steps * ((ranks - 1) * link.latency_seconds + moved / link.bytes_per_second)
+    phases = _PHASES[kind]
+    if kind == "all_to_all":
+        far = payload * (ranks - ranks / route.nodes) / ranks / route.far_bytes_per_second if route.nodes > 1 else 0.0
+        return _hops(route, route.nodes - 1) + max(far, payload * (ranks - 1) / ranks / route.bytes_per_second)
+    moved = phases * payload * (ranks - 1) / ranks / route.bytes_per_second
+    far_hops = route.nodes - 1
+    if kind == "all_reduce":
+        far_hops = min(far_hops, math.ceil(math.log2(route.nodes)))
+    return phases * _hops(route, far_hops) + moved
+
+
+def _hops(route: Route, far: int) -> float:
+    inside = math.ceil(route.ranks / route.nodes) - 1
+    return inside * route.hop_seconds + far * route.far_hop_seconds
 
 
 def convert_seconds(
-    node: fx.Node, source: Placement, target: Placement, ranks: int, link: Link, differentiable: bool
+    setting: Setting, node: fx.Node, source: Placement, target: Placement, route: Route
 ) -> Seconds | None:
     """Time to turn one placement of a value into another, both phases; None where no collective does."""
     if source == target:
         return ZERO
-    rows = conversion(source, target, ranks, differentiable)
+    differentiable = node in setting.folded.differentiable
+    rows = conversion(source, target, setting.ranks, differentiable)
     if rows is None:
         return None
-    forward, backward = (payloads(node, rows, ranks, phase) for phase in ("forward", "backward"))
+    size = setting.bytes(node, REPLICATE)
+    forward, backward = (payloads(size, rows, setting.ranks, phase) for phase in ("forward", "backward"))
     return Seconds(
-        sum(collective_seconds(kind, size, ranks, link) for kind, size in forward),
-        sum(collective_seconds(kind, size, ranks, link) for kind, size in backward) if differentiable else 0.0,
+        sum(collective_seconds(kind, size, route) for kind, size in forward),
+        sum(collective_seconds(kind, size, route) for kind, size in backward) if differentiable else 0.0,
     )
 
 
@@ -88,70 +146,40 @@ def _cut(target: Shard, ranks: int) -> tuple[Collective, ...]:
     return (Collective("shard", (target.dim, segments, False), "", ""),)
 
 
-def payloads(node: fx.Node, rows: tuple[Collective, ...], ranks: int, phase: str) -> list[tuple[str, int]]:
-    """(kind, bytes) of what collectives on a value send in one phase."""
-    size = node_bytes(node)
+def payloads(size: float, rows: tuple[Collective, ...], ranks: int, phase: str) -> list[tuple[str, float]]:
+    """(kind, bytes) of what collectives on a value of ``size`` bytes send in one phase."""
     found = [(row.forward if phase == "forward" else row.backward) for row in rows]
-    return [(kind, size // ranks if kind == "all_to_all" else size) for kind in found if kind]
+    return [(kind, size / ranks if kind == "all_to_all" else size) for kind in found if kind]
 
 
-def op_seconds(node: fx.Node, strategy: Strategy, ranks: int, cluster: Cluster) -> Seconds:
-    """Roofline of one op where the fullest rank's share of it runs; views, and a bias that joins its GEMM, are free."""
-    rule = rule_of(str(node.target))
-    if not is_tensor(node) or (rule and rule.view) or is_bias(node):
-        return ZERO
-    device = cluster.device
-    bytes_ = sum(node_bytes(n) * share(n, p, ranks) for n, p in zip(operands(node), strategy.operands, strict=True))
-    assert not isinstance(strategy.result, tuple)
-    bytes_ += node_bytes(node) * share(node, strategy.result, ranks)
-    streamed = bytes_ / (device.memory_bytes_per_second * device.memory_efficiency)
-    computed = op_flops(node) * op_share(node, strategy, ranks) / (peak(node, cluster) * device.gemm_efficiency)
-    forward = max(streamed, computed) + device.launch_seconds
-    is_sum = rule is not None and (0, 1) in rule.linear  # a sum's gradient is its operands': backward does nothing
-    return Seconds(forward, 0.0 if is_sum else 2 * forward)
+@dataclass(frozen=True)
+class State:
+    """Bytes that training holds a parameter."""
+
+    weight: float
+    gradient: float
+    optimizer: float
 
 
-def is_bias(node: fx.Node) -> bool:
-    """Whether an op adds a bias to a product that nothing else reads, so that the GEMM does it."""
-    found = operands(node)
-    if str(node.target) != "aten.add.Tensor" or len(found) != 2 or len(shape_of(found[1])) != 1:
-        return False
-    return str(found[0].target) in _PRODUCTS and len(found[0].users) == 1
+def state(itemsize: int, software: Software) -> State:
+    """AdamW's: weight, gradient, two moments; below 4 bytes a weight, moments and a master copy are float32."""
+    moments = 8 if itemsize == 4 else 12 if itemsize < 4 else 2 * itemsize
+    pairs = (
+        (software.weight_bytes, itemsize), (software.gradient_bytes, itemsize), (software.optimizer_bytes, moments)
+    )  # fmt: skip
+    return State(*(own if given is None else given for given, own in pairs))
 
 
-def peak(node: fx.Node, cluster: Cluster) -> float:
-    """FLOP/s of the device in the node's dtype; the slowest known where the dtype is not listed."""
-    table = cluster.device.flops_per_second
-    return table.get(str(node.meta["val"].dtype).removeprefix("torch."), min(table.values()))
-
-
-def op_flops(node: fx.Node) -> float:
-    """FLOPs of one op, forward, unsharded."""
-    rule = rule_of(str(node.target))
-    return rule.flops(op_of(node)) if rule and rule.flops else 0.0
-
-
-def op_share(node: fx.Node, strategy: Strategy, ranks: int) -> float:
-    """The share of an op's work that the fullest rank does."""
-    assert not isinstance(strategy.result, tuple)
-    sides = [*zip(operands(node), strategy.operands, strict=True), (node, strategy.result)]
-    shares = [share(n, p, ranks) for n, p in sides if isinstance(p, Shard)]
-    return max(shares, default=1.0)
-
-
-def share(node: fx.Node, placement: Placement, ranks: int) -> float:
-    """The share of a value's bytes that the fullest rank holds."""
-    return local_share(shape_of(node), placement, ranks) if is_tensor(node) else 1.0
-
-
-def state_bytes(elements: float, itemsize: int, zero_ranks: int = 1) -> float:
-    """Weights, gradients and two AdamW moments; below 4 bytes a weight, moments and a master copy are float32."""
-    moments = 8 if itemsize >= 4 else 12
-    return elements * (2 * itemsize + (2 * itemsize if itemsize > 4 else moments) / zero_ranks)
+def state_bytes(elements: float, itemsize: int, software: Software, zero: int = 0, ranks: int = 1) -> float:
+    """State of ``elements`` parameters: ZeRO 1 divides the optimizer's over ``ranks``, 2 gradients too, 3 weights too
+    (Rajbhandari et al., 2020)."""
+    own = state(itemsize, software)
+    parts = ((own.optimizer, 1), (own.gradient, 2), (own.weight, 3))
+    return elements * sum(size / (ranks if zero >= stage else 1) for size, stage in parts)
 
 
 def optimizer_seconds(elements: float, itemsize: int, cluster: Cluster) -> float:
     """The update reads and writes all state once."""
-    device = cluster.device
-    moved = 2 * state_bytes(elements, itemsize)
-    return moved / (device.memory_bytes_per_second * device.memory_efficiency)
+    own = state(itemsize, cluster.software)
+    moved = 2 * elements * (own.weight + own.gradient + own.optimizer)
+    return moved / streaming(cluster.device) / cluster.software.efficiency

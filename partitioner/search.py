@@ -1,7 +1,6 @@
 """``search``: the mesh, stages, schedule, micro-batch, recompute and layouts of the shortest step that fits.
 
-for each tp, micro-batch     resize, fold, enumerate, solve      (the layouts)
-for each pp, dp, schedule    cut stages, a bound that no schedule of these stages can beat, exact peak bytes
+candidates                   with a bound that no schedule of their stages can beat, and exact peak bytes
 of those that fit            by rising bound, the Action table walked, until the next bound is above the KEPT-th best
 least step time; equal times: fewer bytes, then the plainer mesh
 """
@@ -9,17 +8,14 @@ least step time; equal times: fewer bytes, then the plainer mesh
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 
 from torch import fx
 
-from partitioner.batch import at_batch, resize
-from partitioner.choices import Prices
+from partitioner.candidates import Progress, Tried, candidates
 from partitioner.cluster import Cluster
-from partitioner.cost import Priced, price_units
+from partitioner.cost import Priced
 from partitioner.errors import DoesNotFit, InputError
-from partitioner.fold import Folded, fold
 from partitioner.graph import Graph, Unit
 from partitioner.layout import placement_json
 from partitioner.losses import targets_per_sample
@@ -29,32 +25,10 @@ from partitioner.plan import BlockRow, Candidate, Cost, Decisions, Plan
 from partitioner.price import op_seconds
 from partitioner.recall import by_pattern, graph_digest, op_rows
 from partitioner.rules import rule_of
-from partitioner.solve import solve
-from partitioner.stages import Cuts
-from partitioner.step import Split, StageSums, bound, price, stage_sums
-from partitioner.strategies import space
+from partitioner.step import Split, price
 
-MOST_MICRO_BATCH = 16
 KEPT = 10
-Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class _Tried:
-    """A candidate: no schedule of its stages takes less than ``least_seconds``."""
-
-    priced: Priced
-    split: Split
-    micro_batch: int
-    least_seconds: float
-    peak_bytes: float
-
-    @property
-    def plainness(self) -> tuple[object, ...]:
-        """Among equal times: fewest bytes, then the plainest mesh."""
-        split = self.split
-        mesh = (split.pp, self.priced.ranks, split.dp)
-        return (self.peak_bytes, *mesh, split.virtual, split.recompute, split.schedule, self.micro_batch)
+Ranking = list[tuple[Tried, Cost]]
 
 
 def search(
@@ -64,46 +38,36 @@ def search(
     pins: Mapping[str, str | int] | None = None,
     model: Mapping[str, object] | None = None,
     progress: Progress = lambda text: None,
+    plan_only: bool = False,
 ) -> Plan:
     """The plan with the shortest predicted step of ``global_batch`` samples on all of ``cluster``'s devices.
 
     ``pins`` fix decisions (tp, pp, dp, micro_batch, schedule, virtual, recompute) or, by a pattern of parameter names,
-    layouts ("replicate", "whole", "shard:DIM"). ``model`` is written into the plan. Raises InputError for pins or sizes
-    that no plan can have, DoesNotFit when none fits in memory.
+    layouts ("replicate", "whole", "shard:DIM"). ``model`` is written into the plan. ``plan_only`` also proposes what
+    the runtime can't execute yet (cp, ZeRO, selective recompute); such a plan says so. Raises InputError for pins or
+    sizes that no plan can have, DoesNotFit when none fits in memory.
     """
     fixed = read_pins(pins or {}, graph)
     check_separable(graph, global_batch)
-    folded, found = fold(graph), list[_Tried]()
-    degrees = [n for n in _divisors(cluster.devices) if _admits_tp(n, cluster, fixed)]
-    for micro_batch in _divisors(global_batch):
-        able = [tp for tp in degrees if _admits_micro_batch(micro_batch, global_batch, cluster.devices // tp, fixed)]
-        sized = (at_batch(folded, micro_batch) or fold(resize(graph, micro_batch))) if able else None
-        for tp in able:
-            progress(f"layouts at tp {tp}, micro-batch {micro_batch}; {len(found)} plans priced")
-            assert sized is not None
-            priced = _layouts(sized, cluster, tp, micro_batch, global_batch, fixed)
-            found += _splits(priced, micro_batch, global_batch, cluster, fixed)
+    found = list(candidates(graph, cluster, global_batch, fixed, plan_only, progress))
     if not found:
         raise InputError(_nothing(graph, cluster, global_batch, fixed))
     room = cluster.device.memory_bytes
     fitting = [t for t in found if t.peak_bytes <= room]
     if not fitting:
-        tightest = min(found, key=lambda t: t.peak_bytes)
-        missing = tightest.peak_bytes - room
-        raise DoesNotFit(f"no plan fits: the tightest ({describe(tightest.split, tightest.priced.ranks)}, micro-batch "
-                         f"{tightest.micro_batch}) misses {missing:,.0f} bytes a device")  # fmt: skip
+        raise DoesNotFit(too_large(min(found, key=lambda t: t.peak_bytes), room))
     progress(f"{len(fitting)} of {len(found)} plans fit")
     ranking, walked = _ranked(fitting)
     searched = {
         "candidates": len(found), "over_memory": len(found) - len(fitting), "walked": walked,
         "beaten_by_bound": len(fitting) - walked,
     }  # fmt: skip
-    return _plan(ranking, searched, global_batch, pins or {}, model or {}, cluster)
+    return plan_of(ranking, searched, global_batch, pins or {}, model or {})
 
 
-def _ranked(fitting: list[_Tried]) -> tuple[list[tuple[_Tried, Cost]], int]:
+def _ranked(fitting: list[Tried]) -> tuple[Ranking, int]:
     """The KEPT best with their exact prices, and how many tables were walked to know them."""
-    walked: list[tuple[tuple[object, ...], _Tried, Cost]] = []
+    walked: list[tuple[tuple[object, ...], Tried, Cost]] = []
     times: list[float] = []
     for tried in sorted(fitting, key=lambda t: (t.least_seconds, t.plainness)):
         if len(times) >= KEPT and tried.least_seconds > times[KEPT - 1]:
@@ -123,59 +87,33 @@ def check_separable(graph: Graph, global_batch: int) -> None:
         )
 
 
-def describe(split: Split, tp: int) -> str:
+def describe(split: Split) -> str:
     """A mesh in words."""
-    return f"pp {split.pp}, dp {split.dp}, tp {tp}"
+    return ", ".join(f"{axis} {split.mesh[axis]}" for axis in split.order)
 
 
-def _divisors(n: int) -> list[int]:
-    return [d for d in range(1, n + 1) if n % d == 0]
-
-
-def _admits_tp(tp: int, cluster: Cluster, fixed: Pins) -> bool:
-    """Tensor parallelism stays inside a node unless it is pinned."""
-    return fixed.admits("tp", tp) and (tp <= cluster.node_devices or fixed.number("tp") is not None)
-
-
-def _admits_micro_batch(size: int, global_batch: int, ranks: int, fixed: Pins) -> bool:
-    """Whether some dp of ``ranks`` divides the batch into micro-batches of this size."""
-    small = size <= MOST_MICRO_BATCH or fixed.number("micro_batch") is not None
-    return small and fixed.admits("micro_batch", size) and any(global_batch % (d * size) == 0 for d in _divisors(ranks))
-
-
-def _layouts(folded: Folded, cluster: Cluster, tp: int, micro_batch: int, global_batch: int, fixed: Pins) -> Priced:
-    steps = max(1, global_batch * tp // (cluster.devices * micro_batch))
-    solution = solve(folded, space(folded, tp), Prices.of(cluster, tp, steps), fixed.allows(folded))
-    return price_units(folded, solution, tp, cluster)
-
-
-def _splits(priced: Priced, micro_batch: int, global_batch: int, cluster: Cluster, fixed: Pins) -> Iterator[_Tried]:
-    rest = cluster.devices // priced.ranks
-    cuts, sums = Cuts(priced), dict[int, tuple[StageSums, ...]]()
-    blocks = sum(u.is_block for u in priced.folded.graph.units)
-    for pp in [n for n in _divisors(rest) if n <= max(1, blocks)]:
-        dp = rest // pp
-        if not (fixed.admits("pp", pp) and fixed.admits("dp", dp)) or global_batch % (dp * micro_batch):
-            continue
-        micro_batches = global_batch // (dp * micro_batch)
-        for kind, virtual in _schedules(pp, blocks, micro_batches):
-            if not (fixed.admits("schedule", kind) and fixed.admits("virtual", virtual)):
-                continue
-            if pp * virtual not in sums:
-                sums[pp * virtual] = tuple(stage_sums(priced, units) for units in cuts.into(pp * virtual))
-            for recompute in (False, True):
-                if sums[pp * virtual] and fixed.admits("recompute", recompute):
-                    split = Split(sums[pp * virtual], pp, dp, micro_batches, kind, virtual, recompute)
-                    yield _Tried(priced, split, micro_batch, *bound(priced, split))
-
-
-def _schedules(pp: int, blocks: int, micro_batches: int) -> Iterator[tuple[str, int]]:
-    yield "1f1b", 1
-    if pp > 1:
-        yield "gpipe", 1
-        if micro_batches % pp == 0:
-            for virtual in range(2, min(4, blocks // pp) + 1):
-                yield "interleaved", virtual
+def too_large(tightest: Tried, room: float) -> str:
+    """Which part of memory overflows on which stage of the plan that needs least, and what would make it fit."""
+    split, cost = tightest.split, price(tightest.priced, tightest.split)
+    worst = max(range(len(cost.stages)), key=lambda n: cost.stages[n].peak_bytes)
+    stage = cost.stages[worst]
+    parts = {
+        "weights, gradients and optimizer state": stage.state_bytes, "activations": stage.activation_bytes,
+        "what comes and goes": stage.transient_bytes,
+    }  # fmt: skip
+    words = ", ".join(f"{name} {size / 1e9:,.3g} GB" for name, size in parts.items())
+    largest = max(parts, key=lambda name: parts[name])
+    mends = ["more devices"]
+    if largest.startswith("weights"):
+        mends += ["ZeRO (--plan-only)"] if not split.zero else []
+    else:
+        mends += ["a smaller micro-batch"] if tightest.micro_batch > 1 else []
+        mends += ["recompute"] if split.recompute == "none" else []
+    return (
+        f"no plan fits: the tightest ({describe(split)}, micro-batch {tightest.micro_batch}, recompute "
+        f"{split.recompute}) misses {tightest.peak_bytes - room:,.0f} bytes a device; stage {worst} of "
+        f"{len(cost.stages)} holds {words}; what would help: {', '.join(mends)}"
+    )
 
 
 def _nothing(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins) -> str:
@@ -193,10 +131,11 @@ def _nothing(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins) -> 
     return f"no mesh of {cluster.devices} devices divides a global batch of {global_batch} under these pins{mend}"
 
 
-def _plan(
-    ranking: list[tuple[_Tried, Cost]], searched: dict[str, int], global_batch: int, pins: Mapping[str, str | int],
-    model: Mapping[str, object], cluster: Cluster,
+def plan_of(
+    ranking: Ranking, searched: dict[str, int], global_batch: int, pins: Mapping[str, str | int],
+    model: Mapping[str, object],
 ) -> Plan:  # fmt: skip
+    """The first of a ranking as a Plan, the others as its candidates."""
     best, cost = ranking[0]
     priced, split, folded = best.priced, best.split, best.priced.folded
     names = {unit: name for name, unit in unit_names(folded.graph).items()}
@@ -206,28 +145,39 @@ def _plan(
         for g, units in enumerate(folded.groups)
     }
     decisions = Decisions(
-        mesh={"pp": split.pp, "dp": split.dp, "tp": priced.ranks}, order=("pp", "dp", "tp"),
+        mesh=dict(split.mesh), order=split.order,
         micro_batch=best.micro_batch, micro_batches=split.micro_batches, schedule=split.schedule, virtual=split.virtual,
-        stages=tuple(tuple(names[u] for u in stage.units) for stage in split.stages), recompute=split.recompute,
-        parameters=by_pattern(layouts), boundaries=boundaries,
+        stages=tuple(tuple(names[u] for u in units) for units in split.units), recompute=split.recompute,
+        recomputed=split.recomputed, parameters=by_pattern(layouts), boundaries=boundaries, zero=split.zero,
+        plan_only=tuple(_not_executed(split)),
     )  # fmt: skip
     return Plan(
         model={**model, "digest": graph_digest(folded), "blocks": len(folded.graph.blocks),
                "targets": targets_per_sample(folded.graph.module.graph, folded.graph.batch),
                "parameters": sum(n.meta["val"].numel() for n in folded.parameter)},
-        cluster=cluster.as_dict(), global_batch=global_batch, pins={k: str(v) for k, v in pins.items()},
+        cluster=priced.cluster.as_dict(), global_batch=global_batch, pins={k: str(v) for k, v in pins.items()},
         decisions=decisions, blocks=tuple(_blocks(priced, names)), parameters=dict(sorted(layouts.items())),
         cost=cost, searched=searched, notes=tuple(_notes(priced)),
         candidates=tuple(_candidate(tried, cost) for tried, cost in ranking), digest=decisions.digest(),
     )  # fmt: skip
 
 
-def _candidate(tried: _Tried, cost: Cost) -> Candidate:
+def _not_executed(split: Split) -> Iterator[str]:
+    """What of a plan the runtime has no way to execute yet."""
+    if split.mesh.get("cp", 1) > 1:
+        yield f"cp {split.mesh['cp']}"
+    if split.zero:
+        yield f"ZeRO {split.zero}"
+    if split.recompute == "selective":
+        yield "selective recompute"
+
+
+def _candidate(tried: Tried, cost: Cost) -> Candidate:
     split = tried.split
-    mesh = {"pp": split.pp, "dp": split.dp, "tp": tried.priced.ranks}
     return Candidate(
-        mesh, tried.micro_batch, split.schedule, split.virtual, split.recompute, cost.step_seconds, cost.peak_bytes
-    )
+        dict(split.mesh), tried.micro_batch, split.schedule, split.virtual, split.recompute, split.zero, split.order,
+        cost.step_seconds, cost.peak_bytes,
+    )  # fmt: skip
 
 
 def _blocks(priced: Priced, names: dict[Unit, str]) -> Iterator[BlockRow]:
@@ -235,14 +185,14 @@ def _blocks(priced: Priced, names: dict[Unit, str]) -> Iterator[BlockRow]:
     for g, units in enumerate(folded.groups):
         seconds: dict[fx.Node, tuple[float, float]] = {}
         for node in folded.body(g):
-            found = op_seconds(node, solution.strategies[node], priced.ranks, priced.cluster)
+            found = op_seconds(priced.setting, node, solution.strategies[node], priced.cluster)
             seconds[node] = (found.forward, found.backward)
         ports = tuple(placement_json(solution.ports[p]) for p in sorted(
             (p for p in folded.sources if p.group == g), key=lambda p: p.index))  # fmt: skip
         cost = priced.groups[g]
         yield BlockRow(
             tuple(names[u] for u in units), units[0].is_block, ports, cost.seconds.forward, cost.seconds.backward,
-            cost.saved_bytes, 0.0, op_rows(folded, solution, g, seconds),
+            cost.kept["none"].bytes, 0.0, op_rows(folded, solution, g, seconds),
         )  # fmt: skip
 
 

@@ -7,15 +7,17 @@ bound   the same with a makespan that no table can beat: cheap, and exact where 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from torch import fx
 
-from partitioner.cost import Priced
+from partitioner.cluster import Route
+from partitioner.cost import Kept, Priced
 from partitioner.graph import Unit
 from partitioner.plan import Cost, StageCost
-from partitioner.price import ZERO, Seconds, collective_seconds, optimizer_seconds, state_bytes
+from partitioner.price import ZERO, Seconds, collective_seconds, optimizer_seconds, state, state_bytes
 from partitioner.schedule import most_in_flight, schedule, simulate
 
 Held = tuple[float, int, bool]  # elements a rank holds, bytes an element, whether the gradient is Partial
@@ -23,36 +25,31 @@ Held = tuple[float, int, bool]  # elements a rank holds, bytes an element, wheth
 
 @dataclass(frozen=True)
 class StageSums:
-    """A stage's units, and what one micro-batch takes of them; ``again`` and ``kept_again`` are of recomputed blocks.
+    """What one micro-batch takes of a stage's units; ``blocks`` of them may be recomputed.
 
-    ``again``: seconds of compute and of communication. ``kept``: bytes until backward, all of it or, where blocks are
-    recomputed, their inputs and the rest; ``rebuilt``: bytes of the largest block while it is recomputed.
+    ``kept``: by way of recomputing, what the whole stage keeps when its first 0, 1, 2, ... blocks are recomputed so.
+    ``held``: parameters, alike ones added up; ``largest``: elements of the unit that has most.
     """
 
-    units: tuple[Unit, ...]
     seconds: Seconds
     communication: float
-    again: tuple[float, float]
-    kept: float
-    kept_again: float
-    rebuilt: float
+    collectives: tuple[int, int]
+    kept: Mapping[str, tuple[Kept, ...]]
     output_bytes: float
+    transient_bytes: float
     flops: float
     held: tuple[Held, ...]
+    largest: float
 
-    def time(self, recompute: bool) -> Seconds:
-        """Forward and backward."""
-        return Seconds(self.seconds.forward, self.seconds.backward + (sum(self.again) if recompute else 0.0))
-
-    def activation_bytes(self, recompute: bool, in_flight: int) -> float:
-        """What the micro-batches in flight keep, and what recompute adds."""
-        return self.kept_again * in_flight + self.rebuilt if recompute else self.kept * in_flight
+    @property
+    def blocks(self) -> int:
+        """How many may be recomputed."""
+        return len(self.kept["none"]) - 1
 
 
-def stage_sums(priced: Priced, units: tuple[Unit, ...]) -> StageSums:
+def stage_sums(priced: Priced, units: Sequence[Unit]) -> StageSums:
     """Add up a stage."""
-    rows = [(priced.unit(u), u.is_block) for u in units]
-    blocks = [c for c, is_block in rows if is_block]
+    rows = [priced.unit(u) for u in units]
     parameters: dict[fx.Node, Held] = {}
     for unit in units:
         parameters |= priced.held[unit]
@@ -60,48 +57,230 @@ def stage_sums(priced: Priced, units: tuple[Unit, ...]) -> StageSums:
     for elements, size, is_partial in parameters.values():
         held[size, is_partial] = held.get((size, is_partial), 0.0) + elements
     return StageSums(
-        units,
-        sum((c.seconds for c, _ in rows), ZERO),
-        sum(c.communication.total for c, _ in rows),
-        (sum(c.again[0] for c in blocks), sum(c.again[1] for c in blocks)),
-        sum(c.saved_bytes for c, _ in rows),
-        sum(c.input_bytes if is_block else c.saved_bytes for c, is_block in rows),
-        max((c.saved_bytes for c in blocks), default=0.0),
-        rows[-1][0].output_bytes,
-        sum(c.flops for c, _ in rows),
+        sum((c.seconds for c in rows), ZERO),
+        sum(c.communication.total for c in rows),
+        (sum(c.collectives[0] for c in rows), sum(c.collectives[1] for c in rows)),
+        {way: tuple(_recomputed(priced, units, way)) for way in rows[0].kept},
+        rows[-1].output_bytes,
+        max(c.transient_bytes for c in rows),
+        sum(c.flops for c in rows),
         tuple((elements, size, is_partial) for (size, is_partial), elements in held.items()),
+        max(sum(elements for elements, _, _ in priced.held[u].values()) for u in units),
     )
+
+
+def _recomputed(priced: Priced, units: Sequence[Unit], way: str) -> list[Kept]:
+    total = Kept(sum(priced.unit(u).kept["none"].bytes for u in units))
+    found = [total]
+    for cost in (priced.unit(u) for u in units if u.is_block):
+        plain, own = cost.kept["none"], cost.kept[way]
+        total = Kept(
+            total.bytes - plain.bytes + own.bytes, max(total.rebuilt, own.rebuilt), total.compute + own.compute,
+            total.communication + own.communication,
+        )  # fmt: skip
+        found.append(total)
+    return found
 
 
 @dataclass(frozen=True)
 class Split:
-    """How a step is cut: stages of units, and the decisions that price needs."""
+    """How a step is cut: stages of units, and the decisions that price needs.
+
+    ``recomputed``: of each stage, how many of its blocks are recomputed in the way that ``recompute`` names. ``order``:
+    mesh axes, outermost first. ``zero``: ZeRO's stage, over ``zero_group`` ranks or all of dp and cp.
+    """
 
     stages: tuple[StageSums, ...]
-    pp: int
-    dp: int
+    units: tuple[tuple[Unit, ...], ...]
+    mesh: Mapping[str, int]
+    order: tuple[str, ...]
     micro_batches: int
     schedule: str
     virtual: int
-    recompute: bool
+    recompute: str
+    recomputed: tuple[int, ...]
+    zero: int = 0
+    zero_group: int | None = None
 
-    def own(self, p: int) -> tuple[StageSums, ...]:
+    @property
+    def pp(self) -> int:
+        """Pipeline ranks."""
+        return self.mesh["pp"]
+
+    @property
+    def replicas(self) -> int:
+        """Ranks that hold the same parameters: dp and cp."""
+        return self.mesh["dp"] * self.mesh.get("cp", 1)
+
+    @property
+    def shards(self) -> int:
+        """Ranks over which ZeRO divides state."""
+        return self.replicas if self.zero_group is None else min(self.zero_group, self.replicas)
+
+    def stride(self, axis: str) -> int:
+        """Ranks between neighbours on an axis."""
+        found = 1
+        for name in self.order[self.order.index(axis) + 1 :]:
+            found *= self.mesh[name]
+        return found
+
+    def own(self, p: int) -> tuple[int, ...]:
         """The stages of a pipeline rank."""
-        return self.stages[p :: self.pp]
+        return tuple(range(p, len(self.stages), self.pp))
+
+    def recomputing(self, way: str, counts: tuple[int, ...]) -> Split:
+        """The same, recomputing so many blocks of each stage."""
+        return replace(self, recompute=way, recomputed=counts)
+
+    def kept(self, stage: int) -> Kept:
+        """What a stage keeps, rebuilds and runs again."""
+        return self.stages[stage].kept[self.recompute][self.recomputed[stage]]
+
+
+class _Walk:
+    """One split's prices, each found once."""
+
+    def __init__(self, priced: Priced, split: Split) -> None:
+        self.priced, self.split, self.cluster = priced, split, priced.cluster
+        self.software = priced.cluster.software
+
+    def route(self, axes: tuple[str, ...], ranks: int) -> Route:
+        """Of a group along some axes of the mesh, or of its first ``ranks`` ranks."""
+        split, inside = self.split, 1
+        for axis in (a for a in axes if a in split.mesh):
+            inside *= self.cluster.inside(split.mesh[axis], split.stride(axis))
+        return self.cluster.route(ranks, inside=min(inside, ranks))
+
+    @cached_property
+    def sharing(self) -> Route:
+        """The ranks over which ZeRO divides."""
+        return self.route(("dp", "cp"), self.split.shards)
+
+    @cached_property
+    def times(self) -> list[Seconds]:
+        """Of each stage, one micro-batch."""
+        found: dict[tuple[int, int], Seconds] = {}
+        for n, stage in enumerate(self.split.stages):
+            key = id(stage), self.split.recomputed[n]
+            if key not in found:
+                found[key] = self.time(n)
+        return [found[id(s), c] for s, c in zip(self.split.stages, self.split.recomputed, strict=True)]
+
+    def time(self, n: int) -> Seconds:
+        """The device's, or the host's where that is longer; what ZeRO gathers beside it."""
+        stage, kept = self.split.stages[n], self.split.kept(n)
+        forward = stage.seconds.forward
+        backward = stage.seconds.backward + kept.compute + kept.communication
+        if self.split.zero >= 2 and self.split.shards > 1:
+            gather, scatter = self.gather(stage), self.scatter(stage)
+            forward += self.beside(gather if self.split.zero == 3 else 0.0, forward, stage)
+            backward += self.beside(scatter + (gather if self.split.zero == 3 else 0.0), backward, stage)
+        own = self.software
+        each = own.enqueue_pipelined_seconds if self.split.pp > 1 else own.enqueue_seconds
+        hosts = [each * self.priced.ranks * count for count in stage.collectives]
+        return Seconds(max(forward, hosts[0]), max(backward, hosts[1]))
+
+    def gather(self, stage: StageSums) -> float:
+        size = sum(n * self.weight(itemsize) for n, itemsize, _ in stage.held)
+        return collective_seconds("all_gather", size, self.sharing)
+
+    def scatter(self, stage: StageSums) -> float:
+        size = sum(n * self.gradient(itemsize) for n, itemsize, _ in stage.held)
+        return collective_seconds("reduce_scatter", size, self.sharing)
+
+    def weight(self, itemsize: int) -> float:
+        """Bytes that a weight has where it is gathered."""
+        return min(itemsize, state(itemsize, self.software).weight)
+
+    def gradient(self, itemsize: int) -> float:
+        """Bytes that a gradient has where it is summed."""
+        return state(itemsize, self.software).gradient
+
+    def beside(self, moved: float, compute: float, stage: StageSums) -> float:
+        """What communication adds to compute that hides it: its first piece, what is too long, and what it slows."""
+        if not self.software.overlap_parameters:
+            return moved
+        slowed = self.cluster.network.contention if self.sharing.nodes > 1 else self.cluster.node.contention
+        pieces = max(1, stage.blocks)
+        return max(moved / pieces, moved - compute) + slowed * min(moved, compute)
+
+    @cached_property
+    def send_seconds(self) -> float:
+        """One boundary's activations of one micro-batch: the largest output of a stage's last unit."""
+        if self.split.pp == 1:
+            return 0.0
+        sent = max(stage.output_bytes for stage in self.split.stages[:-1])
+        route = self.cluster.route(2, self.split.stride("pp"))
+        speed, hop = route.bytes_per_second, route.hop_seconds if route.nodes == 1 else route.far_hop_seconds
+        return hop + sent / speed
+
+    def after(self) -> tuple[float, float]:
+        """The gradient sync that stays exposed and the optimizer's update, each on its slowest pipeline rank."""
+        sync = max(self.sync(p) for p in range(self.split.pp))
+        return sync, max(self.update(p) for p in range(self.split.pp))
+
+    def held(self, p: int) -> list[Held]:
+        return [row for n in self.split.own(p) for row in self.split.stages[n].held]
+
+    def update(self, p: int) -> float:
+        shared = self.split.shards if self.split.zero else 1
+        return sum(optimizer_seconds(n / shared, size, self.cluster) for n, size, _ in self.held(p))
+
+    def sync(self, p: int) -> float:
+        """Partial gradients over tp, then all over the replicas, less what one micro-batch's backward hides of it."""
+        rows = self.held(p)
+        partial = sum(n * self.gradient(size) for n, size, is_partial in rows if is_partial)
+        over_tp = collective_seconds("all_reduce", partial, self.cluster.route(self.priced.ranks))
+        gradients = sum(n * self.gradient(size) for n, size, _ in rows)
+        weights = sum(n * self.weight(size) for n, size, _ in rows)
+        own, software = self.split.own(p), self.software
+        blocks = max(1, sum(self.split.stages[n].blocks for n in own))
+        backward = sum(self.times[n].backward for n in own) / len(own)
+        forward = sum(self.times[n].forward for n in own) / len(own)
+        reduced, gathered = self.reduced(gradients, weights)
+        return (
+            over_tp
+            + (max(reduced / blocks, reduced - backward) if software.overlap_gradients else reduced)
+            + (max(gathered / blocks, gathered - forward) if software.overlap_parameters else gathered)
+        )
+
+    def reduced(self, gradients: float, weights: float) -> tuple[float, float]:
+        """Seconds to sum gradients over the replicas once a step, and to gather the weights that ZeRO updated."""
+        split = self.split
+        if split.replicas == 1:
+            return 0.0, 0.0
+        if split.zero == 0:
+            return collective_seconds("all_reduce", gradients, self.route(("dp", "cp"), split.replicas)), 0.0
+        rest = split.replicas // split.shards
+        across = self.cluster.route(rest, min(split.stride(a) for a in ("dp", "cp") if a in split.mesh) * split.shards)
+        scatter = collective_seconds("reduce_scatter", gradients, self.sharing) if split.zero == 1 else 0.0
+        gather = collective_seconds("all_gather", weights, self.sharing) if split.zero < 3 else 0.0
+        return scatter + collective_seconds("all_reduce", gradients / split.shards, across), gather
+
+    def bytes(self, n: int, flying: int) -> tuple[float, float, float]:
+        """A stage's state, activations of the micro-batches in flight, and what comes and goes."""
+        stage, kept, split = self.split.stages[n], self.split.kept(n), self.split
+        held = sum(state_bytes(e, size, self.software, split.zero, split.shards) for e, size, _ in stage.held)
+        gathered = 2.0 * stage.largest * stage.held[0][1] if split.zero == 3 and stage.held else 0.0
+        return held, kept.bytes * flying, max(kept.rebuilt, stage.transient_bytes) + gathered
+
+    def stage_costs(self, in_flight: Sequence[int]) -> tuple[StageCost, ...]:
+        times = [(t.forward, t.backward) for t in self.times]
+        return tuple(StageCost(*t, *self.bytes(n, f)) for n, (t, f) in enumerate(zip(times, in_flight, strict=True)))
 
 
 def price(priced: Priced, split: Split) -> Cost:
     """The step, its Action table walked."""
-    times = [s.time(split.recompute) for s in split.stages]
+    walk = _Walk(priced, split)
     actions = schedule(split.schedule, split.pp, split.virtual, split.micro_batches)
-    forward, backward = [t.forward for t in times], [t.backward for t in times]
-    makespan, busy, in_flight = simulate(actions, split.pp, forward, backward, _send_seconds(priced, split))
+    forward, backward = [t.forward for t in walk.times], [t.backward for t in walk.times]
+    makespan, busy, in_flight = simulate(actions, split.pp, forward, backward, walk.send_seconds)
     worst = max(range(split.pp), key=lambda p: busy[p])
-    moved = sum(s.communication + (s.again[1] if split.recompute else 0.0) for s in split.own(worst))
+    moved = sum(split.stages[n].communication + split.kept(n).communication for n in split.own(worst))
     communication = split.micro_batches * moved
-    sync, update = _after(priced, split)
-    stages = _stage_costs(split, in_flight)
-    flops = 3.0 * split.dp * split.micro_batches * sum(s.flops for s in split.stages)
+    sync, update = walk.after()
+    stages = walk.stage_costs(in_flight)
+    flops = 3.0 * split.mesh["dp"] * split.micro_batches * sum(s.flops for s in split.stages)
     return Cost(
         makespan + sync + update, busy[worst] - communication, communication, makespan - busy[worst], sync, update,
         _peak(split, stages), stages, flops,
@@ -114,54 +293,23 @@ def bound(priced: Priced, split: Split) -> tuple[float, float]:
     A pipeline rank is busy with its stages; before its first forward the stages before it run theirs, and after its
     last backward they run those.
     """
-    times = [s.time(split.recompute) for s in split.stages]
-    send = _send_seconds(priced, split)
+    walk = _Walk(priced, split)
+    totals = [t.total for t in walk.times]
     least, ahead = 0.0, 0.0
     for p in range(split.pp):
-        busy = split.micro_batches * sum(t.total for t in times[p :: split.pp])
-        least = max(least, busy + ahead)
-        ahead += times[p].total + 2 * send
+        least = max(least, split.micro_batches * sum(totals[p :: split.pp]) + ahead)
+        ahead += totals[p] + 2 * walk.send_seconds
     in_flight = most_in_flight(split.schedule, split.pp, split.virtual, split.micro_batches)
-    return least * (1 - 1e-12) + sum(_after(priced, split)), _peak(split, _stage_costs(split, in_flight))
+    return least * (1 - 1e-12) + sum(walk.after()), _peak(split, walk.stage_costs(in_flight))
 
 
-def _stage_costs(split: Split, in_flight: Sequence[int]) -> tuple[StageCost, ...]:
-    rows: list[StageCost] = []
-    for stage, flying in zip(split.stages, in_flight, strict=True):
-        time = stage.time(split.recompute)
-        state = sum(state_bytes(n, size) for n, size, _ in stage.held)
-        activations = stage.activation_bytes(split.recompute, flying)
-        rows.append(StageCost(time.forward, time.backward, state, activations))
-    return tuple(rows)
+def rank_bytes(priced: Priced, split: Split, p: int, in_flight: Sequence[int]) -> float:
+    """Peak bytes of one pipeline rank: all that its stages hold, and the largest of what comes and goes."""
+    walk = _Walk(priced, split)
+    rows = [walk.bytes(n, in_flight[n]) for n in split.own(p)]
+    return sum(held + kept for held, kept, _ in rows) + max(row[2] for row in rows)
 
 
 def _peak(split: Split, stages: tuple[StageCost, ...]) -> float:
-    return max(sum(s.peak_bytes for s in stages[p :: split.pp]) for p in range(split.pp))
-
-
-def _send_seconds(priced: Priced, split: Split) -> float:
-    """One boundary's activations of one micro-batch: the largest output of a stage's last unit."""
-    if split.pp == 1:
-        return 0.0
-    sent = max(stage.output_bytes for stage in split.stages[:-1])
-    link = priced.cluster.link(priced.ranks * split.dp * split.pp)
-    return link.latency_seconds + sent / link.bytes_per_second
-
-
-def _after(priced: Priced, split: Split) -> tuple[float, float]:
-    """The gradient sync that stays exposed and the optimizer's update, each on its slowest pipeline rank."""
-    sync = max(_sync_seconds(priced, split, p) for p in range(split.pp))
-    rows = [[row for stage in split.own(p) for row in stage.held] for p in range(split.pp)]
-    return sync, max(sum(optimizer_seconds(n, size, priced.cluster) for n, size, _ in held) for held in rows)
-
-
-def _sync_seconds(priced: Priced, split: Split, p: int) -> float:
-    """Partial gradients over tp, then all over dp, less what the last micro-batch's backward hides of the latter."""
-    own = split.own(p)
-    rows = [row for stage in own for row in stage.held]
-    partial = sum(n * size for n, size, is_partial in rows if is_partial)
-    over_tp = collective_seconds("all_reduce", partial, priced.ranks, priced.cluster.link(priced.ranks))
-    span = priced.cluster.link(priced.ranks * split.dp)
-    over_dp = collective_seconds("all_reduce", sum(n * size for n, size, _ in rows), split.dp, span)
-    hidden = sum(stage.time(split.recompute).backward for stage in own) / max(1, len(own))
-    return over_tp + max(0.0, over_dp - hidden)
+    ranks = [[stages[n] for n in split.own(p)] for p in range(split.pp)]
+    return max(sum(s.held_bytes for s in own) + max(s.transient_bytes for s in own) for own in ranks)

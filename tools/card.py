@@ -7,6 +7,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from partitioner import Plan
+from partitioner.plan import Decisions
 from tools.screen import seconds, size, table
 
 PARTS = (
@@ -35,6 +36,15 @@ def mfu(plan: Plan) -> float:
     return plan.cost.flops / (plan.cost.step_seconds * plan.world * peak)
 
 
+def recompute_words(decisions: Decisions) -> str:
+    """``recompute off``, or of how many blocks in each stage."""
+    counts = decisions.recomputed
+    if not any(counts):
+        return "recompute off"
+    many = str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
+    return f"recompute {decisions.recompute} of {many} blocks a stage"
+
+
 def targets_per_second(plan: Plan) -> float:
     """A language model's tokens a second."""
     return plan.global_batch * plan.model["targets"] / plan.cost.step_seconds
@@ -60,10 +70,11 @@ def _card(plan: Plan) -> Panel:
         f"{plan.cluster['name']}: {devices} x {plan.cluster['device']['name']}",
         f"mesh {mesh_words(plan)}, {d.schedule}" + (f" with {d.virtual} virtual stages" if d.virtual > 1 else ""),
         f"global batch {plan.global_batch} = {d.mesh['dp']} dp x {d.micro_batches} micro-batches of {d.micro_batch}, "
-        f"recompute {'on' if d.recompute else 'off'}",
+        f"{recompute_words(d)}{f', ZeRO {d.zero}' if d.zero else ''}",
         f"step {seconds(plan.cost.step_seconds)}, {targets_per_second(plan):,.4g} tokens/s, "
         f"peak memory {size(plan.cost.peak_bytes)} of {size(plan.cluster['device']['memory_bytes'])}",
         *_price(plan),
+        *([f"to look at only: {', '.join(d.plan_only)} can't be executed yet"] if d.plan_only else []),
         *plan.notes,
     ]
     if plan.stale:

@@ -34,7 +34,7 @@ def differences(before: Plan, after: Plan) -> list[str]:
     sizes = before.global_batch, after.global_batch
     lines = [f"global batch: {sizes[0]} -> {sizes[1]}"] if sizes[0] != sizes[1] else []
     old, new = asdict(before.decisions), asdict(after.decisions)
-    for key in ("mesh", "order", "micro_batch", "micro_batches", "schedule", "virtual", "recompute", "seed"):
+    for key in _DECIDED:
         if old[key] != new[key]:
             lines.append(f"{key}: {_words(old[key])} -> {_words(new[key])}")
     if old["stages"] != new["stages"]:
@@ -45,6 +45,11 @@ def differences(before: Plan, after: Plan) -> list[str]:
             if a != b:
                 lines.append(f"{key.removesuffix('s')} {name}: {_layout(a)} -> {_layout(b)}")
     return lines
+
+
+_DECIDED = (
+    "mesh", "order", "micro_batch", "micro_batches", "schedule", "virtual", "recompute", "recomputed", "zero", "seed",
+)  # fmt: skip
 
 
 def _words(value: object) -> str:

@@ -82,7 +82,7 @@ def candidates(plan: Plan, count: int) -> object:
     rows = [
         [
             f"pp {c.mesh['pp']} dp {c.mesh['dp']} tp {c.mesh['tp']}", str(c.micro_batch),
-            c.schedule + (f" x{c.virtual}" if c.virtual > 1 else ""), "on" if c.recompute else "off",
+            c.schedule + (f" x{c.virtual}" if c.virtual > 1 else ""), c.recompute,
             seconds(c.step_seconds), f"{c.step_seconds / best:.2f}x", size(c.peak_bytes),
         ]
         for c in plan.candidates[:count]

@@ -80,8 +80,7 @@ class Enumerator:
     def convert(self, node: fx.Node, source: Placement, target: Placement) -> float | None:
         if source == target:
             return 0.0
-        link = self.prices.cluster.link(self.prices.ranks)
-        found = convert_seconds(node, source, target, self.prices.ranks, link, node in self.folded.differentiable)
+        found = convert_seconds(self.prices.setting, node, source, target, self.prices.route)
         return None if found is None else found.total + TIE_COLLECTIVE
 
 

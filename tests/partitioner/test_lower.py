@@ -97,7 +97,8 @@ def test_a_plan_of_another_model_is_refused_with_what_differs() -> None:
 
 def test_an_edited_plan_is_stale() -> None:
     plan = plan_of("gpt", tp=2, pp=2, micro_batch=2)
-    edited = dataclasses.replace(plan, decisions=dataclasses.replace(plan.decisions, recompute=True))
+    decisions = dataclasses.replace(plan.decisions, recompute="full", recomputed=(1, 1))
+    edited = dataclasses.replace(plan, decisions=decisions)
     assert edited.stale
     with pytest.raises(InputError, match="stale"):
         lower(graph_of("gpt"), edited)

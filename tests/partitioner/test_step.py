@@ -17,14 +17,15 @@ from partitioner.solve import solve
 from partitioner.stages import Cuts
 from partitioner.step import Split, bound, price, stage_sums
 from partitioner.strategies import space
+from partitioner.work import Setting
 
 CLUSTER = Cluster.load("dgx-a100", devices=4)
 
 
 def priced_graph(name: str, tp: int) -> Priced:
     folded = fold(graph_of(name))
-    solution = solve(folded, space(folded, tp), Prices.of(CLUSTER, tp, 8))
-    return price_units(folded, solution, tp, CLUSTER)
+    setting = Setting.of(folded, CLUSTER, tp)
+    return price_units(setting, solve(folded, space(folded, tp), Prices.of(CLUSTER, setting, 8)), CLUSTER)
 
 
 @pytest.mark.parametrize("name", ["gpt", "t5", "gemma2"])
@@ -37,7 +38,10 @@ def test_the_bound_is_below_the_price_and_memory_is_exact(name: str) -> None:
         stages = cuts.into(pp * virtual)
         if not stages or (pp == 1 and kind != "1f1b"):
             continue
-        split = Split(tuple(stage_sums(priced, s) for s in stages), pp, 1, m, kind, virtual, again)
+        sums = tuple(stage_sums(priced, s) for s in stages)
+        counts = tuple(s.blocks if again else 0 for s in sums)
+        mesh = {"pp": pp, "dp": 1, "tp": 2}
+        split = Split(sums, stages, mesh, ("pp", "dp", "tp"), m, kind, virtual, "full", counts)
         (least, peak), cost = bound(priced, split), price(priced, split)
         assert peak == cost.peak_bytes
         assert 0 < least <= cost.step_seconds
@@ -75,7 +79,7 @@ def test_pruning_loses_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert pruned.searched["beaten_by_bound"] > 0
     assert pruned.searched["candidates"] == sum(n for key, n in pruned.searched.items() if key != "candidates")
     monkeypatch.setattr(
-        importlib.import_module("partitioner.search"),
+        importlib.import_module("partitioner.candidates"),
         "bound",
         lambda priced, split: (0.0, price(priced, split).peak_bytes),
     )

@@ -1,0 +1,186 @@
+"""Every way to cut a step that search may propose, each with a bound on its time and its exact memory.
+
+for each tp, cp, micro-batch           resize, enumerate, solve      (the layouts)
+for each pp, dp, order, schedule       cut stages
+for each ZeRO stage                    as few recomputed blocks as fit in memory, of each stage its own number; or all
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from partitioner.batch import at_batch, resize
+from partitioner.choices import Prices
+from partitioner.cluster import Cluster
+from partitioner.cost import Priced, price_units
+from partitioner.fold import Folded, fold
+from partitioner.graph import Graph, Unit
+from partitioner.pins import Pins
+from partitioner.recompute import least_recomputed
+from partitioner.solve import solve
+from partitioner.stages import Cuts
+from partitioner.step import Split, StageSums, bound, stage_sums
+from partitioner.strategies import space
+from partitioner.work import Setting
+
+MOST_MICRO_BATCH = 16
+MOST_VIRTUAL = 4
+MOST_CP = 16
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A candidate: no schedule of its stages takes less than ``least_seconds``."""
+
+    priced: Priced
+    split: Split
+    micro_batch: int
+    least_seconds: float
+    peak_bytes: float
+
+    @property
+    def plainness(self) -> tuple[object, ...]:
+        """Among equal times: fewest bytes, then the plainest mesh."""
+        split, mesh = self.split, self.split.mesh
+        degrees = (mesh["pp"], mesh.get("cp", 1), mesh["tp"], mesh["dp"])
+        ways = (split.virtual, split.zero, sum(split.recomputed), split.recompute)
+        return (self.peak_bytes, *degrees, *ways, split.schedule, self.micro_batch, split.order)
+
+
+def candidates(
+    graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, plan_only: bool, progress: Progress
+) -> Iterator[Tried]:
+    """All of them that the pins admit; with ``plan_only`` also what the runtime can't execute yet."""
+    folded = fold(graph)
+    degrees = [n for n in divisors(cluster.devices) if _stays_inside("tp", n, cluster, fixed)]
+    contexts = [n for n in divisors(cluster.devices) if n <= MOST_CP] if plan_only else [1]
+    for micro_batch in divisors(global_batch):
+        pairs = [
+            (tp, cp) for tp in degrees for cp in contexts
+            if cluster.devices % (tp * cp) == 0 and fixed.admits("cp", cp)
+            and _admits_micro_batch(micro_batch, global_batch, cluster.devices // (tp * cp), fixed)
+        ]  # fmt: skip
+        sized = (at_batch(folded, micro_batch) or fold(resize(graph, micro_batch))) if pairs else None
+        for tp, cp in pairs:
+            progress(f"layouts at tp {tp}, cp {cp}, micro-batch {micro_batch}")
+            assert sized is not None
+            priced = layouts(sized, cluster, tp, cp, micro_batch, global_batch, fixed)
+            yield from _Cutting(priced, cp, micro_batch, global_batch, fixed, plan_only).splits()
+
+
+def layouts(
+    sized: Folded, cluster: Cluster, tp: int, cp: int, micro_batch: int, global_batch: int, fixed: Pins
+) -> Priced:
+    """The best layouts of one tp and micro-batch, priced."""
+    steps = max(1, global_batch * tp * cp // (cluster.devices * micro_batch))
+    setting = Setting.of(sized, cluster, tp, cp)
+    solution = solve(sized, space(sized, tp), Prices.of(cluster, setting, steps), fixed.allows(sized))
+    return price_units(setting, solution, cluster)
+
+
+def divisors(n: int) -> list[int]:
+    """Of a positive number, rising."""
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def _stays_inside(axis: str, degree: int, cluster: Cluster, fixed: Pins) -> bool:
+    """An axis stays inside a node unless it is pinned."""
+    return fixed.admits(axis, degree) and (degree <= cluster.node_devices or fixed.number(axis) is not None)
+
+
+def _admits_micro_batch(size: int, global_batch: int, ranks: int, fixed: Pins) -> bool:
+    """Whether some dp of ``ranks`` divides the batch into micro-batches of this size."""
+    small = size <= MOST_MICRO_BATCH or fixed.number("micro_batch") is not None
+    return small and fixed.admits("micro_batch", size) and any(global_batch % (d * size) == 0 for d in divisors(ranks))
+
+
+class _Cutting:
+    """The stages of one priced graph, and every split of a step into them."""
+
+    def __init__(
+        self, priced: Priced, cp: int, micro_batch: int, global_batch: int, fixed: Pins, plan_only: bool
+    ) -> None:
+        self.priced, self.cp, self.micro_batch, self.global_batch = priced, cp, micro_batch, global_batch
+        self.fixed, self.plan_only = fixed, plan_only
+        self.cluster, self.cuts = priced.cluster, Cuts(priced)
+        self.blocks = sum(u.is_block for u in priced.folded.graph.units)
+        self.sums: dict[tuple[int, ...], StageSums] = {}
+        self.stages: dict[int, tuple[tuple[Unit, ...], ...]] = {}
+
+    def splits(self) -> Iterator[Tried]:
+        rest = self.cluster.devices // (self.priced.ranks * self.cp)
+        for pp in [n for n in divisors(rest) if n <= max(1, self.blocks)]:
+            dp, samples = rest // pp, rest // pp * self.micro_batch
+            if not (self.fixed.admits("pp", pp) and self.fixed.admits("dp", dp)) or self.global_batch % samples:
+                continue
+            for kind, virtual in schedules(pp, self.blocks, self.global_batch // samples):
+                if self.fixed.admits("schedule", kind) and self.fixed.admits("virtual", virtual):
+                    yield from self.cut(pp, dp, kind, virtual)
+
+    def cut(self, pp: int, dp: int, kind: str, virtual: int) -> Iterator[Tried]:
+        units = self.into(pp * virtual)
+        if not units:
+            return
+        stages = tuple(self.sum(u) for u in units)
+        mesh = {"pp": pp, "dp": dp, **({"cp": self.cp} if self.cp > 1 else {}), "tp": self.priced.ranks}
+        many = self.global_batch // (dp * self.micro_batch)
+        for order in self.orders(mesh):
+            for zero in self.zeros(dp * self.cp):
+                plain = Split(stages, units, mesh, order, many, kind, virtual, "none", (0,) * len(stages), zero)
+                yield from self.recomputed(plain)
+
+    def recomputed(self, plain: Split) -> Iterator[Tried]:
+        """Nothing; of each way that is admitted the least that fits, and all blocks."""
+        ways = ("full", "selective") if self.plan_only else ("full",)
+        room = self.cluster.device.memory_bytes
+        if self.fixed.admits("recompute", "none"):
+            tried = self.tried(plain)
+            yield tried
+            if tried.peak_bytes <= room and "recompute" not in self.fixed.fixed:
+                ways = ()
+        for way in (w for w in ways if self.fixed.admits("recompute", w)):
+            everything = tuple(s.blocks for s in plain.stages)
+            least = least_recomputed(self.priced, plain.recomputing(way, everything), room)
+            if least is not None and least != everything and "recompute" not in self.fixed.fixed:
+                yield self.tried(plain.recomputing(way, least))
+            yield self.tried(plain.recomputing(way, everything))
+
+    def tried(self, split: Split) -> Tried:
+        return Tried(self.priced, split, self.micro_batch, *bound(self.priced, split))
+
+    def into(self, stages: int) -> tuple[tuple[Unit, ...], ...]:
+        if stages not in self.stages:
+            self.stages[stages] = self.cuts.into(stages)
+        return self.stages[stages]
+
+    def sum(self, units: tuple[Unit, ...]) -> StageSums:
+        """Stages of the same groups of units cost the same."""
+        group_of = self.priced.folded.group_of
+        key = tuple(group_of[u.name + "/" + u.nodes[0]] for u in units)
+        if key not in self.sums:
+            self.sums[key] = stage_sums(self.priced, units)
+        return self.sums[key]
+
+    def orders(self, mesh: dict[str, int]) -> list[tuple[str, ...]]:
+        """Stages outermost; or where both span nodes, data parallel outermost, so that neighbouring stages are near."""
+        inner = (*(("cp",) if "cp" in mesh else ()), "tp")
+        usual = ("pp", "dp", *inner)
+        if self.cluster.nodes == 1 or mesh["pp"] == 1 or mesh["dp"] == 1:
+            return [usual]
+        return [usual, ("dp", "pp", *inner)]
+
+    def zeros(self, replicas: int) -> list[int]:
+        found = range(4) if self.plan_only and replicas > 1 else range(1)
+        return [n for n in found if self.fixed.admits("zero", n)]
+
+
+def schedules(pp: int, blocks: int, micro_batches: int) -> Iterator[tuple[str, int]]:
+    """Kinds and virtual stages that fit."""
+    yield "1f1b", 1
+    if pp > 1:
+        yield "gpipe", 1
+        if micro_batches % pp == 0:
+            for virtual in range(2, min(MOST_VIRTUAL, blocks // pp) + 1):
+                yield "interleaved", virtual

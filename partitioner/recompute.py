@@ -1,0 +1,43 @@
+"""How many blocks of each stage to recompute: as few as make every pipeline rank fit."""
+
+from __future__ import annotations
+
+from partitioner.cost import Priced
+from partitioner.schedule import most_in_flight
+from partitioner.step import Split, rank_bytes
+
+
+def least_recomputed(priced: Priced, split: Split, room: float) -> tuple[int, ...] | None:
+    """The first n blocks of each stage of ``split``, n least; None where recomputing all of them does not fit.
+
+    On a pipeline rank with several stages, a block of the one that frees most is added, one at a time.
+    """
+    in_flight = most_in_flight(split.schedule, split.pp, split.virtual, split.micro_batches)
+    counts = [0] * len(split.stages)
+    known: dict[object, list[int]] = {}
+    for p in range(split.pp):
+        own = split.own(p)
+        key = tuple((id(split.stages[n]), in_flight[n]) for n in own)
+        if key not in known:
+            found = _least(priced, split, p, in_flight, room)
+            if found is None:
+                return None
+            known[key] = found
+        for n, count in zip(own, known[key], strict=True):
+            counts[n] = count
+    return tuple(counts)
+
+
+def _least(priced: Priced, split: Split, p: int, in_flight: tuple[int, ...], room: float) -> list[int] | None:
+    own, counts = split.own(p), [0] * len(split.stages)
+    while rank_bytes(priced, split.recomputing(split.recompute, tuple(counts)), p, in_flight) > room:
+        freed = {n: _freed(split, n, counts[n]) * in_flight[n] for n in own if counts[n] < split.stages[n].blocks}
+        if not freed:
+            return None
+        counts[max(freed, key=lambda n: (freed[n], -n))] += 1
+    return [counts[n] for n in own]
+
+
+def _freed(split: Split, stage: int, count: int) -> float:
+    kept = split.stages[stage].kept[split.recompute]
+    return kept[count].bytes - kept[count + 1].bytes

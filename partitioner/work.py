@@ -1,0 +1,344 @@
+"""What one op makes one rank do in a micro-batch: products, attention, bytes streamed, kernels launched.
+
+forward    the op itself
+backward   a product's two gradients; of other ops what their gradient reads and writes; a parameter's accumulation
+
+Where kernels are fused, a chain of pointwise ops streams only what enters and leaves it, and keeps nothing inside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import fx
+
+from partitioner.cluster import Cluster
+from partitioner.equations import Strategy
+from partitioner.fold import Folded, is_parameter
+from partitioner.layout import Placement, Shard
+from partitioner.rules import Rule, rule_of
+from partitioner.saved import saved
+from partitioner.shapes import op_of, operands, shape_of
+from partitioner.strategies import is_tensor, local_share
+
+ATTENTION = "aten.scaled_dot_product_attention.default"
+_ACCUMULATION = 3  # times a weight gradient is streamed to be added: read, read the sum, write it
+_FLASH_BACKWARD = 2.5  # products of attention's backward over those of its forward: five over two (Dao, 2022)
+_SOFTMAX_PASSES = (2, 3)  # of the scores, by softmax and scale in one kernel: read and write; and its gradient's three
+_DROPOUT_PASSES = 2.5  # of the scores: read, write, a byte of mask
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """``count`` products of m x k by k x n."""
+
+    m: float
+    n: float
+    k: float
+    count: float = 1.0
+
+    @property
+    def flops(self) -> float:
+        """Multiplications and additions."""
+        return 2.0 * self.m * self.n * self.k * self.count
+
+
+@dataclass(frozen=True)
+class Work:
+    """``attention_flops`` are of fused kernels; ``streamed_bytes`` exclude what products read and write."""
+
+    dtype: torch.dtype
+    gemms: tuple[Gemm, ...] = ()
+    attention_flops: float = 0.0
+    streamed_bytes: float = 0.0
+    kernels: int = 0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an op's work depends on beside its strategy; ``cp`` ranks share the tokens of a micro-batch.
+
+    ``attention``: "flash" or "math"; ``fused``: whether chains of pointwise ops run as one kernel.
+    """
+
+    folded: Folded
+    ranks: int
+    cp: int
+    attention: str
+    fused: bool
+
+    @staticmethod
+    def of(folded: Folded, cluster: Cluster, ranks: int, cp: int = 1) -> Setting:
+        """With the cluster's attention and kernels."""
+        return Setting(folded, ranks, cp, cluster.attention, cluster.software.fused)
+
+    def share(self, node: fx.Node, placement: Placement) -> float:
+        """The share of a value that the fullest rank holds."""
+        return self.tokens(node) * (local_share(shape_of(node), placement, self.ranks) if is_tensor(node) else 1.0)
+
+    def bytes(self, node: fx.Node, placement: Placement) -> float:
+        """Bytes of a value on the fullest rank; 0 for a tuple."""
+        value = node.meta["val"]
+        return value.numel() * value.element_size() * self.share(node, placement) if is_tensor(node) else 0.0
+
+    def local(self, node: fx.Node, placement: Placement) -> list[float]:
+        """The shape that the fullest rank of an axis holds, tokens not yet divided over cp."""
+        shape = [float(n) for n in shape_of(node)]
+        if isinstance(placement, Shard):
+            shape[placement.dim] *= local_share(shape_of(node), placement, self.ranks)
+        return shape
+
+    def tokens(self, node: fx.Node) -> float:
+        """The share of its tokens that a rank of cp has."""
+        return 1.0 / self.cp if self.cp > 1 and node.name in self.folded.sized.batch_layout else 1.0
+
+    @cached_property
+    def internal(self) -> frozenset[fx.Node]:
+        """Values that never leave a fused kernel: all that reads them is pointwise too, and of the same unit."""
+        if not self.fused:
+            return frozenset()
+        ports = {node for _, node in self.folded.port_of}
+        leaving = {n for sources in self.folded.sources.values() for n in sources} | ports
+        found: set[fx.Node] = set()
+        for group in range(len(self.folded.groups)):
+            body = set(self.folded.body(group))
+            for node in body:
+                readers = _readers(node)
+                inside = all(r in body and (_is_fusible(r) or str(r.target) in _SINKS) for r in readers)
+                if readers and inside and _is_fusible(node) and not _is_view(node) and not _reach(node) & leaving:
+                    found.add(node)
+        return frozenset(found)
+
+    def is_internal(self, node: fx.Node) -> bool:
+        """Whether a value, or what it is a view of, stays in a kernel."""
+        return base(node) in self.internal
+
+    def core(self, group: int) -> list[fx.Node]:
+        """The core of attention: products of two computed values, and all between them; or the fused kernel."""
+        body = self.folded.body(group)
+        ends = [n for n in body if _is_core_product(n)]
+        below: set[fx.Node] = set(ends)
+        for node in body:
+            below |= {node} if any(n in below for n in operands(node)) else set()
+        above: set[fx.Node] = set(ends)
+        for node in reversed(body):
+            above |= {node} if any(u in above for u in node.users) else set()
+        return [n for n in body if n in below and n in above]
+
+
+def op_work(setting: Setting, node: fx.Node, strategy: Strategy) -> tuple[Work, Work]:
+    """Forward and backward work of one op where the fullest rank's share of it runs."""
+    rule, dtype = rule_of(str(node.target)), _dtype(node)
+    nothing = Work(dtype)
+    if not is_tensor(node) or (rule and rule.view):
+        return nothing, nothing
+    if str(node.target) == ATTENTION:
+        forward, backward = _attention(setting, node, strategy)
+    elif str(node.target) in _GEMMS:
+        forward, backward = _product(setting, node, strategy)
+    elif is_bias(node):
+        forward, backward = nothing, _streamed(dtype, setting.bytes(node, _result(strategy)))
+    else:
+        forward, backward = _other(setting, node, strategy, rule)
+    return forward, backward if node in setting.folded.differentiable else nothing
+
+
+def _product(setting: Setting, node: fx.Node, strategy: Strategy) -> tuple[Work, Work]:
+    """The gradient of the first operand is m x n by n x k, of the second k x m by m x n."""
+    first, second, *_ = operands(node)
+    sides = [setting.local(n, p) for n, p in zip(operands(node)[:2], strategy.operands, strict=False)]
+    gemm = _GEMMS[str(node.target)](sides[0], sides[1], setting.local(node, _result(strategy)))
+    m, dtype = gemm.m * setting.tokens(node), _dtype(node)
+    gemm = Gemm(m, gemm.n, gemm.k, gemm.count)
+    differentiable = setting.folded.differentiable
+    gradients: list[Gemm] = []
+    streamed = 0.0
+    if _differentiable(first, differentiable):
+        gradients.append(Gemm(m, gemm.k, gemm.n, gemm.count))
+    if _differentiable(second, differentiable):
+        gradients.append(Gemm(gemm.k, gemm.n, m, gemm.count))
+        streamed = _ACCUMULATION * setting.bytes(second, strategy.operands[1]) if is_parameter(base(second)) else 0.0
+    kernels = len(gradients) + (streamed > 0)
+    return Work(dtype, (gemm,), kernels=1), Work(dtype, tuple(gradients), streamed_bytes=streamed, kernels=kernels)
+
+
+def _differentiable(node: fx.Node, differentiable: set[fx.Node]) -> bool:
+    return node in differentiable or base(node) in differentiable
+
+
+def _attention(setting: Setting, node: fx.Node, strategy: Strategy) -> tuple[Work, Work]:
+    rule, dtype = rule_of(ATTENTION), _dtype(node)
+    assert rule is not None
+    assert rule.flops is not None
+    part = op_share(setting, node, strategy)
+    gather = setting.cp  # keys and values are whole again on each rank
+    reads = setting.bytes(operands(node)[0], strategy.operands[0]) + setting.bytes(node, _result(strategy))
+    reads += sum(setting.bytes(n, p) * gather for n, p in zip(operands(node)[1:3], strategy.operands[1:3], strict=True))
+    if setting.attention == "flash":
+        flops = rule.flops(op_of(node)) * part
+        forward = Work(dtype, (), flops, reads, 1)
+        return forward, Work(dtype, (), _FLASH_BACKWARD * flops, 2 * reads, 2)
+    query, key, value = (shape_of(n) for n in operands(node)[:3])
+    count, rows = math.prod(query[:-2]) * part * setting.cp, query[-2] / setting.cp
+    scores = Gemm(rows, key[-2], query[-1], count)
+    mixed = Gemm(rows, value[-1], key[-2], count)
+    size = scores_bytes(setting, node, strategy)
+    dropped = _DROPOUT_PASSES if _drops(node) else 0.0
+    gradients = (
+        Gemm(rows, key[-2], value[-1], count), Gemm(key[-2], value[-1], rows, count),
+        Gemm(rows, query[-1], key[-2], count), Gemm(key[-2], query[-1], rows, count),
+    )  # fmt: skip
+    kernels = 2 + (dropped > 0)
+    return (
+        Work(dtype, (scores, mixed), 0.0, size * (_SOFTMAX_PASSES[0] + dropped), kernels),
+        Work(dtype, gradients, 0.0, size * (_SOFTMAX_PASSES[1] + dropped), kernels + 2),
+    )
+
+
+def scores_bytes(setting: Setting, node: fx.Node, strategy: Strategy) -> float:
+    """Bytes of the attention scores on one rank."""
+    query, key = (shape_of(n) for n in operands(node)[:2])
+    size = node.meta["val"].element_size()
+    return math.prod(query[:-1]) * key[-2] * size * op_share(setting, node, strategy)
+
+
+def scores_kept(setting: Setting, node: fx.Node, strategy: Strategy) -> float:
+    """What unfused attention keeps: its softmax, and with dropout also a byte of mask and the product with it."""
+    size = node.meta["val"].element_size()
+    return scores_bytes(setting, node, strategy) * (2 + 1 / size if _drops(node) else 1)
+
+
+def _drops(node: fx.Node) -> bool:
+    return bool(op_of(node).literal(4, 0.0))
+
+
+def _other(setting: Setting, node: fx.Node, strategy: Strategy, rule: Rule | None) -> tuple[Work, Work]:
+    """By bytes: a sum's gradient is its operands', a table's is as large as the table."""
+    differentiable, dtype = setting.folded.differentiable, _dtype(node)
+    result = 0.0 if node in setting.internal else setting.bytes(node, _result(strategy))
+    read = [
+        (n, 0.0 if setting.is_internal(n) else setting.bytes(n, p))
+        for n, p in zip(operands(node), strategy.operands, strict=True)
+    ]
+    hidden = rule.hidden(op_of(node), node.meta["val"].element_size()) if rule and rule.hidden else 0.0
+    hidden *= op_share(setting, node, strategy)
+    looked_up = str(node.target) == "aten.embedding.default"
+    entering = result if looked_up else sum(size for _, size in read)
+    forward = _streamed(dtype, entering + result + hidden)
+    trained = {n: size for n, size in read if n in differentiable}
+    if rule and (0, 1) in rule.linear:
+        back = result if any(math.prod(shape_of(n)) < math.prod(shape_of(node)) for n in trained) else 0.0
+    else:
+        kept = {n: size for n, size in [*read, (node, result)] if n in saved(node, differentiable)}
+        back = result + hidden + sum(kept.values()) + sum(trained.values()) + (result if looked_up else 0.0)
+    back += sum(_ACCUMULATION * size for n, size in trained.items() if is_parameter(n))
+    return forward, _streamed(dtype, back)
+
+
+def _streamed(dtype: torch.dtype, size: float) -> Work:
+    return Work(dtype, streamed_bytes=size, kernels=int(size > 0))
+
+
+def op_share(setting: Setting, node: fx.Node, strategy: Strategy) -> float:
+    """The share of an op's work that the fullest rank does."""
+    sides = [*zip(operands(node), strategy.operands, strict=True), (node, _result(strategy))]
+    shares = [local_share(shape_of(n), p, setting.ranks) for n, p in sides if isinstance(p, Shard) and is_tensor(n)]
+    return max(shares, default=1.0) * setting.tokens(node)
+
+
+def op_flops(node: fx.Node) -> float:
+    """FLOPs of one op, forward, unsharded."""
+    rule = rule_of(str(node.target))
+    return rule.flops(op_of(node)) if rule and rule.flops else 0.0
+
+
+def is_bias(node: fx.Node) -> bool:
+    """Whether an op adds a bias to a product that nothing else reads, so that the GEMM does it."""
+    found = operands(node)
+    if str(node.target) != "aten.add.Tensor" or len(found) != 2 or len(shape_of(found[1])) != 1:
+        return False
+    return str(found[0].target) in ("aten.linear.default", "aten.matmul.default") and len(found[0].users) == 1
+
+
+def base(node: fx.Node) -> fx.Node:
+    """What a node is a view of, itself where it is none."""
+    while _is_view(node):
+        node = operands(node)[0]
+    return node
+
+
+def _is_core_product(node: fx.Node) -> bool:
+    made = [base(n) for n in operands(node)[:2]]
+    product = str(node.target) == "aten.matmul.default" and all(n.op == "call_function" for n in made)
+    return product or str(node.target) == ATTENTION
+
+
+def _is_view(node: fx.Node) -> bool:
+    rule = rule_of(str(node.target)) if node.op == "call_function" else None
+    return rule is not None and rule.view
+
+
+def _is_fusible(node: fx.Node) -> bool:
+    tags = getattr(node.target, "tags", ())
+    return _is_view(node) or torch.Tag.pointwise in tags or str(node.target) in _FUSED
+
+
+_SINKS = ("aten.softmax.int",)  # read what a chain makes in the same kernel, and write their result
+_FUSED = ("partitioner.dropout.default", "aten.cat.default", "aten.mean.dim", "aten.to.dtype")
+
+
+def _reach(node: fx.Node) -> set[fx.Node]:
+    """A node and the views of it."""
+    found = {node}
+    for user in node.users:
+        if _is_view(user):
+            found |= _reach(user)
+    return found
+
+
+def _readers(node: fx.Node) -> set[fx.Node]:
+    return {user for view in _reach(node) for user in view.users if not _is_view(user)}
+
+
+def _result(strategy: Strategy) -> Placement:
+    assert not isinstance(strategy.result, tuple)
+    return strategy.result
+
+
+def _dtype(node: fx.Node) -> torch.dtype:
+    value = node.meta["val"]
+    return value.dtype if isinstance(value, torch.Tensor) else value[0].dtype
+
+
+Shape = list[float]
+
+
+def _linear(x: Shape, weight: Shape, result: Shape) -> Gemm:
+    return Gemm(math.prod(x[:-1]), weight[0], x[-1])
+
+
+def _matmul(x: Shape, y: Shape, result: Shape) -> Gemm:
+    if len(y) <= 2:
+        return Gemm(math.prod(x[:-1]), y[-1], x[-1])
+    return Gemm(result[-2], result[-1], x[-1], math.prod(result[:-2]))
+
+
+def _experts(x: Shape, weight: Shape, result: Shape) -> Gemm:
+    return Gemm(x[0] / weight[0], weight[2], x[1], weight[0])
+
+
+def _convolution(x: Shape, weight: Shape, result: Shape) -> Gemm:
+    return Gemm(math.prod(result) / result[1], weight[0], math.prod(weight[1:]))
+
+
+_GEMMS: dict[str, Callable[[Shape, Shape, Shape], Gemm]] = {
+    "aten.linear.default": _linear,
+    "aten.matmul.default": _matmul,
+    "partitioner.expert_linear.default": _experts,
+    "aten.conv1d.default": _convolution,
+    "aten.conv2d.default": _convolution,
+}

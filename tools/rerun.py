@@ -1,0 +1,149 @@
+"""A published run's step time and memory, predicted: its model traced, exactly its configuration priced."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import torch
+
+from partitioner import Cluster, trace
+from partitioner.batch import at_batch, resize
+from partitioner.choices import Prices
+from partitioner.cost import Priced, price_units
+from partitioner.errors import InputError
+from partitioner.fold import Folded, fold
+from partitioner.graph import Unit
+from partitioner.pins import read_pins
+from partitioner.plan import Cost
+from partitioner.solve import solve
+from partitioner.stages import Cuts
+from partitioner.step import Split, price, stage_sums
+from partitioner.strategies import space
+from partitioner.work import Setting
+from tools.decoder import Dimensions, decoder
+from tools.published import DTYPES, Run
+
+_SPEED = re.compile(r"(?:(\d+)x)?(\d+) ?Gb(?:/s|ps)? ?[A-Za-z]*(?: [A-Za-z]+)? per (node|GPU)")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What tools/published.toml says."""
+
+    device: Mapping[str, str]
+    cluster: Mapping[str, str]
+    framework: Mapping[str, Mapping[str, Any]]
+
+
+def sources() -> Sources:
+    """Read the file that comes with the tools."""
+    return Sources(**tomllib.loads(files("tools").joinpath("published.toml").read_text()))
+
+
+class Rerun:
+    """Predicts runs; a shape is traced once, and each of its layouts solved once."""
+
+    def __init__(self, known: Sources) -> None:
+        self.known = known
+        self.folded = cache(_folded)
+        self.sized = cache(self._sized)
+        self.priced: dict[object, Priced] = {}
+
+    def predict(self, run: Run) -> Cost:
+        """The run's predicted step; raises InputError with the reason why its row can't be expressed."""
+        if run.strange:
+            raise InputError(run.strange)
+        cluster = self.cluster(run)
+        boundary = "sharded" if run.sequence_parallel else "whole"
+        sized = self.sized(run.size, run.precision, run.micro_batch)
+        alike = replace(cluster, nodes=1)  # layouts are of one tp group, however many there are
+        key = (id(sized), run.tp, run.cp, boundary if run.tp > 1 else "", str(alike))
+        if key not in self.priced:
+            self.priced[key] = _priced(sized, run, key[3], alike)
+        priced = replace(self.priced[key], cluster=cluster)
+        return price(priced, split_of(run, priced))
+
+    def cluster(self, run: Run) -> Cluster:
+        """The preset of the row's GPU, the network that it states, and its program's traits."""
+        name = self.known.cluster.get(run.cluster) or _longest(self.known.device, run.gpu)
+        if name is None:
+            raise InputError(f"no preset for GPU {run.gpu}")
+        traits = _longest(self.known.framework, run.framework)
+        if traits is None:
+            raise InputError(f"nothing is known of the program {run.framework}")
+        stated = {
+            "overlap_gradients": run.overlap_gradients,
+            **({} if run.overlap_tensor is None else {"overlap_tensor": run.overlap_tensor}),
+            **({"fused": True} if run.compiled else {}),
+        }
+        found = Cluster.load(name)
+        found = replace(found, node_devices=run.gpus_per_node, nodes=max(1, run.gpus // run.gpus_per_node))
+        own = run.cluster in self.known.cluster
+        network = found.network if own else replace(found.network, bytes_per_second=_network(run, found))
+        return replace(found, network=network, software=replace(found.software, **{**traits, **stated}))
+
+    def _sized(self, size: Dimensions, precision: str, micro_batch: int) -> Folded:
+        folded = self.folded(size, precision)
+        return at_batch(folded, micro_batch) or fold(resize(folded.graph, micro_batch))
+
+
+def _priced(sized: Folded, run: Run, boundary: str, cluster: Cluster) -> Priced:
+    fixed = read_pins({"boundary": boundary} if boundary else {}, sized.graph)
+    setting = Setting.of(sized, cluster, run.tp, run.cp)
+    many = run.global_batch // (run.dp * run.micro_batch)
+    solution = solve(sized, space(sized, run.tp), Prices.of(cluster, setting, many), fixed.allows(sized))
+    return price_units(setting, solution, cluster)
+
+
+def _folded(size: Dimensions, precision: str) -> Folded:
+    module, batch = decoder(size, getattr(torch, DTYPES[precision]))
+    return fold(trace(module, batch))
+
+
+def _longest(table: Mapping[str, Any], name: str) -> Any:
+    """The entry with the longest key that a name begins with."""
+    keys = [key for key in table if name.startswith(key)]
+    return table[max(keys, key=len)] if keys else None
+
+
+def _network(run: Run, preset: Cluster) -> float:
+    """Bytes a second of one GPU's port: the stated speed, reached as the preset reaches its own."""
+    found = _SPEED.search(run.interconnect)
+    if found is None:
+        return preset.network.bytes_per_second
+    bits = int(found[1] or 1) * int(found[2]) * 1e9
+    devices = run.gpus_per_node if found[3] == "node" else 1
+    return bits / 8 / devices * preset.network.reached
+
+
+def split_of(run: Run, priced: Priced) -> Split:
+    """The row's stages, recomputed blocks and mesh."""
+    units = _even(priced.folded.graph.units, run.pp * run.virtual) or Cuts(priced).into(run.pp * run.virtual)
+    if not units:
+        raise InputError(f"{run.size.layers} layers can't be cut into {run.pp * run.virtual} stages")
+    known = {u: stage_sums(priced, u) for u in dict.fromkeys(units)}
+    sums = tuple(known[u] for u in units)
+    share = {"none": 0.0, "layers": 0.5}.get(run.recompute, 1.0)
+    counts = tuple(round(s.blocks * share) for s in sums)
+    mesh = {"pp": run.pp, "dp": run.dp, "cp": run.cp, "tp": run.tp}
+    many = run.global_batch // (run.dp * run.micro_batch)
+    kind = "interleaved" if run.virtual > 1 else "1f1b"
+    way = {"layers": "full"}.get(run.recompute, run.recompute)
+    return Split(
+        sums, units, mesh, ("pp", "dp", "cp", "tp"), many, kind, run.virtual, way, counts, run.zero, run.zero_group
+    )  # fmt: skip
+
+
+def _even(units: tuple[Unit, ...], stages: int) -> tuple[tuple[Unit, ...], ...]:
+    """As many blocks in each stage, what is before the blocks in the first and what is behind them in the last."""
+    blocks = [n for n, u in enumerate(units) if u.is_block]
+    if len(blocks) % stages:
+        return ()
+    bounds = [0, *(blocks[n] for n in range(len(blocks) // stages, len(blocks), len(blocks) // stages)), len(units)]
+    return tuple(units[a:b] for a, b in zip(bounds, bounds[1:], strict=False))
