@@ -22,9 +22,9 @@ T = TypeVar("T")
 class Device:
     """One accelerator. ``flops_per_second`` are dense peaks by dtype; efficiencies are the shares of peak reached.
 
-    ``multiprocessors`` work on tiles of a product in waves; ``gemm_depth`` is what filling and draining a tile costs,
-    in steps of its inner dimension; ``attention_efficiency`` is fused attention's. ``dollars_per_hour`` and ``watts`` are
-    None where the file does not give them.
+    ``multiprocessors`` work on tiles of a product in waves; ``attention_efficiency`` is fused attention's; ``spread`` is
+    the standard deviation of the devices' speed, all of which wait for the slowest. ``dollars_per_hour`` and ``watts``
+    are None where the file does not give them.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Device:
     memory_efficiency: float
     attention_efficiency: float
     multiprocessors: int
-    gemm_depth: float
+    spread: float
     flops_per_second: Mapping[str, float]
     dollars_per_hour: float | None = None
     watts: float | None = None
@@ -43,13 +43,20 @@ class Device:
 
 @dataclass(frozen=True)
 class Link:
-    """What one device can send, one direction, the latency of one message, and the share of its time by which compute
-    beside it is slowed."""
+    """What one device can send, one direction, by the datasheet, and the share that collectives reach of it.
+
+    ``latency_seconds``: of one message. ``contention``: the share of its time by which compute beside it is slowed.
+    """
 
     bytes_per_second: float
+    efficiency: float
     latency_seconds: float
     contention: float = 0.0
-    reached: float = 1.0
+
+    @property
+    def speed(self) -> float:
+        """Bytes a second that a collective moves."""
+        return self.bytes_per_second * self.efficiency
 
 
 @dataclass(frozen=True)
@@ -58,9 +65,10 @@ class Software:
 
     ``fused``: chains of pointwise ops run as one kernel. ``overlap_gradients``, ``overlap_parameters`` (of sharded
     optimizers), ``overlap_tensor`` (collectives cut into pieces beside the products that make or need them): what hides
-    behind compute. ``efficiency``: the share of speed that is left of everything. ``enqueue_seconds``: of the host, for
-    one collective, a rank of its group, and ``enqueue_pipelined_seconds`` the same in programs with stages. Bytes are
-    held a parameter; None asks for what torch's AdamW keeps of the parameter's own type.
+    behind compute. ``efficiency``: the share of speed that is left of everything. ``dispatch_seconds``: of the
+    host, for one kernel; ``enqueue_seconds``: more of the host, for one collective, a rank of its group, in programs
+    whose stages send between nodes. Bytes are held a parameter; None asks for what torch's AdamW keeps of the
+    parameter's own type.
     """
 
     fused: bool = False
@@ -68,8 +76,8 @@ class Software:
     overlap_parameters: bool = False
     overlap_tensor: bool = False
     efficiency: float = 1.0
+    dispatch_seconds: float = 0.0
     enqueue_seconds: float = 0.0
-    enqueue_pipelined_seconds: float = 0.0
     weight_bytes: float | None = None
     gradient_bytes: float | None = None
     optimizer_bytes: float | None = None
@@ -133,8 +141,8 @@ class Cluster:
         """
         inside = inside or self.inside(ranks, stride)
         nodes, near, far = -(-ranks // inside), self.node, self.network
-        speed = near.bytes_per_second if nodes == 1 else min(near.bytes_per_second, inside * far.bytes_per_second)
-        return Route(ranks, nodes, speed, far.bytes_per_second, near.latency_seconds, far.latency_seconds)
+        speed = near.speed if nodes == 1 else min(near.speed, inside * far.speed)
+        return Route(ranks, nodes, speed, far.speed, near.latency_seconds, far.latency_seconds)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for a plan file; ``from_dict`` reads it back."""
@@ -214,7 +222,7 @@ def _built(kind: type[T], table: Mapping[str, Any], where: str, origin: str) -> 
 def _number(value: Any, where: str, origin: str) -> None:
     """Refuse what is no positive finite number; times may be 0, efficiencies are at most 1."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    may_be_zero = where.endswith(("_seconds", "_depth", "contention", "gradient_bytes", "optimizer_bytes"))
+    may_be_zero = where.endswith(("_seconds", "spread", "contention", "gradient_bytes", "optimizer_bytes"))
     if not is_number or value < 0 or (value == 0 and not may_be_zero):
         raise InputError(f"{origin}: {where} must be a positive number, it is {value!r}")
     if where.endswith("efficiency") and value > 1:

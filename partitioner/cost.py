@@ -16,13 +16,13 @@ from partitioner.equations import Strategy
 from partitioner.fold import Folded, is_parameter, trains
 from partitioner.graph import Unit
 from partitioner.layout import REPLICATE, Placement
-from partitioner.price import ZERO, Seconds, collective_seconds, convert_seconds, op_seconds
+from partitioner.price import ZERO, Seconds, collective_seconds, convert_seconds, work_seconds
 from partitioner.rules import rule_of
 from partitioner.saved import saved
-from partitioner.shapes import op_of, operands
+from partitioner.shapes import operands
 from partitioner.solve import Solution
 from partitioner.strategies import is_tensor
-from partitioner.work import ATTENTION, Setting, base, op_flops, op_share, scores_kept
+from partitioner.work import ATTENTION, Setting, base, hidden_bytes, op_flops, op_share, op_work, scores_kept
 
 PIECES = 4  # into which a collective is cut that runs beside its product
 
@@ -42,13 +42,14 @@ class UnitCost:
     """One unit, one micro-batch, one tp rank: compute, exposed communication, and what is kept for backward.
 
     ``kept``: by way of recomputing, "none", "selective" (attention's scores), "operators" (every second product) and
-    "full". ``collectives``: how many there are in forward and backward. ``transient_bytes``: of the gradients around
-    the op that has the largest.
+    "full". ``collectives`` and ``kernels``: how many there are in forward and backward. ``transient_bytes``: of the
+    gradients around the op that has the largest.
     """
 
     compute: Seconds
     communication: Seconds
     collectives: tuple[int, int]
+    kernels: tuple[int, int]
     kept: Mapping[str, Kept]
     output_bytes: float
     transient_bytes: float
@@ -110,7 +111,8 @@ class _Pricing:
         self.setting, self.solution, self.cluster, self.group = setting, solution, cluster, group
         self.folded = setting.folded
         self.body = self.folded.body(group)
-        self.seconds = {n: op_seconds(setting, n, solution.strategies[n], cluster) for n in self.body}
+        self.work = {n: op_work(setting, n, solution.strategies[n]) for n in self.body}
+        self.seconds = {n: Seconds(*(work_seconds(w, cluster) for w in pair)) for n, pair in self.work.items()}
 
     def cost(self) -> UnitCost:
         compute, moved, again, count = ZERO, ZERO, (0.0, 0.0), [0, 0]
@@ -127,12 +129,16 @@ class _Pricing:
                 if self.keeps(reader):
                     again = compute.forward, moved.forward
         return UnitCost(
-            compute, self.exposed(moved, compute), (count[0], count[1]), self.kept(again), self.output(),
-            max(self.transient(n) for n in self.body), sum(op_flops(n) for n in self.body),
+            compute, self.exposed(moved, compute), (count[0], count[1]), self.kernels(), self.kept(again),
+            self.output(), max(self.transient(n) for n in self.body), sum(op_flops(n) for n in self.body),
         )  # fmt: skip
 
     def route(self) -> Route:
         return self.cluster.route(self.setting.ranks)
+
+    def kernels(self) -> tuple[int, int]:
+        pairs = list(self.work.values())
+        return sum(forward.kernels for forward, _ in pairs), sum(backward.kernels for _, backward in pairs)
 
     def exposed(self, moved: Seconds, compute: Seconds) -> Seconds:
         """What pieces that run beside the products leave: the first piece, or what compute is too short for."""
@@ -246,7 +252,7 @@ def saved_bytes(
         elif str(node.target) == ATTENTION and setting.attention == "math":
             hidden += scores_kept(setting, node, strategy)
         elif rule and rule.hidden:
-            hidden += rule.hidden(op_of(node), node.meta["val"].element_size()) * op_share(setting, node, strategy)
+            hidden += hidden_bytes(setting, node) * op_share(setting, node, strategy)
         for value in saved(node, folded.differentiable):
             source, placement = base(value), _placement(node, strategy, value)
             outside = source not in folded.node and (group, source) not in folded.port_of

@@ -136,7 +136,8 @@ class Plan:
     """All that show, compare, diff, lower and run need; ``model`` tells the entry point and the graph's digest.
 
     ``searched`` counts candidates: all of them, those that need more memory than a device has, those whose Action
-    table was walked, and the rest, which a bound on their time excluded. ``candidates`` are the best that fit.
+    table was walked, and the rest, which a bound on their time excluded. ``candidates`` are the best that fit;
+    ``front`` holds those that no other beats in both time and memory, least memory first.
     """
 
     model: dict[str, Any]
@@ -150,6 +151,7 @@ class Plan:
     searched: dict[str, int]
     notes: tuple[str, ...] = ()
     candidates: tuple[Candidate, ...] = field(default=())
+    front: tuple[Candidate, ...] = field(default=())
     digest: str = ""
 
     @property
@@ -176,7 +178,7 @@ class Plan:
         derived = {
             "digest": self.digest, "cost": asdict(self.cost), "searched": self.searched, "notes": self.notes,
             "parameters": self.parameters, "blocks": [asdict(b) for b in self.blocks],
-            "candidates": [asdict(c) for c in self.candidates],
+            "candidates": [asdict(c) for c in self.candidates], "front": [asdict(c) for c in self.front],
         }  # fmt: skip
         whole = {"version": VERSION, "asked": asked, "decisions": asdict(self.decisions), "derived": derived}
         return _compact(json.dumps(whole, indent=1)) + "\n"
@@ -224,7 +226,8 @@ def _plan(data: Any, origin: str) -> Plan:
         cost=cost.build(Cost, stages=stages),
         searched=derived.get("searched", dict),
         notes=tuple(derived.get("notes", list)),
-        candidates=tuple(c.build(Candidate, order=tuple(c.get("order", list))) for c in derived.each("candidates")),
+        candidates=_candidates(derived.each("candidates")),
+        front=_candidates(derived.each("front")),
         digest=derived.get("digest", str),
     )
     return plan
@@ -246,6 +249,10 @@ def _decisions(where: _Reader) -> Decisions:
     return where.build(
         Decisions, stages=tuple(tuple(s) for s in stages), order=order, recomputed=counts, plan_only=listed
     )
+
+
+def _candidates(rows: list[_Reader]) -> tuple[Candidate, ...]:
+    return tuple(row.build(Candidate, order=tuple(row.get("order", list))) for row in rows)
 
 
 def _block(where: _Reader) -> BlockRow:

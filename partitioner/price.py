@@ -22,7 +22,9 @@ from partitioner.work import Gemm, Setting, Work, op_work
 
 TILES = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 64))
 _TILE_LOSS = 10.0  # a tile's rate is i / (i + loss) of the best, i its products for each element read
+_TILE_DEPTH = 128  # steps of the inner dimension in which filling and draining a tile's pipeline would do
 _BEST_TILE = 256 * 128 / (256 + 128)
+_TREE_HOPS = 2  # messages that a node of a binary tree waits for at each level, one from each child
 _PHASES = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "all_to_all": 1}
 
 
@@ -47,8 +49,7 @@ ZERO = Seconds(0.0, 0.0)
 
 def op_seconds(setting: Setting, node: fx.Node, strategy: Strategy, cluster: Cluster) -> Seconds:
     """Time of one op where the fullest rank's share of it runs; views, and a bias that joins its GEMM, are free."""
-    forward, backward = op_work(setting, node, strategy)
-    return Seconds(work_seconds(forward, cluster), work_seconds(backward, cluster))
+    return Seconds(*(work_seconds(work, cluster) for work in op_work(setting, node, strategy)))
 
 
 def work_seconds(work: Work, cluster: Cluster) -> float:
@@ -75,7 +76,7 @@ def _tiled(gemm: Gemm, tile: tuple[int, int], device: Device, rate: float) -> fl
     waves = math.ceil(tiles / device.multiprocessors)
     intensity = rows * columns / (rows + columns)
     reached = (intensity / (intensity + _TILE_LOSS)) / (_BEST_TILE / (_BEST_TILE + _TILE_LOSS))
-    return waves * 2.0 * rows * columns * (gemm.k + device.gemm_depth) / (rate * reached)
+    return waves * 2.0 * rows * columns * (gemm.k + _TILE_DEPTH) / (rate * reached)
 
 
 def streaming(device: Device) -> float:
@@ -104,7 +105,7 @@ def collective_seconds(kind: str, payload: float, route: Route) -> float:
     moved = phases * payload * (ranks - 1) / ranks / route.bytes_per_second
     far_hops = route.nodes - 1
     if kind == "all_reduce":
-        far_hops = min(far_hops, math.ceil(math.log2(route.nodes)))
+        far_hops = min(far_hops, _TREE_HOPS * math.ceil(math.log2(route.nodes)))
     return phases * _hops(route, far_hops) + moved
 
 

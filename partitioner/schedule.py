@@ -112,37 +112,45 @@ def simulate(
     result's arrival on another rank. Raises ValueError when the ranks wait for each other or for an action that no row
     has.
     """
-    stages = len(forward)
-    many = 1 + max(action.micro_batch for action in actions[0])
-    ended = {kind: [[-1.0] * many for _ in range(stages)] for kind in "FB"}
-    rows = [[(a.stage, a.kind, a.micro_batch) for a in row] for row in actions]
+    stages, many = len(forward), 1 + max(action.micro_batch for action in actions[0])
+    ended = [-1.0] * (2 * stages * many)  # of the forward, then the backward, of each stage and micro-batch
+    rows = [[_places(a, stages, many) for a in row] for row in actions]
     free, busy, position = [0.0] * pp, [0.0] * pp, [0] * pp
-    ready = list(range(pp))
+    ready, waiting = list(range(pp)), dict[int, int]()
     while ready:
         rank = ready.pop()
-        row, start, now = rows[rank], position[rank], free[rank]
-        for stage, kind, m in itertools.islice(row, start, None):
-            seconds, source = (forward[stage], stage - 1) if kind == "F" else (backward[stage], stage + 1)
-            done = ended[kind]
-            if kind == "B" and ended["F"][stage][m] < 0:
-                break
-            if 0 <= source < stages:
-                arrival = done[source][m]
+        now, spent, at = free[rank], busy[rank], position[rank]
+        for stage, own, first, needed in itertools.islice(rows[rank], at, None):
+            lacking = first if first >= 0 and ended[first] < 0 else needed
+            if lacking >= 0:
+                arrival = ended[lacking]
                 if arrival < 0:
+                    waiting[lacking] = rank
                     break
-                arrival += send_seconds if source % pp != rank else 0.0
+                if lacking // many % stages % pp != rank:
+                    arrival += send_seconds
                 now = arrival if arrival > now else now
+            seconds = forward[stage] if first < 0 else backward[stage]
             now += seconds
-            done[stage][m] = now
-            busy[rank] += seconds
-            position[rank] += 1
-        free[rank] = now
-        if position[rank] > start:
-            ready = [r for r in range(pp) if r != rank]
+            spent += seconds
+            ended[own] = now
+            at += 1
+            if own in waiting:
+                ready.append(waiting.pop(own))
+        free[rank], busy[rank], position[rank] = now, spent, at
     for rank, row in enumerate(actions):
         if position[rank] < len(row):
             raise ValueError(f"deadlock: pipeline rank {rank} waits at {row[position[rank]]}")
     return Timeline(max(free), tuple(busy), in_flight(actions, stages))
+
+
+def _places(action: Action, stages: int, many: int) -> tuple[int, int, int, int]:
+    """An action's stage, its place, its forward's (-1 for a forward) and that of what it waits for (-1 for nothing)."""
+    forward = action.stage * many + action.micro_batch
+    if action.kind == "F":
+        return action.stage, forward, -1, forward - many if action.stage else -1
+    own = stages * many + forward
+    return action.stage, own, forward, own + many if action.stage + 1 < stages else -1
 
 
 def in_flight(actions: Table, stages: int) -> tuple[int, ...]:

@@ -8,19 +8,21 @@ least step time; equal times: fewer bytes, then the plainer mesh
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Iterator, Mapping
 
 from torch import fx
 
 from partitioner.candidates import Progress, Tried, candidates
 from partitioner.cluster import Cluster
+from partitioner.conflicts import conflict
 from partitioner.cost import Priced
 from partitioner.errors import DoesNotFit, InputError
 from partitioner.graph import Graph, Unit
 from partitioner.layout import placement_json
 from partitioner.losses import targets_per_sample
 from partitioner.lower import unit_names
-from partitioner.pins import Pins, read_pins
+from partitioner.pins import read_pins
 from partitioner.plan import BlockRow, Candidate, Cost, Decisions, Plan
 from partitioner.price import op_seconds
 from partitioner.recall import by_pattern, graph_digest, op_rows
@@ -28,6 +30,7 @@ from partitioner.rules import rule_of
 from partitioner.step import Split, price
 
 KEPT = 10
+FRONT_STEP = 0.01  # share of time that a plan of more memory must save to stand on the front
 Ranking = list[tuple[Tried, Cost]]
 
 
@@ -39,44 +42,77 @@ def search(
     model: Mapping[str, object] | None = None,
     progress: Progress = lambda text: None,
     plan_only: bool = False,
+    keep: int = KEPT,
 ) -> Plan:
     """The plan with the shortest predicted step of ``global_batch`` samples on all of ``cluster``'s devices.
 
     ``pins`` fix decisions (tp, pp, dp, micro_batch, schedule, virtual, recompute) or, by a pattern of parameter names,
     layouts ("replicate", "whole", "shard:DIM"). ``model`` is written into the plan. ``plan_only`` also proposes what
-    the runtime can't execute yet (cp, ZeRO, selective recompute); such a plan says so. Raises InputError for pins or
-    sizes that no plan can have, DoesNotFit when none fits in memory.
+    the runtime can't execute yet (cp, ZeRO, selective recompute); such a plan says so. ``keep``: candidates whose exact
+    prices the plan lists, beside the front of those that no other beats in both time and memory. Raises InputError for
+    pins or sizes that no plan can have, DoesNotFit when none fits in memory.
     """
     fixed = read_pins(pins or {}, graph)
     check_separable(graph, global_batch)
     found = list(candidates(graph, cluster, global_batch, fixed, plan_only, progress))
     if not found:
-        raise InputError(_nothing(graph, cluster, global_batch, fixed))
+        raise InputError(conflict(graph, cluster, global_batch, fixed, plan_only))
     room = cluster.device.memory_bytes
     fitting = [t for t in found if t.peak_bytes <= room]
     if not fitting:
         raise DoesNotFit(too_large(min(found, key=lambda t: t.peak_bytes), room))
     progress(f"{len(fitting)} of {len(found)} plans fit")
-    ranking, walked = _ranked(fitting)
+    prices = _Prices()
+    ranking = _ranked(fitting, keep, prices)
+    front = _front(fitting, prices)
+    walked = len(prices.known)
     searched = {
         "candidates": len(found), "over_memory": len(found) - len(fitting), "walked": walked,
         "beaten_by_bound": len(fitting) - walked,
     }  # fmt: skip
-    return plan_of(ranking, searched, global_batch, pins or {}, model or {})
+    return plan_of(ranking, front, searched, global_batch, pins or {}, model or {})
 
 
-def _ranked(fitting: list[Tried]) -> tuple[Ranking, int]:
-    """The KEPT best with their exact prices, and how many tables were walked to know them."""
+class _Prices:
+    """Exact prices, each table walked once."""
+
+    def __init__(self) -> None:
+        self.known: dict[int, Cost] = {}
+
+    def of(self, tried: Tried) -> Cost:
+        if id(tried) not in self.known:
+            self.known[id(tried)] = price(tried.priced, tried.split)
+        return self.known[id(tried)]
+
+
+def _ranked(fitting: list[Tried], keep: int, prices: _Prices) -> Ranking:
+    """The ``keep`` best with their exact prices."""
     walked: list[tuple[tuple[object, ...], Tried, Cost]] = []
     times: list[float] = []
     for tried in sorted(fitting, key=lambda t: (t.least_seconds, t.plainness)):
-        if len(times) >= KEPT and tried.least_seconds > times[KEPT - 1]:
+        if len(times) >= keep and tried.least_seconds > times[keep - 1]:
             break
-        cost = price(tried.priced, tried.split)
+        cost = prices.of(tried)
         walked.append(((round(cost.step_seconds, 9), *tried.plainness), tried, cost))
         bisect.insort(times, cost.step_seconds)
     walked.sort(key=lambda row: row[0])
-    return [(tried, cost) for _, tried, cost in walked[:KEPT]], len(walked)
+    return [(tried, cost) for _, tried, cost in walked[:keep]]
+
+
+def _front(fitting: list[Tried], prices: _Prices) -> Ranking:
+    """The candidates that no other beats in both time and memory, least memory first.
+
+    A candidate whose bound is no better than the best so far can't be on it.
+    """
+    found: Ranking = []
+    best = math.inf
+    for tried in sorted(fitting, key=lambda t: (t.peak_bytes, t.least_seconds, t.plainness)):
+        if tried.least_seconds < best * (1 - FRONT_STEP):
+            cost = prices.of(tried)
+            if cost.step_seconds < best * (1 - FRONT_STEP):
+                best = cost.step_seconds
+                found.append((tried, cost))
+    return found
 
 
 def check_separable(graph: Graph, global_batch: int) -> None:
@@ -116,26 +152,11 @@ def too_large(tightest: Tried, room: float) -> str:
     )
 
 
-def _nothing(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins) -> str:
-    blocks = len(graph.blocks)
-    pp, dp = fixed.number("pp"), fixed.number("dp")
-    if pp and pp > max(1, blocks):
-        return f"pp {pp} asks for more stages than the model's {blocks} blocks: pin pp to at most {max(1, blocks)}"
-    product = (pp or 1) * (dp or 1) * (fixed.number("tp") or 1)
-    if cluster.devices % product:
-        return f"the pinned degrees multiply to {product}, which does not divide {cluster.devices} devices"
-    near = [
-        b for d in range(global_batch) for b in (global_batch - d, global_batch + d) if b and b % cluster.devices == 0
-    ]
-    mend = f"; the nearest that every mesh divides is {near[0]}" if near else ""
-    return f"no mesh of {cluster.devices} devices divides a global batch of {global_batch} under these pins{mend}"
-
-
 def plan_of(
-    ranking: Ranking, searched: dict[str, int], global_batch: int, pins: Mapping[str, str | int],
+    ranking: Ranking, front: Ranking, searched: dict[str, int], global_batch: int, pins: Mapping[str, str | int],
     model: Mapping[str, object],
 ) -> Plan:  # fmt: skip
-    """The first of a ranking as a Plan, the others as its candidates."""
+    """The first of a ranking as a Plan, all of it as its candidates; and the front of time and memory."""
     best, cost = ranking[0]
     priced, split, folded = best.priced, best.split, best.priced.folded
     names = {unit: name for name, unit in unit_names(folded.graph).items()}
@@ -158,7 +179,8 @@ def plan_of(
         cluster=priced.cluster.as_dict(), global_batch=global_batch, pins={k: str(v) for k, v in pins.items()},
         decisions=decisions, blocks=tuple(_blocks(priced, names)), parameters=dict(sorted(layouts.items())),
         cost=cost, searched=searched, notes=tuple(_notes(priced)),
-        candidates=tuple(_candidate(tried, cost) for tried, cost in ranking), digest=decisions.digest(),
+        candidates=tuple(_candidate(tried, cost) for tried, cost in ranking),
+        front=tuple(_candidate(tried, cost) for tried, cost in front), digest=decisions.digest(),
     )  # fmt: skip
 
 

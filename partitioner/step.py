@@ -7,6 +7,7 @@ bound   the same with a makespan that no table can beat: cheap, and exact where 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -34,6 +35,7 @@ class StageSums:
     seconds: Seconds
     communication: float
     collectives: tuple[int, int]
+    kernels: tuple[int, int]
     kept: Mapping[str, tuple[Kept, ...]]
     output_bytes: float
     transient_bytes: float
@@ -60,6 +62,7 @@ def stage_sums(priced: Priced, units: Sequence[Unit]) -> StageSums:
         sum((c.seconds for c in rows), ZERO),
         sum(c.communication.total for c in rows),
         (sum(c.collectives[0] for c in rows), sum(c.collectives[1] for c in rows)),
+        (sum(c.kernels[0] for c in rows), sum(c.kernels[1] for c in rows)),
         {way: tuple(_recomputed(priced, units, way)) for way in rows[0].kept},
         rows[-1].output_bytes,
         max(c.transient_bytes for c in rows),
@@ -157,6 +160,12 @@ class _Walk:
         return self.route(("dp", "cp"), self.split.shards)
 
     @cached_property
+    def slowest(self) -> float:
+        """How much longer than the mean the slowest of all devices takes: the largest of n normal numbers."""
+        devices = math.prod(self.split.mesh.values())
+        return 1 + self.cluster.device.spread * math.sqrt(2 * math.log(devices))
+
+    @cached_property
     def times(self) -> list[Seconds]:
         """Of each stage, one micro-batch."""
         found: dict[tuple[int, int], Seconds] = {}
@@ -169,16 +178,21 @@ class _Walk:
     def time(self, n: int) -> Seconds:
         """The device's, or the host's where that is longer; what ZeRO gathers beside it."""
         stage, kept = self.split.stages[n], self.split.kept(n)
-        forward = stage.seconds.forward
-        backward = stage.seconds.backward + kept.compute + kept.communication
+        forward = self.slowest * stage.seconds.forward
+        backward = self.slowest * (stage.seconds.backward + kept.compute + kept.communication)
         if self.split.zero >= 2 and self.split.shards > 1:
             gather, scatter = self.gather(stage), self.scatter(stage)
             forward += self.beside(gather if self.split.zero == 3 else 0.0, forward, stage)
             backward += self.beside(scatter + (gather if self.split.zero == 3 else 0.0), backward, stage)
-        own = self.software
-        each = own.enqueue_pipelined_seconds if self.split.pp > 1 else own.enqueue_seconds
-        hosts = [each * self.priced.ranks * count for count in stage.collectives]
+        hosts = self.host(stage)
         return Seconds(max(forward, hosts[0]), max(backward, hosts[1]))
+
+    def host(self, stage: StageSums) -> list[float]:
+        """Seconds in which the host can issue a forward and a backward."""
+        far = self.split.pp > 1 and self.cluster.route(2, self.split.stride("pp")).nodes > 1
+        each = self.software.enqueue_seconds * self.priced.ranks if far else 0.0
+        pairs = zip(stage.kernels, stage.collectives, strict=True)
+        return [self.software.dispatch_seconds * (k + c) + each * c for k, c in pairs]
 
     def gather(self, stage: StageSums) -> float:
         size = sum(n * self.weight(itemsize) for n, itemsize, _ in stage.held)
@@ -237,15 +251,15 @@ class _Walk:
         blocks = max(1, sum(self.split.stages[n].blocks for n in own))
         backward = sum(self.times[n].backward for n in own) / len(own)
         forward = sum(self.times[n].forward for n in own) / len(own)
-        reduced, gathered = self.reduced(gradients, weights)
+        reduced, gathered = self.reduced(gradients, weights, blocks)
         return (
             over_tp
             + (max(reduced / blocks, reduced - backward) if software.overlap_gradients else reduced)
             + (max(gathered / blocks, gathered - forward) if software.overlap_parameters else gathered)
         )
 
-    def reduced(self, gradients: float, weights: float) -> tuple[float, float]:
-        """Seconds to sum gradients over the replicas once a step, and to gather the weights that ZeRO updated."""
+    def reduced(self, gradients: float, weights: float, blocks: int) -> tuple[float, float]:
+        """Seconds to sum gradients over the replicas once a step, and to gather, block by block, what ZeRO updated."""
         split = self.split
         if split.replicas == 1:
             return 0.0, 0.0
@@ -254,7 +268,7 @@ class _Walk:
         rest = split.replicas // split.shards
         across = self.cluster.route(rest, min(split.stride(a) for a in ("dp", "cp") if a in split.mesh) * split.shards)
         scatter = collective_seconds("reduce_scatter", gradients, self.sharing) if split.zero == 1 else 0.0
-        gather = collective_seconds("all_gather", weights, self.sharing) if split.zero < 3 else 0.0
+        gather = blocks * collective_seconds("all_gather", weights / blocks, self.sharing) if split.zero < 3 else 0.0
         return scatter + collective_seconds("all_reduce", gradients / split.shards, across), gather
 
     def bytes(self, n: int, flying: int) -> tuple[float, float, float]:

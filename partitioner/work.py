@@ -161,9 +161,14 @@ def _product(setting: Setting, node: fx.Node, strategy: Strategy) -> tuple[Work,
         gradients.append(Gemm(m, gemm.k, gemm.n, gemm.count))
     if _differentiable(second, differentiable):
         gradients.append(Gemm(gemm.k, gemm.n, m, gemm.count))
-        streamed = _ACCUMULATION * setting.bytes(second, strategy.operands[1]) if is_parameter(base(second)) else 0.0
+        streamed = _accumulated(setting, second, strategy.operands[1])
     kernels = len(gradients) + (streamed > 0)
     return Work(dtype, (gemm,), kernels=1), Work(dtype, tuple(gradients), streamed_bytes=streamed, kernels=kernels)
+
+
+def _accumulated(setting: Setting, weight: fx.Node, placement: Placement) -> float:
+    """Bytes streamed to add a weight's gradient to the sum, which a fused product does as it writes."""
+    return 0.0 if setting.fused or not is_parameter(base(weight)) else _ACCUMULATION * setting.bytes(weight, placement)
 
 
 def _differentiable(node: fx.Node, differentiable: set[fx.Node]) -> bool:
@@ -224,8 +229,7 @@ def _other(setting: Setting, node: fx.Node, strategy: Strategy, rule: Rule | Non
         (n, 0.0 if setting.is_internal(n) else setting.bytes(n, p))
         for n, p in zip(operands(node), strategy.operands, strict=True)
     ]
-    hidden = rule.hidden(op_of(node), node.meta["val"].element_size()) if rule and rule.hidden else 0.0
-    hidden *= op_share(setting, node, strategy)
+    hidden = hidden_bytes(setting, node) * op_share(setting, node, strategy)
     looked_up = str(node.target) == "aten.embedding.default"
     entering = result if looked_up else sum(size for _, size in read)
     forward = _streamed(dtype, entering + result + hidden)
@@ -237,6 +241,15 @@ def _other(setting: Setting, node: fx.Node, strategy: Strategy, rule: Rule | Non
         back = result + hidden + sum(kept.values()) + sum(trained.values()) + (result if looked_up else 0.0)
     back += sum(_ACCUMULATION * size for n, size in trained.items() if is_parameter(n))
     return forward, _streamed(dtype, back)
+
+
+def hidden_bytes(setting: Setting, node: fx.Node) -> float:
+    """What only backward sees of an unsharded op; a fused dropout keeps a byte of mask, not a scaled one."""
+    rule, size = rule_of(str(node.target)), node.meta["val"].element_size()
+    if rule is None or rule.hidden is None:
+        return 0.0
+    masked = setting.fused and str(node.target) == "partitioner.dropout.default"
+    return rule.hidden(op_of(node), 1 if masked else size)
 
 
 def _streamed(dtype: torch.dtype, size: float) -> Work:

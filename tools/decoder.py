@@ -1,4 +1,4 @@
-"""A plain decoder of given dimensions: the GPT family (norms with bias, GELU) or the Llama family (RMSNorm, gated SiLU)."""
+"""A plain decoder of given dimensions: the GPT family (LayerNorm, GELU) or the Llama family (RMSNorm, gated SiLU)."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from partitioner.cluster import Cluster, Device, Link
 from partitioner.graph import Graph
 
-_LINK = Link(bytes_per_second=1e12, latency_seconds=1e-9)
+_LINK = Link(bytes_per_second=1e12, efficiency=1.0, latency_seconds=1e-9)
 _DEVICE = Device("verify", 1e15, 1e9, 0.0, 1.0, 1.0, 1.0, 1, 0.0, {"float32": 1e12, "float64": 1e12})
 
 

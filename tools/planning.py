@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 
 from partitioner import Cluster, Plan, search, trace
 from partitioner.cluster import presets
 from partitioner.errors import InputError
+from partitioner.plan import Candidate
 from tools.card import summary
 from tools.entry import parse_settings
 from tools.models import load
@@ -32,6 +34,7 @@ def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     plan.add_argument("--pin", action="append", default=[], metavar="tp=8", help="fix a decision or a layout")
     plan.add_argument("-o", "--output", metavar="FILE", help="write plan.json")
     plan.add_argument("--top", type=int, default=5, metavar="K", help="candidates to list")
+    plan.add_argument("--plan-only", action="store_true", help="also propose what can't be executed yet (cp, ZeRO)")
     plan.add_argument("--json", action="store_true", help="print the plan as JSON and nothing else")
     plan.set_defaults(action=plan_command)
     clusters = commands.add_parser("clusters", help="list the cluster presets")
@@ -41,8 +44,9 @@ def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def plan_command(options: argparse.Namespace) -> int:
     """Trace on meta, search, show the card and the candidates, write the file."""
-    if options.global_batch < 1 or options.nodes < 1 or (options.devices is not None and options.devices < 1):
-        raise InputError("--global-batch, --nodes and --devices must be positive")
+    counts = (options.global_batch, options.nodes, options.top, options.devices if options.devices is not None else 1)
+    if min(counts) < 1:
+        raise InputError("--global-batch, --nodes, --devices and --top must be positive")
     cluster = Cluster.load(options.cluster, options.nodes, options.devices)
     with status(f"loading {options.model}") as say:
         settings = parse_settings(word for words in options.set for word in words)
@@ -50,7 +54,10 @@ def plan_command(options: argparse.Namespace) -> int:
         say("tracing")  # type: ignore[operator]
         graph = trace(source.module, source.batch)
         model = {"entry": options.model, "settings": source.settings, "seq": source.seq}
-        plan = search(graph, cluster, options.global_batch, read_pins(options.pin), model, say)  # type: ignore[arg-type]
+        plan = search(
+            graph, cluster, options.global_batch, read_pins(options.pin), model, say,  # type: ignore[arg-type]
+            plan_only=options.plan_only, keep=options.top,
+        )  # fmt: skip
     if options.output:
         plan.save(options.output)
     if options.json:
@@ -58,7 +65,8 @@ def plan_command(options: argparse.Namespace) -> int:
         return 0
     console = output()
     console.print(summary(plan))
-    console.print(candidates(plan, options.top))
+    console.print(candidates("candidates", plan.candidates, plan.cost.step_seconds))
+    console.print(candidates("less memory, more time", plan.front, plan.cost.step_seconds))
     console.print(looked_at(plan))
     if options.output:
         console.print(f"written to {options.output}")
@@ -76,19 +84,19 @@ def read_pins(words: list[str]) -> dict[str, str | int]:
     return pins
 
 
-def candidates(plan: Plan, count: int) -> object:
-    """The best different candidates, the chosen one first."""
-    best = plan.candidates[0].step_seconds if plan.candidates else 0.0
+def candidates(title: str, listed: Sequence[Candidate], best: float) -> object:
+    """Candidates beside the time of the chosen one."""
     rows = [
         [
-            f"pp {c.mesh['pp']} dp {c.mesh['dp']} tp {c.mesh['tp']}", str(c.micro_batch),
-            c.schedule + (f" x{c.virtual}" if c.virtual > 1 else ""), c.recompute,
+            " ".join(f"{axis} {c.mesh[axis]}" for axis in c.order), str(c.micro_batch),
+            c.schedule + (f" x{c.virtual}" if c.virtual > 1 else ""),
+            c.recompute + (f", ZeRO {c.zero}" if c.zero else ""),
             seconds(c.step_seconds), f"{c.step_seconds / best:.2f}x", size(c.peak_bytes),
         ]
-        for c in plan.candidates[:count]
+        for c in listed
     ]  # fmt: skip
     columns = ("mesh", "micro-batch", "schedule", "recompute", "step", "against best", "memory")
-    return table("candidates", columns, rows)
+    return table(title, columns, rows)
 
 
 def looked_at(plan: Plan) -> str:
@@ -109,8 +117,8 @@ def clusters_command(options: argparse.Namespace) -> int:
     rows = [
         [
             c.name, c.device.name, str(c.node_devices), size(c.device.memory_bytes),
-            f"{max(c.device.flops_per_second.values()) / 1e12:g} TFLOP/s", size(c.node.bytes_per_second) + "/s",
-            size(c.network.bytes_per_second) + "/s",
+            f"{max(c.device.flops_per_second.values()) / 1e12:g} TFLOP/s", size(c.node.speed) + "/s",
+            size(c.network.speed) + "/s",
         ]
         for c in found
     ]  # fmt: skip

@@ -143,7 +143,8 @@ class _Cells:
     def word(self, column: str, known: tuple[str, ...]) -> str:
         value = self.text(column)
         if value not in known:
-            raise InputError(f"{self.where}: {column} must be one of {', '.join(k for k in known if k)}, it is {value!r}")
+            words = ", ".join(k for k in known if k)
+            raise InputError(f"{self.where}: {column} must be one of {words}, it is {value!r}")
         return value
 
     def flag(self, column: str) -> bool:

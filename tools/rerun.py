@@ -32,6 +32,12 @@ from tools.published import DTYPES, Run
 _SPEED = re.compile(r"(?:(\d+)x)?(\d+) ?Gb(?:/s|ps)? ?[A-Za-z]*(?: [A-Za-z]+)? per (node|GPU)")
 
 
+MEGATRON = {
+    "tokens.weight": "shard:0", "head.weight": "shard:0", "blocks.*.attention.qkv.weight": "shard:0",
+    "blocks.*.attention.out.weight": "shard:1", "blocks.*.up.weight": "shard:0", "blocks.*.down.weight": "shard:1",
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Sources:
     """What tools/published.toml says."""
@@ -67,7 +73,8 @@ class Rerun:
         if key not in self.priced:
             self.priced[key] = _priced(sized, run, key[3], alike)
         priced = replace(self.priced[key], cluster=cluster)
-        return price(priced, split_of(run, priced))
+        traits = _longest(self.known.framework, run.framework)
+        return price(priced, split_of(run, priced, traits.get("balanced", False)))
 
     def cluster(self, run: Run) -> Cluster:
         """The preset of the row's GPU, the network that it states, and its program's traits."""
@@ -77,6 +84,7 @@ class Rerun:
         traits = _longest(self.known.framework, run.framework)
         if traits is None:
             raise InputError(f"nothing is known of the program {run.framework}")
+        traits = {key: value for key, value in traits.items() if key != "balanced"}
         stated = {
             "overlap_gradients": run.overlap_gradients,
             **({} if run.overlap_tensor is None else {"overlap_tensor": run.overlap_tensor}),
@@ -94,7 +102,7 @@ class Rerun:
 
 
 def _priced(sized: Folded, run: Run, boundary: str, cluster: Cluster) -> Priced:
-    fixed = read_pins({"boundary": boundary} if boundary else {}, sized.graph)
+    fixed = read_pins({"boundary": boundary, **MEGATRON} if boundary else {}, sized.graph)
     setting = Setting.of(sized, cluster, run.tp, run.cp)
     many = run.global_batch // (run.dp * run.micro_batch)
     solution = solve(sized, space(sized, run.tp), Prices.of(cluster, setting, many), fixed.allows(sized))
@@ -119,12 +127,14 @@ def _network(run: Run, preset: Cluster) -> float:
         return preset.network.bytes_per_second
     bits = int(found[1] or 1) * int(found[2]) * 1e9
     devices = run.gpus_per_node if found[3] == "node" else 1
-    return bits / 8 / devices * preset.network.reached
+    return bits / 8 / devices
 
 
-def split_of(run: Run, priced: Priced) -> Split:
-    """The row's stages, recomputed blocks and mesh."""
-    units = _even(priced.folded.graph.units, run.pp * run.virtual) or Cuts(priced).into(run.pp * run.virtual)
+def split_of(run: Run, priced: Priced, balanced: bool = False) -> Split:
+    """The row's stages, recomputed blocks and mesh; ``balanced`` cuts stages by cost, not by their number of blocks."""
+    many = run.pp * run.virtual
+    even = () if balanced else _even(priced.folded.graph.units, many)
+    units = even or Cuts(priced).into(many)
     if not units:
         raise InputError(f"{run.size.layers} layers can't be cut into {run.pp * run.virtual} stages")
     known = {u: stage_sums(priced, u) for u in dict.fromkeys(units)}

@@ -21,7 +21,7 @@ from partitioner.program import Stage
 def divided_plan() -> Plan:
     """A plan for ranks whose links are free, so that all that can be divided is."""
     cluster = Cluster.load("local-cpu")
-    cluster = replace(cluster, node=Link(bytes_per_second=1e15, latency_seconds=0.0))
+    cluster = replace(cluster, node=Link(1e15, 1.0, 0.0))
     return search(graph_of("gpt"), cluster, 8, {"micro_batch": 2, "tp": 2, "pp": 2})
 
 

@@ -51,7 +51,7 @@ def test_it_equals_the_integer_program(name: str, joined: int, monkeypatch: pyte
     monkeypatch.setattr(solve, "MOST_JOINED", joined)
     folded = fold(traced(name)[1])
     cluster = Cluster.load("dgx-a100")
-    free = Cluster(**{**cluster.__dict__, "node": Link(bytes_per_second=1e14, latency_seconds=1e-9)})
+    free = Cluster(**{**cluster.__dict__, "node": Link(1e14, 1.0, 1e-9)})
     options = space(folded, 2)
     choices = Choices(folded, options, Prices.of(free, Setting.of(folded, free, 2), 4), lambda value, placement: True)
     found = solve.solve(folded, options, Prices.of(free, Setting.of(folded, free, 2), 4))
