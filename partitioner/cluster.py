@@ -22,9 +22,9 @@ T = TypeVar("T")
 class Device:
     """One accelerator. ``flops_per_second`` are dense peaks by dtype; efficiencies are the shares of peak reached.
 
-    ``multiprocessors`` work on tiles of a product in waves; ``attention_efficiency`` is fused attention's; ``spread`` is
-    the standard deviation of the devices' speed, all of which wait for the slowest. ``dollars_per_hour`` and ``watts``
-    are None where the file does not give them.
+    ``multiprocessors`` work on tiles of a product in waves; ``attention_efficiency`` is fused attention's; ``spread``
+    is the standard deviation of the devices' speed, all of which wait for the slowest. ``dollars_per_hour`` and
+    ``watts`` are None where the file does not give them.
     """
 
     name: str
