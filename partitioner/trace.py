@@ -19,7 +19,8 @@ from partitioner.dropouts import separate_units
 from partitioner.errors import InputError
 from partitioner.graph import Graph, ParameterInfo, gradient_free, placeholders
 from partitioner.normalize import normalize
-from partitioner.rehearse import Run, rehearse, replaced
+from partitioner.rehearse import replaced
+from partitioner.runs import Run, find_runs
 from partitioner.separation import batch_layouts
 from partitioner.unroll import unroll
 
@@ -33,9 +34,9 @@ def trace(model: nn.Module, batch: dict[str, torch.Tensor]) -> Graph:
     """
     samples = _batch_size(batch)
     given = _on_cpu(_two_samples(batch, samples))
-    runs = _rehearse(model, given)
-    if runs:
-        with suppress(Exception):  # the whole model, captured below, says what is wrong with it
+    with suppress(Exception):  # what goes wrong here either does not matter below or is named there
+        runs = _rehearse(model, given)
+        if runs:
             return _trace(model, given, max(samples, 2), runs)
     return _trace(model, given, max(samples, 2), ())
 
@@ -145,12 +146,10 @@ def _on_cpu(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def _rehearse(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[Run, ...]:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with _fake_state(model, mode):
-        return rehearse(model, {n: mode.from_tensor(t) for n, t in batch.items()}, mode)
+        return find_runs(model, {n: mode.from_tensor(t) for n, t in batch.items()}, mode)
 
 
-def _export(
-    model: nn.Module, batch: dict[str, torch.Tensor], runs: tuple[Run, ...]
-) -> torch.export.ExportedProgram:
+def _export(model: nn.Module, batch: dict[str, torch.Tensor], runs: tuple[Run, ...]) -> torch.export.ExportedProgram:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     step = _step(model, list(batch)).train(model.training)
     stubs = {path: stub for run in runs for path, stub in run.stubs.items()}
@@ -199,10 +198,11 @@ def _collect(model: nn.Module, exported: torch.export.ExportedProgram) -> _Captu
     }
     buffers: dict[str, torch.Tensor] = {}
     state = {**dict(model.named_buffers(remove_duplicate=False)), **exported.constants}
+    buffer_of = {**signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
+    parameter_of = signature.inputs_to_parameters
     kept: dict[str, fx.Node] = {}
     for node in [n for n in module.graph.nodes if n.op == "placeholder"]:
-        source = signature.inputs_to_parameters.get(node.name)
-        buffer = {**signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}.get(node.name)
+        source, buffer = parameter_of.get(node.name), buffer_of.get(node.name)
         if source is not None:
             name, kind = first[source.removeprefix("model.")], "parameter"
         elif buffer is not None:

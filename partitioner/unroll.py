@@ -16,11 +16,12 @@ from torch import fx
 from partitioner.blocks import words
 from partitioner.constants import module_path
 from partitioner.graph import placeholders
-from partitioner.rehearse import Run
+from partitioner.runs import Run
 from partitioner.shapes import evaluate_like, operands
 
 Block = tuple[str, ...]
 Group = tuple[list[fx.Node], list[fx.Node], list[fx.Node]]  # nodes of the first, the copied and the last block
+Reader = Callable[[fx.Node], fx.Node]
 _META = ("source", "kind", "trains", "modules", "stack_trace", "grown", "val")
 
 
@@ -41,8 +42,7 @@ def unroll(graph: fx.Graph, runs: Sequence[Run]) -> fx.Graph:
         if node in due:
             one, copied = due[node]
             one.write(new, copied, made)
-        handed = lasts[node].handed() if node in lasts else {}
-        made[node] = _copy(new, node, {**made, **handed}.__getitem__ if handed else made.__getitem__)
+        made[node] = _copy(new, node, lasts[node].before_last(made) if node in lasts else made.__getitem__)
     return new
 
 
@@ -130,47 +130,55 @@ class _Kept:
 
     def write(self, new: fx.Graph, copied: list[fx.Node], made: dict[fx.Node, fx.Node]) -> None:
         """One group of every skipped block."""
-        assert self.hidden is not None
-        handed = made.get(self.image[self.hidden[1]])
-        source = self.run.kept[1]
-        for block, copies in zip(self.run.skipped, self.copies, strict=True):
-            outside = dict[fx.Node, fx.Node]() if handed is None else {self.hidden[1]: handed}
-
-            def read(
-                node: fx.Node, own: dict[fx.Node, fx.Node] = copies, outside: dict[fx.Node, fx.Node] = outside,
-                block: Block = block,
-            ) -> fx.Node:  # fmt: skip
-                return own.get(node) or outside.get(node) or made[self._parameter(node, source, block)]
-
+        for number, block in enumerate(self.run.skipped):
             for node in copied:
-                copies[node] = _copy(new, node, read, (source, block))
-            handed = copies.get(self.image[self.hidden[1]])
+                renamed = self.run.kept[1], block
+                self.copies[number][node] = _copy(new, node, self._reader(number, block, made), renamed)
 
-    def handed(self) -> dict[fx.Node, fx.Node]:
-        """For the last block, in place of what the copied one hands on: what the last copy does."""
+    def _reader(self, number: int, block: Block, made: dict[fx.Node, fx.Node]) -> Reader:
+        """What skipped block ``number`` reads where the copied one reads a node."""
         assert self.hidden is not None
-        node = self.image[self.hidden[1]]
-        return {node: self.copies[-1][node]} if node in self.copies[-1] else {}
+        own, (_, hidden) = self.copies[number], self.hidden
+        before, left = self.copies[number - 1] if number else made, self.image[hidden]
+
+        def read(node: fx.Node) -> fx.Node:
+            if node in own:
+                return own[node]
+            return before[left] if node is hidden else made[self._parameter(node, self.run.kept[1], block)]
+
+        return read
+
+    def before_last(self, made: dict[fx.Node, fx.Node]) -> Reader:
+        """What the last block reads: in place of what the copied one hands on, what the last copy does."""
+        assert self.hidden is not None
+        left, copies = self.image[self.hidden[1]], self.copies[-1]
+        return lambda node: copies[left] if node is left else made[node]
 
 
-def _copy(
-    new: fx.Graph, node: fx.Node, read: Callable[[fx.Node], fx.Node], renamed: tuple[Block, Block] | None = None
-) -> fx.Node:
+def _copy(new: fx.Graph, node: fx.Node, read: Reader, renamed: tuple[Block, Block] | None = None) -> fx.Node:
     """``node`` in ``new``, operands by ``read``; in another block if ``renamed`` from one to another."""
     args, kwargs = fx.map_arg((node.args, node.kwargs), read)  # type: ignore[misc]
-    name, target = (node.name, node.target) if node.op == "placeholder" else (None, node.target)
-    if name is not None and renamed:
-        for a, b in zip(*renamed, strict=True):
-            name = name.replace(a.replace(".", "_"), b.replace(".", "_"), 1) if _inside(node.meta["source"], a) else name
-        target = name
-    copy = new.create_node(node.op, target, args, kwargs, name)
+    if node.op == "placeholder":
+        name = _identifier(node, *renamed) if renamed else node.name
+        copy = new.create_node("placeholder", name, name=name)
+    else:
+        copy = new.create_node(node.op, node.target, args, kwargs)
     copy.meta = {key: node.meta[key] for key in _META if key in node.meta}
     if renamed:
-        if "source" in copy.meta:
-            copy.meta["source"] = _rename(node.meta["source"], *renamed)
         copy.meta["modules"] = tuple(_rename(path, *renamed) for path in module_path(node))
         evaluate_like(copy, node)
+        if "source" in node.meta:
+            copy.meta["source"] = _rename(node.meta["source"], *renamed)
     return copy
+
+
+def _identifier(node: fx.Node, source: Block, target: Block) -> str:
+    """The name of a placeholder of ``source`` in ``target``, where dots of a module's name are underscores."""
+    name = node.name
+    for a, b in zip(source, target, strict=True):
+        if _inside(node.meta["source"], a):
+            name = name.replace(a.replace(".", "_"), b.replace(".", "_"), 1)
+    return name
 
 
 def _inside(name: str, path: str) -> bool:
