@@ -50,7 +50,7 @@ def _as_in_export() -> Generator[None]:
 @contextmanager
 def replaced(model: nn.Module, forwards: Mapping[str, Forward]) -> Generator[None]:
     """Submodules by name run other forwards inside; afterwards every module's attributes are what they were."""
-    tables = [table for module in model.modules() for table in (vars(module), vars(module)["_buffers"])]
+    tables = [table for module in model.modules() for table in (vars(module), vars(module).get("_buffers", {}))]
     saved = [(table, dict(table)) for table in tables]
     try:
         for path, forward in forwards.items():
