@@ -164,17 +164,17 @@ def _deep(nodes: list[fx.Node]) -> Hashable:
             index[node] = (kind, len(index), shape_of(node), str(node.meta["val"].dtype))
         return index[node]
 
-    return tuple((str(n.target), _words((n.args, n.kwargs), name), str(n.meta["val"])) for n in nodes)
+    return tuple((str(n.target), words((n.args, n.kwargs), name), str(n.meta["val"])) for n in nodes)
 
 
-def _words(value: object, name: Callable[[fx.Node], Hashable]) -> Hashable:
+def words(value: object, name: Callable[[fx.Node], Hashable]) -> Hashable:
     """Nested arguments as nested tuples, each node by its name."""
     if isinstance(value, fx.Node):
         return "node", name(value)
     if isinstance(value, tuple | list):
-        return tuple(_words(v, name) for v in value)
+        return tuple(words(v, name) for v in value)
     if isinstance(value, dict):
-        return tuple((k, _words(v, name)) for k, v in sorted(value.items()))
+        return tuple((k, words(v, name)) for k, v in sorted(value.items()))
     return repr(value)
 
 

@@ -52,8 +52,9 @@ def fold_masks(module: fx.GraphModule, buffers: dict[str, torch.Tensor], batch: 
     fixed = constants(graph)
     wanted = [n for n in fixed if any(user not in fixed for user in n.users) and _is_interesting(n, batch)]
     for node, value in _evaluate(graph, fixed, set(wanted), buffers).items():
-        for user in [u for u in node.users if u.target == _ATTENTION and len(u.args) > 3 and u.args[3] is node]:
-            _set_mask_flag(user, value)
+        masked = [u for u in node.users if u.target == _ATTENTION and len(u.args) > 3 and u.args[3] is node]
+        if masked:
+            _set_mask_flag(masked, value)
         outside = [user for user in node.users if user not in fixed]
         if outside and node.op == "call_function":
             _trim(graph, node, value, batch, outside)
@@ -158,18 +159,18 @@ def _run(node: fx.Node, values: dict[fx.Node, Any], buffers: dict[str, torch.Ten
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def _set_mask_flag(user: fx.Node, mask: torch.Tensor) -> None:
+def _set_mask_flag(users: list[fx.Node], mask: torch.Tensor) -> None:
     allowed = mask if mask.dtype == torch.bool else mask == 0
     refused = ~mask if mask.dtype == torch.bool else mask <= torch.finfo(mask.dtype).min / 2
     if not bool((allowed | refused).all()):
         return
     rows, columns = allowed.shape[-2:]
-    causal = torch.ones(rows, columns, dtype=torch.bool).tril()
-    if bool(allowed.all()):
+    every = bool(allowed.all())
+    causal = not every and rows == columns and bool((allowed == allowed.new_ones(rows, columns).tril()).all())
+    for user in users if every or causal else ():
         user.update_arg(3, None)
-    elif rows == columns and bool((allowed == causal).all()):
-        user.update_arg(3, None)
-        user.update_arg(5, True)
+        if causal:
+            user.update_arg(5, True)
 
 
 def _trim(graph: fx.Graph, node: fx.Node, value: torch.Tensor, batch: int, outside: list[fx.Node]) -> None:
@@ -222,4 +223,3 @@ def _inside(user: fx.Node, node: fx.Node) -> bool:
 def module_path(node: fx.Node) -> tuple[str, ...]:
     """Names of the nested modules whose forward made the node, outermost first."""
     return node.meta.get("modules", ())
-

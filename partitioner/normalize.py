@@ -41,7 +41,6 @@ def normalize(module: fx.GraphModule, buffers: dict[str, torch.Tensor], batch: i
     _drop_unread(graph)
     next(n for n in graph.nodes if n.op == "output").args = (loss_node(graph),)
     propagate(module)
-    module.recompile()
 
 
 def _drop_unread(graph: fx.Graph) -> None:

@@ -69,6 +69,18 @@ def _fresh(value: Any) -> Any:
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
 
 
+def evaluate_like(node: fx.Node, twin: fx.Node) -> None:
+    """Set ``node``'s value, which is laid out as ``twin``'s: a view where that is one, else on storage of its own."""
+    value = twin.meta["val"]
+    if isinstance(value, torch.Tensor):
+        storage = value.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
+        sources = [n.meta["val"] for n in twin.all_input_nodes if isinstance(n.meta["val"], torch.Tensor)]
+        if all(v.untyped_storage()._cdata != storage for v in sources):  # pyright: ignore[reportPrivateUsage]
+            node.meta["val"] = _fresh(value)
+            return
+    node.meta["val"] = _evaluate(node)
+
+
 def _evaluate(node: fx.Node) -> Any:
     args: Any
     kwargs: Any

@@ -6,7 +6,7 @@ import inspect
 import linecache
 import warnings
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +17,12 @@ from partitioner.blocks import find_units
 from partitioner.check import check_graph
 from partitioner.dropouts import separate_units
 from partitioner.errors import InputError
-from partitioner.graph import Graph, ParameterInfo, gradient_free
+from partitioner.graph import Graph, ParameterInfo, gradient_free, placeholders
 from partitioner.normalize import normalize
+from partitioner.rehearse import replaced
+from partitioner.runs import Run, find_runs
 from partitioner.separation import batch_layouts
+from partitioner.unroll import unroll
 
 
 def trace(model: nn.Module, batch: dict[str, torch.Tensor]) -> Graph:
@@ -30,10 +33,19 @@ def trace(model: nn.Module, batch: dict[str, torch.Tensor]) -> Graph:
     and source line, when torch.export can't capture the model, and when the loss is not a scalar tensor.
     """
     samples = _batch_size(batch)
-    exported = _export(model, _two_samples(batch, samples))
-    captured = _collect(model, exported)
-    normalize(captured.module, captured.buffers, max(samples, 2))
-    return _graph(captured, max(samples, 2))
+    given = _on_cpu(_two_samples(batch, samples))
+    with suppress(Exception):  # what goes wrong here either does not matter below or is named there
+        runs = _rehearse(model, given)
+        if runs:
+            return _trace(model, given, max(samples, 2), runs)
+    return _trace(model, given, max(samples, 2), ())
+
+
+def _trace(model: nn.Module, batch: dict[str, torch.Tensor], samples: int, runs: tuple[Run, ...]) -> Graph:
+    """The graph of ``model``, of which export does not see the blocks that ``runs`` skip."""
+    captured = _collect(model, _export(model, batch, runs))
+    normalize(captured.module, captured.buffers, samples)
+    return _graph(captured, unroll(captured.module.graph, runs), samples)
 
 
 @dataclass(frozen=True)
@@ -44,16 +56,14 @@ class _Captured:
     inputs: tuple[str, ...]
 
 
-def _graph(captured: _Captured, batch: int) -> Graph:
-    module = captured.module
-    units = find_units(module.graph)
-    separate_units(module.graph, units)
-    module.recompile()
-    fixed, prelude = gradient_free(module.graph)
-    layouts, mixed = batch_layouts(module.graph, batch)
-    graph = Graph(
-        module, captured.parameters, captured.buffers, captured.inputs, batch, units, fixed, prelude, layouts, mixed
-    )
+def _graph(captured: _Captured, nodes: fx.Graph, batch: int) -> Graph:
+    units = find_units(nodes)
+    separate_units(nodes, units)
+    fixed, prelude = gradient_free(nodes)
+    layouts, mixed = batch_layouts(nodes, batch)
+    buffers = {name: captured.buffers[name] for name in placeholders(nodes, "buffer")}
+    module = fx.GraphModule(nn.Module(), nodes)
+    graph = Graph(module, captured.parameters, buffers, captured.inputs, batch, units, fixed, prelude, layouts, mixed)
     check_graph(graph)
     return graph
 
@@ -129,14 +139,24 @@ def _fake_state(model: nn.Module, mode: FakeTensorMode) -> Generator[None]:
             setattr(module, name, tensor)
 
 
-def _export(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.export.ExportedProgram:
+def _on_cpu(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {n: torch.empty(t.shape, dtype=t.dtype) if t.is_meta else t.to("cpu") for n, t in batch.items()}
+
+
+def _rehearse(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[Run, ...]:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    cpu = {n: torch.empty(t.shape, dtype=t.dtype) if t.is_meta else t.to("cpu") for n, t in batch.items()}
-    step = _step(model, list(cpu)).train(model.training)
+    with _fake_state(model, mode):
+        return find_runs(model, {n: mode.from_tensor(t) for n, t in batch.items()}, mode)
+
+
+def _export(model: nn.Module, batch: dict[str, torch.Tensor], runs: tuple[Run, ...]) -> torch.export.ExportedProgram:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    step = _step(model, list(batch)).train(model.training)
+    stubs = {path: stub for run in runs for path, stub in run.stubs.items()}
     try:
-        with _fake_state(model, mode), warnings.catch_warnings():
+        with _fake_state(model, mode), replaced(model, stubs), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.export.export(step, (), {n: mode.from_tensor(t) for n, t in cpu.items()}, strict=False)
+            return torch.export.export(step, (), {n: mode.from_tensor(t) for n, t in batch.items()}, strict=False)
     except InputError:
         raise
     except Exception as error:
@@ -178,10 +198,11 @@ def _collect(model: nn.Module, exported: torch.export.ExportedProgram) -> _Captu
     }
     buffers: dict[str, torch.Tensor] = {}
     state = {**dict(model.named_buffers(remove_duplicate=False)), **exported.constants}
+    buffer_of = {**signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
+    parameter_of = signature.inputs_to_parameters
     kept: dict[str, fx.Node] = {}
     for node in [n for n in module.graph.nodes if n.op == "placeholder"]:
-        source = signature.inputs_to_parameters.get(node.name)
-        buffer = {**signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}.get(node.name)
+        source, buffer = parameter_of.get(node.name), buffer_of.get(node.name)
         if source is not None:
             name, kind = first[source.removeprefix("model.")], "parameter"
         elif buffer is not None:
