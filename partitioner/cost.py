@@ -22,7 +22,7 @@ from partitioner.saved import saved
 from partitioner.shapes import operands
 from partitioner.solve import Solution
 from partitioner.strategies import is_tensor
-from partitioner.work import ATTENTION, Setting, base, hidden_bytes, op_flops, op_share, op_work, scores_kept
+from partitioner.work import ATTENTION, Setting, base, hidden_bytes, is_copy, op_flops, op_share, op_work, scores_kept
 
 PIECES = 4  # into which a collective is cut that runs beside its product
 
@@ -237,11 +237,11 @@ def conversions(folded: Folded, solution: Solution, group: int) -> dict[fx.Node 
 def saved_bytes(
     setting: Setting, solution: Solution, group: int, without: frozenset[fx.Node] = frozenset()
 ) -> float:
-    """Bytes that backward keeps of one unit, by the rules; a view counts as what it views, a parameter not at all.
+    """Bytes that backward keeps of one unit, by the rules; a view keeps all of what it views, a parameter nothing.
 
-    What ops of ``without`` make, and what is hidden in them, is not counted.
+    What ops of ``without`` make for each other, and what is hidden in them, is not counted.
     """
-    kept: dict[tuple[fx.Node, Placement | None], float] = {}
+    kept: dict[tuple[fx.Node, Placement], float] = {}
     folded, hidden = setting.folded, 0.0
     for node in folded.body(group):
         rule, strategy = rule_of(str(node.target)), solution.strategies[node]
@@ -254,12 +254,22 @@ def saved_bytes(
         elif rule and rule.hidden:
             hidden += hidden_bytes(setting, node) * op_share(setting, node, strategy)
         for value in saved(node, folded.differentiable):
-            source, placement = base(value), _placement(node, strategy, value)
+            source, placement = _stored(setting, value), _placement(node, strategy, value)
             outside = source not in folded.node and (group, source) not in folded.port_of
-            made_inside = source in without and not (value is node and any(u not in without for u in node.users))
-            if not outside and not made_inside and source not in setting.internal:
-                kept[source, placement if source is value else None] = setting.bytes(value, placement)
+            rebuilt = node in without and source in without
+            if not outside and not rebuilt and source not in setting.internal:
+                port = folded.port_of.get((group, source))
+                whole = solution.made(port if port is not None else source)
+                held = (value, placement) if source is value else (source, whole)
+                kept[held] = setting.bytes(*held)
     return hidden + sum(kept.values())
+
+
+def _stored(setting: Setting, node: fx.Node) -> fx.Node:
+    """The node whose memory a value lies in."""
+    while not (is_copy(node) and not setting.fused) and base(node) is not node:
+        node = operands(node)[0]
+    return node
 
 
 def _placement(node: fx.Node, strategy: Strategy, value: fx.Node) -> Placement:

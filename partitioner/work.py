@@ -134,7 +134,7 @@ def op_work(setting: Setting, node: fx.Node, strategy: Strategy) -> tuple[Work, 
     """Forward and backward work of one op where the fullest rank's share of it runs."""
     rule, dtype = rule_of(str(node.target)), _dtype(node)
     nothing = Work(dtype)
-    if not is_tensor(node) or (rule and rule.view):
+    if not is_tensor(node) or (rule and rule.view and (setting.fused or not is_copy(node))):
         return nothing, nothing
     if str(node.target) == ATTENTION:
         forward, backward = _attention(setting, node, strategy)
@@ -291,8 +291,17 @@ def _is_core_product(node: fx.Node) -> bool:
 
 
 def _is_view(node: fx.Node) -> bool:
+    """Whether a node moves nothing; a kernel reads repeated heads (an expanded value, reshaped) where they lie."""
     rule = rule_of(str(node.target)) if node.op == "call_function" else None
     return rule is not None and rule.view
+
+
+def is_copy(node: fx.Node) -> bool:
+    """Whether a view's result has memory of its own: what it is a view of lies in no order that it could."""
+    if not _is_view(node) or not is_tensor(node):
+        return False
+    values = [n.meta["val"].untyped_storage()._cdata for n in (node, operands(node)[0])]  # pyright: ignore[reportPrivateUsage]
+    return values[0] != values[1]
 
 
 def _is_fusible(node: fx.Node) -> bool:

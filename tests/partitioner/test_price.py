@@ -1,4 +1,4 @@
-"""Tiles come in waves, small products are bound by memory, groups share their nodes' ports; published timings are met."""
+"""Tiles come in waves, small products are bound by memory, groups share ports; published timings are met."""
 
 from __future__ import annotations
 

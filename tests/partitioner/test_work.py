@@ -1,4 +1,4 @@
-"""What an op makes a rank do: products as the rules count them, halves where it is divided, chains where it is fused."""
+"""What an op makes a rank do: products as the rules count them, halves where divided, chains where fused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tools.decoder import Dimensions, decoder
 CLUSTER = Cluster.load("dgx-a100")
 
 
-def solved(graph: Graph, tp: int = 1, cp: int = 1, attention: str = "flash", fused: bool = False) -> "Solved":
+def solved(graph: Graph, tp: int = 1, cp: int = 1, attention: str = "flash", fused: bool = False) -> Solved:
     cluster = dataclasses.replace(
         CLUSTER, attention=attention, software=dataclasses.replace(CLUSTER.software, fused=fused)
     )
