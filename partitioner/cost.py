@@ -24,7 +24,7 @@ from partitioner.solve import Solution
 from partitioner.strategies import is_tensor
 from partitioner.work import ATTENTION, Setting, base, hidden_bytes, is_copy, op_flops, op_share, op_work, scores_kept
 
-PIECES = 4  # into which a collective is cut that runs beside its product
+HIDDEN = 0.25  # share of a tensor-parallel collective that hides where it runs in pieces beside its product
 
 
 @dataclass(frozen=True)
@@ -141,11 +141,11 @@ class _Pricing:
         return sum(forward.kernels for forward, _ in pairs), sum(backward.kernels for _, backward in pairs)
 
     def exposed(self, moved: Seconds, compute: Seconds) -> Seconds:
-        """What pieces that run beside the products leave: the first piece, or what compute is too short for."""
+        """What running in pieces beside the products leaves, or what compute is too short to hide."""
         if not self.cluster.software.overlap_tensor:
             return moved
         pairs = ((moved.forward, compute.forward), (moved.backward, compute.backward))
-        return Seconds(*(max(m / PIECES, m - c) for m, c in pairs))
+        return Seconds(*(max(m * (1 - HIDDEN), m - c) for m, c in pairs))
 
     def context(self, node: fx.Node) -> Seconds:
         """Keys and values gathered over cp, again for backward, and their gradients scattered."""

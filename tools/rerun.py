@@ -44,6 +44,7 @@ class Sources:
 
     device: Mapping[str, str]
     cluster: Mapping[str, str]
+    link: Mapping[str, Mapping[str, float]]
     framework: Mapping[str, Mapping[str, Any]]
 
 
@@ -94,6 +95,7 @@ class Rerun:
         found = replace(found, node_devices=run.gpus_per_node, nodes=max(1, run.gpus // run.gpus_per_node))
         own = run.cluster in self.known.cluster
         network = found.network if own else replace(found.network, bytes_per_second=_network(run, found))
+        network = replace(network, **next((v for k, v in self.known.link.items() if k in run.interconnect), {}))
         return replace(found, network=network, software=replace(found.software, **{**traits, **stated}))
 
     def _sized(self, size: Dimensions, precision: str, micro_batch: int) -> Folded:
