@@ -107,6 +107,7 @@ class _Cutting:
         self.cluster, self.cuts = priced.cluster, Cuts(priced)
         self.blocks = sum(u.is_block for u in priced.folded.graph.units)
         self.sums: dict[tuple[int, ...], StageSums] = {}
+        self.ways = ("full", "selective") if plan_only else ("full",)
         self.stages: dict[int, tuple[tuple[Unit, ...], ...]] = {}
 
     def splits(self) -> Iterator[Tried]:
@@ -133,8 +134,7 @@ class _Cutting:
 
     def recomputed(self, plain: Split) -> Iterator[Tried]:
         """Nothing; of each way that is admitted the least that fits, and all blocks."""
-        ways = ("full", "selective") if self.plan_only else ("full",)
-        room = self.cluster.device.memory_bytes
+        ways, room = self.ways, self.cluster.device.memory_bytes
         if self.fixed.admits("recompute", "none"):
             tried = self.tried(plain)
             yield tried
@@ -160,7 +160,7 @@ class _Cutting:
         group_of = self.priced.folded.group_of
         key = tuple(group_of[u.name + "/" + u.nodes[0]] for u in units)
         if key not in self.sums:
-            self.sums[key] = stage_sums(self.priced, units)
+            self.sums[key] = stage_sums(self.priced, units, ("none", *self.ways))
         return self.sums[key]
 
     def orders(self, mesh: dict[str, int]) -> list[tuple[str, ...]]:

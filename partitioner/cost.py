@@ -13,7 +13,7 @@ from torch import fx
 
 from partitioner.cluster import Cluster, Route
 from partitioner.equations import Strategy
-from partitioner.fold import Folded, is_parameter, trains
+from partitioner.fold import Folded, is_parameter
 from partitioner.graph import Unit
 from partitioner.layout import REPLICATE, Placement
 from partitioner.price import ZERO, Seconds, collective_seconds, convert_seconds, work_seconds
@@ -83,15 +83,17 @@ class Priced:
     @cached_property
     def held(self) -> dict[Unit, dict[fx.Node, tuple[float, int, bool]]]:
         """By unit and trained parameter: elements a rank holds, bytes an element, whether its gradient is Partial."""
-        nodes = self.folded.graph.nodes
-        graph = self.folded.graph
-        read = {u: [n for name in u.nodes for n in operands(nodes[name]) if is_parameter(n)] for u in graph.units}
-        return {unit: {n: self._held(n) for n in found if trains(graph, n)} for unit, found in read.items()}
+        folded, known = self.folded, dict[fx.Node, tuple[float, int, bool]]()
 
-    def _held(self, node: fx.Node) -> tuple[float, int, bool]:
-        placement = self.solution.parameters[self.folded.parameter[self.folded.own(node)]]
-        value = node.meta["val"]
-        return value.numel() * self.setting.share(node, placement), value.element_size(), placement == REPLICATE
+        def held(node: fx.Node) -> tuple[float, int, bool]:
+            alike = folded.parameter[folded.own(node)]
+            if alike not in known:
+                placement, value = self.solution.parameters[alike], node.meta["val"]
+                elements = value.numel() * self.setting.share(node, placement)
+                known[alike] = elements, value.element_size(), placement == REPLICATE
+            return known[alike]
+
+        return {unit: {n: held(n) for n in found} for unit, found in folded.graph.trained.items()}
 
     def unit(self, unit: Unit) -> UnitCost:
         """The price of one unit."""

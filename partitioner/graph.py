@@ -14,7 +14,7 @@ from partitioner.errors import InputError
 from partitioner.layout import Shard
 from partitioner.rules import rule_of
 from partitioner.saved import saved_bytes
-from partitioner.shapes import op_of
+from partitioner.shapes import op_of, operands
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,17 @@ class Graph:
         backward keeps from here on and no earlier op kept.
         """
         return _digraph(self)
+
+    @cached_property
+    def trained(self) -> dict[Unit, tuple[fx.Node, ...]]:
+        """The trained parameters that each unit reads."""
+        nodes = self.nodes
+        read = {u: dict.fromkeys(n for name in u.nodes for n in operands(nodes[name])) for u in self.units}
+        return {u: tuple(n for n in found if self._trains(n)) for u, found in read.items()}
+
+    def _trains(self, node: fx.Node) -> bool:
+        is_parameter = node.op == "placeholder" and node.meta["kind"] == "parameter"
+        return is_parameter and self.parameters[node.meta["source"]].requires_grad
 
     @cached_property
     def blocks(self) -> tuple[Unit, ...]:

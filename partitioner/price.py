@@ -8,6 +8,7 @@ collective   hops x latency + bytes / bandwidth, ring or tree, inside a node or 
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -162,6 +163,7 @@ class State:
     optimizer: float
 
 
+@functools.lru_cache(maxsize=256)
 def state(itemsize: int, software: Software) -> State:
     """AdamW's: weight, gradient, two moments; below 4 bytes a weight, moments and a master copy are float32."""
     moments = 8 if itemsize == 4 else 12 if itemsize < 4 else 2 * itemsize

@@ -49,8 +49,8 @@ class StageSums:
         return len(self.kept["none"]) - 1
 
 
-def stage_sums(priced: Priced, units: Sequence[Unit]) -> StageSums:
-    """Add up a stage."""
+def stage_sums(priced: Priced, units: Sequence[Unit], ways: Sequence[str] = ("none", "full")) -> StageSums:
+    """Add up a stage; ``ways``: of recomputing, those that are asked for."""
     rows = [priced.unit(u) for u in units]
     parameters: dict[fx.Node, Held] = {}
     for unit in units:
@@ -63,7 +63,7 @@ def stage_sums(priced: Priced, units: Sequence[Unit]) -> StageSums:
         sum(c.communication.total for c in rows),
         (sum(c.collectives[0] for c in rows), sum(c.collectives[1] for c in rows)),
         (sum(c.kernels[0] for c in rows), sum(c.kernels[1] for c in rows)),
-        {way: tuple(_recomputed(priced, units, way)) for way in rows[0].kept},
+        {way: tuple(_recomputed(priced, units, way)) for way in ways},
         rows[-1].output_bytes,
         max(c.transient_bytes for c in rows),
         sum(c.flops for c in rows),
@@ -140,12 +140,13 @@ class Split:
         return self.stages[stage].kept[self.recompute][self.recomputed[stage]]
 
 
-class _Walk:
+class Walk:
     """One split's prices, each found once."""
 
     def __init__(self, priced: Priced, split: Split) -> None:
         self.priced, self.split, self.cluster = priced, split, priced.cluster
         self.software = priced.cluster.software
+        self._held: dict[int, tuple[float, float]] = {}
 
     def route(self, axes: tuple[str, ...], ranks: int) -> Route:
         """Of a group along some axes of the mesh, or of its first ``ranks`` ranks."""
@@ -230,8 +231,9 @@ class _Walk:
 
     def after(self) -> tuple[float, float]:
         """The gradient sync that stays exposed and the optimizer's update, each on its slowest pipeline rank."""
-        sync = max(self.sync(p) for p in range(self.split.pp))
-        return sync, max(self.update(p) for p in range(self.split.pp))
+        alike = {tuple((id(self.split.stages[n]), self.split.recomputed[n]) for n in self.split.own(p)): p
+                 for p in range(self.split.pp)}.values()  # fmt: skip
+        return max(self.sync(p) for p in alike), max(self.update(p) for p in alike)
 
     def held(self, p: int) -> list[Held]:
         return [row for n in self.split.own(p) for row in self.split.stages[n].held]
@@ -271,12 +273,24 @@ class _Walk:
         gather = blocks * collective_seconds("all_gather", weights / blocks, self.sharing) if split.zero < 3 else 0.0
         return scatter + collective_seconds("all_reduce", gradients / split.shards, across), gather
 
-    def bytes(self, n: int, flying: int) -> tuple[float, float, float]:
-        """A stage's state, activations of the micro-batches in flight, and what comes and goes."""
-        stage, kept, split = self.split.stages[n], self.split.kept(n), self.split
-        held = sum(state_bytes(e, size, self.software, split.zero, split.shards) for e, size, _ in stage.held)
-        gathered = 2.0 * stage.largest * stage.held[0][1] if split.zero == 3 and stage.held else 0.0
+    def bytes(self, n: int, flying: int, count: int | None = None) -> tuple[float, float, float]:
+        """A stage's state, activations of the micro-batches in flight, and what comes and goes.
+
+        ``count``: blocks that are recomputed, where not those of the split.
+        """
+        stage, split = self.split.stages[n], self.split
+        kept = stage.kept[split.recompute][split.recomputed[n] if count is None else count]
+        if id(stage) not in self._held:
+            held = sum(state_bytes(e, size, self.software, split.zero, split.shards) for e, size, _ in stage.held)
+            gathered = 2.0 * stage.largest * stage.held[0][1] if split.zero == 3 and stage.held else 0.0
+            self._held[id(stage)] = held, gathered
+        held, gathered = self._held[id(stage)]
         return held, kept.bytes * flying, max(kept.rebuilt, stage.transient_bytes) + gathered
+
+    def rank_bytes(self, p: int, in_flight: Sequence[int], counts: Sequence[int]) -> float:
+        """Peak bytes of one pipeline rank: all that its stages hold, and the largest of what comes and goes."""
+        rows = [self.bytes(n, in_flight[n], counts[n]) for n in self.split.own(p)]
+        return sum(held + kept for held, kept, _ in rows) + max(row[2] for row in rows)
 
     def stage_costs(self, in_flight: Sequence[int]) -> tuple[StageCost, ...]:
         times = [(t.forward, t.backward) for t in self.times]
@@ -285,7 +299,7 @@ class _Walk:
 
 def price(priced: Priced, split: Split) -> Cost:
     """The step, its Action table walked."""
-    walk = _Walk(priced, split)
+    walk = Walk(priced, split)
     actions = schedule(split.schedule, split.pp, split.virtual, split.micro_batches)
     forward, backward = [t.forward for t in walk.times], [t.backward for t in walk.times]
     makespan, busy, in_flight = simulate(actions, split.pp, forward, backward, walk.send_seconds)
@@ -307,7 +321,7 @@ def bound(priced: Priced, split: Split) -> tuple[float, float]:
     A pipeline rank is busy with its stages; before its first forward the stages before it run theirs, and after its
     last backward they run those.
     """
-    walk = _Walk(priced, split)
+    walk = Walk(priced, split)
     totals = [t.total for t in walk.times]
     least, ahead = 0.0, 0.0
     for p in range(split.pp):
@@ -315,13 +329,6 @@ def bound(priced: Priced, split: Split) -> tuple[float, float]:
         ahead += totals[p] + 2 * walk.send_seconds
     in_flight = most_in_flight(split.schedule, split.pp, split.virtual, split.micro_batches)
     return least * (1 - 1e-12) + sum(walk.after()), _peak(split, walk.stage_costs(in_flight))
-
-
-def rank_bytes(priced: Priced, split: Split, p: int, in_flight: Sequence[int]) -> float:
-    """Peak bytes of one pipeline rank: all that its stages hold, and the largest of what comes and goes."""
-    walk = _Walk(priced, split)
-    rows = [walk.bytes(n, in_flight[n]) for n in split.own(p)]
-    return sum(held + kept for held, kept, _ in rows) + max(row[2] for row in rows)
 
 
 def _peak(split: Split, stages: tuple[StageCost, ...]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
@@ -21,7 +21,7 @@ from partitioner.fold import Folded, fold
 from partitioner.graph import Unit
 from partitioner.pins import read_pins
 from partitioner.plan import Cost
-from partitioner.solve import solve
+from partitioner.solve import Solution, solve
 from partitioner.stages import Cuts
 from partitioner.step import Split, price, stage_sums
 from partitioner.strategies import space
@@ -36,6 +36,9 @@ MEGATRON = {
     "tokens.weight": "shard:0", "head.weight": "shard:0", "blocks.*.attention.qkv.weight": "shard:0",
     "blocks.*.attention.out.weight": "shard:1", "blocks.*.up.weight": "shard:0", "blocks.*.down.weight": "shard:1",
 }  # fmt: skip
+
+
+Change = Callable[[Run, Cluster], Cluster]
 
 
 @dataclass(frozen=True)
@@ -54,25 +57,28 @@ def sources() -> Sources:
 
 
 class Rerun:
-    """Predicts runs; a shape is traced once, and each of its layouts solved once."""
+    """Predicts runs; a shape is traced once, and each of its layouts solved once.
 
-    def __init__(self, known: Sources) -> None:
-        self.known = known
+    ``change`` may replace the cluster of a run: to fit its numbers.
+    """
+
+    def __init__(self, known: Sources, change: Change = lambda run, cluster: cluster) -> None:
+        self.known, self.change = known, change
         self.folded = cache(_folded)
         self.sized = cache(self._sized)
+        self.solved: dict[object, tuple[Setting, Solution]] = {}
         self.priced: dict[object, Priced] = {}
 
     def predict(self, run: Run) -> Cost:
         """The run's predicted step; raises InputError with the reason why its row can't be expressed."""
         if run.strange:
             raise InputError(run.strange)
-        cluster = self.cluster(run)
-        boundary = "sharded" if run.sequence_parallel else "whole"
-        sized = self.sized(run.size, run.precision, run.micro_batch)
+        cluster = self.change(run, self.cluster(run))
         alike = replace(cluster, nodes=1)  # layouts are of one tp group, however many there are
-        key = (id(sized), run.tp, run.cp, boundary if run.tp > 1 else "", str(alike))
+        solved = self._solved(run, alike)
+        key = (id(solved), str(alike))
         if key not in self.priced:
-            self.priced[key] = _priced(sized, run, key[3], alike)
+            self.priced[key] = price_units(*solved, alike)
         priced = replace(self.priced[key], cluster=cluster)
         traits = _longest(self.known.framework, run.framework)
         return price(priced, split_of(run, priced, traits.get("balanced", False)))
@@ -98,17 +104,21 @@ class Rerun:
         network = replace(network, **next((v for k, v in self.known.link.items() if k in run.interconnect), {}))
         return replace(found, network=network, software=replace(found.software, **{**traits, **stated}))
 
+    def _solved(self, run: Run, cluster: Cluster) -> tuple[Setting, Solution]:
+        """The layouts of the row's tensor parallelism: every product by columns, then by rows, tables by vocabulary."""
+        sized = self.sized(run.size, run.precision, run.micro_batch)
+        boundary = ("sharded" if run.sequence_parallel else "whole") if run.tp > 1 else ""
+        key = (id(sized), run.tp, run.cp, boundary, cluster.attention, cluster.software.fused)
+        if key not in self.solved:
+            fixed = read_pins({"boundary": boundary, **MEGATRON} if boundary else {}, sized.graph)
+            setting = Setting.of(sized, cluster, run.tp, run.cp)
+            prices = Prices.of(cluster, setting, run.global_batch // (run.dp * run.micro_batch))
+            self.solved[key] = setting, solve(sized, space(sized, run.tp), prices, fixed.allows(sized))
+        return self.solved[key]
+
     def _sized(self, size: Dimensions, precision: str, micro_batch: int) -> Folded:
         folded = self.folded(size, precision)
         return at_batch(folded, micro_batch) or fold(resize(folded.graph, micro_batch))
-
-
-def _priced(sized: Folded, run: Run, boundary: str, cluster: Cluster) -> Priced:
-    fixed = read_pins({"boundary": boundary, **MEGATRON} if boundary else {}, sized.graph)
-    setting = Setting.of(sized, cluster, run.tp, run.cp)
-    many = run.global_batch // (run.dp * run.micro_batch)
-    solution = solve(sized, space(sized, run.tp), Prices.of(cluster, setting, many), fixed.allows(sized))
-    return price_units(setting, solution, cluster)
 
 
 def _folded(size: Dimensions, precision: str) -> Folded:
@@ -139,14 +149,14 @@ def split_of(run: Run, priced: Priced, balanced: bool = False) -> Split:
     units = even or Cuts(priced).into(many)
     if not units:
         raise InputError(f"{run.size.layers} layers can't be cut into {run.pp * run.virtual} stages")
-    known = {u: stage_sums(priced, u) for u in dict.fromkeys(units)}
+    way = {"layers": "full"}.get(run.recompute, run.recompute)
+    known = {u: stage_sums(priced, u, ("none", way)) for u in dict.fromkeys(units)}
     sums = tuple(known[u] for u in units)
     share = {"none": 0.0, "layers": 0.5}.get(run.recompute, 1.0)
     counts = tuple(round(s.blocks * share) for s in sums)
     mesh = {"pp": run.pp, "dp": run.dp, "cp": run.cp, "tp": run.tp}
     many = run.global_batch // (run.dp * run.micro_batch)
     kind = "interleaved" if run.virtual > 1 else "1f1b"
-    way = {"layers": "full"}.get(run.recompute, run.recompute)
     return Split(
         sums, units, mesh, ("pp", "dp", "cp", "tp"), many, kind, run.virtual, way, counts, run.zero, run.zero_group
     )  # fmt: skip
