@@ -22,31 +22,48 @@ from partitioner.saved import saved
 from partitioner.shapes import operands
 from partitioner.solve import Solution
 from partitioner.strategies import is_tensor
-from partitioner.work import ATTENTION, Setting, base, hidden_bytes, is_copy, op_flops, op_share, op_work, scores_kept
+from partitioner.work import (
+    ATTENTION,
+    Setting,
+    base,
+    hidden_bytes,
+    is_copy,
+    op_flops,
+    op_share,
+    op_work,
+    scores_kept,
+    weight_work,
+)
 
 HIDDEN = 0.25  # share of a tensor-parallel collective that hides where it runs in pieces beside its product
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What a way of recomputing keeps of a unit until backward, rebuilds for it, and runs again (seconds)."""
+    """What a way of recomputing keeps of a unit until backward, rebuilds for it, and runs again (seconds).
+
+    ``weight``: seconds of weights' gradients that can't be put off then, for what was rebuilt is let go after backward.
+    """
 
     bytes: float
     rebuilt: float = 0.0
     compute: float = 0.0
     communication: float = 0.0
+    weight: float = 0.0
 
 
 @dataclass(frozen=True)
 class UnitCost:
     """One unit, one micro-batch, one tp rank: compute, exposed communication, and what is kept for backward.
 
-    ``kept``: by way of recomputing, "none", "selective" (attention's scores), "operators" (every second product) and
-    "full". ``collectives`` and ``kernels``: how many there are in forward and backward. ``transient_bytes``: of the
-    gradients around the op that has the largest.
+    ``weight``: seconds of compute's backward that make gradients of weights. ``kept``: by way of recomputing, "none",
+    "selective" (attention's scores), "operators" (every second product) and "full". ``collectives`` and ``kernels``:
+    how many there are in forward and backward. ``transient_bytes``: of the gradients around the op that has the
+    largest.
     """
 
     compute: Seconds
+    weight: float
     communication: Seconds
     collectives: tuple[int, int]
     kernels: tuple[int, int]
@@ -129,9 +146,14 @@ class _Pricing:
                 if self.keeps(reader):
                     again = compute.forward, moved.forward
         return UnitCost(
-            compute, self.exposed(moved, compute), (count[0], count[1]), self.kernels(), self.kept(again),
+            compute, self.weight, self.exposed(moved, compute), (count[0], count[1]), self.kernels(), self.kept(again),
             self.output(), max(self.transient(n) for n in self.body), sum(op_flops(n) for n in self.body),
         )  # fmt: skip
+
+    @cached_property
+    def weight(self) -> float:
+        rows = (weight_work(self.setting, n, self.solution.strategies[n]) for n in self.body)
+        return sum(work_seconds(row, self.cluster) for row in rows)
 
     def route(self) -> Route:
         return self.cluster.route(self.setting.ranks)
@@ -176,8 +198,10 @@ class _Pricing:
         return {
             "none": Kept(everything),
             "selective": Kept(everything - inside, inside, sum(self.seconds[n].forward for n in core)),
-            "operators": Kept(min(everything, entering + outputs), everything, min(cheap + half, again[0]), again[1]),
-            "full": Kept(entering, everything, *again),
+            "operators": Kept(
+                min(everything, entering + outputs), everything, min(cheap + half, again[0]), again[1], self.weight
+            ),
+            "full": Kept(entering, everything, *again, self.weight),
         }  # fmt: skip
 
     def attention(self) -> list[fx.Node]:

@@ -8,7 +8,7 @@
 stage's inputs only, on which the stage before it waits, and put off those of its weights, ``2W0``, to fill bubbles:
 
     zero_bubble, pp 2, 4 micro-batches
-    rank 0    0F0 0F1     0B0 0W0 0F2 0B1 0W1 0F3 0B2 0W2     0B3 0W3
+    rank 0    0F0 0F1     0B0 0W0 0F2 0B1 0W1 0F3 0B2 0W2 0B3 0W3
     rank 1        1F0 1B0 1F1 1B1 1W0 1F2 1B2 1W1 1F3 1B3 1W2 1W3
 """
 
@@ -61,15 +61,14 @@ def schedule(kind: str, pp: int, virtual: int, micro_batches: int) -> Table:
         given = f"{pp}, {virtual}, {micro_batches}"
         raise InputError(f"a schedule needs at least 1 rank, stage and micro-batch, not {given}")
     if virtual != STAGES.get(kind, virtual):
-        mend = "interleaved" if virtual > 1 else "1f1b"
-        raise InputError(f"schedule {kind} has {STAGES[kind]} stages a rank, not {virtual}: choose {mend}")
+        mend = "interleaved" if virtual > 1 else "zero_bubble"
+        raise InputError(f"schedule {kind} takes virtual {STAGES[kind]}, not {virtual}: choose {mend}")
     return tuple(SCHEDULES[kind](rank, pp, virtual, micro_batches) for rank in range(pp))
 
 
 def rank_of(stage: int, pp: int, kind: str = "1f1b") -> int:
     """The pipeline rank on which a stage lies: round after round, or down the ranks and up again."""
-    place = stage % (2 * pp)
-    return 2 * pp - 1 - place if kind == "zbv" and place >= pp else place % pp
+    return 2 * pp - 1 - stage if kind == "zbv" and stage >= pp else stage % pp
 
 
 def _gpipe(rank: int, pp: int, virtual: int, micro_batches: int) -> Row:

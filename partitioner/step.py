@@ -19,7 +19,7 @@ from partitioner.cost import Kept, Priced
 from partitioner.graph import Unit
 from partitioner.plan import Cost, StageCost
 from partitioner.price import ZERO, Seconds, collective_seconds, optimizer_seconds, state, state_bytes
-from partitioner.schedule import most_in_flight, schedule, simulate
+from partitioner.schedule import SPLIT, most_in_flight, rank_of, schedule, simulate
 
 Held = tuple[float, int, bool]  # elements a rank holds, bytes an element, whether the gradient is Partial
 
@@ -33,6 +33,7 @@ class StageSums:
     """
 
     seconds: Seconds
+    weight: float
     communication: float
     collectives: tuple[int, int]
     kernels: tuple[int, int]
@@ -60,6 +61,7 @@ def stage_sums(priced: Priced, units: Sequence[Unit]) -> StageSums:
         held[size, is_partial] = held.get((size, is_partial), 0.0) + elements
     return StageSums(
         sum((c.seconds for c in rows), ZERO),
+        sum(c.weight for c in rows),
         sum(c.communication.total for c in rows),
         (sum(c.collectives[0] for c in rows), sum(c.collectives[1] for c in rows)),
         (sum(c.kernels[0] for c in rows), sum(c.kernels[1] for c in rows)),
@@ -79,7 +81,7 @@ def _recomputed(priced: Priced, units: Sequence[Unit], way: str) -> list[Kept]:
         plain, own = cost.kept["none"], cost.kept[way]
         total = Kept(
             total.bytes - plain.bytes + own.bytes, max(total.rebuilt, own.rebuilt), total.compute + own.compute,
-            total.communication + own.communication,
+            total.communication + own.communication, total.weight + own.weight,
         )  # fmt: skip
         found.append(total)
     return found
@@ -129,7 +131,7 @@ class Split:
 
     def own(self, p: int) -> tuple[int, ...]:
         """The stages of a pipeline rank."""
-        return tuple(range(p, len(self.stages), self.pp))
+        return tuple(n for n in range(len(self.stages)) if rank_of(n, self.pp, self.schedule) == p)
 
     def recomputing(self, way: str, counts: tuple[int, ...]) -> Split:
         """The same, recomputing so many blocks of each stage."""
@@ -187,6 +189,19 @@ class _Walk:
         hosts = self.host(stage)
         return Seconds(max(forward, hosts[0]), max(backward, hosts[1]))
 
+    @cached_property
+    def put_off(self) -> list[float]:
+        """Of each stage, what of a micro-batch's backward W does: weights' gradients, as large a share of it as they
+        are of the device's."""
+        if self.split.schedule not in SPLIT:
+            return [0.0] * len(self.split.stages)
+        rows = zip(self.split.stages, map(self.split.kept, range(len(self.split.stages))), self.times, strict=True)
+        return [
+            time.backward * (stage.weight - kept.weight)
+            / (stage.seconds.backward + kept.compute + kept.communication)
+            for stage, kept, time in rows
+        ]  # fmt: skip
+
     def host(self, stage: StageSums) -> list[float]:
         """Seconds in which the host can issue a forward and a backward."""
         far = self.split.pp > 1 and self.cluster.route(2, self.split.stride("pp")).nodes > 1
@@ -241,7 +256,7 @@ class _Walk:
         return sum(optimizer_seconds(n / shared, size, self.cluster) for n, size, _ in self.held(p))
 
     def sync(self, p: int) -> float:
-        """Partial gradients over tp, then all over the replicas, less what one micro-batch's backward hides of it."""
+        """Partial gradients over tp, then all over the replicas, less what one micro-batch's backward, or W, hides."""
         rows = self.held(p)
         partial = sum(n * self.gradient(size) for n, size, is_partial in rows if is_partial)
         over_tp = collective_seconds("all_reduce", partial, self.cluster.route(self.priced.ranks))
@@ -249,7 +264,7 @@ class _Walk:
         weights = sum(n * self.weight(size) for n, size, _ in rows)
         own, software = self.split.own(p), self.software
         blocks = max(1, sum(self.split.stages[n].blocks for n in own))
-        backward = sum(self.times[n].backward for n in own) / len(own)
+        backward = sum(self.put_off[n] or self.times[n].backward for n in own) / len(own)
         forward = sum(self.times[n].forward for n in own) / len(own)
         reduced, gathered = self.reduced(gradients, weights, blocks)
         return (
@@ -287,8 +302,9 @@ def price(priced: Priced, split: Split) -> Cost:
     """The step, its Action table walked."""
     walk = _Walk(priced, split)
     actions = schedule(split.schedule, split.pp, split.virtual, split.micro_batches)
-    forward, backward = [t.forward for t in walk.times], [t.backward for t in walk.times]
-    makespan, busy, in_flight = simulate(actions, split.pp, forward, backward, walk.send_seconds)
+    forward = [t.forward for t in walk.times]
+    backward = [t.backward - w for t, w in zip(walk.times, walk.put_off, strict=True)]
+    makespan, busy, in_flight = simulate(actions, split.pp, forward, backward, walk.send_seconds, walk.put_off)
     worst = max(range(split.pp), key=lambda p: busy[p])
     moved = sum(split.stages[n].communication + split.kept(n).communication for n in split.own(worst))
     communication = split.micro_batches * moved
@@ -305,15 +321,18 @@ def bound(priced: Priced, split: Split) -> tuple[float, float]:
     """Seconds that the step takes at least, and its exact peak bytes.
 
     A pipeline rank is busy with its stages; before its first forward the stages before it run theirs, and after its
-    last backward they run those.
+    last backward they run those. What was put off is left after it of no more micro-batches than are in flight.
     """
     walk = _Walk(priced, split)
-    totals = [t.total for t in walk.times]
-    least, ahead = 0.0, 0.0
-    for p in range(split.pp):
-        least = max(least, split.micro_batches * sum(totals[p :: split.pp]) + ahead)
-        ahead += totals[p] + 2 * walk.send_seconds
     in_flight = most_in_flight(split.schedule, split.pp, split.virtual, split.micro_batches)
+    least, before, after = 0.0, 0.0, walk.put_off[0]
+    for p in range(split.pp):
+        own = split.own(p)
+        busy = before + split.micro_batches * sum(walk.times[n].total for n in own)
+        left = sum(walk.put_off[n] * in_flight[n] for n in own)
+        least = max(least, busy, busy - left + after)
+        before += walk.times[p].forward + walk.send_seconds
+        after += walk.times[p].backward - walk.put_off[p] + walk.send_seconds
     return least * (1 - 1e-12) + sum(walk.after()), _peak(split, walk.stage_costs(in_flight))
 
 
