@@ -19,8 +19,9 @@ from partitioner.graph import Graph, Unit
 from partitioner.pins import Pins
 from partitioner.recompute import least_recomputed
 from partitioner.solve import solve
+from partitioner.split import Split, StageSums, stage_sums
 from partitioner.stages import Cuts
-from partitioner.step import Split, StageSums, bound, stage_sums
+from partitioner.step import bound
 from partitioner.strategies import space
 from partitioner.work import Setting
 
@@ -116,7 +117,7 @@ class _Cutting:
             dp, samples = rest // pp, rest // pp * self.micro_batch
             if not (self.fixed.admits("pp", pp) and self.fixed.admits("dp", dp)) or self.global_batch % samples:
                 continue
-            for kind, virtual in schedules(pp, self.blocks, self.global_batch // samples):
+            for kind, virtual in schedules(pp, self.blocks, self.global_batch // samples, self.plan_only):
                 if self.fixed.admits("schedule", kind) and self.fixed.admits("virtual", virtual):
                     yield from self.cut(pp, dp, kind, virtual)
 
@@ -176,7 +177,7 @@ class _Cutting:
         return [n for n in found if self.fixed.admits("zero", n)]
 
 
-def schedules(pp: int, blocks: int, micro_batches: int) -> Iterator[tuple[str, int]]:
+def schedules(pp: int, blocks: int, micro_batches: int, plan_only: bool) -> Iterator[tuple[str, int]]:
     """Kinds and virtual stages that fit."""
     yield "1f1b", 1
     if pp > 1:
@@ -184,3 +185,7 @@ def schedules(pp: int, blocks: int, micro_batches: int) -> Iterator[tuple[str, i
         if micro_batches % pp == 0:
             for virtual in range(2, min(MOST_VIRTUAL, blocks // pp) + 1):
                 yield "interleaved", virtual
+        if plan_only:
+            yield "zero_bubble", 1
+            if 2 * pp <= blocks:
+                yield "zbv", 2

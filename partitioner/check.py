@@ -16,7 +16,7 @@ from partitioner.fold import Folded
 from partitioner.graph import Graph, loss_node
 from partitioner.plan import Plan
 from partitioner.program import Call, Program, Stage
-from partitioner.schedule import Action
+from partitioner.schedule import Action, rank_of
 from partitioner.solve import Solution
 from partitioner.strategies import space
 
@@ -129,5 +129,5 @@ def _check_actions(program: Program) -> None:
     if len(rows) != len(wanted) or {action for _, action in rows} != wanted:
         raise ValueError("the action table does not run each stage once forward and once backward a micro-batch")
     for rank, action in rows:
-        if action.stage % pp != rank:
+        if rank_of(action.stage, pp) != rank:
             raise ValueError(f"{action} stands in the row of pipeline rank {rank}")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from partitioner.cluster import Cluster
 from partitioner.graph import Graph
 from partitioner.pins import Pins
+from partitioner.schedule import SPLIT, STAGES
 
 _DEGREES = ("tp", "cp", "pp", "dp")
 
@@ -54,19 +55,24 @@ def _reasons(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, pla
 
 def _unexecuted(fixed: Pins, plan_only: bool) -> Iterator[str]:
     wanted = [f"{axis}={n}" for axis, least in (("cp", 2), ("zero", 1)) if (n := fixed.number(axis) or 0) >= least]
-    wanted += ["recompute=selective"] if fixed.fixed.get("recompute") == "selective" else []
+    words = (("recompute", ("selective",)), ("schedule", SPLIT))
+    wanted += [f"{name}={fixed.fixed[name]}" for name, looked_at in words if fixed.fixed.get(name) in looked_at]
     if wanted and not plan_only:
         yield f"pin {wanted[0]} asks for what can't be executed yet: add --plan-only to look at such plans"
 
 
 def _stages(fixed: Pins, pp: int | None, blocks: int) -> Iterator[str]:
-    kind, virtual = fixed.fixed.get("schedule"), fixed.number("virtual")
-    if kind in ("1f1b", "gpipe") and (virtual or 1) > 1:
-        yield f"pins schedule={kind} and virtual={virtual} conflict: only interleaved has more than 1 stage a rank"
+    kind, virtual = str(fixed.fixed.get("schedule", "")), fixed.number("virtual")
+    own = STAGES.get(kind)
+    if virtual and own and virtual != own:
+        other = "only interleaved and zbv have more than 1 stage" if own == 1 else f"{kind} has {own} stages"
+        yield f"pins schedule={kind} and virtual={virtual} conflict: {other} a rank"
     if kind == "interleaved" and virtual == 1:
         yield "pins schedule=interleaved and virtual=1 conflict: interleaved has at least 2 stages a rank"
-    if pp == 1 and (kind in ("gpipe", "interleaved") or (virtual or 1) > 1):
-        what = f"schedule={kind}" if kind in ("gpipe", "interleaved") else f"virtual={virtual}"
+    if pp == 1 and (kind not in ("", "1f1b") or (virtual or 1) > 1):
+        what = f"schedule={kind}" if kind not in ("", "1f1b") else f"virtual={virtual}"
         yield f"pins pp=1 and {what} conflict: one stage needs no schedule; pin pp to at least 2"
     if pp and virtual and pp * virtual > blocks:
         yield f"pins pp={pp} and virtual={virtual} conflict: {pp * virtual} stages, the model has {blocks} blocks"
+    elif pp and own and pp * own > blocks:
+        yield f"pins pp={pp} and schedule={kind} conflict: {pp * own} stages, the model has {blocks} blocks"

@@ -12,9 +12,9 @@ from functools import cached_property
 from torch import fx
 
 from partitioner.cluster import Cluster, Route
-from partitioner.equations import Strategy
 from partitioner.fold import Folded, is_parameter
 from partitioner.graph import Unit
+from partitioner.kept import saved_bytes
 from partitioner.layout import REPLICATE, Placement
 from partitioner.price import ZERO, Seconds, collective_seconds, convert_seconds, work_seconds
 from partitioner.rules import rule_of
@@ -22,31 +22,43 @@ from partitioner.saved import saved
 from partitioner.shapes import operands
 from partitioner.solve import Solution
 from partitioner.strategies import is_tensor
-from partitioner.work import ATTENTION, Setting, base, hidden_bytes, is_copy, op_flops, op_share, op_work, scores_kept
+from partitioner.work import (
+    ATTENTION,
+    Setting,
+    op_flops,
+    op_work,
+    weight_work,
+)
 
 HIDDEN = 0.25  # share of a tensor-parallel collective that hides where it runs in pieces beside its product
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What a way of recomputing keeps of a unit until backward, rebuilds for it, and runs again (seconds)."""
+    """What a way of recomputing keeps of a unit until backward, rebuilds for it, and runs again (seconds).
+
+    ``weight``: seconds of weights' gradients that can't be put off then, for what was rebuilt is let go after backward.
+    """
 
     bytes: float
     rebuilt: float = 0.0
     compute: float = 0.0
     communication: float = 0.0
+    weight: float = 0.0
 
 
 @dataclass(frozen=True)
 class UnitCost:
     """One unit, one micro-batch, one tp rank: compute, exposed communication, and what is kept for backward.
 
-    ``kept``: by way of recomputing, "none", "selective" (attention's scores), "operators" (every second product) and
-    "full". ``collectives`` and ``kernels``: how many there are in forward and backward. ``transient_bytes``: of the
-    gradients around the op that has the largest.
+    ``weight``: seconds of compute's backward that make gradients of weights. ``kept``: by way of recomputing, "none",
+    "selective" (attention's scores), "operators" (every second product) and "full". ``collectives`` and ``kernels``:
+    how many there are in forward and backward. ``transient_bytes``: of the gradients around the op that has the
+    largest.
     """
 
     compute: Seconds
+    weight: float
     communication: Seconds
     collectives: tuple[int, int]
     kernels: tuple[int, int]
@@ -131,9 +143,14 @@ class _Pricing:
                 if self.keeps(reader):
                     again = compute.forward, moved.forward
         return UnitCost(
-            compute, self.exposed(moved, compute), (count[0], count[1]), self.kernels(), self.kept(again),
+            compute, self.weight, self.exposed(moved, compute), (count[0], count[1]), self.kernels(), self.kept(again),
             self.output(), max(self.transient(n) for n in self.body), sum(op_flops(n) for n in self.body),
         )  # fmt: skip
+
+    @cached_property
+    def weight(self) -> float:
+        rows = (weight_work(self.setting, n, self.solution.strategies[n]) for n in self.body)
+        return sum(work_seconds(row, self.cluster) for row in rows)
 
     def route(self) -> Route:
         return self.cluster.route(self.setting.ranks)
@@ -178,8 +195,10 @@ class _Pricing:
         return {
             "none": Kept(everything),
             "selective": Kept(everything - inside, inside, sum(self.seconds[n].forward for n in core)),
-            "operators": Kept(min(everything, entering + outputs), everything, min(cheap + half, again[0]), again[1]),
-            "full": Kept(entering, everything, *again),
+            "operators": Kept(
+                min(everything, entering + outputs), everything, min(cheap + half, again[0]), again[1], self.weight
+            ),
+            "full": Kept(entering, everything, *again, self.weight),
         }  # fmt: skip
 
     def attention(self) -> list[fx.Node]:
@@ -234,48 +253,3 @@ def conversions(folded: Folded, solution: Solution, group: int) -> dict[fx.Node 
     for move, reader in found.items():
         rows.setdefault(reader, []).append(move)
     return rows
-
-
-def saved_bytes(
-    setting: Setting, solution: Solution, group: int, without: frozenset[fx.Node] = frozenset()
-) -> float:
-    """Bytes that backward keeps of one unit, by the rules; a view keeps all of what it views, a parameter nothing.
-
-    What ops of ``without`` make for each other, and what is hidden in them, is not counted.
-    """
-    kept: dict[tuple[fx.Node, Placement], float] = {}
-    folded, hidden = setting.folded, 0.0
-    for node in folded.body(group):
-        rule, strategy = rule_of(str(node.target)), solution.strategies[node]
-        if node not in folded.differentiable or not is_tensor(node):
-            continue
-        if node in without and (str(node.target) != ATTENTION or setting.attention == "math"):
-            pass
-        elif str(node.target) == ATTENTION and setting.attention == "math":
-            hidden += scores_kept(setting, node, strategy)
-        elif rule and rule.hidden:
-            hidden += hidden_bytes(setting, node) * op_share(setting, node, strategy)
-        for value in saved(node, folded.differentiable):
-            source, placement = _stored(setting, value), _placement(node, strategy, value)
-            outside = source not in folded.node and (group, source) not in folded.port_of
-            rebuilt = node in without and source in without
-            if not outside and not rebuilt and source not in setting.internal:
-                port = folded.port_of.get((group, source))
-                whole = solution.made(port if port is not None else source)
-                held = (value, placement) if source is value else (source, whole)
-                kept[held] = setting.bytes(*held)
-    return hidden + sum(kept.values())
-
-
-def _stored(setting: Setting, node: fx.Node) -> fx.Node:
-    """The node whose memory a value lies in."""
-    while not (is_copy(node) and not setting.fused) and base(node) is not node:
-        node = operands(node)[0]
-    return node
-
-
-def _placement(node: fx.Node, strategy: Strategy, value: fx.Node) -> Placement:
-    """How ``node`` has the value that it keeps: as its result, or as an operand."""
-    found = strategy.result if value is node else strategy.operands[operands(node).index(value)]
-    assert not isinstance(found, tuple)
-    return found

@@ -13,10 +13,11 @@ from partitioner.errors import InputError
 from partitioner.fold import Folded, Port
 from partitioner.graph import Graph
 from partitioner.layout import REPLICATE, WHOLE, Placement, Shard
+from partitioner.schedule import SCHEDULES
 
 _NUMBERS = ("tp", "pp", "dp", "cp", "micro_batch", "virtual", "zero")
 _WORDS: dict[str, dict[str, object]] = {
-    "schedule": {"1f1b": "1f1b", "gpipe": "gpipe", "interleaved": "interleaved"},
+    "schedule": {kind: kind for kind in sorted(SCHEDULES)},
     "recompute": {"on": "full", "off": "none", "none": "none", "full": "full", "selective": "selective"},
     "boundary": {"whole": "whole", "sharded": "sharded"},
 }

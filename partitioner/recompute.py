@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from partitioner.cost import Priced
 from partitioner.schedule import most_in_flight
-from partitioner.step import Split, Walk
+from partitioner.split import Split
+from partitioner.step import Walk
 
 
 def least_recomputed(priced: Priced, split: Split, room: float) -> tuple[int, ...] | None:

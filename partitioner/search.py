@@ -27,7 +27,9 @@ from partitioner.plan import BlockRow, Candidate, Cost, Decisions, Plan
 from partitioner.price import op_seconds
 from partitioner.recall import by_pattern, graph_digest, op_rows
 from partitioner.rules import rule_of
-from partitioner.step import Split, price
+from partitioner.schedule import SPLIT
+from partitioner.split import Split
+from partitioner.step import price
 
 KEPT = 10
 FRONT_STEP = 0.01  # share of time that a plan of more memory must save to stand on the front
@@ -48,9 +50,9 @@ def search(
 
     ``pins`` fix decisions (tp, pp, dp, micro_batch, schedule, virtual, recompute) or, by a pattern of parameter names,
     layouts ("replicate", "whole", "shard:DIM"). ``model`` is written into the plan. ``plan_only`` also proposes what
-    the runtime can't execute yet (cp, ZeRO, selective recompute); such a plan says so. ``keep``: candidates whose exact
-    prices the plan lists, beside the front of those that no other beats in both time and memory. Raises InputError for
-    pins or sizes that no plan can have, DoesNotFit when none fits in memory.
+    the runtime can't execute yet (cp, ZeRO, selective recompute, zero-bubble schedules); such a plan says so.
+    ``keep``: candidates whose exact prices the plan lists, beside the front of those that no other beats in both time
+    and memory. Raises InputError for pins or sizes that no plan can have, DoesNotFit when none fits in memory.
     """
     fixed = read_pins(pins or {}, graph)
     check_separable(graph, global_batch)
@@ -192,6 +194,8 @@ def _not_executed(split: Split) -> Iterator[str]:
         yield f"ZeRO {split.zero}"
     if split.recompute == "selective":
         yield "selective recompute"
+    if split.schedule in SPLIT:
+        yield f"schedule {split.schedule}"
 
 
 def _candidate(tried: Tried, cost: Cost) -> Candidate:

@@ -1,6 +1,5 @@
-"""The price of a step: stages of units, the Action table walked with their seconds, gradient sync, the update.
+"""The price of a step: the Action table walked with the stages' seconds, gradient sync, the update, and its memory.
 
-stage   sums over its units; bytes of state, and of activations for the micro-batches in flight
 step    makespan of the table, then the gradient sync that backward can't hide, then the update
 bound   the same with a makespan that no table can beat: cheap, and exact where stages are even
 """
@@ -8,136 +7,15 @@ bound   the same with a makespan that no table can beat: cheap, and exact where 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from functools import cached_property
 
-from torch import fx
-
 from partitioner.cluster import Route
-from partitioner.cost import Kept, Priced
-from partitioner.graph import Unit
+from partitioner.cost import Priced
 from partitioner.plan import Cost, StageCost
-from partitioner.price import ZERO, Seconds, collective_seconds, optimizer_seconds, state, state_bytes
-from partitioner.schedule import most_in_flight, schedule, simulate
-
-Held = tuple[float, int, bool]  # elements a rank holds, bytes an element, whether the gradient is Partial
-
-
-@dataclass(frozen=True)
-class StageSums:
-    """What one micro-batch takes of a stage's units; ``blocks`` of them may be recomputed.
-
-    ``kept``: by way of recomputing, what the whole stage keeps when its first 0, 1, 2, ... blocks are recomputed so.
-    ``held``: parameters, alike ones added up; ``largest``: elements of the unit that has most.
-    """
-
-    seconds: Seconds
-    communication: float
-    collectives: tuple[int, int]
-    kernels: tuple[int, int]
-    kept: Mapping[str, tuple[Kept, ...]]
-    output_bytes: float
-    transient_bytes: float
-    flops: float
-    held: tuple[Held, ...]
-    largest: float
-
-    @property
-    def blocks(self) -> int:
-        """How many may be recomputed."""
-        return len(self.kept["none"]) - 1
-
-
-def stage_sums(priced: Priced, units: Sequence[Unit], ways: Sequence[str] = ("none", "full")) -> StageSums:
-    """Add up a stage; ``ways``: of recomputing, those that are asked for."""
-    rows = [priced.unit(u) for u in units]
-    parameters: dict[fx.Node, Held] = {}
-    for unit in units:
-        parameters |= priced.held[unit]
-    held: dict[tuple[int, bool], float] = {}
-    for elements, size, is_partial in parameters.values():
-        held[size, is_partial] = held.get((size, is_partial), 0.0) + elements
-    return StageSums(
-        sum((c.seconds for c in rows), ZERO),
-        sum(c.communication.total for c in rows),
-        (sum(c.collectives[0] for c in rows), sum(c.collectives[1] for c in rows)),
-        (sum(c.kernels[0] for c in rows), sum(c.kernels[1] for c in rows)),
-        {way: tuple(_recomputed(priced, units, way)) for way in ways},
-        rows[-1].output_bytes,
-        max(c.transient_bytes for c in rows),
-        sum(c.flops for c in rows),
-        tuple((elements, size, is_partial) for (size, is_partial), elements in held.items()),
-        max(sum(elements for elements, _, _ in priced.held[u].values()) for u in units),
-    )
-
-
-def _recomputed(priced: Priced, units: Sequence[Unit], way: str) -> list[Kept]:
-    total = Kept(sum(priced.unit(u).kept["none"].bytes for u in units))
-    found = [total]
-    for cost in (priced.unit(u) for u in units if u.is_block):
-        plain, own = cost.kept["none"], cost.kept[way]
-        total = Kept(
-            total.bytes - plain.bytes + own.bytes, max(total.rebuilt, own.rebuilt), total.compute + own.compute,
-            total.communication + own.communication,
-        )  # fmt: skip
-        found.append(total)
-    return found
-
-
-@dataclass(frozen=True)
-class Split:
-    """How a step is cut: stages of units, and the decisions that price needs.
-
-    ``recomputed``: of each stage, how many of its blocks are recomputed in the way that ``recompute`` names. ``order``:
-    mesh axes, outermost first. ``zero``: ZeRO's stage, over ``zero_group`` ranks or all of dp and cp.
-    """
-
-    stages: tuple[StageSums, ...]
-    units: tuple[tuple[Unit, ...], ...]
-    mesh: Mapping[str, int]
-    order: tuple[str, ...]
-    micro_batches: int
-    schedule: str
-    virtual: int
-    recompute: str
-    recomputed: tuple[int, ...]
-    zero: int = 0
-    zero_group: int | None = None
-
-    @property
-    def pp(self) -> int:
-        """Pipeline ranks."""
-        return self.mesh["pp"]
-
-    @property
-    def replicas(self) -> int:
-        """Ranks that hold the same parameters: dp and cp."""
-        return self.mesh["dp"] * self.mesh.get("cp", 1)
-
-    @property
-    def shards(self) -> int:
-        """Ranks over which ZeRO divides state."""
-        return self.replicas if self.zero_group is None else min(self.zero_group, self.replicas)
-
-    def stride(self, axis: str) -> int:
-        """Ranks between neighbours on an axis."""
-        found = 1
-        for name in self.order[self.order.index(axis) + 1 :]:
-            found *= self.mesh[name]
-        return found
-
-    def own(self, p: int) -> tuple[int, ...]:
-        """The stages of a pipeline rank."""
-        return tuple(range(p, len(self.stages), self.pp))
-
-    def recomputing(self, way: str, counts: tuple[int, ...]) -> Split:
-        """The same, recomputing so many blocks of each stage."""
-        return replace(self, recompute=way, recomputed=counts)
-
-    def kept(self, stage: int) -> Kept:
-        """What a stage keeps, rebuilds and runs again."""
-        return self.stages[stage].kept[self.recompute][self.recomputed[stage]]
+from partitioner.price import Seconds, collective_seconds, optimizer_seconds, state, state_bytes
+from partitioner.schedule import SPLIT, most_in_flight, schedule, simulate
+from partitioner.split import Held, Split, StageSums
 
 
 class Walk:
@@ -187,6 +65,19 @@ class Walk:
             backward += self.beside(scatter + (gather if self.split.zero == 3 else 0.0), backward, stage)
         hosts = self.host(stage)
         return Seconds(max(forward, hosts[0]), max(backward, hosts[1]))
+
+    @cached_property
+    def put_off(self) -> list[float]:
+        """Of each stage, what of a micro-batch's backward W does: weights' gradients, as large a share of it as they
+        are of the device's."""
+        if self.split.schedule not in SPLIT:
+            return [0.0] * len(self.split.stages)
+        rows = zip(self.split.stages, map(self.split.kept, range(len(self.split.stages))), self.times, strict=True)
+        return [
+            time.backward * (stage.weight - kept.weight)
+            / (stage.seconds.backward + kept.compute + kept.communication)
+            for stage, kept, time in rows
+        ]  # fmt: skip
 
     def host(self, stage: StageSums) -> list[float]:
         """Seconds in which the host can issue a forward and a backward."""
@@ -243,7 +134,7 @@ class Walk:
         return sum(optimizer_seconds(n / shared, size, self.cluster) for n, size, _ in self.held(p))
 
     def sync(self, p: int) -> float:
-        """Partial gradients over tp, then all over the replicas, less what one micro-batch's backward hides of it."""
+        """Partial gradients over tp, then all over the replicas, less what one micro-batch's backward, or W, hides."""
         rows = self.held(p)
         partial = sum(n * self.gradient(size) for n, size, is_partial in rows if is_partial)
         over_tp = collective_seconds("all_reduce", partial, self.cluster.route(self.priced.ranks))
@@ -251,7 +142,7 @@ class Walk:
         weights = sum(n * self.weight(size) for n, size, _ in rows)
         own, software = self.split.own(p), self.software
         blocks = max(1, sum(self.split.stages[n].blocks for n in own))
-        backward = sum(self.times[n].backward for n in own) / len(own)
+        backward = sum(self.put_off[n] or self.times[n].backward for n in own) / len(own)
         forward = sum(self.times[n].forward for n in own) / len(own)
         reduced, gathered = self.reduced(gradients, weights, blocks)
         return (
@@ -301,8 +192,9 @@ def price(priced: Priced, split: Split) -> Cost:
     """The step, its Action table walked."""
     walk = Walk(priced, split)
     actions = schedule(split.schedule, split.pp, split.virtual, split.micro_batches)
-    forward, backward = [t.forward for t in walk.times], [t.backward for t in walk.times]
-    makespan, busy, in_flight = simulate(actions, split.pp, forward, backward, walk.send_seconds)
+    forward = [t.forward for t in walk.times]
+    backward = [t.backward - w for t, w in zip(walk.times, walk.put_off, strict=True)]
+    makespan, busy, in_flight = simulate(actions, split.pp, forward, backward, walk.send_seconds, walk.put_off)
     worst = max(range(split.pp), key=lambda p: busy[p])
     moved = sum(split.stages[n].communication + split.kept(n).communication for n in split.own(worst))
     communication = split.micro_batches * moved
@@ -319,15 +211,18 @@ def bound(priced: Priced, split: Split) -> tuple[float, float]:
     """Seconds that the step takes at least, and its exact peak bytes.
 
     A pipeline rank is busy with its stages; before its first forward the stages before it run theirs, and after its
-    last backward they run those.
+    last backward they run those. What was put off is left after it of no more micro-batches than are in flight.
     """
     walk = Walk(priced, split)
-    totals = [t.total for t in walk.times]
-    least, ahead = 0.0, 0.0
-    for p in range(split.pp):
-        least = max(least, split.micro_batches * sum(totals[p :: split.pp]) + ahead)
-        ahead += totals[p] + 2 * walk.send_seconds
     in_flight = most_in_flight(split.schedule, split.pp, split.virtual, split.micro_batches)
+    least, before, after = 0.0, 0.0, walk.put_off[0]
+    for p in range(split.pp):
+        own = split.own(p)
+        busy = before + split.micro_batches * sum(walk.times[n].total for n in own)
+        left = sum(walk.put_off[n] * in_flight[n] for n in own)
+        least = max(least, busy, busy - left + after)
+        before += walk.times[p].forward + walk.send_seconds
+        after += walk.times[p].backward - walk.put_off[p] + walk.send_seconds
     return least * (1 - 1e-12) + sum(walk.after()), _peak(split, walk.stage_costs(in_flight))
 
 

@@ -19,7 +19,7 @@ from torch import fx
 from partitioner.layout import REPLICATE, local_shape
 from partitioner.payloads import ROWS, Shape
 from partitioner.program import Call, Parameter, Program, Stage, Value
-from partitioner.schedule import Action
+from partitioner.schedule import Action, rank_of
 
 SCALAR = 8  # bytes of a float64
 
@@ -113,7 +113,7 @@ class _Trip:
         yield from forward if action.kind == "F" else backward
         step = 1 if action.kind == "F" else -1
         reader, pp = action.stage + step, self.program.mesh["pp"]
-        if 0 <= reader < len(self.program.stages) and reader % pp != action.stage % pp:
+        if 0 <= reader < len(self.program.stages) and rank_of(reader, pp) != rank_of(action.stage, pp):
             for value in self.sent(self.program.stages[action.stage], action.kind):
                 yield Sending("pp", "send", "send", math.prod(value.shape) * value.dtype.itemsize)
 
@@ -185,7 +185,7 @@ def _sync(program: Program, here: dict[str, int]) -> Iterator[Sending]:
     pp = program.mesh["pp"]
     sizes: dict[str, int] = {}
     for parameter in program.parameters.values():
-        owners = {stage % pp for stage in parameter.stages}
+        owners = {rank_of(stage, pp) for stage in parameter.stages}
         if not parameter.requires_grad or here["pp"] not in owners:
             continue
         rows = zip(parameter.layout, program.axes, strict=True)

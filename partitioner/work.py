@@ -149,21 +149,36 @@ def op_work(setting: Setting, node: fx.Node, strategy: Strategy) -> tuple[Work, 
 
 def _product(setting: Setting, node: fx.Node, strategy: Strategy) -> tuple[Work, Work]:
     """The gradient of the first operand is m x n by n x k, of the second k x m by m x n."""
-    first, second, *_ = operands(node)
+    gemm, dtype = _gemm(setting, node, strategy), _dtype(node)
+    second = _second_gradient(setting, node, strategy, gemm)
+    gradients = list(second.gemms)
+    if _differentiable(operands(node)[0], setting.folded.differentiable):
+        gradients.insert(0, Gemm(gemm.m, gemm.k, gemm.n, gemm.count))
+    kernels = second.kernels + len(gradients) - len(second.gemms)
+    backward = Work(dtype, tuple(gradients), streamed_bytes=second.streamed_bytes, kernels=kernels)
+    return Work(dtype, (gemm,), kernels=1), backward
+
+
+def _gemm(setting: Setting, node: fx.Node, strategy: Strategy) -> Gemm:
     sides = [setting.local(n, p) for n, p in zip(operands(node)[:2], strategy.operands, strict=False)]
     gemm = _GEMMS[str(node.target)](sides[0], sides[1], setting.local(node, _result(strategy)))
-    m, dtype = gemm.m * setting.tokens(node), _dtype(node)
-    gemm = Gemm(m, gemm.n, gemm.k, gemm.count)
-    differentiable = setting.folded.differentiable
-    gradients: list[Gemm] = []
-    streamed = 0.0
-    if _differentiable(first, differentiable):
-        gradients.append(Gemm(m, gemm.k, gemm.n, gemm.count))
-    if _differentiable(second, differentiable):
-        gradients.append(Gemm(gemm.k, gemm.n, m, gemm.count))
-        streamed = _accumulated(setting, second, strategy.operands[1])
-    kernels = len(gradients) + (streamed > 0)
-    return Work(dtype, (gemm,), kernels=1), Work(dtype, tuple(gradients), streamed_bytes=streamed, kernels=kernels)
+    return Gemm(gemm.m * setting.tokens(node), gemm.n, gemm.k, gemm.count)
+
+
+def _second_gradient(setting: Setting, node: fx.Node, strategy: Strategy, gemm: Gemm) -> Work:
+    second = operands(node)[1]
+    if not _differentiable(second, setting.folded.differentiable):
+        return Work(_dtype(node))
+    streamed = _accumulated(setting, second, strategy.operands[1])
+    return Work(_dtype(node), (Gemm(gemm.k, gemm.n, gemm.m, gemm.count),), 0.0, streamed, 1 + (streamed > 0))
+
+
+def weight_work(setting: Setting, node: fx.Node, strategy: Strategy) -> Work:
+    """The part of an op's backward that makes and accumulates a weight's gradient, which no earlier op waits for."""
+    product = str(node.target) in _GEMMS and is_parameter(base(operands(node)[1]))
+    if not product or node not in setting.folded.differentiable:
+        return Work(_dtype(node))
+    return _second_gradient(setting, node, strategy, _gemm(setting, node, strategy))
 
 
 def _accumulated(setting: Setting, weight: fx.Node, placement: Placement) -> float:

@@ -22,8 +22,9 @@ from partitioner.graph import Unit
 from partitioner.pins import read_pins
 from partitioner.plan import Cost
 from partitioner.solve import Solution, solve
+from partitioner.split import Split, stage_sums
 from partitioner.stages import Cuts
-from partitioner.step import Split, price, stage_sums
+from partitioner.step import price
 from partitioner.strategies import space
 from partitioner.work import Setting
 from tools.decoder import Dimensions, decoder

@@ -14,8 +14,9 @@ from partitioner.choices import Prices
 from partitioner.cost import Priced, price_units
 from partitioner.fold import fold
 from partitioner.solve import solve
+from partitioner.split import Split, stage_sums
 from partitioner.stages import Cuts
-from partitioner.step import Split, bound, price, stage_sums
+from partitioner.step import bound, price
 from partitioner.strategies import space
 from partitioner.work import Setting
 
