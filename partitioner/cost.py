@@ -13,6 +13,7 @@ from torch import fx
 
 from partitioner.cluster import Cluster, Route
 from partitioner.fold import Folded, is_parameter
+from partitioner.fusion import ATTENTION
 from partitioner.graph import Unit
 from partitioner.kept import saved_bytes
 from partitioner.layout import REPLICATE, Placement
@@ -22,13 +23,7 @@ from partitioner.saved import saved
 from partitioner.shapes import operands
 from partitioner.solve import Solution
 from partitioner.strategies import is_tensor
-from partitioner.work import (
-    ATTENTION,
-    Setting,
-    op_flops,
-    op_work,
-    weight_work,
-)
+from partitioner.work import Setting, op_flops, op_work, weight_work
 
 HIDDEN = 0.25  # share of a tensor-parallel collective that hides where it runs in pieces beside its product
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from torch import fx
 
 from partitioner.equations import Strategy
+from partitioner.fusion import ATTENTION, base, is_copy
 from partitioner.layout import Placement
 from partitioner.rules import rule_of
 from partitioner.saved import saved
 from partitioner.shapes import operands
 from partitioner.solve import Solution
 from partitioner.strategies import is_tensor
-from partitioner.work import ATTENTION, Setting, base, hidden_bytes, is_copy, op_share, scores_kept
+from partitioner.work import Setting, hidden_bytes, op_share, scores_kept
 
 
 def saved_bytes(

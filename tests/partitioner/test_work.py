@@ -13,11 +13,12 @@ from partitioner import Cluster, trace
 from partitioner.choices import Prices
 from partitioner.cost import price_units, saved_bytes
 from partitioner.fold import Folded, fold
+from partitioner.fusion import ATTENTION
 from partitioner.graph import Graph
 from partitioner.saved import saved_bytes as saved_of_graph
 from partitioner.solve import Solution, solve
 from partitioner.strategies import space
-from partitioner.work import ATTENTION, Setting, op_flops, op_work
+from partitioner.work import Setting, op_flops, op_work
 from tools.decoder import Dimensions, decoder
 
 CLUSTER = Cluster.load("dgx-a100")
