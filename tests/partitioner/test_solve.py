@@ -241,9 +241,24 @@ def test_pins_override_and_the_rest_is_solved_again() -> None:
         ({"pp": 4}, "3 blocks"),
         ({"tp": 3}, "does not divide 4"),
         ({"schedule": "fifo"}, "1f1b, gpipe"),
+        ({"schedule": "zbv"}, "schedule=zbv asks for what can't be executed yet: add --plan-only"),
         ({"tp": 0}, "positive"),
     ],
 )
 def test_a_wrong_pin_is_named(pins: dict[str, str | int], words: str) -> None:
     with pytest.raises(InputError, match=words):
         search(graph_of(hidden=64, heads=4, vocab=128, seq=16), Cluster.load("local-cpu"), 8, pins)
+
+
+@pytest.mark.parametrize(
+    ("pins", "words"),
+    [
+        ({"schedule": "zbv", "virtual": 3}, "zbv has 2 stages a rank"),
+        ({"schedule": "zero_bubble", "virtual": 2}, "only interleaved and zbv have more"),
+        ({"schedule": "zbv", "pp": 2}, "4 stages, the model has 3 blocks"),
+        ({"schedule": "zero_bubble", "pp": 1}, "pin pp to at least 2"),
+    ],
+)
+def test_a_wrong_pin_of_a_plan_to_look_at_is_named(pins: dict[str, str | int], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        search(graph_of(hidden=64, heads=4, vocab=128, seq=16), Cluster.load("local-cpu"), 8, pins, plan_only=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import itertools
-from dataclasses import asdict
+import random
+from dataclasses import asdict, replace
 
 import pytest
 from test_lower import graph_of
@@ -13,8 +14,10 @@ from partitioner import Cluster, search
 from partitioner.choices import Prices
 from partitioner.cost import Priced, price_units
 from partitioner.fold import fold
+from partitioner.price import Seconds
+from partitioner.schedule import SPLIT
 from partitioner.solve import solve
-from partitioner.split import Split, stage_sums
+from partitioner.split import Split, StageSums, stage_sums
 from partitioner.stages import Cuts
 from partitioner.step import bound, price
 from partitioner.strategies import space
@@ -29,13 +32,14 @@ def priced_graph(name: str, tp: int) -> Priced:
     return price_units(setting, solve(folded, space(folded, tp), Prices.of(CLUSTER, setting, 8)), CLUSTER)
 
 
+KINDS = (("gpipe", 1), ("1f1b", 1), ("interleaved", 2), ("zero_bubble", 1), ("zbv", 2))
+
+
 @pytest.mark.parametrize("name", ["gpt", "t5", "gemma2"])
 def test_the_bound_is_below_the_price_and_memory_is_exact(name: str) -> None:
     priced = priced_graph(name, 2)
     cuts, even = Cuts(priced), 0
-    for (kind, virtual), pp, m, again in itertools.product(
-        (("gpipe", 1), ("1f1b", 1), ("interleaved", 2)), (1, 2, 3), (6, 12), (False, True)
-    ):
+    for (kind, virtual), pp, m, again in itertools.product(KINDS, (1, 2, 3), (6, 12), (False, True)):
         stages = cuts.into(pp * virtual)
         if not stages or (pp == 1 and kind != "1f1b"):
             continue
@@ -48,6 +52,59 @@ def test_the_bound_is_below_the_price_and_memory_is_exact(name: str) -> None:
         assert 0 < least <= cost.step_seconds
         even += least > 0.999 * cost.step_seconds
     assert even, "the bound is nowhere close"
+
+
+@pytest.mark.parametrize(("kind", "virtual"), KINDS)
+def test_the_bound_holds_for_any_seconds(kind: str, virtual: int) -> None:
+    """Of stages that differ as much as may be, with little and with much that is put off."""
+    priced, draw = priced_graph("gpt", 1), random.Random(0)
+    units = priced.folded.graph.units
+    plain = stage_sums(priced, units)
+    for pp, m in itertools.product((2, 3, 4), (2, 4, 12, 13)):
+        for _ in range(20 if kind != "interleaved" or m % pp == 0 else 0):
+            sums = tuple(drawn(plain, draw) for _ in range(pp * virtual))
+            mesh, stages = {"pp": pp, "dp": 1, "tp": 1}, (units,) * (pp * virtual)
+            split = Split(sums, stages, mesh, ("pp", "dp", "tp"), m, kind, virtual, "none", (0,) * len(sums))
+            (least, peak), cost = bound(priced, split), price(priced, split)
+            assert peak == cost.peak_bytes
+            assert least <= cost.step_seconds
+
+
+def drawn(plain: StageSums, draw: random.Random) -> StageSums:
+    """A stage of other seconds, so long that no host counts."""
+    backward = draw.uniform(1.0, 4.0)
+    seconds = Seconds(draw.uniform(1.0, 2.0), backward)
+    return replace(plain, seconds=seconds, weight=draw.choice((0.0, 0.1, 0.5, 0.9)) * backward)
+
+
+def test_even_stages_put_off_as_the_paper_says() -> None:
+    """(pp - 1)(F + B - W) of bubble; 1f1b's is (pp - 1)(F + B + W), and both do the same work and hold the same."""
+    priced, pp, m = priced_graph("gpt", 1), 4, 8
+    sums, units = stage_sums(priced, priced.folded.graph.units), priced.folded.graph.units
+    sums = replace(sums, seconds=Seconds(1.0, 2.0), weight=0.9, output_bytes=0.0)
+    mesh = {"pp": pp, "dp": 1, "tp": 1}
+    costs = {
+        kind: price(priced, Split((sums,) * pp, (units,) * pp, mesh, ("pp", "dp", "tp"), m, kind, 1, "none", (0,) * pp))
+        for kind in ("1f1b", "zero_bubble")
+    }
+    plain, split = costs["1f1b"], costs["zero_bubble"]
+    slowest = plain.stages[0].forward_seconds
+    assert plain.bubble_seconds == pytest.approx((pp - 1) * 3.0 * slowest, rel=1e-3)
+    assert split.bubble_seconds == pytest.approx((pp - 1) * (3.0 - 2 * 0.9) * slowest, rel=1e-3)
+    assert split.compute_seconds == pytest.approx(plain.compute_seconds)
+    assert split.peak_bytes == plain.peak_bytes
+
+
+def test_a_recomputed_block_puts_nothing_off() -> None:
+    """Else what was rebuilt for B would have to be held for W."""
+    priced = priced_graph("gpt", 1)
+    (units,) = Cuts(priced).into(1)
+    sums = stage_sums(priced, units)
+    kept = sums.kept["full"]
+    blocks = [u for u in units if u.is_block]
+    weights = [0.0, *itertools.accumulate(priced.unit(u).weight for u in blocks)]
+    assert [k.weight for k in kept] == pytest.approx(weights)
+    assert 0 < kept[-1].weight < sums.weight
 
 
 @pytest.mark.parametrize("stages", [2, 3, 4])
@@ -74,9 +131,19 @@ def test_too_few_blocks_cannot_be_cut() -> None:
     assert Cuts(priced_graph("gpt", 1)).into(9) == ()
 
 
-@pytest.mark.parametrize("name", ["gpt", "t5"])
-def test_pruning_loses_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pruned = search(graph_of(name), CLUSTER, 16)
+def test_zero_bubble_plans_are_to_look_at() -> None:
+    plan = search(graph_of("gemma2"), CLUSTER, 16, {"schedule": "zbv", "pp": 2, "cp": 1, "zero": 0}, plan_only=True)
+    assert plan.decisions.plan_only == ("schedule zbv",)
+    assert (plan.decisions.virtual, len(plan.decisions.stages)) == (2, 4)
+    assert {c.schedule for c in plan.candidates} == {"zbv"}
+    executed = search(graph_of("gemma2"), CLUSTER, 16, {"pp": 2}, keep=999)
+    assert {c.schedule for c in executed.candidates} == {"gpipe", "1f1b", "interleaved"}
+
+
+@pytest.mark.parametrize(("name", "plan_only"), [("gpt", False), ("t5", False), ("gemma2", True)])
+def test_pruning_loses_nothing(name: str, plan_only: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pins = {"cp": 1} if plan_only else {}
+    pruned = search(graph_of(name), CLUSTER, 16, pins, plan_only=plan_only)
     assert pruned.searched["beaten_by_bound"] > 0
     assert pruned.searched["candidates"] == sum(n for key, n in pruned.searched.items() if key != "candidates")
     monkeypatch.setattr(
@@ -84,8 +151,9 @@ def test_pruning_loses_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> No
         "bound",
         lambda priced, split: (0.0, price(priced, split).peak_bytes),
     )
-    brute = search(graph_of(name), CLUSTER, 16)
+    brute = search(graph_of(name), CLUSTER, 16, pins, plan_only=plan_only)
     assert brute.searched["beaten_by_bound"] == 0
+    assert not plan_only or any(c.schedule in SPLIT for c in brute.candidates + brute.front)
     assert asdict(brute.cost) == asdict(pruned.cost)
     assert brute.decisions == pruned.decisions
     assert brute.candidates == pruned.candidates

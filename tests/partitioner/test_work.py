@@ -18,7 +18,7 @@ from partitioner.graph import Graph
 from partitioner.saved import saved_bytes as saved_of_graph
 from partitioner.solve import Solution, solve
 from partitioner.strategies import space
-from partitioner.work import Setting, op_flops, op_work
+from partitioner.work import Setting, op_flops, op_work, weight_work
 from tools.decoder import Dimensions, decoder
 
 CLUSTER = Cluster.load("dgx-a100")
@@ -80,6 +80,29 @@ def test_backward_of_a_product_is_its_two_gradients() -> None:
     (gemm,) = forward.gemms
     assert (gemm.m, gemm.n, gemm.k) == (2 * 128, 512, 256)
     assert [(g.m, g.n, g.k) for g in backward.gemms] == [(256, 256, 512), (256, 512, 256)]
+    weight = weight_work(found.setting, head, found.solution.strategies[head])
+    assert weight.gemms == backward.gemms[1:]
+    assert weight.streamed_bytes == backward.streamed_bytes == 3 * 512 * 256 * 2
+    assert weight.kernels == backward.kernels - 1
+
+
+@pytest.mark.parametrize("name", ["gpt", "llama", "t5", "mixtral", "vit"])
+def test_weights_gradients_are_a_part_of_backward(name: str) -> None:
+    """As many FLOPs as forward's products by a weight; of other ops nothing."""
+    found = solved(graph_of(name))
+    by_weight = 0.0
+    for node in found.nodes():
+        strategy = found.solution.strategies[node]
+        forward, backward = op_work(found.setting, node, strategy)
+        weight = weight_work(found.setting, node, strategy)
+        assert set(weight.gemms) <= set(backward.gemms)
+        assert weight.streamed_bytes <= backward.streamed_bytes
+        if weight.kernels:
+            assert sum(g.flops for g in weight.gemms) == sum(g.flops for g in forward.gemms)
+            by_weight += sum(g.flops for g in weight.gemms)
+    assert 0.5 * found.flops(0) < by_weight <= found.flops(0)
+    for cost in price_units(found.setting, found.solution, found.cluster).groups:
+        assert 0 <= cost.weight < cost.compute.backward or cost.weight == cost.compute.backward == 0
 
 
 @pytest.mark.parametrize("axis", ["tp", "cp"])
