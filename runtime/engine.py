@@ -21,7 +21,7 @@ from partitioner.ops import mix64
 from partitioner.program import Program
 from runtime import checkpoint
 from runtime.checkpoint import Progress
-from runtime.finite import first_culprit
+from runtime.finite import first_culprit, number
 from runtime.groups import Groups
 from runtime.optimizer import Factory, Schedule, constant
 from runtime.sync import GradientNorm, GradientSync
@@ -140,7 +140,7 @@ class Engine:
         count = torch.stack(counts).sum().double()
         if self.groups.size("dp") > 1:
             self._sum(count, "dp")
-        if not count:
+        if not number(count):
             raise InputError(f"step {self.steps_done}: no target of the batch is counted, all labels are ignored")
         return count
 
@@ -162,14 +162,14 @@ class Engine:
         self._sync.finish()
 
     def _check(self, loss: torch.Tensor, batches: list[Named]) -> None:
-        if not math.isfinite(float(loss)):
+        if not math.isfinite(number(loss)):
             culprit = first_culprit(self.worker, batches, float(loss))
             raise InputError(f"step {self.steps_done}: the loss is {float(loss)}; first made by {culprit}")
 
     def _update(self) -> None:
         if self.clip is not None:
             self.grad_norm = self._norm()
-            if not math.isfinite(float(self.grad_norm)):
+            if not math.isfinite(number(self.grad_norm)):
                 norm = float(self.grad_norm)
                 raise InputError(f"step {self.steps_done}: the gradient norm is {norm}, though the loss is finite")
             if self.clip < math.inf:

@@ -114,6 +114,11 @@ class Worker:
             found |= dict.fromkeys(read & self.program.parameters.keys(), action)
         return found
 
+    @property
+    def now(self) -> Action | None:
+        """The action that runs, None between steps."""
+        return self._now
+
     def is_complete(self, parameter: str) -> bool:
         """Whether the backward that runs now is the last that reaches the parameter."""
         return self._now is not None and self._last.get(parameter) == self._now
