@@ -28,12 +28,17 @@ from runtime.optimizer import factory
 from runtime.parameters import materialize
 from runtime.pieces import Part, held
 from runtime.tape import Tape, world_of
+from runtime.replay import Replaying
 from runtime.worker import BoundCall
 
 META = torch.device("meta")
 Batch = Mapping[str, torch.Tensor]
 Bytes = Mapping[str, int]
 PROBLEMS = 4  # of one rank that are kept
+
+
+class _Engine(Engine):
+    runs = Replaying
 
 
 @dataclass
@@ -93,14 +98,16 @@ def rehearse(
     predicted: Callable[[Coordinates], Bytes] | None = None,
     backend: str = "nccl",
     fold: bool = True,
+    every: bool = False,
     prepare: Callable[[Engine], object] = lambda engine: None,
     say: Callable[[str], object] = lambda words: None,
 ) -> list[Rank]:
     """Every distinct rank's step, with what is wrong in it.
 
     ``batch`` is an example: only shapes and dtypes count. ``predicted`` gives local bytes by parameter at a place, by
-    default what the Program says. ``backend`` is the one whose ways the ranks follow. ``prepare`` sees each engine
-    before its step.
+    default what the Program says. ``backend`` is the one whose ways the ranks follow. ``fold`` runs ranks that are
+    alike once, ``every`` micro-batch is executed or only the first and the last. ``prepare`` sees each engine before
+    its step.
     """
     world = math.prod(program.mesh.values())
     rows: list[Rank] = []
@@ -108,7 +115,7 @@ def rehearse(
         say(f"rank {rank} of {world}, {len(rows)} of {len(groups)} done")
         place = coordinates(program)[rank]
         row = Rank(rank, place, ranks)
-        _step(program, row, world, batch, backend, prepare)
+        _step(program, row, batch, backend, every, prepare)
         if not row.problems:
             _hold(program, row, predicted(place) if predicted else _bytes(program, place))
         rows.append(row)
@@ -123,14 +130,15 @@ def rehearse(
 
 
 def _step(
-    program: Program, row: Rank, world: int, batch: Batch, backend: str, prepare: Callable[[Engine], object]
+    program: Program, row: Rank, batch: Batch, backend: str, every: bool, prepare: Callable[[Engine], object]
 ) -> None:
     began = time.perf_counter()
-    with world_of(row.rank, world) as tape:
+    with world_of(row.rank, math.prod(program.mesh.values())) as tape:
         row.tape = tape
         try:
             engine = _engine(program, backend)
             tape.log, tape.now = engine.groups.log, lambda: engine.worker.now
+            engine.worker.listen(tape, every)
             row.parameters = {n: p.numel() * p.element_size() for n, p in engine.parameters.items()}
             prepare(engine)
             engine.step(_samples(program, batch))
@@ -143,11 +151,11 @@ def _step(
     row.seconds = time.perf_counter() - began
 
 
-def _engine(program: Program, backend: str) -> Engine:
+def _engine(program: Program, backend: str) -> _Engine:
     groups = Groups(program, META, backend)
     groups.log.keep = True
     parameters = materialize(program, groups.coordinates, _without_storage, META)
-    return Engine(program, groups, parameters, factory(torch.optim.AdamW, lr=1e-3), clip=1.0)
+    return _Engine(program, groups, parameters, factory(torch.optim.AdamW, lr=1e-3), clip=1.0)
 
 
 def _without_storage(parameter: Parameter, part: Part) -> torch.Tensor:

@@ -39,6 +39,8 @@ class Engine:
     ``predicted_seconds`` of a step set when it counts as hung; None: never.
     """
 
+    runs: type[Worker] = Worker
+
     def __init__(
         self,
         program: Program,
@@ -51,7 +53,7 @@ class Engine:
     ) -> None:
         check_program(program)
         self.program, self.groups, self.parameters = program, groups, dict(parameters)
-        self.worker = Worker(program, groups, self.parameters)
+        self.worker = self.runs(program, groups, self.parameters)
         self.trained = [p for p in self.parameters.values() if p.requires_grad]
         self.optimizer = optimizer(self.trained) if self.trained else None
         self.clip, self.schedule, self.predicted_seconds = clip, schedule, predicted_seconds

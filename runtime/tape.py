@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from partitioner.errors import InputError
 from partitioner.schedule import Action
+from partitioner.traffic import Sending
 from runtime.groups import Log
 
 NAME = "tape"
@@ -26,11 +27,13 @@ NAME = "tape"
 class Op(NamedTuple):
     """One communication as its rank asks for it.
 
-    ``ranks`` are its group's, the ``number``-th group of these; ``peer`` is the other rank of a send or receive, else
-    -1. ``action`` is what the rank runs meanwhile; ``message`` what is sent: its reader and its name.
+    ``logged`` is the kind in the rank's own log (gloo's reduce_scatter is an all_to_all). ``ranks`` are its group's, the
+    ``number``-th group of these; ``peer`` is the other rank of a send or receive, else -1. ``action`` is what the rank
+    runs meanwhile; ``message`` what is sent: its reader and its name.
     """
 
     kind: str
+    logged: str
     axis: str
     ranks: tuple[int, ...]
     number: int
@@ -43,6 +46,13 @@ class Op(NamedTuple):
     phase: str
     action: Action | None
     message: tuple[Action, str] | None
+
+
+class Passage(NamedTuple):
+    """A part of a tape: its collectives, and its entries counted from the first of them."""
+
+    ops: tuple[Op, ...]
+    entries: tuple[int, ...]
 
 
 @dataclass
@@ -61,26 +71,43 @@ class Tape:
 
     def start(self, group: TapeGroup, kind: str, x: torch.Tensor, size: int, **more: Any) -> _Recorded:
         """Note an op whose payload has ``size`` bytes."""
-        axis, phase = self._row(kind, size)
+        axis, logged, phase, _ = self._row(kind, size)
         given = {"peer": -1, "tag": 0, "reduction": "", "message": None, **more}
         shape = tuple(x.shape)
         op = Op(
-            kind, axis, group.ranks, group.number, shape=shape, dtype=x.dtype, bytes=size, phase=phase,
+            kind, logged, axis, group.ranks, group.number, shape=shape, dtype=x.dtype, bytes=size, phase=phase,
             action=self.now(), **given,
         )  # fmt: skip
         self.ops.append(op)
         self.entries.append(len(self.ops) - 1)
         return _Recorded(self, len(self.ops) - 1)
 
-    def _row(self, kind: str, size: int) -> tuple[str, str]:
-        """(axis, phase) by the log's newest row."""
+    def _row(self, kind: str, size: int) -> Sending:
+        """The log's newest row, which must be of this op."""
         rows = self.log.rows
         if kind == "recv":
-            return "pp", "send"
+            return Sending("pp", "recv", "send", size)
         if len(rows) != self.logged + 1 or rows[-1].bytes != size:
             raise ValueError(f"{kind} of {size} bytes is sent, its log holds {rows[self.logged :] or 'nothing'}")
         self.logged += 1
-        return rows[-1].axis, rows[-1].phase
+        return rows[-1]
+
+
+    def since(self, entry: int) -> Passage:
+        """The collectives started behind that entry, gradient sync left out."""
+        passed = self.entries[entry:]
+        chosen = [e for e in passed if e >= 0 and self.ops[e].peer < 0 and self.ops[e].phase != "sync"]
+        new = {e: n for n, e in enumerate(chosen)}
+        entries = [new[e] if e >= 0 else ~new[~e] for e in passed if max(e, ~e) in new]
+        return Passage(tuple(self.ops[e]._replace(action=None) for e in chosen), tuple(entries))
+
+    def play(self, passage: Passage) -> None:
+        """The passage once more, now."""
+        first, action = len(self.ops), self.now()
+        self.ops += [op._replace(action=action) for op in passage.ops]
+        self.entries += [first + e if e >= 0 else e - first for e in passage.entries]
+        self.log.rows += [Sending(op.axis, op.logged, op.phase, op.bytes) for op in passage.ops]
+        self.logged += len(passage.ops)
 
 
 class _Recorded:
