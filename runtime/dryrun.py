@@ -3,8 +3,8 @@
     alike(program)     ranks that differ in dp, or in tp without a difference of shapes, run once
     rehearse(...)      runs them, holds each to what is predicted of it, and lets their tapes meet
 
-The same engine, worker, transport and gradient sync run as on real ranks. What a step would read out of a tensor (is the
-loss finite?, is any target counted?) is taken to be good; no value is ever looked at otherwise.
+The same engine, worker, transport and gradient sync run as on real ranks. What a step would read out of a tensor (is
+the loss finite, is any target counted) is taken to be good; no value is looked at otherwise.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from runtime.meeting import meet
 from runtime.optimizer import factory
 from runtime.parameters import materialize
 from runtime.pieces import Part, held
-from runtime.tape import Tape, world_of
 from runtime.replay import Replaying
+from runtime.tape import Tape, world_of
 from runtime.worker import BoundCall
 
 META = torch.device("meta")
@@ -46,6 +46,7 @@ class Rank:
     """One rank's step: what it did, and ``problems``, none when it did what was predicted.
 
     ``stands_for``: all ranks that are like it. ``ops``: of forwards, recomputed ones too. ``parameters``: local bytes.
+    ``finished``: whether its step came to an end; ``met``: whether its tape was walked with the others'.
     """
 
     rank: int
@@ -56,11 +57,26 @@ class Rank:
     parameters: dict[str, int] = field(default_factory=dict)
     tape: Tape = field(default_factory=Tape)
     problems: list[str] = field(default_factory=list)
+    finished: bool = False
+    met: bool = False
 
     @property
     def parameter_bytes(self) -> int:
         """Of all parameters together."""
         return sum(self.parameters.values())
+
+    @property
+    def sent_bytes(self) -> int:
+        """Payload of all collectives and sends."""
+        return sum(row.bytes for row in self.tape.log.rows)
+
+    def traffic(self) -> dict[str, int]:
+        """Payload bytes by axis, kind and phase."""
+        found: dict[str, int] = {}
+        for axis, kind, phase, size in self.tape.log.rows:
+            key = f"{axis} {kind} {phase}"
+            found[key] = found.get(key, 0) + size
+        return found
 
     def count(self, *kinds: str) -> int:
         """Communications of these kinds; of no kind: collectives."""
@@ -116,16 +132,18 @@ def rehearse(
         place = coordinates(program)[rank]
         row = Rank(rank, place, ranks)
         _step(program, row, batch, backend, every, prepare)
-        if not row.problems:
+        if row.finished:
             _hold(program, row, predicted(place) if predicted else _bytes(program, place))
         rows.append(row)
-    if any(row.problems for row in rows):
+    if not all(row.finished for row in rows):
         return rows  # a rank that stopped leaves the others waiting, which says nothing about them
     say("letting all ranks meet")
     stand_in = {rank: row.rank for row in rows for rank in row.stands_for}
     by_rank = {row.rank: row for row in rows}
     for problem in meet({row.rank: row.tape for row in rows}, stand_in):
         by_rank[problem.rank].problems.append(problem.words)
+    for row in rows:
+        row.met = True
     return rows
 
 
@@ -142,7 +160,7 @@ def _step(
             row.parameters = {n: p.numel() * p.element_size() for n, p in engine.parameters.items()}
             prepare(engine)
             engine.step(_samples(program, batch))
-            row.ops = _ops(engine)
+            row.ops, row.finished = _ops(engine), True
         except InputError:
             raise
         except Exception as error:  # whatever the rank would have died of

@@ -3,9 +3,9 @@
     rank 0    start send 1F0    start recv 0B0    wait recv 0B0 ...
     rank 1    start recv 1F0    wait recv 1F0     start send 0B0 ...
 
-A communication is over when all its ranks have started it, behind all earlier ones of the same group (collectives) or of
-the same way (one sender, one receiver, one group, one tag). That is what NCCL's streams and gloo's pairs guarantee and no
-more: nothing is buffered, a send waits for its receiver.
+A communication is over when all its ranks have started it, behind all earlier ones of the same group (collectives) or
+of the same way (one sender, one receiver, one group, one tag). That is what NCCL's streams and gloo's pairs guarantee
+and no more: nothing is buffered, a send waits for its receiver.
 
 Ranks that are alike share a tape. They move in step: a member of their group that is alike is where they are.
 """
@@ -39,6 +39,7 @@ class _Walk:
         self.over: dict[int, set[int]] = {rank: set() for rank in tapes}
         self.started: dict[Way, dict[Side, deque[tuple[int, int]]]] = {}
         self.problems: list[Problem] = []
+        self.ways: dict[tuple[object, ...], tuple[Way, list[Side], Side]] = {}
 
     def run(self) -> None:
         """Until nothing moves."""
@@ -74,6 +75,13 @@ class _Walk:
 
     def way(self, rank: int, op: Op) -> tuple[Way, list[Side], Side]:
         """What an op queues in, who must come there, and as whom ``rank`` comes."""
+        key = (rank, op.ranks, op.number, op.peer, op.tag, op.kind == "send")
+        if key not in self.ways:
+            self.ways[key] = self.find_way(rank, op)
+        return self.ways[key]
+
+    def find_way(self, rank: int, op: Op) -> tuple[Way, list[Side], Side]:
+        """``way``, worked out."""
         group = tuple(self.alike[r] for r in op.ranks)
         if op.peer < 0:
             return (group, op.number), [("", member) for member in dict.fromkeys(group)], ("", rank)
@@ -104,20 +112,15 @@ class _Walk:
     def absent(self, rank: int, op: Op) -> list[str]:
         """Who has not come."""
         way, _, _ = self.way(rank, op)
-        names = {
-            side: f"rank {side[1]}" if side[1] >= 0 else f"the {side[0]} of rank {op.peer}"
-            for side, queue in self.started[way].items()
-            if not queue
-        }
-        return [name + self.whereabouts(self.alike[op.peer] if side[1] < 0 else side[1]) for side, name in names.items()]
+        missing = [side for side, queue in self.started[way].items() if not queue]
+        return [self.whereabouts(op.peer if member == ALL else member) for _, member in missing]
 
     def whereabouts(self, rank: int) -> str:
         """Where a rank stands."""
-        tape = self.tapes[rank]
-        if self.at[rank] == len(tape.entries):
-            return ", which is done"
-        op = tape.ops[~tape.entries[self.at[rank]]]
-        return f", which waits in {_words(op)}"
+        place, tape = self.at[self.alike[rank]], self.tapes[self.alike[rank]]
+        if place == len(tape.entries):
+            return f"rank {rank}, which is done"
+        return f"rank {rank}, which waits in {_words(tape.ops[~tape.entries[place]])}"
 
 
 def meet(tapes: Mapping[int, Tape], alike: Mapping[int, int]) -> list[Problem]:

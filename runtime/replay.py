@@ -2,8 +2,8 @@
 
     0F0 executed, learned      0F1 received, played, sent      ...      0F7 executed, must be what was learned
 
-Without values an op's result follows from the shapes of its operands, and all micro-batches of a step have the same: what
-is left out would do the same once more. The last is executed, for gradients then add up and are synced on the way.
+Without values an op's result follows from the shapes of its operands, and all micro-batches of a step have the same:
+what is left out would do the same once more. The last is executed, for gradients then add up and are synced on the way.
 """
 
 from __future__ import annotations

@@ -27,9 +27,9 @@ NAME = "tape"
 class Op(NamedTuple):
     """One communication as its rank asks for it.
 
-    ``logged`` is the kind in the rank's own log (gloo's reduce_scatter is an all_to_all). ``ranks`` are its group's, the
-    ``number``-th group of these; ``peer`` is the other rank of a send or receive, else -1. ``action`` is what the rank
-    runs meanwhile; ``message`` what is sent: its reader and its name.
+    ``logged`` is the kind in the rank's own log (gloo's reduce_scatter is an all_to_all). ``ranks`` are its group's,
+    the ``number``-th group of these; ``peer`` is the other rank of a send or receive, else -1. ``action`` is what the
+    rank runs meanwhile; ``message`` what is sent: its reader and its name.
     """
 
     kind: str
