@@ -137,8 +137,9 @@ def _essence(op: Op) -> tuple[object, ...]:
 
 
 def _words(op: Op) -> str:
-    what = f"{op.message[1]} for {op.message[0]}" if op.message else f"over {op.axis}"
-    ways = {"send": f"send to rank {op.peer} of {what}", "recv": f"recv from rank {op.peer} of {what}"}
-    kind = ways.get(op.kind, f"{op.kind} {op.reduction} {what}".replace("  ", " "))
-    place = f" during {op.action}" if op.action else f" of {op.phase}"
-    return f"{kind}, {op.shape} of {str(op.dtype).removeprefix('torch.')},{place}"
+    message = f" of {op.message[1]} for {op.message[0]}" if op.message else ""
+    ways = {"send": f"send to rank {op.peer}{message}", "recv": f"recv from rank {op.peer}{message}"}
+    reduction = f" {op.reduction}" if op.reduction else ""
+    kind = ways.get(op.kind, f"{op.kind}{reduction} over {op.axis}")
+    place = f"during {op.action}" if op.action else f"of {op.phase}"
+    return f"{kind}, {op.shape} of {str(op.dtype).removeprefix('torch.')}, {place}"
