@@ -90,9 +90,11 @@ def alike(program: Program, fold: bool = True) -> dict[int, tuple[int, ...]]:
     and the first from the others, since it alone adds what is whole to partial sums and counts it in the norm.
     """
     rows: dict[object, list[int]] = {}
-    shapes = {place["tp"]: _shapes(program, place) for place in coordinates(program)}
-    kinds = {tp: (tp == 0, shapes[tp]) if fold and len(program.axes) == 1 else tp for tp in shapes}
-    for rank, place in enumerate(coordinates(program)):
+    places = coordinates(program)
+    kinds: dict[int, object] = {place["tp"]: place["tp"] for place in places}
+    if fold and len(program.axes) == 1:
+        kinds = {tp: (tp == 0, _shapes(program, {program.axes[0][0]: tp})) for tp in kinds}
+    for rank, place in enumerate(places):
         rows.setdefault((place["pp"], kinds[place["tp"]], place["dp"] if not fold else 0), []).append(rank)
     return {ranks[0]: tuple(ranks) for ranks in rows.values()}
 
@@ -125,26 +127,26 @@ def rehearse(
     alike once, ``every`` micro-batch is executed or only the first and the last. ``prepare`` sees each engine before
     its step.
     """
-    world = math.prod(program.mesh.values())
-    rows: list[Rank] = []
-    for rank, ranks in (groups := alike(program, fold)).items():
-        say(f"rank {rank} of {world}, {len(rows)} of {len(groups)} done")
-        place = coordinates(program)[rank]
-        row = Rank(rank, place, ranks)
+    places = coordinates(program)
+    rows = [Rank(rank, places[rank], ranks) for rank, ranks in alike(program, fold).items()]
+    for n, row in enumerate(rows):
+        say(f"rank {row.rank} of {len(places)}, {n} of {len(rows)} done")
         _step(program, row, batch, backend, every, prepare)
         if row.finished:
-            _hold(program, row, predicted(place) if predicted else _bytes(program, place))
-        rows.append(row)
-    if not all(row.finished for row in rows):
-        return rows  # a rank that stopped leaves the others waiting, which says nothing about them
-    say("letting all ranks meet")
+            _hold(program, row, predicted(row.place) if predicted else _bytes(program, row.place))
+    if all(row.finished for row in rows):  # one that stopped leaves others waiting, which says nothing about them
+        say("letting all ranks meet")
+        _meet(rows)
+    return rows
+
+
+def _meet(rows: list[Rank]) -> None:
     stand_in = {rank: row.rank for row in rows for rank in row.stands_for}
     by_rank = {row.rank: row for row in rows}
     for problem in meet({row.rank: row.tape for row in rows}, stand_in):
         by_rank[problem.rank].problems.append(problem.words)
     for row in rows:
         row.met = True
-    return rows
 
 
 def _step(

@@ -17,9 +17,11 @@ from partitioner import Graph, Plan, Program, lower, search, trace
 from partitioner.held import held_bytes
 from partitioner.schedule import Action
 from partitioner.traffic import Sending
+from runtime import vocabulary
+from runtime.collectives import Axis
 from runtime.dryrun import Rank, alike, rehearse
 from runtime.engine import Engine
-from runtime.groups import Groups
+from runtime.groups import Groups, Log
 from runtime.optimizer import factory
 from runtime.parameters import from_seed, materialize
 from tests.runtime.plans import spawn
@@ -226,3 +228,21 @@ def test_the_traffic_is_that_of_real_ranks(tmp_path: Path) -> None:
     rows = rehearse(program, batch, backend="gloo", fold=False)
     assert problems(rows) == {}
     spawn(_compare, 4, str(tmp_path), [[tuple(row) for row in rank.tape.log.rows] for rank in rows])
+
+
+def test_ops_on_meta_pass_gradients_back() -> None:
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta", requires_grad=dtype.is_floating_point)
+
+    x, keys = empty(2, 4, 6), empty(2, dtype=torch.int64)
+    rows, weight, expert = empty(8, 6), empty(3, 6, 5), empty(8, dtype=torch.int64)
+    torch.ops.partitioner.dropout(x, 0.1, keys, 0).sum().backward()
+    torch.ops.partitioner.expert_linear(rows, weight, expert).sum().backward()
+    divided = vocabulary.dropout(Axis("tp", 0, 2, None, Log(), True), 0.1, 0, 1, [1, 8, 1])  # type: ignore[arg-type]
+    y = empty(2, 4, 6)
+    divided(y, keys).sum().backward()
+    for tensor in (x, rows, weight, y):
+        assert tensor.grad is not None
+        assert tensor.grad.shape == tensor.shape
+    with pytest.raises(RuntimeError, match="batch2"):
+        torch.ops.partitioner.expert_linear(empty(8, 7), weight, expert)
