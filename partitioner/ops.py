@@ -60,7 +60,7 @@ def dropout(
 ) -> torch.Tensor:
     """Unsharded dropout of x (b, ...), b = len(sample_keys), scaled by 1 / (1 - p)."""
     if x.is_meta:
-        return torch.empty_like(x)
+        return x * torch.empty_like(x)
     shape = tuple(x.shape[1:])
     masks = [dropout_mask(shape, p, int(key), site, x.device) for key in sample_keys.tolist()]
     return x * torch.stack(masks).to(x.dtype).div_(1 - p)  # fmt: skip
@@ -86,7 +86,7 @@ def top_indices(x: torch.Tensor, k: int, dim: int) -> torch.Tensor:
 def expert_linear(x: torch.Tensor, weight: torch.Tensor, expert: torch.Tensor) -> torch.Tensor:
     """Each row of x (t, k) times the matrix of its expert: weight (g, k, n), expert (t,) -> (t, n)."""
     if x.is_meta:
-        return x.new_empty(x.shape[0], weight.shape[2])
+        return torch.bmm(x.unsqueeze(1), weight[expert]).squeeze(1)
     order = expert.argsort(stable=True)
     counts = expert.bincount(minlength=weight.shape[0]).tolist()
     products = [rows @ matrix for rows, matrix in zip(x[order].split(counts), weight, strict=True)]

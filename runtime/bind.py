@@ -50,6 +50,8 @@ def bind(module: fx.GraphModule, groups: Groups) -> fx.GraphModule:
             node.args = node.args[:4]
         elif node.target in _ROWS:
             _bind(node, groups, axes)
+        elif _makes(node):
+            node.kwargs = {**node.kwargs, "device": groups.device}
     graph.lint()
     return fx.GraphModule(module, graph)
 
@@ -68,6 +70,12 @@ def _bind(node: fx.Node, groups: Groups, axes: dict[str, Axis]) -> None:
     node.meta["origin"] = node.target
     function.__name__ = str(node.target).split(".")[1]
     node.target, node.args = function, tuple(node.args[n] for n in operands)
+
+
+def _makes(node: fx.Node) -> bool:
+    """Whether it makes a tensor out of nothing, which belongs where the rank's tensors lie."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and not node.all_input_nodes and any(a.name == "device" for a in schema.arguments)
 
 
 def _is_divided(dropout: fx.Node) -> bool:

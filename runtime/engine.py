@@ -21,7 +21,7 @@ from partitioner.ops import mix64
 from partitioner.program import Program
 from runtime import checkpoint
 from runtime.checkpoint import Progress
-from runtime.finite import first_culprit
+from runtime.finite import first_culprit, number
 from runtime.groups import Groups
 from runtime.optimizer import Factory, Schedule, constant
 from runtime.sync import GradientNorm, GradientSync
@@ -39,6 +39,8 @@ class Engine:
     ``predicted_seconds`` of a step set when it counts as hung; None: never.
     """
 
+    runs: type[Worker] = Worker
+
     def __init__(
         self,
         program: Program,
@@ -51,7 +53,7 @@ class Engine:
     ) -> None:
         check_program(program)
         self.program, self.groups, self.parameters = program, groups, dict(parameters)
-        self.worker = Worker(program, groups, self.parameters)
+        self.worker = self.runs(program, groups, self.parameters)
         self.trained = [p for p in self.parameters.values() if p.requires_grad]
         self.optimizer = optimizer(self.trained) if self.trained else None
         self.clip, self.schedule, self.predicted_seconds = clip, schedule, predicted_seconds
@@ -140,7 +142,7 @@ class Engine:
         count = torch.stack(counts).sum().double()
         if self.groups.size("dp") > 1:
             self._sum(count, "dp")
-        if not count:
+        if not number(count):
             raise InputError(f"step {self.steps_done}: no target of the batch is counted, all labels are ignored")
         return count
 
@@ -162,14 +164,14 @@ class Engine:
         self._sync.finish()
 
     def _check(self, loss: torch.Tensor, batches: list[Named]) -> None:
-        if not math.isfinite(float(loss)):
+        if not math.isfinite(number(loss)):
             culprit = first_culprit(self.worker, batches, float(loss))
             raise InputError(f"step {self.steps_done}: the loss is {float(loss)}; first made by {culprit}")
 
     def _update(self) -> None:
         if self.clip is not None:
             self.grad_norm = self._norm()
-            if not math.isfinite(float(self.grad_norm)):
+            if not math.isfinite(number(self.grad_norm)):
                 norm = float(self.grad_norm)
                 raise InputError(f"step {self.steps_done}: the gradient norm is {norm}, though the loss is finite")
             if self.clip < math.inf:

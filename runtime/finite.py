@@ -41,6 +41,11 @@ class _Checking(fx.Interpreter):
         return result
 
 
+def number(x: torch.Tensor) -> float:
+    """``float(x)``; 1, a good number, where ranks run on meta tensors, which have shapes and no values."""
+    return 1.0 if x.is_meta else float(x)
+
+
 def first_culprit(worker: Worker, batches: list[Named], loss: float) -> str:
     """One line on all ranks: rank and op. Called on all ranks together."""
     bad = _is_nan if math.isnan(loss) else _is_infinite

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from partitioner.errors import InputError
 from partitioner.program import Program
+from partitioner.schedule import Action
 from partitioner.traffic import Sending
 
 Coordinates = Mapping[str, int]
@@ -26,6 +27,7 @@ class Log:
     keep: bool = False
     phase: str = "control"
     rows: list[Sending] = field(default_factory=list)
+    message: tuple[Action, str] | None = None  # what is sent or expected now: the value's name and its reader
 
     def add(self, axis: str, kind: str, tensor: torch.Tensor, phase: str | None = None) -> None:
         """Note one communication of ``tensor``."""
@@ -50,18 +52,20 @@ class Log:
 class Groups:
     """The mesh from one rank's place. A world of 1 needs no process group.
 
-    Axes are "pp", "dp", "tp" and each of ``program.axes``. Raises InputError when the world has not the plan's size.
+    Axes are "pp", "dp", "tp" and each of ``program.axes``. ``backend`` is the one whose ways are followed, by default
+    the world's own. Raises InputError when the world has not the plan's size.
     """
 
-    def __init__(self, program: Program, device: torch.device | None = None) -> None:
+    def __init__(self, program: Program, device: torch.device | None = None, backend: str | None = None) -> None:
         world, ranks = math.prod(program.mesh.values()), dist.get_world_size() if dist.is_initialized() else 1
         if world != ranks:
             mesh = " x ".join(f"{axis} {size}" for axis, size in program.mesh.items())
             raise InputError(f"the plan needs {world} ranks ({mesh}), {ranks} run: start {world}, or plan again")
-        rows = [_coordinates(program, rank) for rank in range(world)]
+        rows = coordinates(program)
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.coordinates: Coordinates = rows[self.rank]
         self.device = device or _device()
+        self.backend = backend or (dist.get_backend() if dist.is_initialized() else "")
         self.log = Log()
         self._sizes = dict(program.mesh) | dict(program.axes)
         self._mesh = dict(program.mesh)
@@ -94,7 +98,7 @@ class Groups:
     def _make_lanes(self, rows: list[Coordinates]) -> dict[tuple[int, int, bool], dist.ProcessGroup | None]:
         """NCCL has no tags and a communicator runs its sends in order: there each lane is a group of its own."""
         pp = self._mesh["pp"]
-        if pp == 1 or dist.get_backend() != "nccl":
+        if pp == 1 or self.backend != "nccl":
             return {}
         edges = [(a, b, False) for a in range(pp) for b in [(a + 1) % pp]]
         edges += [(b, a, True) for a, b, _ in edges]
@@ -139,11 +143,13 @@ def tied_ranks(program: Program, stages: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted({stage % program.mesh["pp"] for stage in stages}))
 
 
-def _coordinates(program: Program, rank: int) -> dict[str, int]:
-    rows = product(*(range(program.mesh[axis]) for axis in program.order))
-    found = dict(zip(program.order, list(rows)[rank], strict=True))
+def coordinates(program: Program) -> list[Coordinates]:
+    """Of all ranks."""
     cells = list(product(*(range(size) for _, size in program.axes)))
-    return found | dict(zip((axis for axis, _ in program.axes), cells[found["tp"]], strict=True))
+    refined = [dict(zip((axis for axis, _ in program.axes), cell, strict=True)) for cell in cells]
+    places = product(*(range(program.mesh[axis]) for axis in program.order))
+    rows = (dict(zip(program.order, place, strict=True)) for place in places)
+    return [row | refined[row["tp"]] for row in rows]
 
 
 def _device() -> torch.device:

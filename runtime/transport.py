@@ -89,7 +89,11 @@ class Transport:
     def _post(self, lane: _Lane, message: Action) -> tuple[Tensors, list[dist.Work]]:
         rows = self.values(message)
         tensors = [torch.empty(v.shape, dtype=v.dtype, device=self._groups.device) for v in rows]
-        works = [dist.irecv(t, group=lane.group, group_src=self._rank(lane, lane.peer), tag=lane.tag) for t in tensors]
+        works: list[dist.Work | None] = []
+        for value, tensor in zip(rows, tensors, strict=True):
+            self._groups.log.message = message, value.name
+            source = self._rank(lane, lane.peer)
+            works.append(dist.irecv(tensor, group=lane.group, group_src=source, tag=lane.tag))
         return tensors, [w for w in works if w is not None]
 
     def _rank(self, lane: _Lane, pipeline_rank: int) -> int:
@@ -116,7 +120,8 @@ class Transport:
             return
         group, tag = self._groups.lane(self._here, target, action.kind == "B")
         number = target if group.size() == self._pp else int(target > self._here)
-        for tensor in tensors:
+        for value, tensor in zip(self.values(reader), tensors, strict=True):
+            self._groups.log.message = reader, value.name
             self._groups.log.add("pp", "send", tensor, "send")
             work = dist.isend(tensor, group=group, group_dst=number, tag=tag)
             if work is not None:

@@ -107,6 +107,8 @@ def dropout(axis: Axis, p: float, site: int, dim: int, segments: list[int]) -> C
     def run(x: torch.Tensor, sample_keys: torch.Tensor) -> torch.Tensor:
         shape = list(x.shape[1:])
         shape[shard.dim] = shard.size
+        if x.is_meta:
+            return x * torch.empty_like(x)
         masks = [
             take(dropout_mask(tuple(shape), p, key, site, x.device), shard, axis.rank, axis.ranks)
             for key in sample_keys.tolist()

@@ -54,7 +54,7 @@ class BoundStage:
 
 
 @dataclass
-class _Kept:
+class Kept:
     """What a backward needs of its forward."""
 
     inputs: list[torch.Tensor]
@@ -76,7 +76,7 @@ class Worker:
         self.transport = Transport(program, groups, [_with(s.sends, self.gradients) for s in program.stages])
         self.buffers = {f"buffer:{name}": _real(name, b).to(groups.device) for name, b in program.buffers.items()}
         self._fixed = self._run_constants(parameters)
-        self._kept: dict[tuple[int, int], _Kept] = {}
+        self._kept: dict[tuple[int, int], Kept] = {}
         self._now: Action | None = None
         self._last = self._last_backwards()
 
@@ -113,6 +113,11 @@ class Worker:
             read = {name for call in self.program.stages[action.stage].calls for name in call.arguments}
             found |= dict.fromkeys(read & self.program.parameters.keys(), action)
         return found
+
+    @property
+    def now(self) -> Action | None:
+        """The action that runs, None between steps."""
+        return self._now
 
     def is_complete(self, parameter: str) -> bool:
         """Whether the backward that runs now is the last that reaches the parameter."""
@@ -152,11 +157,15 @@ class Worker:
         for call in self.stages[action.stage].calls:
             call(values)
         outputs = [values[v.name] for v in stage.sends]
-        self.transport.send(action, [t.detach().contiguous() for t in outputs]) if outputs else None
+        self.send(action, [t.detach().contiguous() for t in outputs]) if outputs else None
         carried = [t for v, t in zip(stage.sends, outputs, strict=True) if v.name in self.gradients]
         given = [t for v, t in zip(stage.receives, inputs, strict=True) if v.name in self.gradients]
         loss = values[stage.loss] if stage.loss else None
-        self._kept[action.stage, action.micro_batch] = _Kept(given, carried, loss)
+        self._kept[action.stage, action.micro_batch] = Kept(given, carried, loss)
+
+    def send(self, action: Action, tensors: list[torch.Tensor]) -> None:
+        """Hand on what an action made."""
+        self.transport.send(action, tensors)
 
     def values(self, stage: int, batch: Named, inputs: list[torch.Tensor]) -> Named:
         """What the calls of a stage read, before the first."""
@@ -181,7 +190,7 @@ class Worker:
             torch.autograd.backward(tensors, grads)
         if kept.inputs:
             grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in kept.inputs]
-            self.transport.send(action, [g.contiguous() for g in grads])
+            self.send(action, [g.contiguous() for g in grads])
 
 
 def differentiable(program: Program) -> set[str]:

@@ -20,6 +20,7 @@ from partitioner.layout import Shard, parse_placement
 from runtime import launch
 from runtime.parity import FLOOR
 from runtime.reference import run
+from tools.dry_run import dry_run, load_plan
 from tools.entry import parse_settings
 from tools.families import Family, cluster, families
 from tools.models import Source, load
@@ -41,6 +42,9 @@ def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     verify.add_argument("--set", action="append", default=[], nargs="+", metavar="k=v")
     verify.add_argument("--seq", type=int, metavar="S")
     verify.add_argument("--json", action="store_true")
+    verify.add_argument("--dry-run", action="store_true", help="all ranks of a PLAN here, without values or machines")
+    verify.add_argument("--backend", choices=("nccl", "gloo"), default="nccl", help="whose ways a dry run follows")
+    verify.add_argument("--every", action="store_true", help="a dry run executes all micro-batches, slowly")
     verify.set_defaults(action=verify_command)
 
 
@@ -87,8 +91,12 @@ class Row:
 
 def verify_command(options: argparse.Namespace) -> int:
     """Exit status 0 when all is equal, 1 when something differs."""
+    given = options.what.endswith(".json") and ":" not in options.what
+    if options.dry_run:
+        if not given:
+            raise InputError(f"--dry-run takes a plan.json, not {options.what}: make one with partitioner plan")
+        return dry_run(Plan.load(options.what), options.backend, options.every, options.json)
     with status("loading") as say:
-        given = options.what.endswith(".json") and ":" not in options.what
         if given:
             source, wanted = _of_plan(Plan.load(options.what))
         else:
@@ -111,12 +119,7 @@ def verify_command(options: argparse.Namespace) -> int:
 
 
 def _of_plan(plan: Plan) -> tuple[Source, list[tuple[str, Plan]]]:
-    entry = plan.model.get("entry")
-    if not entry:
-        raise InputError("the plan names no model to load: make it with partitioner plan MODEL")
-    sys.stderr.write(f"importing {entry}\n")
-    source = load(entry, plan.model["settings"], seq=plan.model.get("seq"), batch=plan.global_batch)
-    return source, [("the plan", plan)]
+    return load_plan(plan), [("the plan", plan)]
 
 
 def _of_model(options: argparse.Namespace) -> tuple[Source, list[tuple[str, Plan]]]:

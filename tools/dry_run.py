@@ -1,0 +1,92 @@
+"""``partitioner verify PLAN --dry-run``: every distinct rank of a plan in this process, without its machines."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+from partitioner import Plan, lower, trace
+from partitioner.errors import InputError
+from partitioner.held import held_bytes
+from partitioner.program import Program
+from runtime.dryrun import Rank, rehearse
+from tools.models import Source, load
+from tools.screen import output, seconds, size, status, table
+
+SHOWN = 20  # problems that are printed
+
+
+def load_plan(plan: Plan, meta: bool = False) -> Source:
+    """The model that a plan was made for; raises InputError where it names none."""
+    entry = plan.model.get("entry")
+    if not entry:
+        raise InputError("the plan names no model to load: make it with partitioner plan MODEL")
+    sys.stderr.write(f"importing {entry}\n")
+    batch = None if meta else plan.global_batch
+    return load(entry, plan.model["settings"], seq=plan.model.get("seq"), batch=batch, meta=meta)
+
+
+def dry_run(plan: Plan, backend: str, every: bool, as_json: bool) -> int:
+    """Exit status 0 when every rank does what is predicted and all meet, 1 otherwise."""
+    began = time.perf_counter()
+    with status("loading") as say:
+        source = load_plan(plan, meta=True)
+        say("tracing")  # type: ignore[operator]
+        graph = trace(source.module, source.batch)
+        program = lower(graph, plan)
+        rows = rehearse(
+            program, source.batch, lambda place: held_bytes(graph, plan, place), backend, every=every, say=say
+        )  # type: ignore[arg-type]
+    took = time.perf_counter() - began
+    if as_json:
+        _print_json(plan, source, rows, took)
+    else:
+        _print(plan, source, program, rows, took, every)
+    return 0 if all(not row.problems for row in rows) else 1
+
+
+def _print(plan: Plan, source: Source, program: Program, rows: list[Rank], took: float, every: bool) -> None:
+    cells = [
+        [
+            str(row.rank), " ".join(f"{axis} {row.place[axis]}" for axis in program.order), str(len(row.stands_for)),
+            f"{row.ops:,}", size(row.parameter_bytes), f"{row.count():,}", size(row.sent_bytes),
+            f"{row.count('send'):,}", f"{row.count('recv'):,}", _verdict(row),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    columns = ("rank", "place", "alike", "ops", "parameters", "collectives", "payload", "sends", "receives", "")
+    console = output()
+    console.print(str(source))
+    many = program.micro_batches
+    executed = "" if every or many <= 2 else f"; of {many} micro-batches the first and last executed, the others played"
+    console.print(table(f"{plan.world:,} ranks, {len(rows)} distinct{executed}", columns, cells))
+    problems = [f"rank {row.rank}: {words}" for row in rows for words in row.problems]
+    for words in problems[:SHOWN]:
+        console.print(words, markup=False)
+    if len(problems) > SHOWN:
+        console.print(f"and {len(problems) - SHOWN} more")
+    passed = "all shapes legal, all traffic and parameters as predicted, all ranks meet"
+    console.print(f"{'NOT RIGHT' if problems else passed}; {seconds(took)}")
+
+
+def _verdict(row: Rank) -> str:
+    return "WRONG" if row.problems else "right" if row.met else "right alone"
+
+
+def _print_json(plan: Plan, source: Source, rows: list[Rank], took: float) -> None:
+    found = [
+        {
+            "rank": row.rank, "place": dict(row.place), "stands_for": len(row.stands_for), "ops": row.ops,
+            "parameter_bytes": row.parameter_bytes, "collectives": row.count(), "payload_bytes": row.sent_bytes,
+            "traffic": row.traffic(), "sends": row.count("send"), "receives": row.count("recv"),
+            "seconds": row.seconds, "met": row.met, "problems": row.problems,
+        }
+        for row in rows
+    ]  # fmt: skip
+    passed = all(not row.problems for row in rows)
+    document = {
+        "model": str(source), "digest": plan.digest, "ranks": plan.world, "seconds": took, "distinct": found,
+        "passed": passed,
+    }  # fmt: skip
+    sys.stdout.write(json.dumps(document, indent=1) + "\n")
