@@ -1,0 +1,283 @@
+"""Times a machine's devices and links, all ranks at work together: what ``partitioner calibrate`` fits a cluster to.
+
+    for each round    for each probe    barrier, as many calls as fill the window, mean of each rank    --> median
+    links             groups of 2 .. all ranks of a node, groups of one rank of each node
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from partitioner.errors import InputError
+from partitioner.layout import shard_whole
+from runtime.collectives import Axis
+from runtime.groups import Log
+from runtime.heap import keep_freed_memory
+from runtime.probes import Call, Probe, device_probes, keeps_scores
+from runtime.world import everywhere, finish_ranks, is_first, largest, start_ranks
+
+PAYLOADS = {"cpu": (16_384, 131_072, 1_048_576, 8_388_608), "cuda": (65_536, 1_048_576, 16_777_216, 268_435_456)}
+MOST_CALLS = 400
+ROUNDS, QUICK_ROUNDS = 3, 1
+WINDOW_SECONDS, QUICK_WINDOW_SECONDS = 0.08, 0.02
+Say = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A probe's seconds for one call: the mean over the ranks, of a collective the slowest rank's."""
+
+    kind: str
+    dtype: str
+    size: tuple[int, ...]
+    ranks: int
+    nodes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All samples and what the device says of itself; ``spread``: relative standard deviation of the ranks' speed."""
+
+    ranks: int
+    nodes: int
+    device: str
+    kind: str
+    memory_bytes: float
+    multiprocessors: int
+    keeps_scores: bool
+    hidden_share: float
+    spread: float
+    torch: str
+    samples: tuple[Sample, ...]
+
+    @staticmethod
+    def from_json(text: str) -> Sweep:
+        """The inverse of ``json.dumps(asdict(sweep))``."""
+        data = json.loads(text)
+        rows = tuple(Sample(**{**row, "size": tuple(row["size"])}) for row in data.pop("samples"))
+        return Sweep(**data, samples=rows)
+
+
+def sweep(quick: bool, say: Say) -> Sweep:
+    """Measure on all ranks of the process group; the same result on every rank. Raises InputError for one rank."""
+    if not dist.is_initialized() or dist.get_world_size() < 2:
+        raise InputError("one rank has no link to measure: start at least 2")
+    world, local = dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
+    if world % local:
+        raise InputError(f"{world} ranks on nodes of {local} do not divide: start as many on each node")
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    keep_freed_memory()
+    memory = _memory_bytes(device, local)
+    links = list(_links(world, local))
+    probes = [*device_probes(device, quick), *_link_probes(links, device, quick)]
+    own = _measure(probes, device, quick, say)
+    rows = everywhere(own)
+    means = [statistics.fmean(column) for column in zip(*rows, strict=True)]
+    slowest = [max(column) for column in zip(*rows, strict=True)]
+    samples = [
+        Sample(p.kind, str(p.dtype).removeprefix("torch."), p.size, p.ranks, p.nodes, s if p.ranks > 1 else m)
+        for p, m, s in zip(probes, means, slowest, strict=True)
+    ]
+    speeds = [statistics.fmean(1 / s for p, s in zip(probes, row, strict=True) if p.kind == "gemm") for row in rows]
+    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+    return Sweep(
+        world, world // local, _name(device), device.type, memory, multiprocessors, keeps_scores(device),
+        _hidden_share(device, links), statistics.pstdev(speeds) / statistics.fmean(speeds), torch.__version__,
+        tuple(samples),
+    )  # fmt: skip
+
+
+def _measure(probes: list[Probe], device: torch.device, quick: bool, say: Say) -> list[float]:
+    """This rank's seconds a call: the median of rounds, which lie apart so that a disturbance spoils one of them."""
+    window, rounds = (QUICK_WINDOW_SECONDS, QUICK_ROUNDS) if quick else (WINDOW_SECONDS, ROUNDS)
+    found: list[list[float]] = [[] for _ in probes]
+    for number in range(rounds):
+        for n, probe in enumerate(probes):
+            found[n].append(_seconds(probe.make(), device, window))
+            say(number * len(probes) + n + 1, rounds * len(probes), probe.kind)
+    return [statistics.median(row) for row in found]
+
+
+def _seconds(call: Call, device: torch.device, window: float) -> float:
+    """Seconds of one call, the mean of a window that all ranks fill at once; equally many calls on all."""
+    _elapsed(call, device, 1)
+    once = largest(_elapsed(call, device, 1))
+    return _elapsed(call, device, max(2, min(MOST_CALLS, int(window / once))))
+
+
+def _elapsed(call: Call, device: torch.device, calls: int) -> float:
+    dist.barrier()
+    began = time.perf_counter()
+    for _ in range(calls):
+        call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return (time.perf_counter() - began) / calls
+
+
+@dataclass(frozen=True)
+class _Link:
+    """This rank's group of a size; ``nodes`` of it are apart."""
+
+    group: dist.ProcessGroup
+    ranks: int
+    nodes: int
+
+
+def _links(world: int, local: int) -> Iterator[_Link]:
+    """Groups of neighbours in a node, and of ranks with the same place in different nodes; all ranks are in one."""
+    rank = dist.get_rank()
+    for size in _sizes(local):
+        blocks = [list(range(first, first + size)) for first in range(0, world, size)]
+        yield _Link(_own(blocks, rank), size, 1)
+    for size in _sizes(world // local):
+        rows = [[n * local + place for n in range(first, first + size)] for first in range(0, world // local, size)
+                for place in range(local)]  # fmt: skip
+        yield _Link(_own(rows, rank), size, size)
+
+
+def _sizes(ranks: int) -> list[int]:
+    """Group sizes that divide all ranks."""
+    return [n for n in range(2, ranks + 1) if ranks % n == 0]
+
+
+def _own(groups: list[list[int]], rank: int) -> dist.ProcessGroup:
+    made = {tuple(ranks): dist.new_group(ranks) for ranks in groups}
+    return next(group for ranks, group in made.items() if rank in ranks)
+
+
+def _link_probes(links: list[_Link], device: torch.device, quick: bool) -> Iterator[Probe]:
+    for link in links:
+        for size in PAYLOADS[device.type][: 3 if quick else None]:
+            for kind in _COLLECTIVES:
+                yield Probe(
+                    kind, torch.float32, (size,),
+                    lambda k=kind, s=size, link=link: _COLLECTIVES[k](link, s // 4, device), link.ranks, link.nodes,
+                )  # fmt: skip
+
+
+def _axis(link: _Link) -> Axis:
+    scatters = dist.get_backend(link.group) != "gloo"
+    return Axis("link", dist.get_rank(link.group), link.ranks, link.group, Log(), scatters)
+
+
+def _all_reduce(link: _Link, elements: int, device: torch.device) -> Call:
+    axis, x = _axis(link), torch.ones(elements, device=device)
+    return lambda: axis.sum(x, "sweep")
+
+
+def _all_gather(link: _Link, elements: int, device: torch.device) -> Call:
+    axis, shard = _axis(link), shard_whole(1, elements // 2, link.ranks)
+    x = torch.ones(2, elements // 2 // link.ranks, device=device)
+    return lambda: axis.gather(x, shard, "sweep")
+
+
+def _reduce_scatter(link: _Link, elements: int, device: torch.device) -> Call:
+    axis, shard = _axis(link), shard_whole(1, elements // 2 // link.ranks * link.ranks, link.ranks)
+    x = torch.ones(2, elements // 2 // link.ranks * link.ranks, device=device)
+    return lambda: axis.scatter(x, shard, "sweep")
+
+
+def _all_to_all(link: _Link, elements: int, device: torch.device) -> Call:
+    """A rank holds ``elements``: its part of dimension 0, all of dimension 1."""
+    width = elements // link.ranks // link.ranks * link.ranks
+    axis, source, target = _axis(link), shard_whole(0, link.ranks**2, link.ranks), shard_whole(1, width, link.ranks)
+    x = torch.ones(link.ranks, width, device=device)
+    return lambda: axis.exchange(x, source, target, "sweep")
+
+
+def _send(link: _Link, elements: int, device: torch.device) -> Call:
+    """Every rank sends to the next one and receives from the one before, as stages do."""
+    here = dist.get_rank(link.group)
+    x, y = torch.ones(elements, device=device), torch.empty(elements, device=device)
+    target, source = (here + 1) % link.ranks, (here - 1) % link.ranks
+
+    def run() -> None:
+        ops = [
+            dist.P2POp(dist.isend, x, group=link.group, group_peer=target),
+            dist.P2POp(dist.irecv, y, group=link.group, group_peer=source),
+        ]
+        for work in dist.batch_isend_irecv(ops):
+            work.wait()
+
+    return run
+
+
+_COLLECTIVES: dict[str, Callable[[_Link, int, torch.device], Call]] = {
+    "all_reduce": _all_reduce, "all_gather": _all_gather, "reduce_scatter": _reduce_scatter,
+    "all_to_all": _all_to_all, "send": _send,
+}  # fmt: skip
+
+
+def _hidden_share(device: torch.device, links: list[_Link]) -> float:
+    """How much of an all_reduce of all ranks of the largest group passes beside products, of what could."""
+    link = max(links, key=lambda found: found.ranks)
+    side = 1024 if device.type == "cpu" else 8192
+    x, y = torch.ones(PAYLOADS[device.type][-1] // 4, device=device), torch.ones(side, side, device=device)
+
+    def compute() -> None:
+        y @ y
+
+    def moved() -> None:
+        dist.all_reduce(x, group=link.group)
+
+    def both() -> None:
+        work = dist.all_reduce(x, group=link.group, async_op=True)
+        compute()
+        if work is not None:
+            work.wait()
+
+    rows = [[largest(_seconds(call, device, WINDOW_SECONDS)) for call in (compute, moved, both)] for _ in range(3)]
+    shares = [(a + b - together) / min(a, b) for a, b, together in rows]
+    return max(0.0, min(1.0, statistics.median(shares)))
+
+
+def _memory_bytes(device: torch.device, local: int) -> float:
+    """The device's; on a CPU a rank's share of what the system calls available."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    table = Path("/proc/meminfo")
+    rows = dict(line.split(":", 1) for line in table.read_text().splitlines()) if table.exists() else {}
+    if "MemAvailable" in rows:
+        return 1024.0 * float(rows["MemAvailable"].split()[0]) / local
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / local
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    table = Path("/proc/cpuinfo")
+    lines = table.read_text().splitlines() if table.exists() else []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{named[0] if named else platform.machine()}, {os.cpu_count()} cores"
+
+
+def main(quick: bool) -> None:
+    """One local rank: progress and the result as lines of JSON from rank 0."""
+    start_ranks()
+    found = sweep(quick, lambda done, of, what: _say({"done": done, "of": of, "what": what}))
+    _say({"sweep": json.dumps(asdict(found))})
+    finish_ranks()
+
+
+def _say(event: dict[str, object]) -> None:
+    if is_first():
+        sys.stdout.write(json.dumps(event) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] == "quick")
