@@ -1,4 +1,4 @@
-"""What a sweep times on one device: products, streams, pointwise training, attention, an optimizer, tiny kernels."""
+"""What a sweep times on one device: products, streams, pointwise training, attention, whole blocks, tiny kernels."""
 
 from __future__ import annotations
 
@@ -7,15 +7,21 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 Call = Callable[[], object]
 TINY = 300  # kernels of the chain that times a launch
-PEAK_SIDES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192)}
+PEAK_SIDES = {"cpu": (512, 1024), "cuda": (4096, 8192)}
 TOKENS = {"cpu": (128, 512, 1024), "cuda": (2048, 8192)}
 WIDTHS = {"cpu": (128, 256, 512), "cuda": (1024, 4096)}
 STREAMED = {"cpu": (16e6, 64e6, 256e6), "cuda": (256e6, 1024e6)}
 HEADS = {"cpu": (8, 32), "cuda": (32, 128)}  # of attention: heads, size of one
 SEQUENCES = {"cpu": (128, 256), "cuda": (1024, 4096)}
+BLOCKS = {
+    "cpu": ((2, 128, 8, 128), (8, 128, 8, 128), (2, 128, 8, 256), (8, 128, 8, 256)),
+    "cuda": ((2, 2048, 16, 2048), (4, 2048, 16, 2048), (2, 2048, 32, 4096)),
+}
+TINY_BLOCK = (2, 16, 2, 16)
 DTYPES = {
     "cpu": (torch.float32, torch.float64, torch.bfloat16),
     "cuda": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
@@ -26,8 +32,8 @@ DTYPES = {
 class Probe:
     """One thing to time; ``make`` builds its tensors and returns what is timed, of ``ranks`` ranks on ``nodes`` nodes.
 
-    ``size``: m, n, k of a product; bytes of a stream and of a collective's payload; b, h, s, e of attention; elements
-    of an optimizer; kernels of a launch; tokens and width of pointwise training.
+    ``size``: m, n, k of a product; bytes of a stream and of a collective's payload; b, h, s, e of attention; kernels of
+    a launch; tokens and width of pointwise training; b, s, heads and width of a block.
     """
 
     kind: str
@@ -44,7 +50,7 @@ def device_probes(device: torch.device, quick: bool) -> Iterator[Probe]:
     for dtype in DTYPES[device.type]:
         for side in PEAK_SIDES[device.type][few]:
             yield _product("peak", dtype, (side, side, side), device)
-        if dtype == DTYPES[device.type][0] or not quick:
+        if dtype == DTYPES[device.type][0]:
             yield from _training_products(device, dtype, few)
     dtype = DTYPES[device.type][0]
     for size in STREAMED[device.type][few]:
@@ -56,6 +62,8 @@ def device_probes(device: torch.device, quick: bool) -> Iterator[Probe]:
     for seq in SEQUENCES[device.type]:
         size = (4, HEADS[device.type][0], seq, HEADS[device.type][1])
         yield Probe("attention", dtype, size, lambda s=size: _attention(s, device))
+    for size in (TINY_BLOCK, *BLOCKS[device.type]):
+        yield Probe("block", dtype, size, lambda s=size: _block(s, device))
     yield Probe("launch", dtype, (2 * TINY,), lambda: _launches(device))
 
 
@@ -120,6 +128,39 @@ def keeps_scores(device: torch.device) -> bool:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         F.scaled_dot_product_attention(x, x, x, is_causal=True)
     return max(kept) >= 64 * 64
+
+
+class Block(nn.Module):
+    """A transformer's block and a loss over its result."""
+
+    def __init__(self, heads: int, width: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:  # b s d, b s
+        parts = self.qkv(self.norm1(x)).chunk(3, dim=-1)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # b h s e
+        x = x + self.out(mixed.transpose(1, 2).flatten(2))
+        x = x + self.down(F.gelu(self.up(self.norm2(x))))
+        return F.cross_entropy(x.flatten(0, 1), labels.flatten())
+
+
+def block(size: tuple[int, ...], device: torch.device) -> tuple[Block, dict[str, torch.Tensor]]:
+    """A block of b, s, heads and width, and its batch."""
+    b, s, heads, width = size
+    labels = torch.zeros(b, s, dtype=torch.int64, device=device)
+    return Block(heads, width).to(device), {"x": torch.randn(b, s, width, device=device), "labels": labels}
+
+
+def _block(size: tuple[int, ...], device: torch.device) -> Call:
+    """Forward and backward, gradients added up as in a step of many micro-batches."""
+    module, batch = block(size, device)
+    batch["x"].requires_grad_()
+    return lambda: module(**batch).backward()
 
 
 def _launches(device: torch.device) -> Call:

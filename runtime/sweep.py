@@ -1,6 +1,6 @@
 """Times a machine's devices and links, all ranks at work together: what ``partitioner calibrate`` fits a cluster to.
 
-    for each round    for each probe    barrier, as many calls as fill the window, mean of each rank    --> median
+    for each round    for each probe    barrier, as many calls as fill the window, their mean    --> least of the rounds
     links             groups of 2 .. all ranks of a node, groups of one rank of each node
 """
 
@@ -29,14 +29,14 @@ from runtime.world import everywhere, finish_ranks, is_first, largest, start_ran
 
 PAYLOADS = {"cpu": (16_384, 131_072, 1_048_576, 8_388_608), "cuda": (65_536, 1_048_576, 16_777_216, 268_435_456)}
 MOST_CALLS = 400
-ROUNDS, QUICK_ROUNDS = 3, 1
-WINDOW_SECONDS, QUICK_WINDOW_SECONDS = 0.08, 0.02
+ROUNDS, QUICK_ROUNDS = 5, 2
+WINDOW_SECONDS, QUICK_WINDOW_SECONDS = 0.05, 0.01
 Say = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A probe's seconds for one call: the mean over the ranks, of a collective the slowest rank's."""
+    """A probe's seconds for one call: the mean of the ranks, of a collective the slowest rank's."""
 
     kind: str
     dtype: str
@@ -83,32 +83,41 @@ def sweep(quick: bool, say: Say) -> Sweep:
     memory = _memory_bytes(device, local)
     links = list(_links(world, local))
     probes = [*device_probes(device, quick), *_link_probes(links, device, quick)]
-    own = _measure(probes, device, quick, say)
-    rows = everywhere(own)
-    means = [statistics.fmean(column) for column in zip(*rows, strict=True)]
-    slowest = [max(column) for column in zip(*rows, strict=True)]
+    rows = everywhere(_measure(probes, device, quick, say))
     samples = [
-        Sample(p.kind, str(p.dtype).removeprefix("torch."), p.size, p.ranks, p.nodes, s if p.ranks > 1 else m)
-        for p, m, s in zip(probes, means, slowest, strict=True)
+        Sample(p.kind, str(p.dtype).removeprefix("torch."), p.size, p.ranks, p.nodes, _combined(p, [r[n] for r in rows]))
+        for n, p in enumerate(probes)
     ]
-    speeds = [statistics.fmean(1 / s for p, s in zip(probes, row, strict=True) if p.kind == "gemm") for row in rows]
     multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
     return Sweep(
         world, world // local, _name(device), device.type, memory, multiprocessors, keeps_scores(device),
-        _hidden_share(device, links), statistics.pstdev(speeds) / statistics.fmean(speeds), torch.__version__,
-        tuple(samples),
+        _hidden_share(device, links), _spread(probes, rows), torch.__version__, tuple(samples),
     )  # fmt: skip
 
 
-def _measure(probes: list[Probe], device: torch.device, quick: bool, say: Say) -> list[float]:
-    """This rank's seconds a call: the median of rounds, which lie apart so that a disturbance spoils one of them."""
+def _combined(probe: Probe, rows: list[list[float]]) -> float:
+    """Seconds of a probe by rank and round: the least of the rounds, for other work on the machine only adds to them."""
+    if probe.ranks > 1:
+        return min(max(each) for each in zip(*rows, strict=True))
+    return statistics.fmean(min(row) for row in rows)
+
+
+def _spread(probes: list[Probe], rows: list[list[list[float]]]) -> float:
+    speeds = [
+        statistics.fmean(1 / min(found) for p, found in zip(probes, row, strict=True) if p.kind == "gemm") for row in rows
+    ]
+    return statistics.pstdev(speeds) / statistics.fmean(speeds)
+
+
+def _measure(probes: list[Probe], device: torch.device, quick: bool, say: Say) -> list[list[float]]:
+    """This rank's seconds a call, by probe and round; rounds lie apart, so that a disturbance spoils one of them."""
     window, rounds = (QUICK_WINDOW_SECONDS, QUICK_ROUNDS) if quick else (WINDOW_SECONDS, ROUNDS)
     found: list[list[float]] = [[] for _ in probes]
     for number in range(rounds):
         for n, probe in enumerate(probes):
             found[n].append(_seconds(probe.make(), device, window))
             say(number * len(probes) + n + 1, rounds * len(probes), probe.kind)
-    return [statistics.median(row) for row in found]
+    return found
 
 
 def _seconds(call: Call, device: torch.device, window: float) -> float:

@@ -1,7 +1,9 @@
 """A sweep's timings become a cluster's numbers: each is the one with which ``partitioner.price`` repeats the timings.
 
-product, stream, attention, launch   the median over their samples of what the price's own formula needs
-links                                latency and bandwidth by least squares of relative errors, neither below 0
+product, stream, attention   the median over their samples of what the price's own formula needs
+launch                       what a tiny transformer's block takes, for each kernel that the price counts of it
+efficiency                   of everything: what larger blocks reach of the sum of their parts
+links                        latency and bandwidth by least squares of relative errors, neither below 0
 
 A relative error is (predicted - measured) / sqrt(predicted measured): twice as long is as wrong as half as long.
 """
@@ -17,9 +19,14 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
+from partitioner import trace
+from partitioner.candidates import layouts
 from partitioner.cluster import Cluster, Device, Link, Route, Software
-from partitioner.price import collective_seconds, gemm_seconds, streaming
-from partitioner.work import Gemm
+from partitioner.fold import fold
+from partitioner.pins import Pins
+from partitioner.price import collective_seconds, gemm_seconds, streaming, work_seconds
+from partitioner.work import Gemm, Work, op_work
+from runtime.probes import block
 from runtime.sweep import Sample, Sweep
 
 POINTWISE_PASSES, POINTWISE_KERNELS = 13, 5  # of x by norm, gelu and sum, as work counts: 2 + 2 + 3, and back 3 + 3
@@ -40,12 +47,12 @@ class LinkFit:
     samples: int
 
 
-def fit_link(samples: Sequence[Sample], nodes: int) -> LinkFit | None:
+def fit_link(samples: Sequence[Sample]) -> LinkFit | None:
     """The alpha-beta form of ``collective_seconds`` over all kinds, sizes and groups; None without samples."""
     if not samples:
         return None
     found = np.zeros(2)
-    rows = np.array([coefficients(s, nodes) for s in samples])
+    rows = np.array([coefficients(s) for s in samples])
     seconds = np.array([s.seconds for s in samples])
     predicted = seconds
     for _ in range(ROUNDS):
@@ -57,31 +64,58 @@ def fit_link(samples: Sequence[Sample], nodes: int) -> LinkFit | None:
     return LinkFit(latency, 1 / per_byte, float(np.median(errors)), len(samples))
 
 
-def coefficients(sample: Sample, nodes: int) -> tuple[float, float]:
+def coefficients(sample: Sample) -> tuple[float, float]:
     """How often a sample's price counts a link's latency, and how many bytes it divides by its speed."""
     if sample.kind == "send":
         return 1.0, float(sample.size[0])
     # A group that spans nodes has one rank on each, so its ring and its hops are all the network's.
     def priced(hop: float, speed: float) -> float:
-        route = Route(sample.ranks, sample.nodes if nodes > 1 else 1, speed, speed, hop, hop)
+        route = Route(sample.ranks, sample.nodes, speed, speed, hop, hop)
         return collective_seconds(sample.kind, float(sample.size[0]), route)
 
     return priced(1.0, math.inf), priced(0.0, 1.0)
 
 
+def link_fits(sweep: Sweep) -> dict[str, LinkFit | None]:
+    """Of both links; None for one that no group saw."""
+    return {name: fit_link(_links(sweep, across)) for name, across in (("node", False), ("network", True))}
+
+
 def fit(sweep: Sweep, name: str) -> Cluster:
     """The cluster that a sweep saw; where it saw one kind of link alone, that stands for both."""
-    inside = fit_link([s for s in sweep.samples if s.ranks > 1 and s.nodes == 1], 1)
-    across = fit_link([s for s in sweep.samples if s.nodes > 1], 2)
+    inside, across = link_fits(sweep).values()
     seen = inside or across
     assert seen is not None
     attention = "math" if sweep.keeps_scores else "flash"
     best = [max((_payload_rate(s) for s in _links(sweep, n)), default=0.0) for n in (False, True)]
-    return Cluster(
+    cluster = Cluster(
         name, attention, fit_device(sweep), _link(inside or seen, best[0] or best[1]), sweep.ranks // sweep.nodes,
-        _link(across or seen, best[1] or best[0]), 1,
-        Software(overlap_gradients=sweep.hidden_share >= LEAST_HIDDEN),
+        _link(across or seen, best[1] or best[0]), 1, Software(overlap_gradients=sweep.hidden_share >= LEAST_HIDDEN),
     )  # fmt: skip
+    return fit_blocks(sweep, cluster)
+
+
+def fit_blocks(sweep: Sweep, cluster: Cluster) -> Cluster:
+    """With the host's part of a kernel, which a CPU adds to the kernel and a GPU hides behind it; and ``efficiency``."""
+    tiny, *rows = [s for s in sweep.samples if s.kind == "block"]
+    kernels = sum(work.kernels for work in block_work(tiny.size, cluster))
+    host = tiny.seconds / kernels
+    if sweep.kind == "cpu":
+        cluster = replace(cluster, device=replace(cluster.device, launch_seconds=host))
+    else:
+        cluster = replace(cluster, software=replace(cluster.software, dispatch_seconds=host))
+    shares = [sum(work_seconds(w, cluster) for w in block_work(s.size, cluster)) / s.seconds for s in rows]
+    return replace(cluster, software=replace(cluster.software, efficiency=_share(shares)))
+
+
+def block_work(size: tuple[int, ...], cluster: Cluster) -> list[Work]:
+    """What the price counts of a block of b, s, heads and width, op by op, forward and backward."""
+    graph = trace(*block(size, torch.device("meta")))
+    one = replace(cluster, nodes=1, node_devices=1)
+    priced = layouts(fold(graph), one, 1, 1, size[0], size[0], Pins({}, {}))
+    strategies, folded = priced.solution.strategies, priced.folded
+    bodies = [folded.body(g) for g, units in enumerate(folded.groups) for _ in units]
+    return [work for body in bodies for n in body for work in op_work(priced.setting, n, strategies[n])]
 
 
 def _links(sweep: Sweep, across: bool) -> list[Sample]:
@@ -90,7 +124,7 @@ def _links(sweep: Sweep, across: bool) -> list[Sample]:
 
 def _payload_rate(sample: Sample) -> float:
     """Bytes a second of a link in one collective, latency and all."""
-    return coefficients(sample, sample.nodes)[1] / sample.seconds
+    return coefficients(sample)[1] / sample.seconds
 
 
 def _link(found: LinkFit, best: float) -> Link:
