@@ -85,8 +85,8 @@ def sweep(quick: bool, say: Say) -> Sweep:
     probes = [*device_probes(device, quick), *_link_probes(links, device, quick)]
     rows = everywhere(_measure(probes, device, quick, say))
     samples = [
-        Sample(p.kind, str(p.dtype).removeprefix("torch."), p.size, p.ranks, p.nodes, _combined(p, [r[n] for r in rows]))
-        for n, p in enumerate(probes)
+        Sample(p.kind, str(p.dtype).removeprefix("torch."), p.size, p.ranks, p.nodes, _combined(p, found))
+        for p, found in zip(probes, map(list, zip(*rows, strict=True)), strict=True)
     ]
     multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
     return Sweep(
@@ -96,16 +96,15 @@ def sweep(quick: bool, say: Say) -> Sweep:
 
 
 def _combined(probe: Probe, rows: list[list[float]]) -> float:
-    """Seconds of a probe by rank and round: the least of the rounds, for other work on the machine only adds to them."""
+    """Seconds of a probe by rank and round: the least of the rounds, for other work on a machine only adds to them."""
     if probe.ranks > 1:
         return min(max(each) for each in zip(*rows, strict=True))
     return statistics.fmean(min(row) for row in rows)
 
 
 def _spread(probes: list[Probe], rows: list[list[list[float]]]) -> float:
-    speeds = [
-        statistics.fmean(1 / min(found) for p, found in zip(probes, row, strict=True) if p.kind == "gemm") for row in rows
-    ]
+    products = [n for n, p in enumerate(probes) if p.kind == "gemm"]
+    speeds = [statistics.fmean(1 / min(row[n]) for n in products) for row in rows]
     return statistics.pstdev(speeds) / statistics.fmean(speeds)
 
 

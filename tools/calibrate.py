@@ -20,7 +20,7 @@ from partitioner.work import ATTENTION
 from runtime import launch
 from runtime.sweep import Sample, Sweep, sweep
 from runtime.world import finish_ranks, is_first, start_ranks
-from tools.fit import LinkFit, fit, link_fits
+from tools.calibration import LinkFit, fit, link_fits
 from tools.screen import errors, output, seconds, size, table
 
 LIMIT_SECONDS = 1800.0
@@ -107,20 +107,23 @@ def _finish(found: Sweep, path: Path, options: argparse.Namespace) -> None:
         sys.stdout.write(json.dumps(document, indent=1) + "\n")
         return
     console = output()
-    console.print(table(f"{found.device}, {found.ranks} ranks at once", ("", "measured", "written"), rows(cluster, found)))
+    title = f"{found.device}, {found.ranks} ranks at once"
+    console.print(table(title, ("", "measured", "written"), rows(cluster, found)))
     console.print(f"written to {path}")
 
 
 def rows(cluster: Cluster, found: Sweep) -> list[list[str]]:
     """What was measured, and the value that the file got."""
     device, software = cluster.device, cluster.software
+    products = _kind(found, "peak", "gemm")
     listed = [
-        [f"products, {dtype}", _range([_flops(s) / 1e9 for s in found.samples if s.kind in ("peak", "gemm") and s.dtype == dtype],
-         "GFLOP/s"), f"{peak / 1e9:.4g} GFLOP/s"] for dtype, peak in device.flops_per_second.items()
+        [f"products, {dtype}", _range([_flops(s) / 1e9 for s in products if s.dtype == dtype], "GFLOP/s"),
+         f"{peak / 1e9:.4g} GFLOP/s"] for dtype, peak in device.flops_per_second.items()
     ]
+    reached = [_flops(s) / device.flops_per_second[s.dtype] for s in _kind(found, "gemm")]
+    hidden = f"{100 * found.hidden_share:.0f} % hidden"
     listed += [
-        ["training-sized products", _range([_flops(s) / device.flops_per_second[s.dtype] for s in _kind(found, "gemm")], "of the peak"),
-         f"{device.gemm_efficiency:.3f}"],
+        ["training-sized products", _range(reached, "of the peak"), f"{device.gemm_efficiency:.3f}"],
         ["add, copy", _range([s.size[0] / s.seconds / 1e9 for s in _kind(found, "add", "copy")], "GB/s"),
          f"{device.memory_bytes_per_second / 1e9:.4g} GB/s"],
         ["pointwise training", f"{len(_kind(found, 'pointwise'))} sizes", f"{device.memory_efficiency:.3f}"],
@@ -130,10 +133,11 @@ def rows(cluster: Cluster, found: Sweep) -> list[list[str]]:
         ["blocks, against their parts", f"{len(_kind(found, 'block')) - 1} sizes", f"{software.efficiency:.3f}"],
         ["ranks' speed", f"{100 * found.spread:.1f} % apart", f"{device.spread:.4f}"],
         ["memory of a rank", size(found.memory_bytes), size(device.memory_bytes)],
-        ["all_reduce beside products", f"{100 * found.hidden_share:.0f} % hidden", str(software.overlap_gradients).lower()],
+        ["all_reduce beside products", hidden, "overlaps" if software.overlap_gradients else "waits"],
     ]  # fmt: skip
     fits = link_fits(found)
-    return listed + [_link_row(name, fits[name], link) for name, link in (("node", cluster.node), ("network", cluster.network))]
+    links = {"node": cluster.node, "network": cluster.network}
+    return listed + [_link_row(name, fits[name], link) for name, link in links.items()]
 
 
 def _kind(found: Sweep, *kinds: str) -> list[Sample]:

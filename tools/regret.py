@@ -36,7 +36,7 @@ SETTINGS = ("layers=4", "hidden=128", "heads=4", "seq=128", "vocab=256")
 
 @dataclass(frozen=True)
 class Run:
-    """One plan: what it is, its predicted step and parts of it, the median of its measured steps and their quartiles."""
+    """One plan: its name, predicted step and parts of it, the median of its measured steps and their quartiles."""
 
     name: str
     predicted_seconds: float
@@ -68,7 +68,9 @@ def regret_of(runs: Sequence[Run]) -> Regret:
     return Regret(len(runs), spearman(predicted, measured), slower, bias, picked.name, best.name)
 
 
-def plans_of(entry: str, settings: dict[str, Any], cluster: Cluster, batch: int, pins: dict[str, str | int]) -> list[Plan]:
+def plans_of(
+    entry: str, settings: dict[str, Any], cluster: Cluster, batch: int, pins: dict[str, str | int]
+) -> list[Plan]:
     """Every feasible plan that is another program than those before, the fastest predicted first."""
     source = load(entry, settings, meta=True)
     graph = trace(source.module, source.batch)

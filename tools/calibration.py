@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from scipy.optimize import nnls
+from torch import nn
 
 from partitioner import trace
 from partitioner.candidates import layouts
@@ -96,7 +97,7 @@ def fit(sweep: Sweep, name: str) -> Cluster:
 
 
 def fit_blocks(sweep: Sweep, cluster: Cluster) -> Cluster:
-    """With the host's part of a kernel, which a CPU adds to the kernel and a GPU hides behind it; and ``efficiency``."""
+    """With the host's part of a kernel, which a CPU adds to it and a GPU hides behind it; and with ``efficiency``."""
     tiny, *rows = [s for s in sweep.samples if s.kind == "block"]
     kernels = sum(work.kernels for work in block_work(tiny.size, cluster))
     host = tiny.seconds / kernels
@@ -109,10 +110,15 @@ def fit_blocks(sweep: Sweep, cluster: Cluster) -> Cluster:
 
 
 def block_work(size: tuple[int, ...], cluster: Cluster) -> list[Work]:
-    """What the price counts of a block of b, s, heads and width, op by op, forward and backward."""
-    graph = trace(*block(size, torch.device("meta")))
+    """What the price counts of a block of b, s, heads and width."""
+    return priced_work(*block(size, torch.device("meta")), cluster)
+
+
+def priced_work(module: nn.Module, batch: dict[str, torch.Tensor], cluster: Cluster) -> list[Work]:
+    """What the price counts of a module on one device, op by op, forward and backward."""
+    samples = len(next(iter(batch.values())))
     one = replace(cluster, nodes=1, node_devices=1)
-    priced = layouts(fold(graph), one, 1, 1, size[0], size[0], Pins({}, {}))
+    priced = layouts(fold(trace(module, batch)), one, 1, 1, samples, samples, Pins({}, {}))
     strategies, folded = priced.solution.strategies, priced.folded
     bodies = [folded.body(g) for g, units in enumerate(folded.groups) for _ in units]
     return [work for body in bodies for n in body for work in op_work(priced.setting, n, strategies[n])]
