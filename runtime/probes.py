@@ -30,7 +30,8 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Probe:
-    """One thing to time; ``make`` builds its tensors and returns what is timed, of ``ranks`` ranks on ``nodes`` nodes.
+    """One thing to time; ``make`` builds its tensors and returns what is timed, of ``ranks`` ranks on ``nodes`` nodes;
+    it does ``calls`` of its kind.
 
     ``size``: m, n, k of a product; bytes of a stream and of a collective's payload; b, h, s, e of attention; kernels of
     a launch; tokens and width of pointwise training; b, s, heads and width of a block.
@@ -42,6 +43,7 @@ class Probe:
     make: Callable[[], Call]
     ranks: int = 1
     nodes: int = 1
+    calls: int = 1
 
 
 def device_probes(device: torch.device, quick: bool) -> Iterator[Probe]:

@@ -1,7 +1,6 @@
 """Times a machine's devices and links, all ranks at work together: what ``partitioner calibrate`` fits a cluster to.
 
     for each round    for each probe    barrier, as many calls as fill the window, their mean    --> least of the rounds
-    links             groups of 2 .. all ranks of a node, groups of one rank of each node
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,14 +19,11 @@ import torch
 import torch.distributed as dist
 
 from partitioner.errors import InputError
-from partitioner.layout import shard_whole
-from runtime.collectives import Axis
-from runtime.groups import Log
 from runtime.heap import keep_freed_memory
+from runtime.links import PAYLOADS, Link, link_probes, links_of
 from runtime.probes import Call, Probe, device_probes, keeps_scores
 from runtime.world import everywhere, finish_ranks, is_first, largest, start_ranks
 
-PAYLOADS = {"cpu": (16_384, 131_072, 1_048_576, 8_388_608), "cuda": (65_536, 1_048_576, 16_777_216, 268_435_456)}
 MOST_CALLS = 400
 ROUNDS, QUICK_ROUNDS = 5, 2
 WINDOW_SECONDS, QUICK_WINDOW_SECONDS = 0.05, 0.01
@@ -74,15 +70,15 @@ def sweep(quick: bool, say: Say) -> Sweep:
     """Measure on all ranks of the process group; the same result on every rank. Raises InputError for one rank."""
     if not dist.is_initialized() or dist.get_world_size() < 2:
         raise InputError("one rank has no link to measure: start at least 2")
-    world, local = dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
+    world, local = dist.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", str(dist.get_world_size())))
     if world % local:
         raise InputError(f"{world} ranks on nodes of {local} do not divide: start as many on each node")
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     keep_freed_memory()
     memory = _memory_bytes(device, local)
-    links = list(_links(world, local))
-    probes = [*device_probes(device, quick), *_link_probes(links, device, quick)]
+    links = list(links_of(world, local))
+    probes = [*device_probes(device, quick), *link_probes(links, device, quick)]
     rows = everywhere(_measure(probes, device, quick, say))
     samples = [
         Sample(p.kind, str(p.dtype).removeprefix("torch."), p.size, p.ranks, p.nodes, _combined(p, found))
@@ -114,7 +110,7 @@ def _measure(probes: list[Probe], device: torch.device, quick: bool, say: Say) -
     found: list[list[float]] = [[] for _ in probes]
     for number in range(rounds):
         for n, probe in enumerate(probes):
-            found[n].append(_seconds(probe.make(), device, window))
+            found[n].append(_seconds(probe.make(), device, window) / probe.calls)
             say(number * len(probes) + n + 1, rounds * len(probes), probe.kind)
     return found
 
@@ -136,108 +132,14 @@ def _elapsed(call: Call, device: torch.device, calls: int) -> float:
     return (time.perf_counter() - began) / calls
 
 
-@dataclass(frozen=True)
-class _Link:
-    """This rank's group of a size; ``nodes`` of it are apart."""
-
-    group: dist.ProcessGroup
-    ranks: int
-    nodes: int
-
-
-def _links(world: int, local: int) -> Iterator[_Link]:
-    """Groups of neighbours in a node, and of ranks with the same place in different nodes; all ranks are in one."""
-    rank = dist.get_rank()
-    for size in _sizes(local):
-        blocks = [list(range(first, first + size)) for first in range(0, world, size)]
-        yield _Link(_own(blocks, rank), size, 1)
-    for size in _sizes(world // local):
-        rows = [[n * local + place for n in range(first, first + size)] for first in range(0, world // local, size)
-                for place in range(local)]  # fmt: skip
-        yield _Link(_own(rows, rank), size, size)
-
-
-def _sizes(ranks: int) -> list[int]:
-    """Group sizes that divide all ranks."""
-    return [n for n in range(2, ranks + 1) if ranks % n == 0]
-
-
-def _own(groups: list[list[int]], rank: int) -> dist.ProcessGroup:
-    made = {tuple(ranks): dist.new_group(ranks) for ranks in groups}
-    return next(group for ranks, group in made.items() if rank in ranks)
-
-
-def _link_probes(links: list[_Link], device: torch.device, quick: bool) -> Iterator[Probe]:
-    for link in links:
-        for size in PAYLOADS[device.type][: 3 if quick else None]:
-            for kind in _COLLECTIVES:
-                yield Probe(
-                    kind, torch.float32, (size,),
-                    lambda k=kind, s=size, link=link: _COLLECTIVES[k](link, s // 4, device), link.ranks, link.nodes,
-                )  # fmt: skip
-
-
-def _axis(link: _Link) -> Axis:
-    scatters = dist.get_backend(link.group) != "gloo"
-    return Axis("link", dist.get_rank(link.group), link.ranks, link.group, Log(), scatters)
-
-
-def _all_reduce(link: _Link, elements: int, device: torch.device) -> Call:
-    axis, x = _axis(link), torch.ones(elements, device=device)
-    return lambda: axis.sum(x, "sweep")
-
-
-def _all_gather(link: _Link, elements: int, device: torch.device) -> Call:
-    axis, shard = _axis(link), shard_whole(1, elements // 2, link.ranks)
-    x = torch.ones(2, elements // 2 // link.ranks, device=device)
-    return lambda: axis.gather(x, shard, "sweep")
-
-
-def _reduce_scatter(link: _Link, elements: int, device: torch.device) -> Call:
-    axis, shard = _axis(link), shard_whole(1, elements // 2 // link.ranks * link.ranks, link.ranks)
-    x = torch.ones(2, elements // 2 // link.ranks * link.ranks, device=device)
-    return lambda: axis.scatter(x, shard, "sweep")
-
-
-def _all_to_all(link: _Link, elements: int, device: torch.device) -> Call:
-    """A rank holds ``elements``: its part of dimension 0, all of dimension 1."""
-    width = elements // link.ranks // link.ranks * link.ranks
-    axis, source, target = _axis(link), shard_whole(0, link.ranks**2, link.ranks), shard_whole(1, width, link.ranks)
-    x = torch.ones(link.ranks, width, device=device)
-    return lambda: axis.exchange(x, source, target, "sweep")
-
-
-def _send(link: _Link, elements: int, device: torch.device) -> Call:
-    """Every rank sends to the next one and receives from the one before, as stages do."""
-    here = dist.get_rank(link.group)
-    x, y = torch.ones(elements, device=device), torch.empty(elements, device=device)
-    target, source = (here + 1) % link.ranks, (here - 1) % link.ranks
-
-    def run() -> None:
-        ops = [
-            dist.P2POp(dist.isend, x, group=link.group, group_peer=target),
-            dist.P2POp(dist.irecv, y, group=link.group, group_peer=source),
-        ]
-        for work in dist.batch_isend_irecv(ops):
-            work.wait()
-
-    return run
-
-
-_COLLECTIVES: dict[str, Callable[[_Link, int, torch.device], Call]] = {
-    "all_reduce": _all_reduce, "all_gather": _all_gather, "reduce_scatter": _reduce_scatter,
-    "all_to_all": _all_to_all, "send": _send,
-}  # fmt: skip
-
-
-def _hidden_share(device: torch.device, links: list[_Link]) -> float:
+def _hidden_share(device: torch.device, links: list[Link]) -> float:
     """How much of an all_reduce of all ranks of the largest group passes beside products, of what could."""
     link = max(links, key=lambda found: found.ranks)
     side = 1024 if device.type == "cpu" else 8192
     x, y = torch.ones(PAYLOADS[device.type][-1] // 4, device=device), torch.ones(side, side, device=device)
 
     def compute() -> None:
-        y @ y
+        torch.mm(y, y)
 
     def moved() -> None:
         dist.all_reduce(x, group=link.group)

@@ -36,7 +36,10 @@ SETTINGS = ("layers=4", "hidden=128", "heads=4", "seq=128", "vocab=256")
 
 @dataclass(frozen=True)
 class Run:
-    """One plan: its name, predicted step and parts of it, the median of its measured steps and their quartiles."""
+    """One plan: its name, predicted step and parts of it, the median of its measured steps and their quartiles.
+
+    ``busy_seconds``: processor time of a step, the ranks' mean, which other work on the machine does not lengthen.
+    """
 
     name: str
     predicted_seconds: float
@@ -44,6 +47,7 @@ class Run:
     measured_seconds: float
     low_seconds: float
     high_seconds: float
+    busy_seconds: float
 
 
 @dataclass(frozen=True)
@@ -93,10 +97,13 @@ def plans_of(
 def measure(plans: Sequence[Plan], ranks: int, rounds: int, steps: int, say: Callable[[str], object]) -> list[Run]:
     """Run them all on one set of local ranks. Raises InputError naming the rank that failed."""
     rows: dict[int, list[float]] = {}
+    busy: dict[int, list[float]] = {}
 
     def write(line: str) -> None:
         event = json.loads(line) if line.startswith("{") else {}
-        rows.setdefault(event.get("plan", -1), []).extend(event.get("seconds", ()))
+        if "plan" in event:
+            rows.setdefault(event["plan"], []).extend(event["seconds"])
+            busy.setdefault(event["plan"], []).append(event["busy"])
         say(f"running: {event}")
 
     with tempfile.TemporaryDirectory() as folder:
@@ -109,14 +116,14 @@ def measure(plans: Sequence[Plan], ranks: int, rounds: int, steps: int, say: Cal
         result = launch.local(command, ranks, LIMIT_SECONDS, {"PYTHONPATH": path}, write)
     if result.failure is not None:
         raise InputError(f"the plans stopped: {result.failure}")
-    return [_run(plan, rows[n]) for n, plan in enumerate(plans)]
+    return [_run(plan, rows[n], statistics.median(busy[n])) for n, plan in enumerate(plans)]
 
 
-def _run(plan: Plan, times: list[float]) -> Run:
-    low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
+def _run(plan: Plan, times: list[float], busy: float) -> Run:
+    low, middle, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
     parts = ("compute", "communication", "bubble", "sync", "optimizer")
     shares = {part: getattr(plan.cost, f"{part}_seconds") for part in parts}
-    return Run(name_of(plan), plan.cost.step_seconds, shares, middle, low, high)
+    return Run(name_of(plan), plan.cost.step_seconds, shares, middle, low, high, busy)
 
 
 def name_of(plan: Plan) -> str:
@@ -160,7 +167,7 @@ def _report(options: argparse.Namespace) -> int:
     if options.json:
         sys.stdout.write(json.dumps({**asdict(found), "runs": [asdict(r) for r in runs]}, indent=1) + "\n")
         return 0
-    columns = ("plan", "predicted", "measured", "quartiles", "predicted / measured", *runs[0].parts)
+    columns = ("plan", "predicted", "measured", "quartiles", "ratio", "busy", *runs[0].parts)
     output().print(table(f"{found.plans} plans on {options.ranks} ranks", columns, [_cells(r) for r in runs]))
     output().print(
         f"Spearman {found.rank:.3f}; search picks {found.picked}, {100 * found.regret:.1f} % slower than the best "
@@ -173,7 +180,8 @@ def _cells(run: Run) -> list[str]:
     return [
         run.name, seconds(run.predicted_seconds), seconds(run.measured_seconds),
         f"{seconds(run.low_seconds)} to {seconds(run.high_seconds)}",
-        f"{run.predicted_seconds / run.measured_seconds:.2f}", *(seconds(value) for value in run.parts.values()),
+        f"{run.predicted_seconds / run.measured_seconds:.2f}", seconds(run.busy_seconds),
+        *(seconds(value) for value in run.parts.values()),
     ]  # fmt: skip
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import statistics
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +17,7 @@ from partitioner import Plan, lower, trace
 from runtime.engine import Engine
 from runtime.parallelize import engine
 from runtime.timing import timed
-from runtime.world import finish_ranks, is_first, start_ranks
+from runtime.world import everywhere, finish_ranks, is_first, start_ranks
 from tools.models import load
 
 
@@ -52,7 +54,11 @@ def main(job: Job) -> None:
     for _ in range(job.rounds):
         draw.shuffle(order)
         for n in order:
-            _say({"plan": n, "seconds": timed(steps[n], 1 + job.steps)[1:]})
+            timed(steps[n], 1)
+            began = time.process_time()
+            found = timed(steps[n], job.steps)
+            busy = statistics.fmean(everywhere(time.process_time() - began)) / job.steps
+            _say({"plan": n, "seconds": found, "busy": busy})
     finish_ranks()
 
 

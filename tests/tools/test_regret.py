@@ -17,7 +17,7 @@ SMALL = {"layers": 2, "hidden": 16, "heads": 2, "seq": 16, "vocab": 32}
 
 def runs(predicted: list[float], measured: list[float]) -> list[Run]:
     rows = enumerate(zip(predicted, measured, strict=True))
-    return [Run(f"plan{n}", p, {"compute": p}, m, m, m) for n, (p, m) in rows]
+    return [Run(f"plan{n}", p, {"compute": p}, m, m, m, m) for n, (p, m) in rows]
 
 
 def test_a_prediction_in_order_has_no_regret() -> None:
