@@ -1,6 +1,6 @@
 """Times a machine's devices and links, all ranks at work together: what ``partitioner calibrate`` fits a cluster to.
 
-    for each round    for each probe    barrier, as many calls as fill the window, their mean    --> least of the rounds
+    for each round    for each probe    barrier, as many calls as fill the window, their mean    --> median of rounds
 """
 
 from __future__ import annotations
@@ -92,15 +92,15 @@ def sweep(quick: bool, say: Say) -> Sweep:
 
 
 def _combined(probe: Probe, rows: list[list[float]]) -> float:
-    """Seconds of a probe by rank and round: the least of the rounds, for other work on a machine only adds to them."""
+    """Of a probe's seconds by rank and round."""
     if probe.ranks > 1:
-        return min(max(each) for each in zip(*rows, strict=True))
-    return statistics.fmean(min(row) for row in rows)
+        return statistics.median(max(each) for each in zip(*rows, strict=True))
+    return statistics.fmean(statistics.median(row) for row in rows)
 
 
 def _spread(probes: list[Probe], rows: list[list[list[float]]]) -> float:
     products = [n for n, p in enumerate(probes) if p.kind == "gemm"]
-    speeds = [statistics.fmean(1 / min(row[n]) for n in products) for row in rows]
+    speeds = [statistics.fmean(1 / statistics.median(row[n]) for n in products) for row in rows]
     return statistics.pstdev(speeds) / statistics.fmean(speeds)
 
 
