@@ -6,11 +6,11 @@ import argparse
 import sys
 
 from partitioner.errors import DoesNotFit, InputError
-from tools import compare, diff, planning, run, show, validate, verify, weights
+from tools import calibrate, compare, diff, planning, run, show, validate, verify, weights
 from tools.screen import error_line
 
 EXIT_INPUT, EXIT_MEMORY = 2, 3
-COMMANDS = (planning, show, compare, diff, verify, validate, run, weights)
+COMMANDS = (planning, show, compare, diff, verify, validate, run, weights, calibrate)
 
 
 class _Parser(argparse.ArgumentParser):
