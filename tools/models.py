@@ -123,7 +123,8 @@ def _from_transformers(
     config = _configure(spec, kind, _cut_lists(base, default.to_dict(), used) | used)
     _check_length(spec, config, names, length)
     head, model = find_head(spec, config)
-    module = _build(spec, model, config)
+    with _parameters_of(spec, used.get("dtype")):
+        module = _build(spec, model, config)
     return Source(spec, module.train(), head.batch(config, batch, length), used, length, batch)
 
 
@@ -154,6 +155,20 @@ def _configure(spec: str, kind: type[Any], fields: Mapping[str, Any]) -> Any:
         return kind(**fields)
     except Exception as error:  # transformers' validators raise many types; each says which field is wrong
         raise InputError(f"{spec}: {one_line(error)}; mend it with --set") from error
+
+
+@contextmanager
+def _parameters_of(spec: str, dtype: object) -> Generator[None]:
+    """Modules built inside hold parameters of ``dtype``, a name or None for float32."""
+    wanted = torch.float32 if dtype is None else getattr(torch, str(dtype).removeprefix("torch."), None)
+    if not isinstance(wanted, torch.dtype) or not wanted.is_floating_point:
+        raise InputError(f"{spec}: dtype {dtype} is no floating-point dtype of torch: take float32 or bfloat16")
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(wanted)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _build(spec: str, model: type[nn.Module], config: Any) -> nn.Module:

@@ -212,3 +212,11 @@ def test_a_model_that_nobody_named_is_traced_like_any_other(name: str) -> None:
     assert len(graph.blocks) >= 2
     ops = [graph.nodes[name] for unit in graph.units for name in unit.nodes]
     assert all(rule_of(str(n.target)) for n in ops)
+
+
+def test_dtype_is_the_parameters_dtype() -> None:
+    source = load("hf:llama", {"dtype": "bfloat16"}, meta=True, shrink=True)
+    assert {p.dtype for p in source.module.parameters()} == {torch.bfloat16}
+    assert torch.get_default_dtype() == torch.float32
+    with pytest.raises(InputError, match="dtype int8 is no floating-point dtype"):
+        load("hf:llama", {"dtype": "int8"}, meta=True, shrink=True)
