@@ -34,6 +34,10 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
 }
 PINS: dict[str, dict[str, str | int]] = {
     "tp": {"tp": 2, "boundary": "whole"},
+    "megatron": {
+        "tp": 2, "boundary": "whole", "tokens.weight": "shard:0", "*.attention.out.weight": "shard:1",
+        "*.mlp.2.weight": "shard:1",
+    },
     "sp": {"tp": 2, "boundary": "sharded"},
     "sp recompute": {"tp": 2, "boundary": "sharded", "recompute": "on"},
     "pp": {"pp": 2, "schedule": "1f1b"},
@@ -194,7 +198,7 @@ def test_the_op_that_has_the_fault_is_named(model: str) -> None:
 
 
 def _explain(rank: int) -> None:
-    graph, start, batch, program = _case("gpt", "tp")
+    graph, start, batch, program = _case("gpt", "megatron")
     wanted = train(graph, start, batch, STEPS, CLIP, LR) if rank == 0 else None
 
     def explained(program: Program) -> First | None:
