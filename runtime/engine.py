@@ -63,12 +63,11 @@ class Engine:
         self._sync = GradientSync(program, groups, self.parameters)
         self._norm = GradientNorm(program, groups, self.parameters)
         self._reads_keys = any(KEYS in c.arguments for s in program.stages for c in (*s.calls, s.prelude) if c)
-        self._count = self.worker.bind(program.count) if program.count else None
-        if groups.size("dp") > 1:
-            self._hook()
+        self._count = self.worker.bind(program.count).forward if program.count else None
+        self._hook()
 
     def _hook(self) -> None:
-        """Let gradients travel while the last micro-batch's backward runs.
+        """Let gradients move to their buckets, and travel while the last micro-batch's backward runs.
 
         A parameter's hook must not keep the engine: its process groups would outlive destroy_process_group.
         """
@@ -82,6 +81,7 @@ class Engine:
             self.parameters[name].register_post_accumulate_grad_hook(done)
 
     def _ready(self, name: str) -> None:
+        self._sync.move(name)
         if self.worker.is_complete(name):
             self._sync.ready(name)
 

@@ -26,14 +26,27 @@ ELEMENTWISE: tuple[type[torch.optim.Optimizer], ...] = (
     torch.optim.RAdam,
     torch.optim.RMSprop,
 )
+FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)  # have one kernel that updates in place
+FUSED_DEVICES = ("cpu", "cuda")
 
 
 def factory(kind: type[torch.optim.Optimizer], **options: Any) -> Factory:
-    """What makes an optimizer of this kind; raises InputError for one that needs a whole parameter at once."""
+    """What makes an optimizer of this kind; raises InputError for one that needs a whole parameter at once.
+
+    Where torch has a fused kernel it is taken, unless ``options`` say otherwise: it reads and writes the state once and
+    makes no tensors of its own.
+    """
     if kind not in ELEMENTWISE:
         known = ", ".join(k.__name__ for k in ELEMENTWISE)
         raise InputError(f"optimizer {kind.__name__} needs whole parameters, ranks hold parts: choose one of {known}")
-    return partial(kind, **options)
+    if kind not in FUSED or options.keys() & {"fused", "foreach"}:
+        return partial(kind, **options)
+
+    def make(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        rows = list(parameters)
+        return kind(rows, **options, fused=all(p.device.type in FUSED_DEVICES for p in rows))  # type: ignore[call-arg]
+
+    return make
 
 
 def constant(step: int) -> float:

@@ -1,12 +1,13 @@
 """Gradients after backward, in a fixed order: sum over tp axes and tied stages, sum over dp, global norm, clip.
 
-    bucket of        while the last micro-batch runs backward          afterwards
-    -------------    ---------------------------------------------     ---------------------------------------
-    plain weights    a gradient is ready -> copied in; bucket full     wait
-                     -> all_reduce over dp starts
-    Partial, tied    copied in                                         all_reduce over tp, tied stages, then dp
+    bucket of        first micro-batch    last micro-batch's backward               afterwards
+    -------------    -----------------    --------------------------------------    -------------------------------------
+    plain weights    copied in            a bucket is full -> its all_reduce        wait
+                                          over dp starts
+    Partial, tied    copied in                                                      all_reduce over tp, tied, then dp
 
-A bucket is one flat tensor that lives as long as the run; the synced gradients are views of it.
+A bucket is one flat tensor that lives as long as the run. A gradient moves in as soon as the first micro-batch has made
+it, later ones are added to it there, so that no gradient is held twice.
 """
 
 from __future__ import annotations
@@ -97,20 +98,25 @@ class GradientSync:
         for bucket in chain(self._plain, self._late):
             bucket.waiting, bucket.work = set(bucket.names), None
 
-    def ready(self, name: str) -> None:
-        """The gradient of ``name`` is complete on this rank: move it to its bucket, start the buckets that are full.
-
-        Buckets start in one order on all ranks, whatever the order in which they fill.
-        """
+    def move(self, name: str) -> None:
+        """Let the gradient of ``name`` lie in its bucket; one that nothing has made is zero."""
         bucket, index = self._of[name]
-        if name not in bucket.waiting:
-            return
         parameter, view = self._parameters[name], bucket.views[index]
         if parameter.grad is None:
             view.zero_()
-        else:
+        elif parameter.grad is not view:
             view.copy_(parameter.grad)
         parameter.grad = view
+
+    def ready(self, name: str) -> None:
+        """The gradient of ``name`` is complete on this rank: start the buckets that are full.
+
+        Buckets start in one order on all ranks, whatever the order in which they fill.
+        """
+        bucket, _ = self._of[name]
+        if name not in bucket.waiting:
+            return
+        self.move(name)
         bucket.waiting.discard(name)
         while self._started < len(self._plain) and not self._plain[self._started].waiting:
             self._plain[self._started].work = self._sum(self._plain[self._started], "dp")
