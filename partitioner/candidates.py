@@ -143,7 +143,7 @@ class _Cutting:
                 ways = ()
         for way in (w for w in ways if self.fixed.admits("recompute", w)):
             everything = tuple(s.blocks for s in plain.stages)
-            least = least_recomputed(self.priced, plain.recomputing(way, everything), room)
+            least = least_recomputed(plain.recomputing(way, everything), self.cluster.software, room)
             if least is not None and least != everything and "recompute" not in self.fixed.fixed:
                 yield self.tried(plain.recomputing(way, least))
             yield self.tried(plain.recomputing(way, everything))

@@ -15,8 +15,9 @@ from partitioner.cluster import Cluster, Route
 from partitioner.fold import Folded, is_parameter
 from partitioner.fusion import ATTENTION
 from partitioner.graph import Unit
-from partitioner.kept import saved_bytes
+from partitioner.kept import Keeping
 from partitioner.layout import REPLICATE, Placement
+from partitioner.liveness import Liveness, Peaks
 from partitioner.price import ZERO, Seconds, collective_seconds, convert_seconds, work_seconds
 from partitioner.rules import rule_of
 from partitioner.saved import saved
@@ -30,13 +31,13 @@ HIDDEN = 0.25  # share of a tensor-parallel collective that hides where it runs 
 
 @dataclass(frozen=True)
 class Kept:
-    """What a way of recomputing keeps of a unit until backward, rebuilds for it, and runs again (seconds).
+    """What a way of recomputing keeps of a unit until backward, holds at its fullest, and runs again (seconds).
 
     ``weight``: seconds of weights' gradients that can't be put off then, for what was rebuilt is let go after backward.
     """
 
     bytes: float
-    rebuilt: float = 0.0
+    peaks: Peaks
     compute: float = 0.0
     communication: float = 0.0
     weight: float = 0.0
@@ -48,8 +49,7 @@ class UnitCost:
 
     ``weight``: seconds of compute's backward that make gradients of weights. ``kept``: by way of recomputing, "none",
     "selective" (attention's scores), "operators" (every second product) and "full". ``collectives`` and ``kernels``:
-    how many there are in forward and backward. ``transient_bytes``: of the gradients around the op that has the
-    largest.
+    how many there are in forward and backward.
     """
 
     compute: Seconds
@@ -58,8 +58,8 @@ class UnitCost:
     collectives: tuple[int, int]
     kernels: tuple[int, int]
     kept: Mapping[str, Kept]
+    input_bytes: float
     output_bytes: float
-    transient_bytes: float
     flops: float
 
     @property
@@ -139,7 +139,7 @@ class _Pricing:
                     again = compute.forward, moved.forward
         return UnitCost(
             compute, self.weight, self.exposed(moved, compute), (count[0], count[1]), self.kernels(), self.kept(again),
-            self.output(), max(self.transient(n) for n in self.body), sum(op_flops(n) for n in self.body),
+            self.entering(), self.output(), sum(op_flops(n) for n in self.body),
         )  # fmt: skip
 
     @cached_property
@@ -179,21 +179,25 @@ class _Pricing:
         return node in differentiable and bool((rule and rule.hidden) or saved(node, differentiable))
 
     def kept(self, again: tuple[float, float]) -> dict[str, Kept]:
-        everything = saved_bytes(self.setting, self.solution, self.group)
+        everything = Keeping(self.setting, self.solution, self.group)
+        live = Liveness(everything, conversions(self.folded, self.solution, self.group))
         core = self.setting.core(self.group)
-        inside = everything - saved_bytes(self.setting, self.solution, self.group, frozenset(core))
+        outside = Keeping(self.setting, self.solution, self.group, frozenset(core)).bytes
         entering = self.entering()
         products = [n for n in self.body if _is_product(n)]
         outputs = sum(self.made_bytes(n) for n in products) / 2 + sum(self.made_bytes(n) for n in self.attention())
         cheap = sum(self.seconds[n].forward for n in self.body if n not in products and n not in self.attention())
         half = sum(self.seconds[n].forward for n in products) / 2
+        plain = live.peaks()
+        again_bytes = self.output() + plain.forward  # beside the gradient that enters
+        full = Peaks(live.forward(keeps=False), max(plain.backward, again_bytes), max(plain.first, again_bytes))
         return {
-            "none": Kept(everything),
-            "selective": Kept(everything - inside, inside, sum(self.seconds[n].forward for n in core)),
+            "none": Kept(everything.bytes, plain),
+            "selective": Kept(outside, plain, sum(self.seconds[n].forward for n in core)),
             "operators": Kept(
-                min(everything, entering + outputs), everything, min(cheap + half, again[0]), again[1], self.weight
+                min(everything.bytes, entering + outputs), full, min(cheap + half, again[0]), again[1], self.weight
             ),
-            "full": Kept(entering, everything, *again, self.weight),
+            "full": Kept(entering, full, *again, self.weight),
         }  # fmt: skip
 
     def attention(self) -> list[fx.Node]:
@@ -209,15 +213,6 @@ class _Pricing:
     def output(self) -> float:
         made = [n for n in self.body if any(n in sources for sources in self.folded.sources.values())]
         return sum(self.made_bytes(n) for n in made)
-
-    def transient(self, node: fx.Node) -> float:
-        """Gradients of an op's result and operands."""
-        if node not in self.folded.differentiable or not is_tensor(node):
-            return 0.0
-        strategy = self.solution.strategies[node]
-        pairs = [(n, p) for n, p in zip(operands(node), strategy.operands, strict=True) if not is_parameter(n)]
-        inside = [self.setting.bytes(n, p) for n, p in pairs if n in self.folded.differentiable]
-        return self.made_bytes(node) + sum(inside)
 
 
 def _is_product(node: fx.Node) -> bool:

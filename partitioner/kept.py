@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from torch import fx
 
-from partitioner.equations import Strategy
 from partitioner.fusion import ATTENTION, base, is_copy
-from partitioner.layout import Placement
+from partitioner.layout import REPLICATE, WHOLE, Placement
 from partitioner.rules import rule_of
 from partitioner.saved import saved
 from partitioner.shapes import operands
@@ -14,47 +15,87 @@ from partitioner.solve import Solution
 from partitioner.strategies import is_tensor
 from partitioner.work import Setting, hidden_bytes, op_share, scores_kept
 
+Key = tuple[fx.Node, Placement]
 
-def saved_bytes(
-    setting: Setting, solution: Solution, group: int, without: frozenset[fx.Node] = frozenset()
-) -> float:
-    """Bytes that backward keeps of one unit, by the rules; a view keeps all of what it views, a parameter nothing.
+
+class Keeping:
+    """What backward keeps of a unit of ``group``; a view keeps all of what it views, a parameter nothing.
 
     What ops of ``without`` make for each other, and what is hidden in them, is not counted.
     """
-    kept: dict[tuple[fx.Node, Placement], float] = {}
-    folded, hidden = setting.folded, 0.0
-    for node in folded.body(group):
-        rule, strategy = rule_of(str(node.target)), solution.strategies[node]
-        if node not in folded.differentiable or not is_tensor(node):
-            continue
-        if node in without and (str(node.target) != ATTENTION or setting.attention == "math"):
-            pass
-        elif str(node.target) == ATTENTION and setting.attention == "math":
-            hidden += scores_kept(setting, node, strategy)
-        elif rule and rule.hidden:
-            hidden += hidden_bytes(setting, node) * op_share(setting, node, strategy)
-        for value in saved(node, folded.differentiable):
-            source, placement = _stored(setting, value), _placement(node, strategy, value)
-            outside = source not in folded.node and (group, source) not in folded.port_of
-            rebuilt = node in without and source in without
-            if not outside and not rebuilt and source not in setting.internal:
-                port = folded.port_of.get((group, source))
-                whole = solution.made(port if port is not None else source)
-                held = (value, placement) if source is value else (source, whole)
-                kept[held] = setting.bytes(*held)
-    return hidden + sum(kept.values())
 
+    def __init__(
+        self, setting: Setting, solution: Solution, group: int, without: frozenset[fx.Node] = frozenset()
+    ) -> None:
+        self.setting, self.solution, self.group, self.without = setting, solution, group, without
+        self.folded = setting.folded
+        self.savers: dict[Key, list[fx.Node]] = {}
+        self.storages: dict[Key, float] = {}
+        for node in self.folded.body(group):
+            if node in self.folded.differentiable and is_tensor(node):
+                self._save(node)
 
-def _stored(setting: Setting, node: fx.Node) -> fx.Node:
-    """The node whose memory a value lies in."""
-    while not (is_copy(node) and not setting.fused) and base(node) is not node:
-        node = operands(node)[0]
-    return node
+    @property
+    def bytes(self) -> float:
+        """All of it."""
+        return sum(self.storages.values()) + sum(self.hidden.values())
 
+    @cached_property
+    def hidden(self) -> dict[fx.Node, float]:
+        """Bytes that only an op and its backward see."""
+        rows = ((n, self._hidden(n)) for n in self.folded.body(self.group) if is_tensor(n))
+        return {node: size for node, size in rows if size}
 
-def _placement(node: fx.Node, strategy: Strategy, value: fx.Node) -> Placement:
-    """How ``node`` has the value that it keeps: as its result, or as an operand."""
-    found = strategy.result if value is node else strategy.operands[operands(node).index(value)]
-    assert not isinstance(found, tuple)
-    return found
+    def _hidden(self, node: fx.Node) -> float:
+        setting, rule, strategy = self.setting, rule_of(str(node.target)), self.solution.strategies[node]
+        if node not in self.folded.differentiable:
+            return 0.0
+        if str(node.target) == ATTENTION and setting.attention == "math":
+            return 0.0 if node in self.without else scores_kept(setting, node, strategy)
+        if not rule or not rule.hidden or (node in self.without and str(node.target) != ATTENTION):
+            return 0.0
+        return hidden_bytes(setting, node) * op_share(setting, node, strategy)
+
+    def _save(self, node: fx.Node) -> None:
+        for value in saved(node, self.folded.differentiable):
+            key = self.lies(value, self._placement(node, value))
+            outside = not self._is_port(key[0]) and key[0] not in self.folded.node
+            rebuilt = node in self.without and key[0] in self.without
+            if not outside and not rebuilt and key[0] not in self.setting.internal:
+                self.storages[key] = self.setting.bytes(*key)
+                self.savers.setdefault(key, []).append(node)
+
+    def lies(self, value: fx.Node, placement: Placement) -> Key:
+        """What memory a value in a placement lies in: its own, or that of what it is a view of."""
+        while True:
+            made = self.made(value)
+            placement = made if (made, placement) == (WHOLE, REPLICATE) else placement
+            if placement != made or not self._is_view(value):
+                return value, placement
+            value, placement = operands(value)[0], self.solution.strategies[value].operands[0]
+
+    def made(self, value: fx.Node) -> Placement:
+        """How a value arrives or is made."""
+        port = self.folded.port_of.get((self.group, value))
+        if port is not None:
+            return self.solution.ports[port]
+        return self.result(value) if value in self.solution.strategies else WHOLE
+
+    def _is_port(self, value: fx.Node) -> bool:
+        return (self.group, value) in self.folded.port_of
+
+    def _is_view(self, value: fx.Node) -> bool:
+        known = value in self.solution.strategies and not self._is_port(value)
+        return known and base(value) is not value and (self.setting.fused or not is_copy(value))
+
+    def result(self, node: fx.Node) -> Placement:
+        """How an op makes its result."""
+        found = self.solution.strategies[node].result
+        assert not isinstance(found, tuple)
+        return found
+
+    def _placement(self, node: fx.Node, value: fx.Node) -> Placement:
+        """How ``node`` has the value that it keeps: as its result, or as an operand."""
+        if value is node:
+            return self.result(node)
+        return self.solution.strategies[node].operands[operands(node).index(value)]

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from partitioner.cost import Priced
-from partitioner.schedule import most_in_flight
+from partitioner.cluster import Software
+from partitioner.memory import Memory
 from partitioner.split import Split
-from partitioner.step import Walk
 
 
-def least_recomputed(priced: Priced, split: Split, room: float) -> tuple[int, ...] | None:
+def least_recomputed(split: Split, software: Software, room: float) -> tuple[int, ...] | None:
     """The first n blocks of each stage of ``split``, n least; None where recomputing all of them does not fit.
 
     On a pipeline rank with several stages, a block of the one that frees most is added, one at a time.
     """
-    in_flight = most_in_flight(split.schedule, split.pp, split.virtual, split.micro_batches)
-    counts, walk = [0] * len(split.stages), Walk(priced, split)
+    counts, memory = [0] * len(split.stages), Memory(split, software)
     known: dict[object, list[int] | None] = {}
     for p in range(split.pp):
         own = split.own(p)
-        key = tuple((id(split.stages[n]), in_flight[n]) for n in own)
+        key = tuple((id(split.stages[n]), memory.edges(n)) for n in own), memory.moments[p]
         if key not in known:
-            known[key] = _least(walk, p, in_flight, room)
+            known[key] = _least(memory, p, room)
         found = known[key]
         if found is None:
             return None
@@ -29,14 +27,14 @@ def least_recomputed(priced: Priced, split: Split, room: float) -> tuple[int, ..
     return tuple(counts)
 
 
-def _least(walk: Walk, p: int, in_flight: tuple[int, ...], room: float) -> list[int] | None:
-    split, own = walk.split, walk.split.own(p)
+def _least(memory: Memory, p: int, room: float) -> list[int] | None:
+    split, own = memory.split, memory.split.own(p)
     everything = [s.blocks for s in split.stages]
-    if walk.rank_bytes(p, in_flight, everything) > room:
+    if memory.rank_peak(p, everything) > room:
         return None
     counts = [0] * len(split.stages)
-    while walk.rank_bytes(p, in_flight, counts) > room:
-        freed = {n: _freed(split, n, counts[n]) * in_flight[n] for n in own if counts[n] < everything[n]}
+    while memory.rank_peak(p, counts) > room:
+        freed = {n: _freed(split, n, counts[n]) for n in own if counts[n] < everything[n]}
         counts[max(freed, key=lambda n: (freed[n], -n))] += 1
     return [counts[n] for n in own]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,7 +11,8 @@ from torch import fx
 
 from partitioner.cost import Kept, Priced
 from partitioner.graph import Unit
-from partitioner.price import ZERO, Seconds
+from partitioner.liveness import Peaks
+from partitioner.price import ZERO, Seconds, state
 from partitioner.schedule import rank_of
 
 Held = tuple[float, int, bool]  # elements a rank holds, bytes an element, whether the gradient is Partial
@@ -21,6 +23,7 @@ class StageSums:
     """What one micro-batch takes of a stage's units; ``blocks`` of them may be recomputed.
 
     ``kept``: by way of recomputing, what the whole stage keeps when its first 0, 1, 2, ... blocks are recomputed so.
+    ``input_bytes`` and ``output_bytes``: what it receives and sends.
     ``held``: parameters, alike ones added up; ``largest``: elements of the unit that has most.
     """
 
@@ -30,8 +33,8 @@ class StageSums:
     collectives: tuple[int, int]
     kernels: tuple[int, int]
     kept: Mapping[str, tuple[Kept, ...]]
+    input_bytes: float
     output_bytes: float
-    transient_bytes: float
     flops: float
     held: tuple[Held, ...]
     largest: float
@@ -58,8 +61,8 @@ def stage_sums(priced: Priced, units: Sequence[Unit], ways: Sequence[str] = ("no
         (sum(c.collectives[0] for c in rows), sum(c.collectives[1] for c in rows)),
         (sum(c.kernels[0] for c in rows), sum(c.kernels[1] for c in rows)),
         {way: tuple(_recomputed(priced, units, way)) for way in ways},
+        rows[0].input_bytes,
         rows[-1].output_bytes,
-        max(c.transient_bytes for c in rows),
         sum(c.flops for c in rows),
         tuple((elements, size, is_partial) for (size, is_partial), elements in held.items()),
         max(sum(elements for elements, _, _ in priced.held[u].values()) for u in units),
@@ -67,16 +70,59 @@ def stage_sums(priced: Priced, units: Sequence[Unit], ways: Sequence[str] = ("no
 
 
 def _recomputed(priced: Priced, units: Sequence[Unit], way: str) -> list[Kept]:
-    total = Kept(sum(priced.unit(u).kept["none"].bytes for u in units))
-    found = [total]
-    for cost in (priced.unit(u) for u in units if u.is_block):
-        plain, own = cost.kept["none"], cost.kept[way]
-        total = Kept(
-            total.bytes - plain.bytes + own.bytes, max(total.rebuilt, own.rebuilt), total.compute + own.compute,
-            total.communication + own.communication, total.weight + own.weight,
-        )  # fmt: skip
-        found.append(total)
+    """By how many of the first blocks are recomputed. The fullest moment lies in a unit up to the last of these, behind
+    earlier ones that are recomputed; or in one behind it, where all is as without, less what those keep no more."""
+    costs = [priced.unit(u) for u in units]
+    plain = [c.kept["none"] for c in costs]
+    again = [c.kept[way if u.is_block else "none"] for u, c in zip(units, costs, strict=True)]
+    later = _gradients_behind(priced, units)
+    entered = [costs[-1].output_bytes] * (len(units) - 1) + [0.0]
+    total = Kept(sum(k.bytes for k in plain), _suffix(plain, later, entered)[0])
+    found, behind, before, least = [total], _suffix(plain, later, entered), 0.0, Peaks(0.0, 0.0, 0.0)
+    for n, unit in enumerate(units):
+        least = _larger(least, _above(again[n].peaks, before, later[n], entered[n]))
+        before += again[n].bytes
+        if unit.is_block:
+            less = total.bytes - plain[n].bytes + again[n].bytes
+            saved = found[0].bytes - less
+            peaks = _larger(least, Peaks(*(size - saved for size in behind[n + 1])))
+            total = Kept(
+                less, peaks, total.compute + again[n].compute, total.communication + again[n].communication,
+                total.weight + again[n].weight,
+            )  # fmt: skip
+            found.append(total)
     return found
+
+
+def _suffix(rows: Sequence[Kept], later: Sequence[float], entered: Sequence[float]) -> list[Peaks]:
+    """Of each unit and all behind it, the fullest above what all before keep; and of none."""
+    before, found = sum(k.bytes for k in rows), [Peaks(-math.inf, -math.inf, -math.inf)]
+    for kept, gradients, held in zip(reversed(rows), reversed(later), reversed(entered), strict=True):
+        before -= kept.bytes
+        found.append(_larger(found[-1], _above(kept.peaks, before, gradients, held)))
+    return found[::-1]
+
+
+def _above(peaks: Peaks, before: float, gradients: float, entered: float) -> Peaks:
+    """``entered``: the gradient that the stage was sent, which lies there until its backward ends."""
+    return Peaks(before + peaks.forward, before + entered + peaks.backward, before + entered + peaks.first + gradients)
+
+
+def _larger(a: Peaks, b: Peaks) -> Peaks:
+    return Peaks(*map(max, a, b))
+
+
+def _gradients_behind(priced: Priced, units: Sequence[Unit]) -> list[float]:
+    """Bytes of parameters' gradients that backward has made when it comes to a unit; Partial ones lie in buckets."""
+    seen: set[fx.Node] = set()
+    found, total = list[float](), 0.0
+    for unit in reversed(units):
+        found.append(total)
+        for node, (elements, size, is_partial) in priced.held[unit].items():
+            if node not in seen and not is_partial:
+                total += elements * state(size, priced.cluster.software).gradient
+            seen.add(node)
+    return found[::-1]
 
 
 @dataclass(frozen=True)

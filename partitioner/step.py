@@ -7,13 +7,13 @@ bound   the same with a makespan that no table can beat: cheap, and exact where 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import cached_property
 
 from partitioner.cluster import Route
 from partitioner.cost import Priced
+from partitioner.memory import Memory
 from partitioner.plan import Cost, StageCost
-from partitioner.price import Seconds, collective_seconds, optimizer_seconds, state, state_bytes
+from partitioner.price import Seconds, collective_seconds, optimizer_seconds, state
 from partitioner.schedule import SPLIT, most_in_flight, schedule, simulate
 from partitioner.split import Held, Split, StageSums
 
@@ -24,7 +24,6 @@ class Walk:
     def __init__(self, priced: Priced, split: Split) -> None:
         self.priced, self.split, self.cluster = priced, split, priced.cluster
         self.software = priced.cluster.software
-        self._held: dict[int, tuple[float, float]] = {}
 
     def route(self, axes: tuple[str, ...], ranks: int) -> Route:
         """Of a group along some axes of the mesh, or of its first ``ranks`` ranks."""
@@ -164,28 +163,13 @@ class Walk:
         gather = blocks * collective_seconds("all_gather", weights / blocks, self.sharing) if split.zero < 3 else 0.0
         return scatter + collective_seconds("all_reduce", gradients / split.shards, across), gather
 
-    def bytes(self, n: int, flying: int, count: int | None = None) -> tuple[float, float, float]:
-        """A stage's state, activations of the micro-batches in flight, and what comes and goes.
-
-        ``count``: blocks that are recomputed, where not those of the split.
-        """
-        stage, split = self.split.stages[n], self.split
-        kept = stage.kept[split.recompute][split.recomputed[n] if count is None else count]
-        if id(stage) not in self._held:
-            held = sum(state_bytes(e, size, self.software, split.zero, split.shards) for e, size, _ in stage.held)
-            gathered = 2.0 * stage.largest * stage.held[0][1] if split.zero == 3 and stage.held else 0.0
-            self._held[id(stage)] = held, gathered
-        held, gathered = self._held[id(stage)]
-        return held, kept.bytes * flying, max(kept.rebuilt, stage.transient_bytes) + gathered
-
-    def rank_bytes(self, p: int, in_flight: Sequence[int], counts: Sequence[int]) -> float:
-        """Peak bytes of one pipeline rank: all that its stages hold, and the largest of what comes and goes."""
-        rows = [self.bytes(n, in_flight[n], counts[n]) for n in self.split.own(p)]
-        return sum(held + kept for held, kept, _ in rows) + max(row[2] for row in rows)
-
-    def stage_costs(self, in_flight: Sequence[int]) -> tuple[StageCost, ...]:
-        times = [(t.forward, t.backward) for t in self.times]
-        return tuple(StageCost(*t, *self.bytes(n, f)) for n, (t, f) in enumerate(zip(times, in_flight, strict=True)))
+    def stage_costs(self) -> tuple[StageCost, ...]:
+        """Every stage's seconds, and its bytes where its rank is fullest."""
+        split, memory = self.split, Memory(self.split, self.software)
+        parts = {}
+        for p in range(split.pp):
+            parts |= dict(zip(split.own(p), memory.fullest(p, split.recomputed), strict=True))
+        return tuple(StageCost(t.forward, t.backward, *parts[n]) for n, t in enumerate(self.times))
 
 
 def price(priced: Priced, split: Split) -> Cost:
@@ -194,16 +178,16 @@ def price(priced: Priced, split: Split) -> Cost:
     actions = schedule(split.schedule, split.pp, split.virtual, split.micro_batches)
     forward = [t.forward for t in walk.times]
     backward = [t.backward - w for t, w in zip(walk.times, walk.put_off, strict=True)]
-    makespan, busy, in_flight = simulate(actions, split.pp, forward, backward, walk.send_seconds, walk.put_off)
+    makespan, busy, _ = simulate(actions, split.pp, forward, backward, walk.send_seconds, walk.put_off)
     worst = max(range(split.pp), key=lambda p: busy[p])
     moved = sum(split.stages[n].communication + split.kept(n).communication for n in split.own(worst))
     communication = split.micro_batches * moved
     sync, update = walk.after()
-    stages = walk.stage_costs(in_flight)
+    stages = walk.stage_costs()
     flops = 3.0 * split.mesh["dp"] * split.micro_batches * sum(s.flops for s in split.stages)
     return Cost(
         makespan + sync + update, busy[worst] - communication, communication, makespan - busy[worst], sync, update,
-        _peak(split, stages), stages, flops,
+        Memory(split, walk.software).peak(), stages, flops,
     )  # fmt: skip
 
 
@@ -223,9 +207,4 @@ def bound(priced: Priced, split: Split) -> tuple[float, float]:
         least = max(least, busy, busy - left + after)
         before += walk.times[p].forward + walk.send_seconds
         after += walk.times[p].backward - walk.put_off[p] + walk.send_seconds
-    return least * (1 - 1e-12) + sum(walk.after()), _peak(split, walk.stage_costs(in_flight))
-
-
-def _peak(split: Split, stages: tuple[StageCost, ...]) -> float:
-    ranks = [[stages[n] for n in split.own(p)] for p in range(split.pp)]
-    return max(sum(s.held_bytes for s in own) + max(s.transient_bytes for s in own) for own in ranks)
+    return least * (1 - 1e-12) + sum(walk.after()), Memory(split, walk.software).peak()

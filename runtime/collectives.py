@@ -173,7 +173,7 @@ class _Shard(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, axis: Axis, shard: Shard) -> torch.Tensor:
         ctx.axis, ctx.shard = axis, shard
-        return take(x, shard, axis.rank, axis.ranks).clone(memory_format=torch.contiguous_format)
+        return _part(x, axis, shard)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
@@ -226,7 +226,12 @@ def shard(axis: Axis, dim: int, segments: list[int], backward: bool) -> Bound:
     placement = Shard(dim, segments_of(segments))
     if backward:
         return lambda x: _Shard.apply(x, axis, placement)
-    return lambda x: take(x, placement, axis.rank, axis.ranks)
+    return lambda x: _part(x, axis, placement)
+
+
+def _part(x: torch.Tensor, axis: Axis, shard: Shard) -> torch.Tensor:
+    """This rank's part in memory of its own, so that keeping it does not keep the whole."""
+    return take(x, shard, axis.rank, axis.ranks).clone(memory_format=torch.contiguous_format)
 
 
 def all_to_all(axis: Axis, source: int, source_segments: list[int], target: int, target_segments: list[int]) -> Bound:

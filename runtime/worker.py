@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx, nn
@@ -26,14 +26,15 @@ Run = Callable[..., tuple[torch.Tensor, ...]]
 
 @dataclass(frozen=True)
 class BoundCall:
-    """A call whose module communicates."""
+    """A call whose module communicates; ``spent``: values of which it is the last reader in its stage."""
 
     call: Call
     module: fx.GraphModule
     run: Run
+    spent: tuple[str, ...] = ()
 
     def __call__(self, values: Named) -> None:
-        """Add the results to ``values``."""
+        """Add the results to ``values``, and let go what is spent."""
         arguments = [values[name] for name in self.call.arguments]
         if self.call.recompute and torch.is_grad_enabled():
             results = checkpoint(self.run, *arguments, use_reentrant=False, preserve_rng_state=False)
@@ -41,6 +42,8 @@ class BoundCall:
             results = self.run(*arguments)
         names = self.call.results
         values.update(zip(names, results if isinstance(results, tuple | list) else (results,), strict=True))
+        for name in self.spent:
+            del values[name]
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ class Worker:
 
     def _bind_stage(self, stage: Stage) -> BoundStage:
         rows = (self._bind_call(stage.constants), self._bind_call(stage.prelude))
-        return BoundStage(stage, *rows, tuple(c for call in stage.calls if (c := self._bind_call(call))))
+        calls = [c for call in stage.calls if (c := self._bind_call(call))]
+        return BoundStage(stage, *rows, tuple(replace(c, spent=s) for c, s in zip(calls, _spent(stage), strict=True)))
 
     def _bind_call(self, call: Call | None) -> BoundCall | None:
         if call is None:
@@ -203,6 +207,18 @@ def differentiable(program: Program) -> set[str]:
                 found.update(call.results)
     crossing = {v.name: v for stage in program.stages for v in stage.sends}
     return {name for name in found if name not in crossing or crossing[name].dtype.is_floating_point}
+
+
+def _spent(stage: Stage) -> list[tuple[str, ...]]:
+    """By call: what other calls have made and none behind it reads, nor a later stage."""
+    made = {name for call in stage.calls for name in call.results}
+    needed = {v.name for v in stage.sends} | {stage.loss}
+    found: list[tuple[str, ...]] = []
+    for call in reversed(stage.calls):
+        mine = {*call.arguments, *call.results} & made
+        found.append(tuple(sorted(mine - needed)))
+        needed |= mine
+    return found[::-1]
 
 
 def _real(name: str, buffer: torch.Tensor) -> torch.Tensor:
