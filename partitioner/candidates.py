@@ -107,7 +107,7 @@ class _Cutting:
         self.fixed, self.plan_only = fixed, plan_only
         self.cluster, self.cuts = priced.cluster, Cuts(priced)
         self.blocks = sum(u.is_block for u in priced.folded.graph.units)
-        self.sums: dict[tuple[int, ...], StageSums] = {}
+        self.sums: dict[tuple[float, ...], StageSums] = {}
         self.ways = ("full", "selective") if plan_only else ("full",)
         self.stages: dict[int, tuple[tuple[Unit, ...], ...]] = {}
 
@@ -143,7 +143,7 @@ class _Cutting:
                 ways = ()
         for way in (w for w in ways if self.fixed.admits("recompute", w)):
             everything = tuple(s.blocks for s in plain.stages)
-            least = least_recomputed(plain.recomputing(way, everything), self.cluster.software, room)
+            least = least_recomputed(self.priced, plain.recomputing(way, everything), room)
             if least is not None and least != everything and "recompute" not in self.fixed.fixed:
                 yield self.tried(plain.recomputing(way, least))
             yield self.tried(plain.recomputing(way, everything))
@@ -157,9 +157,10 @@ class _Cutting:
         return self.stages[stages]
 
     def sum(self, units: tuple[Unit, ...]) -> StageSums:
-        """Stages of the same groups of units cost the same."""
-        group_of = self.priced.folded.group_of
-        key = tuple(group_of[u.name + "/" + u.nodes[0]] for u in units)
+        """Stages of the same groups of units that receive and send the same cost the same."""
+        group_of, place, crossing = self.priced.folded.group_of, self.priced.place, self.priced.crossing
+        ends = crossing[place[units[0]]], crossing[place[units[-1]] + 1]
+        key = (*ends, *(group_of[u.name + "/" + u.nodes[0]] for u in units))
         if key not in self.sums:
             self.sums[key] = stage_sums(self.priced, units, ("none", *self.ways))
         return self.sums[key]

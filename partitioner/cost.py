@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from torch import fx
 
@@ -43,13 +44,21 @@ class Kept:
     weight: float = 0.0
 
 
+class Entering(NamedTuple):
+    """A value that a unit reads of earlier ones; ``kept``: its bytes where the unit's backward keeps it."""
+
+    placement: Placement
+    bytes: float
+    kept: float
+
+
 @dataclass(frozen=True)
 class UnitCost:
     """One unit, one micro-batch, one tp rank: compute, exposed communication, and what is kept for backward.
 
     ``weight``: seconds of compute's backward that make gradients of weights. ``kept``: by way of recomputing, "none",
-    "selective" (attention's scores), "operators" (every second product) and "full". ``collectives`` and ``kernels``:
-    how many there are in forward and backward.
+    "selective" (attention's scores), "operators" (every second product) and "full". ``ports``: what enters.
+    ``collectives`` and ``kernels``: how many there are in forward and backward.
     """
 
     compute: Seconds
@@ -58,8 +67,7 @@ class UnitCost:
     collectives: tuple[int, int]
     kernels: tuple[int, int]
     kept: Mapping[str, Kept]
-    input_bytes: float
-    output_bytes: float
+    ports: tuple[Entering, ...]
     flops: float
 
     @property
@@ -88,6 +96,13 @@ class Priced:
         return self.setting.ranks
 
     @cached_property
+    def input_bytes(self) -> float:
+        """Of the samples of one micro-batch."""
+        graph = self.folded.graph
+        found = [n.meta["val"] for n in graph.module.graph.nodes if n.op == "placeholder" and n.meta["kind"] == "input"]
+        return sum(v.numel() * v.element_size() for v in found) * self.folded.sized.batch / graph.batch
+
+    @cached_property
     def held(self) -> dict[Unit, dict[fx.Node, tuple[float, int, bool]]]:
         """By unit and trained parameter: elements a rank holds, bytes an element, whether its gradient is Partial."""
         folded, known = self.folded, dict[fx.Node, tuple[float, int, bool]]()
@@ -101,6 +116,26 @@ class Priced:
             return known[alike]
 
         return {unit: {n: held(n) for n in found} for unit, found in folded.graph.trained.items()}
+
+    @cached_property
+    def place(self) -> dict[Unit, int]:
+        """Of each unit, how many come before it."""
+        return {unit: n for n, unit in enumerate(self.folded.graph.units)}
+
+    @cached_property
+    def crossing(self) -> list[float]:
+        """Bytes that a micro-batch hands on at a cut before a unit: what earlier ones have made and later ones read."""
+        units = self.folded.graph.units
+        made = {self.folded.graph.nodes[name]: n for n, unit in enumerate(units) for name in unit.nodes}
+        spans: dict[tuple[fx.Node, Placement], tuple[int, float]] = {}
+        for n, unit in enumerate(units):
+            for node, port in zip(self.folded.entering[unit], self.unit(unit).ports, strict=True):
+                spans[node, port.placement] = n, port.bytes
+        found = [0.0] * (len(units) + 1)
+        for (node, _), (last, size) in spans.items():
+            for cut in range(made[node] + 1, last + 1):
+                found[cut] += size
+        return found
 
     def unit(self, unit: Unit) -> UnitCost:
         """The price of one unit."""
@@ -139,7 +174,7 @@ class _Pricing:
                     again = compute.forward, moved.forward
         return UnitCost(
             compute, self.weight, self.exposed(moved, compute), (count[0], count[1]), self.kernels(), self.kept(again),
-            self.entering(), self.output(), sum(op_flops(n) for n in self.body),
+            self.ports(), sum(op_flops(n) for n in self.body),
         )  # fmt: skip
 
     @cached_property
@@ -183,14 +218,14 @@ class _Pricing:
         live = Liveness(everything, conversions(self.folded, self.solution, self.group))
         core = self.setting.core(self.group)
         outside = Keeping(self.setting, self.solution, self.group, frozenset(core)).bytes
-        entering = self.entering()
+        entering = sum(port.bytes for port in self.ports())
         products = [n for n in self.body if _is_product(n)]
         outputs = sum(self.made_bytes(n) for n in products) / 2 + sum(self.made_bytes(n) for n in self.attention())
         cheap = sum(self.seconds[n].forward for n in self.body if n not in products and n not in self.attention())
         half = sum(self.seconds[n].forward for n in products) / 2
         plain = live.peaks()
         again_bytes = self.output() + plain.forward  # beside the gradient that enters
-        full = Peaks(live.forward(keeps=False), max(plain.backward, again_bytes), max(plain.first, again_bytes))
+        full = Peaks(live.forward(keeps=False), *(max(peak, again_bytes) for peak in plain[1:]))
         return {
             "none": Kept(everything.bytes, plain),
             "selective": Kept(outside, plain, sum(self.seconds[n].forward for n in core)),
@@ -206,9 +241,11 @@ class _Pricing:
     def made_bytes(self, node: fx.Node) -> float:
         return self.setting.bytes(node, self.solution.made(node))
 
-    def entering(self) -> float:
-        ports = {p: n for (g, n), p in self.folded.port_of.items() if g == self.group}
-        return sum(self.setting.bytes(n, self.solution.ports[p]) for p, n in ports.items())
+    def ports(self) -> tuple[Entering, ...]:
+        kept = Keeping(self.setting, self.solution, self.group).storages
+        rows = {p: n for (g, n), p in self.folded.port_of.items() if g == self.group}
+        keys = [(rows[p], self.solution.ports[p]) for p in sorted(rows, key=lambda p: p.index)]
+        return tuple(Entering(key[1], self.setting.bytes(*key), kept.get(key, 0.0)) for key in keys)
 
     def output(self) -> float:
         made = [n for n in self.body if any(n in sources for sources in self.folded.sources.values())]

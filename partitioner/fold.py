@@ -48,6 +48,11 @@ class Folded:
         """Representative nodes that have a gradient."""
         return {n for n in has_gradient(self.sized.module.graph) if n.op != "placeholder" or trains(self.graph, n)}
 
+    @cached_property
+    def entering(self) -> dict[Unit, tuple[fx.Node, ...]]:
+        """What each unit reads of earlier units, in the order of its group's ports."""
+        return {unit: tuple(live_in(self.graph, unit, self.node)) for unit in self.graph.units}
+
     def body(self, group: int) -> list[fx.Node]:
         """The representative nodes of one group, in order."""
         return [self.sized.nodes[name] for name in self.groups[group][0].nodes]

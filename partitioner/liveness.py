@@ -35,11 +35,13 @@ _PERMUTE = "aten.permute.default"
 
 class Peaks(NamedTuple):
     """Bytes above what earlier units keep. ``backward`` is a step's later ones, whose gradients of parameters come and
-    go; in the ``first`` they come to stay. Both begin with what the unit keeps."""
+    go; in the ``first`` they come to stay, but those of tied parameters go to other stages; ``alone`` there are none.
+    Each begins with what the unit keeps."""
 
     forward: float
     backward: float
     first: float
+    alone: float
 
 
 @dataclass(frozen=True)
@@ -181,11 +183,11 @@ class _Backward:
     def __init__(self, live: Liveness) -> None:
         self.live, self.keeping = live, live.keeping
         self.pending: dict[Key, _Gradient] = {}
-        self.now = self.grown = 0.0
-        self.fullest = self.fullest_first = 0.0
+        self.now = self.grown = self.tied = 0.0
+        self.fullest = self.first = self.alone = 0.0
         self.savers = {key: set(nodes) for key, nodes in live.keeping.savers.items()}
 
-    def run(self) -> tuple[float, float]:
+    def run(self) -> tuple[float, float, float]:
         self.now = sum(self.keeping.storages.values()) + sum(self.keeping.hidden.values())
         for key in dict.fromkeys(self.live.exported):
             if key[0] in self.live.differentiable:
@@ -195,12 +197,13 @@ class _Backward:
                 self.back(step)
                 self.let_go(step)
         self.see()
-        return self.fullest, self.fullest_first
+        return self.fullest, self.first, self.alone
 
     def see(self, weights: float = 0.0, temporary: float = 0.0) -> None:
         """Note how full it is; ``weights``: bytes of parameters' gradients that were just made."""
-        self.fullest = max(self.fullest, self.now + weights + temporary)
-        self.fullest_first = max(self.fullest_first, self.now + self.grown + weights + temporary)
+        now = self.now + weights + temporary
+        self.fullest, self.first = max(self.fullest, now), max(self.first, now + self.grown)
+        self.alone = max(self.alone, now + self.grown + self.tied)
 
     def new(self, size: float, dense: bool = True) -> _Gradient:
         self.now += size
@@ -261,7 +264,7 @@ class _Backward:
         if source[0] not in self.live.differentiable:
             return
         if is_parameter(base(node)):
-            self.weight(source)
+            self.weights([source])
         elif self.live.bytes(source) != self.live.bytes(step.made):
             made = self.new(self.live.bytes(source))
             self.see()
@@ -282,7 +285,7 @@ class _Backward:
         for key in step.reads:
             if key[0] in self.live.differentiable and is_tensor(key[0]):
                 if is_parameter(base(key[0])):
-                    self.weight(key)
+                    self.weights([key])
                 elif self.live.bytes(key) == self.live.bytes(step.made):
                     gradient.holders += 1
                     self.give(key, gradient)
@@ -290,23 +293,26 @@ class _Backward:
                     self.give(key, self.new(self.live.bytes(key)))
                     self.see()
 
-    def weight(self, key: Key) -> None:
-        size = self.live.setting.bytes(*key)
-        self.see(weights=size)
-        self.grown += size
+    def weights(self, keys: list[Key], temporary: float = 0.0) -> None:
+        """Gradients of parameters are made; those that ranks sum go to their buckets."""
+        self.see(sum(self.live.setting.bytes(*key) for key in keys), temporary)
+        for node, placement in keys:
+            size = self.live.setting.bytes(node, placement)
+            if base(node) in self.live.setting.tied:
+                self.tied += size
+            elif placement != REPLICATE:
+                self.grown += size
 
     def differentiate(self, step: _Step, gradient: _Gradient) -> None:
         """All gradients of an op's operands exist before any is added to another."""
         node = step.made[0]
         trained = [k for k in step.reads if k[0] in self.live.differentiable and is_tensor(k[0])]
-        weights = sum(self.live.setting.bytes(*k) for k in trained if is_parameter(base(k[0])))
         inside = [k for k in dict.fromkeys(trained) if not is_parameter(base(k[0]))]
         made: list[_Gradient] = []
         for key in inside:
             joins = _is_product(node) and key in self.pending and self.pending[key].holders == 1
             made.append(self.new(0.0 if joins else self.live.bytes(key), str(node.target) != ATTENTION))
-        self.see(weights, self.scratch(step))
-        self.grown += weights
+        self.weights([k for k in trained if is_parameter(base(k[0]))], self.scratch(step))
         for key, found in zip(inside, made, strict=True):
             self.give(key, found)
 
@@ -317,7 +323,7 @@ class _Backward:
         if str(node.target) == _CROSS_ENTROPY:
             divided = isinstance(step.reads[0][1], Shard)
             size = self.keeping.hidden.get(node, 0.0)
-            return -size if divided else size
+            return -size if divided else size  # the divided one turns its log-softmax into the gradient in place
         if str(node.target) == ATTENTION and self.live.setting.attention == "math":
             return 2 * scores_bytes(self.live.setting, node, self.live.solution.strategies[node])
         return 0.0

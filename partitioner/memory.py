@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from partitioner.cluster import Software
+from partitioner.cost import Priced
 from partitioner.moments import Moment, moments
 from partitioner.price import state, state_bytes
 from partitioner.split import Split, StageSums
@@ -34,11 +34,15 @@ class _Held:
 
 
 class Memory:
-    """One split's ranks. Gradients lie in buckets for the whole run where ranks sum them, or in buffers of the training
-    program; else each step's first backward brings them."""
+    """One split's ranks, each of which holds the samples of a step.
 
-    def __init__(self, split: Split, software: Software) -> None:
-        self.split, self.software = split, software
+    Gradients lie in buckets for the whole run where ranks sum them, or in buffers of the training program; else each
+    step's first backward brings them.
+    """
+
+    def __init__(self, priced: Priced, split: Split) -> None:
+        self.split, self.software = split, priced.cluster.software
+        self.samples = priced.input_bytes * split.micro_batches
         self.moments = moments(split.schedule, split.pp, split.virtual, split.micro_batches)
         self._held: dict[int, _Held] = {}
         self._fullest: dict[object, tuple[Part, ...]] = {}
@@ -58,7 +62,8 @@ class Memory:
         if key not in self._fullest:
             rows = [self.at(m, own, counts) for m in self.moments[p]]
             rows.append([self.part(n, 0.0, True) for n in own])  # the update
-            self._fullest[key] = tuple(max(rows, key=lambda parts: sum(map(sum, parts))))
+            first, *rest = max(rows, key=lambda parts: sum(map(sum, parts)))
+            self._fullest[key] = (first._replace(activations=first.activations + self.samples), *rest)
         return self._fullest[key]
 
     def edges(self, n: int) -> tuple[bool, bool]:
@@ -92,7 +97,8 @@ class Memory:
         if moment.kind == "F":
             return kept.peaks.forward + posted + held.gathered
         growing = not moment.grown[moment.own] and held.grown > 0
-        peak = kept.peaks.first if growing else kept.peaks.backward
+        first = kept.peaks.first if self.split.pp > 1 else kept.peaks.alone
+        peak = first if growing else kept.peaks.backward
         return peak - kept.bytes + posted + held.gathered
 
     def held(self, stage: StageSums) -> _Held:
@@ -103,5 +109,6 @@ class Memory:
             gathered = 2.0 * stage.largest * stage.held[0][1] if split.zero == 3 and stage.held else 0.0
             own = software.gradient_bytes is None and split.replicas == 1
             grown = sum(n * state(s, software).gradient for n, s, is_partial in stage.held if own and not is_partial)
+            grown -= stage.tied_bytes if own and split.pp > 1 else 0.0
             self._held[id(stage)] = _Held(everything - grown, grown, gathered)
         return self._held[id(stage)]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from partitioner.cluster import Software
+from partitioner.cost import Priced
 from partitioner.memory import Memory
 from partitioner.split import Split
 
 
-def least_recomputed(split: Split, software: Software, room: float) -> tuple[int, ...] | None:
+def least_recomputed(priced: Priced, split: Split, room: float) -> tuple[int, ...] | None:
     """The first n blocks of each stage of ``split``, n least; None where recomputing all of them does not fit.
 
     On a pipeline rank with several stages, a block of the one that frees most is added, one at a time.
     """
-    counts, memory = [0] * len(split.stages), Memory(split, software)
+    counts, memory = [0] * len(split.stages), Memory(priced, split)
     known: dict[object, list[int] | None] = {}
     for p in range(split.pp):
         own = split.own(p)

@@ -11,6 +11,7 @@ from torch import fx
 
 from partitioner.cost import Kept, Priced
 from partitioner.graph import Unit
+from partitioner.layout import Placement
 from partitioner.liveness import Peaks
 from partitioner.price import ZERO, Seconds, state
 from partitioner.schedule import rank_of
@@ -23,8 +24,8 @@ class StageSums:
     """What one micro-batch takes of a stage's units; ``blocks`` of them may be recomputed.
 
     ``kept``: by way of recomputing, what the whole stage keeps when its first 0, 1, 2, ... blocks are recomputed so.
-    ``input_bytes`` and ``output_bytes``: what it receives and sends.
-    ``held``: parameters, alike ones added up; ``largest``: elements of the unit that has most.
+    ``input_bytes`` and ``output_bytes``: what it receives and sends. ``held``: parameters, alike ones added up;
+    ``tied_bytes``: gradients of those that other units read too; ``largest``: elements of the unit that has most.
     """
 
     seconds: Seconds
@@ -37,6 +38,7 @@ class StageSums:
     output_bytes: float
     flops: float
     held: tuple[Held, ...]
+    tied_bytes: float
     largest: float
 
     @property
@@ -47,7 +49,7 @@ class StageSums:
 
 def stage_sums(priced: Priced, units: Sequence[Unit], ways: Sequence[str] = ("none", "full")) -> StageSums:
     """Add up a stage; ``ways``: of recomputing, those that are asked for."""
-    rows = [priced.unit(u) for u in units]
+    rows, sent = [priced.unit(u) for u in units], priced.crossing[priced.place[units[-1]] + 1]
     parameters: dict[fx.Node, Held] = {}
     for unit in units:
         parameters |= priced.held[unit]
@@ -61,31 +63,39 @@ def stage_sums(priced: Priced, units: Sequence[Unit], ways: Sequence[str] = ("no
         (sum(c.collectives[0] for c in rows), sum(c.collectives[1] for c in rows)),
         (sum(c.kernels[0] for c in rows), sum(c.kernels[1] for c in rows)),
         {way: tuple(_recomputed(priced, units, way)) for way in ways},
-        rows[0].input_bytes,
-        rows[-1].output_bytes,
+        priced.crossing[priced.place[units[0]]],
+        sent,
         sum(c.flops for c in rows),
         tuple((elements, size, is_partial) for (size, is_partial), elements in held.items()),
+        sum(n * state(size, priced.cluster.software).gradient for node, (n, size, is_partial) in parameters.items()
+            if priced.folded.own(node) in priced.setting.tied and not is_partial),
         max(sum(elements for elements, _, _ in priced.held[u].values()) for u in units),
     )
 
 
 def _recomputed(priced: Priced, units: Sequence[Unit], way: str) -> list[Kept]:
-    """By how many of the first blocks are recomputed. The fullest moment lies in a unit up to the last of these, behind
-    earlier ones that are recomputed; or in one behind it, where all is as without, less what those keep no more."""
+    """By how many of the first blocks are recomputed.
+
+    The fullest moment lies in a unit up to the last of these, behind earlier ones that are recomputed; or in one behind
+    it, where all is as without, less what those keep no more.
+    """
     costs = [priced.unit(u) for u in units]
-    plain = [c.kept["none"] for c in costs]
-    again = [c.kept[way if u.is_block else "none"] for u, c in zip(units, costs, strict=True)]
-    later = _gradients_behind(priced, units)
-    entered = [costs[-1].output_bytes] * (len(units) - 1) + [0.0]
-    total = Kept(sum(k.bytes for k in plain), _suffix(plain, later, entered)[0])
-    found, behind, before, least = [total], _suffix(plain, later, entered), 0.0, Peaks(0.0, 0.0, 0.0)
+    once, once_again = _kept_before(priced, units)
+    plain = [_less(c.kept["none"], size) for c, size in zip(costs, once, strict=True)]
+    again = [
+        _less(c.kept[way], size) if u.is_block else kept
+        for u, c, size, kept in zip(units, costs, once_again, plain, strict=True)
+    ]
+    beside = _beside(priced, units)
+    behind = _behind(plain, beside)
+    total = Kept(sum(k.bytes for k in plain), behind[0])
+    found, before, least = [total], 0.0, _NONE
     for n, unit in enumerate(units):
-        least = _larger(least, _above(again[n].peaks, before, later[n], entered[n]))
+        least = _larger(least, _plus(again[n].peaks, _plus(beside[n], before)))
         before += again[n].bytes
         if unit.is_block:
             less = total.bytes - plain[n].bytes + again[n].bytes
-            saved = found[0].bytes - less
-            peaks = _larger(least, Peaks(*(size - saved for size in behind[n + 1])))
+            peaks = _larger(least, _plus(behind[n + 1], less - found[0].bytes))
             total = Kept(
                 less, peaks, total.compute + again[n].compute, total.communication + again[n].communication,
                 total.weight + again[n].weight,
@@ -94,35 +104,65 @@ def _recomputed(priced: Priced, units: Sequence[Unit], way: str) -> list[Kept]:
     return found
 
 
-def _suffix(rows: Sequence[Kept], later: Sequence[float], entered: Sequence[float]) -> list[Peaks]:
+def _kept_before(priced: Priced, units: Sequence[Unit]) -> tuple[list[float], list[float]]:
+    """Bytes of what enters a unit that an earlier one of the stage keeps already (an encoder's result, read by all
+    blocks of the decoder): where nothing is recomputed, and where what enters is kept."""
+    seen: set[tuple[fx.Node, Placement]] = set()
+    plain, again = list[float](), list[float]()
+    for unit in units:
+        rows = list(zip(priced.folded.entering[unit], priced.unit(unit).ports, strict=True))
+        known = [port for node, port in rows if (node, port.placement) in seen]
+        plain.append(sum(port.kept for port in known))
+        again.append(sum(port.bytes for port in known))
+        seen |= {(node, port.placement) for node, port in rows if port.kept}
+    return plain, again
+
+
+def _less(kept: Kept, size: float) -> Kept:
+    return replace(kept, bytes=kept.bytes - size, peaks=_plus(kept.peaks, -size)) if size else kept
+
+
+_NONE = Peaks(-math.inf, -math.inf, -math.inf, -math.inf)
+
+
+def _behind(rows: Sequence[Kept], beside: Sequence[Peaks]) -> list[Peaks]:
     """Of each unit and all behind it, the fullest above what all before keep; and of none."""
-    before, found = sum(k.bytes for k in rows), [Peaks(-math.inf, -math.inf, -math.inf)]
-    for kept, gradients, held in zip(reversed(rows), reversed(later), reversed(entered), strict=True):
+    before, found = sum(k.bytes for k in rows), [_NONE]
+    for kept, other in zip(reversed(rows), reversed(beside), strict=True):
         before -= kept.bytes
-        found.append(_larger(found[-1], _above(kept.peaks, before, gradients, held)))
+        found.append(_larger(found[-1], _plus(kept.peaks, _plus(other, before))))
     return found[::-1]
 
 
-def _above(peaks: Peaks, before: float, gradients: float, entered: float) -> Peaks:
-    """``entered``: the gradient that the stage was sent, which lies there until its backward ends."""
-    return Peaks(before + peaks.forward, before + entered + peaks.backward, before + entered + peaks.first + gradients)
+def _beside(priced: Priced, units: Sequence[Unit]) -> list[Peaks]:
+    """What lies beside each unit's own in its backward: gradients of the parameters of the units behind it, where they
+    stay, those of values that units behind it read and earlier ones have made, and the gradient that the stage was
+    sent, which its last unit counts itself."""
+    folded, seen, pending = priced.folded, set[fx.Node](), dict[tuple[fx.Node, Placement], float]()
+    sent = priced.crossing[priced.place[units[-1]] + 1]
+    found, stay, alone = list[Peaks](), 0.0, 0.0
+    for unit in reversed(units):
+        pending = {key: size for key, size in pending.items() if key[0].name not in unit.nodes}
+        back = sum(pending.values()) + (sent if found else 0.0)
+        found.append(Peaks(0.0, back, back + stay, back + alone))
+        for node, (elements, size, is_partial) in priced.held[unit].items():
+            if node not in seen and not is_partial:
+                made = elements * state(size, priced.cluster.software).gradient
+                alone += made
+                stay += 0.0 if folded.own(node) in priced.setting.tied else made
+            seen.add(node)
+        for node, port in zip(folded.entering[unit], priced.unit(unit).ports, strict=True):
+            if folded.own(folded.node[node]) in folded.differentiable:
+                pending[node, port.placement] = port.bytes
+    return found[::-1]
+
+
+def _plus(a: Peaks, b: Peaks | float) -> Peaks:
+    return Peaks(*(x + y for x, y in zip(a, b if isinstance(b, Peaks) else (b,) * len(a), strict=True)))
 
 
 def _larger(a: Peaks, b: Peaks) -> Peaks:
     return Peaks(*map(max, a, b))
-
-
-def _gradients_behind(priced: Priced, units: Sequence[Unit]) -> list[float]:
-    """Bytes of parameters' gradients that backward has made when it comes to a unit; Partial ones lie in buckets."""
-    seen: set[fx.Node] = set()
-    found, total = list[float](), 0.0
-    for unit in reversed(units):
-        found.append(total)
-        for node, (elements, size, is_partial) in priced.held[unit].items():
-            if node not in seen and not is_partial:
-                total += elements * state(size, priced.cluster.software).gradient
-            seen.add(node)
-    return found[::-1]
 
 
 @dataclass(frozen=True)

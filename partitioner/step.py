@@ -165,7 +165,7 @@ class Walk:
 
     def stage_costs(self) -> tuple[StageCost, ...]:
         """Every stage's seconds, and its bytes where its rank is fullest."""
-        split, memory = self.split, Memory(self.split, self.software)
+        split, memory = self.split, Memory(self.priced, self.split)
         parts = {}
         for p in range(split.pp):
             parts |= dict(zip(split.own(p), memory.fullest(p, split.recomputed), strict=True))
@@ -187,7 +187,7 @@ def price(priced: Priced, split: Split) -> Cost:
     flops = 3.0 * split.mesh["dp"] * split.micro_batches * sum(s.flops for s in split.stages)
     return Cost(
         makespan + sync + update, busy[worst] - communication, communication, makespan - busy[worst], sync, update,
-        Memory(split, walk.software).peak(), stages, flops,
+        Memory(priced, split).peak(), stages, flops,
     )  # fmt: skip
 
 
@@ -207,4 +207,4 @@ def bound(priced: Priced, split: Split) -> tuple[float, float]:
         least = max(least, busy, busy - left + after)
         before += walk.times[p].forward + walk.send_seconds
         after += walk.times[p].backward - walk.put_off[p] + walk.send_seconds
-    return least * (1 - 1e-12) + sum(walk.after()), Memory(split, walk.software).peak()
+    return least * (1 - 1e-12) + sum(walk.after()), Memory(priced, split).peak()

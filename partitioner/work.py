@@ -9,6 +9,7 @@ Where kernels are fused, a chain of pointwise ops streams only what enters and l
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -104,6 +105,12 @@ class Setting:
     def is_internal(self, node: fx.Node) -> bool:
         """Whether a value, or what it is a view of, stays in a kernel."""
         return base(node) in self.internal
+
+    @cached_property
+    def tied(self) -> frozenset[fx.Node]:
+        """Parameters that several units read."""
+        readers = Counter(node for found in self.folded.graph.trained.values() for node in found)
+        return frozenset(self.folded.own(node) for node, count in readers.items() if count > 1)
 
     def core(self, group: int) -> list[fx.Node]:
         """The core of attention: products of two computed values, and all between them; or the fused kernel."""
