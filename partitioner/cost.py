@@ -12,13 +12,14 @@ from typing import NamedTuple
 
 from torch import fx
 
+from partitioner.backward import Peaks, peaks
 from partitioner.cluster import Cluster, Route
 from partitioner.fold import Folded, is_parameter
 from partitioner.fusion import ATTENTION
 from partitioner.graph import Unit
 from partitioner.kept import Keeping
 from partitioner.layout import REPLICATE, Placement
-from partitioner.liveness import Liveness, Peaks
+from partitioner.liveness import Liveness
 from partitioner.price import ZERO, Seconds, collective_seconds, convert_seconds, work_seconds
 from partitioner.rules import rule_of
 from partitioner.saved import saved
@@ -223,7 +224,7 @@ class _Pricing:
         outputs = sum(self.made_bytes(n) for n in products) / 2 + sum(self.made_bytes(n) for n in self.attention())
         cheap = sum(self.seconds[n].forward for n in self.body if n not in products and n not in self.attention())
         half = sum(self.seconds[n].forward for n in products) / 2
-        plain = live.peaks()
+        plain = peaks(live)
         again_bytes = self.output() + plain.forward  # beside the gradient that enters
         full = Peaks(live.forward(keeps=False), *(max(peak, again_bytes) for peak in plain[1:]))
         return {

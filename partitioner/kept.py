@@ -10,7 +10,7 @@ from partitioner.fusion import ATTENTION, base, is_copy
 from partitioner.layout import REPLICATE, WHOLE, Placement
 from partitioner.rules import rule_of
 from partitioner.saved import saved
-from partitioner.shapes import operands
+from partitioner.shapes import operands, shape_of
 from partitioner.solve import Solution
 from partitioner.strategies import is_tensor
 from partitioner.work import Setting, hidden_bytes, op_share, scores_kept
@@ -86,7 +86,21 @@ class Keeping:
 
     def _is_view(self, value: fx.Node) -> bool:
         known = value in self.solution.strategies and not self._is_port(value)
-        return known and base(value) is not value and (self.setting.fused or not is_copy(value))
+        return known and base(value) is not value and not self.is_copy(value)
+
+    def is_copy(self, node: fx.Node) -> bool:
+        """Whether a view's result has memory of its own here: kernels that fuse read repeated heads where they lie, and
+        a single head's repetitions (an expanded value, reshaped) need none."""
+        return is_copy(node) and not self.setting.fused and not self._repeats_one(node)
+
+    def _repeats_one(self, node: fx.Node) -> bool:
+        source = operands(node)[0]
+        if str(source.target) != "aten.expand.default" or len(shape_of(source)) != len(shape_of(operands(source)[0])):
+            return False
+        pairs = enumerate(zip(shape_of(operands(source)[0]), shape_of(source), strict=True))
+        repeated = [dim for dim, (before, after) in pairs if before != after]
+        local = self.setting.local(source, self.solution.strategies[node].operands[0])
+        return len(repeated) == 1 and repeated[0] > 0 and local[repeated[0] - 1] == 1
 
     def result(self, node: fx.Node) -> Placement:
         """How an op makes its result."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
 _LIBRARY = torch.library.Library("partitioner", "FRAGMENT")
@@ -39,6 +40,11 @@ def mix64(*words: int) -> int:
     return state >> 1
 
 
+def has_values(x: torch.Tensor) -> bool:
+    """Whether a tensor is more than a shape, as meta and fake ones are."""
+    return not x.is_meta and not isinstance(x, FakeTensor)
+
+
 def dropout_mask(shape: tuple[int, ...], p: float, key: int, site: int, device: torch.device) -> torch.Tensor:
     """Kept elements (bool, ``shape``) of one sample: a function of its key, the call site and the element alone."""
     generator = torch.Generator(device).manual_seed(mix64(key, site))
@@ -59,7 +65,7 @@ def dropout(
     segments: tuple[int, ...] = (),
 ) -> torch.Tensor:
     """Unsharded dropout of x (b, ...), b = len(sample_keys), scaled by 1 / (1 - p)."""
-    if x.is_meta:
+    if not has_values(x):
         return x * torch.empty_like(x)
     shape = tuple(x.shape[1:])
     masks = [dropout_mask(shape, p, int(key), site, x.device) for key in sample_keys.tolist()]
@@ -73,7 +79,7 @@ def part(x: torch.Tensor, dim: int, sizes: list[int], index: int) -> torch.Tenso
 
 def site_keys(sample_keys: torch.Tensor, unit: int) -> torch.Tensor:
     """The samples' keys for the dropouts of one unit, so that identical blocks draw different masks."""
-    if sample_keys.is_meta:
+    if not has_values(sample_keys):
         return torch.empty_like(sample_keys)
     return sample_keys.new_tensor([mix64(key, unit) for key in sample_keys.tolist()])
 

@@ -9,10 +9,10 @@ from functools import cached_property
 
 from torch import fx
 
+from partitioner.backward import Peaks
 from partitioner.cost import Kept, Priced
 from partitioner.graph import Unit
 from partitioner.layout import Placement
-from partitioner.liveness import Peaks
 from partitioner.price import ZERO, Seconds, state
 from partitioner.schedule import rank_of
 

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import fx
 
 from partitioner.constants import module_path
+from partitioner.ops import has_values
 from runtime.worker import BoundCall, Named, Worker
 
 
@@ -42,8 +43,8 @@ class _Checking(fx.Interpreter):
 
 
 def number(x: torch.Tensor) -> float:
-    """``float(x)``; 1, a good number, where ranks run on meta tensors, which have shapes and no values."""
-    return 1.0 if x.is_meta else float(x)
+    """``float(x)``; 1, a good number, where ranks run on meta or fake tensors, which have shapes and no values."""
+    return float(x) if has_values(x) else 1.0
 
 
 def first_culprit(worker: Worker, batches: list[Named], loss: float) -> str:

@@ -1,7 +1,7 @@
 """Gradients after backward, in a fixed order: sum over tp axes and tied stages, sum over dp, global norm, clip.
 
     bucket of        first micro-batch    last micro-batch's backward               afterwards
-    -------------    -----------------    --------------------------------------    -------------------------------------
+    -------------    -----------------    --------------------------------------    ---------------------------------
     plain weights    copied in            a bucket is full -> its all_reduce        wait
                                           over dp starts
     Partial, tied    copied in                                                      all_reduce over tp, tied, then dp

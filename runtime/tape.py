@@ -59,10 +59,13 @@ class Passage(NamedTuple):
 class Tape:
     """What one rank asked for: ``entries`` in order, i where ``ops[i]`` was started and ~i where it was waited for.
 
+    ``buffers``: whether what is sent leaves at once, as it does where the receiver waits already.
+
     ``log`` is the rank's own: each op but a receive must stand there, with its payload. ``now`` tells what it runs.
     """
 
     log: Log = field(default_factory=Log)
+    buffers: bool = False
     now: Callable[[], Action | None] = lambda: None
     ops: list[Op] = field(default_factory=list)
     entries: list[int] = field(default_factory=list)
@@ -111,7 +114,7 @@ class Tape:
 
 
 class _Recorded:
-    """A handle that is never complete before it is waited for."""
+    """A handle that is complete at once, or never before it is waited for."""
 
     def __init__(self, tape: Tape, op: int) -> None:
         self._tape, self._op = tape, op
@@ -123,7 +126,7 @@ class _Recorded:
 
     def is_completed(self) -> bool:
         """A send may take as long as it likes."""
-        return False
+        return self._tape.buffers
 
 
 class TapeGroup(dist.ProcessGroup):

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 from partitioner.layout import Shard, take
-from partitioner.ops import dropout_mask
+from partitioner.ops import dropout_mask, has_values
 from runtime.collectives import Axis, segments_of
 
 aten = torch.ops.aten
@@ -107,7 +107,7 @@ def dropout(axis: Axis, p: float, site: int, dim: int, segments: list[int]) -> C
     def run(x: torch.Tensor, sample_keys: torch.Tensor) -> torch.Tensor:
         shape = list(x.shape[1:])
         shape[shard.dim] = shard.size
-        if x.is_meta:
+        if not has_values(x):
             return x * torch.empty_like(x)
         masks = [
             take(dropout_mask(tuple(shape), p, key, site, x.device), shard, axis.rank, axis.ranks)

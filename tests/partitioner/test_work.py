@@ -11,10 +11,11 @@ from torch import fx
 
 from partitioner import Cluster, trace
 from partitioner.choices import Prices
-from partitioner.cost import price_units, saved_bytes
+from partitioner.cost import price_units
 from partitioner.fold import Folded, fold
 from partitioner.fusion import ATTENTION
 from partitioner.graph import Graph
+from partitioner.kept import Keeping
 from partitioner.saved import saved_bytes as saved_of_graph
 from partitioner.solve import Solution, solve
 from partitioner.strategies import space
@@ -55,7 +56,7 @@ class Solved:
         return sum(w.streamed_bytes for w in works)
 
     def saved(self) -> float:
-        return sum(saved_bytes(self.setting, self.solution, g) for g in range(len(self.folded.groups)))
+        return sum(Keeping(self.setting, self.solution, g).bytes for g in range(len(self.folded.groups)))
 
 
 def llama(written_out: bool = False, hidden: int = 256) -> Graph:

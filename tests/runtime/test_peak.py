@@ -1,0 +1,49 @@
+"""A rank's predicted peak bytes are those that torch's MemTracker counts, for every family of plans, within 2 %."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from partitioner import Cluster, lower, search, trace
+from runtime.dryrun import alike
+from runtime.groups import coordinates
+from runtime.peak import tracked_peak
+from tools.families import families
+from tools.models import load
+
+GPT = f"{Path(__file__).parents[2] / 'examples' / 'gpt.py'}:model"
+RANKS, BATCH, MOST = 4, 16, 0.02
+
+
+def errors(spec: str, settings: Mapping[str, object], seq: int | None = None) -> dict[str, float]:
+    """By family and pipeline rank: the share by which the prediction is off; the first of ranks that are alike."""
+    source = load(spec, dict(settings), seq=seq, meta=True)
+    graph = trace(source.module, source.batch)
+    cluster = Cluster.load("dgx-a100", devices=RANKS)
+    found: dict[str, float] = {}
+    for family in families(graph, RANKS, BATCH):
+        plan = search(graph, cluster, BATCH, family.pins)
+        program, pp = lower(graph, plan), plan.decisions.mesh["pp"]
+        for rank in alike(program):
+            place = coordinates(program)[rank]["pp"]
+            if f"{family.name}, {place}" not in found:
+                predicted = sum(s.peak_bytes for s in plan.cost.stages[place::pp])
+                counted = tracked_peak(program, source.batch, rank)
+                assert counted > 1e7
+                found[f"{family.name}, {place}"] = predicted / counted - 1
+    return found
+
+
+def beyond(found: Mapping[str, float]) -> dict[str, float]:
+    return {name: error for name, error in found.items() if abs(error) > MOST}
+
+
+@pytest.mark.parametrize("options", [{}, {"tied": True, "dropout": 0.1}])
+def test_predicted_peaks_are_counted_ones(options: Mapping[str, object]) -> None:
+    size: dict[str, object] = {"vocab": 8192, "hidden": 512, "heads": 8, "seq": 256, "layers": 4}
+    found = errors(GPT, size | options)
+    assert len(found) >= 14
+    assert beyond(found) == {}
