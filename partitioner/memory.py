@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from partitioner.cost import Priced
-from partitioner.moments import Moment, moments
+from partitioner.moments import Moments, moments
 from partitioner.price import state, state_bytes
 from partitioner.split import Split, StageSums
 
@@ -31,6 +33,15 @@ class _Held:
     fixed: float
     grown: float
     gathered: float
+
+
+@dataclass(frozen=True)
+class _Acting:
+    """A stage's state, what it keeps of a micro-batch, and what comes and goes by action."""
+
+    held: _Held
+    kept: float
+    actions: tuple[float, ...]
 
 
 class Memory:
@@ -58,48 +69,45 @@ class Memory:
     def fullest(self, p: int, counts: Sequence[int]) -> tuple[Part, ...]:
         """By the rank's own stages."""
         own = self.split.own(p)
-        key = tuple((id(self.split.stages[n]), counts[n], self.edges(n)) for n in own), self.moments[p]
+        key = tuple((id(self.split.stages[n]), counts[n], self.edges(n)) for n in own), id(self.moments[p])
         if key not in self._fullest:
-            rows = [self.at(m, own, counts) for m in self.moments[p]]
-            rows.append([self.part(n, 0.0, True) for n in own])  # the update
-            first, *rest = max(rows, key=lambda parts: sum(map(sum, parts)))
-            self._fullest[key] = (first._replace(activations=first.activations + self.samples), *rest)
+            self._fullest[key] = self._find([self.acting(n, counts[n]) for n in own], self.moments[p])
         return self._fullest[key]
+
+    def _find(self, own: list[_Acting], moments: Moments) -> tuple[Part, ...]:
+        """Of all moments and the update, when all gradients lie there and no micro-batch is in flight."""
+        kept, grown = np.array([s.kept for s in own]), np.array([s.held.grown for s in own])
+        actions = np.array([s.actions for s in own])
+        inside = (moments.in_flight * kept).sum(1) + (moments.grown * grown).sum(1)
+        above = inside + actions[moments.own, moments.action]
+        n = int(above.argmax())
+        if above[n] < grown.sum():
+            found = [Part(s.held.fixed + s.held.grown, 0.0, 0.0) for s in own]
+        else:
+            rows = zip(own, moments.in_flight[n].tolist(), moments.grown[n].tolist(), strict=True)
+            found = [Part(s.held.fixed + s.held.grown * there, s.kept * flying, 0.0) for s, flying, there in rows]
+            acting = int(moments.own[n])
+            found[acting] = found[acting]._replace(transient=own[acting].actions[int(moments.action[n])])
+        found[0] = found[0]._replace(activations=found[0].activations + self.samples)
+        return tuple(found)
 
     def edges(self, n: int) -> tuple[bool, bool]:
         """Whether a stage receives and whether it sends."""
         return n > 0, n + 1 < len(self.split.stages)
 
-    def at(self, moment: Moment, own: Sequence[int], counts: Sequence[int]) -> list[Part]:
-        """Every stage's part at a moment."""
-        found: list[Part] = []
-        for n, flying, grown in zip(own, moment.in_flight, moment.grown, strict=True):
-            stage = self.split.stages[n]
-            kept = stage.kept[self.split.recompute][counts[n]]
-            sent = stage.output_bytes if self.edges(n)[1] else 0.0
-            found.append(self.part(n, (kept.bytes + sent) * flying, grown))
-        n = own[moment.own]
-        transient = self.transient(self.split.stages[n], n, moment, counts[n])
-        found[moment.own] = found[moment.own]._replace(transient=transient)
-        return found
-
-    def part(self, n: int, activations: float, grown: bool) -> Part:
-        """A stage that does nothing now."""
-        held = self.held(self.split.stages[n])
-        return Part(held.fixed + (held.grown if grown else 0.0), activations, 0.0)
-
-    def transient(self, stage: StageSums, n: int, moment: Moment, count: int) -> float:
-        """What the action holds beside state and what is kept: its own, weights gathered, the next one's receive."""
-        receives, sends = self.edges(n)
+    def acting(self, n: int, count: int) -> _Acting:
+        """What a stage keeps of a micro-batch, and what each action holds beside state and what is kept: its own,
+        weights gathered, the next action's receive."""
+        stage, held, (receives, sends) = self.split.stages[n], self.held(self.split.stages[n]), self.edges(n)
         kept = stage.kept[self.split.recompute][count]
         posted = max(stage.input_bytes if receives else 0.0, stage.output_bytes if sends else 0.0)
-        held = self.held(stage)
-        if moment.kind == "F":
-            return kept.peaks.forward + posted + held.gathered
-        growing = not moment.grown[moment.own] and held.grown > 0
         first = kept.peaks.first if self.split.pp > 1 else kept.peaks.alone
-        peak = first if growing else kept.peaks.backward
-        return peak - kept.bytes + posted + held.gathered
+        backward = kept.peaks.backward - kept.bytes
+        actions = (kept.peaks.forward, backward, first - kept.bytes if held.grown > 0 else backward)
+        beside = posted + held.gathered
+        return _Acting(
+            held, kept.bytes + (stage.output_bytes if sends else 0.0), tuple(size + beside for size in actions)
+        )
 
     def held(self, stage: StageSums) -> _Held:
         """A stage's state."""

@@ -8,59 +8,55 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from partitioner.schedule import Row, rank_of, schedule
 
-_ROUNDS = 4  # of pp micro-batches, after which no rank is fuller than before
+_ROUNDS = 3  # of pp micro-batches, after which no rank is fuller than before
+FORWARD, BACKWARD, FIRST = range(3)  # actions; the first backward of a stage in a step finds no gradients there
+Array = np.ndarray[Any, np.dtype[Any]]
+_Moment = tuple[int, int, tuple[int, ...], tuple[bool, ...]]
 
 
-class Moment(NamedTuple):
-    """An action, and by the rank's own stages how many micro-batches are in flight and whether gradients lie there.
+class Moments(NamedTuple):
+    """One rank's distinct moments m, of its ``own`` stages s.
 
-    ``own``: the acting one's place among them. Its micro-batch counts before its backward, not before its forward.
+    ``own`` (m): the acting stage's place among them, ``action`` (m): what it does. ``in_flight`` (m, s): micro-batches,
+    with the acting one before its backward, without it before its forward. ``grown`` (m, s): whether gradients are
+    there.
     """
 
-    own: int
-    kind: str
-    in_flight: tuple[int, ...]
-    grown: tuple[bool, ...]
-
-    def covers(self, other: Moment) -> bool:
-        """Whether a rank is at least as full here."""
-        pairs = [*zip(self.in_flight, other.in_flight, strict=True), *zip(self.grown, other.grown, strict=True)]
-        return all(a >= b for a, b in pairs)
+    own: Array
+    action: Array
+    in_flight: Array
+    grown: Array
 
 
 @functools.lru_cache(maxsize=4096)
-def moments(kind: str, pp: int, virtual: int, micro_batches: int) -> tuple[tuple[Moment, ...], ...]:
+def moments(kind: str, pp: int, virtual: int, micro_batches: int) -> tuple[Moments, ...]:
     """By pipeline rank."""
     if kind == "gpipe":
-        first = [Moment(0, "F", (micro_batches - 1,), (False,)), Moment(0, "B", (micro_batches,), (False,))]
-        later = [Moment(0, "B", (micro_batches - 1,), (True,))] if micro_batches > 1 else []
-        return ((*first, *later),) * pp
+        rows: list[_Moment] = [(0, FORWARD, (micro_batches - 1,), (False,)), (0, FIRST, (micro_batches,), (False,))]
+        rows += [(0, BACKWARD, (micro_batches - 1,), (True,))] if micro_batches > 1 else []
+        return (_arrays(rows),) * pp
     table = schedule(kind, pp, virtual, min(micro_batches, _ROUNDS * pp))
     own = [[n for n in range(pp * virtual) if rank_of(n, pp, kind) == p] for p in range(pp)]
-    return tuple(_fullest(list(_walk(row, stages))) for row, stages in zip(table, own, strict=True))
+    return tuple(_arrays(list(dict.fromkeys(_walk(row, n)))) for row, n in zip(table, own, strict=True))
 
 
-def _walk(row: Row, own: list[int]) -> Iterator[Moment]:
+def _walk(row: Row, own: list[int]) -> Iterator[_Moment]:
     """What was put off is held until its end."""
+    place = {stage: n for n, stage in enumerate(own)}
     flying, grown = [0] * len(own), [False] * len(own)
     last = "W" if any(action.kind == "W" for action in row) else "B"
     for action in row:
-        n = own.index(action.stage)
-        yield Moment(n, action.kind, tuple(flying), tuple(grown))
+        n = place[action.stage]
+        yield n, FORWARD if action.kind == "F" else BACKWARD if grown[n] else FIRST, tuple(flying), tuple(grown)
         flying[n] += (action.kind == "F") - (action.kind == last)
         grown[n] = grown[n] or action.kind == "B"
 
 
-def _fullest(rows: list[Moment]) -> tuple[Moment, ...]:
-    """Those that no other of the same action covers; whether a backward is its stage's first tells it apart."""
-    found: list[Moment] = []
-    for row in dict.fromkeys(rows):
-        alike = [m for m in found if (m.own, m.kind, m.grown[m.own]) == (row.own, row.kind, row.grown[row.own])]
-        if not any(m.covers(row) for m in alike):
-            found = [m for m in found if m not in alike or not row.covers(m)]
-            found.append(row)
-    return tuple(found)
+def _arrays(rows: list[_Moment]) -> Moments:
+    return Moments(*(np.array(column) for column in zip(*rows, strict=True)))

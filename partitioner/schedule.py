@@ -17,14 +17,12 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from partitioner.errors import InputError
 
 
-@dataclass(frozen=True, order=True)
-class Action:
+class Action(NamedTuple):
     """The forward ("F"), the backward ("B") or the part of it that was put off ("W") of a stage on a micro-batch."""
 
     stage: int

@@ -198,12 +198,13 @@ def bound(priced: Priced, split: Split) -> tuple[float, float]:
     last backward they run those. What was put off is left after it of no more micro-batches than are in flight.
     """
     walk = Walk(priced, split)
-    in_flight = most_in_flight(split.schedule, split.pp, split.virtual, split.micro_batches)
+    put_off = split.schedule in SPLIT
+    flying = most_in_flight(split.schedule, split.pp, split.virtual, split.micro_batches) if put_off else ()
     least, before, after = 0.0, 0.0, walk.put_off[0]
     for p in range(split.pp):
         own = split.own(p)
         busy = before + split.micro_batches * sum(walk.times[n].total for n in own)
-        left = sum(walk.put_off[n] * in_flight[n] for n in own)
+        left = sum(walk.put_off[n] * flying[n] for n in own) if put_off else 0.0
         least = max(least, busy, busy - left + after)
         before += walk.times[p].forward + walk.send_seconds
         after += walk.times[p].backward - walk.put_off[p] + walk.send_seconds
