@@ -21,9 +21,9 @@ def internal(folded: Folded) -> frozenset[fx.Node]:
     for group in range(len(folded.groups)):
         body = set(folded.body(group))
         for node in body:
-            readers = _readers(node)
-            inside = all(r in body and (_is_fusible(r) or str(r.target) in _SINKS) for r in readers)
-            if readers and inside and _is_fusible(node) and not _is_view(node) and not _reach(node) & leaving:
+            reading = readers(node)
+            inside = all(r in body and (_is_fusible(r) or str(r.target) in _SINKS) for r in reading)
+            if reading and inside and _is_fusible(node) and not _is_view(node) and not _reach(node) & leaving:
                 found.add(node)
     return frozenset(found)
 
@@ -85,5 +85,6 @@ def _reach(node: fx.Node) -> set[fx.Node]:
     return found
 
 
-def _readers(node: fx.Node) -> set[fx.Node]:
+def readers(node: fx.Node) -> set[fx.Node]:
+    """The ops that read a value or a view of it."""
     return {user for view in _reach(node) for user in view.users if not _is_view(user)}

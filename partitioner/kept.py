@@ -6,7 +6,7 @@ from functools import cached_property
 
 from torch import fx
 
-from partitioner.fusion import ATTENTION, base, is_copy
+from partitioner.fusion import ATTENTION, base, is_copy, readers
 from partitioner.layout import REPLICATE, WHOLE, Placement
 from partitioner.rules import rule_of
 from partitioner.saved import saved
@@ -90,11 +90,13 @@ class Keeping:
 
     def is_copy(self, node: fx.Node) -> bool:
         """Whether a view's result has memory of its own here: kernels that fuse read repeated heads where they lie, and
-        a single head's repetitions (an expanded value, reshaped) need none."""
+        a single head's repetitions (an expanded value, reshaped) need none where attention is one op."""
         return is_copy(node) and not self.setting.fused and not self._repeats_one(node)
 
     def _repeats_one(self, node: fx.Node) -> bool:
         source = operands(node)[0]
+        if any(str(reader.target) != ATTENTION for reader in readers(node)):
+            return False
         if str(source.target) != "aten.expand.default" or len(shape_of(source)) != len(shape_of(operands(source)[0])):
             return False
         pairs = enumerate(zip(shape_of(operands(source)[0]), shape_of(source), strict=True))

@@ -1,0 +1,50 @@
+"""The moments of a schedule's first rounds hold the fullest one of the whole table, whatever stages keep and do."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from partitioner.moments import BACKWARD, FIRST, FORWARD, moments
+from partitioner.schedule import rank_of, schedule
+
+CASES = [
+    ("gpipe", 2, 1, 5), ("gpipe", 3, 1, 1), ("1f1b", 1, 1, 4), ("1f1b", 4, 1, 20), ("1f1b", 4, 1, 2),
+    ("interleaved", 2, 2, 16), ("interleaved", 4, 3, 32), ("zero_bubble", 4, 1, 24), ("zbv", 3, 2, 24),
+]  # fmt: skip
+
+
+def fullest(kind: str, pp: int, virtual: int, many: int, p: int, kept: list[float], acts: list[list[float]]) -> float:
+    """Every action of the whole table, played."""
+    own = [n for n in range(pp * virtual) if rank_of(n, pp, kind) == p]
+    flying: dict[int, int] = dict.fromkeys(own, 0)
+    seen: set[int] = set()
+    row = schedule(kind, pp, virtual, many)[p]
+    last = "W" if any(a.kind == "W" for a in row) else "B"
+    most = 0.0
+    for action in row:
+        n = own.index(action.stage)
+        what = FORWARD if action.kind == "F" else BACKWARD if action.stage in seen else FIRST
+        held = sum(kept[i] * flying[s] for i, s in enumerate(own))
+        there = sum(7.0 * (i + 1) for i, s in enumerate(own) if s in seen)
+        most = max(most, held + there + acts[n][what])
+        flying[action.stage] += {"F": 1, last: -1}.get(action.kind, 0)
+        seen |= {action.stage} if action.kind == "B" else set()
+    return most
+
+
+@pytest.mark.parametrize(("kind", "pp", "virtual", "many"), CASES)
+def test_the_fullest_moment_is_among_them(kind: str, pp: int, virtual: int, many: int) -> None:
+    draw = random.Random(0)
+    for p, found in enumerate(moments(kind, pp, virtual, many)):
+        for _ in range(20):
+            kept = [draw.uniform(1, 10) for _ in range(virtual)]
+            acts = [[draw.uniform(0, 50) for _ in range(3)] for _ in range(virtual)]
+            rows = zip(found.own, found.action, found.in_flight, found.grown, strict=True)
+            values = [
+                sum(k * f for k, f in zip(kept, flying, strict=True))
+                + sum(7.0 * (i + 1) for i, there in enumerate(grown) if there) + acts[own][action]
+                for own, action, flying, grown in rows
+            ]  # fmt: skip
+            assert max(values) == pytest.approx(fullest(kind, pp, virtual, many, p, kept, acts))
