@@ -18,7 +18,7 @@ from partitioner.fold import Folded, is_parameter
 from partitioner.fusion import ATTENTION
 from partitioner.graph import Unit
 from partitioner.kept import Keeping
-from partitioner.layout import REPLICATE, Placement
+from partitioner.layout import REPLICATE, Placement, Shard
 from partitioner.liveness import Liveness
 from partitioner.price import ZERO, Seconds, collective_seconds, convert_seconds, work_seconds
 from partitioner.rules import rule_of
@@ -126,12 +126,21 @@ class Priced:
     @cached_property
     def crossing(self) -> list[float]:
         """Bytes that a micro-batch hands on at a cut before a unit: what earlier ones have made and later ones read."""
+        return self._crossing(scattered=False)
+
+    @cached_property
+    def sent(self) -> list[float]:
+        """``crossing``, as a rank sends it."""
+        return self._crossing(self.cluster.software.scatter_sends)
+
+    def _crossing(self, scattered: bool) -> list[float]:
         units = self.folded.graph.units
         made = {self.folded.graph.nodes[name]: n for n, unit in enumerate(units) for name in unit.nodes}
         spans: dict[tuple[fx.Node, Placement], tuple[int, float]] = {}
         for n, unit in enumerate(units):
             for node, port in zip(self.folded.entering[unit], self.unit(unit).ports, strict=True):
-                spans[node, port.placement] = n, port.bytes
+                whole = scattered and not isinstance(port.placement, Shard)
+                spans[node, port.placement] = n, port.bytes / (self.ranks if whole else 1)
         found = [0.0] * (len(units) + 1)
         for (node, _), (last, size) in spans.items():
             for cut in range(made[node] + 1, last + 1):

@@ -24,8 +24,9 @@ class StageSums:
     """What one micro-batch takes of a stage's units; ``blocks`` of them may be recomputed.
 
     ``kept``: by way of recomputing, what the whole stage keeps when its first 0, 1, 2, ... blocks are recomputed so.
-    ``input_bytes`` and ``output_bytes``: what it receives and sends. ``held``: parameters, alike ones added up;
-    ``tied_bytes``: gradients of those that other units read too; ``largest``: elements of the unit that has most.
+    ``input_bytes`` and ``output_bytes``: what it receives and hands on, ``sent_bytes`` of it by this rank. ``held``:
+    parameters, alike ones added up; ``tied_bytes``: gradients of those that other units read too; ``largest``: elements
+    of the unit that has most.
     """
 
     seconds: Seconds
@@ -36,6 +37,7 @@ class StageSums:
     kept: Mapping[str, tuple[Kept, ...]]
     input_bytes: float
     output_bytes: float
+    sent_bytes: float
     flops: float
     held: tuple[Held, ...]
     tied_bytes: float
@@ -49,7 +51,7 @@ class StageSums:
 
 def stage_sums(priced: Priced, units: Sequence[Unit], ways: Sequence[str] = ("none", "full")) -> StageSums:
     """Add up a stage; ``ways``: of recomputing, those that are asked for."""
-    rows, sent = [priced.unit(u) for u in units], priced.crossing[priced.place[units[-1]] + 1]
+    rows, end = [priced.unit(u) for u in units], priced.place[units[-1]] + 1
     parameters: dict[fx.Node, Held] = {}
     for unit in units:
         parameters |= priced.held[unit]
@@ -64,7 +66,8 @@ def stage_sums(priced: Priced, units: Sequence[Unit], ways: Sequence[str] = ("no
         (sum(c.kernels[0] for c in rows), sum(c.kernels[1] for c in rows)),
         {way: tuple(_recomputed(priced, units, way)) for way in ways},
         priced.crossing[priced.place[units[0]]],
-        sent,
+        priced.crossing[end],
+        priced.sent[end],
         sum(c.flops for c in rows),
         tuple((elements, size, is_partial) for (size, is_partial), elements in held.items()),
         sum(n * state(size, priced.cluster.software).gradient for node, (n, size, is_partial) in parameters.items()

@@ -114,7 +114,7 @@ class Walk:
         """One boundary's activations of one micro-batch: the largest output of a stage's last unit."""
         if self.split.pp == 1:
             return 0.0
-        sent = max(stage.output_bytes for stage in self.split.stages[:-1])
+        sent = max(stage.sent_bytes for stage in self.split.stages[:-1])
         route = self.cluster.route(2, self.split.stride("pp"))
         speed, hop = route.bytes_per_second, route.hop_seconds if route.nodes == 1 else route.far_hop_seconds
         return hop + sent / speed
