@@ -192,6 +192,10 @@ class _Pricing:
         rows = (weight_work(self.setting, n, self.solution.strategies[n]) for n in self.body)
         return sum(work_seconds(row, self.cluster) for row in rows)
 
+    @cached_property
+    def keeping(self) -> Keeping:
+        return Keeping(self.setting, self.solution, self.group)
+
     def route(self) -> Route:
         return self.cluster.route(self.setting.ranks)
 
@@ -224,7 +228,7 @@ class _Pricing:
         return node in differentiable and bool((rule and rule.hidden) or saved(node, differentiable))
 
     def kept(self, again: tuple[float, float]) -> dict[str, Kept]:
-        everything = Keeping(self.setting, self.solution, self.group)
+        everything = self.keeping
         live = Liveness(everything, conversions(self.folded, self.solution, self.group))
         core = self.setting.core(self.group)
         outside = Keeping(self.setting, self.solution, self.group, frozenset(core)).bytes
@@ -252,7 +256,7 @@ class _Pricing:
         return self.setting.bytes(node, self.solution.made(node))
 
     def ports(self) -> tuple[Entering, ...]:
-        kept = Keeping(self.setting, self.solution, self.group).storages
+        kept = self.keeping.storages
         rows = {p: n for (g, n), p in self.folded.port_of.items() if g == self.group}
         keys = [(rows[p], self.solution.ports[p]) for p in sorted(rows, key=lambda p: p.index)]
         return tuple(Entering(key[1], self.setting.bytes(*key), kept.get(key, 0.0)) for key in keys)

@@ -26,7 +26,7 @@ Held = tuple[Key, float]
 
 @dataclass(frozen=True)
 class Step:
-    """One op or conversion of the lowered unit: what it makes, what it reads, and where its result lies."""
+    """One op of the lowered unit, or a conversion by the collectives of ``rows``: what it makes and what it reads."""
 
     made: Key
     reads: tuple[Key, ...]

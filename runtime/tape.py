@@ -59,9 +59,8 @@ class Passage(NamedTuple):
 class Tape:
     """What one rank asked for: ``entries`` in order, i where ``ops[i]`` was started and ~i where it was waited for.
 
-    ``buffers``: whether what is sent leaves at once, as it does where the receiver waits already.
-
-    ``log`` is the rank's own: each op but a receive must stand there, with its payload. ``now`` tells what it runs.
+    ``buffers``: whether what is sent leaves at once, as it does where the receiver waits already. ``log`` is the rank's
+    own: each op but a receive must stand there, with its payload. ``now`` tells what it runs.
     """
 
     log: Log = field(default_factory=Log)
@@ -125,7 +124,7 @@ class _Recorded:
         return True
 
     def is_completed(self) -> bool:
-        """A send may take as long as it likes."""
+        """A send may take as long as it likes, unless the tape buffers."""
         return self._tape.buffers
 
 
