@@ -1,4 +1,4 @@
-"""Bytes of a pipeline rank at its fullest moment: state, what backward keeps of micro-batches in flight, what comes
+"""Bytes of pipeline ranks at their fullest moments: state, what backward keeps of micro-batches in flight, what comes
 and goes.
 
     moments of the schedule     x     peaks of its stages' forward and backward     ->     the fullest, exact
@@ -6,14 +6,12 @@ and goes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from partitioner.cost import Priced
-from partitioner.moments import Moments, moments
+from partitioner.moments import Array, moments
 from partitioner.price import state, state_bytes
 from partitioner.split import Split, StageSums
 
@@ -26,26 +24,8 @@ class Part(NamedTuple):
     transient: float
 
 
-@dataclass(frozen=True)
-class _Held:
-    """Bytes of a stage's state, those of gradients that each step makes anew, and ZeRO's gathered weights."""
-
-    fixed: float
-    grown: float
-    gathered: float
-
-
-@dataclass(frozen=True)
-class _Acting:
-    """A stage's state, what it keeps of a micro-batch, and what comes and goes by action."""
-
-    held: _Held
-    kept: float
-    actions: tuple[float, ...]
-
-
 class Memory:
-    """One split's ranks, each of which holds the samples of a step.
+    """One split's ranks p, moments m and stages s; each rank holds the samples of a step.
 
     Gradients lie in buckets for the whole run where ranks sum them, or in buffers of the training program; else each
     step's first backward brings them.
@@ -55,68 +35,60 @@ class Memory:
         self.split, self.software = split, priced.cluster.software
         self.samples = priced.input_bytes * split.micro_batches
         self.moments = moments(split.schedule, split.pp, split.virtual, split.micro_batches)
-        self._held: dict[int, _Held] = {}
-        self._fullest: dict[object, tuple[Part, ...]] = {}
+        self.own = self.moments.stages[self.moments.starts]
+        distinct = {id(stage): n for n, stage in enumerate(split.stages)}
+        alike = np.array([distinct[id(stage)] for stage in split.stages])
+        held = {n: self._held(split.stages[n]) for n in distinct.values()}
+        self.fixed, self.grown, gathered = np.array([held[n] for n in alike]).T
+        tables = [split.stages[n].sizes[split.recompute] for n in distinct.values()]
+        starts = dict(zip(distinct.values(), np.cumsum([0, *map(len, tables)]), strict=False))
+        self._table, self._starts = np.concatenate(tables), np.array([starts[n] for n in alike])
+        received = np.array([0.0, *(stage.input_bytes for stage in split.stages[1:])])
+        self.sent = np.array([*(stage.output_bytes for stage in split.stages[:-1]), 0.0])
+        self.beside = np.maximum(received, self.sent) + gathered
 
     def peak(self) -> float:
         """Of the fullest rank."""
-        return max(self.rank_peak(p, self.split.recomputed) for p in range(self.split.pp))
+        return float(self.rank_peaks(np.array(self.split.recomputed)).max())
 
-    def rank_peak(self, p: int, counts: Sequence[int]) -> float:
-        """Of one rank; ``counts``: by stage, how many blocks are recomputed."""
-        return sum(map(sum, self.fullest(p, counts)))
+    def rank_peaks(self, counts: Array) -> Array:
+        """(p): of all moments, and of the update, when all gradients lie there and no micro-batch is in flight.
 
-    def fullest(self, p: int, counts: Sequence[int]) -> tuple[Part, ...]:
-        """By the rank's own stages."""
-        own = self.split.own(p)
-        key = tuple((id(self.split.stages[n]), counts[n], self.edges(n)) for n in own), id(self.moments[p])
-        if key not in self._fullest:
-            self._fullest[key] = self._find([self.acting(n, counts[n]) for n in own], self.moments[p])
-        return self._fullest[key]
+        ``counts`` (s): how many blocks are recomputed.
+        """
+        _, _, above = self._filled(counts)
+        most = np.maximum.reduceat(above, self.moments.starts)
+        return self.fixed[self.own].sum(1) + np.maximum(most, self.grown[self.own].sum(1)) + self.samples
 
-    def _find(self, own: list[_Acting], moments: Moments) -> tuple[Part, ...]:
-        """Of all moments and the update, when all gradients lie there and no micro-batch is in flight."""
-        kept, grown = np.array([s.kept for s in own]), np.array([s.held.grown for s in own])
-        actions = np.array([s.actions for s in own])
-        inside = (moments.in_flight * kept).sum(1) + (moments.grown * grown).sum(1)
-        above = inside + actions[moments.own, moments.action]
-        n = int(above.argmax())
-        if above[n] < grown.sum():
-            found = [Part(s.held.fixed + s.held.grown, 0.0, 0.0) for s in own]
-        else:
-            rows = zip(own, moments.in_flight[n].tolist(), moments.grown[n].tolist(), strict=True)
-            found = [Part(s.held.fixed + s.held.grown * there, s.kept * flying, 0.0) for s, flying, there in rows]
-            acting = int(moments.own[n])
-            found[acting] = found[acting]._replace(transient=own[acting].actions[int(moments.action[n])])
-        found[0] = found[0]._replace(activations=found[0].activations + self.samples)
-        return tuple(found)
+    def parts(self) -> tuple[Part, ...]:
+        """(s): where its rank is fullest."""
+        moments, (kept, actions, above) = self.moments, self._filled(np.array(self.split.recomputed))
+        found = [Part(fixed + grown, 0.0, 0.0) for fixed, grown in zip(self.fixed, self.grown, strict=True)]
+        for own, start, end in zip(self.own, moments.starts, [*moments.starts[1:], len(above)], strict=True):
+            m = start + int(above[start:end].argmax())
+            if above[m] >= self.grown[own].sum():
+                for n, flying, there in zip(own, moments.in_flight[m], moments.grown[m], strict=True):
+                    acting = float(actions[n, moments.action[m]]) if n == moments.acting[m] else 0.0
+                    found[n] = Part(self.fixed[n] + self.grown[n] * there, kept[n] * flying, acting)
+            found[own[0]] = found[own[0]]._replace(activations=found[own[0]].activations + self.samples)
+        return tuple(Part(*map(float, part)) for part in found)
 
-    def edges(self, n: int) -> tuple[bool, bool]:
-        """Whether a stage receives and whether it sends."""
-        return n > 0, n + 1 < len(self.split.stages)
+    def _filled(self, counts: Array) -> tuple[Array, Array, Array]:
+        """What each stage keeps of a micro-batch (s), what each of its actions holds beside that and beside state
+        (s, action): its own, weights gathered, the next action's receive; and bytes above what is fixed (m)."""
+        moments, (size, forward, backward, first, alone) = self.moments, self._table[self._starts + counts].T
+        first = np.where(self.grown > 0, first if self.split.pp > 1 else alone, backward)
+        kept = size + self.sent
+        actions = np.stack((forward, backward - size, first - size), 1) + self.beside[:, None]
+        inside = (moments.in_flight * kept[moments.stages]).sum(1) + (moments.grown * self.grown[moments.stages]).sum(1)
+        return kept, actions, inside + actions[moments.acting, moments.action]
 
-    def acting(self, n: int, count: int) -> _Acting:
-        """What a stage keeps of a micro-batch, and what each action holds beside state and what is kept: its own,
-        weights gathered, the next action's receive."""
-        stage, held, (receives, sends) = self.split.stages[n], self.held(self.split.stages[n]), self.edges(n)
-        kept = stage.kept[self.split.recompute][count]
-        posted = max(stage.input_bytes if receives else 0.0, stage.output_bytes if sends else 0.0)
-        first = kept.peaks.first if self.split.pp > 1 else kept.peaks.alone
-        backward = kept.peaks.backward - kept.bytes
-        actions = (kept.peaks.forward, backward, first - kept.bytes if held.grown > 0 else backward)
-        beside = posted + held.gathered
-        return _Acting(
-            held, kept.bytes + (stage.output_bytes if sends else 0.0), tuple(size + beside for size in actions)
-        )
-
-    def held(self, stage: StageSums) -> _Held:
-        """A stage's state."""
-        if id(stage) not in self._held:
-            split, software = self.split, self.software
-            everything = sum(state_bytes(n, size, software, split.zero, split.shards) for n, size, _ in stage.held)
-            gathered = 2.0 * stage.largest * stage.held[0][1] if split.zero == 3 and stage.held else 0.0
-            own = software.gradient_bytes is None and split.replicas == 1
-            grown = sum(n * state(s, software).gradient for n, s, is_partial in stage.held if own and not is_partial)
-            grown -= stage.tied_bytes if own and split.pp > 1 else 0.0
-            self._held[id(stage)] = _Held(everything - grown, grown, gathered)
-        return self._held[id(stage)]
+    def _held(self, stage: StageSums) -> tuple[float, float, float]:
+        """Bytes of a stage's state, those of gradients that each step makes anew, and of ZeRO's gathered weights."""
+        split, software = self.split, self.software
+        everything = sum(state_bytes(n, size, software, split.zero, split.shards) for n, size, _ in stage.held)
+        gathered = 2.0 * stage.largest * stage.held[0][1] if split.zero == 3 and stage.held else 0.0
+        own = software.gradient_bytes is None and split.replicas == 1
+        grown = sum(n * state(s, software).gradient for n, s, is_partial in stage.held if own and not is_partial)
+        grown -= stage.tied_bytes if own and split.pp > 1 else 0.0
+        return everything - grown, grown, gathered

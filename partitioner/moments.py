@@ -1,12 +1,13 @@
-"""The moments of a schedule at which a pipeline rank may be fullest.
+"""The moments of a schedule at which its pipeline ranks may be fullest.
 
     1f1b, rank 0 of 2       0F0 0F1 0B0 0F2 0B1 ...
-    fullest may be          0F1 on top of 1 in flight; 0B0, the first, with 2; 0B1, when gradients lie there, with 2
+    fullest may be          0F1 with 1 in flight; 0B0, the first, with 2; 0F2 and 0B1, when gradients lie there
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -21,29 +22,42 @@ _Moment = tuple[int, int, tuple[int, ...], tuple[bool, ...]]
 
 
 class Moments(NamedTuple):
-    """One rank's distinct moments m, of its ``own`` stages s.
+    """Distinct moments m of all pipeline ranks p, rank after rank; ranks have v stages each.
 
-    ``own`` (m): the acting stage's place among them, ``action`` (m): what it does. ``in_flight`` (m, s): micro-batches,
-    with the acting one before its backward, without it before its forward. ``grown`` (m, s): whether gradients are
-    there.
+    ``starts`` (p): each rank's first moment. ``stages`` (m, v): those of the moment's rank. ``acting`` (m): the stage
+    that acts, ``action`` (m): what it does. ``in_flight`` (m, v): micro-batches, with the acting one before its
+    backward, without it before its forward. ``grown`` (m, v): whether gradients are there.
     """
 
-    own: Array
+    starts: Array
+    stages: Array
+    acting: Array
     action: Array
     in_flight: Array
     grown: Array
 
 
-@functools.lru_cache(maxsize=4096)
-def moments(kind: str, pp: int, virtual: int, micro_batches: int) -> tuple[Moments, ...]:
-    """By pipeline rank."""
-    if kind == "gpipe":
-        rows: list[_Moment] = [(0, FORWARD, (micro_batches - 1,), (False,)), (0, FIRST, (micro_batches,), (False,))]
-        rows += [(0, BACKWARD, (micro_batches - 1,), (True,))] if micro_batches > 1 else []
-        return (_arrays(rows),) * pp
-    table = schedule(kind, pp, virtual, min(micro_batches, _ROUNDS * pp))
-    own = [[n for n in range(pp * virtual) if rank_of(n, pp, kind) == p] for p in range(pp)]
-    return tuple(_arrays(list(dict.fromkeys(_walk(row, n)))) for row, n in zip(table, own, strict=True))
+def moments(kind: str, pp: int, virtual: int, micro_batches: int) -> Moments:
+    """Those of a schedule that none of the same rank and action exceeds in every number."""
+    return _moments(kind, pp, virtual, micro_batches if kind == "gpipe" else min(micro_batches, _ROUNDS * pp))
+
+
+@functools.lru_cache(maxsize=1024)
+def _moments(kind: str, pp: int, virtual: int, micro_batches: int) -> Moments:
+    table = () if kind == "gpipe" else schedule(kind, pp, virtual, micro_batches)
+    starts, found = list[int](), list[tuple[Any, ...]]()
+    for p in range(pp):
+        own = [n for n in range(pp * virtual) if rank_of(n, pp, kind) == p]
+        starts.append(len(found))
+        rows = _largest(_walk(table[p], own)) if table else _all_forward_first(p, micro_batches)
+        found += [(own, *row) for row in rows]
+    return Moments(np.array(starts), *(np.array(column) for column in zip(*found, strict=True)))
+
+
+def _all_forward_first(stage: int, many: int) -> list[_Moment]:
+    """gpipe's, whose rows are as long as there are micro-batches."""
+    rows: list[_Moment] = [(stage, FORWARD, (many - 1,), (False,)), (stage, FIRST, (many,), (False,))]
+    return rows + ([(stage, BACKWARD, (many - 1,), (True,))] if many > 1 else [])
 
 
 def _walk(row: Row, own: list[int]) -> Iterator[_Moment]:
@@ -51,12 +65,21 @@ def _walk(row: Row, own: list[int]) -> Iterator[_Moment]:
     place = {stage: n for n, stage in enumerate(own)}
     flying, grown = [0] * len(own), [False] * len(own)
     last = "W" if any(action.kind == "W" for action in row) else "B"
-    for action in row:
-        n = place[action.stage]
-        yield n, FORWARD if action.kind == "F" else BACKWARD if grown[n] else FIRST, tuple(flying), tuple(grown)
-        flying[n] += (action.kind == "F") - (action.kind == last)
-        grown[n] = grown[n] or action.kind == "B"
+    for stage, kind, _ in row:
+        n = place[stage]
+        yield stage, FORWARD if kind == "F" else BACKWARD if grown[n] else FIRST, tuple(flying), tuple(grown)
+        flying[n] += (kind == "F") - (kind == last)
+        grown[n] = grown[n] or kind == "B"
 
 
-def _arrays(rows: list[_Moment]) -> Moments:
-    return Moments(*(np.array(column) for column in zip(*rows, strict=True)))
+def _largest(rows: Iterator[_Moment]) -> Iterator[_Moment]:
+    """Without those that another of the same action exceeds or equals in every number, or that lie between two."""
+    alike: dict[tuple[int, int], dict[tuple[int, ...], _Moment]] = {}
+    for row in rows:
+        alike.setdefault(row[:2], {})[*row[2], *row[3]] = row
+    for group in alike.values():
+        numbers = np.array(list(group))
+        turns = np.ones(len(numbers), dtype=bool)
+        turns[1:-1] = np.diff(numbers, n=2, axis=0).any(1)
+        exceeded = (numbers[:, None] <= numbers[None, turns]).all(2).sum(1) > turns
+        yield from itertools.compress(group.values(), turns & ~exceeded)

@@ -2,57 +2,58 @@
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Callable
+import numpy as np
 
 from partitioner.cost import Priced
 from partitioner.memory import Memory
+from partitioner.moments import Array
 from partitioner.split import Split
 
 
 def least_recomputed(priced: Priced, split: Split, room: float) -> tuple[int, ...] | None:
     """The first n blocks of each stage of ``split``, n least; None where recomputing all of them does not fit.
 
-    On a pipeline rank with several stages, a block of the one that frees most is added, one at a time.
+    A rank takes block after block, each of the stage that it frees most of; how many is bisected, of all ranks at once.
     """
-    counts, memory = [0] * len(split.stages), Memory(priced, split)
-    known: dict[object, list[int] | None] = {}
-    for p in range(split.pp):
-        own = split.own(p)
-        key = tuple((id(split.stages[n]), memory.edges(n)) for n in own), id(memory.moments[p])
-        if key not in known:
-            known[key] = _least(memory, p, room)
-        found = known[key]
-        if found is None:
-            return None
-        for n, count in zip(own, found, strict=True):
-            counts[n] = count
-    return tuple(counts)
-
-
-def _least(memory: Memory, p: int, room: float) -> list[int] | None:
-    split, own = memory.split, memory.split.own(p)
-    everything = [s.blocks for s in split.stages]
-    if memory.rank_peak(p, everything) > room:
+    memory = Memory(priced, split)
+    everything = np.array([stage.blocks for stage in split.stages])
+    if (memory.rank_peaks(everything) > room).any():
         return None
-    if len(own) == 1:
-        return [_fewest(lambda count: memory.rank_peak(p, _at(everything, own[0], count)) <= room, everything[own[0]])]
-    counts = [0] * len(split.stages)
-    while memory.rank_peak(p, counts) > room:
-        freed = {n: _freed(split, n, counts[n]) for n in own if counts[n] < everything[n]}
-        counts[max(freed, key=lambda n: (freed[n], -n))] += 1
-    return [counts[n] for n in own]
+    steps = _steps(split, memory.own)
+    least, most = np.zeros(split.pp, dtype=int), everything[memory.own].sum(1)
+    while (least < most).any():
+        middle = (least + most) // 2
+        fits = memory.rank_peaks(_counts(memory, steps, middle)) <= room
+        least, most = np.where(fits, least, middle + 1), np.where(fits, middle, most)
+    return tuple(_counts(memory, steps, least).tolist())
 
 
-def _at(counts: list[int], stage: int, count: int) -> list[int]:
-    return [*counts[:stage], count, *counts[stage + 1 :]]
+def _counts(memory: Memory, steps: Array, taken: Array) -> Array:
+    """By stage, when each rank has taken so many blocks."""
+    counts = np.zeros(memory.own.size, dtype=int)
+    counts[memory.own] = steps[np.arange(len(taken)), taken]
+    return counts
 
 
-def _fewest(fits: Callable[[int], bool], most: int) -> int:
-    """The first count that fits, of those of which ``most`` does and more fit better."""
-    return bisect.bisect_left(range(most), True, key=fits)
+def _steps(split: Split, own: Array) -> Array:
+    """(rank, blocks taken, stage of the rank): counts."""
+    known: dict[tuple[int, ...], list[list[int]]] = {}
+    for row in own:
+        key = tuple(id(split.stages[n]) for n in row)
+        if key not in known:
+            known[key] = _one_by_one([split.stages[n].sizes[split.recompute][:, 0] for n in row])
+    rows = [known[tuple(id(split.stages[n]) for n in row)] for row in own]
+    longest = max(map(len, rows))
+    return np.array([row + row[-1:] * (longest - len(row)) for row in rows])
 
 
-def _freed(split: Split, stage: int, count: int) -> float:
-    kept = split.stages[stage].kept[split.recompute]
-    return kept[count].bytes - kept[count + 1].bytes
+def _one_by_one(kept: list[Array]) -> list[list[int]]:
+    """Counts of a rank's stages, of which each keeps so much when 0, 1, 2, ... of its blocks are recomputed."""
+    freed = [(-np.diff(sizes)).tolist() for sizes in kept]
+    found = [[0] * len(kept)]
+    for _ in range(sum(map(len, freed))):
+        now = found[-1]
+        left = [n for n in range(len(kept)) if now[n] < len(freed[n])]
+        best = max(left, key=lambda n: (freed[n][now[n]], -n))
+        found.append([count + (n == best) for n, count in enumerate(now)])
+    return found

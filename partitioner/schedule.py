@@ -38,12 +38,10 @@ Table = tuple[Row, ...]
 
 
 class Timeline(NamedTuple):
-    """Seconds from the first action's start to the last one's end, busy seconds of each rank, and of each stage the
-    most micro-batches in flight."""
+    """Seconds from the first action's start to the last one's end, and busy seconds of each rank."""
 
     makespan: float
     busy: tuple[float, ...]
-    in_flight: tuple[int, ...]
 
 
 @functools.lru_cache(maxsize=32)
@@ -186,7 +184,7 @@ def simulate(
     for rank, row in enumerate(actions):
         if position[rank] < len(row):
             raise ValueError(f"deadlock: pipeline rank {rank} waits at {row[position[rank]]}")
-    return Timeline(max(free), tuple(busy), in_flight(actions, stages))
+    return Timeline(max(free), tuple(busy))
 
 
 def _places(action: Action, stages: int, many: int) -> tuple[int, int, int]:

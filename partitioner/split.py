@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 from torch import fx
 
 from partitioner.backward import Peaks
 from partitioner.cost import Kept, Priced
 from partitioner.graph import Unit
 from partitioner.layout import Placement
+from partitioner.moments import Array
 from partitioner.price import ZERO, Seconds, state
 from partitioner.schedule import rank_of
 
@@ -47,6 +49,11 @@ class StageSums:
     def blocks(self) -> int:
         """How many may be recomputed."""
         return len(self.kept["none"]) - 1
+
+    @cached_property
+    def sizes(self) -> Mapping[str, Array]:
+        """``kept`` as arrays: (blocks recomputed, (bytes, *peaks))."""
+        return {way: np.array([(kept.bytes, *kept.peaks) for kept in rows]) for way, rows in self.kept.items()}
 
 
 def stage_sums(priced: Priced, units: Sequence[Unit], ways: Sequence[str] = ("none", "full")) -> StageSums:

@@ -163,13 +163,15 @@ class Walk:
         gather = blocks * collective_seconds("all_gather", weights / blocks, self.sharing) if split.zero < 3 else 0.0
         return scatter + collective_seconds("all_reduce", gradients / split.shards, across), gather
 
+    @cached_property
+    def memory(self) -> Memory:
+        """Of its ranks."""
+        return Memory(self.priced, self.split)
+
     def stage_costs(self) -> tuple[StageCost, ...]:
         """Every stage's seconds, and its bytes where its rank is fullest."""
-        split, memory = self.split, Memory(self.priced, self.split)
-        parts = {}
-        for p in range(split.pp):
-            parts |= dict(zip(split.own(p), memory.fullest(p, split.recomputed), strict=True))
-        return tuple(StageCost(t.forward, t.backward, *parts[n]) for n, t in enumerate(self.times))
+        rows = zip(self.times, self.memory.parts(), strict=True)
+        return tuple(StageCost(time.forward, time.backward, *part) for time, part in rows)
 
 
 def price(priced: Priced, split: Split) -> Cost:
@@ -178,7 +180,7 @@ def price(priced: Priced, split: Split) -> Cost:
     actions = schedule(split.schedule, split.pp, split.virtual, split.micro_batches)
     forward = [t.forward for t in walk.times]
     backward = [t.backward - w for t, w in zip(walk.times, walk.put_off, strict=True)]
-    makespan, busy, _ = simulate(actions, split.pp, forward, backward, walk.send_seconds, walk.put_off)
+    makespan, busy = simulate(actions, split.pp, forward, backward, walk.send_seconds, walk.put_off)
     worst = max(range(split.pp), key=lambda p: busy[p])
     moved = sum(split.stages[n].communication + split.kept(n).communication for n in split.own(worst))
     communication = split.micro_batches * moved
@@ -187,7 +189,7 @@ def price(priced: Priced, split: Split) -> Cost:
     flops = 3.0 * split.mesh["dp"] * split.micro_batches * sum(s.flops for s in split.stages)
     return Cost(
         makespan + sync + update, busy[worst] - communication, communication, makespan - busy[worst], sync, update,
-        Memory(priced, split).peak(), stages, flops,
+        walk.memory.peak(), stages, flops,
     )  # fmt: skip
 
 
@@ -208,4 +210,4 @@ def bound(priced: Priced, split: Split) -> tuple[float, float]:
         least = max(least, busy, busy - left + after)
         before += walk.times[p].forward + walk.send_seconds
         after += walk.times[p].backward - walk.put_off[p] + walk.send_seconds
-    return least * (1 - 1e-12) + sum(walk.after()), Memory(priced, split).peak()
+    return least * (1 - 1e-12) + sum(walk.after()), walk.memory.peak()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 
 from partitioner.moments import BACKWARD, FIRST, FORWARD, moments
@@ -36,15 +37,18 @@ def fullest(kind: str, pp: int, virtual: int, many: int, p: int, kept: list[floa
 
 @pytest.mark.parametrize(("kind", "pp", "virtual", "many"), CASES)
 def test_the_fullest_moment_is_among_them(kind: str, pp: int, virtual: int, many: int) -> None:
-    draw = random.Random(0)
-    for p, found in enumerate(moments(kind, pp, virtual, many)):
+    draw, found = random.Random(0), moments(kind, pp, virtual, many)
+    assert len(found.acting) <= 12 * pp * virtual**2
+    ranks = np.split(np.arange(len(found.acting)), found.starts[1:])
+    for p, rows in enumerate(ranks):
+        own = found.stages[rows[0]].tolist()
         for _ in range(20):
             kept = [draw.uniform(1, 10) for _ in range(virtual)]
             acts = [[draw.uniform(0, 50) for _ in range(3)] for _ in range(virtual)]
-            rows = zip(found.own, found.action, found.in_flight, found.grown, strict=True)
             values = [
-                sum(k * f for k, f in zip(kept, flying, strict=True))
-                + sum(7.0 * (i + 1) for i, there in enumerate(grown) if there) + acts[own][action]
-                for own, action, flying, grown in rows
+                sum(k * f for k, f in zip(kept, found.in_flight[m], strict=True))
+                + sum(7.0 * (i + 1) for i, there in enumerate(found.grown[m]) if there)
+                + acts[own.index(found.acting[m])][found.action[m]]
+                for m in rows
             ]  # fmt: skip
             assert max(values) == pytest.approx(fullest(kind, pp, virtual, many, p, kept, acts))
