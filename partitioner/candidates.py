@@ -162,7 +162,7 @@ class _Cutting:
         ends = crossing[place[units[0]]], crossing[place[units[-1]] + 1]
         key = (*ends, *(group_of[u.name + "/" + u.nodes[0]] for u in units))
         if key not in self.sums:
-            self.sums[key] = stage_sums(self.priced, units, ("none", *self.ways))
+            self.sums[key] = stage_sums(self.priced, units, self.ways)
         return self.sums[key]
 
     def orders(self, mesh: dict[str, int]) -> list[tuple[str, ...]]:

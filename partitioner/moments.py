@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from partitioner.schedule import Row, rank_of, schedule
+from partitioner.schedule import SCHEDULES, Row, rank_of
 
 _ROUNDS = 3  # of pp micro-batches, after which no rank is fuller than before
 FORWARD, BACKWARD, FIRST = range(3)  # actions; the first backward of a stage in a step finds no gradients there
@@ -44,12 +44,14 @@ def moments(kind: str, pp: int, virtual: int, micro_batches: int) -> Moments:
 
 @functools.lru_cache(maxsize=1024)
 def _moments(kind: str, pp: int, virtual: int, micro_batches: int) -> Moments:
-    table = () if kind == "gpipe" else schedule(kind, pp, virtual, micro_batches)
     starts, found = list[int](), list[tuple[Any, ...]]()
     for p in range(pp):
         own = [n for n in range(pp * virtual) if rank_of(n, pp, kind) == p]
         starts.append(len(found))
-        rows = _largest(_walk(table[p], own)) if table else _all_forward_first(p, micro_batches)
+        if kind == "gpipe":
+            rows = _all_forward_first(p, micro_batches)
+        else:
+            rows = _largest(_walk(SCHEDULES[kind](p, pp, virtual, micro_batches), own))
         found += [(own, *row) for row in rows]
     return Moments(np.array(starts), *(np.array(column) for column in zip(*found, strict=True)))
 
@@ -72,14 +74,19 @@ def _walk(row: Row, own: list[int]) -> Iterator[_Moment]:
         grown[n] = grown[n] or kind == "B"
 
 
-def _largest(rows: Iterator[_Moment]) -> Iterator[_Moment]:
+def _largest(rows: Iterator[_Moment]) -> list[_Moment]:
     """Without those that another of the same action exceeds or equals in every number, or that lie between two."""
     alike: dict[tuple[int, int], dict[tuple[int, ...], _Moment]] = {}
     for row in rows:
         alike.setdefault(row[:2], {})[*row[2], *row[3]] = row
+    found = list[_Moment]()
     for group in alike.values():
+        if len(group) == 1:
+            found += group.values()
+            continue
         numbers = np.array(list(group))
         turns = np.ones(len(numbers), dtype=bool)
         turns[1:-1] = np.diff(numbers, n=2, axis=0).any(1)
         exceeded = (numbers[:, None] <= numbers[None, turns]).all(2).sum(1) > turns
-        yield from itertools.compress(group.values(), turns & ~exceeded)
+        found += itertools.compress(group.values(), turns & ~exceeded)
+    return found

@@ -44,7 +44,7 @@ class Timeline(NamedTuple):
     busy: tuple[float, ...]
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=8)
 def schedule(kind: str, pp: int, virtual: int, micro_batches: int) -> Table:
     """The table of ``kind`` for pp ranks of ``virtual`` stages each; one row a rank.
 
@@ -69,15 +69,12 @@ def rank_of(stage: int, pp: int, kind: str = "1f1b") -> int:
 
 def _gpipe(rank: int, pp: int, virtual: int, micro_batches: int) -> Row:
     """Huang et al., 2019: all forwards, then all backwards."""
-    forwards = [Action(rank, "F", m) for m in range(micro_batches)]
-    return (*forwards, *(Action(rank, "B", m) for m in range(micro_batches)))
+    return _actions(rank, "F", micro_batches) + _actions(rank, "B", micro_batches)
 
 
 def _one_forward_one_backward(rank: int, pp: int, virtual: int, micro_batches: int) -> Row:
     """Narayanan et al., 2019 (PipeDream-flush): as many forwards ahead as there are stages behind."""
-    forwards = [Action(rank, "F", m) for m in range(micro_batches)]
-    backwards = [Action(rank, "B", m) for m in range(micro_batches)]
-    return _alternate(forwards, backwards, pp - rank - 1)
+    return _alternate(_actions(rank, "F", micro_batches), _actions(rank, "B", micro_batches), pp - rank - 1)
 
 
 def _interleaved(rank: int, pp: int, virtual: int, micro_batches: int) -> Row:
@@ -88,19 +85,25 @@ def _interleaved(rank: int, pp: int, virtual: int, micro_batches: int) -> Row:
         below, above = micro_batches // pp * pp, -(-micro_batches // pp) * pp
         nearest = above if not below or above - micro_batches <= micro_batches - below else below
         raise InputError(f"interleaved needs micro-batches divisible by pp {pp}, not {micro_batches}: take {nearest}")
-    rounds = range(0, micro_batches, pp)
-    forwards = [Action(c * pp + rank, "F", r + i) for r in rounds for c in range(virtual) for i in range(pp)]
-    backwards = [Action(c * pp + rank, "B", r + i) for r in rounds for c in reversed(range(virtual)) for i in range(pp)]
+    rounds, stages = range(0, micro_batches, pp), range(rank, virtual * pp, pp)
+    down = [_actions(n, "F", micro_batches) for n in stages]
+    up = [_actions(n, "B", micro_batches) for n in reversed(stages)]
+    forwards = tuple(action for r in rounds for row in down for action in row[r : r + pp])
+    backwards = tuple(action for r in rounds for row in up for action in row[r : r + pp])
     return _alternate(forwards, backwards, 2 * (pp - rank - 1) + (virtual - 1) * pp)
 
 
-def _alternate(forwards: list[Action], backwards: list[Action], ahead: int) -> Row:
+def _alternate(forwards: Row, backwards: Row, ahead: int) -> Row:
     """``ahead`` forwards, then a forward and a backward in turn, then the backwards left."""
     ahead = min(ahead, len(forwards))
-    row = forwards[:ahead]
-    for forward, backward in zip(forwards[ahead:], backwards, strict=False):
-        row += [forward, backward]
-    return (*row, *backwards[len(forwards) - ahead :])
+    turns = itertools.chain.from_iterable(zip(forwards[ahead:], backwards, strict=False))
+    return (*forwards[:ahead], *turns, *backwards[len(forwards) - ahead :])
+
+
+@functools.lru_cache(maxsize=512)
+def _actions(stage: int, kind: str, micro_batches: int) -> Row:
+    """A stage's actions of a kind; tables share them."""
+    return tuple(Action(stage, kind, m) for m in range(micro_batches))
 
 
 def _zero_bubble(rank: int, pp: int, virtual: int, micro_batches: int) -> Row:
@@ -156,46 +159,56 @@ def simulate(
     """
     stages, many = len(forward), 1 + max(action.micro_batch for action in actions[0])
     seconds = (*forward, *backward, *weight)
-    lies = {action.stage: rank for rank, row in enumerate(actions) for action in row}
+    lies = {stage: rank for rank, row in enumerate(actions) for stage in {action.stage for action in row}}
+    delay = [send_seconds if lies[n] != lies[n + 1] else 0.0 for n in range(stages - 1)]
     ended = [-1.0] * (len(seconds) * many)  # of the F, then the B, then the W, of each stage and micro-batch
-    rows = [[_places(a, stages, many) for a in row] for row in actions]
+    ended.append(0.0)  # of nothing
+    rows = [_places(row, seconds, delay, many) for row in actions]
     free, busy, position = [0.0] * pp, [0.0] * pp, [0] * pp
     ready, waiting = list(range(pp)), dict[int, int]()
     while ready:
         rank = ready.pop()
-        now, spent, at = free[rank], busy[rank], position[rank]
-        for own, first, needed in itertools.islice(rows[rank], at, None):
-            lacking = first if first >= 0 and ended[first] < 0 else needed
-            if lacking >= 0:
-                arrival = ended[lacking]
-                if arrival < 0:
-                    waiting[lacking] = rank
-                    break
-                if lies[lacking // many % stages] != rank:
-                    arrival += send_seconds
-                now = arrival if arrival > now else now
-            spent += seconds[own // many]
-            now += seconds[own // many]
+        row, now, spent, at = rows[rank], free[rank], busy[rank], position[rank]
+        while at < len(row):
+            own, first, needed, after, taken = row[at]
+            arrival = ended[needed]
+            if arrival < 0 or ended[first] < 0:
+                waiting[needed if arrival < 0 else first] = rank
+                break
+            arrival += after
+            now = (arrival if arrival > now else now) + taken
+            spent += taken
             ended[own] = now
             at += 1
             if own in waiting:
                 ready.append(waiting.pop(own))
         free[rank], busy[rank], position[rank] = now, spent, at
-    for rank, row in enumerate(actions):
-        if position[rank] < len(row):
-            raise ValueError(f"deadlock: pipeline rank {rank} waits at {row[position[rank]]}")
+    for rank, left in enumerate(actions):
+        if position[rank] < len(left):
+            raise ValueError(f"deadlock: pipeline rank {rank} waits at {left[position[rank]]}")
     return Timeline(max(free), tuple(busy))
 
 
-def _places(action: Action, stages: int, many: int) -> tuple[int, int, int]:
-    """An action's place, that of what its rank did before it (-1 for nothing) and that of what it waits for."""
-    forward = action.stage * many + action.micro_batch
-    if action.kind == "F":
-        return forward, -1, forward - many if action.stage else -1
-    own = stages * many + forward
-    if action.kind == "W":
-        return own + stages * many, own, -1
-    return own, forward, own + many if action.stage + 1 < stages else -1
+_Place = tuple[int, int, int, float, float]
+
+
+def _places(row: Row, seconds: Sequence[float], delay: Sequence[float], many: int) -> list[_Place]:
+    """Each action's place, that of what its rank did before it and that of what it waits for (-1: nothing), how long
+    that is on its way, and the seconds that the action takes."""
+    found, stages = list[_Place](), len(delay) + 1
+    kinds = stages * many
+    for stage, kind, micro_batch in row:
+        forward = stage * many + micro_batch
+        backward = kinds + forward
+        if kind == "F":
+            needed, after = (forward - many, delay[stage - 1]) if stage else (-1, 0.0)
+            found.append((forward, -1, needed, after, seconds[stage]))
+        elif kind == "B":
+            needed, after = (backward + many, delay[stage]) if stage + 1 < stages else (-1, 0.0)
+            found.append((backward, forward, needed, after, seconds[stages + stage]))
+        else:
+            found.append((kinds + backward, backward, -1, 0.0, seconds[2 * stages + stage]))
+    return found
 
 
 def in_flight(actions: Table, stages: int) -> tuple[int, ...]:

@@ -8,8 +8,10 @@ least step time; equal times: fewer bytes, then the plainer mesh
 from __future__ import annotations
 
 import bisect
+import contextlib
+import gc
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 
 from torch import fx
 
@@ -36,6 +38,19 @@ FRONT_STEP = 0.01  # share of time that a plan of more memory must save to stand
 Ranking = list[tuple[Tried, Cost]]
 
 
+@contextlib.contextmanager
+def _uncollected() -> Generator[None]:
+    """Of a million small objects hardly one lies in a cycle: the collector would look through all of them in vain."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@_uncollected()
 def search(
     graph: Graph,
     cluster: Cluster,

@@ -7,7 +7,6 @@ another. A block whose tables grow too wide for that goes to HiGHS as a 0/1 prog
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -135,11 +134,10 @@ class _Tables:
         variable, sources = makes
         targets = list(dict.fromkeys(t for _, needs in readers for need in needs for t in need))
         prices = self.prices(read, sources, targets)
-        needed = [np.array([[t in need for t in targets] for need in needs]) for _, needs in readers]
-        costs = np.empty((len(sources), *(len(n) for n in needed)))
-        for place in itertools.product(*(range(len(n)) for n in needed)):
-            paid = np.any([n[i] for n, i in zip(needed, place, strict=True)], axis=0)
-            costs[(slice(None), *place)] = prices[:, paid].sum(axis=1)
+        paid = np.zeros(len(targets), dtype=bool)  # (each reader's choice, target): whether any needs it
+        for _, needs in readers:
+            paid = paid[..., None, :] | np.array([[t in need for t in targets] for need in needs])
+        costs = np.where(paid, prices.reshape(len(sources), *(1 for _ in readers), -1), 0.0).sum(-1)
         self.found.append(Table((variable, *(v for v, _ in readers)), costs))
 
     def apart(

@@ -151,7 +151,7 @@ def split_of(run: Run, priced: Priced, balanced: bool = False) -> Split:
     if not units:
         raise InputError(f"{run.size.layers} layers can't be cut into {run.pp * run.virtual} stages")
     way = {"layers": "full"}.get(run.recompute, run.recompute)
-    known = {u: stage_sums(priced, u, ("none", way)) for u in dict.fromkeys(units)}
+    known = {u: stage_sums(priced, u, () if way == "none" else (way,)) for u in dict.fromkeys(units)}
     sums = tuple(known[u] for u in units)
     share = {"none": 0.0, "layers": 0.5}.get(run.recompute, 1.0)
     counts = tuple(round(s.blocks * share) for s in sums)
