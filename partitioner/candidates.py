@@ -8,7 +8,7 @@ for each ZeRO stage                    as few recomputed blocks as fit in memory
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from partitioner.batch import at_batch, resize
 from partitioner.choices import Prices
@@ -16,6 +16,7 @@ from partitioner.cluster import Cluster
 from partitioner.cost import Priced, price_units
 from partitioner.fold import Folded, fold
 from partitioner.graph import Graph, Unit
+from partitioner.memory import Memory
 from partitioner.pins import Pins
 from partitioner.recompute import least_recomputed
 from partitioner.solve import solve
@@ -128,28 +129,30 @@ class _Cutting:
         stages = tuple(self.sum(u) for u in units)
         mesh = {"pp": pp, "dp": dp, **({"cp": self.cp} if self.cp > 1 else {}), "tp": self.priced.ranks}
         many = self.global_batch // (dp * self.micro_batch)
-        for order in self.orders(mesh):
-            for zero in self.zeros(dp * self.cp):
-                plain = Split(stages, units, mesh, order, many, kind, virtual, "none", (0,) * len(stages), zero)
-                yield from self.recomputed(plain)
+        orders = self.orders(mesh)
+        for zero in self.zeros(dp * self.cp):
+            plain = Split(stages, units, mesh, orders[0], many, kind, virtual, "none", (0,) * len(stages), zero)
+            for split, peak_bytes in self.recomputed(plain):
+                for order in orders:
+                    ordered = replace(split, order=order)
+                    yield Tried(self.priced, ordered, self.micro_batch, bound(self.priced, ordered), peak_bytes)
 
-    def recomputed(self, plain: Split) -> Iterator[Tried]:
-        """Nothing; of each way that is admitted the least that fits, and all blocks."""
+    def recomputed(self, plain: Split) -> Iterator[tuple[Split, float]]:
+        """Nothing; of each way that is admitted the least that fits, and all blocks; with peak bytes."""
         ways, room = self.ways, self.cluster.device.memory_bytes
         if self.fixed.admits("recompute", "none"):
-            tried = self.tried(plain)
-            yield tried
-            if tried.peak_bytes <= room and "recompute" not in self.fixed.fixed:
+            peak_bytes = Memory(self.priced, plain).peak(plain.recomputed)
+            yield plain, peak_bytes
+            if peak_bytes <= room and "recompute" not in self.fixed.fixed:
                 ways = ()
+        everything = tuple(s.blocks for s in plain.stages)
         for way in (w for w in ways if self.fixed.admits("recompute", w)):
-            everything = tuple(s.blocks for s in plain.stages)
-            least = least_recomputed(self.priced, plain.recomputing(way, everything), room)
+            split = plain.recomputing(way, everything)
+            memory = Memory(self.priced, split)
+            least = least_recomputed(memory, room)
             if least is not None and least != everything and "recompute" not in self.fixed.fixed:
-                yield self.tried(plain.recomputing(way, least))
-            yield self.tried(plain.recomputing(way, everything))
-
-    def tried(self, split: Split) -> Tried:
-        return Tried(self.priced, split, self.micro_batch, *bound(self.priced, split))
+                yield plain.recomputing(way, least), memory.peak(least)
+            yield split, memory.peak(everything)
 
     def into(self, stages: int) -> tuple[tuple[Unit, ...], ...]:
         if stages not in self.stages:

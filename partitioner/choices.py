@@ -83,6 +83,7 @@ class Choices:
         self.folded, self.options, self.prices, self.allowed = folded, options, prices, allowed
         self.counts = {n: len(units) for g, units in enumerate(folded.groups) for n in folded.body(g)}
         self.of: dict[Value, tuple[Choice, ...]] = {}
+        self.converted: dict[tuple[float, bool, Placement, Placement], float | None] = {}
         for node in dict.fromkeys(folded.parameter.values()):
             self.of[node] = tuple(Choice(self.parameter_cost(node, p), p) for p in self.parameter_placements(node))
         for port in folded.sources:
@@ -117,7 +118,7 @@ class Choices:
         held = state_bytes(elements, value.element_size(), prices.cluster.software) * prices.byte_seconds
         gradient = prices.setting.bytes(node, REPLICATE)
         sync = collective_seconds("all_reduce", gradient, prices.route) if placement == REPLICATE else 0.0
-        return (held + sync / prices.micro_batches) * self.folded.members(node)
+        return (held + sync / prices.micro_batches) * self.folded.members[node]
 
     def op_cost(self, node: fx.Node, strategy: Strategy, count: int) -> float:
         prices = self.prices
@@ -178,8 +179,12 @@ class Choices:
             return TIE_COLLECTIVE if cut or target == PARTIAL and source in (WHOLE, REPLICATE) else None
         if not is_tensor(node):
             return None
-        seconds = convert_seconds(self.prices.setting, node, source, target, self.prices.route)
-        return None if seconds is None else seconds.total + TIE_COLLECTIVE
+        size, setting = self.prices.setting.bytes(node, REPLICATE), self.prices.setting
+        key = size, node in self.folded.differentiable, source, target
+        if key not in self.converted:
+            seconds = convert_seconds(setting, node, source, target, self.prices.route)
+            self.converted[key] = None if seconds is None else seconds.total + TIE_COLLECTIVE
+        return self.converted[key]
 
 
 def result(strategy: Strategy) -> Placement:

@@ -76,14 +76,16 @@ def convert(source: Placement, target: Placement, ranks: int) -> tuple[Collectiv
         return _from_shard(source, target)
     if isinstance(target, Shard):
         return _to_shard(source, target)
-    rows = {
-        (PARTIAL, WHOLE): Collective("all_reduce", (False,), "all_reduce", ""),
-        (PARTIAL, REPLICATE): Collective("all_reduce", (True,), "all_reduce", "all_reduce"),
-        (WHOLE, REPLICATE): Collective("copy", (), "", "all_reduce"),
-        (WHOLE, PARTIAL): Collective("on_first", (False,), "", ""),
-        (REPLICATE, PARTIAL): Collective("on_first", (True,), "", ""),
-    }
-    return (rows[source, target],) if (source, target) in rows else None
+    return (_WORDS[source, target],) if (source, target) in _WORDS else None
+
+
+_WORDS: dict[tuple[Placement, Placement], Collective] = {
+    (PARTIAL, WHOLE): Collective("all_reduce", (False,), "all_reduce", ""),
+    (PARTIAL, REPLICATE): Collective("all_reduce", (True,), "all_reduce", "all_reduce"),
+    (WHOLE, REPLICATE): Collective("copy", (), "", "all_reduce"),
+    (WHOLE, PARTIAL): Collective("on_first", (False,), "", ""),
+    (REPLICATE, PARTIAL): Collective("on_first", (True,), "", ""),
+}
 
 
 def _from_shard(source: Shard, target: Placement) -> tuple[Collective, ...] | None:

@@ -233,9 +233,9 @@ class _Pricing:
         core = self.setting.core(self.group)
         outside = Keeping(self.setting, self.solution, self.group, frozenset(core)).bytes
         entering = sum(port.bytes for port in self.ports())
-        products = [n for n in self.body if _is_product(n)]
-        outputs = sum(self.made_bytes(n) for n in products) / 2 + sum(self.made_bytes(n) for n in self.attention())
-        cheap = sum(self.seconds[n].forward for n in self.body if n not in products and n not in self.attention())
+        products, attention = [n for n in self.body if _is_product(n)], self.attention()
+        outputs = sum(self.made_bytes(n) for n in products) / 2 + sum(self.made_bytes(n) for n in attention)
+        cheap = sum(self.seconds[n].forward for n in self.body if n not in {*products, *attention})
         half = sum(self.seconds[n].forward for n in products) / 2
         plain = peaks(live)
         again_bytes = self.output() + plain.forward  # beside the gradient that enters

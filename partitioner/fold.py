@@ -61,9 +61,10 @@ class Folded:
         """The node that stands for a placeholder of ``graph``: its copy in ``sized`` where there is one."""
         return self.sized.nodes.get(parameter.name, parameter)
 
-    def members(self, parameter: fx.Node) -> int:
-        """How many parameters share this representative's layout."""
-        return sum(other is parameter for other in self.parameter.values())
+    @cached_property
+    def members(self) -> Counter[fx.Node]:
+        """How many parameters share each representative's layout."""
+        return Counter(self.parameter.values())
 
 
 def trains(graph: Graph, node: fx.Node) -> bool:

@@ -6,6 +6,7 @@ and goes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -47,22 +48,19 @@ class Memory:
         self.sent = np.array([*(stage.output_bytes for stage in split.stages[:-1]), 0.0])
         self.beside = np.maximum(received, self.sent) + gathered
 
-    def peak(self) -> float:
-        """Of the fullest rank."""
-        return float(self.rank_peaks(np.array(self.split.recomputed)).max())
+    def peak(self, counts: Sequence[int]) -> float:
+        """Of the fullest rank; ``counts`` (s): how many blocks are recomputed in the split's way."""
+        return float(self.rank_peaks(np.array(counts)).max())
 
     def rank_peaks(self, counts: Array) -> Array:
-        """(p): of all moments, and of the update, when all gradients lie there and no micro-batch is in flight.
-
-        ``counts`` (s): how many blocks are recomputed.
-        """
+        """(p): of all moments, and of the update, when all gradients lie there and no micro-batch is in flight."""
         _, _, above = self._filled(counts)
         most = np.maximum.reduceat(above, self.moments.starts)
         return self.fixed[self.own].sum(1) + np.maximum(most, self.grown[self.own].sum(1)) + self.samples
 
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self, counts: Sequence[int]) -> tuple[Part, ...]:
         """(s): where its rank is fullest."""
-        moments, (kept, actions, above) = self.moments, self._filled(np.array(self.split.recomputed))
+        moments, (kept, actions, above) = self.moments, self._filled(np.array(counts))
         found = [Part(fixed + grown, 0.0, 0.0) for fixed, grown in zip(self.fixed, self.grown, strict=True)]
         for own, start, end in zip(self.own, moments.starts, [*moments.starts[1:], len(above)], strict=True):
             m = start + int(above[start:end].argmax())

@@ -15,7 +15,6 @@ import numpy as np
 
 from partitioner.schedule import SCHEDULES, Row, rank_of
 
-_ROUNDS = 3  # of pp micro-batches, after which no rank is fuller than before
 FORWARD, BACKWARD, FIRST = range(3)  # actions; the first backward of a stage in a step finds no gradients there
 Array = np.ndarray[Any, np.dtype[Any]]
 _Moment = tuple[int, int, tuple[int, ...], tuple[bool, ...]]
@@ -39,7 +38,12 @@ class Moments(NamedTuple):
 
 def moments(kind: str, pp: int, virtual: int, micro_batches: int) -> Moments:
     """Those of a schedule that none of the same rank and action exceeds in every number."""
-    return _moments(kind, pp, virtual, micro_batches if kind == "gpipe" else min(micro_batches, _ROUNDS * pp))
+    return _moments(kind, pp, virtual, min(micro_batches, _enough(kind, pp, micro_batches)))
+
+
+def _enough(kind: str, pp: int, micro_batches: int) -> int:
+    """Micro-batches after which no rank is fuller than before."""
+    return {"gpipe": micro_batches, "1f1b": pp + 1}.get(kind, 3 * pp)
 
 
 @functools.lru_cache(maxsize=1024)

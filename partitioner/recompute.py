@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from partitioner.cost import Priced
 from partitioner.memory import Memory
 from partitioner.moments import Array
 from partitioner.split import Split
 
 
-def least_recomputed(priced: Priced, split: Split, room: float) -> tuple[int, ...] | None:
-    """The first n blocks of each stage of ``split``, n least; None where recomputing all of them does not fit.
+def least_recomputed(memory: Memory, room: float) -> tuple[int, ...] | None:
+    """The first n blocks of each stage of a split, n least; None where recomputing all of them does not fit.
 
     A rank takes block after block, each of the stage that it frees most of; how many is bisected, of all ranks at once.
     """
-    memory = Memory(priced, split)
+    split = memory.split
     everything = np.array([stage.blocks for stage in split.stages])
     if (memory.rank_peaks(everything) > room).any():
         return None

@@ -72,10 +72,15 @@ def stage_sums(priced: Priced, units: Sequence[Unit], ways: Sequence[str] = ("fu
         priced.sent[end],
         sum(c.flops for c in rows),
         tuple((elements, size, is_partial) for (size, is_partial), elements in held.items()),
-        sum(n * state(size, priced.cluster.software).gradient for node, (n, size, is_partial) in parameters.items()
-            if priced.folded.own(node) in priced.setting.tied and not is_partial),
+        _tied_bytes(priced, parameters),
         max(sum(elements for elements, _, _ in priced.held[u].values()) for u in units),
     )
+
+
+def _tied_bytes(priced: Priced, parameters: Mapping[fx.Node, Held]) -> float:
+    tied, software = priced.setting.tied, priced.cluster.software
+    rows = [row for node, row in parameters.items() if priced.folded.own(node) in tied] if tied else []
+    return sum(n * state(size, software).gradient for n, size, is_partial in rows if not is_partial)
 
 
 @dataclass(frozen=True)

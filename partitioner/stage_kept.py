@@ -66,7 +66,8 @@ def _beside(priced: Priced, units: Sequence[Unit]) -> list[Peaks]:
     """What lies beside each unit's own in its backward: gradients of the parameters of the units behind it, where they
     stay, those of values that units behind it read and earlier ones have made, and the gradient that the stage was
     sent, which its last unit counts itself."""
-    folded, seen, pending = priced.folded, set[fx.Node](), dict[tuple[fx.Node, Placement], float]()
+    folded, tied = priced.folded, priced.setting.tied
+    seen, pending = set[fx.Node](), dict[tuple[fx.Node, Placement], float]()
     sent = priced.crossing[priced.place[units[-1]] + 1]
     found, stay, alone = list[Peaks](), 0.0, 0.0
     for unit in reversed(units):
@@ -77,7 +78,7 @@ def _beside(priced: Priced, units: Sequence[Unit]) -> list[Peaks]:
             if node not in seen and not is_partial:
                 made = elements * state(size, priced.cluster.software).gradient
                 alone += made
-                stay += 0.0 if folded.own(node) in priced.setting.tied else made
+                stay += 0.0 if tied and folded.own(node) in tied else made
             seen.add(node)
         for node, port in zip(folded.entering[unit], priced.unit(unit).ports, strict=True):
             if folded.own(folded.node[node]) in folded.differentiable:

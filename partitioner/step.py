@@ -163,16 +163,6 @@ class Walk:
         gather = blocks * collective_seconds("all_gather", weights / blocks, self.sharing) if split.zero < 3 else 0.0
         return scatter + collective_seconds("all_reduce", gradients / split.shards, across), gather
 
-    @cached_property
-    def memory(self) -> Memory:
-        """Of its ranks."""
-        return Memory(self.priced, self.split)
-
-    def stage_costs(self) -> tuple[StageCost, ...]:
-        """Every stage's seconds, and its bytes where its rank is fullest."""
-        rows = zip(self.times, self.memory.parts(), strict=True)
-        return tuple(StageCost(time.forward, time.backward, *part) for time, part in rows)
-
 
 def price(priced: Priced, split: Split) -> Cost:
     """The step, its Action table walked."""
@@ -185,16 +175,18 @@ def price(priced: Priced, split: Split) -> Cost:
     moved = sum(split.stages[n].communication + split.kept(n).communication for n in split.own(worst))
     communication = split.micro_batches * moved
     sync, update = walk.after()
-    stages = walk.stage_costs()
+    memory, counts = Memory(priced, split), split.recomputed
+    rows = zip(walk.times, memory.parts(counts), strict=True)
+    stages = tuple(StageCost(time.forward, time.backward, *part) for time, part in rows)
     flops = 3.0 * split.mesh["dp"] * split.micro_batches * sum(s.flops for s in split.stages)
     return Cost(
         makespan + sync + update, busy[worst] - communication, communication, makespan - busy[worst], sync, update,
-        walk.memory.peak(), stages, flops,
+        memory.peak(counts), stages, flops,
     )  # fmt: skip
 
 
-def bound(priced: Priced, split: Split) -> tuple[float, float]:
-    """Seconds that the step takes at least, and its exact peak bytes.
+def bound(priced: Priced, split: Split) -> float:
+    """Seconds that the step takes at least.
 
     A pipeline rank is busy with its stages; before its first forward the stages before it run theirs, and after its
     last backward they run those. What was put off is left after it of no more micro-batches than are in flight.
@@ -202,12 +194,13 @@ def bound(priced: Priced, split: Split) -> tuple[float, float]:
     walk = Walk(priced, split)
     put_off = split.schedule in SPLIT
     flying = most_in_flight(split.schedule, split.pp, split.virtual, split.micro_batches) if put_off else ()
+    totals = [time.total for time in walk.times]
     least, before, after = 0.0, 0.0, walk.put_off[0]
     for p in range(split.pp):
         own = split.own(p)
-        busy = before + split.micro_batches * sum(walk.times[n].total for n in own)
+        busy = before + split.micro_batches * sum([totals[n] for n in own])
         left = sum(walk.put_off[n] * flying[n] for n in own) if put_off else 0.0
         least = max(least, busy, busy - left + after)
         before += walk.times[p].forward + walk.send_seconds
         after += walk.times[p].backward - walk.put_off[p] + walk.send_seconds
-    return least * (1 - 1e-12) + sum(walk.after()), walk.memory.peak()
+    return least * (1 - 1e-12) + sum(walk.after())

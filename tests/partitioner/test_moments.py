@@ -11,8 +11,9 @@ from partitioner.moments import BACKWARD, FIRST, FORWARD, moments
 from partitioner.schedule import rank_of, schedule
 
 CASES = [
-    ("gpipe", 2, 1, 5), ("gpipe", 3, 1, 1), ("1f1b", 1, 1, 4), ("1f1b", 4, 1, 20), ("1f1b", 4, 1, 2),
-    ("interleaved", 2, 2, 16), ("interleaved", 4, 3, 32), ("zero_bubble", 4, 1, 24), ("zbv", 3, 2, 24),
+    ("gpipe", 2, 1, 5), ("gpipe", 3, 1, 1), ("1f1b", 1, 1, 4), ("1f1b", 4, 1, 20), ("1f1b", 4, 1, 5),
+    ("1f1b", 4, 1, 4), ("1f1b", 4, 1, 2), ("interleaved", 2, 2, 16), ("interleaved", 4, 3, 32),
+    ("zero_bubble", 4, 1, 24), ("zbv", 3, 2, 24),
 ]  # fmt: skip
 
 
