@@ -37,9 +37,10 @@ def minimize(domains: Sequence[int], tables: Sequence[Table]) -> tuple[float, li
     near = {v: {u for t in rows for u in t.scope} - {v} for v, rows in live.items()}
     total = float(sum(float(t.costs) for t in tables if not t.scope))
     decided: list[tuple[int, tuple[int, ...], Array]] = []
+    entries = {v: _entries(domains, v, others) for v, others in near.items()}
     while near:
-        variable = min(near, key=lambda v: (_entries(domains, v, near[v]), v))
-        if _entries(domains, variable, near[variable]) > MOST_ENTRIES:
+        variable = min(entries, key=lambda v: (entries[v], v))
+        if entries.pop(variable) > MOST_ENTRIES:
             raise TooWide
         scope = tuple(sorted(near.pop(variable)))
         joined = _joined(domains, (variable, *scope), live.pop(variable))
@@ -48,6 +49,7 @@ def minimize(domains: Sequence[int], tables: Sequence[Table]) -> tuple[float, li
         for u in scope:
             live[u] = [t for t in live[u] if variable not in t.scope] + [left]
             near[u] = (near[u] | set(scope)) - {u, variable}
+            entries[u] = _entries(domains, u, near[u])
         total += 0.0 if scope else float(left.costs)
     chosen = [0] * len(domains)
     for variable, scope, best in reversed(decided):

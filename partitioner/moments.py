@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from partitioner.schedule import SCHEDULES, Row, rank_of
+from partitioner.schedule import SCHEDULES, Row, stages_of
 
 FORWARD, BACKWARD, FIRST = range(3)  # actions; the first backward of a stage in a step finds no gradients there
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -49,8 +49,7 @@ def _enough(kind: str, pp: int, micro_batches: int) -> int:
 @functools.lru_cache(maxsize=1024)
 def _moments(kind: str, pp: int, virtual: int, micro_batches: int) -> Moments:
     starts, found = list[int](), list[tuple[Any, ...]]()
-    for p in range(pp):
-        own = [n for n in range(pp * virtual) if rank_of(n, pp, kind) == p]
+    for p, own in enumerate(stages_of(pp, virtual, kind)):
         starts.append(len(found))
         if kind == "gpipe":
             rows = _all_forward_first(p, micro_batches)
@@ -66,7 +65,7 @@ def _all_forward_first(stage: int, many: int) -> list[_Moment]:
     return rows + ([(stage, BACKWARD, (many - 1,), (True,))] if many > 1 else [])
 
 
-def _walk(row: Row, own: list[int]) -> Iterator[_Moment]:
+def _walk(row: Row, own: Sequence[int]) -> Iterator[_Moment]:
     """What was put off is held until its end."""
     place = {stage: n for n, stage in enumerate(own)}
     flying, grown = [0] * len(own), [False] * len(own)

@@ -67,6 +67,13 @@ def rank_of(stage: int, pp: int, kind: str = "1f1b") -> int:
     return 2 * pp - 1 - stage if kind == "zbv" and stage >= pp else stage % pp
 
 
+@functools.lru_cache(maxsize=256)
+def stages_of(pp: int, virtual: int, kind: str) -> tuple[tuple[int, ...], ...]:
+    """The stages of each pipeline rank, rising."""
+    stages = range(pp * virtual)
+    return tuple(tuple(n for n in stages if rank_of(n, pp, kind) == p) for p in range(pp))
+
+
 def _gpipe(rank: int, pp: int, virtual: int, micro_batches: int) -> Row:
     """Huang et al., 2019: all forwards, then all backwards."""
     return _actions(rank, "F", micro_batches) + _actions(rank, "B", micro_batches)

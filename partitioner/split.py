@@ -13,7 +13,7 @@ from partitioner.cost import Kept, Priced
 from partitioner.graph import Unit
 from partitioner.moments import Array
 from partitioner.price import ZERO, Seconds, state
-from partitioner.schedule import rank_of
+from partitioner.schedule import stages_of
 from partitioner.stage_kept import stage_kept
 
 Held = tuple[float, int, bool]  # elements a rank holds, bytes an element, whether the gradient is Partial
@@ -125,16 +125,9 @@ class Split:
             found *= self.mesh[name]
         return found
 
-    @cached_property
-    def _own(self) -> tuple[tuple[int, ...], ...]:
-        rows: list[list[int]] = [[] for _ in range(self.pp)]
-        for n in range(len(self.stages)):
-            rows[rank_of(n, self.pp, self.schedule)].append(n)
-        return tuple(map(tuple, rows))
-
     def own(self, p: int) -> tuple[int, ...]:
         """The stages of a pipeline rank."""
-        return self._own[p]
+        return stages_of(self.pp, self.virtual, self.schedule)[p]
 
     def recomputing(self, way: str, counts: tuple[int, ...]) -> Split:
         """The same, recomputing so many blocks of each stage."""
