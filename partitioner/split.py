@@ -25,8 +25,9 @@ class StageSums:
 
     ``kept``: by way of recomputing, what the whole stage keeps when its first 0, 1, 2, ... blocks are recomputed so.
     ``input_bytes`` and ``output_bytes``: what it receives and hands on, ``sent_bytes`` of it by this rank. ``held``:
-    parameters, alike ones added up; ``tied_bytes``: gradients of those that other units read too; ``largest``: elements
-    of the unit that has most.
+    parameters, alike ones added up; ``weight_bytes`` and ``gradient_bytes``: as they are gathered and summed,
+    ``partial_bytes`` of the latter Partial, ``tied_bytes`` of parameters that other units read too; ``largest``:
+    elements of the unit that has most.
     """
 
     seconds: Seconds
@@ -41,6 +42,9 @@ class StageSums:
     sent_bytes: float
     flops: float
     held: tuple[Held, ...]
+    weight_bytes: float
+    gradient_bytes: float
+    partial_bytes: float
     tied_bytes: float
     largest: float
 
@@ -52,7 +56,7 @@ class StageSums:
 
 def stage_sums(priced: Priced, units: Sequence[Unit], ways: Sequence[str] = ("full",)) -> StageSums:
     """Add up a stage; ``ways``: of recomputing, those that are asked for beside none."""
-    rows, end = [priced.unit(u) for u in units], priced.place[units[-1]] + 1
+    rows, end, software = [priced.unit(u) for u in units], priced.place[units[-1]] + 1, priced.cluster.software
     parameters: dict[fx.Node, Held] = {}
     for unit in units:
         parameters |= priced.held[unit]
@@ -72,6 +76,9 @@ def stage_sums(priced: Priced, units: Sequence[Unit], ways: Sequence[str] = ("fu
         priced.sent[end],
         sum(c.flops for c in rows),
         tuple((elements, size, is_partial) for (size, is_partial), elements in held.items()),
+        sum(n * min(size, state(size, software).weight) for (size, _), n in held.items()),
+        sum(n * state(size, software).gradient for (size, _), n in held.items()),
+        sum(n * state(size, software).gradient for (size, is_partial), n in held.items() if is_partial),
         _tied_bytes(priced, parameters),
         max(sum(elements for elements, _, _ in priced.held[u].values()) for u in units),
     )

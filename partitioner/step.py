@@ -13,9 +13,9 @@ from partitioner.cluster import Route
 from partitioner.cost import Priced
 from partitioner.memory import Memory
 from partitioner.plan import Cost, StageCost
-from partitioner.price import Seconds, collective_seconds, optimizer_seconds, state
+from partitioner.price import Seconds, collective_seconds, optimizer_seconds
 from partitioner.schedule import SPLIT, most_in_flight, schedule, simulate
-from partitioner.split import Held, Split, StageSums
+from partitioner.split import Split, StageSums
 
 
 class Walk:
@@ -86,20 +86,10 @@ class Walk:
         return [self.software.dispatch_seconds * (k + c) + each * c for k, c in pairs]
 
     def gather(self, stage: StageSums) -> float:
-        size = sum(n * self.weight(itemsize) for n, itemsize, _ in stage.held)
-        return collective_seconds("all_gather", size, self.sharing)
+        return collective_seconds("all_gather", stage.weight_bytes, self.sharing)
 
     def scatter(self, stage: StageSums) -> float:
-        size = sum(n * self.gradient(itemsize) for n, itemsize, _ in stage.held)
-        return collective_seconds("reduce_scatter", size, self.sharing)
-
-    def weight(self, itemsize: int) -> float:
-        """Bytes that a weight has where it is gathered."""
-        return min(itemsize, state(itemsize, self.software).weight)
-
-    def gradient(self, itemsize: int) -> float:
-        """Bytes that a gradient has where it is summed."""
-        return state(itemsize, self.software).gradient
+        return collective_seconds("reduce_scatter", stage.gradient_bytes, self.sharing)
 
     def beside(self, moved: float, compute: float, stage: StageSums) -> float:
         """What communication adds to compute that hides it: its first piece, what is too long, and what it slows."""
@@ -125,22 +115,20 @@ class Walk:
                  for p in range(self.split.pp)}.values()  # fmt: skip
         return max(self.sync(p) for p in alike), max(self.update(p) for p in alike)
 
-    def held(self, p: int) -> list[Held]:
-        return [row for n in self.split.own(p) for row in self.split.stages[n].held]
+    def stages(self, p: int) -> list[StageSums]:
+        return [self.split.stages[n] for n in self.split.own(p)]
 
     def update(self, p: int) -> float:
-        shared = self.split.shards if self.split.zero else 1
-        return sum(optimizer_seconds(n / shared, size, self.cluster) for n, size, _ in self.held(p))
+        shared, rows = self.split.shards if self.split.zero else 1, [row for s in self.stages(p) for row in s.held]
+        return sum(optimizer_seconds(n / shared, size, self.cluster) for n, size, _ in rows)
 
     def sync(self, p: int) -> float:
         """Partial gradients over tp, then all over the replicas, less what one micro-batch's backward, or W, hides."""
-        rows = self.held(p)
-        partial = sum(n * self.gradient(size) for n, size, is_partial in rows if is_partial)
+        stages, own, software = self.stages(p), self.split.own(p), self.software
+        partial = sum(stage.partial_bytes for stage in stages)
         over_tp = collective_seconds("all_reduce", partial, self.cluster.route(self.priced.ranks))
-        gradients = sum(n * self.gradient(size) for n, size, _ in rows)
-        weights = sum(n * self.weight(size) for n, size, _ in rows)
-        own, software = self.split.own(p), self.software
-        blocks = max(1, sum(self.split.stages[n].blocks for n in own))
+        gradients, weights = sum(s.gradient_bytes for s in stages), sum(s.weight_bytes for s in stages)
+        blocks = max(1, sum(stage.blocks for stage in stages))
         backward = sum(self.put_off[n] or self.times[n].backward for n in own) / len(own)
         forward = sum(self.times[n].forward for n in own) / len(own)
         reduced, gathered = self.reduced(gradients, weights, blocks)
