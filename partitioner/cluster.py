@@ -64,17 +64,18 @@ class Software:
     """What the training program does with the hardware; the defaults are this project's runtime.
 
     ``fused``: chains of pointwise ops run as one kernel. ``overlap_gradients``, ``overlap_parameters`` (of sharded
-    optimizers), ``overlap_tensor`` (collectives cut into pieces beside the products that make or need them): what hides
-    behind compute. ``scatter_sends``: of a boundary that all tp ranks hold whole, each sends a part, and the receivers
-    gather it (Narayanan et al., 2021). ``efficiency``: the share of speed that is left of everything.
-    ``dispatch_seconds``: of the host, for one kernel; ``enqueue_seconds``: more of the host, for one collective, a rank
-    of its group, in programs whose stages send between nodes. Bytes are held a parameter; None asks for what torch's
-    AdamW keeps of the parameter's own type.
+    optimizers), ``overlap_sends`` (between stages), ``overlap_tensor`` (collectives cut into pieces beside the products
+    that make or need them): what hides behind compute. ``scatter_sends``: of a boundary that all tp ranks hold whole,
+    each sends a part, and the receivers gather it (Narayanan et al., 2021). ``efficiency``: the share of speed that is
+    left of everything. ``dispatch_seconds``: of the host, for one kernel; ``enqueue_seconds``: more of the host, for
+    one collective, a rank of its group, in programs whose stages send between nodes. Bytes are held a parameter; None
+    asks for what torch's AdamW keeps of the parameter's own type.
     """
 
     fused: bool = False
     overlap_gradients: bool = True
     overlap_parameters: bool = False
+    overlap_sends: bool = True
     overlap_tensor: bool = False
     scatter_sends: bool = False
     efficiency: float = 1.0

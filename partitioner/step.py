@@ -6,6 +6,7 @@ bound   the same with a makespan that no table can beat: cheap, and exact where 
 
 from __future__ import annotations
 
+import itertools
 import math
 from functools import cached_property
 
@@ -13,8 +14,8 @@ from partitioner.cluster import Route
 from partitioner.cost import Priced
 from partitioner.memory import Memory
 from partitioner.plan import Cost, StageCost
-from partitioner.price import Seconds, collective_seconds, optimizer_seconds
-from partitioner.schedule import SPLIT, most_in_flight, schedule, simulate
+from partitioner.price import ZERO, Seconds, collective_seconds, optimizer_seconds
+from partitioner.schedule import SPLIT, most_in_flight, rank_of, schedule, simulate
 from partitioner.split import Split, StageSums
 
 
@@ -47,14 +48,14 @@ class Walk:
     def times(self) -> list[Seconds]:
         """Of each stage, one micro-batch."""
         found: dict[tuple[int, int], Seconds] = {}
-        for n, stage in enumerate(self.split.stages):
-            key = id(stage), self.split.recomputed[n]
+        keys = [(id(stage), count) for stage, count in zip(self.split.stages, self.split.recomputed, strict=True)]
+        for n, key in enumerate(keys):
             if key not in found:
                 found[key] = self.time(n)
-        return [found[id(s), c] for s, c in zip(self.split.stages, self.split.recomputed, strict=True)]
+        return [found[key] + sends for key, sends in zip(keys, self.handing, strict=True)]
 
     def time(self, n: int) -> Seconds:
-        """The device's, or the host's where that is longer; what ZeRO gathers beside it."""
+        """The device's, or the host's where that is longer; what ZeRO gathers beside it; no sends."""
         stage, kept = self.split.stages[n], self.split.kept(n)
         forward = self.slowest * stage.seconds.forward
         backward = self.slowest * (stage.seconds.backward + kept.compute + kept.communication)
@@ -66,17 +67,33 @@ class Walk:
         return Seconds(max(forward, hosts[0]), max(backward, hosts[1]))
 
     @cached_property
+    def handing(self) -> list[Seconds]:
+        """What each stage's rank spends on sends that don't hide behind compute: of its result, and of its gradient."""
+        split, many = self.split, len(self.split.stages)
+        if self.software.overlap_sends or split.pp == 1:
+            return [ZERO] * many
+        lies = [rank_of(n, split.pp, split.schedule) for n in range(many)]
+        sends = [here != there for here, there in itertools.pairwise(lies)]
+        pairs = zip([*sends, False], [False, *sends], strict=True)
+        return [Seconds(down * self.send_seconds, up * self.send_seconds) for down, up in pairs]
+
+    @property
+    def delay(self) -> float:
+        """Between the end of an action and its result's arrival on another rank."""
+        return self.send_seconds if self.software.overlap_sends else 0.0
+
+    @cached_property
     def put_off(self) -> list[float]:
         """Of each stage, what of a micro-batch's backward W does: weights' gradients, as large a share of it as they
         are of the device's."""
         if self.split.schedule not in SPLIT:
             return [0.0] * len(self.split.stages)
-        rows = zip(self.split.stages, map(self.split.kept, range(len(self.split.stages))), self.times, strict=True)
-        return [
-            time.backward * (stage.weight - kept.weight)
-            / (stage.seconds.backward + kept.compute + kept.communication)
-            for stage, kept, time in rows
-        ]  # fmt: skip
+        found = list[float]()
+        for n, (stage, time) in enumerate(zip(self.split.stages, self.times, strict=True)):
+            kept, backward = self.split.kept(n), time.backward - self.handing[n].backward
+            share = (stage.weight - kept.weight) / (stage.seconds.backward + kept.compute + kept.communication)
+            found.append(backward * share)
+        return found
 
     def host(self, stage: StageSums) -> list[float]:
         """Seconds in which the host can issue a forward and a backward."""
@@ -158,9 +175,11 @@ def price(priced: Priced, split: Split) -> Cost:
     actions = schedule(split.schedule, split.pp, split.virtual, split.micro_batches)
     forward = [t.forward for t in walk.times]
     backward = [t.backward - w for t, w in zip(walk.times, walk.put_off, strict=True)]
-    makespan, busy = simulate(actions, split.pp, forward, backward, walk.send_seconds, walk.put_off)
+    makespan, busy = simulate(actions, split.pp, forward, backward, walk.delay, walk.put_off)
     worst = max(range(split.pp), key=lambda p: busy[p])
-    moved = sum(split.stages[n].communication + split.kept(n).communication for n in split.own(worst))
+    moved = sum(
+        split.stages[n].communication + split.kept(n).communication + walk.handing[n].total for n in split.own(worst)
+    )
     communication = split.micro_batches * moved
     sync, update = walk.after()
     memory, counts = Memory(priced, split), split.recomputed
@@ -189,6 +208,6 @@ def bound(priced: Priced, split: Split) -> float:
         busy = before + split.micro_batches * sum([totals[n] for n in own])
         left = sum(walk.put_off[n] * flying[n] for n in own) if put_off else 0.0
         least = max(least, busy, busy - left + after)
-        before += walk.times[p].forward + walk.send_seconds
-        after += walk.times[p].backward - walk.put_off[p] + walk.send_seconds
+        before += walk.times[p].forward + walk.delay
+        after += walk.times[p].backward - walk.put_off[p] + walk.delay
     return least * (1 - 1e-12) + sum(walk.after())

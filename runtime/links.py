@@ -111,20 +111,23 @@ def _all_to_all(link: Link, elements: int, device: torch.device) -> Call:
 
 
 def _send(link: Link, elements: int, device: torch.device) -> Call:
-    """Every rank sends to the next one and receives from the one before, as stages do."""
-    here = dist.get_rank(link.group)
     x, y = torch.ones(elements, device=device), torch.empty(elements, device=device)
-    target, source = (here + 1) % link.ranks, (here - 1) % link.ranks
 
     def run() -> None:
-        ops = [
-            dist.P2POp(dist.isend, x, group=link.group, group_peer=target),
-            dist.P2POp(dist.irecv, y, group=link.group, group_peer=source),
-        ]
-        for work in dist.batch_isend_irecv(ops):
+        for work in exchange(x, y, link):
             work.wait()
 
     return run
+
+
+def exchange(x: torch.Tensor, y: torch.Tensor, link: Link) -> list[dist.Work]:
+    """Every rank starts to send ``x`` to the next one and to receive ``y`` from the one before, as stages do."""
+    here = dist.get_rank(link.group)
+    target, source = (here + 1) % link.ranks, (here - 1) % link.ranks
+    return dist.batch_isend_irecv([
+        dist.P2POp(dist.isend, x, group=link.group, group_peer=target),
+        dist.P2POp(dist.irecv, y, group=link.group, group_peer=source),
+    ])  # fmt: skip
 
 
 _KINDS: dict[str, tuple[Callable[[Link, int, torch.device], Call], int]] = {

@@ -1,6 +1,9 @@
 """Times a machine's devices and links, all ranks at work together: what ``partitioner calibrate`` fits a cluster to.
 
     for each round    for each probe    barrier, as many calls as fill the window, their mean    --> median of rounds
+
+A call between ranks comes behind a product, whose own time is subtracted: as in a step, ranks are not quite at one,
+caches hold something else, and whoever waits sleeps.
 """
 
 from __future__ import annotations
@@ -20,13 +23,16 @@ import torch.distributed as dist
 
 from partitioner.errors import InputError
 from runtime.heap import keep_freed_memory
-from runtime.links import PAYLOADS, Link, link_probes, links_of
+from runtime.links import PAYLOADS, Link, exchange, link_probes, links_of
 from runtime.probes import Call, Probe, device_probes, keeps_scores
 from runtime.world import everywhere, finish_ranks, is_first, largest, start_ranks
 
 MOST_CALLS = 400
 ROUNDS, QUICK_ROUNDS = 5, 2
 WINDOW_SECONDS, QUICK_WINDOW_SECONDS = 0.05, 0.01
+SIDES, PRODUCTS = {"cpu": 512, "cuda": 4096}, 6  # of a product between calls; how many something may hide behind
+LEAST_SECONDS = 1e-6
+Works = list[dist.Work]
 Say = Callable[[int, int, str], None]
 
 
@@ -44,7 +50,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Sweep:
-    """All samples and what the device says of itself; ``spread``: relative standard deviation of the ranks' speed."""
+    """All samples and what the device says of itself; ``spread``: relative standard deviation of the ranks' speed.
+
+    ``hidden_share`` and ``hidden_sends``: of an all_reduce and of a send, what passes beside products.
+    """
 
     ranks: int
     nodes: int
@@ -54,6 +63,7 @@ class Sweep:
     multiprocessors: int
     keeps_scores: bool
     hidden_share: float
+    hidden_sends: float
     spread: float
     torch: str
     samples: tuple[Sample, ...]
@@ -87,7 +97,8 @@ def sweep(quick: bool, say: Say) -> Sweep:
     multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
     return Sweep(
         world, world // local, _name(device), device.type, memory, multiprocessors, keeps_scores(device),
-        _hidden_share(device, links), _spread(probes, rows), torch.__version__, tuple(samples),
+        _hidden_share(device, links, _reduced), _hidden_share(device, links, _sent), _spread(probes, rows),
+        torch.__version__, tuple(samples),
     )  # fmt: skip
 
 
@@ -110,7 +121,8 @@ def _measure(probes: list[Probe], device: torch.device, quick: bool, say: Say) -
     found: list[list[float]] = [[] for _ in probes]
     for number in range(rounds):
         for n, probe in enumerate(probes):
-            found[n].append(_seconds(probe.make(), device, window) / probe.calls)
+            timed = _seconds_behind_a_product if probe.ranks > 1 else _seconds
+            found[n].append(timed(probe.make(), device, window) / probe.calls)
             say(number * len(probes) + n + 1, rounds * len(probes), probe.kind)
     return found
 
@@ -120,6 +132,22 @@ def _seconds(call: Call, device: torch.device, window: float) -> float:
     _elapsed(call, device, 1)
     once = largest(_elapsed(call, device, 1))
     return _elapsed(call, device, max(2, min(MOST_CALLS, int(window / once))))
+
+
+def _seconds_behind_a_product(call: Call, device: torch.device, window: float) -> float:
+    product = _product(device)
+
+    def both() -> None:
+        product()
+        call()
+
+    return max(_seconds(both, device, window) - _seconds(product, device, window), LEAST_SECONDS)
+
+
+def _product(device: torch.device) -> Call:
+    side = SIDES[device.type]
+    x, y = torch.ones(side, side, device=device), torch.empty(side, side, device=device)
+    return lambda: torch.mm(x, x, out=y)
 
 
 def _elapsed(call: Call, device: torch.device, calls: int) -> float:
@@ -132,27 +160,37 @@ def _elapsed(call: Call, device: torch.device, calls: int) -> float:
     return (time.perf_counter() - began) / calls
 
 
-def _hidden_share(device: torch.device, links: list[Link]) -> float:
-    """How much of an all_reduce of all ranks of the largest group passes beside products, of what could."""
+def _hidden_share(device: torch.device, links: list[Link], start: Callable[[torch.Tensor, Link], Works]) -> float:
+    """How much of what ``start`` starts on the largest group passes beside products, of what could."""
     link = max(links, key=lambda found: found.ranks)
-    side = 1024 if device.type == "cpu" else 8192
-    x, y = torch.ones(PAYLOADS[device.type][-1] // 4, device=device), torch.ones(side, side, device=device)
+    x, product = torch.ones(PAYLOADS[device.type][-1] // 4, device=device), _product(device)
 
     def compute() -> None:
-        torch.mm(y, y)
+        for _ in range(PRODUCTS):
+            product()
 
     def moved() -> None:
-        dist.all_reduce(x, group=link.group)
+        for work in start(x, link):
+            work.wait()
 
     def both() -> None:
-        work = dist.all_reduce(x, group=link.group, async_op=True)
+        works = start(x, link)
         compute()
-        if work is not None:
+        for work in works:
             work.wait()
 
     rows = [[largest(_seconds(call, device, WINDOW_SECONDS)) for call in (compute, moved, both)] for _ in range(3)]
     shares = [(a + b - together) / min(a, b) for a, b, together in rows]
     return max(0.0, min(1.0, statistics.median(shares)))
+
+
+def _reduced(x: torch.Tensor, link: Link) -> Works:
+    work = dist.all_reduce(x, group=link.group, async_op=True)
+    return [work] if work is not None else []
+
+
+def _sent(x: torch.Tensor, link: Link) -> Works:
+    return exchange(x, torch.empty_like(x), link)
 
 
 def _memory_bytes(device: torch.device, local: int) -> float:

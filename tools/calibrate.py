@@ -121,7 +121,6 @@ def rows(cluster: Cluster, found: Sweep) -> list[list[str]]:
          f"{peak / 1e9:.4g} GFLOP/s"] for dtype, peak in device.flops_per_second.items()
     ]
     reached = [_flops(s) / device.flops_per_second[s.dtype] for s in _kind(found, "gemm")]
-    hidden = f"{100 * found.hidden_share:.0f} % hidden"
     listed += [
         ["training-sized products", _range(reached, "of the peak"), f"{device.gemm_efficiency:.3f}"],
         ["add, copy", _range([s.size[0] / s.seconds / 1e9 for s in _kind(found, "add", "copy")], "GB/s"),
@@ -133,11 +132,16 @@ def rows(cluster: Cluster, found: Sweep) -> list[list[str]]:
         ["blocks, against their parts", f"{len(_kind(found, 'block')) - 1} sizes", f"{software.efficiency:.3f}"],
         ["ranks' speed", f"{100 * found.spread:.1f} % apart", f"{device.spread:.4f}"],
         ["memory of a rank", size(found.memory_bytes), size(device.memory_bytes)],
-        ["all_reduce beside products", hidden, "overlaps" if software.overlap_gradients else "waits"],
+        ["all_reduce beside products", _hidden(found.hidden_share), "hides" if software.overlap_gradients else "waits"],
+        ["sends beside products", _hidden(found.hidden_sends), "hide" if software.overlap_sends else "wait"],
     ]  # fmt: skip
     fits = link_fits(found)
     links = {"node": cluster.node, "network": cluster.network}
     return listed + [_link_row(name, fits[name], link) for name, link in links.items()]
+
+
+def _hidden(share: float) -> str:
+    return f"{100 * share:.0f} % hidden"
 
 
 def _kind(found: Sweep, *kinds: str) -> list[Sample]:
@@ -193,7 +197,8 @@ def toml(cluster: Cluster, found: Sweep, day: datetime.date) -> str:
         "",
         "[software]",
         f"efficiency = {_number(software.efficiency)}  # a block of a transformer against the sum of its parts",
-        f"overlap_gradients = {str(software.overlap_gradients).lower()}  # {100 * found.hidden_share:.0f} % hidden",
+        f"overlap_gradients = {str(software.overlap_gradients).lower()}  # {_hidden(found.hidden_share)}",
+        f"overlap_sends = {str(software.overlap_sends).lower()}  # {_hidden(found.hidden_sends)}",
         *([f"dispatch_seconds = {_number(software.dispatch_seconds)}"] if software.dispatch_seconds else []),
     ]
     return "\n".join(lines) + "\n"

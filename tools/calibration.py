@@ -33,7 +33,7 @@ from runtime.sweep import Sample, Sweep
 POINTWISE_PASSES, POINTWISE_KERNELS = 13, 5  # of x by norm, gelu and sum, as work counts: 2 + 2 + 3, and back 3 + 3
 ATTENTION_READS, ATTENTION_KERNELS = 12, 3  # of q by fused attention, forward (4) and backward (8)
 ATTENTION_PRODUCTS = 3.5  # forward's and two and a half times as many backward
-LEAST_HIDDEN = 0.5  # share of an all_reduce that must pass beside products for a program to count on it
+LEAST_HIDDEN = 0.5  # share that must pass beside products for a program to count on it
 LEAST_EFFICIENCY = 1e-3
 ROUNDS = 20  # of least squares, each weighted by the last's predictions
 
@@ -89,9 +89,12 @@ def fit(sweep: Sweep, name: str) -> Cluster:
     assert seen is not None
     attention = "math" if sweep.keeps_scores else "flash"
     best = [max((_payload_rate(s) for s in _links(sweep, n)), default=0.0) for n in (False, True)]
+    software = Software(
+        overlap_gradients=sweep.hidden_share >= LEAST_HIDDEN, overlap_sends=sweep.hidden_sends >= LEAST_HIDDEN
+    )
     cluster = Cluster(
         name, attention, fit_device(sweep), _link(inside or seen, best[0] or best[1]), sweep.ranks // sweep.nodes,
-        _link(across or seen, best[1] or best[0]), 1, Software(overlap_gradients=sweep.hidden_share >= LEAST_HIDDEN),
+        _link(across or seen, best[1] or best[0]), 1, software,
     )  # fmt: skip
     return fit_blocks(sweep, cluster)
 
