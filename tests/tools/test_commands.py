@@ -138,7 +138,8 @@ def test_verify_passes_and_fails(plan: Path, tmp_path: Path, capsys: pytest.Capt
     assert "all equal" in capsys.readouterr().out
     (tmp_path / "unequal.py").write_text(UNEQUAL)
     unequal = tmp_path / "unequal.json"
-    assert main(["plan", f"{tmp_path / 'unequal.py'}:model", *PLACE, *SPLIT, "-o", str(unequal)]) == 0
+    divided = ["--pin", "head.weight=shard:0", "-o", str(unequal)]
+    assert main(["plan", f"{tmp_path / 'unequal.py'}:model", *PLACE, *SPLIT, *divided]) == 0
     assert main(["verify", str(unequal)]) == 1
     assert "NOT EQUAL" in capsys.readouterr().out
 
