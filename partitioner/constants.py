@@ -1,4 +1,4 @@
-"""Values that depend on no input and no parameter: masks recognised, batch dimensions trimmed, shared ones hoisted."""
+"""Values that depend on no input and no parameter: equal ones merged, masks recognised, batch dimensions trimmed."""
 
 from __future__ import annotations
 
@@ -59,6 +59,17 @@ def fold_masks(module: fx.GraphModule, buffers: dict[str, torch.Tensor], batch: 
         if outside and node.op == "call_function":
             _trim(graph, node, value, batch, outside)
     graph.eliminate_dead_code()
+
+
+def merge_equal(graph: fx.Graph) -> None:
+    """Constants that are computed alike become one (T5 makes a mask in each block)."""
+    fixed, first = constants(graph), dict[tuple[Any, str, str], fx.Node]()
+    for node in [n for n in graph.nodes if n in fixed and n.op == "call_function"]:
+        if torch.Tag.nondeterministic_seeded not in node.target.tags:
+            known = first.setdefault((node.target, str(node.args), str(node.kwargs)), node)
+            if known is not node:
+                node.replace_all_uses_with(known)
+                graph.erase_node(node)
 
 
 def slice_indexes(graph: fx.Graph, buffers: dict[str, torch.Tensor]) -> None:

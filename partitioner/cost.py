@@ -133,18 +133,23 @@ class Priced:
         """``crossing``, as a rank sends it."""
         return self._crossing(self.cluster.software.scatter_sends)
 
-    def _crossing(self, scattered: bool) -> list[float]:
+    @cached_property
+    def spans(self) -> dict[tuple[fx.Node, Placement], tuple[int, int, float]]:
+        """Of each value that units hand on: the places of its maker and of its last reader, and bytes."""
         units = self.folded.graph.units
         made = {self.folded.graph.nodes[name]: n for n, unit in enumerate(units) for name in unit.nodes}
-        spans: dict[tuple[fx.Node, Placement], tuple[int, float]] = {}
+        found = {}
         for n, unit in enumerate(units):
             for node, port in zip(self.folded.entering[unit], self.unit(unit).ports, strict=True):
-                whole = scattered and not isinstance(port.placement, Shard)
-                spans[node, port.placement] = n, port.bytes / (self.ranks if whole else 1)
-        found = [0.0] * (len(units) + 1)
-        for (node, _), (last, size) in spans.items():
-            for cut in range(made[node] + 1, last + 1):
-                found[cut] += size
+                found[node, port.placement] = made[node], n, port.bytes
+        return found
+
+    def _crossing(self, scattered: bool) -> list[float]:
+        found = [0.0] * (len(self.folded.graph.units) + 1)
+        for (_, placement), (made, last, size) in self.spans.items():
+            part = size / self.ranks if scattered and not isinstance(placement, Shard) else size
+            for cut in range(made + 1, last + 1):
+                found[cut] += part
         return found
 
     def unit(self, unit: Unit) -> UnitCost:

@@ -45,8 +45,8 @@ class Memory:
         starts = dict(zip(distinct.values(), np.cumsum([0, *map(len, tables)]), strict=False))
         self._table, self._starts = np.concatenate(tables), np.array([starts[n] for n in alike])
         received = np.array([0.0, *(stage.input_bytes for stage in split.stages[1:])])
-        self.sent = np.array([*(stage.output_bytes for stage in split.stages[:-1]), 0.0])
-        self.beside = np.maximum(received, self.sent) + gathered
+        sent = np.array([*(stage.output_bytes for stage in split.stages[:-1]), 0.0])
+        self.beside = np.maximum(received, sent) + gathered
 
     def peak(self, counts: Sequence[int]) -> float:
         """Of the fullest rank; ``counts`` (s): how many blocks are recomputed in the split's way."""
@@ -74,10 +74,9 @@ class Memory:
     def _filled(self, counts: Array) -> tuple[Array, Array, Array]:
         """What each stage keeps of a micro-batch (s), what each of its actions holds beside that and beside state
         (s, action): its own, weights gathered, the next action's receive; and bytes above what is fixed (m)."""
-        moments, (size, forward, backward, first, alone) = self.moments, self._table[self._starts + counts].T
+        moments, (kept, forward, backward, first, alone) = self.moments, self._table[self._starts + counts].T
         first = np.where(self.grown > 0, first if self.split.pp > 1 else alone, backward)
-        kept = size + self.sent
-        actions = np.stack((forward, backward - size, first - size), 1) + self.beside[:, None]
+        actions = np.stack((forward, backward - kept, first - kept), 1) + self.beside[:, None]
         inside = (moments.in_flight * kept[moments.stages]).sum(1) + (moments.grown * self.grown[moments.stages]).sum(1)
         return kept, actions, inside + actions[moments.acting, moments.action]
 

@@ -19,19 +19,23 @@ from partitioner.layout import Placement
 from partitioner.moments import Array
 from partitioner.price import state
 
+KEEP_ENTERING = frozenset({"full", "operators"})  # ways that keep whatever enters a block
+Key = tuple[fx.Node, Placement]
+
 
 def stage_kept(priced: Priced, units: Sequence[Unit], ways: Sequence[str]) -> dict[str, tuple[Kept, ...]]:
     """By way of recomputing, "none" and those asked for, when the first 0, 1, 2, ... blocks are recomputed so."""
     costs, beside = [priced.unit(u) for u in units], np.array(_beside(priced, units))
-    once, once_again = _kept_before(priced, units)
-    plain, full = _stacked([c.kept["none"] for c in costs], once, beside)
+    ends = _Ends(priced, units)
+    plain, full = ends.stacked([c.kept["none"] for c in costs], ends.known(frozenset()), beside)
     behind = np.maximum.accumulate(full[::-1])[::-1]
-    none = Kept(float(plain.sum()), Peaks(*behind[0].tolist()))
+    none = Kept(float(plain.sum()) + ends.received, Peaks(*behind[0].tolist()))
     found: dict[str, tuple[Kept, ...]] = {"none": (none,)}
     blocks = np.array([u.is_block for u in units])
     for way in ways:
         again = [c.kept[way if is_block else "none"] for c, is_block in zip(costs, blocks, strict=True)]
-        size, full = _stacked(again, np.where(blocks, once_again, once), beside)
+        keeping = frozenset(n for n, u in enumerate(units) if u.is_block and way in KEEP_ENTERING)
+        size, full = ends.stacked(again, ends.known(keeping), beside)
         freed = np.cumsum(plain - size)
         after = np.vstack((behind[1:], np.full((1, len(Peaks._fields)), -np.inf))) - freed[:, None]
         peaks = np.maximum(np.maximum.accumulate(full), after)
@@ -41,25 +45,56 @@ def stage_kept(priced: Priced, units: Sequence[Unit], ways: Sequence[str]) -> di
     return found
 
 
-def _stacked(rows: Sequence[Kept], known: Array, beside: Array) -> tuple[Array, Array]:
-    """Of units one after the other: bytes kept, and their peaks on top of what earlier ones keep."""
-    size = np.array([kept.bytes for kept in rows]) - known
-    before = np.cumsum(size) - size - known
-    return size, np.array([kept.peaks for kept in rows]) + beside + before[:, None]
+class _Ends:
+    """What a stage receives and hands on, which it holds from forward to backward whether or not a unit keeps it."""
 
+    def __init__(self, priced: Priced, units: Sequence[Unit]) -> None:
+        start, end = priced.place[units[0]], priced.place[units[-1]] + 1
+        self.priced, self.units = priced, units
+        self.held: set[Key] = set()
+        self.received, self.handed = 0.0, np.zeros(len(units))
+        for key, (made, last, size) in priced.spans.items():
+            if made < start <= last:
+                self.received += size
+                self.held.add(key)
+            elif start <= made < end <= last:
+                self.handed[made - start] += size
+                self.held.add(key)
 
-def _kept_before(priced: Priced, units: Sequence[Unit]) -> tuple[Array, Array]:
-    """Bytes of what enters a unit that an earlier one of the stage keeps already (an encoder's result, read by all
-    blocks of the decoder): where nothing is recomputed, and where what enters is kept."""
-    seen: set[tuple[fx.Node, Placement]] = set()
-    plain, again = list[float](), list[float]()
-    for unit in units:
-        rows = list(zip(priced.folded.entering[unit], priced.unit(unit).ports, strict=True))
-        known = [port for node, port in rows if (node, port.placement) in seen]
-        plain.append(sum(port.kept for port in known))
-        again.append(sum(port.bytes for port in known))
-        seen |= {(node, port.placement) for node, port in rows if port.kept}
-    return np.array(plain), np.array(again)
+    def known(self, keeping: frozenset[int]) -> tuple[Array, Array, Array]:
+        """Of what enters each unit and lies in the stage without it, held at an end or kept by an earlier unit (an
+        encoder's result, read by all blocks of the decoder): bytes that count among what the unit keeps, in its
+        forward's peak and in its backward's.
+
+        Units of the numbers ``keeping`` keep whatever enters them.
+        """
+        seen, found = set(self.held), list[tuple[float, float, float]]()
+        for n, unit in enumerate(self.units):
+            kept = forward = backward = 0.0
+            for node, port in zip(self.priced.folded.entering[unit], self.priced.unit(unit).ports, strict=True):
+                key, size = (node, port.placement), port.bytes if n in keeping else port.kept
+                if key in seen:
+                    kept += size
+                    forward += port.bytes if key in self.held else size
+                    backward += port.kept
+                else:
+                    backward -= size - port.kept
+                if size:
+                    seen.add(key)
+            found.append((kept, forward, backward))
+        return tuple(np.array(found).T)
+
+    def stacked(self, rows: Sequence[Kept], known: tuple[Array, Array, Array], beside: Array) -> tuple[Array, Array]:
+        """Of units one after the other: bytes kept, and their peaks on top of what lies there.
+
+        What is handed on lies there from its making, and all through backward.
+        """
+        kept, forward, backward = known
+        size = np.array([row.bytes for row in rows]) - kept + self.handed
+        before = self.received + np.cumsum(size) - size
+        behind = before + self.handed[::-1].cumsum()[::-1] - backward
+        on_top = np.array([before - forward, *(behind for _ in Peaks._fields[1:])]).T
+        return size, np.array([row.peaks for row in rows]) + beside + on_top
 
 
 def _beside(priced: Priced, units: Sequence[Unit]) -> list[Peaks]:

@@ -104,10 +104,13 @@ class Worker:
         """By stage: parameters, buffers and constants, once for the whole run."""
         found: dict[int, Named] = {}
         for index, stage in self.stages.items():
-            found[index] = {**parameters, **self.buffers}
+            given = {**parameters, **self.buffers}
+            found[index] = dict(given)
             if stage.constants:
                 with torch.no_grad():
                     stage.constants(found[index])
+                    made = {name: _alone(value) for name, value in found[index].items() if name not in given}
+                found[index] |= made
         return found
 
     def _last_backwards(self) -> dict[str, Action]:
@@ -195,6 +198,14 @@ class Worker:
         if kept.inputs:
             grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in kept.inputs]
             self.send(action, [g.contiguous() for g in grads])
+
+
+def _alone(value: torch.Tensor) -> torch.Tensor:
+    """The value without the larger one that it is a part of."""
+    reach = 1 + sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
+    if value.numel() == 0 or value.untyped_storage().nbytes() <= reach * value.itemsize:
+        return value
+    return value.as_strided((reach,), (1,)).clone().as_strided(value.shape, value.stride())
 
 
 def differentiable(program: Program) -> set[str]:
