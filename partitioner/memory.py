@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from torch import fx
 
 from partitioner.cost import Priced
 from partitioner.moments import Array, moments
@@ -41,6 +42,7 @@ class Memory:
         alike = np.array([distinct[id(stage)] for stage in split.stages])
         held = {n: self._held(split.stages[n]) for n in distinct.values()}
         self.fixed, self.grown, gathered = np.array([held[n] for n in alike]).T
+        self.fixed = self.fixed - self._twice()
         tables = [split.stages[n].sizes[split.recompute] for n in distinct.values()]
         starts = dict(zip(distinct.values(), np.cumsum([0, *map(len, tables)]), strict=False))
         self._table, self._starts = np.concatenate(tables), np.array([starts[n] for n in alike])
@@ -80,6 +82,17 @@ class Memory:
         inside = (moments.in_flight * kept[moments.stages]).sum(1) + (moments.grown * self.grown[moments.stages]).sum(1)
         return kept, actions, inside + actions[moments.acting, moments.action]
 
+    def _twice(self) -> Array:
+        """(s): state of parameters that an earlier stage of the same rank holds too."""
+        split, found = self.split, np.zeros(len(self.split.stages))
+        for own in self.own if any(stage.tied for stage in split.stages) else ():
+            seen = set[fx.Node]()
+            for n in own:
+                rows = [row for node, row in split.stages[n].tied.items() if node in seen]
+                found[n] = sum(state_bytes(k, s, self.software, split.zero, split.shards) for k, s, _ in rows)
+                seen |= split.stages[n].tied.keys()
+        return found
+
     def _held(self, stage: StageSums) -> tuple[float, float, float]:
         """Bytes of a stage's state, those of gradients that each step makes anew, and of ZeRO's gathered weights."""
         split, software = self.split, self.software
@@ -87,5 +100,6 @@ class Memory:
         gathered = 2.0 * stage.largest * stage.held[0][1] if split.zero == 3 and stage.held else 0.0
         own = software.gradient_bytes is None and split.replicas == 1
         grown = sum(n * state(s, software).gradient for n, s, is_partial in stage.held if own and not is_partial)
-        grown -= stage.tied_bytes if own and split.pp > 1 else 0.0
+        if own and split.pp > 1:
+            grown -= sum(n * state(s, software).gradient for n, s, is_partial in stage.tied.values() if not is_partial)
         return everything - grown, grown, gathered

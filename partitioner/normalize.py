@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from partitioner.canonical import canonicalize
-from partitioner.constants import fold_masks, merge_equal, plain_indexes, slice_indexes, sort_by_dependence
+from partitioner.constants import fold_masks, plain_indexes, slice_indexes, sort_by_dependence
 from partitioner.dropouts import key_dropouts
 from partitioner.experts import undo_sorting
 from partitioner.functional import functionalize, inline_regions
@@ -36,7 +36,6 @@ def normalize(module: fx.GraphModule, buffers: dict[str, torch.Tensor], batch: i
     plain_indexes(graph, buffers)
     key_dropouts(graph, batch)
     count_losses(graph)
-    merge_equal(graph)
     fold_masks(module, buffers, batch)
     sort_by_dependence(graph)
     _drop_unread(graph)

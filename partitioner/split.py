@@ -26,8 +26,8 @@ class StageSums:
     ``kept``: by way of recomputing, what the whole stage keeps when its first 0, 1, 2, ... blocks are recomputed so.
     ``input_bytes`` and ``output_bytes``: what it receives and hands on, ``sent_bytes`` of it by this rank. ``held``:
     parameters, alike ones added up; ``weight_bytes`` and ``gradient_bytes``: as they are gathered and summed,
-    ``partial_bytes`` of the latter Partial, ``tied_bytes`` of parameters that other units read too; ``largest``:
-    elements of the unit that has most.
+    ``partial_bytes`` of the latter Partial; ``tied``: parameters that other units read too; ``largest``: elements of
+    the unit that has most.
     """
 
     seconds: Seconds
@@ -45,7 +45,7 @@ class StageSums:
     weight_bytes: float
     gradient_bytes: float
     partial_bytes: float
-    tied_bytes: float
+    tied: Mapping[fx.Node, Held]
     largest: float
 
     @cached_property
@@ -57,6 +57,7 @@ class StageSums:
 def stage_sums(priced: Priced, units: Sequence[Unit], ways: Sequence[str] = ("full",)) -> StageSums:
     """Add up a stage; ``ways``: of recomputing, those that are asked for beside none."""
     rows, end, software = [priced.unit(u) for u in units], priced.place[units[-1]] + 1, priced.cluster.software
+    tied = priced.setting.tied
     parameters: dict[fx.Node, Held] = {}
     for unit in units:
         parameters |= priced.held[unit]
@@ -79,15 +80,9 @@ def stage_sums(priced: Priced, units: Sequence[Unit], ways: Sequence[str] = ("fu
         sum(n * min(size, state(size, software).weight) for (size, _), n in held.items()),
         sum(n * state(size, software).gradient for (size, _), n in held.items()),
         sum(n * state(size, software).gradient for (size, is_partial), n in held.items() if is_partial),
-        _tied_bytes(priced, parameters),
+        {node: row for node, row in parameters.items() if tied and priced.folded.own(node) in tied},
         max(sum(elements for elements, _, _ in priced.held[u].values()) for u in units),
     )
-
-
-def _tied_bytes(priced: Priced, parameters: Mapping[fx.Node, Held]) -> float:
-    tied, software = priced.setting.tied, priced.cluster.software
-    rows = [row for node, row in parameters.items() if priced.folded.own(node) in tied] if tied else []
-    return sum(n * state(size, software).gradient for n, size, is_partial in rows if not is_partial)
 
 
 @dataclass(frozen=True)

@@ -99,25 +99,28 @@ class _Ends:
 
 def _beside(priced: Priced, units: Sequence[Unit]) -> list[Peaks]:
     """What lies beside each unit's own in its backward: gradients of the parameters of the units behind it, where they
-    stay, those of values that units behind it read and earlier ones have made, and the gradient that the stage was
-    sent, which its last unit counts itself."""
+    stay; those of tied parameters, which wait for the first unit's part; those of values that units behind it read and
+    earlier ones have made; and the gradient that the stage was sent, which its last unit counts itself."""
     folded, tied = priced.folded, priced.setting.tied
-    seen, pending = set[fx.Node](), dict[tuple[fx.Node, Placement], float]()
+    shared = {n: unit for unit in reversed(units) for n in priced.held[unit] if tied and folded.own(n) in tied}
+    pending, waiting = dict[Key, float](), dict[fx.Node, float]()
     sent = priced.crossing[priced.place[units[-1]] + 1]
     found, stay, alone = list[Peaks](), 0.0, 0.0
     for unit in reversed(units):
         pending = {key: size for key, size in pending.items() if key[0].name not in unit.nodes}
-        back = sum(pending.values()) + (sent if found else 0.0)
+        back = sum(pending.values()) + sum(waiting.values()) + (sent if found else 0.0)
         found.append(Peaks(0.0, back, back + stay, back + alone))
         for node, (elements, size, is_partial) in priced.held[unit].items():
-            if node not in seen and not is_partial:
-                made = elements * state(size, priced.cluster.software).gradient
+            made = 0.0 if is_partial else elements * state(size, priced.cluster.software).gradient
+            if node not in shared:
+                stay += made
                 alone += made
-                stay += 0.0 if tied and folded.own(node) in tied else made
-            seen.add(node)
+            elif shared[node] is unit:
+                waiting.pop(node, None)
+                alone += made
+            else:
+                waiting[node] = elements * size
         for node, port in zip(folded.entering[unit], priced.unit(unit).ports, strict=True):
             if folded.own(folded.node[node]) in folded.differentiable:
                 pending[node, port.placement] = port.bytes
     return found[::-1]
-
-

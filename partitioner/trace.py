@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from partitioner.blocks import find_units
 from partitioner.check import check_graph
+from partitioner.constants import merge_equal
 from partitioner.dropouts import separate_units
 from partitioner.errors import InputError
 from partitioner.graph import Graph, ParameterInfo, gradient_free, placeholders
@@ -57,6 +58,7 @@ class _Captured:
 
 
 def _graph(captured: _Captured, nodes: fx.Graph, batch: int) -> Graph:
+    merge_equal(nodes)
     units = find_units(nodes)
     separate_units(nodes, units)
     fixed, prelude = gradient_free(nodes)

@@ -1,4 +1,4 @@
-"""Predicted peaks of every model and family are those that MemTracker counts: within 2 %, two models within more."""
+"""Predicted peaks of every model and family are those that MemTracker counts, within 2 %."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ _GATED: dict[str, object] = _WIDTHS | {"intermediate_size": 1536, "num_key_value
 _T5: dict[str, object] = {
     "num_layers": 4, "d_model": 512, "d_ff": 2048, "num_heads": 8, "d_kv": 64, "vocab_size": 8192,
 }  # fmt: skip
-SHARED = {"t5": 0.10, "whisper": 0.025}  # decoders that read one encoder's result: what stages share is not exact
 MODELS: list[tuple[str, Mapping[str, object], int | None]] = [
     *((name, _GATED, 256) for name in ("llama", "qwen3", "mistral", "phi3", "gemma2", "gemma3_text")),
     *((name, _WIDTHS, 256) for name in ("gpt2", "opt", "gpt_neox", "bert")),
@@ -31,4 +30,4 @@ MODELS: list[tuple[str, Mapping[str, object], int | None]] = [
 def test_predicted_peaks_are_counted_ones(name: str, settings: Mapping[str, object], seq: int | None) -> None:
     found = errors(f"hf:{name}", settings, seq)
     assert len(found) >= 10
-    assert beyond(found, SHARED.get(name, MOST)) == {}
+    assert beyond(found, MOST) == {}

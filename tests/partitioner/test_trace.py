@@ -40,6 +40,14 @@ def test_no_square_mask_is_kept_where_a_flag_says_it(name: str) -> None:
         assert all(n.args[3] is None and n.args[5] is True for n in attention)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_no_constant_is_there_twice(name: str) -> None:
+    graph = traced(name)[1]
+    made = [graph.nodes[n] for n in graph.constants if graph.nodes[n].op == "call_function"]
+    assert len({(n.target, str(n.args), str(n.kwargs)) for n in made}) == len(made)
+    assert made or name != "t5"
+
+
 def test_aux_loss_is_refused_by_name() -> None:
     model, batch = make("mixtral", output_router_logits=True)
     assert "mixes samples" in str(trace(model, batch).inseparable)

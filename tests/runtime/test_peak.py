@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import pytest
@@ -18,13 +18,16 @@ GPT = f"{Path(__file__).parents[2] / 'examples' / 'gpt.py'}:model"
 RANKS, BATCH, MOST = 4, 16, 0.02
 
 
-def errors(spec: str, settings: Mapping[str, object], seq: int | None = None) -> dict[str, float]:
-    """By family and pipeline rank: the share by which the prediction is off; the first of ranks that are alike."""
+def errors(
+    spec: str, settings: Mapping[str, object], seq: int | None = None, only: Collection[str] = ()
+) -> dict[str, float]:
+    """By family (of ``only``, or all) and pipeline rank: the share by which the prediction is off; the first of ranks
+    that are alike."""
     source = load(spec, dict(settings), seq=seq, meta=True)
     graph = trace(source.module, source.batch)
     cluster = Cluster.load("dgx-a100", devices=RANKS)
     found: dict[str, float] = {}
-    for family in families(graph, RANKS, BATCH):
+    for family in (f for f in families(graph, RANKS, BATCH) if not only or f.name in only):
         plan = search(graph, cluster, BATCH, family.pins)
         program, pp = lower(graph, plan), plan.decisions.mesh["pp"]
         for rank in alike(program):
@@ -46,4 +49,11 @@ def test_predicted_peaks_are_counted_ones(options: Mapping[str, object]) -> None
     size: dict[str, object] = {"vocab": 8192, "hidden": 512, "heads": 8, "seq": 256, "layers": 4}
     found = errors(GPT, size | options)
     assert len(found) >= 14
+    assert beyond(found) == {}
+
+
+def test_stages_that_share_an_encoders_result_and_an_embedding() -> None:
+    size = {"num_layers": 2, "d_model": 256, "d_ff": 1024, "num_heads": 4, "d_kv": 64, "vocab_size": 4096}
+    found = errors("hf:t5", size, 128, {"pp 1f1b", "pp interleaved", "pp x dp"})
+    assert len(found) == 8
     assert beyond(found) == {}
