@@ -191,7 +191,7 @@ class _Backward:
             divided = isinstance(step.reads[0][1], Shard)
             size = self.keeping.hidden.get(node, 0.0)
             return -size if divided else size  # the divided one turns its log-softmax into the gradient in place
-        if str(node.target) == ATTENTION and self.live.setting.attention == "math":
+        if self.live.setting.writes_scores(node):
             return 2 * scores_bytes(self.live.setting, node, self.live.solution.strategies[node])
         return 0.0
 

@@ -7,7 +7,7 @@ from torch import fx
 
 from partitioner.fold import Folded
 from partitioner.rules import rule_of
-from partitioner.shapes import operands
+from partitioner.shapes import operands, shape_of
 from partitioner.strategies import is_tensor
 
 ATTENTION = "aten.scaled_dot_product_attention.default"
@@ -45,6 +45,14 @@ def base(node: fx.Node) -> fx.Node:
     while _is_view(node):
         node = operands(node)[0]
     return node
+
+
+def repeats_heads(node: fx.Node) -> bool:
+    """Whether attention broadcasts fewer heads of keys than of queries, which no fused kernel does unless told to."""
+    if str(node.target) != ATTENTION or node.kwargs.get("enable_gqa", False):
+        return False
+    query, key = (shape_of(n)[:-2] for n in operands(node)[:2])
+    return query != key
 
 
 def _is_core_product(node: fx.Node) -> bool:

@@ -6,7 +6,7 @@ from functools import cached_property
 
 from torch import fx
 
-from partitioner.fusion import ATTENTION, base, is_copy, readers
+from partitioner.fusion import ATTENTION, base, is_copy, readers, repeats_heads
 from partitioner.layout import REPLICATE, WHOLE, Placement
 from partitioner.rules import rule_of
 from partitioner.saved import saved
@@ -50,14 +50,15 @@ class Keeping:
         setting, rule, strategy = self.setting, rule_of(str(node.target)), self.solution.strategies[node]
         if node not in self.folded.differentiable:
             return 0.0
-        if str(node.target) == ATTENTION and setting.attention == "math":
+        if setting.writes_scores(node):
             return 0.0 if node in self.without else scores_kept(setting, node, strategy)
         if not rule or not rule.hidden or (node in self.without and str(node.target) != ATTENTION):
             return 0.0
         return hidden_bytes(setting, node) * op_share(setting, node, strategy)
 
     def _save(self, node: fx.Node) -> None:
-        for value in saved(node, self.folded.differentiable):
+        copied = operands(node)[1:3] if repeats_heads(node) else []  # of which attention keeps repetitions
+        for value in (v for v in saved(node, self.folded.differentiable) if v not in copied):
             key = self.lies(value, self._placement(node, value))
             outside = not self._is_port(key[0]) and key[0] not in self.folded.node
             rebuilt = node in self.without and key[0] in self.without

@@ -20,7 +20,7 @@ from torch import fx
 from partitioner.cluster import Cluster
 from partitioner.equations import Strategy
 from partitioner.fold import Folded, is_parameter
-from partitioner.fusion import ATTENTION, base, core, internal, is_copy
+from partitioner.fusion import ATTENTION, base, core, internal, is_copy, repeats_heads
 from partitioner.layout import Placement, Shard
 from partitioner.rules import Rule, rule_of
 from partitioner.saved import saved
@@ -76,6 +76,10 @@ class Setting:
     def of(folded: Folded, cluster: Cluster, ranks: int, cp: int = 1) -> Setting:
         """With the cluster's attention and kernels."""
         return Setting(folded, ranks, cp, cluster.attention, cluster.software.fused)
+
+    def writes_scores(self, node: fx.Node) -> bool:
+        """Whether an op is attention that no fused kernel computes."""
+        return str(node.target) == ATTENTION and self.attention == "math" or repeats_heads(node)
 
     def share(self, node: fx.Node, placement: Placement) -> float:
         """The share of a value that the fullest rank holds."""
@@ -185,7 +189,7 @@ def _attention(setting: Setting, node: fx.Node, strategy: Strategy) -> tuple[Wor
     gather = setting.cp  # keys and values are whole again on each rank
     reads = setting.bytes(operands(node)[0], strategy.operands[0]) + setting.bytes(node, _result(strategy))
     reads += sum(setting.bytes(n, p) * gather for n, p in zip(operands(node)[1:3], strategy.operands[1:3], strict=True))
-    if setting.attention == "flash":
+    if not setting.writes_scores(node):
         flops = rule.flops(op_of(node)) * part
         forward = Work(dtype, (), flops, reads, 1)
         return forward, Work(dtype, (), _FLASH_BACKWARD * flops, 2 * reads, 2)
@@ -214,9 +218,11 @@ def scores_bytes(setting: Setting, node: fx.Node, strategy: Strategy) -> float:
 
 
 def scores_kept(setting: Setting, node: fx.Node, strategy: Strategy) -> float:
-    """What unfused attention keeps: its softmax, and with dropout also a byte of mask and the product with it."""
+    """What unfused attention keeps: its softmax, with dropout also a byte of mask and the product with it; keys and
+    values repeated for each head."""
     size = node.meta["val"].element_size()
-    return scores_bytes(setting, node, strategy) * (2 + 1 / size if _drops(node) else 1)
+    repeated = 2 * setting.bytes(operands(node)[0], strategy.operands[0]) if repeats_heads(node) else 0.0
+    return scores_bytes(setting, node, strategy) * (2 + 1 / size if _drops(node) else 1) + repeated
 
 
 def _drops(node: fx.Node) -> bool:
