@@ -139,7 +139,7 @@ class _Cutting:
 
     def recomputed(self, plain: Split) -> Iterator[tuple[Split, float]]:
         """Nothing; of each way that is admitted the least that fits, and all blocks; with peak bytes."""
-        ways, room = self.ways, self.cluster.device.memory_bytes
+        ways, room = self.ways, self.cluster.device.room
         if self.fixed.admits("recompute", "none"):
             peak_bytes = Memory(self.priced, plain).peak(plain.recomputed)
             yield plain, peak_bytes

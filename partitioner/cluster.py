@@ -23,7 +23,8 @@ class Device:
     """One accelerator. ``flops_per_second`` are dense peaks by dtype; efficiencies are the shares of peak reached.
 
     ``multiprocessors`` work on tiles of a product in waves; ``attention_efficiency`` is fused attention's; ``spread``
-    is the standard deviation of the devices' speed, all of which wait for the slowest. ``dollars_per_hour`` and
+    is the standard deviation of the devices' speed, all of which wait for the slowest. ``allocator_share``: of what a
+    caching allocator has reserved, what tensors fill at their most. ``dollars_per_hour`` and
     ``watts`` are None where the file does not give them.
     """
 
@@ -37,8 +38,14 @@ class Device:
     multiprocessors: int
     spread: float
     flops_per_second: Mapping[str, float]
+    allocator_share: float = 1.0
     dollars_per_hour: float | None = None
     watts: float | None = None
+
+    @property
+    def room(self) -> float:
+        """Bytes that tensors can fill."""
+        return self.memory_bytes * self.allocator_share
 
 
 @dataclass(frozen=True)
@@ -228,8 +235,8 @@ def _number(value: Any, where: str, origin: str) -> None:
     may_be_zero = where.endswith(("_seconds", "spread", "contention", "gradient_bytes", "optimizer_bytes"))
     if not is_number or value < 0 or (value == 0 and not may_be_zero):
         raise InputError(f"{origin}: {where} must be a positive number, it is {value!r}")
-    if where.endswith("efficiency") and value > 1:
-        raise InputError(f"{origin}: {where} is a share of the peak and at most 1, it is {value!r}")
+    if where.endswith(("efficiency", "share")) and value > 1:
+        raise InputError(f"{origin}: {where} is a share and at most 1, it is {value!r}")
 
 
 def _table(found: Any, key: str, origin: str) -> Mapping[str, Any]:

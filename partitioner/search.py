@@ -74,7 +74,7 @@ def search(
     found = list(candidates(graph, cluster, global_batch, fixed, plan_only, progress))
     if not found:
         raise InputError(conflict(graph, cluster, global_batch, fixed, plan_only))
-    room = cluster.device.memory_bytes
+    room = cluster.device.room
     fitting = [t for t in found if t.peak_bytes <= room]
     if not fitting:
         raise DoesNotFit(too_large(min(found, key=lambda t: t.peak_bytes), room))

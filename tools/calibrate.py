@@ -190,6 +190,7 @@ def toml(cluster: Cluster, found: Sweep, day: datetime.date) -> str:
         f"attention_efficiency = {_number(device.attention_efficiency)}",
         f"multiprocessors = {device.multiprocessors}",
         f"spread = {_number(device.spread)}",
+        *([f"allocator_share = {device.allocator_share}  # not measured"] if device.allocator_share < 1 else []),
         "[device.flops_per_second]  # best product",
         *(f"{dtype} = {_number(peak)}" for dtype, peak in device.flops_per_second.items()),
         *_link_lines("node", cluster.node, fits["node"], cluster.node_devices),

@@ -33,6 +33,7 @@ from runtime.sweep import Sample, Sweep
 POINTWISE_PASSES, POINTWISE_KERNELS = 13, 5  # of x by norm, gelu and sum, as work counts: 2 + 2 + 3, and back 3 + 3
 ATTENTION_READS, ATTENTION_KERNELS = 12, 3  # of q by fused attention, forward (4) and backward (8)
 ATTENTION_PRODUCTS = 3.5  # forward's and two and a half times as many backward
+ALLOCATOR_SHARE = {"cuda": 0.9}  # not measured: the presets' fit, docs/accuracy.md
 LEAST_HIDDEN = 0.5  # share that must pass beside products for a program to count on it
 LEAST_EFFICIENCY = 1e-3
 ROUNDS = 20  # of least squares, each weighted by the last's predictions
@@ -149,8 +150,9 @@ def fit_device(sweep: Sweep) -> Device:
     launch = statistics.median(s.seconds / s.size[0] for s in kinds["launch"])
     stream = max(s.size[0] / s.seconds for s in (*kinds["add"], *kinds["copy"]))
     device = Device(
-        sweep.device, sweep.memory_bytes, stream, launch, 1.0, 1.0, 1.0, sweep.multiprocessors, sweep.spread, peaks
-    )
+        sweep.device, sweep.memory_bytes, stream, launch, 1.0, 1.0, 1.0, sweep.multiprocessors, sweep.spread, peaks,
+        ALLOCATOR_SHARE.get(sweep.kind, 1.0),
+    )  # fmt: skip
     device = replace(device, memory_efficiency=_share(_pointwise(s, launch) / stream for s in kinds["pointwise"]))
     device = replace(device, gemm_efficiency=_share(_product_share(s, device) for s in kinds["gemm"]))
     if sweep.keeps_scores:

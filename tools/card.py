@@ -6,7 +6,7 @@ from rich.console import Group
 from rich.panel import Panel
 from rich.text import Text
 
-from partitioner import Plan
+from partitioner import Cluster, Plan
 from partitioner.plan import Decisions
 from tools.screen import seconds, size, table
 
@@ -72,7 +72,7 @@ def _card(plan: Plan) -> Panel:
         f"global batch {plan.global_batch} = {d.mesh['dp']} dp x {d.micro_batches} micro-batches of {d.micro_batch}, "
         f"{recompute_words(d)}{f', ZeRO {d.zero}' if d.zero else ''}",
         f"step {seconds(plan.cost.step_seconds)}, {targets_per_second(plan):,.4g} tokens/s, "
-        f"peak memory {size(plan.cost.peak_bytes)} of {size(plan.cluster['device']['memory_bytes'])}",
+        f"peak memory {size(plan.cost.peak_bytes)} of {size(Cluster.from_dict(plan.cluster).device.room)}",
         *_price(plan),
         *([f"to look at only: {', '.join(d.plan_only)} can't be executed yet"] if d.plan_only else []),
         *plan.notes,

@@ -80,11 +80,11 @@ def plans_of(
     graph = trace(source.module, source.batch)
     model = {"entry": entry, "settings": source.settings, "seq": source.seq}
     found = list(candidates(graph, cluster, batch, read_pins(pins, graph), False, lambda _: None))
-    fitting = [t for t in found if t.peak_bytes <= cluster.device.memory_bytes]
+    fitting = [t for t in found if t.peak_bytes <= cluster.device.room]
     if not found:
         raise InputError(f"no plan divides {batch} samples over {cluster.devices} ranks with these pins")
     if not fitting:
-        raise DoesNotFit(too_large(min(found, key=lambda t: t.peak_bytes), cluster.device.memory_bytes))
+        raise DoesNotFit(too_large(min(found, key=lambda t: t.peak_bytes), cluster.device.room))
     priced = [(t, price(t.priced, t.split)) for t in fitting]
     ranked = sorted(priced, key=lambda row: (round(row[1].step_seconds, 9), *row[0].plainness))
     made: dict[str, Plan] = {}

@@ -21,7 +21,7 @@ LEAST_RANKED = 8  # rows of one model and GPU count for a rank correlation to me
 
 @dataclass(frozen=True)
 class Predicted:
-    """A run beside its prediction."""
+    """A run beside its prediction; ``peak_bytes``: what an allocator reserves."""
 
     run: Run
     step_seconds: float
@@ -82,8 +82,8 @@ def validate_command(options: argparse.Namespace) -> int:
         for number, run in enumerate(sorted(runs, key=lambda r: str(r.size))):
             say(f"{number} of {len(runs)} runs predicted")  # type: ignore[operator]
             try:
-                cost = rerun.predict(run)
-                found.append(Predicted(run, cost.step_seconds, cost.peak_bytes))
+                cost, device = rerun.predict(run), rerun.cluster(run).device
+                found.append(Predicted(run, cost.step_seconds, cost.peak_bytes / device.allocator_share))
             except InputError as error:
                 refused.append(Refused(run.line, run.name, str(error)))
     found.sort(key=lambda p: p.run.line)

@@ -34,7 +34,7 @@ BROKEN = [
     (r"memory_bytes = .*", "memory_bytes = -1", "device.memory_bytes must be a positive number, it is -1"),
     (r"memory_bytes = .*", "", "device.memory_bytes is missing"),
     (r"memory_bytes = .*", 'memory_bytes = "80 GB"', "device.memory_bytes must be a positive number"),
-    (r"gemm_efficiency = .*", "gemm_efficiency = 80", "device.gemm_efficiency is a share of the peak"),
+    (r"gemm_efficiency = .*", "gemm_efficiency = 80", "device.gemm_efficiency is a share and at most 1"),
     (r"launch_seconds = .*", "launch_seconds = nan", "device.launch_seconds must be a positive number"),
     (r"watts = .*", "wats = 400", "unknown field device.wats"),
     (r"float64 = .*", "float63 = 1e12", "float63 is no dtype of torch"),

@@ -21,7 +21,18 @@ from partitioner.stages import Cuts
 from partitioner.step import price
 
 BATCH = 8
-FREE = Cluster.load("dgx-a100", devices=4)
+CLUSTER = Cluster.load("dgx-a100", devices=4)
+FREE = dataclasses.replace(CLUSTER, device=dataclasses.replace(CLUSTER.device, allocator_share=1.0))
+
+
+def test_tensors_fill_what_an_allocator_leaves_them() -> None:
+    graph = graph_of("gpt")
+    roomy = search(graph, FREE, BATCH)
+    half = dataclasses.replace(FREE.device, memory_bytes=roomy.cost.peak_bytes * 0.9)
+    whole = dataclasses.replace(half, memory_bytes=half.memory_bytes * 2, allocator_share=0.5)
+    plans = [search(graph, dataclasses.replace(FREE, device=device), BATCH) for device in (half, whole)]
+    assert plans[0].decisions == plans[1].decisions != roomy.decisions
+    assert plans[1].cost.peak_bytes <= whole.memory_bytes / 2
 
 
 def enumerated(graph: Graph, cluster: Cluster) -> tuple[float, int]:
@@ -48,7 +59,7 @@ def enumerated(graph: Graph, cluster: Cluster) -> tuple[float, int]:
                 for counts in itertools.product(*(range(s.blocks + 1) for s in sums)):
                     split = Split(sums, units, mesh, ("pp", "dp", "tp"), many, kind, virtual, "full", counts)
                     cost, tried = price(priced, split), tried + 1
-                    if cost.peak_bytes <= cluster.device.memory_bytes:
+                    if cost.peak_bytes <= cluster.device.room:
                         best = min(best, cost.step_seconds)
     return best, tried
 

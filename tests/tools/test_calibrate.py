@@ -112,6 +112,13 @@ def test_a_planted_cluster_comes_back() -> None:
         assert link.efficiency <= 1
 
 
+def test_a_gpus_allocator_fills_no_more_than_the_presets_share() -> None:
+    gpu = replace(planted(), kind="cuda")
+    assert fit(gpu, "planted").device.allocator_share == Cluster.load("dgx-h100").device.allocator_share
+    assert "allocator_share = 0.9" in calibrate.toml(fit(gpu, "planted"), gpu, datetime.date(2026, 1, 2))
+    assert fit(planted(), "planted").device.allocator_share == 1.0
+
+
 def test_kept_scores_are_unfused_attention() -> None:
     assert fit(planted(keeps_scores=True), "planted").attention == "math"
 
