@@ -45,8 +45,14 @@ def _alive(pid: int) -> bool:
 
 
 def _left(folder: Path) -> list[str]:
+    """Processes that live on; one that was killed takes the kernel a moment on a busy machine."""
     files = [f for f in folder.iterdir() if f.suffix == ""]
-    return [f.name for f in files if _alive(int(f.read_text()))]
+
+    def alive() -> list[str]:
+        return [f.name for f in files if _alive(int(f.read_text()))]
+
+    _wait_until(lambda: not alive(), 5.0)
+    return alive()
 
 
 def _wait_until(condition: object, seconds: float) -> None:
