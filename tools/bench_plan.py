@@ -9,6 +9,7 @@ import argparse
 import resource
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from partitioner import Cluster, search, trace
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     graph = _timed("trace", rows, lambda: trace(source.module, source.batch))
     plan = _timed("search", rows, lambda: search(graph, cluster, options.global_batch))
     mesh = " x ".join(f"{axis} {n}" for axis, n in plan.decisions.mesh.items())
-    output().print(table(options.model, ("part", "time", "peak memory so far"), rows))
+    output().print(table(Path(options.model).name, ("part", "time", "peak memory so far"), rows))
     output().print(f"{cluster.devices} devices, {plan.searched['candidates']} candidates: {mesh}")
     return 0
 
