@@ -24,8 +24,8 @@ class Device:
 
     ``multiprocessors`` work on tiles of a product in waves; ``attention_efficiency`` is fused attention's; ``spread``
     is the standard deviation of the devices' speed, all of which wait for the slowest. ``allocator_share``: of what a
-    caching allocator has reserved, what tensors fill at their most. ``dollars_per_hour`` and
-    ``watts`` are None where the file does not give them.
+    caching allocator has reserved, what tensors fill at their most. ``dollars_per_hour`` and ``watts`` are None where
+    the file does not give them.
     """
 
     name: str

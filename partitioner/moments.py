@@ -38,12 +38,12 @@ class Moments(NamedTuple):
 
 def moments(kind: str, pp: int, virtual: int, micro_batches: int) -> Moments:
     """Those of a schedule that none of the same rank and action exceeds in every number."""
-    return _moments(kind, pp, virtual, min(micro_batches, _enough(kind, pp, micro_batches)))
+    return _moments(kind, pp, virtual, _enough(kind, pp, micro_batches))
 
 
 def _enough(kind: str, pp: int, micro_batches: int) -> int:
-    """Micro-batches after which no rank is fuller than before."""
-    return {"gpipe": micro_batches, "1f1b": pp + 1}.get(kind, 3 * pp)
+    """So many micro-batches make every rank as full as it gets."""
+    return micro_batches if kind == "gpipe" else min(micro_batches, pp + 1 if kind == "1f1b" else 3 * pp)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -90,6 +90,6 @@ def _largest(rows: Iterator[_Moment]) -> list[_Moment]:
         numbers = np.array(list(group))
         turns = np.ones(len(numbers), dtype=bool)
         turns[1:-1] = np.diff(numbers, n=2, axis=0).any(1)
-        exceeded = (numbers[:, None] <= numbers[None, turns]).all(2).sum(1) > turns
+        exceeded = (numbers[:, None] <= numbers[None, turns]).all(2).sum(1) > turns  # by more than itself
         found += itertools.compress(group.values(), turns & ~exceeded)
     return found
