@@ -60,7 +60,7 @@ def test_stages_that_share_an_encoders_result_and_an_embedding() -> None:
 
 
 def test_attention_that_repeats_heads_writes_its_scores() -> None:
-    size = {"num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 4, "vocab_size": 1024}
+    size = {"num_hidden_layers": 4, "hidden_size": 512, "num_attention_heads": 8, "vocab_size": 8192}
     found = errors("hf:falcon", size, 256, {"tp", "pp 1f1b"})
     assert len(found) == 5
     assert beyond(found) == {}
