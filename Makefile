@@ -6,7 +6,7 @@ OUT ?= out
 BIN := .venv/bin
 SOURCES := partitioner runtime cutlass_ops tools examples tests
 
-.PHONY: install demo test parity lint types bench
+.PHONY: install demo test parity kernels lint types bench
 
 install: .venv/installed
 
@@ -24,10 +24,14 @@ demo: install
 	$(BIN)/partitioner run $(OUT)/plan.json --steps $(STEPS) --report $(OUT)/report.json
 
 test: install
-	$(BIN)/python -m pytest -m "not parity"
+	$(BIN)/python -m pytest -m "not parity and not kernels"
 
 parity: install
 	$(BIN)/python -m pytest -m parity
+
+kernels: install
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[cutlass]"
+	$(BIN)/python -m pytest -m kernels
 
 lint: install
 	$(BIN)/ruff check $(SOURCES)
