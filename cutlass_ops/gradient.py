@@ -14,12 +14,12 @@ Arg = str | float
 PRODUCT = "product"  # what the gradient calls the forward's accumulator, its own being another
 
 
-def gradient(gemm: Gemm, value: str, leaves: Sequence[str]) -> Gemm:
+def gradient(gemm: Gemm, value: str, leaves: Sequence[str], b: str = "k n") -> Gemm:
     """The GEMM whose product is the gradient of ``value`` and whose stores are those of ``leaves``, in their order.
 
     A leaf is a load over "m n" or a value that was stored, the accumulator too; what lies before it is not looked at,
     and the GEMM loads it by its own name (the accumulator as "product") in the dtype that it was stored in. ValueError
-    where a leaf does not reach ``value``.
+    where a leaf does not reach ``value``. ``b`` is how the next layer's weight lies, seen from its gradient's product.
     """
     tape = _Tape(gemm, {_loaded(leaf) for leaf in leaves})
     grads = tape.gradients(_loaded(value))
@@ -31,10 +31,13 @@ def gradient(gemm: Gemm, value: str, leaves: Sequence[str]) -> Gemm:
     ops = _live(tape.ops, targets)
     read = {arg for op in ops for arg in op.args}
     loads = tuple({load.name: load for load in (*gemm.loads, *stored) if load.name in read}.values())
+    for leaf in leaves:
+        if _loaded(leaf) in read and _loaded(leaf) not in {load.name for load in loads}:
+            raise ValueError(f"the gradient reads {leaf}, which is not stored")
     return Gemm(
         kind=gemm.kind,
         dtype=gemm.dtype,
-        b="k n",
+        b=b,
         loads=loads,
         ops=tuple(ops),
         stores=tuple(Store(target, gemm.dtype) for target in targets),
@@ -116,3 +119,16 @@ def _live(ops: list[Op], targets: list[str]) -> list[Op]:
         if op.value in needed:
             needed |= {arg for arg in op.args if isinstance(arg, str)}
     return [op for op in ops if op.value in needed]
+
+
+def depends(gemm: Gemm, value: str) -> set[str]:
+    """All that a value of the epilogue is computed from, itself too."""
+    args = {op.value: op.args for op in gemm.ops}
+    found: set[str] = set()
+    waiting = [value]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += [arg for arg in args.get(name, ()) if isinstance(arg, str)]
+    return found
