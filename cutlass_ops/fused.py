@@ -42,12 +42,22 @@ def eager(
     log: Log | None = None,
 ) -> Tensors:
     """x (*m, k) -> a tensor (*m, n) for each store. ``log`` counts the products that ran on a kernel, and why not."""
-    op = _layer(x, line, inner_line, transposed, keys)
+    op = layer_of(x.dtype, line, inner_line, transposed, keys)
+    return _Fused.apply(op, product(log), len(loads), x, weight, *loads, *inner)
 
-    def product(gemm: Gemm, a: torch.Tensor, b: torch.Tensor, loads: Sequence[torch.Tensor], key: str) -> Tensors:
+
+def product(log: Log | None) -> Product:
+    """A GEMM through ``dispatch``."""
+
+    def run(gemm: Gemm, a: torch.Tensor, b: torch.Tensor, loads: Sequence[torch.Tensor], key: str) -> Tensors:
         return dispatch.run(gemm, a, b, loads, key=key, log=log)
 
-    return _Fused.apply(op, product, len(loads), x, weight, *loads, *inner)
+    return run
+
+
+def layer_of(dtype: torch.dtype, line: str, inner_line: str, transposed: bool, keys: Sequence[str]) -> Layer:
+    """The layer that an op's literals say."""
+    return layer.layer(line, inner_line, transposed, _name(dtype), tuple(keys))  # type: ignore[arg-type]
 
 
 class _Fused(torch.autograd.Function):
@@ -70,12 +80,8 @@ class _Fused(torch.autograd.Function):
         return None, None, None, found.x, found.weight, *found.loads, *found.inner
 
 
-def _layer(x: torch.Tensor, line: str, inner_line: str, transposed: bool, keys: Sequence[str]) -> Layer:
-    return layer.layer(line, inner_line, transposed, _name(x), tuple(keys))  # type: ignore[arg-type]
-
-
-def _name(x: torch.Tensor) -> str:
-    return str(x.dtype).removeprefix("torch.")
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _gemm(
@@ -88,7 +94,7 @@ def _gemm(
     b_order: str,
     key: str,
 ) -> list[torch.Tensor]:
-    return _owned(dispatch.run(notation.read(line, _name(a), kind, a_order, b_order), a, b, loads, key=key))
+    return _owned(dispatch.run(notation.read(line, _name(a.dtype), kind, a_order, b_order), a, b, loads, key=key))
 
 
 def _fake_gemm(
@@ -101,7 +107,7 @@ def _fake_gemm(
     b_order: str,
     key: str,
 ) -> list[torch.Tensor]:
-    gemm = notation.read(line, _name(a), kind, a_order, b_order)
+    gemm = notation.read(line, _name(a.dtype), kind, a_order, b_order)
     rows = a.shape[:-1] if a_order == "m k" else (*a.shape[:-2], a.shape[-1])
     return [a.new_empty(*rows, b.shape[-2 if b_order == "n k" else -1]) for _ in gemm.stores]
 
@@ -116,7 +122,7 @@ def _linear(
     transposed: bool,
     keys: list[str],
 ) -> list[torch.Tensor]:
-    op = _layer(x, line, inner_line, transposed, keys)
+    op = layer_of(x.dtype, line, inner_line, transposed, keys)
     return _owned(dispatch.run(op.forward, x, weight, loads, key=op.keys[0]))
 
 
@@ -130,7 +136,7 @@ def _fake_linear(
     transposed: bool,
     keys: list[str],
 ) -> list[torch.Tensor]:
-    op = _layer(x, line, inner_line, transposed, keys)
+    op = layer_of(x.dtype, line, inner_line, transposed, keys)
     return [x.new_empty(*x.shape[:-1], weight.shape[1 if transposed else 0]) for _ in op.forward.stores]
 
 
@@ -141,7 +147,7 @@ def _owned(stores: Tensors) -> list[torch.Tensor]:
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[torch.Tensor]) -> None:
     x, weight, loads, inner, line, inner_line, transposed, keys = inputs
-    ctx.op = _layer(x, line, inner_line, transposed, keys)
+    ctx.op = layer_of(x.dtype, line, inner_line, transposed, keys)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*layer.kept(ctx.op, x, weight, tuple(loads), tuple(inner), tuple(output)))
 

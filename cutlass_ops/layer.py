@@ -88,12 +88,19 @@ def wgrad(op: Layer) -> Gemm:
     return Gemm("mm", op.forward.dtype, "k m", "k n", stores=(Store(ACCUMULATOR, op.forward.dtype),))
 
 
+@cache
+def reads(gemm: Gemm) -> tuple[str, ...]:
+    """The values that the gradients of an epilogue's stores read, loads and stores by name."""
+    rows = [_of_store(gemm, n).loads for n in range(len(gemm.stores))]
+    return tuple(dict.fromkeys(_stored(load.name) for row in rows for load in row))
+
+
 def kept(op: Layer, x: torch.Tensor, weight: torch.Tensor, loads: Tensors, inner: Tensors, stores: Tensors) -> Tensors:
     """What ``gradients`` reads: x, weight, values of the epilogue, values of the inner one."""
     own = {load.name: t for load, t in zip(op.forward.loads, loads, strict=True)}
     own |= {store.value: t for store, t in zip(op.forward.stores, stores, strict=True)}
     before = dict(zip(leaves(op.inner, 0), inner, strict=True)) if op.inner else {}
-    return x, weight, *(own[name] for name in _own_reads(op.forward)), *(before[name] for name in _inner_reads(op))
+    return x, weight, *(own[name] for name in reads(op.forward)), *(before[name] for name in _inner_reads(op))
 
 
 def gradients(
@@ -101,24 +108,33 @@ def gradients(
 ) -> Gradients:
     """From the stores' gradients; ``needs`` says which of x, weight and bias are asked for. None where none arrives."""
     x, weight, *rest = saved
-    names = _own_reads(op.forward)
-    found = _through(op.forward, dict(zip(names, rest, strict=False)), grads)
-    pre = found.pop(pre_activation(op.forward), None)
-    loads = [found.get(load.name) for load in op.forward.loads]
+    pre, loads = through(op, saved, grads, needs[2])
     count = len(leaves(op.inner, 0)) if op.inner else 0
     if pre is None:
         return Gradients(None, None, loads, [None] * count)
-    rows = pre.reshape(-1, pre.shape[-1])
-    if loads and op.forward.loads[0].over == "n" and needs[2]:
-        loads[0] = rows.sum(0)
     made: Optionals = [None]
     if needs[0] or count:
-        made = [*product(dgrad(op), pre, weight, rest[len(names) :], op.keys[1])]
-    dw: torch.Tensor | None = None
-    if needs[1]:
-        before = x.reshape(-1, x.shape[-1])
-        dw = product(wgrad(op), *((before, rows) if op.transposed else (rows, before)), (), op.keys[2])[0]
+        made = [*product(dgrad(op), pre, weight, rest[len(reads(op.forward)) :], op.keys[1])]
+    dw = weight_gradient(op, pre, x, product) if needs[1] else None
     return Gradients(None, dw, loads, made) if count else Gradients(made[0], dw, loads, [])
+
+
+def through(
+    op: Layer, saved: Tensors, grads: Sequence[torch.Tensor | None], biased: bool
+) -> tuple[torch.Tensor | None, Optionals]:
+    """The gradients of the pre-activation and of the loads; of a bias where it is asked for."""
+    found = _through(op.forward, dict(zip(reads(op.forward), saved[2:], strict=False)), grads)
+    pre = found.pop(pre_activation(op.forward), None)
+    loads = [found.get(load.name) for load in op.forward.loads]
+    if pre is not None and biased and loads and op.forward.loads[0].over == "n":
+        loads[0] = pre.reshape(-1, pre.shape[-1]).sum(0)
+    return pre, loads
+
+
+def weight_gradient(op: Layer, pre: torch.Tensor, x: torch.Tensor, product: Product) -> torch.Tensor:
+    """From the pre-activation's gradient and the operand."""
+    rows, before = pre.reshape(-1, pre.shape[-1]), x.reshape(-1, x.shape[-1])
+    return product(wgrad(op), *((before, rows) if op.transposed else (rows, before)), (), op.keys[2])[0]
 
 
 def _check(gemm: Gemm) -> None:
@@ -126,7 +142,7 @@ def _check(gemm: Gemm) -> None:
         is_first = n == 0 and (gemm.ops[0].op, gemm.ops[0].args) == ("add", (ACCUMULATOR, load.name))
         if load.over != "m n" and not (load.over == "n" and is_first):
             raise ValueError(f"{load.name}: a fused linear loads a bias, added first, and values over 'm n'")
-    _own_reads(gemm)
+    reads(gemm)
 
 
 def _through(
@@ -147,13 +163,6 @@ def _through(
 @cache
 def _of_store(gemm: Gemm, store: int) -> Gemm:
     return gradient(gemm, gemm.stores[store].value, leaves(gemm, store))
-
-
-@cache
-def _own_reads(gemm: Gemm) -> tuple[str, ...]:
-    """The values that the gradients of an epilogue's stores read."""
-    rows = [_of_store(gemm, n).loads for n in range(len(gemm.stores))]
-    return tuple(dict.fromkeys(_stored(load.name) for row in rows for load in row))
 
 
 @cache

@@ -11,6 +11,7 @@ from torch import fx
 
 from partitioner.batch import resize
 from partitioner.check import check_layouts, check_plan, check_program
+from partitioner.derived import BlockRow
 from partitioner.emit import Emitted, emit
 from partitioner.errors import InputError
 from partitioner.exports import Export, exports
@@ -19,6 +20,7 @@ from partitioner.graph import Graph, Unit
 from partitioner.layout import WHOLE, local_shape
 from partitioner.losses import count_targets
 from partitioner.plan import Decisions, Plan
+from partitioner.products import with_kernels
 from partitioner.program import Call, Parameter, Program, Stage, Value
 from partitioner.recall import recall
 from partitioner.schedule import schedule
@@ -54,7 +56,7 @@ def lower(graph: Graph, plan: Plan) -> Program:
     out = exports(folded, solution)
     split = stage_units(graph, decisions.stages)
     again = _recomputed(split, decisions)
-    lowered = _Lowered(graph, folded, solution, ranks, out, _calls(folded, solution, ranks, out, again))
+    lowered = _Lowered(graph, folded, solution, ranks, out, _calls(folded, solution, plan.blocks, ranks, out, again))
     module, names = count_targets(graph.module.graph)
     program = Program(
         stages=_stages(lowered, split),
@@ -104,7 +106,12 @@ def _recomputed(split: list[list[Unit]], decisions: Decisions) -> set[Unit]:
 
 
 def _calls(
-    folded: Folded, solution: Solution, ranks: int, out: dict[Unit, tuple[Export, ...]], again: set[Unit]
+    folded: Folded,
+    solution: Solution,
+    rows: tuple[BlockRow, ...],
+    ranks: int,
+    out: dict[Unit, tuple[Export, ...]],
+    again: set[Unit],
 ) -> dict[Unit, Call]:
     cache: dict[object, Emitted] = {}
     calls: dict[Unit, Call] = {}
@@ -113,7 +120,9 @@ def _calls(
             wanted = tuple((unit.nodes.index(e.node.name), e.placement) for e in out[unit])
             key = (group, wanted)
             if key not in cache:
-                cache[key] = emit(folded, solution, ranks, group, wanted)
+                emitted = emit(folded, solution, ranks, group, wanted)
+                module = with_kernels(emitted.module, rows[group].products, ranks)
+                cache[key] = Emitted(module, emitted.inputs)
             arguments = _arguments(folded, solution, unit, cache[key], group)
             names = tuple(e.name for e in out[unit])
             calls[unit] = Call(unit.name, cache[key].module, arguments, names, unit in again)

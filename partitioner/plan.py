@@ -16,9 +16,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from partitioner.derived import BlockRow, Candidate, Cost, OpRow, ProductRow, StageCost
 from partitioner.errors import InputError
 
-VERSION = 3
+VERSION = 4
 AXES = ("pp", "dp", "tp")  # and "cp" in plans that are not executed
 _MOST_BYTES = 64_000_000
 
@@ -49,86 +50,6 @@ class Decisions:
     def digest(self) -> str:
         """A short hash of all decisions."""
         return digest_of(asdict(self))
-
-
-@dataclass(frozen=True)
-class OpRow:
-    """One op of a representative block: what it is, how its operands and result lie, its seconds per micro-batch."""
-
-    name: str
-    op: str
-    module: str
-    shape: tuple[int, ...]
-    operands: tuple[Any, ...]
-    result: Any
-    forward_seconds: float
-    backward_seconds: float
-    collectives: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class BlockRow:
-    """Identical units and their one layout; ``ports`` are the placements of what they read of earlier units."""
-
-    units: tuple[str, ...]
-    is_block: bool
-    ports: tuple[Any, ...]
-    forward_seconds: float
-    backward_seconds: float
-    saved_bytes: float
-    parameter_bytes: float
-    ops: tuple[OpRow, ...]
-
-
-@dataclass(frozen=True)
-class StageCost:
-    """Seconds of one micro-batch and peak bytes of one (virtual) stage on its fullest rank."""
-
-    forward_seconds: float
-    backward_seconds: float
-    state_bytes: float
-    activation_bytes: float
-    transient_bytes: float
-
-    @property
-    def held_bytes(self) -> float:
-        """State and activations."""
-        return self.state_bytes + self.activation_bytes
-
-    @property
-    def peak_bytes(self) -> float:
-        """With what comes and goes."""
-        return self.held_bytes + self.transient_bytes
-
-
-@dataclass(frozen=True)
-class Cost:
-    """A step's price. The parts add up to ``step_seconds``; ``peak_bytes`` is of the fullest rank."""
-
-    step_seconds: float
-    compute_seconds: float
-    communication_seconds: float
-    bubble_seconds: float
-    sync_seconds: float
-    optimizer_seconds: float
-    peak_bytes: float
-    stages: tuple[StageCost, ...]
-    flops: float = 0.0
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A row of the ranking: what was tried and its price."""
-
-    mesh: dict[str, int]
-    micro_batch: int
-    schedule: str
-    virtual: int
-    recompute: str
-    zero: int
-    order: tuple[str, ...]
-    step_seconds: float
-    peak_bytes: float
 
 
 @dataclass(frozen=True)
@@ -263,7 +184,9 @@ def _block(where: _Reader) -> BlockRow:
         )
         for row in where.each("ops")
     )  # fmt: skip
-    return where.build(BlockRow, ops=ops, units=tuple(where.get("units", list)), ports=tuple(where.get("ports", list)))
+    products = tuple(row.build(ProductRow, kernels=tuple(row.get("kernels", list))) for row in where.each("products"))
+    units, ports = (tuple(where.get(key, list)) for key in ("units", "ports"))
+    return where.build(BlockRow, ops=ops, products=products, units=units, ports=ports)
 
 
 _KINDS: dict[str, type | tuple[type, ...]] = {

@@ -8,11 +8,12 @@ from typing import Any
 from torch import fx
 
 from partitioner.constants import module_path
+from partitioner.derived import BlockRow, OpRow
 from partitioner.equations import Strategy
 from partitioner.errors import InputError
 from partitioner.fold import Folded, Port
 from partitioner.layout import Placement, parse_placement, placement_json
-from partitioner.plan import BlockRow, OpRow, Plan, digest_of
+from partitioner.plan import Plan, digest_of
 from partitioner.shapes import operands
 from partitioner.solve import Solution
 from partitioner.strategies import is_tensor

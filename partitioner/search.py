@@ -15,17 +15,21 @@ from collections.abc import Generator, Iterator, Mapping
 
 from torch import fx
 
+from partitioner import products
 from partitioner.candidates import Progress, Tried, candidates
 from partitioner.cluster import Cluster
 from partitioner.conflicts import conflict
 from partitioner.cost import Priced
+from partitioner.derived import BlockRow, Candidate, Cost, ProductRow
+from partitioner.emit import emit
 from partitioner.errors import DoesNotFit, InputError
+from partitioner.exports import Export, exports
 from partitioner.graph import Graph, Unit
 from partitioner.layout import placement_json
 from partitioner.losses import targets_per_sample
 from partitioner.lower import unit_names
 from partitioner.pins import read_pins
-from partitioner.plan import BlockRow, Candidate, Cost, Decisions, Plan
+from partitioner.plan import Decisions, Plan
 from partitioner.price import op_seconds
 from partitioner.recall import by_pattern, graph_digest, op_rows
 from partitioner.rules import rule_of
@@ -223,6 +227,7 @@ def _candidate(tried: Tried, cost: Cost) -> Candidate:
 
 def _blocks(priced: Priced, names: dict[Unit, str]) -> Iterator[BlockRow]:
     folded, solution = priced.folded, priced.solution
+    out = exports(folded, solution)
     for g, units in enumerate(folded.groups):
         seconds: dict[fx.Node, tuple[float, float]] = {}
         for node in folded.body(g):
@@ -233,8 +238,14 @@ def _blocks(priced: Priced, names: dict[Unit, str]) -> Iterator[BlockRow]:
         cost = priced.groups[g]
         yield BlockRow(
             tuple(names[u] for u in units), units[0].is_block, ports, cost.seconds.forward, cost.seconds.backward,
-            cost.kept["none"].bytes, 0.0, op_rows(folded, solution, g, seconds),
+            cost.kept["none"].bytes, op_rows(folded, solution, g, seconds), _products(priced, g, out[units[0]]),
         )  # fmt: skip
+
+
+def _products(priced: Priced, group: int, out: tuple[Export, ...]) -> tuple[ProductRow, ...]:
+    first, ranks = priced.folded.groups[group][0], priced.setting.ranks
+    wanted = tuple((first.nodes.index(e.node.name), e.placement) for e in out)
+    return products.rows(emit(priced.folded, priced.solution, ranks, group, wanted).module, ranks)
 
 
 def _notes(priced: Priced) -> Iterator[str]:

@@ -12,8 +12,8 @@ from functools import cached_property
 
 from partitioner.cluster import Route
 from partitioner.cost import Priced
+from partitioner.derived import Cost, StageCost
 from partitioner.memory import Memory
-from partitioner.plan import Cost, StageCost
 from partitioner.price import ZERO, Seconds, collective_seconds, optimizer_seconds
 from partitioner.schedule import SPLIT, most_in_flight, rank_of, schedule, simulate
 from partitioner.split import Split, StageSums

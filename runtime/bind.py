@@ -14,7 +14,7 @@ from torch import fx
 
 import partitioner.collectives
 import partitioner.ops
-from cutlass_ops import gemm
+from cutlass_ops import fused, gemm
 from runtime import collectives, columns, first, vocabulary
 from runtime.collectives import Axis, Bound
 from runtime.groups import Groups
@@ -52,6 +52,9 @@ def bind(module: fx.GraphModule, groups: Groups) -> fx.GraphModule:
             _bind(node, groups, axes)
         elif _makes(node):
             node.kwargs = {**node.kwargs, "device": groups.device}
+    for node in graph.nodes:
+        if node.target == columns.FUSED:
+            node.target = _fused(groups)
     graph.lint()
     return fx.GraphModule(module, graph)
 
@@ -61,7 +64,8 @@ def _bind(node: fx.Node, groups: Groups, axes: dict[str, Axis]) -> None:
     name = str(node.args[position])
     if name not in axes:
         axes[name] = Axis.of(groups, name)
-    if node.target in columns.SOURCES and node.args[-1] is not False and columns.fuse(node, axes[name]):
+    is_column = node.target in columns.SOURCES and node.args[-1] is not False
+    if is_column and columns.fuse(node, axes[name], fused.product(groups.kernels)):
         return
     literals = [a for n, a in enumerate(node.args) if n not in operands and n != position]
     if node.target == own.all_reduce.default:
@@ -70,6 +74,13 @@ def _bind(node: fx.Node, groups: Groups, axes: dict[str, Axis]) -> None:
     node.meta["origin"] = node.target
     function.__name__ = str(node.target).split(".")[1]
     node.target, node.args = function, tuple(node.args[n] for n in operands)
+
+
+def _fused(groups: Groups) -> Bound:
+    def fused_linear(*arguments: Any) -> tuple[torch.Tensor, ...]:
+        return fused.eager(*arguments, log=groups.kernels)
+
+    return fused_linear
 
 
 def _makes(node: fx.Node) -> bool:

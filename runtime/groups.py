@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -67,6 +68,7 @@ class Groups:
         self.device = device or _device()
         self.backend = backend or (dist.get_backend() if dist.is_initialized() else "")
         self.log = Log()
+        self.kernels: Counter[str] = Counter()  # products that ran on a kernel, and the reasons of those that did not
         self._sizes = dict(program.mesh) | dict(program.axes)
         self._mesh = dict(program.mesh)
         self._made: dict[tuple[int, ...], dist.ProcessGroup] = {}

@@ -6,11 +6,11 @@ import argparse
 import sys
 
 from partitioner.errors import DoesNotFit, InputError
-from tools import calibrate, compare, diff, planning, run, show, validate, verify, weights
+from tools import calibrate, compare, diff, kernels, planning, run, show, validate, verify, weights
 from tools.screen import error_line
 
 EXIT_INPUT, EXIT_MEMORY = 2, 3
-COMMANDS = (planning, show, compare, diff, verify, validate, run, weights, calibrate)
+COMMANDS = (planning, show, compare, diff, verify, validate, run, weights, calibrate, kernels)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from partitioner import Plan
+from partitioner.derived import BlockRow, OpRow
 from partitioner.layout import parse_placement
-from partitioner.plan import BlockRow, OpRow
 from tools.screen import seconds
 
 _WEIGHTY = ("linear", "matmul", "attention", "embedding", "cross_entropy", "conv")

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from partitioner import Cluster, Plan, search, trace
 from partitioner.cluster import presets
+from partitioner.derived import Candidate
 from partitioner.errors import InputError
-from partitioner.plan import Candidate
 from tools.card import summary
 from tools.entry import parse_settings
 from tools.models import load

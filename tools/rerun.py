@@ -16,11 +16,11 @@ from partitioner import Cluster, trace
 from partitioner.batch import at_batch, resize
 from partitioner.choices import Prices
 from partitioner.cost import Priced, price_units
+from partitioner.derived import Cost
 from partitioner.errors import InputError
 from partitioner.fold import Folded, fold
 from partitioner.graph import Unit
 from partitioner.pins import read_pins
-from partitioner.plan import Cost
 from partitioner.solve import Solution, solve
 from partitioner.split import Split, stage_sums
 from partitioner.stages import Cuts
