@@ -15,7 +15,7 @@ from partitioner.fuse import Fusion, find
 from partitioner.kernelize import Keys, rewrite, split
 from partitioner.pointwise import local, source
 
-UNMEASURED = "no kernel was measured on this cluster"
+UNMEASURED = "no kernel measured"
 
 
 def rows(module: fx.GraphModule, ranks: int) -> tuple[ProductRow, ...]:

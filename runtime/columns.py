@@ -179,12 +179,13 @@ def fuse(node: fx.Node, axis: Axis, product: Product) -> bool:
     if not linears or not all(_is_linear(linear, node) for linear in linears):
         return False
     results = [result for linear in linears for result in _results(linear)]
+    numbers = {result: n for n, result in enumerate(results) if result is not None}
     arguments: list[Any] = []
     readers: list[Reader] = []
     for linear in linears:
         weight, rest, transposed, op = _parts(linear)
-        readers.append(Reader(transposed, op, tuple(results.index(t) if t in results else -1 for t in rest)))
-        arguments += [weight, *(t for t in rest if t not in results)]
+        readers.append(Reader(transposed, op, tuple(numbers.get(t, -1) for t in rest)))
+        arguments += [weight, *(t for t in rest if t not in numbers)]
     if any(order[a] > order[linears[0]] for a in arguments if isinstance(a, fx.Node)):
         return False  # one of them waits for what another made
     shard = None

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from partitioner import Cluster, Plan
 from partitioner.plan import Decisions
+from tools.gemms import kernel_words
 from tools.screen import seconds, size, table
 
 PARTS = (
@@ -74,6 +75,7 @@ def _card(plan: Plan) -> Panel:
         f"step {seconds(plan.cost.step_seconds)}, {targets_per_second(plan):,.4g} tokens/s, "
         f"peak memory {size(plan.cost.peak_bytes)} of {size(Cluster.from_dict(plan.cluster).device.room)}",
         *_price(plan),
+        kernel_words(plan),
         *([f"to look at only: {', '.join(d.plan_only)} can't be executed yet"] if d.plan_only else []),
         *plan.notes,
     ]

@@ -139,7 +139,8 @@ def _table(title: str, rows: list[Need]) -> object:
         code = entry.manifest.code
         tensor = " ".join(f"{count} {name.split('.F')[0]}" for name, count in code.tensor_core.items())
         cells.append([*shown, entry.manifest.name, tensor, str(code.registers), f"{entry.manifest.seconds:.1f} s"])
-    return table(title, ("product", "epilogue", "kernel", "tensor cores", "registers", "compiled in"), cells)
+    columns = ("product", "as it stores", "kernel", "tensor cores", "registers", "compiled in")
+    return table(title, columns, cells, words=columns[1:4])
 
 
 def _epilogue(gemm: Gemm) -> str:

@@ -39,13 +39,15 @@ def status(first: str) -> Iterator[object]:
         yield spinner.update
 
 
-def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
-    """A table whose first column is words and the others figures; in a narrow terminal only long cells are folded."""
-    cells = [list(row) for row in rows]
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], words: Iterable[str] = ()) -> Table:
+    """A table whose first column is words and the others figures, except ``words``; in a narrow terminal only long
+    cells are folded."""
+    cells, words = [list(row) for row in rows], set(words)
     made = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for n, column in enumerate(columns):
         short = all(len(row[n]) <= SHORT for row in cells)
-        made.add_column(column, justify="left" if n == 0 else "right", overflow="fold", no_wrap=short)
+        justify = "left" if n == 0 or column in words else "right"
+        made.add_column(column, justify=justify, overflow="fold", no_wrap=short)
     for row in cells:
         made.add_row(*row)
     return made

@@ -11,6 +11,7 @@ from rich.tree import Tree
 from partitioner import Plan
 from tools.card import summary
 from tools.drawing import draw
+from tools.gemms import products
 from tools.outline import Run, is_weighty, outline, sentence
 from tools.screen import output
 
@@ -38,6 +39,7 @@ def show_command(options: argparse.Namespace) -> int:
     console = output()
     console.print(summary(plan))
     console.print(tree(plan, options.ops))
+    console.print(products(plan))
     if options.svg:
         console.print(f"drawn in {options.svg}")
     return 0
