@@ -111,7 +111,10 @@ class Route:
 
 @dataclass(frozen=True)
 class Cluster:
-    """``nodes`` times ``node_devices`` devices; ``node`` links those of one node, ``network`` those of different."""
+    """``nodes`` times ``node_devices`` devices; ``node`` links those of one node, ``network`` those of different.
+
+    ``kernels``: the file of what GEMM kernels were measured on the device (``cutlass_ops.database``), "" for none.
+    """
 
     name: str
     attention: str
@@ -121,6 +124,7 @@ class Cluster:
     network: Link
     nodes: int = 1
     software: Software = Software()
+    kernels: str = ""
 
     @property
     def devices(self) -> int:
@@ -182,16 +186,17 @@ def _read(name: str | Path) -> Cluster:
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path} cannot be read: {error}") from error
     try:
-        return _cluster(tomllib.loads(text), str(name))
+        cluster = _cluster(tomllib.loads(text), str(name))
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{name} is not TOML: {error}") from error
+    return replace(cluster, kernels=str(path.parent / cluster.kernels)) if cluster.kernels else cluster
 
 
 def _cluster(data: Mapping[str, Any], origin: str) -> Cluster:
     """A file's tables, or the plain data of ``as_dict``, with every number checked."""
     data = dict(data)
     device, node, network = (dict(_table(data.pop(key, None), key, origin)) for key in ("device", "node", "network"))
-    name, attention = data.pop("name", origin), data.pop("attention", None)
+    name, attention, kernels = data.pop("name", origin), data.pop("attention", None), data.pop("kernels", "")
     software = _built(Software, dict(data.pop("software", {})), "software", origin)
     counts = {"node_devices": data.pop("node_devices", node.pop("devices", None)), "nodes": data.pop("nodes", 1)}
     for key, value in counts.items():
@@ -199,6 +204,8 @@ def _cluster(data: Mapping[str, Any], origin: str) -> Cluster:
             raise InputError(f"{origin}: {key.replace('_', '.')} must be a positive whole number, it is {value!r}")
     if attention not in ("flash", "math"):
         raise InputError(f"{origin}: attention must be 'flash' or 'math', it is {attention!r}")
+    if not isinstance(kernels, str):
+        raise InputError(f"{origin}: kernels must be the name of a file, it is {kernels!r}")
     if data:
         raise InputError(f"{origin}: unknown field {next(iter(data))}")
     flops = _table(device.pop("flops_per_second", None), "device.flops_per_second", origin)
@@ -210,7 +217,9 @@ def _cluster(data: Mapping[str, Any], origin: str) -> Cluster:
         _number(value, f"device.flops_per_second.{dtype}", origin)
     made = _built(Device, {**device, "flops_per_second": flops}, "device", origin)
     links = [_built(Link, table, key, origin) for table, key in ((node, "node"), (network, "network"))]
-    return Cluster(str(name), attention, made, links[0], counts["node_devices"], links[1], counts["nodes"], software)
+    return Cluster(
+        str(name), attention, made, links[0], counts["node_devices"], links[1], counts["nodes"], software, kernels
+    )  # fmt: skip
 
 
 def _built(kind: type[T], table: Mapping[str, Any], where: str, origin: str) -> T:

@@ -20,6 +20,7 @@ from partitioner.graph import Unit
 from partitioner.kept import Keeping
 from partitioner.layout import REPLICATE, Placement, Shard
 from partitioner.liveness import Liveness
+from partitioner.measured import measured
 from partitioner.price import ZERO, Seconds, collective_seconds, convert_seconds, work_seconds
 from partitioner.rules import rule_of
 from partitioner.saved import saved
@@ -172,6 +173,8 @@ class _Pricing:
         self.body = self.folded.body(group)
         self.work = {n: op_work(setting, n, solution.strategies[n]) for n in self.body}
         self.seconds = {n: Seconds(*(work_seconds(w, cluster) for w in pair)) for n, pair in self.work.items()}
+        if cluster.kernels:
+            self.seconds |= measured(setting, solution, cluster, group, self.seconds)
 
     def cost(self) -> UnitCost:
         compute, moved, again, count = ZERO, ZERO, (0.0, 0.0), [0, 0]

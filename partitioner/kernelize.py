@@ -136,7 +136,7 @@ def _split(graph: fx.Graph, product: fx.Node, parts: list[fx.Node]) -> None:
             piece = graph.call_function(operator.getitem, (pieces, n))
             added = None if biases is None else graph.call_function(operator.getitem, (biases, n))
             new = graph.call_function(LINEAR, (x, piece, added, transposed))
-            new.meta = part.meta
+            new.meta = {**part.meta, "part_of": product.meta.get("stands_for")}
             part.replace_all_uses_with(new)
     for node in (*parts, product):
         graph.erase_node(node)

@@ -1,4 +1,4 @@
-"""The products of an emitted block as rows of a plan, and the kernels that a plan chose as keys for the block.
+"""The products of an emitted block as rows of a plan, with the kernels that were measured fastest for them.
 
 One block, looked at with the parts of fused weights split: what ``kernelize`` would write is what the rows say.
 """
@@ -6,23 +6,44 @@ One block, looked at with the parts of fused weights split: what ``kernelize`` w
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 
 from torch import fx
 
-from cutlass_ops import notation
+from cutlass_ops import database, layer, notation
+from cutlass_ops.database import Database, Measured
+from partitioner.cluster import Cluster
 from partitioner.derived import ProductRow
+from partitioner.errors import InputError
 from partitioner.fuse import Fusion, find
 from partitioner.kernelize import Keys, rewrite, split
 from partitioner.pointwise import local, source
 
 UNMEASURED = "no kernel measured"
+NO_KEYS = ("", "", "")
 
 
-def rows(module: fx.GraphModule, ranks: int) -> tuple[ProductRow, ...]:
-    """The block's products, in order."""
+@dataclass(frozen=True)
+class Found:
+    """A product's row, what was measured of its forward, dgrad and wgrad, and the traced nodes in its kernel.
+
+    ``members`` join the forward, ``inner`` are those whose gradient rides on the dgrad; ``whole`` is the product that
+    it is a part of, its own name where it is whole.
+    """
+
+    row: ProductRow
+    measured: tuple[Measured | None, ...]
+    members: tuple[str, ...]
+    inner: tuple[str, ...]
+    whole: str
+
+
+def products(module: fx.GraphModule, ranks: int, cluster: Cluster) -> list[Found]:
+    """The block's products, in order. Raises InputError where the cluster's database can't be read."""
     found = find(_split(module), ranks)
-    lines = {fusion.product: notation.written(fusion.gemm) for fusion in found}
-    return tuple(_row(fusion, lines.get(fusion.inner, "") if fusion.inner else "", ranks) for fusion in found)
+    of = {fusion.product: fusion for fusion in found}
+    kernels = _database(cluster)
+    return [_found(fusion, of[fusion.inner] if fusion.inner else None, ranks, kernels) for fusion in found]
 
 
 def with_kernels(module: fx.GraphModule, chosen: tuple[ProductRow, ...], ranks: int) -> fx.GraphModule:
@@ -44,6 +65,39 @@ def _split(module: fx.GraphModule) -> fx.Graph:
     return graph
 
 
+def _database(cluster: Cluster) -> Database | None:
+    try:
+        return database.load(cluster.kernels) if cluster.kernels else None
+    except (OSError, ValueError) as error:
+        raise InputError(f"the kernels of {cluster.name}: {error}") from error
+
+
+def _found(fusion: Fusion, inner: Fusion | None, ranks: int, kernels: Database | None) -> Found:
+    row = _row(fusion, notation.written(inner.gemm) if inner else "", ranks)
+    measured: tuple[Measured | None, ...] = (None, None, None)
+    if kernels is not None:
+        measured = _measured(row, kernels)
+        keys = tuple(found.key if found else "" for found in measured)
+        row = replace(row, kernels=keys, reason="" if all(keys) else _reason(measured))
+    whole = fusion.product.meta.get("part_of", row.name)
+    return Found(row, measured, _members(fusion), _members(inner) if inner else (), whole)
+
+
+def _measured(row: ProductRow, kernels: Database) -> tuple[Measured | None, ...]:
+    """Of forward (m, n, k), dgrad (m, k, n) and wgrad (n, k, m), or (k, n, m) where the weight lies the other way."""
+    op = layer.layer(row.line, row.inner, row.transposed, row.dtype, NO_KEYS)
+    m, n, k = row.m, row.n, row.k
+    sizes = ((m, n, k), (m, k, n), (k, n, m) if row.transposed else (n, k, m))
+    gemms = (op.forward, layer.dgrad(op), layer.wgrad(op))
+    return tuple(kernels.look(gemm, *size) for gemm, size in zip(gemms, sizes, strict=True))
+
+
+def _reason(measured: tuple[Measured | None, ...]) -> str:
+    """Why torch runs those that have no kernel."""
+    rows = zip(("forward", "dgrad", "wgrad"), measured, strict=True)
+    return "; ".join(f"{word} {m.reason if m else 'not measured'}" for word, m in rows if m is None or not m.key)
+
+
 def _row(fusion: Fusion, inner: str, ranks: int) -> ProductRow:
     product = fusion.product
     x = local(product.args[0], ranks)  # type: ignore[arg-type]
@@ -57,12 +111,16 @@ def _row(fusion: Fusion, inner: str, ranks: int) -> ProductRow:
         transposed=fusion.transposed,
         line=notation.written(fusion.gemm),
         inner=inner,
-        fused=sum(source(node) is node for node in fusion.members),
-        kernels=("", "", ""),
+        fused=len(_members(fusion)),
+        kernels=NO_KEYS,
         reason=UNMEASURED,
     )
 
 
-def _name(product: fx.Node) -> str:
-    """The node of the traced graph that a product stands for."""
-    return product.meta["stands_for"]
+def _members(fusion: Fusion) -> tuple[str, ...]:
+    return tuple(_name(node) for node in fusion.members if source(node) is node)
+
+
+def _name(node: fx.Node) -> str:
+    """The node of the traced graph that an emitted one stands for."""
+    return node.meta["stands_for"]

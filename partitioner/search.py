@@ -15,7 +15,6 @@ from collections.abc import Generator, Iterator, Mapping
 
 from torch import fx
 
-from partitioner import products
 from partitioner.candidates import Progress, Tried, candidates
 from partitioner.cluster import Cluster
 from partitioner.conflicts import conflict
@@ -31,6 +30,7 @@ from partitioner.lower import unit_names
 from partitioner.pins import read_pins
 from partitioner.plan import Decisions, Plan
 from partitioner.price import op_seconds
+from partitioner.products import products
 from partitioner.recall import by_pattern, graph_digest, op_rows
 from partitioner.rules import rule_of
 from partitioner.schedule import SPLIT
@@ -245,7 +245,8 @@ def _blocks(priced: Priced, names: dict[Unit, str]) -> Iterator[BlockRow]:
 def _products(priced: Priced, group: int, out: tuple[Export, ...]) -> tuple[ProductRow, ...]:
     first, ranks = priced.folded.groups[group][0], priced.setting.ranks
     wanted = tuple((first.nodes.index(e.node.name), e.placement) for e in out)
-    return products.rows(emit(priced.folded, priced.solution, ranks, group, wanted).module, ranks)
+    module = emit(priced.folded, priced.solution, ranks, group, wanted).module
+    return tuple(found.row for found in products(module, ranks, priced.cluster))
 
 
 def _notes(priced: Priced) -> Iterator[str]:
