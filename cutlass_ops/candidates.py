@@ -1,15 +1,18 @@
 """Kernels to try for a GEMM on an architecture, the likeliest first.
 
-A short list in an order that holds for large products: the widest tile first, then those that leave the epilogue more
-registers. Tiles whose epilogue spills are found when they are built.
+Where nvidia-matmul-heuristics is installed, its tiles for the product's size; else a short list in an order that holds
+for large products: the widest tile first, then those that leave the epilogue more registers. Which tile's epilogue
+spills is found when it is built.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from cutlass_ops import build
+from cutlass_ops import build, heuristics
+from cutlass_ops.build import BuildError, Entry
 from cutlass_ops.kernel import Kernel, Tiling
 from cutlass_ops.spec import Gemm
 
@@ -31,30 +34,56 @@ _AMPERE = (
     Tiling(64, 64, 32, stages=4),
 )
 _TILES = {"sm_80": _AMPERE, "sm_86": _AMPERE, "sm_89": _AMPERE}
-PRINTERS = {"sm_80": "cpp", "sm_86": "cpp", "sm_89": "cpp"}  # else CuTe
+_PRINTERS = {"sm_80": "cpp", "sm_86": "cpp", "sm_89": "cpp"}  # else CuTe
+_LARGEST_PINGPONG = 128 * 192  # elements of a tile of which two groups of warps hold one each
 
 
-def candidates(gemm: Gemm, arch: str, printer: str | None = None) -> list[Kernel]:
-    """All that can be printed, in order; empty where none can (``refusal`` says why)."""
-    tried = _tried(gemm, arch, printer)
-    return [kernel for kernel in tried if build.refusal(kernel) is None]
+@dataclass(frozen=True)
+class Built:
+    """The kernels that came out, and why others did not."""
+
+    entries: tuple[Entry, ...]
+    reasons: tuple[str, ...]
 
 
-def refusal(gemm: Gemm, arch: str, printer: str | None = None) -> str:
-    """Why there is no candidate."""
-    return build.refusal(next(_tried(gemm, arch, printer))) or ""
+def candidates(
+    gemm: Gemm, arch: str, printer: str | None = None, sizes: tuple[int, int, int] | None = None
+) -> tuple[list[Kernel], list[str]]:
+    """Those that can be printed, in order; and why the others can't."""
+    tried = [Kernel(gemm, printer or _PRINTERS.get(arch, "cute"), arch, tile) for tile in _tiles(gemm, arch, sizes)]
+    reasons = {kernel: build.refusal(kernel) for kernel in tried}
+    return [k for k in tried if reasons[k] is None], list(dict.fromkeys(r for r in reasons.values() if r is not None))
 
 
-def without_spills(gemm: Gemm, arch: str, where: build.Path, printer: str | None = None) -> build.Entry | None:
-    """The first candidate whose code keeps everything in registers, built; None where none does."""
-    for kernel in candidates(gemm, arch, printer):
-        entry = build.build(kernel, where)
-        if not entry.manifest.code.local_loads and not entry.manifest.code.stack_bytes:
-            return entry
-    return None
+def built(
+    gemm: Gemm,
+    arch: str,
+    where: Path,
+    printer: str | None = None,
+    sizes: tuple[int, int, int] | None = None,
+    every: bool = False,
+) -> Built:
+    """The first candidate, or every one, that compiles and keeps its epilogue in registers."""
+    kernels, reasons = candidates(gemm, arch, printer, sizes)
+    entries: list[Entry] = []
+    for kernel in kernels:
+        try:
+            entry = build.build(kernel, where)
+        except BuildError as error:
+            reasons.append(str(error))
+            continue
+        if entry.manifest.code.local_loads or entry.manifest.code.stack_bytes:
+            reasons.append(f"{kernel.name}: its epilogue spills registers")
+            continue
+        entries.append(entry)
+        if not every:
+            break
+    return Built(tuple(entries), tuple(reasons))
 
 
-def _tried(gemm: Gemm, arch: str, printer: str | None) -> Iterator[Kernel]:
-    printers = [printer or PRINTERS.get(arch, "cute")]
-    for name, tile in itertools.product(printers, _TILES.get(arch, _HOPPER)):
-        yield Kernel(gemm, name, arch, tile)
+def _tiles(gemm: Gemm, arch: str, sizes: tuple[int, int, int] | None) -> Iterator[Tiling]:
+    ranked = heuristics.ranked(gemm, arch, sizes) if sizes else []
+    for tile in ranked or _TILES.get(arch, _HOPPER):
+        yield tile
+        if ranked and tile.cluster_m * tile.cluster_n > 1 and tile.m * tile.n <= _LARGEST_PINGPONG:
+            yield replace(tile, pingpong=True)

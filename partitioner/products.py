@@ -12,6 +12,7 @@ from torch import fx
 
 from cutlass_ops import database, layer, notation
 from cutlass_ops.database import Database, Measured
+from cutlass_ops.spec import Gemm
 from partitioner.cluster import Cluster
 from partitioner.derived import ProductRow
 from partitioner.errors import InputError
@@ -21,6 +22,8 @@ from partitioner.pointwise import local, source
 
 UNMEASURED = "no kernel measured"
 NO_KEYS = ("", "", "")
+ROLES = ("forward", "dgrad", "wgrad")
+Sizes = tuple[int, int, int]  # m, n, k
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,14 @@ def products(module: fx.GraphModule, ranks: int, cluster: Cluster) -> list[Found
     of = {fusion.product: fusion for fusion in found}
     kernels = _database(cluster)
     return [_found(fusion, of[fusion.inner] if fusion.inner else None, ranks, kernels) for fusion in found]
+
+
+def gemms(row: ProductRow, dtype: str) -> tuple[tuple[Gemm, Sizes], ...]:
+    """What a product is made of in a dtype, in the order of ROLES, and how large it is."""
+    op = layer.layer(row.line, row.inner, row.transposed, dtype, NO_KEYS)
+    m, n, k = row.m, row.n, row.k
+    weight = (k, n, m) if row.transposed else (n, k, m)
+    return (op.forward, (m, n, k)), (layer.dgrad(op), (m, k, n)), (layer.wgrad(op), weight)
 
 
 def with_kernels(module: fx.GraphModule, chosen: tuple[ProductRow, ...], ranks: int) -> fx.GraphModule:
@@ -76,25 +87,16 @@ def _found(fusion: Fusion, inner: Fusion | None, ranks: int, kernels: Database |
     row = _row(fusion, notation.written(inner.gemm) if inner else "", ranks)
     measured: tuple[Measured | None, ...] = (None, None, None)
     if kernels is not None:
-        measured = _measured(row, kernels)
+        measured = tuple(kernels.look(gemm, *sizes) for gemm, sizes in gemms(row, row.dtype))
         keys = tuple(found.key if found else "" for found in measured)
         row = replace(row, kernels=keys, reason="" if all(keys) else _reason(measured))
     whole = fusion.product.meta.get("part_of", row.name)
     return Found(row, measured, _members(fusion), _members(inner) if inner else (), whole)
 
 
-def _measured(row: ProductRow, kernels: Database) -> tuple[Measured | None, ...]:
-    """Of forward (m, n, k), dgrad (m, k, n) and wgrad (n, k, m), or (k, n, m) where the weight lies the other way."""
-    op = layer.layer(row.line, row.inner, row.transposed, row.dtype, NO_KEYS)
-    m, n, k = row.m, row.n, row.k
-    sizes = ((m, n, k), (m, k, n), (k, n, m) if row.transposed else (n, k, m))
-    gemms = (op.forward, layer.dgrad(op), layer.wgrad(op))
-    return tuple(kernels.look(gemm, *size) for gemm, size in zip(gemms, sizes, strict=True))
-
-
 def _reason(measured: tuple[Measured | None, ...]) -> str:
     """Why torch runs those that have no kernel."""
-    rows = zip(("forward", "dgrad", "wgrad"), measured, strict=True)
+    rows = zip(ROLES, measured, strict=True)
     return "; ".join(f"{word} {m.reason if m else 'not measured'}" for word, m in rows if m is None or not m.key)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
-from cutlass_ops import build
+from cutlass_ops import build, database, tune
 from cutlass_ops.build import Entry, Manifest
 from cutlass_ops.kernel import Kernel
 from cutlass_ops.sass import Code
@@ -99,6 +101,42 @@ def test_no_compiler(plan: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert main(["kernels", "build", str(plan)]) == 2
     expected = "partitioner: nvcc is not on the path: install the CUDA toolkit; kernels need nvcc and pip install"
     assert capsys.readouterr().err.startswith(expected)
+
+
+def test_every_tile(plan: Path, built: list[Kernel], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kernels", "build", str(plan), "--every", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    by_gemm = Counter(row["digest"] for row in rows)
+    assert min(by_gemm.values()) >= 5
+    assert len(rows) == len(built) - 1
+
+
+def test_tune_without_a_gpu(plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kernels", "tune", str(plan), "-o", str(tmp_path / "kernels.json")]) == 2
+    assert capsys.readouterr().err == "partitioner: kernels tune needs a GPU, and torch sees none here\n"
+
+
+def test_tune_writes_a_database(
+    plan: Path,
+    built: list[Kernel],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With a clock that is told and no kernel built: torch wins everywhere, and the plan's next search says so."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(tune, "driver", lambda: "580.1")
+    monkeypatch.setattr(tune, "_device", lambda: "cpu")
+    monkeypatch.setattr(tune, "cuda_clock", lambda: lambda run: 1e-4)
+    monkeypatch.setattr(build, "entries", lambda where: [])
+    path = tmp_path / "kernels.json"
+    assert main(["kernels", "tune", str(plan), "-o", str(path), "--no-compile"]) == 0
+    assert "torch: no kernel is built" in " ".join(capsys.readouterr().out.split())
+    kept = database.load(str(path))
+    assert (kept.device, kept.driver) == ("a GPU", "580.1")
+    wanted = {(need.gemm.digest, *sizes) for need in needs(Plan.load(plan), None) for sizes in need.sizes}
+    assert {(row.digest, row.m, row.n, row.k) for row in kept.rows} == wanted
 
 
 def test_list(
