@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import fx
 
 import partitioner.collectives
 import partitioner.ops
-from cutlass_ops import fused, gemm
+from cutlass_ops import fused, gemm, layer, notation
 from runtime import collectives, columns, first, vocabulary
 from runtime.collectives import Axis, Bound
 from runtime.groups import Groups
@@ -103,4 +104,9 @@ def _is_owned(operand: Any) -> bool:
 
 
 def _is_product(node: fx.Node) -> bool:
+    """A product whose result nothing keeps for backward."""
+    if node.target == operator.getitem and node.args[0].target == columns.FUSED:  # type: ignore[union-attr]
+        line, stored = str(node.args[0].args[4]), int(node.args[1])  # type: ignore[union-attr, arg-type]
+        epilogue = notation.read(line, "float32")
+        return epilogue.stores[stored].value not in layer.reads(epilogue)
     return node.target == gemm.eager and node.args[2] is None

@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from cutlass_ops.dispatch import RAN
 from partitioner import Plan
 from partitioner.errors import InputError
 from runtime import launch
@@ -44,7 +45,10 @@ def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 @dataclass(frozen=True)
 class Report:
-    """What happened, beside what was predicted. ``step_seconds`` leaves out the first step."""
+    """What happened, beside what was predicted. ``step_seconds`` leaves out the first step.
+
+    ``products``: of those that had a kernel chosen, on rank 0, how many "ran" on it, and the others by their reason.
+    """
 
     plan: str
     ranks: int
@@ -57,6 +61,7 @@ class Report:
     predicted_peak_bytes: float
     all_step_seconds: list[float]
     data: str
+    products: dict[str, int]
 
 
 def run_command(options: argparse.Namespace) -> int:
@@ -118,7 +123,7 @@ def _report(plan: Plan, events: list[dict[str, Any]]) -> Report:
     return Report(
         plan.digest, plan.world, len(steps), [e["loss"] for e in steps], end["validation_loss"],
         statistics.median(times[1:] or times), plan.cost.step_seconds, end["peak_bytes"], plan.cost.peak_bytes, times,
-        end["data"],
+        end["data"], end["products"],
     )  # fmt: skip
 
 
@@ -131,5 +136,9 @@ def _table(report: Report) -> object:
         ["step", seconds(report.predicted_step_seconds), seconds(report.step_seconds), f"{ratio:.2f}x"],
         ["memory", size(report.predicted_peak_bytes), size(report.peak_bytes), "of the process, interpreter included"],
     ]
+    ran, every = report.products.get(RAN, 0), sum(report.products.values())
+    if every:
+        why = next((reason for reason in report.products if reason != RAN), "")
+        rows.append(["products on their kernels", f"{every:,}", f"{ran:,}", why])
     title = f"{report.steps} steps on {report.ranks} ranks: {report.data}"
     return table(title, ("", "predicted", "measured", ""), rows)

@@ -64,7 +64,14 @@ def main(job: Job) -> None:
     held = _batches(job, plan, graph, trainer, source.batch, "validation")
     losses = [float(trainer.gradients(fill(source.batch, next(held)))) for _ in range(VALIDATION_STEPS)]
     peak = largest(float(_peak_bytes()))
-    _say({"validation_loss": sum(losses) / len(losses), "peak_bytes": peak, "data": str(open_corpus(job.data))})
+    _say(
+        {
+            "validation_loss": sum(losses) / len(losses),
+            "peak_bytes": peak,
+            "data": str(open_corpus(job.data)),
+            "products": dict(trainer.groups.kernels.most_common()),
+        }
+    )
     finish_ranks()
 
 
