@@ -29,6 +29,7 @@ Sizes = tuple[int, int, int]  # m, n, k
 
 # Relative error in the 2-norm against the float32 reference that rounds once: a unit in the last place of the store.
 BOUNDS = {"bfloat16": 2**-8, "float16": 2**-11, "float32": 2**-12}
+COMPILED = "max-autotune-no-cudagraphs"
 MARGIN = 0.99  # of torch's time: a kernel wins below it, so that nothing chosen is slower
 
 
@@ -43,7 +44,9 @@ class Trial:
 
 def tune(gemm: Gemm, sizes: Sizes, entries: Sequence[Entry], clock: Clock, compiled: bool = True) -> Measured:
     """The winner at (m, n, k) on the current device. ``compiled``: torch.compile max-autotune among the rivals."""
-    rivals = time_rivals(gemm, sizes, clock, compiled)
+    rivals = time_rivals(gemm, sizes, clock)
+    if compiled:
+        rivals["torch.compile"] = time_compiled(gemm, sizes, clock)
     rival = min(rivals, key=rivals.__getitem__)
     trials = [try_kernel(gemm, sizes, entry, clock) for entry in entries]
     return winner(gemm, sizes, trials, rival, rivals[rival])
@@ -83,7 +86,7 @@ def try_kernel(gemm: Gemm, sizes: Sizes, entry: Entry, clock: Clock) -> Trial:
         if reason is not None:
             return Trial(entry, None, f"{entry.manifest.name}: {reason}")
         a, b, loads = operands(gemm, sizes)
-        stores = _empty(gemm, sizes)
+        stores = unwritten(gemm, sizes)
         return Trial(entry, clock(partial(launch, a, b, loads, stores)))
     except (ImportError, OSError, RuntimeError, ValueError, TypeError) as error:
         return Trial(entry, None, f"{entry.manifest.name}: {error}")
@@ -94,7 +97,7 @@ def gate(gemm: Gemm, sizes: Sizes, launch: Callable[..., None]) -> str | None:
     m, n, k = sizes
     for size in (sizes, (max(8, m // 2 - 8), n + 8, k + 8)):
         a, b, loads = operands(gemm, size)
-        stores = [torch.full_like(y, torch.nan) for y in _empty(gemm, size)]
+        stores = unwritten(gemm, size)
         launch(a, b, loads, stores)
         for found, wanted in zip(stores, exact(gemm, a, b, loads), strict=True):
             error = relative_error(found, wanted)
@@ -119,24 +122,27 @@ def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found.double() - wanted.double()).norm() / wanted.double().norm())
 
 
-def time_rivals(gemm: Gemm, sizes: Sizes, clock: Clock, compiled: bool) -> dict[str, float]:
-    """Torch's ways of computing the same: eager, its fused bias and activation, its compiler."""
+def time_rivals(gemm: Gemm, sizes: Sizes, clock: Clock) -> dict[str, float]:
+    """Torch's own ways of computing the same: eager, and its fused bias and activation where that fits."""
     a, b, loads = operands(gemm, sizes)
     ways: dict[str, Run] = {"eager": partial(plain, gemm, a, b, loads)}
     if (activation := _addmm_activation(gemm)) is not None:
         left, right = a if gemm.a == "m k" else a.mT, b.mT if gemm.b == "n k" else b
         ways["_addmm_activation"] = partial(torch._addmm_activation, loads[0], left, right, use_gelu=activation)
-    if compiled:
-        function = torch.compile(partial(plain, gemm), mode="max-autotune-no-cudagraphs", dynamic=False)
-        ways["torch.compile"] = partial(function, a, b, loads)
     return {name: clock(run) for name, run in ways.items()}
+
+
+def time_compiled(gemm: Gemm, sizes: Sizes, clock: Clock) -> float:
+    """torch.compile's max-autotune; the clock makes the graph, so it makes none of its own."""
+    a, b, loads = operands(gemm, sizes)
+    return clock(partial(torch.compile(partial(plain, gemm), mode=COMPILED, dynamic=False), a, b, loads))
 
 
 def operands(
     gemm: Gemm, sizes: Sizes, device: str | torch.device = ""
 ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
     """Random operands of a ``mm`` or ``linear`` GEMM on the current accelerator; products of about unit size."""
-    place = device or _device()
+    place = device or accelerator()
     of = dict(zip("mnk", sizes, strict=True))
 
     def draw(over: str, dtype: str, scale: float = 1.0) -> torch.Tensor:
@@ -179,9 +185,11 @@ def _addmm_activation(gemm: Gemm) -> bool | None:
     return known.get(activation.op) if chained and gemm.stores[0].value == activation.value else None
 
 
-def _empty(gemm: Gemm, sizes: Sizes) -> list[torch.Tensor]:
-    return [torch.empty(sizes[:2], dtype=getattr(torch, store.dtype), device=_device()) for store in gemm.stores]
+def unwritten(gemm: Gemm, sizes: Sizes) -> list[torch.Tensor]:
+    """Stores full of NaN."""
+    return [torch.full(sizes[:2], torch.nan, device=accelerator()).to(getattr(torch, s.dtype)) for s in gemm.stores]
 
 
-def _device() -> str:
+def accelerator() -> str:
+    """Where kernels run; tests of all but the times run on the CPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"

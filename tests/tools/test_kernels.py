@@ -127,7 +127,7 @@ def test_tune_writes_a_database(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     monkeypatch.setattr(tune, "driver", lambda: "580.1")
-    monkeypatch.setattr(tune, "_device", lambda: "cpu")
+    monkeypatch.setattr(tune, "accelerator", lambda: "cpu")
     monkeypatch.setattr(tune, "cuda_clock", lambda: lambda run: 1e-4)
     monkeypatch.setattr(build, "entries", lambda where: [])
     path = tmp_path / "kernels.json"
