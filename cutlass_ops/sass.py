@@ -1,6 +1,7 @@
 """What a built library really holds: its device code taken out, disassembled and counted.
 
-cuobjdump finds only what nvcc embeds; a CuTe kernel is a device ELF in the library's data, found by its header.
+cuobjdump finds only what nvcc embeds; a CuTe kernel is a device ELF in the library's data, found by its header. As a
+program, ``python -m cutlass_ops.sass KERNEL.so`` prints the disassembly.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import re
 import shutil
 import struct
 import subprocess
+import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,11 +38,7 @@ class Code:
 
 def read(library: Path) -> Code:
     """Disassemble ``library``. ValueError where it holds no device code; FileNotFoundError without the CUDA tools."""
-    cubins = device_elfs(library.read_bytes())
-    if not cubins:
-        raise ValueError(f"{library} holds no device code")
-    with tempfile.TemporaryDirectory() as directory:
-        texts = [_disassemble(cubin, Path(directory) / f"{n}.cubin") for n, cubin in enumerate(cubins)]
+    texts = list(disassembled(library))
     used = [tuple(map(int, row)) for _, resources in texts for row in _RESOURCES.findall(resources)]
     names = Counter(name for text, _ in texts for name in _INSTRUCTION.findall(text))
     return Code(
@@ -49,6 +48,16 @@ def read(library: Path) -> Code:
         tensor_core={name: n for name, n in sorted(names.items()) if re.match("[HQ]G?MMA", name)},
         instructions=names.total(),
     )
+
+
+def disassembled(library: Path) -> Iterator[tuple[str, str]]:
+    """The SASS and the resources of each kernel in ``library``. Raises as ``read`` does."""
+    cubins = device_elfs(library.read_bytes())
+    if not cubins:
+        raise ValueError(f"{library} holds no device code")
+    with tempfile.TemporaryDirectory() as directory:
+        for n, cubin in enumerate(cubins):
+            yield _disassemble(cubin, Path(directory) / f"{n}.cubin")
 
 
 def device_elfs(data: bytes) -> list[bytes]:
@@ -81,3 +90,8 @@ def _disassemble(cubin: bytes, path: Path) -> tuple[str, str]:
     rows = [[tool("nvdisasm"), "-c", str(path)], [tool("cuobjdump"), "-res-usage", str(path)]]
     runs = [subprocess.run(row, capture_output=True, text=True, check=True, timeout=_SECONDS) for row in rows]
     return runs[0].stdout, runs[1].stdout + runs[1].stderr
+
+
+if __name__ == "__main__":
+    for text, _ in disassembled(Path(sys.argv[1])):
+        print(text)

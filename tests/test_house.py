@@ -13,12 +13,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = ("cutlass_ops", "partitioner", "runtime", "tools")  # a floor imports itself and those before it
 ALLOWED = {
-    "cutlass_ops": {"torch", "quack", "tvm_ffi"},
+    "cutlass_ops": {"torch", "quack", "tvm_ffi", "nvMatmulHeuristics"},
     "partitioner": {"torch", "networkx", "numpy", "scipy"},
     "runtime": {"torch", "numpy", "safetensors"},
     "tools": {"torch", "networkx", "numpy", "pydot", "pygraphviz", "rich", "safetensors", "scipy"},
 }
-GPU_PACKAGES = {"quack", "tvm_ffi", "triton", "cuda"}  # optional, so imported where they are used
+GPU_PACKAGES = {"quack", "tvm_ffi", "nvMatmulHeuristics", "triton", "cuda"}  # optional, so imported where they are used
 COLLECTIVE_FILES = {"tools/calibrate.py"}  # beside runtime/, the only ones to touch process groups
 PROCESS_GROUPS = "torch.distributed"
 PURE_OF_DISTRIBUTED = {"torch.distributed.tensor", "torch.distributed._tools"}
