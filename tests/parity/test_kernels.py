@@ -1,5 +1,7 @@
-"""Plans whose every product has a kernel chosen (none is built, torch computes) verify on two ranks: the fused ops, their
-gradients and the collectives between them are those of the plain model."""
+"""Plans whose every product has a kernel chosen (none is built, torch computes) verify on two ranks.
+
+The fused ops, their gradients and the collectives between them are those of the plain model.
+"""
 
 from __future__ import annotations
 
