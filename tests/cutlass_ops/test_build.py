@@ -151,7 +151,7 @@ def test_concurrent_builders_compile_once(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_waits_no_longer_than_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COMPILER_SECONDS", "3")
+    monkeypatch.setenv("COMPILER_SECONDS", "1")
     context = multiprocessing.get_context("fork")
     rival = context.Process(target=build.build, args=(KERNEL, tmp_path))
     rival.start()
@@ -163,7 +163,7 @@ def test_waits_no_longer_than_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_killed_builder_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COMPILER_SECONDS", "2")
+    monkeypatch.setenv("COMPILER_SECONDS", "1")
     context = multiprocessing.get_context("fork")
     builder = context.Process(target=build.build, args=(KERNEL, tmp_path))
     builder.start()

@@ -28,9 +28,13 @@ def graph_of(name: str) -> Graph:
     return promote(trace(*models.make(name, 2)))
 
 
-def plan_of(graph: Graph, tp: int = 1) -> Plan:
-    cluster = Cluster.load("local-cpu", devices=tp)
-    return search(graph, cluster, 2, {"tp": tp, "pp": 1, "micro_batch": 2})
+def searched(graph: Graph) -> Plan:
+    return search(graph, Cluster.load("local-cpu", devices=1), 2, {"micro_batch": 2})
+
+
+@functools.cache
+def plan_of(name: str) -> Plan:
+    return searched(graph_of(name))
 
 
 def rows_of(plan: Plan) -> dict[str, ProductRow]:
@@ -73,8 +77,8 @@ EXPECTED = {
 
 @pytest.mark.parametrize(("name", "module"), EXPECTED)
 def test_chain(name: str, module: str) -> None:
-    rows = [r for b in plan_of(graph_of(name)).blocks for r in b.products if r.module == module]
-    assert rows, sorted(rows_of(plan_of(graph_of(name))))
+    rows = [r for b in plan_of(name).blocks for r in b.products if r.module == module]
+    assert rows, sorted(rows_of(plan_of(name)))
     assert EXPECTED[name, module] in [row.line for row in rows]
     assert all(row.m == 2 * models.TOKENS for row in rows)
 
@@ -92,7 +96,7 @@ RIDES = {
 
 @pytest.mark.parametrize("name", RIDES)
 def test_gradient_rides_on_the_next_dgrad(name: str) -> None:
-    rows = rows_of(plan_of(graph_of(name)))
+    rows = rows_of(plan_of(name))
     row = rows[RIDES[name]]
     assert row.inner
     op = layer.layer(row.line, row.inner, row.transposed, row.dtype, ("", "", ""))
@@ -119,7 +123,7 @@ def _numbers(program: Program, module: object) -> list[torch.Tensor]:
 def test_fused_blocks_compute_the_same(name: str) -> None:
     """All kernels chosen, forward or gradients alone, and every second product: then some chains go by torch."""
     graph = graph_of(name)
-    plan = plan_of(graph)
+    plan = plan_of(name)
     plain = lower(graph, plan)
     for keys, every in [*((keys, 1) for keys in KEYS.values()), (KEYS["all"], 2)]:
         fused = lower(graph, with_keys(plan, keys, every))
@@ -152,7 +156,7 @@ def _lines(forward: object, width: int = 16) -> list[str]:
             return F.cross_entropy(forward(self, x).flatten(0, 1), y.flatten())  # type: ignore[operator]
 
     batch = {"x": torch.randn(2, 8, width), "y": torch.randint(width, (2, 8))}
-    plan = plan_of(trace(Model(), batch))
+    plan = searched(trace(Model(), batch))
     return [row.line for block in plan.blocks for row in block.products]
 
 
