@@ -169,10 +169,16 @@ def _table(title: str, rows: list[Need]) -> object:
 
 def _words(need: Need) -> list[str]:
     """Who needs it, the ops in order, and how many values are stored where it is more than one."""
-    first = need.users[0] if need.users else f"{need.gemm.kind} {need.gemm.digest[:8]}"
+    first = _short(need.users[0]) if need.users else f"{need.gemm.kind} {need.gemm.digest[:8]}"
     more = f" and {len(need.users) - 1} more" if len(need.users) > 1 else ""
     stores = f"; {len(need.gemm.stores)} stores" if len(need.gemm.stores) > 1 else ""
     return [first + more, ", ".join(op.op for op in need.gemm.ops) + stores]
+
+
+def _short(user: str) -> str:
+    """The last two parts of a module's name, and the role."""
+    module, _, role = user.rpartition(" ")
+    return f"{'.'.join(module.split('.')[-2:])} {role}"
 
 
 def _kernels(need: Need) -> Iterator[list[str]]:
