@@ -95,7 +95,7 @@ def try_kernel(gemm: Gemm, sizes: Sizes, entry: Entry, clock: Clock) -> Trial:
 def gate(gemm: Gemm, sizes: Sizes, launch: Callable[..., None]) -> str | None:
     """Why a kernel's numbers are wrong, or None: at the size itself, and at one that fills no tile."""
     m, n, k = sizes
-    for size in (sizes, (max(8, m // 2 - 8), n + 8, k + 8)):
+    for size in (sizes, (max(8, m // 16 * 8 - 8), n + 8, k + 8)):
         a, b, loads = operands(gemm, size)
         stores = unwritten(gemm, size)
         launch(a, b, loads, stores)
