@@ -163,9 +163,9 @@ class _Chain:
         return same and node.meta["val"].dtype == self.product.meta["val"].dtype
 
     def _is_ordered(self) -> bool:
-        """Whether all that reads the chain from outside comes behind all that it loads."""
+        """Whether all that reads the chain from outside comes behind its last op, where the kernel will stand."""
         inside = {self.product, *self.members}
-        last = max(self.order[n] for node in self.members for n in node.all_input_nodes)
+        last = max(self.order[node] for node in self.members)
         return all(self.order[u] > last for node in inside for u in node.users if u not in inside)
 
     def _absorb(self) -> None:

@@ -143,8 +143,14 @@ def test_fused_blocks_compute_the_same(name: str) -> None:
         assert count >= 2
 
 
-def _lines(forward: object, width: int = 16) -> list[str]:
-    """The epilogues of a small module's products."""
+def _lines(forward: object) -> list[str]:
+    """The epilogues of a small module's products; lowered with kernels for all, it stands."""
+    plan, graph = _small(forward)
+    lower(graph, with_keys(plan, KEYS["all"]))
+    return [row.line for block in plan.blocks for row in block.products]
+
+
+def _small(forward: object, width: int = 16) -> tuple[Plan, Graph]:
 
     class Model(nn.Module):
         def __init__(self) -> None:
@@ -156,8 +162,8 @@ def _lines(forward: object, width: int = 16) -> list[str]:
             return F.cross_entropy(forward(self, x).flatten(0, 1), y.flatten())  # type: ignore[operator]
 
     batch = {"x": torch.randn(2, 8, width), "y": torch.randint(width, (2, 8))}
-    plan = searched(trace(Model(), batch))
-    return [row.line for block in plan.blocks for row in block.products]
+    graph = trace(Model(), batch)
+    return searched(graph), graph
 
 
 def test_a_value_that_several_read_ends_the_chain_and_is_stored() -> None:
@@ -168,6 +174,13 @@ def test_a_value_that_several_read_ends_the_chain_and_is_stored() -> None:
 def test_what_waits_for_the_product_in_another_way_is_not_joined() -> None:
     assert _lines(lambda m, x: (h := m.a(x)) * m.norm(h)) == [PLAIN]
     assert _lines(lambda m, x: (h := m.a(x)) + m.b(F.relu(h))) == [PLAIN, "t0: m n | v0 = add(t0, acc) | v0"]
+
+
+def test_what_is_read_before_the_chain_ends_keeps_its_place() -> None:
+    """The kernel stands where its last op stood: what reads an earlier op before that would come too late."""
+    plan, graph = _small(lambda m, x: m.norm(F.relu(h := m.a(x))) + F.gelu(h))
+    assert [row.line for block in plan.blocks for row in block.products] == [" | v0 = relu(acc) | v0, acc"]
+    lower(graph, with_keys(plan, KEYS["all"]))
 
 
 def test_what_was_made_before_is_loaded() -> None:
