@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cutlass_ops import layer
-from partitioner import Cluster, Graph, Plan, Program, lower, search, trace
+from partitioner import Cluster, Graph, Plan, lower, search, trace
 from partitioner.derived import ProductRow
 from partitioner.fuse import LINEAR
 from partitioner.kernelize import FUSED
@@ -103,7 +103,24 @@ def test_gradient_rides_on_the_next_dgrad(name: str) -> None:
     assert len(layer.dgrad(op).stores) == len(layer.leaves(op.inner, 0))  # type: ignore[arg-type]
 
 
-def _numbers(program: Program, module: object) -> list[torch.Tensor]:
+def _fused_equal(graph: Graph, plan: Plan, keys: tuple[str, str, str], every: int = 1) -> int:
+    """How many products are fused where these kernels are chosen; every block computes what it did, gradients too."""
+    count, seen = 0, set[object]()
+    before, after = (lower(graph, p).stages[0].calls for p in (plan, with_keys(plan, keys, every)))
+    for plain, fused in zip(before, after, strict=True):
+        fresh = [n for n in fused.module.graph.nodes if n.target == FUSED]
+        if not fresh or fused.module in seen:
+            assert fresh or plain.module.code == fused.module.code
+            continue
+        seen.add(fused.module)
+        count += len(fresh)
+        assert every > 1 or all(n.target != LINEAR for n in fused.module.graph.nodes)
+        for wanted, found in zip(_numbers(plain.module), _numbers(fused.module), strict=True):
+            assert (found - wanted).norm() <= 1e-12 * wanted.norm()
+    return count
+
+
+def _numbers(module: object) -> list[torch.Tensor]:
     """What a block's module makes of random operands, and their gradients."""
     generator = torch.Generator().manual_seed(0)
     inputs: list[torch.Tensor] = []
@@ -122,35 +139,13 @@ def _numbers(program: Program, module: object) -> list[torch.Tensor]:
 @pytest.mark.parametrize("name", models.NAMES)
 def test_fused_blocks_compute_the_same(name: str) -> None:
     """All kernels chosen, forward or gradients alone, and every second product: then some chains go by torch."""
-    graph = graph_of(name)
-    plan = plan_of(name)
-    plain = lower(graph, plan)
     for keys, every in [*((keys, 1) for keys in KEYS.values()), (KEYS["all"], 2)]:
-        fused = lower(graph, with_keys(plan, keys, every))
-        count = 0
-        seen: set[object] = set()
-        for before, after in zip(plain.stages[0].calls, fused.stages[0].calls, strict=True):
-            fresh = [n for n in after.module.graph.nodes if n.target == FUSED]
-            if not fresh or after.module in seen:
-                assert fresh or before.module.code == after.module.code
-                continue
-            seen.add(after.module)
-            count += len(fresh)
-            assert every > 1 or all(n.target != LINEAR for n in after.module.graph.nodes)
-            rows = zip(_numbers(plain, before.module), _numbers(fused, after.module), strict=True)
-            for wanted, found in rows:
-                assert (found - wanted).norm() <= 1e-12 * wanted.norm()
-        assert count >= 2
+        assert _fused_equal(graph_of(name), plan_of(name), keys, every) >= 2
 
 
 def _lines(forward: object) -> list[str]:
-    """The epilogues of a small module's products; lowered with kernels for all, it stands."""
-    plan, graph = _small(forward)
-    lower(graph, with_keys(plan, KEYS["all"]))
-    return [row.line for block in plan.blocks for row in block.products]
-
-
-def _small(forward: object, width: int = 16) -> tuple[Plan, Graph]:
+    """The epilogues of a small module's products, which compute the same when they are fused."""
+    width = 16
 
     class Model(nn.Module):
         def __init__(self) -> None:
@@ -162,8 +157,10 @@ def _small(forward: object, width: int = 16) -> tuple[Plan, Graph]:
             return F.cross_entropy(forward(self, x).flatten(0, 1), y.flatten())  # type: ignore[operator]
 
     batch = {"x": torch.randn(2, 8, width), "y": torch.randint(width, (2, 8))}
-    graph = trace(Model(), batch)
-    return searched(graph), graph
+    graph = promote(trace(Model(), batch))
+    plan = searched(graph)
+    assert _fused_equal(graph, plan, KEYS["all"])
+    return [row.line for block in plan.blocks for row in block.products]
 
 
 def test_a_value_that_several_read_ends_the_chain_and_is_stored() -> None:
@@ -176,11 +173,11 @@ def test_what_waits_for_the_product_in_another_way_is_not_joined() -> None:
     assert _lines(lambda m, x: (h := m.a(x)) + m.b(F.relu(h))) == [PLAIN, "t0: m n | v0 = add(t0, acc) | v0"]
 
 
-def test_what_is_read_before_the_chain_ends_keeps_its_place() -> None:
+def test_what_is_read_before_the_chain_ends_is_left_alone() -> None:
     """The kernel stands where its last op stood: what reads an earlier op before that would come too late."""
-    plan, graph = _small(lambda m, x: m.norm(F.relu(h := m.a(x))) + F.gelu(h))
-    assert [row.line for block in plan.blocks for row in block.products] == [" | v0 = relu(acc) | v0, acc"]
-    lower(graph, with_keys(plan, KEYS["all"]))
+    assert _lines(lambda m, x: m.norm(F.relu(h := m.a(x))) + F.gelu(h)) == [PLAIN]
+    lines = _lines(lambda m, x: (relu := F.relu(h := m.a(x))) * (gelu := F.gelu(h)) + m.norm(relu) + m.norm(gelu))
+    assert lines == [" | v0 = relu(acc); v1 = gelu(acc) | v1, v0, acc"]
 
 
 def test_what_was_made_before_is_loaded() -> None:
