@@ -173,12 +173,13 @@ class _Chain:
         waiting = list(self.members)
         while waiting:
             for arg in waiting.pop().all_input_nodes:
-                inside = {self.product, *self.members}
-                if arg in inside or arg in self.claimed or arg.op != "call_function":
+                known = {self.product, *self.members}
+                if arg in known or arg in self.claimed or arg.op != "call_function":
                     continue
                 rows = rows_of(arg) if source(arg) is arg else []
                 others = {source(n) for n in arg.all_input_nodes}
-                if rows is not None and len(others) == 1 and set(arg.users) <= inside and all(map(self._fits, others)):
+                joins = rows is not None and len(others) == 1 and all(map(self._fits, others))
+                if joins and set(arg.users) <= set(self.members):
                     self.members.append(arg)
                     waiting.append(arg)
 

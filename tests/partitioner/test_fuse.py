@@ -200,6 +200,39 @@ def _on_a100(graph: Graph, tp: int) -> Plan:
     return search(graph, Cluster.load("dgx-a100", nodes=1), 64, {"tp": tp, "pp": 1, "dp": 8 // tp, "micro_batch": 8})
 
 
+SILU = "t0: m n | v0 = silu(t0); v1 = mul(v0, acc) | v1, acc"
+GELU = " | v0 = gelu(acc) | v0, acc"
+RESIDUAL = "t0: m n | v0 = add(acc, t0) | v0"
+SMALL = {
+    "the other way round": (lambda m, x: x - m.a(x), ["t0: m n | v0 = sub(t0, acc) | v0"]),
+    "twice itself": (lambda m, x: (h := m.a(x)) * h, [" | v0 = mul(acc, acc) | v0, acc"]),
+    "one weight twice": (lambda m, x: m.a(F.gelu(m.a(x))), [GELU, PLAIN]),
+    "a gate of its own": (lambda m, x: m.b(F.silu(m.a(x)) * m.b(x)) + x, [PLAIN, SILU, RESIDUAL]),
+    "an operand that is added too": (lambda m, x: m.b(h := F.gelu(m.a(x))) + h, [GELU, RESIDUAL]),
+    "rows flattened between": (
+        lambda m, x: m.b(F.gelu(m.a(x)).reshape(16, 16)).reshape(2, 8, 16) + x,
+        [GELU, RESIDUAL],
+    ),
+    "columns folded": (lambda m, x: F.gelu(m.a(x).reshape(2, 16, 8)).reshape(2, 8, 16), [PLAIN]),
+    "whole numbers": (lambda m, x: 2 * m.a(x) + 1, [" | v0 = mul(acc, 2.0); v1 = add(v0, 1.0) | v1"]),
+    "one residual twice": (lambda m, x: m.a(x) + x + x, ["t0: m n | v0 = add(acc, t0); v1 = add(v0, t0) | v1"]),
+    "two activations": (
+        lambda m, x: F.gelu(m.a(x)) * torch.tanh(m.b(x)),
+        [PLAIN, "t0: m n | v0 = gelu(t0); v1 = tanh(acc); v2 = mul(v0, v1) | v2, acc"],
+    ),
+    "halves of one weight": (
+        lambda m, x: torch.cat([F.silu((p := m.a(x).chunk(2, -1))[0]) * p[1]] * 2, -1),
+        [PLAIN, SILU],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_modules(name: str) -> None:
+    forward, expected = SMALL[name]
+    assert _lines(forward) == expected
+
+
 def test_a_collective_ends_the_chain() -> None:
     """Row-parallel, the sum over ranks stands between the product and its residual."""
     _, batch = models.make("gpt", 2)
