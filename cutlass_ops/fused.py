@@ -84,60 +84,30 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _gemm(
-    a: torch.Tensor,
-    b: torch.Tensor,
-    loads: list[torch.Tensor],
-    line: str,
-    kind: str,
-    a_order: str,
-    b_order: str,
-    key: str,
-) -> list[torch.Tensor]:
-    return _owned(dispatch.run(notation.read(line, _name(a.dtype), kind, a_order, b_order), a, b, loads, key=key))
+def _gemm(a: torch.Tensor, b: torch.Tensor, loads: list[torch.Tensor], *literals: str) -> list[torch.Tensor]:
+    *words, key = literals
+    return _owned(dispatch.run(notation.read(words[0], _name(a.dtype), *words[1:]), a, b, loads, key=key))
 
 
-def _fake_gemm(
-    a: torch.Tensor,
-    b: torch.Tensor,
-    loads: list[torch.Tensor],
-    line: str,
-    kind: str,
-    a_order: str,
-    b_order: str,
-    key: str,
-) -> list[torch.Tensor]:
-    gemm = notation.read(line, _name(a.dtype), kind, a_order, b_order)
+def _fake_gemm(a: torch.Tensor, b: torch.Tensor, loads: list[torch.Tensor], *literals: str) -> list[torch.Tensor]:
+    line, kind, a_order, b_order, _ = literals
     rows = a.shape[:-1] if a_order == "m k" else (*a.shape[:-2], a.shape[-1])
-    return [a.new_empty(*rows, b.shape[-2 if b_order == "n k" else -1]) for _ in gemm.stores]
+    stores = notation.read(line, _name(a.dtype), kind, a_order, b_order).stores
+    return [a.new_empty(*rows, b.shape[-2 if b_order == "n k" else -1]) for _ in stores]
 
 
 def _linear(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    loads: list[torch.Tensor],
-    inner: list[torch.Tensor],
-    line: str,
-    inner_line: str,
-    transposed: bool,
-    keys: list[str],
+    x: torch.Tensor, weight: torch.Tensor, loads: list[torch.Tensor], inner: list[torch.Tensor], *literals: Any
 ) -> list[torch.Tensor]:
-    op = layer_of(x.dtype, line, inner_line, transposed, keys)
+    op = layer_of(x.dtype, *literals)
     return _owned(dispatch.run(op.forward, x, weight, loads, key=op.keys[0]))
 
 
 def _fake_linear(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    loads: list[torch.Tensor],
-    inner: list[torch.Tensor],
-    line: str,
-    inner_line: str,
-    transposed: bool,
-    keys: list[str],
+    x: torch.Tensor, weight: torch.Tensor, loads: list[torch.Tensor], inner: list[torch.Tensor], *literals: Any
 ) -> list[torch.Tensor]:
-    op = layer_of(x.dtype, line, inner_line, transposed, keys)
-    return [x.new_empty(*x.shape[:-1], weight.shape[1 if transposed else 0]) for _ in op.forward.stores]
+    op = layer_of(x.dtype, *literals)
+    return [x.new_empty(*x.shape[:-1], weight.shape[1 if op.transposed else 0]) for _ in op.forward.stores]
 
 
 def _owned(stores: Tensors) -> list[torch.Tensor]:
@@ -146,8 +116,8 @@ def _owned(stores: Tensors) -> list[torch.Tensor]:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[torch.Tensor]) -> None:
-    x, weight, loads, inner, line, inner_line, transposed, keys = inputs
-    ctx.op = layer_of(x.dtype, line, inner_line, transposed, keys)
+    x, weight, loads, inner, *literals = inputs
+    ctx.op = layer_of(x.dtype, *literals)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*layer.kept(ctx.op, x, weight, tuple(loads), tuple(inner), tuple(output)))
 
