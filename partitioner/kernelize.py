@@ -20,7 +20,7 @@ from partitioner.pointwise import local, rows_of, source
 Keys = tuple[str, str, str]  # of forward, dgrad and wgrad
 FUSED = fused.ops.fused_linear.default
 aten, own = torch.ops.aten, torch.ops.partitioner
-_PART = (ops, own.part.default)[1]  # importing ``ops`` registers it
+_REGISTRAR = ops  # importing it registers ``part``
 
 
 def split(graph: fx.Graph) -> None:
@@ -120,7 +120,7 @@ class _Writer:
 
 
 def _is_pointwise_part(part: fx.Node) -> bool:
-    if part.target != _PART or part.args[1] not in (-1, part.meta["val"].dim() - 1):
+    if part.target != own.part.default or part.args[1] not in (-1, part.meta["val"].dim() - 1):
         return False
     return bool(part.users) and all(rows_of(user) is not None for user in part.users)
 
