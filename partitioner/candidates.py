@@ -160,10 +160,10 @@ class _Cutting:
         return self.stages[stages]
 
     def sum(self, units: tuple[Unit, ...]) -> StageSums:
-        """Stages of the same groups of units that receive and send the same cost the same."""
-        group_of, place, crossing = self.priced.folded.group_of, self.priced.place, self.priced.crossing
+        """Stages of units that cost the same, and that receive and send the same, cost the same."""
+        place, crossing = self.priced.place, self.priced.crossing
         ends = crossing[place[units[0]]], crossing[place[units[-1]] + 1]
-        key = (*ends, *(group_of[u.name + "/" + u.nodes[0]] for u in units))
+        key = (*ends, *(id(self.priced.unit(u)) for u in units))
         if key not in self.sums:
             self.sums[key] = stage_sums(self.priced, units, self.ways)
         return self.sums[key]

@@ -19,7 +19,7 @@ from partitioner.equations import Strategy
 from partitioner.errors import InputError
 from partitioner.fold import Folded, Port, is_parameter
 from partitioner.layout import PARTIAL, REPLICATE, WHOLE, Placement, Shard
-from partitioner.price import collective_seconds, convert_seconds, op_seconds, state_bytes
+from partitioner.price import collective_seconds, convert_seconds, op_seconds, reductions, state_bytes
 from partitioner.shapes import operands
 from partitioner.strategies import Space, is_tensor
 from partitioner.work import Setting
@@ -123,6 +123,7 @@ class Choices:
     def op_cost(self, node: fx.Node, strategy: Strategy, count: int) -> float:
         prices = self.prices
         seconds = op_seconds(prices.setting, node, strategy, prices.cluster).total
+        seconds += sum(collective_seconds(*row, prices.route) for row in reductions(prices.setting, node, strategy))
         held = prices.setting.bytes(node, result(strategy)) * prices.byte_seconds * TIE_BYTES
         return (seconds + held) * count
 

@@ -13,20 +13,19 @@ from typing import NamedTuple
 from torch import fx
 
 from partitioner.backward import Peaks, peaks
-from partitioner.cluster import Cluster, Route
-from partitioner.fold import Folded, is_parameter
+from partitioner.cluster import Cluster
+from partitioner.fold import Folded
 from partitioner.fusion import ATTENTION
 from partitioner.graph import Unit
 from partitioner.kept import Keeping
 from partitioner.layout import REPLICATE, Placement, Shard
 from partitioner.liveness import Liveness
 from partitioner.measured import measured
-from partitioner.price import ZERO, Seconds, collective_seconds, convert_seconds, work_seconds
+from partitioner.moved import Handed, Moved, conversions, handed_on, moved
+from partitioner.price import ZERO, Seconds, work_seconds
 from partitioner.rules import rule_of
 from partitioner.saved import saved
-from partitioner.shapes import operands
 from partitioner.solve import Solution
-from partitioner.strategies import is_tensor
 from partitioner.work import Setting, op_flops, op_work, weight_work
 
 HIDDEN = 0.25  # share of a tensor-parallel collective that hides where it runs in pieces beside its product
@@ -58,7 +57,8 @@ class Entering(NamedTuple):
 class UnitCost:
     """One unit, one micro-batch, one tp rank: compute, exposed communication, and what is kept for backward.
 
-    ``weight``: seconds of compute's backward that make gradients of weights. ``kept``: by way of recomputing, "none",
+    ``weight``: seconds of compute's backward that make gradients of weights. ``over_cp``: the share of communication
+    that goes over cp, the rest over tp. ``kept``: by way of recomputing, "none",
     "selective" (attention's scores), "operators" (every second product) and "full". ``ports``: what enters.
     ``collectives`` and ``kernels``: how many there are in forward and backward.
     """
@@ -66,6 +66,7 @@ class UnitCost:
     compute: Seconds
     weight: float
     communication: Seconds
+    over_cp: float
     collectives: tuple[int, int]
     kernels: tuple[int, int]
     kept: Mapping[str, Kept]
@@ -80,12 +81,12 @@ class UnitCost:
 
 @dataclass(frozen=True)
 class Priced:
-    """A folded graph whose layouts are chosen, with the price of each group's unit."""
+    """A folded graph whose layouts are chosen, with the price of each unit; alike ones share it."""
 
     setting: Setting
     solution: Solution
     cluster: Cluster
-    groups: tuple[UnitCost, ...]
+    units: Mapping[Unit, UnitCost]
 
     @property
     def folded(self) -> Folded:
@@ -155,13 +156,22 @@ class Priced:
 
     def unit(self, unit: Unit) -> UnitCost:
         """The price of one unit."""
-        return self.groups[self.folded.group_of[unit.name + "/" + unit.nodes[0]]]
+        return self.units[unit]
+
+    @property
+    def groups(self) -> tuple[UnitCost, ...]:
+        """Of the first unit of each group."""
+        return tuple(self.units[units[0]] for units in self.folded.groups)
 
 
 def price_units(setting: Setting, solution: Solution, cluster: Cluster) -> Priced:
-    """Price every group of units once."""
-    rows = tuple(_Pricing(setting, solution, cluster, g).cost() for g in range(len(setting.folded.groups)))
-    return Priced(setting, solution, cluster, rows)
+    """Price every group of units once, and once more where its units hand on other layouts of what they make."""
+    wanted, found = handed_on(setting.folded, solution), dict[Unit, UnitCost]()
+    for g, units in enumerate(setting.folded.groups):
+        pricing = _Pricing(setting, solution, cluster, g)
+        costs = {keys: pricing.cost(keys) for keys in dict.fromkeys(wanted[unit] for unit in units)}
+        found |= {unit: costs[wanted[unit]] for unit in units}
+    return Priced(setting, solution, cluster, found)
 
 
 class _Pricing:
@@ -176,24 +186,31 @@ class _Pricing:
         if cluster.kernels:
             self.seconds |= measured(setting, solution, cluster, group, self.seconds)
 
-    def cost(self) -> UnitCost:
-        compute, moved, again, count = ZERO, ZERO, (0.0, 0.0), [0, 0]
-        moves = conversions(self.folded, self.solution, self.group)
+    def cost(self, handed: Handed) -> UnitCost:
+        """Of a unit that hands on these layouts of what it makes."""
+        compute, sent, over_cp, again, count = ZERO, ZERO, 0.0, (0.0, 0.0), [0, 0]
+        last = last_kept(self.folded, self.group)
         for reader in (*self.body, None):
-            for node, source, target in moves.get(reader, ()):
-                seconds = convert_seconds(self.setting, node, source, target, self.route()) or ZERO
-                count[0] += seconds.forward > 0
-                count[1] += seconds.backward > 0
-                moved += seconds
+            for move in self.moves.get(reader, ()):
+                if reader is None and (move.value, move.target) not in handed:
+                    continue
+                seconds = move.seconds
+                count[0] += len(move.forward)
+                count[1] += len(move.backward)
+                sent += seconds
+                over_cp += seconds.total if move.axis == "cp" else 0.0
             if reader is not None:
                 compute += self.seconds[reader]
-                moved += self.context(reader)
-                if self.keeps(reader):
-                    again = compute.forward, moved.forward
+            if reader is last:
+                again = compute.forward, sent.forward
         return UnitCost(
-            compute, self.weight, self.exposed(moved, compute), (count[0], count[1]), self.kernels(), self.kept(again),
-            self.ports(), sum(op_flops(n) for n in self.body),
+            compute, self.weight, self.exposed(sent, compute), over_cp / sent.total if over_cp else 0.0,
+            (count[0], count[1]), self.kernels(), self.kept(again), self.ports, sum(op_flops(n) for n in self.body),
         )  # fmt: skip
+
+    @cached_property
+    def moves(self) -> dict[fx.Node | None, list[Moved]]:
+        return moved(self.setting, self.solution, self.cluster, self.group)
 
     @cached_property
     def weight(self) -> float:
@@ -203,9 +220,6 @@ class _Pricing:
     @cached_property
     def keeping(self) -> Keeping:
         return Keeping(self.setting, self.solution, self.group)
-
-    def route(self) -> Route:
-        return self.cluster.route(self.setting.ranks)
 
     def kernels(self) -> tuple[int, int]:
         pairs = list(self.work.values())
@@ -218,34 +232,24 @@ class _Pricing:
         pairs = ((moved.forward, compute.forward), (moved.backward, compute.backward))
         return Seconds(*(max(m * (1 - HIDDEN), m - c) for m, c in pairs))
 
-    def context(self, node: fx.Node) -> Seconds:
-        """Keys and values gathered over cp, again for backward, and their gradients scattered."""
-        cp, strategy = self.setting.cp, self.solution.strategies[node]
-        if cp == 1 or str(node.target) != ATTENTION:
-            return ZERO
-        route = self.cluster.route(cp, self.setting.ranks)
-        pairs = list(zip(operands(node)[1:3], strategy.operands[1:3], strict=True))
-        sizes = [self.setting.bytes(n, p) * cp for n, p in pairs]
-        gathered = sum(collective_seconds("all_gather", size, route) for size in sizes)
-        scattered = sum(collective_seconds("reduce_scatter", size, route) for size in sizes)
-        return Seconds(gathered, gathered + scattered)
+    @cached_property
+    def live(self) -> Liveness:
+        return Liveness(self.keeping, conversions(self.folded, self.solution, self.group))
 
-    def keeps(self, node: fx.Node) -> bool:
-        """Whether backward needs something of an op."""
-        rule, differentiable = rule_of(str(node.target)), self.folded.differentiable
-        return node in differentiable and bool((rule and rule.hidden) or saved(node, differentiable))
+    @cached_property
+    def plain(self) -> Peaks:
+        return peaks(self.live)
 
     def kept(self, again: tuple[float, float]) -> dict[str, Kept]:
         everything = self.keeping
-        live = Liveness(everything, conversions(self.folded, self.solution, self.group))
         core = self.setting.core(self.group)
         outside = Keeping(self.setting, self.solution, self.group, frozenset(core)).bytes
-        entering = sum(port.bytes for port in self.ports())
+        entering = sum(port.bytes for port in self.ports)
         products, attention = [n for n in self.body if _is_product(n)], self.attention()
         outputs = sum(self.made_bytes(n) for n in products) / 2 + sum(self.made_bytes(n) for n in attention)
         cheap = sum(self.seconds[n].forward for n in self.body if n not in {*products, *attention})
         half = sum(self.seconds[n].forward for n in products) / 2
-        plain = peaks(live)
+        live, plain = self.live, self.plain
         again_bytes = self.output() + plain.forward  # beside the gradient that enters
         full = Peaks(live.forward(keeps=False), *(max(peak, again_bytes) for peak in plain[1:]))
         return {
@@ -263,6 +267,7 @@ class _Pricing:
     def made_bytes(self, node: fx.Node) -> float:
         return self.setting.bytes(node, self.solution.made(node))
 
+    @cached_property
     def ports(self) -> tuple[Entering, ...]:
         kept = self.keeping.storages
         rows = {p: n for (g, n), p in self.folded.port_of.items() if g == self.group}
@@ -274,31 +279,16 @@ class _Pricing:
         return sum(self.made_bytes(n) for n in made)
 
 
+def last_kept(folded: Folded, group: int) -> fx.Node | None:
+    """The last op of which backward needs something: where a unit is recomputed, its forward runs again up to here."""
+    found = None
+    for node in folded.body(group):
+        rule, differentiable = rule_of(str(node.target)), folded.differentiable
+        if node in differentiable and ((rule and rule.hidden) or saved(node, differentiable)):
+            found = node
+    return found
+
+
 def _is_product(node: fx.Node) -> bool:
     rule = rule_of(str(node.target))
     return rule is not None and rule.flops is not None and str(node.target) != ATTENTION
-
-
-Move = tuple[fx.Node, Placement, Placement]
-def conversions(folded: Folded, solution: Solution, group: int) -> dict[fx.Node | None, list[Move]]:
-    """(value, from, to) of each conversion that a unit of the group makes, each once, by the op that first needs it.
-
-    None stands for what later units need.
-    """
-    found: dict[Move, fx.Node | None] = {}
-    for node in folded.body(group):
-        for operand, target in zip(operands(node), solution.strategies[node].operands, strict=True):
-            port = folded.port_of.get((group, operand))
-            if port is None and (is_parameter(operand) or operand not in folded.node):
-                continue
-            source = solution.made(port if port is not None else folded.node[operand])
-            if source != target and is_tensor(operand):
-                found.setdefault((operand, source, target), node)
-    for node in folded.body(group):
-        for port, sources in folded.sources.items():
-            if node in sources and solution.made(node) != solution.ports[port]:
-                found.setdefault((node, solution.made(node), solution.ports[port]), None)
-    rows: dict[fx.Node | None, list[Move]] = {}
-    for move, reader in found.items():
-        rows.setdefault(reader, []).append(move)
-    return rows

@@ -9,9 +9,9 @@ the largest table that arises, which for a transformer block is small: few value
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,30 +31,68 @@ class Table:
     costs: Array
 
 
+class _Bucket(NamedTuple):
+    """A variable on its way out: the sum of ``tables`` over it and ``scope``, and what its minimum leaves."""
+
+    variable: int
+    scope: tuple[int, ...]
+    tables: list[Table]
+    joined: Array
+    left: Table
+
+
 def minimize(domains: Sequence[int], tables: Sequence[Table]) -> tuple[float, list[int]]:
     """The least total cost, infinite where nothing is legal, and each variable's choice; the first among equals."""
-    live = {v: [t for t in tables if v in t.scope] for v in range(len(domains))}
-    near = {v: {u for t in rows for u in t.scope} - {v} for v, rows in live.items()}
     total = float(sum(float(t.costs) for t in tables if not t.scope))
     decided: list[tuple[int, tuple[int, ...], Array]] = []
+    for bucket in _buckets(domains, tables):
+        decided.append((bucket.variable, bucket.scope, bucket.joined.argmin(axis=0)))
+        total += 0.0 if bucket.scope else float(bucket.left.costs)
+    chosen = [0] * len(domains)
+    for variable, scope, best in reversed(decided):
+        chosen[variable] = int(best[tuple(chosen[u] for u in scope)])
+    return total, chosen
+
+
+def increases(domains: Sequence[int], tables: Sequence[Table]) -> list[Array]:
+    """By variable and choice: by how much the least total grows when the choice is forced and all others are free.
+
+    What ``minimize`` hands down the line of buckets comes back up: of each, the least of all the rest.
+    """
+    buckets = list(_buckets(domains, tables))
+    outside = {id(bucket.left): np.zeros(bucket.left.costs.shape) for bucket in buckets}
+    found: list[Array] = [np.zeros(0)] * len(domains)
+    for bucket in reversed(buckets):
+        scope = (bucket.variable, *bucket.scope)
+        whole = bucket.joined + outside[id(bucket.left)]
+        least = whole.reshape(len(whole), -1).min(axis=1)
+        found[bucket.variable] = least - least.min() if np.isfinite(least).any() else least
+        for table in bucket.tables:
+            if id(table) in outside:
+                inside = _joined(domains, scope, [table])
+                rest = np.where(np.isfinite(inside), whole - np.where(np.isfinite(inside), inside, 0.0), np.inf)
+                left = [v for v in scope if v in table.scope]
+                least = rest.min(axis=tuple(n for n, v in enumerate(scope) if v not in table.scope))
+                outside[id(table)] = least.transpose([left.index(v) for v in table.scope])
+    return found
+
+
+def _buckets(domains: Sequence[int], tables: Sequence[Table]) -> Iterator[_Bucket]:
+    live = {v: [t for t in tables if v in t.scope] for v in range(len(domains))}
+    near = {v: {u for t in rows for u in t.scope} - {v} for v, rows in live.items()}
     entries = {v: _entries(domains, v, others) for v, others in near.items()}
     while near:
         variable = min(entries, key=lambda v: (entries[v], v))
         if entries.pop(variable) > MOST_ENTRIES:
             raise TooWide
-        scope = tuple(sorted(near.pop(variable)))
-        joined = _joined(domains, (variable, *scope), live.pop(variable))
-        decided.append((variable, scope, joined.argmin(axis=0)))
+        scope, own = tuple(sorted(near.pop(variable))), live.pop(variable)
+        joined = _joined(domains, (variable, *scope), own)
         left = Table(scope, joined.min(axis=0))
         for u in scope:
             live[u] = [t for t in live[u] if variable not in t.scope] + [left]
             near[u] = (near[u] | set(scope)) - {u, variable}
             entries[u] = _entries(domains, u, near[u])
-        total += 0.0 if scope else float(left.costs)
-    chosen = [0] * len(domains)
-    for variable, scope, best in reversed(decided):
-        chosen[variable] = int(best[tuple(chosen[u] for u in scope)])
-    return total, chosen
+        yield _Bucket(variable, scope, own, joined, left)
 
 
 def _entries(domains: Sequence[int], variable: int, others: set[int]) -> int:

@@ -36,7 +36,6 @@ class Folded:
 
     graph: Graph
     groups: tuple[tuple[Unit, ...], ...]
-    group_of: dict[str, int]
     node: dict[fx.Node, fx.Node]
     parameter: dict[fx.Node, fx.Node]
     sources: dict[Port, Counter[fx.Node]]
@@ -84,7 +83,6 @@ def fold(graph: Graph) -> Folded:
     for unit in graph.units:
         keys.setdefault((unit.kind, _kinds_of_operands(graph, unit, inside)), []).append(unit)
     groups = tuple(tuple(units) for units in keys.values())
-    group_of = {unit.name + "/" + unit.nodes[0]: g for g, units in enumerate(groups) for unit in units}
     node: dict[fx.Node, fx.Node] = {}
     tied: dict[fx.Node, fx.Node] = {}
     for units in groups:
@@ -97,7 +95,7 @@ def fold(graph: Graph) -> Folded:
                 _tie(tied, a, b)
     parameter = {n: _root(tied, n) for n in tied}
     sources, port_of = _ports(graph, groups, node)
-    return Folded(graph, groups, group_of, node, parameter, sources, port_of, graph)
+    return Folded(graph, groups, node, parameter, sources, port_of, graph)
 
 
 def _kinds_of_operands(graph: Graph, unit: Unit, inside: dict[str, Unit]) -> tuple[str, ...]:

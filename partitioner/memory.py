@@ -6,7 +6,7 @@ and goes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,14 +14,16 @@ from torch import fx
 
 from partitioner.cost import Priced
 from partitioner.moments import Array, moments
-from partitioner.price import state, state_bytes
-from partitioner.split import Split, StageSums
+from partitioner.price import State, held_state, state
+from partitioner.split import Held, Split, StageSums
 
 
 class Part(NamedTuple):
     """Bytes of one stage at its rank's fullest moment: state, kept activations, and what comes and goes."""
 
-    state: float
+    weights: float
+    gradients: float
+    optimizer: float
     activations: float
     transient: float
 
@@ -41,8 +43,9 @@ class Memory:
         distinct = {id(stage): n for n, stage in enumerate(split.stages)}
         alike = np.array([distinct[id(stage)] for stage in split.stages])
         held = {n: self._held(split.stages[n]) for n in distinct.values()}
-        self.fixed, self.grown, gathered = np.array([held[n] for n in alike]).T
-        self.fixed = self.fixed - self._twice()
+        states, self.grown, gathered = (np.array(rows) for rows in zip(*(held[n] for n in alike), strict=True))
+        self.state = states - self._twice()
+        self.fixed = self.state.sum(1) - self.grown
         tables = [split.stages[n].sizes[split.recompute] for n in distinct.values()]
         starts = dict(zip(distinct.values(), np.cumsum([0, *map(len, tables)]), strict=False))
         self._table, self._starts = np.concatenate(tables), np.array([starts[n] for n in alike])
@@ -60,16 +63,22 @@ class Memory:
         most = np.maximum.reduceat(above, self.moments.starts)
         return self.fixed[self.own].sum(1) + np.maximum(most, self.grown[self.own].sum(1)) + self.samples
 
+    def acting(self, counts: Sequence[int]) -> tuple[Array, Array]:
+        """What each stage keeps of a micro-batch (s), and what its actions hold beside (s, action)."""
+        kept, actions, _ = self._filled(np.array(counts))
+        return kept, actions
+
     def parts(self, counts: Sequence[int]) -> tuple[Part, ...]:
         """(s): where its rank is fullest."""
         moments, (kept, actions, above) = self.moments, self._filled(np.array(counts))
-        found = [Part(fixed + grown, 0.0, 0.0) for fixed, grown in zip(self.fixed, self.grown, strict=True)]
+        found = [Part(weights, gradients, optimizer, 0.0, 0.0) for weights, gradients, optimizer in self.state]
         for own, start, end in zip(self.own, moments.starts, [*moments.starts[1:], len(above)], strict=True):
             m = start + int(above[start:end].argmax())
             if above[m] >= self.grown[own].sum():
                 for n, flying, there in zip(own, moments.in_flight[m], moments.grown[m], strict=True):
                     acting = float(actions[n, moments.action[m]]) if n == moments.acting[m] else 0.0
-                    found[n] = Part(self.fixed[n] + self.grown[n] * there, kept[n] * flying, acting)
+                    gradients = found[n].gradients - self.grown[n] * (not there)
+                    found[n] = Part(found[n].weights, gradients, found[n].optimizer, kept[n] * flying, acting)
             found[own[0]] = found[own[0]]._replace(activations=found[own[0]].activations + self.samples)
         return tuple(Part(*map(float, part)) for part in found)
 
@@ -83,23 +92,28 @@ class Memory:
         return kept, actions, inside + actions[moments.acting, moments.action]
 
     def _twice(self) -> Array:
-        """(s): state of parameters that an earlier stage of the same rank holds too."""
-        split, found = self.split, np.zeros(len(self.split.stages))
+        """(s, kind): state of parameters that an earlier stage of the same rank holds too."""
+        split, found = self.split, np.zeros((len(self.split.stages), len(State._fields)))
         for own in self.own if any(stage.tied for stage in split.stages) else ():
             seen = set[fx.Node]()
             for n in own:
                 rows = [row for node, row in split.stages[n].tied.items() if node in seen]
-                found[n] = sum(state_bytes(k, s, self.software, split.zero, split.shards) for k, s, _ in rows)
+                found[n] = self._state(rows)
                 seen |= split.stages[n].tied.keys()
         return found
 
-    def _held(self, stage: StageSums) -> tuple[float, float, float]:
-        """Bytes of a stage's state, those of gradients that each step makes anew, and of ZeRO's gathered weights."""
+    def _held(self, stage: StageSums) -> tuple[Array, float, float]:
+        """Bytes of a stage's state by kind, those of gradients that each step makes anew, and of ZeRO's gathered
+        weights."""
         split, software = self.split, self.software
-        everything = sum(state_bytes(n, size, software, split.zero, split.shards) for n, size, _ in stage.held)
         gathered = 2.0 * stage.largest * stage.held[0][1] if split.zero == 3 and stage.held else 0.0
         own = software.gradient_bytes is None and split.replicas == 1
         grown = sum(n * state(s, software).gradient for n, s, is_partial in stage.held if own and not is_partial)
         if own and split.pp > 1:
             grown -= sum(n * state(s, software).gradient for n, s, is_partial in stage.tied.values() if not is_partial)
-        return everything - grown, grown, gathered
+        return self._state(stage.held), grown, gathered
+
+    def _state(self, rows: Iterable[Held]) -> Array:
+        zero, shards = self.split.zero, self.split.shards
+        found = [held_state(n, size, self.software, zero, shards) for n, size, _ in rows]
+        return np.array(found).sum(0) if found else np.zeros(len(State._fields))

@@ -1,8 +1,9 @@
 """The Plan noun: decisions that a person can read and edit, and a derived section stamped with their digest.
 
 asked       the model's entry and digest, the cluster, the global batch, the pins
+found       the price of the step and of each stage; stale when its digest is not that of the decisions
 decisions   mesh, micro-batch, schedule, stages, recompute, parameter and boundary layouts by module-name pattern
-derived     the folded blocks op by op, costs and reasons; stale when the digest of the decisions differs
+derived     the folded blocks op by op, every parameter's layout, the candidates
 """
 
 from __future__ import annotations
@@ -10,16 +11,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from partitioner.derived import BlockRow, Candidate, Cost, OpRow, ProductRow, StageCost
+from partitioner.derived import BlockRow, Candidate, Cost
+from partitioner.document import read, write
 from partitioner.errors import InputError
 
-VERSION = 4
+VERSION = 5
 AXES = ("pp", "dp", "tp")  # and "cp" in plans that are not executed
 _MOST_BYTES = 64_000_000
 
@@ -42,7 +42,7 @@ class Decisions:
     recompute: str
     recomputed: tuple[int, ...]
     parameters: dict[str, Any]
-    boundaries: dict[str, list[Any]]
+    boundaries: dict[str, tuple[Any, ...]]
     zero: int = 0
     plan_only: tuple[str, ...] = ()
     seed: int = 0
@@ -68,6 +68,7 @@ class Plan:
     decisions: Decisions
     blocks: tuple[BlockRow, ...]
     parameters: dict[str, Any]
+    reads: dict[str, tuple[tuple[str, str], ...]]
     cost: Cost
     searched: dict[str, int]
     notes: tuple[str, ...] = ()
@@ -95,14 +96,7 @@ class Plan:
 
     def to_json(self) -> str:
         """The document, the same text for the same plan."""
-        asked = {"model": self.model, "cluster": self.cluster, "global_batch": self.global_batch, "pins": self.pins}
-        derived = {
-            "digest": self.digest, "cost": asdict(self.cost), "searched": self.searched, "notes": self.notes,
-            "parameters": self.parameters, "blocks": [asdict(b) for b in self.blocks],
-            "candidates": [asdict(c) for c in self.candidates], "front": [asdict(c) for c in self.front],
-        }  # fmt: skip
-        whole = {"version": VERSION, "asked": asked, "decisions": asdict(self.decisions), "derived": derived}
-        return _compact(json.dumps(whole, indent=1)) + "\n"
+        return write(asdict(_document(self)))
 
     @staticmethod
     def load(path: Path | str) -> Plan:
@@ -118,9 +112,57 @@ class Plan:
         return _plan(data, str(path))
 
 
-def _compact(text: str) -> str:
-    """Lists of numbers and short words on one line."""
-    return re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda m: "[" + re.sub(r"\s*\n\s*", " ", m[1]) + "]", text)
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for: the model's entry point, settings and digest, the cluster, samples a step, the pins."""
+
+    model: dict[str, Any]
+    cluster: dict[str, Any]
+    global_batch: int
+    pins: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The price, how many candidates there were, and what a reader must know. ``digest``: of what was priced."""
+
+    digest: str
+    cost: Cost
+    searched: dict[str, int]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Derived:
+    """All that follows from the decisions: each parameter's layout, blocks op by op; the candidates beside them.
+
+    ``reads``: of each unit, for each port of its block the unit and the value in its block that enter there.
+    """
+
+    parameters: dict[str, Any]
+    reads: dict[str, tuple[tuple[str, str], ...]]
+    blocks: tuple[BlockRow, ...]
+    candidates: tuple[Candidate, ...]
+    front: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A plan file. Edit asked and decisions; found and derived follow from them and say stale until planned again."""
+
+    version: int
+    asked: Asked
+    found: Found
+    decisions: Decisions
+    derived: Derived
+
+
+def _document(plan: Plan) -> Document:
+    return Document(
+        VERSION, Asked(plan.model, plan.cluster, plan.global_batch, plan.pins),
+        Found(plan.digest, plan.cost, plan.searched, plan.notes), plan.decisions,
+        Derived(plan.parameters, plan.reads, plan.blocks, plan.candidates, plan.front),
+    )  # fmt: skip
 
 
 def digest_of(data: object) -> str:
@@ -129,101 +171,25 @@ def digest_of(data: object) -> str:
 
 
 def _plan(data: Any, origin: str) -> Plan:
-    where = _Reader(data, origin, "")
-    version = where.get("version", int)
+    version = data.get("version", VERSION) if isinstance(data, dict) else VERSION
     if version != VERSION:
-        raise InputError(f"{origin}: version {version} is not known here, this program reads {VERSION}")
-    asked, derived = where.at("asked"), where.at("derived")
-    cost = derived.at("cost")
-    stages = tuple(s.build(StageCost) for s in cost.each("stages"))
-    plan = Plan(
-        model=asked.get("model", dict),
-        cluster=asked.get("cluster", dict),
-        global_batch=asked.get("global_batch", int),
-        pins=asked.get("pins", dict),
-        decisions=_decisions(where.at("decisions")),
-        blocks=tuple(_block(row) for row in derived.each("blocks")),
-        parameters=derived.get("parameters", dict),
-        cost=cost.build(Cost, stages=stages),
-        searched=derived.get("searched", dict),
-        notes=tuple(derived.get("notes", list)),
-        candidates=_candidates(derived.each("candidates")),
-        front=_candidates(derived.each("front")),
-        digest=derived.get("digest", str),
-    )
-    return plan
-
-
-def _decisions(where: _Reader) -> Decisions:
-    stages = where.get("stages", list)
-    mesh = where.get("mesh", dict)
-    axes = sorted({*AXES, *({"cp"} & set(mesh))})
-    if sorted(mesh) != axes or not all(isinstance(n, int) and n > 0 for n in mesh.values()):
-        raise InputError(f"{where.origin}: decisions.mesh must give a positive size to each of {', '.join(AXES)}")
-    order = tuple(where.get("order", list))
-    if sorted(order) != axes:
-        raise InputError(f"{where.origin}: decisions.order must hold each of {', '.join(axes)} once")
-    counts = tuple(where.get("recomputed", list))
-    if len(counts) != len(stages) or not all(isinstance(n, int) and n >= 0 for n in counts):
-        raise InputError(f"{where.origin}: decisions.recomputed must give a number of blocks for each of the stages")
-    listed = tuple(where.get("plan_only", list))
-    return where.build(
-        Decisions, stages=tuple(tuple(s) for s in stages), order=order, recomputed=counts, plan_only=listed
-    )
-
-
-def _candidates(rows: list[_Reader]) -> tuple[Candidate, ...]:
-    return tuple(row.build(Candidate, order=tuple(row.get("order", list))) for row in rows)
-
-
-def _block(where: _Reader) -> BlockRow:
-    ops = tuple(
-        row.build(
-            OpRow, shape=tuple(row.get("shape", list)), operands=tuple(row.get("operands", list)),
-            collectives=tuple(row.get("collectives", list)),
-        )
-        for row in where.each("ops")
+        raise InputError(f"{origin}: version {str(version)[:60]} is not known here, this program reads {VERSION}")
+    document = read(Document, data, origin)
+    asked, found, derived = document.asked, document.found, document.derived
+    _check(document.decisions, origin)
+    return Plan(
+        asked.model, asked.cluster, asked.global_batch, asked.pins, document.decisions, derived.blocks,
+        derived.parameters, derived.reads, found.cost, found.searched, found.notes, derived.candidates, derived.front,
+        found.digest,
     )  # fmt: skip
-    products = tuple(row.build(ProductRow, kernels=tuple(row.get("kernels", list))) for row in where.each("products"))
-    units, ports = (tuple(where.get(key, list)) for key in ("units", "ports"))
-    return where.build(BlockRow, ops=ops, products=products, units=units, ports=ports)
 
 
-_KINDS: dict[str, type | tuple[type, ...]] = {
-    "int": int, "float": (int, float), "str": str, "bool": bool, "dict[str, int]": dict, "dict[str, Any]": dict,
-    "dict[str, list[Any]]": dict,
-}  # fmt: skip
-
-
-class _Reader:
-    """A JSON object that knows where it stands in its file."""
-
-    def __init__(self, data: Any, origin: str, path: str) -> None:
-        self.origin, self.path = origin, path
-        if not isinstance(data, dict):
-            raise InputError(f"{origin}: {path or 'the document'} must be an object")
-        self.data: Mapping[str, Any] = data
-
-    def get(self, key: str, kind: type | tuple[type, ...]) -> Any:
-        name = f"{self.path}.{key}".lstrip(".")
-        if key not in self.data:
-            raise InputError(f"{self.origin}: the field {name} is missing")
-        value = self.data[key]
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise InputError(f"{self.origin}: the field {name} has a wrong value {str(value)[:60]!r}")
-        return value
-
-    def at(self, key: str) -> _Reader:
-        return _Reader(self.get(key, dict), self.origin, f"{self.path}.{key}".lstrip("."))
-
-    def each(self, key: str) -> list[_Reader]:
-        rows = self.get(key, list)
-        return [_Reader(row, self.origin, f"{self.path}.{key}[{n}]".lstrip(".")) for n, row in enumerate(rows)]
-
-    def build(self, cls: type, **given: Any) -> Any:
-        known = {f.name: str(f.type) for f in fields(cls)}
-        strange = set(self.data) - set(known)
-        if strange:
-            raise InputError(f"{self.origin}: {self.path} has an unknown field {sorted(strange)[0]}")
-        values = {name: self.get(name, _KINDS.get(kind, object)) for name, kind in known.items() if name not in given}
-        return cls(**values, **given)
+def _check(decisions: Decisions, origin: str) -> None:
+    mesh, counts = decisions.mesh, decisions.recomputed
+    axes = sorted({*AXES, *({"cp"} & set(mesh))})
+    if sorted(mesh) != axes or min(mesh.values()) < 1:
+        raise InputError(f"{origin}: decisions.mesh must give a positive size to each of {', '.join(AXES)}")
+    if sorted(decisions.order) != axes:
+        raise InputError(f"{origin}: decisions.order must hold each of {', '.join(axes)} once")
+    if len(counts) != len(decisions.stages) or min(counts, default=0) < 0:
+        raise InputError(f"{origin}: decisions.recomputed must give a number of blocks for each of the stages")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import fx
@@ -18,7 +19,8 @@ from torch import fx
 from partitioner.cluster import Cluster, Device, Route, Software
 from partitioner.collectives import Collective, convert
 from partitioner.equations import Strategy
-from partitioner.layout import REPLICATE, Placement, Shard
+from partitioner.layout import REPLICATE, WHOLE, Placement, Shard
+from partitioner.shapes import operands
 from partitioner.work import Gemm, Setting, Work, op_work
 
 TILES = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 64))
@@ -26,6 +28,7 @@ _TILE_LOSS = 10.0  # a tile's rate is i / (i + loss) of the best, i its products
 _TILE_DEPTH = 128  # steps of the inner dimension in which filling and draining a tile's pipeline would do
 _BEST_TILE = 256 * 128 / (256 + 128)
 _TREE_HOPS = 2  # messages that a node of a binary tree waits for at each level, one from each child
+CROSS_ENTROPY = "partitioner.cross_entropy_sum.default"
 _PHASES = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "all_to_all": 1}
 
 
@@ -158,9 +161,19 @@ def payloads(size: float, rows: tuple[Collective, ...], ranks: int, phase: str) 
     return [(kind, size / ranks if kind == "all_to_all" else size) for kind in found if kind]
 
 
-@dataclass(frozen=True)
-class State:
-    """Bytes that training holds a parameter."""
+def reductions(setting: Setting, node: fx.Node, strategy: Strategy) -> list[tuple[str, float]]:
+    """(kind, bytes) of what cross entropy over divided classes sums of each token: its largest logit, then two sums,
+    or three where labels are smoothed."""
+    logits = strategy.operands[0] if str(node.target) == CROSS_ENTROPY else None
+    if not isinstance(logits, Shard) or logits.dim != 1:
+        return []
+    labels, value = operands(node)[1], operands(node)[0].meta["val"]
+    size = labels.meta["val"].numel() * setting.share(labels, WHOLE) * value.element_size()
+    return [("all_reduce", size), ("all_reduce", (3 if node.args[3] else 2) * size)]
+
+
+class State(NamedTuple):
+    """Bytes that training holds of parameters."""
 
     weight: float
     gradient: float
@@ -169,7 +182,7 @@ class State:
 
 @functools.lru_cache(maxsize=256)
 def state(itemsize: int, software: Software) -> State:
-    """AdamW's: weight, gradient, two moments; below 4 bytes a weight, moments and a master copy are float32."""
+    """AdamW's, of one: weight, gradient, two moments; below 4 bytes a weight, moments and a master copy are float32."""
     moments = 8 if itemsize == 4 else 12 if itemsize < 4 else 2 * itemsize
     pairs = (
         (software.weight_bytes, itemsize), (software.gradient_bytes, itemsize), (software.optimizer_bytes, moments)
@@ -177,12 +190,17 @@ def state(itemsize: int, software: Software) -> State:
     return State(*(own if given is None else given for given, own in pairs))
 
 
-def state_bytes(elements: float, itemsize: int, software: Software, zero: int = 0, ranks: int = 1) -> float:
-    """State of ``elements`` parameters: ZeRO 1 divides the optimizer's over ``ranks``, 2 gradients too, 3 weights too
+def held_state(elements: float, itemsize: int, software: Software, zero: int = 0, ranks: int = 1) -> State:
+    """Of ``elements`` parameters: ZeRO 1 divides the optimizer's over ``ranks``, 2 gradients too, 3 weights too
     (Rajbhandari et al., 2020)."""
     own = state(itemsize, software)
-    parts = ((own.optimizer, 1), (own.gradient, 2), (own.weight, 3))
-    return elements * sum(size / (ranks if zero >= stage else 1) for size, stage in parts)
+    pairs = zip(own, (3, 2, 1), strict=True)
+    return State(*(elements * size / (ranks if zero >= stage else 1) for size, stage in pairs))
+
+
+def state_bytes(elements: float, itemsize: int, software: Software, zero: int = 0, ranks: int = 1) -> float:
+    """All of ``held_state``."""
+    return sum(held_state(elements, itemsize, software, zero, ranks))
 
 
 def optimizer_seconds(elements: float, itemsize: int, cluster: Cluster) -> float:

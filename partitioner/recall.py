@@ -7,16 +7,14 @@ from typing import Any
 
 from torch import fx
 
-from partitioner.constants import module_path
-from partitioner.derived import BlockRow, OpRow
+from partitioner.derived import BlockRow
 from partitioner.equations import Strategy
 from partitioner.errors import InputError
 from partitioner.fold import Folded, Port
-from partitioner.layout import Placement, parse_placement, placement_json
+from partitioner.layout import Placement, parse_placement
 from partitioner.plan import Plan, digest_of
 from partitioner.shapes import operands
 from partitioner.solve import Solution
-from partitioner.strategies import is_tensor
 
 
 def graph_digest(folded: Folded) -> str:
@@ -69,37 +67,6 @@ def _difference(plan: Plan, folded: Folded) -> str:
         if len(row.ops) != len(folded.body(group)):
             return f"{row.units[0]} has {len(row.ops)} ops, here {len(folded.body(group))}"
     return "its parameters have other names or shapes"
-
-
-def op_rows(
-    folded: Folded, solution: Solution, group: int, seconds: dict[fx.Node, tuple[float, float]]
-) -> tuple[OpRow, ...]:
-    """The op-by-op section of one block."""
-    rows: list[OpRow] = []
-    for node in folded.body(group):
-        strategy = solution.strategies[node]
-        shape = tuple(node.meta["val"].shape) if is_tensor(node) else ()
-        module = next((name for name in reversed(module_path(node)) if name), "")
-        assert not isinstance(strategy.result, tuple)
-        rows.append(
-            OpRow(
-                node.name, str(node.target), module, shape, tuple(placement_json(p) for p in strategy.operands),
-                placement_json(strategy.result), *seconds[node], tuple(arrivals(folded, solution, group, node)),
-            )
-        )  # fmt: skip
-    return tuple(rows)
-
-
-def arrivals(folded: Folded, solution: Solution, group: int, node: fx.Node) -> list[str]:
-    """Operands that are converted before an op reads them, as ``name: from -> to``."""
-    found: list[str] = []
-    for operand, target in zip(operands(node), solution.strategies[node].operands, strict=True):
-        port = folded.port_of.get((group, operand))
-        if port is not None or operand in folded.node:
-            source = solution.made(port if port is not None else operand)
-            if source != target:
-                found.append(f"{operand.name}: {source} -> {target}")
-    return found
 
 
 def patterns(name: str) -> list[str]:

@@ -38,10 +38,12 @@ Table = tuple[Row, ...]
 
 
 class Timeline(NamedTuple):
-    """Seconds from the first action's start to the last one's end, and busy seconds of each rank."""
+    """Seconds from the first action's start to the last one's end, busy seconds of each rank, and each action's end:
+    of the F, then the B, then the W, of each stage and micro-batch."""
 
     makespan: float
     busy: tuple[float, ...]
+    ended: list[float]
 
 
 @functools.lru_cache(maxsize=8)
@@ -193,7 +195,15 @@ def simulate(
     for rank, left in enumerate(actions):
         if position[rank] < len(left):
             raise ValueError(f"deadlock: pipeline rank {rank} waits at {left[position[rank]]}")
-    return Timeline(max(free), tuple(busy))
+    return Timeline(max(free), tuple(busy), ended)
+
+
+def ends(walked: Timeline, actions: Table, stages: int) -> tuple[tuple[float, ...], ...]:
+    """When each action of the table ended; rows as the table's."""
+    many = 1 + max(action.micro_batch for action in actions[0])
+    return tuple(
+        tuple(walked.ended[("FBW".index(kind) * stages + n) * many + m] for n, kind, m in row) for row in actions
+    )
 
 
 _Place = tuple[int, int, int, float, float]

@@ -13,26 +13,19 @@ import gc
 import math
 from collections.abc import Generator, Iterator, Mapping
 
-from torch import fx
-
 from partitioner.candidates import Progress, Tried, candidates
 from partitioner.cluster import Cluster
 from partitioner.conflicts import conflict
-from partitioner.cost import Priced
-from partitioner.derived import BlockRow, Candidate, Cost, ProductRow
-from partitioner.emit import emit
+from partitioner.derived import Candidate, Cost
 from partitioner.errors import DoesNotFit, InputError
-from partitioner.exports import Export, exports
-from partitioner.graph import Graph, Unit
+from partitioner.graph import Graph
 from partitioner.layout import placement_json
 from partitioner.losses import targets_per_sample
 from partitioner.lower import unit_names
 from partitioner.pins import read_pins
 from partitioner.plan import Decisions, Plan
-from partitioner.price import op_seconds
-from partitioner.products import products
-from partitioner.recall import by_pattern, graph_digest, op_rows
-from partitioner.rules import rule_of
+from partitioner.recall import by_pattern, graph_digest
+from partitioner.rows import block_rows, notes, unit_reads
 from partitioner.schedule import SPLIT
 from partitioner.split import Split
 from partitioner.step import price
@@ -70,8 +63,9 @@ def search(
     ``pins`` fix decisions (tp, pp, dp, micro_batch, schedule, virtual, recompute) or, by a pattern of parameter names,
     layouts ("replicate", "whole", "shard:DIM"). ``model`` is written into the plan. ``plan_only`` also proposes what
     the runtime can't execute yet (cp, ZeRO, selective recompute, zero-bubble schedules); such a plan says so.
-    ``keep``: candidates whose exact prices the plan lists, beside the front of those that no other beats in both time
-    and memory. Raises InputError for pins or sizes that no plan can have, DoesNotFit when none fits in memory.
+    ``keep``: the best so many candidates are priced exactly; the plan lists all that were, beside the front of those
+    that no other beats in both time and memory. Raises InputError for pins or sizes that no plan can have, DoesNotFit
+    when none fits in memory.
     """
     fixed = read_pins(pins or {}, graph)
     check_separable(graph, global_batch)
@@ -84,9 +78,10 @@ def search(
         raise DoesNotFit(too_large(min(found, key=lambda t: t.peak_bytes), room))
     progress(f"{len(fitting)} of {len(found)} plans fit")
     prices = _Prices()
-    ranking = _ranked(fitting, keep, prices)
+    _walk_best(fitting, keep, prices)
     front = _front(fitting, prices)
-    walked = len(prices.known)
+    ranking = prices.ranking()
+    walked = len(ranking)
     searched = {
         "candidates": len(found), "over_memory": len(found) - len(fitting), "walked": walked,
         "beaten_by_bound": len(fitting) - walked,
@@ -98,26 +93,25 @@ class _Prices:
     """Exact prices, each table walked once."""
 
     def __init__(self) -> None:
-        self.known: dict[int, Cost] = {}
+        self.known: dict[int, tuple[Tried, Cost]] = {}
 
     def of(self, tried: Tried) -> Cost:
         if id(tried) not in self.known:
-            self.known[id(tried)] = price(tried.priced, tried.split)
-        return self.known[id(tried)]
+            self.known[id(tried)] = tried, price(tried.priced, tried.split)
+        return self.known[id(tried)][1]
+
+    def ranking(self) -> Ranking:
+        """All that were priced, best first."""
+        return sorted(self.known.values(), key=lambda row: (round(row[1].step_seconds, 9), *row[0].plainness))
 
 
-def _ranked(fitting: list[Tried], keep: int, prices: _Prices) -> Ranking:
-    """The ``keep`` best with their exact prices."""
-    walked: list[tuple[tuple[object, ...], Tried, Cost]] = []
+def _walk_best(fitting: list[Tried], keep: int, prices: _Prices) -> None:
+    """Price candidates by rising bound, until ``keep`` of them can't be beaten any more."""
     times: list[float] = []
     for tried in sorted(fitting, key=lambda t: (t.least_seconds, t.plainness)):
         if len(times) >= keep and tried.least_seconds > times[keep - 1]:
             break
-        cost = prices.of(tried)
-        walked.append(((round(cost.step_seconds, 9), *tried.plainness), tried, cost))
-        bisect.insort(times, cost.step_seconds)
-    walked.sort(key=lambda row: row[0])
-    return [(tried, cost) for _, tried, cost in walked[:keep]]
+        bisect.insort(times, prices.of(tried).step_seconds)
 
 
 def _front(fitting: list[Tried], prices: _Prices) -> Ranking:
@@ -179,11 +173,12 @@ def plan_of(
 ) -> Plan:  # fmt: skip
     """The first of a ranking as a Plan, all of it as its candidates; and the front of time and memory."""
     best, cost = ranking[0]
+    fixed = read_pins(pins, best.priced.folded.graph)
     priced, split, folded = best.priced, best.split, best.priced.folded
     names = {unit: name for name, unit in unit_names(folded.graph).items()}
     layouts = {n.meta["source"]: placement_json(priced.solution.parameters[r]) for n, r in folded.parameter.items()}
     boundaries = {
-        names[units[0]]: [placement_json(priced.solution.ports[p]) for p in folded.sources if p.group == g]
+        names[units[0]]: tuple(placement_json(priced.solution.ports[p]) for p in folded.sources if p.group == g)
         for g, units in enumerate(folded.groups)
     }
     decisions = Decisions(
@@ -198,8 +193,9 @@ def plan_of(
                "targets": targets_per_sample(folded.graph.module.graph, folded.graph.batch),
                "parameters": sum(n.meta["val"].numel() for n in folded.parameter)},
         cluster=priced.cluster.as_dict(), global_batch=global_batch, pins={k: str(v) for k, v in pins.items()},
-        decisions=decisions, blocks=tuple(_blocks(priced, names)), parameters=dict(sorted(layouts.items())),
-        cost=cost, searched=searched, notes=tuple(_notes(priced)),
+        decisions=decisions, blocks=tuple(block_rows(priced, names, split.micro_batches, fixed)),
+        parameters=dict(sorted(layouts.items())), reads=unit_reads(folded, names),
+        cost=cost, searched=searched, notes=tuple(notes(priced)),
         candidates=tuple(_candidate(tried, cost) for tried, cost in ranking),
         front=tuple(_candidate(tried, cost) for tried, cost in front), digest=decisions.digest(),
     )  # fmt: skip
@@ -223,35 +219,3 @@ def _candidate(tried: Tried, cost: Cost) -> Candidate:
         dict(split.mesh), tried.micro_batch, split.schedule, split.virtual, split.recompute, split.zero, split.order,
         cost.step_seconds, cost.peak_bytes,
     )  # fmt: skip
-
-
-def _blocks(priced: Priced, names: dict[Unit, str]) -> Iterator[BlockRow]:
-    folded, solution = priced.folded, priced.solution
-    out = exports(folded, solution)
-    for g, units in enumerate(folded.groups):
-        seconds: dict[fx.Node, tuple[float, float]] = {}
-        for node in folded.body(g):
-            found = op_seconds(priced.setting, node, solution.strategies[node], priced.cluster)
-            seconds[node] = (found.forward, found.backward)
-        ports = tuple(placement_json(solution.ports[p]) for p in sorted(
-            (p for p in folded.sources if p.group == g), key=lambda p: p.index))  # fmt: skip
-        cost = priced.groups[g]
-        yield BlockRow(
-            tuple(names[u] for u in units), units[0].is_block, ports, cost.seconds.forward, cost.seconds.backward,
-            cost.kept["none"].bytes, op_rows(folded, solution, g, seconds), _products(priced, g, out[units[0]]),
-        )  # fmt: skip
-
-
-def _products(priced: Priced, group: int, out: tuple[Export, ...]) -> tuple[ProductRow, ...]:
-    first, ranks = priced.folded.groups[group][0], priced.setting.ranks
-    wanted = tuple((first.nodes.index(e.node.name), e.placement) for e in out)
-    module = emit(priced.folded, priced.solution, ranks, group, wanted).module
-    return tuple(found.row for found in products(module, ranks, priced.cluster))
-
-
-def _notes(priced: Priced) -> Iterator[str]:
-    """What was replicated for want of a rule."""
-    for g, units in enumerate(priced.folded.groups):
-        for node in priced.folded.body(g):
-            if rule_of(str(node.target)) is None:
-                yield f"{node.target} in {units[0].name} has no rule: it stays replicated"

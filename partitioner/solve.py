@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 from torch import fx
 
+from partitioner import eliminate
 from partitioner.choices import Allowed, Choices, Prices, Read, Value
 from partitioner.eliminate import Array, Table, TooWide, minimize
 from partitioner.equations import Strategy
@@ -64,6 +65,16 @@ def solve(folded: Folded, options: Space, prices: Prices, allowed: Allowed = lam
     if not math.isfinite(seconds):
         raise InputError("no layout satisfies the pins: relax one")
     return _solution(choices, seconds, chosen)
+
+
+def increases(choices: Choices) -> dict[Value, Array]:
+    """Of each value and choice, what the objective grows at least when it is forced; empty for a block too wide."""
+    tables = _Tables(choices)
+    try:
+        found = eliminate.increases(tables.domains, tables.found)
+    except TooWide:
+        return {}
+    return {value: found[n] for value, n in tables.variable.items()}
 
 
 def _solution(choices: Choices, seconds: float, chosen: Mapping[Value, int]) -> Solution:

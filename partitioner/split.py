@@ -23,16 +23,17 @@ Held = tuple[float, int, bool]  # elements a rank holds, bytes an element, wheth
 class StageSums:
     """What one micro-batch takes of a stage's units; ``blocks`` of them may be recomputed.
 
-    ``kept``: by way of recomputing, what the whole stage keeps when its first 0, 1, 2, ... blocks are recomputed so.
-    ``input_bytes`` and ``output_bytes``: what it receives and hands on, ``sent_bytes`` of it by this rank. ``held``:
-    parameters, alike ones added up; ``weight_bytes`` and ``gradient_bytes``: as they are gathered and summed,
-    ``partial_bytes`` of the latter Partial; ``tied``: parameters that other units read too; ``largest``: elements of
-    the unit that has most.
+    ``over_cp``: seconds of communication over cp, the rest of it goes over tp. ``kept``: by way of recomputing, what
+    the whole stage keeps when its first 0, 1, 2, ... blocks are recomputed so. ``input_bytes`` and ``output_bytes``:
+    what it receives and hands on, ``sent_bytes`` of it by this rank. ``held``: parameters, alike ones added up;
+    ``weight_bytes`` and ``gradient_bytes``: as they are gathered and summed, ``partial_bytes`` of the latter Partial;
+    ``tied``: parameters that other units read too; ``largest``: elements of the unit that has most.
     """
 
     seconds: Seconds
     weight: float
     communication: float
+    over_cp: float
     collectives: tuple[int, int]
     kernels: tuple[int, int]
     blocks: int
@@ -68,6 +69,7 @@ def stage_sums(priced: Priced, units: Sequence[Unit], ways: Sequence[str] = ("fu
         sum((c.seconds for c in rows), ZERO),
         sum(c.weight for c in rows),
         sum(c.communication.total for c in rows),
+        sum(c.communication.total * c.over_cp for c in rows),
         (sum(c.collectives[0] for c in rows), sum(c.collectives[1] for c in rows)),
         (sum(c.kernels[0] for c in rows), sum(c.kernels[1] for c in rows)),
         sum(u.is_block for u in units),

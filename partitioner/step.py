@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 
 from partitioner.cluster import Route
@@ -56,15 +57,35 @@ class Walk:
 
     def time(self, n: int) -> Seconds:
         """The device's, or the host's where that is longer; what ZeRO gathers beside it; no sends."""
+        hosts = self.host(self.split.stages[n])
+        found = self.device(n) + self.divided(n)
+        return Seconds(max(found.forward, hosts[0]), max(found.backward, hosts[1]))
+
+    def device(self, n: int) -> Seconds:
+        """Compute and what layouts send, recompute with them, at the pace of the slowest device."""
         stage, kept = self.split.stages[n], self.split.kept(n)
-        forward = self.slowest * stage.seconds.forward
-        backward = self.slowest * (stage.seconds.backward + kept.compute + kept.communication)
-        if self.split.zero >= 2 and self.split.shards > 1:
-            gather, scatter = self.gather(stage), self.scatter(stage)
-            forward += self.beside(gather if self.split.zero == 3 else 0.0, forward, stage)
-            backward += self.beside(scatter + (gather if self.split.zero == 3 else 0.0), backward, stage)
-        hosts = self.host(stage)
-        return Seconds(max(forward, hosts[0]), max(backward, hosts[1]))
+        backward = stage.seconds.backward + kept.compute + kept.communication
+        return Seconds(self.slowest * stage.seconds.forward, self.slowest * backward)
+
+    def divided(self, n: int) -> Seconds:
+        """What ZeRO's weights and gradients, moved beside compute, add to it."""
+        if self.split.zero < 2 or self.split.shards == 1:
+            return ZERO
+        stage, busy = self.split.stages[n], self.device(n)
+        gather = self.gather(stage) if self.split.zero == 3 else 0.0
+        forward = self.beside(gather, busy.forward, stage)
+        return Seconds(forward, self.beside(self.scatter(stage) + gather, busy.backward, stage))
+
+    def exposed(self, p: int) -> dict[str, float]:
+        """By axis, of a pipeline rank's micro-batch: what it communicates while it computes nothing."""
+        found: dict[str, float] = {}
+        for n in self.split.own(p):
+            stage, again = self.split.stages[n], self.split.kept(n).communication
+            sent = stage.communication + again
+            over_cp = stage.over_cp / stage.communication * sent if stage.over_cp else 0.0
+            rows = {"tp": sent - over_cp, "cp": over_cp, "pp": self.handing[n].total, "dp": self.divided(n).total}
+            found = {axis: found.get(axis, 0.0) + seconds for axis, seconds in rows.items()}
+        return found
 
     @cached_property
     def handing(self) -> list[Seconds]:
@@ -126,11 +147,12 @@ class Walk:
         speed, hop = route.bytes_per_second, route.hop_seconds if route.nodes == 1 else route.far_hop_seconds
         return hop + sent / speed
 
-    def after(self) -> tuple[float, float]:
-        """The gradient sync that stays exposed and the optimizer's update, each on its slowest pipeline rank."""
+    def after(self) -> tuple[Mapping[str, float], float]:
+        """The gradient sync that stays exposed, by axis, and the optimizer's update, each on its slowest rank."""
         alike = {tuple((id(self.split.stages[n]), self.split.recomputed[n]) for n in self.split.own(p)): p
                  for p in range(self.split.pp)}.values()  # fmt: skip
-        return max(self.sync(p) for p in alike), max(self.update(p) for p in alike)
+        slowest = max((self.sync(p) for p in alike), key=lambda rows: sum(rows.values()))
+        return slowest, max(self.update(p) for p in alike)
 
     def stages(self, p: int) -> list[StageSums]:
         return [self.split.stages[n] for n in self.split.own(p)]
@@ -139,7 +161,7 @@ class Walk:
         shared, rows = self.split.shards if self.split.zero else 1, [row for s in self.stages(p) for row in s.held]
         return sum(optimizer_seconds(n / shared, size, self.cluster) for n, size, _ in rows)
 
-    def sync(self, p: int) -> float:
+    def sync(self, p: int) -> dict[str, float]:
         """Partial gradients over tp, then all over the replicas, less what one micro-batch's backward, or W, hides."""
         stages, own, software = self.stages(p), self.split.own(p), self.software
         partial = sum(stage.partial_bytes for stage in stages)
@@ -149,11 +171,9 @@ class Walk:
         backward = sum(self.put_off[n] or self.times[n].backward for n in own) / len(own)
         forward = sum(self.times[n].forward for n in own) / len(own)
         reduced, gathered = self.reduced(gradients, weights, blocks)
-        return (
-            over_tp
-            + (max(reduced / blocks, reduced - backward) if software.overlap_gradients else reduced)
-            + (max(gathered / blocks, gathered - forward) if software.overlap_parameters else gathered)
-        )
+        over_dp = max(reduced / blocks, reduced - backward) if software.overlap_gradients else reduced
+        over_dp += max(gathered / blocks, gathered - forward) if software.overlap_parameters else gathered
+        return {"tp": over_tp, "dp": over_dp}
 
     def reduced(self, gradients: float, weights: float, blocks: int) -> tuple[float, float]:
         """Seconds to sum gradients over the replicas once a step, and to gather, block by block, what ZeRO updated."""
@@ -175,21 +195,32 @@ def price(priced: Priced, split: Split) -> Cost:
     actions = schedule(split.schedule, split.pp, split.virtual, split.micro_batches)
     forward = [t.forward for t in walk.times]
     backward = [t.backward - w for t, w in zip(walk.times, walk.put_off, strict=True)]
-    makespan, busy = simulate(actions, split.pp, forward, backward, walk.delay, walk.put_off)
+    makespan, busy, _ = simulate(actions, split.pp, forward, backward, walk.delay, walk.put_off)
     worst = max(range(split.pp), key=lambda p: busy[p])
-    moved = sum(
-        split.stages[n].communication + split.kept(n).communication + walk.handing[n].total for n in split.own(worst)
-    )
-    communication = split.micro_batches * moved
-    sync, update = walk.after()
-    memory, counts = Memory(priced, split), split.recomputed
-    rows = zip(walk.times, memory.parts(counts), strict=True)
-    stages = tuple(StageCost(time.forward, time.backward, *part) for time, part in rows)
+    exposed = {axis: split.micro_batches * moved for axis, moved in walk.exposed(worst).items()}
+    communication = sum(exposed.values())
+    synced, update = walk.after()
+    sync, exposed = sum(synced.values()), {axis: s + synced.get(axis, 0.0) for axis, s in exposed.items()}
+    memory = Memory(priced, split)
     flops = 3.0 * split.mesh["dp"] * split.micro_batches * sum(s.flops for s in split.stages)
     return Cost(
         makespan + sync + update, busy[worst] - communication, communication, makespan - busy[worst], sync, update,
-        memory.peak(counts), stages, flops,
+        memory.peak(split.recomputed), exposed, walk.delay, memory.samples, tuple(_stages(walk, memory)), flops,
     )  # fmt: skip
+
+
+def _stages(walk: Walk, memory: Memory) -> Iterator[StageCost]:
+    counts, split = walk.split.recomputed, walk.split
+    kept, acting = memory.acting(counts)
+    for n, (time, part) in enumerate(zip(walk.times, memory.parts(counts), strict=True)):
+        stage = split.stages[n]
+        sent = stage.sent_bytes if n + 1 < len(split.stages) and split.pp > 1 else 0.0
+        forward, backward, first = map(float, acting[n])
+        yield StageCost(
+            time.forward, time.backward, walk.put_off[n], *part, float(memory.state[n, 1]), float(memory.grown[n]),
+            float(kept[n]), (forward, backward, first), sent, stage.gradient_bytes, stage.partial_bytes,
+            stage.weight_bytes,
+        )  # fmt: skip
 
 
 def bound(priced: Priced, split: Split) -> float:
@@ -210,4 +241,5 @@ def bound(priced: Priced, split: Split) -> float:
         least = max(least, busy, busy - left + after)
         before += walk.times[p].forward + walk.delay
         after += walk.times[p].backward - walk.put_off[p] + walk.delay
-    return least * (1 - 1e-12) + sum(walk.after())
+    synced, update = walk.after()
+    return least * (1 - 1e-12) + sum(synced.values()) + update

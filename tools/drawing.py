@@ -9,7 +9,7 @@ import pygraphviz
 
 from partitioner import Plan
 from partitioner.errors import InputError
-from tools.outline import Run, is_weighty, outline, sentence, word
+from tools.outline import Run, arrival, is_weighty, outline, sentence, word
 from tools.screen import size
 
 COLLECTIVE, FONT = "#c2410c", "Helvetica"
@@ -52,7 +52,7 @@ def _label(run: Run) -> str:
     """An HTML-like label: name, time, then the ops that multiply or communicate, or the block that it is like."""
     lines = [f"<b>{_escaped(run.title)}</b>{_LEFT}", run.times + _LEFT]
     for op in run.row.ops if run.is_first else ():
-        lines += [f'<font color="{COLLECTIVE}">{_escaped(arrival)}</font>{_LEFT}' for arrival in op.collectives]
+        lines += [f'<font color="{COLLECTIVE}">{_escaped(arrival(c))}</font>{_LEFT}' for c in op.collectives]
         if is_weighty(op):
             lines.append(_escaped(sentence(op, run)) + _LEFT)
     if not run.is_first:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from partitioner import Plan
-from partitioner.derived import BlockRow, OpRow
+from partitioner.derived import BlockRow, CollectiveRow, OpRow
 from partitioner.layout import parse_placement
-from tools.screen import seconds
+from tools.screen import seconds, size
 
 _WEIGHTY = ("linear", "matmul", "attention", "embedding", "cross_entropy", "conv")
 
@@ -61,6 +61,14 @@ def sentence(op: OpRow, run: Run) -> str:
     operands = ", ".join(word(p) for p in op.operands)
     place = op.module.removeprefix(run.row.units[0]).removeprefix(".") or op.name
     return f"{place}: {op.op.split('.')[1]}({operands}) -> {word(op.result)}"
+
+
+def arrival(row: CollectiveRow) -> str:
+    """``x: S(1) -> R by all_gather of 67.1 MB, back by reduce_scatter``."""
+    words = f"{row.value}: {row.source} -> {row.target}"
+    if row.forward:
+        words += f" by {row.forward} of {size(row.forward_bytes)}"
+    return words + (f", back by {row.backward} of {size(row.backward_bytes)}" if row.backward else "")
 
 
 def word(placement: object) -> str:

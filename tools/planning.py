@@ -65,7 +65,7 @@ def plan_command(options: argparse.Namespace) -> int:
         return 0
     console = output()
     console.print(summary(plan))
-    console.print(candidates("candidates", plan.candidates, plan.cost.step_seconds))
+    console.print(candidates("candidates", plan.candidates[: options.top], plan.cost.step_seconds))
     console.print(candidates("less memory, more time", plan.front, plan.cost.step_seconds))
     console.print(looked_at(plan))
     if options.output:

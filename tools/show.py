@@ -12,7 +12,7 @@ from partitioner import Plan
 from tools.card import summary
 from tools.drawing import draw
 from tools.gemms import products
-from tools.outline import Run, is_weighty, outline, sentence
+from tools.outline import Run, arrival, is_weighty, outline, sentence
 from tools.screen import output
 
 
@@ -64,5 +64,5 @@ def _ops(leaf: Tree, run: Run, every_op: bool) -> None:
         if every_op or op.collectives or is_weighty(op):
             text = escape(sentence(op, run))
             made = leaf.add(f"[bold]{text}[/bold]" if is_weighty(op) else text)
-            for arrival in op.collectives:
-                made.add(f"[yellow]{escape(arrival)}[/yellow]")
+            for row in op.collectives:
+                made.add(f"[yellow]{escape(arrival(row))}[/yellow]")
