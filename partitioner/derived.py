@@ -41,7 +41,8 @@ class OtherRow:
 class OpRow:
     """One op of a representative block: what it is, how its operands and result lie, its seconds per micro-batch.
 
-    ``shape`` is of the whole result, ``flops`` of the whole forward. ``collectives``: what is sent before it runs, or
+    ``inputs`` names what each operand is: an op of the block, a value of an earlier unit, or a parameter. ``shape`` is
+    of the whole result, ``flops`` of the whole forward. ``collectives``: what is sent before it runs, or
     inside it. ``others``: the next best ways to divide it.
     """
 
@@ -49,6 +50,7 @@ class OpRow:
     op: str
     module: str
     shape: tuple[int, ...]
+    inputs: tuple[str, ...]
     operands: tuple[Any, ...]
     result: Any
     flops: float
@@ -171,7 +173,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A row of the ranking: what was tried and its price."""
+    """A row of the ranking: what was tried and its price; ``exposed_seconds``: of communication, sync included."""
 
     mesh: dict[str, int]
     micro_batch: int
@@ -181,4 +183,7 @@ class Candidate:
     zero: int
     order: tuple[str, ...]
     step_seconds: float
+    compute_seconds: float
+    exposed_seconds: float
+    bubble_seconds: float
     peak_bytes: float

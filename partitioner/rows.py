@@ -12,7 +12,7 @@ from partitioner.cost import Priced, last_kept
 from partitioner.derived import BlockRow, CollectiveRow, OpRow, OtherRow, ProductRow
 from partitioner.emit import emit
 from partitioner.exports import Export, exports
-from partitioner.fold import Folded, Port
+from partitioner.fold import Folded, Port, is_parameter
 from partitioner.graph import Unit
 from partitioner.layout import placement_json
 from partitioner.moved import Moved, Sent, moved
@@ -20,6 +20,7 @@ from partitioner.pins import Pins
 from partitioner.price import op_seconds
 from partitioner.products import products
 from partitioner.rules import rule_of
+from partitioner.shapes import operands
 from partitioner.solve import increases
 from partitioner.strategies import is_tensor, space
 from partitioner.work import op_flops
@@ -75,6 +76,7 @@ def _ops(priced: Priced, group: int, others: _Others) -> tuple[tuple[OpRow, ...]
             OpRow(
                 node.name, str(node.target), next((name for name in reversed(module_path(node)) if name), ""),
                 tuple(node.meta["val"].shape) if is_tensor(node) else (),
+                tuple(n.meta["source"] if is_parameter(n) else n.name for n in operands(node)),
                 tuple(placement_json(p) for p in strategy.operands), placement_json(strategy.result),
                 op_flops(node), seconds.forward, seconds.backward, _collectives(moves.get(node, ()), runs_again),
                 others.get(node, ()),

@@ -217,5 +217,6 @@ def _candidate(tried: Tried, cost: Cost) -> Candidate:
     split = tried.split
     return Candidate(
         dict(split.mesh), tried.micro_batch, split.schedule, split.virtual, split.recompute, split.zero, split.order,
-        cost.step_seconds, cost.peak_bytes,
+        cost.step_seconds, cost.compute_seconds, cost.communication_seconds + cost.sync_seconds, cost.bubble_seconds,
+        cost.peak_bytes,
     )  # fmt: skip

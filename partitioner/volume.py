@@ -54,15 +54,20 @@ def _collectives(plan: Plan, stage: int) -> Iterator[_Row]:
 
 
 def moves(plan: Plan, unit: str) -> Iterable[CollectiveRow]:
-    """All that a unit sends, in order; after its last op what later units want in another layout than it makes."""
+    """All that a unit sends, in order."""
+    row = next(row for row in plan.blocks if unit in row.units)
+    return [*(move for op in row.ops for move in op.collectives), *leaving(plan, unit)]
+
+
+def leaving(plan: Plan, unit: str) -> list[CollectiveRow]:
+    """What a unit sends after its last op, because later units want another layout than it makes."""
     rows = {name: row for row in plan.blocks for name in row.units}
     wanted = {
         (value, str(parse_placement(port)))
         for reader, sources in plan.reads.items()
         for (maker, value), port in zip(sources, rows[reader].ports, strict=True) if maker == unit
     }  # fmt: skip
-    inside = [move for op in rows[unit].ops for move in op.collectives]
-    return [*inside, *(move for move in rows[unit].leaving if (move.value, move.target) in wanted)]
+    return [move for move in rows[unit].leaving if (move.value, move.target) in wanted]
 
 
 def _sends(plan: Plan, stage: int) -> Iterator[_Row]:

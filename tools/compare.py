@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from partitioner import Plan
 from partitioner.errors import InputError
-from tools.card import dollars, kilowatt_hours, mesh_words, mfu, targets_per_second
+from tools.figures import dollars, kilowatt_hours, mesh_words, mfu, targets_per_second
 from tools.screen import output, seconds, size, table
 
 Row = tuple[str, Callable[[Plan], float | None], Callable[[float], str], bool]

@@ -61,6 +61,16 @@ def seconds(value: float) -> str:
     return "0" if not value else f"{value / 1e-6:.3g} us"
 
 
+def number(value: float) -> str:
+    """Four digits that count, thousands apart: ``1,899,000``, ``21.54``."""
+    return f"{float(f'{value:.4g}'):,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def percent(share: float) -> str:
+    """``4.7 %``."""
+    return f"{100 * share:.1f} %"
+
+
 def size(value: float) -> str:
     """Bytes in decimal units."""
     for unit, one in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

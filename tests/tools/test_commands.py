@@ -86,17 +86,6 @@ def test_plan_prints_one_document_and_the_same_one_again(plan: Path, capsys: pyt
     assert json.loads(capsys.readouterr().out) == json.loads(plan.read_text())
 
 
-def test_show_draws_every_unit_once(staged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    drawing = tmp_path / "plan.svg"
-    assert main(["show", str(staged), "--svg", str(drawing)]) == 0
-    printed, svg = capsys.readouterr().out, drawing.read_text()
-    assert "mesh pp 2 x dp 1 x tp 2" in printed
-    assert "<svg" in svg
-    for unit in (u for units in json.loads(staged.read_text())["decisions"]["stages"] for u in units):
-        assert re.search(rf"── {re.escape(unit)} ", printed), unit
-        assert len(re.findall(rf'font-weight="bold"[^>]*>{re.escape(unit)}<', svg)) == 1, unit
-
-
 def test_compare_marks_the_best(plan: Path, staged: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(plan), str(staged)]) == 0
     assert " *" in capsys.readouterr().out

@@ -1,0 +1,30 @@
+"""Plans to look at: small models on a cluster whose links make dividing them worth it, so that all axes are used."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from pathlib import Path
+
+from examples.gpt import model
+from partitioner import Cluster, Graph, Plan, search, trace
+from partitioner.cluster import Link
+
+A100 = Cluster.load("dgx-a100", devices=8)
+CLUSTER = replace(A100, node=Link(1e14, 1.0, 1e-9))
+PINS: dict[str, str | int] = {"pp": 2, "dp": 2, "tp": 2}
+ENTRY = f"{Path(__file__).parents[2] / 'examples' / 'gpt.py'}:model"
+SIZES = {"vocab": 256, "hidden": 64, "heads": 4, "seq": 32, "layers": 4}
+
+
+@functools.cache
+def graph() -> Graph:
+    """Four blocks."""
+    return trace(*model(**SIZES))
+
+
+@functools.cache
+def plan(**pins: str | int) -> Plan:
+    """Pipeline, data and tensor parallel; ``pins`` beside or instead of PINS."""
+    asked = {"entry": ENTRY, "settings": SIZES, "seq": None}
+    return search(graph(), CLUSTER, 16, PINS | pins, asked)

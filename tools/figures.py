@@ -1,0 +1,90 @@
+"""What people ask of a plan in one number each."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from partitioner import Plan
+from partitioner.derived import StageCost
+from partitioner.plan import Decisions
+from partitioner.schedule import stages_of
+
+MEMORY = ("weights", "gradients", "optimizer", "activations", "transient")  # kinds, in the order in which they stack
+
+
+def mesh_words(plan: Plan) -> str:
+    """``pp 2 x dp 1 x tp 2``."""
+    mesh = plan.decisions.mesh
+    return " x ".join(f"{axis} {mesh[axis]}" for axis in plan.decisions.order)
+
+
+def recompute_words(decisions: Decisions) -> str:
+    """``recompute off``, or of how many blocks in each stage."""
+    counts = decisions.recomputed
+    if not any(counts):
+        return "recompute off"
+    many = str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
+    return f"recompute {decisions.recompute} of {many} blocks a stage"
+
+
+def schedule_words(decisions: Decisions) -> str:
+    """``1f1b``, ``interleaved with 4 virtual stages``."""
+    return decisions.schedule + (f" with {decisions.virtual} virtual stages" if decisions.virtual > 1 else "")
+
+
+def mfu(plan: Plan) -> float:
+    """Model FLOPs over peak FLOPs of all devices in the step's time."""
+    peak = max(plan.cluster["device"]["flops_per_second"].values())
+    return plan.cost.flops / (plan.cost.step_seconds * plan.world * peak)
+
+
+def targets_per_second(plan: Plan) -> float:
+    """A language model's tokens a second."""
+    return plan.global_batch * plan.model["targets"] / plan.cost.step_seconds
+
+
+def dollars(plan: Plan) -> float | None:
+    """The price of a billion targets; None where the cluster has none."""
+    rate = plan.cluster["device"]["dollars_per_hour"]
+    return None if rate is None else rate * plan.world * 1e9 / targets_per_second(plan) / 3600
+
+
+def kilowatt_hours(plan: Plan) -> float | None:
+    """The devices' energy for a billion targets at their full power; None where the cluster does not give it."""
+    power = plan.cluster["device"]["watts"]
+    return None if power is None else power * plan.world * 1e9 / targets_per_second(plan) / 3.6e6
+
+
+def exposed(plan: Plan) -> float:
+    """Seconds of communication that no compute hides, gradient sync included."""
+    return plan.cost.communication_seconds + plan.cost.sync_seconds
+
+
+def parts(plan: Plan) -> dict[str, float]:
+    """Where the step's seconds go; they add up to it."""
+    cost = plan.cost
+    axes = {f"{axis} communication": s for axis, s in cost.exposed_seconds.items() if s}
+    return {"compute": cost.compute_seconds, **axes, "bubble": cost.bubble_seconds, "optimizer": cost.optimizer_seconds}
+
+
+def memory(stage: StageCost) -> dict[str, float]:
+    """Bytes by kind at its rank's fullest moment."""
+    return {kind: getattr(stage, _FIELDS[kind]) for kind in MEMORY}
+
+
+_FIELDS = {kind: f.name for kind in MEMORY for f in fields(StageCost) if f.name == f"{kind.removesuffix('s')}_bytes"}
+
+
+def worst_rank(plan: Plan) -> int:
+    """The pipeline rank that holds most."""
+    rows = rank_memory(plan)
+    return max(range(len(rows)), key=lambda p: sum(rows[p].values()))
+
+
+def rank_memory(plan: Plan) -> list[dict[str, float]]:
+    """Of each pipeline rank, bytes by kind at its fullest moment, its stages added up."""
+    d = plan.decisions
+    return [
+        {kind: sum(memory(plan.cost.stages[n])[kind] for n in own) for kind in MEMORY}
+        for own in stages_of(d.mesh["pp"], d.virtual, d.schedule)
+    ]
