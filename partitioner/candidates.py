@@ -156,7 +156,8 @@ class _Cutting:
 
     def into(self, stages: int) -> tuple[tuple[Unit, ...], ...]:
         if stages not in self.stages:
-            self.stages[stages] = self.cuts.into(stages)
+            pinned = self.fixed.stages
+            self.stages[stages] = self.cuts.into(stages) if pinned is None else self.cuts.at(pinned, stages)
         return self.stages[stages]
 
     def sum(self, units: tuple[Unit, ...]) -> StageSums:

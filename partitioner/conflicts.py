@@ -35,6 +35,8 @@ def _reasons(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, pla
     if pinned.get("pp", 1) > blocks:
         yield f"pp {pinned['pp']} asks for more stages than the model's {blocks} blocks: pin pp to at most {blocks}"
     yield from _stages(fixed, pinned.get("pp"), blocks)
+    if fixed.stages is not None:
+        yield from _cut(graph, fixed.stages, pinned.get("pp"))
     for (a, m), (b, n) in itertools.combinations(pinned.items(), 2):
         if devices % (m * n):
             yield f"pins {a}={m} and {b}={n} conflict: {m * n} ranks do not divide {devices} devices; drop one"
@@ -51,6 +53,14 @@ def _reasons(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, pla
             f"pins dp={dp} and micro_batch={micro_batch} conflict: their product {dp * micro_batch} does not divide "
             f"the global batch of {global_batch}; drop one"
         )
+
+
+def _cut(graph: Graph, counts: tuple[int, ...], pp: int | None) -> Iterator[str]:
+    word = ",".join(map(str, counts))
+    if sum(counts) != len(graph.units):
+        yield f"pin stages={word} cuts {sum(counts)} units, the model has {len(graph.units)}: give numbers that add up"
+    if pp is not None and len(counts) % pp:
+        yield f"pins stages={word} and pp={pp} conflict: {len(counts)} stages do not divide over {pp} ranks; drop one"
 
 
 def _unexecuted(fixed: Pins, plan_only: bool) -> Iterator[str]:

@@ -14,6 +14,7 @@ from partitioner.errors import InputError
 
 T = TypeVar("T")
 WIDTH = 120
+MOST = 1e30  # of any number
 _SCALARS: dict[type, tuple[str, tuple[type, ...]]] = {
     bool: ("boolean", (bool,)), int: ("integer", (int,)), float: ("number", (int, float)), str: ("string", (str,)),
     NoneType: ("null", (NoneType,)), dict: ("object", (dict,)),
@@ -73,7 +74,18 @@ def _value(hint: Any, value: Any, origin: str, path: str) -> Any:
     admitted = [part for part in (parts if kind is UnionType else (hint,)) if part is not Any]
     if admitted and not any(_is(value, part) for part in admitted):
         raise InputError(f"{origin}: the field {path} has a wrong value {str(value)[:60]!r}")
+    _check(value, origin, path)
     return value
+
+
+def _check(value: Any, origin: str, path: str) -> None:
+    """No text that would drive a terminal, no number beyond what a float holds exactly, at any depth."""
+    if isinstance(value, str) and not value.isprintable() and any(ord(c) < 32 or 127 <= ord(c) < 160 for c in value):
+        raise InputError(f"{origin}: the field {path} holds a control character: {value[:60]!r}")
+    if isinstance(value, int | float) and not (math.isfinite(value) and abs(value) < MOST):
+        raise InputError(f"{origin}: the field {path} is too large a number")
+    for own in value if isinstance(value, list) else value.values() if isinstance(value, dict) else ():
+        _check(own, origin, path)
 
 
 def _several(parts: tuple[Any, ...], value: Any, origin: str, path: str) -> tuple[Any, ...]:

@@ -39,6 +39,12 @@ class Pins:
         found = self.fixed.get(name)
         return found if isinstance(found, int) else None
 
+    @property
+    def stages(self) -> tuple[int, ...] | None:
+        """The pinned number of units of each stage or None."""
+        found = self.fixed.get("stages")
+        return found if isinstance(found, tuple) else None
+
     def allows(self, folded: Folded) -> Callable[[fx.Node | Port, Placement], bool]:
         """Whether a representative parameter, or what enters a block, may lie so under every pin that names it."""
         wanted: dict[fx.Node, list[str]] = {}
@@ -77,6 +83,8 @@ def read_pins(pins: Mapping[str, str | int], graph: Graph) -> Pins:
             if not word.isdigit() or int(word) < (key != "zero"):
                 raise InputError(f"pin {key}={word}: give a positive number")
             fixed[key] = int(word)
+        elif key == "stages":
+            fixed[key] = _counts(word)
         elif key in _WORDS:
             if word not in _WORDS[key]:
                 raise InputError(f"pin {key}={word}: choose one of {', '.join(_WORDS[key])}")
@@ -86,6 +94,14 @@ def read_pins(pins: Mapping[str, str | int], graph: Graph) -> Pins:
                 raise InputError(f"pin {key}={word}: choose replicate, shard:0 or shard:1")
             layouts[key] = word
         else:
-            near = difflib.get_close_matches(key, [*_NUMBERS, *_WORDS, *names], 1, 0.0)
+            near = difflib.get_close_matches(key, [*_NUMBERS, *_WORDS, "stages", *names], 1, 0.0)
             raise InputError(f"pin {key} names no decision and no parameter; the nearest name is {near[0]}")
     return Pins(fixed, layouts)
+
+
+def _counts(word: str) -> tuple[int, ...]:
+    """``9,8,8,7``: units of each stage, in order."""
+    parts = word.split(",")
+    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise InputError(f"pin stages={word}: give the number of units of each stage, as in 9,8,8,7")
+    return tuple(int(part) for part in parts)

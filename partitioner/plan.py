@@ -1,7 +1,7 @@
 """The Plan noun: decisions that a person can read and edit, and a derived section stamped with their digest.
 
 asked       the model's entry and digest, the cluster, the global batch, the pins
-found       the price of the step and of each stage; stale when its digest is not that of the decisions
+found       the price of the step and of each stage; stale when its digests are not those of the decisions
 decisions   mesh, micro-batch, schedule, stages, recompute, parameter and boundary layouts by module-name pattern
 derived     the folded blocks op by op, every parameter's layout, the candidates
 """
@@ -11,17 +11,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from partitioner.cluster import Cluster
 from partitioner.derived import BlockRow, Candidate, Cost
 from partitioner.document import read, write
 from partitioner.errors import InputError
 
 VERSION = 5
 AXES = ("pp", "dp", "tp")  # and "cp" in plans that are not executed
-_MOST_BYTES = 64_000_000
+_MOST_BYTES = 16_000_000
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,6 @@ class Decisions:
     plan_only: tuple[str, ...] = ()
     seed: int = 0
 
-    def digest(self) -> str:
-        """A short hash of all decisions."""
-        return digest_of(asdict(self))
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -74,7 +72,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     candidates: tuple[Candidate, ...] = field(default=())
     front: tuple[Candidate, ...] = field(default=())
-    digest: str = ""
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def world(self) -> int:
@@ -84,7 +82,16 @@ class Plan:
     @property
     def stale(self) -> bool:
         """Whether the decisions were edited after the rest was derived from them."""
-        return self.digest != self.decisions.digest()
+        return bool(self.edited)
+
+    @property
+    def edited(self) -> list[str]:
+        """What was asked or decided otherwise than what was priced."""
+        return [name for name, digest in _digests(self).items() if self.digests.get(name) != digest]
+
+    def stamped(self) -> Plan:
+        """The same, said to be what was priced."""
+        return replace(self, digests=_digests(self))
 
     def save(self, path: Path | str) -> None:
         """Write JSON; raises InputError when the path can't be written."""
@@ -124,9 +131,9 @@ class Asked:
 
 @dataclass(frozen=True)
 class Found:
-    """The price, how many candidates there were, and what a reader must know. ``digest``: of what was priced."""
+    """The price, how many candidates there were, and what a reader must know. ``digests``: of each decision priced."""
 
-    digest: str
+    digests: dict[str, str]
     cost: Cost
     searched: dict[str, int]
     notes: tuple[str, ...]
@@ -160,9 +167,15 @@ class Document:
 def _document(plan: Plan) -> Document:
     return Document(
         VERSION, Asked(plan.model, plan.cluster, plan.global_batch, plan.pins),
-        Found(plan.digest, plan.cost, plan.searched, plan.notes), plan.decisions,
+        Found(dict(plan.digests), plan.cost, plan.searched, plan.notes), plan.decisions,
         Derived(plan.parameters, plan.reads, plan.blocks, plan.candidates, plan.front),
     )  # fmt: skip
+
+
+def _digests(plan: Plan) -> dict[str, str]:
+    """A short hash of each thing that the price hangs on."""
+    asked = {"cluster": plan.cluster, "global_batch": plan.global_batch}
+    return {name: digest_of(value) for name, value in (asdict(plan.decisions) | asked).items()}
 
 
 def digest_of(data: object) -> str:
@@ -177,11 +190,20 @@ def _plan(data: Any, origin: str) -> Plan:
     document = read(Document, data, origin)
     asked, found, derived = document.asked, document.found, document.derived
     _check(document.decisions, origin)
+    _check_asked(asked, origin)
     return Plan(
         asked.model, asked.cluster, asked.global_batch, asked.pins, document.decisions, derived.blocks,
         derived.parameters, derived.reads, found.cost, found.searched, found.notes, derived.candidates, derived.front,
-        found.digest,
+        found.digests,
     )  # fmt: skip
+
+
+def _check_asked(asked: Asked, origin: str) -> None:
+    for key, kind in (("digest", str), ("blocks", int), ("targets", int), ("parameters", int)):
+        value = asked.model.get(key)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise InputError(f"{origin}: the field asked.model.{key} has a wrong value {str(value)[:60]!r}")
+    Cluster.from_dict(asked.cluster)
 
 
 def _check(decisions: Decisions, origin: str) -> None:

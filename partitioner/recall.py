@@ -30,7 +30,8 @@ def recall(plan: Plan, folded: Folded) -> Solution:
     """The Solution that ``plan`` holds for this graph; raises InputError when it is stale or of another model."""
     if plan.stale:
         raise InputError(
-            "the plan is stale: its decisions were edited after its layouts were found; plan again with --pin"
+            f"the plan is stale: {', '.join(plan.edited)} were edited after its layouts were found; "
+            "partitioner plan --edit PLAN solves it again around the edits"
         )
     if plan.model["digest"] != graph_digest(folded):
         raise InputError(f"the plan is for another model: {_difference(plan, folded)}")

@@ -69,7 +69,13 @@ def search(
     """
     fixed = read_pins(pins or {}, graph)
     check_separable(graph, global_batch)
-    found = list(candidates(graph, cluster, global_batch, fixed, plan_only, progress))
+    found: list[Tried] = []
+
+    def say(text: str) -> None:
+        best = min((t.least_seconds for t in found if t.peak_bytes <= cluster.device.room), default=None)
+        progress(f"{text}; {len(found)} candidates" + (f", the best takes at least {best:.3g} s" if best else ""))
+
+    found.extend(candidates(graph, cluster, global_batch, fixed, plan_only, say))
     if not found:
         raise InputError(conflict(graph, cluster, global_batch, fixed, plan_only))
     room = cluster.device.room
@@ -197,8 +203,8 @@ def plan_of(
         parameters=dict(sorted(layouts.items())), reads=unit_reads(folded, names),
         cost=cost, searched=searched, notes=tuple(notes(priced)),
         candidates=tuple(_candidate(tried, cost) for tried, cost in ranking),
-        front=tuple(_candidate(tried, cost) for tried, cost in front), digest=decisions.digest(),
-    )  # fmt: skip
+        front=tuple(_candidate(tried, cost) for tried, cost in front),
+    ).stamped()  # fmt: skip
 
 
 def _not_executed(split: Split) -> Iterator[str]:

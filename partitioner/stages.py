@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import cached_property
 from typing import Any
 
@@ -44,6 +45,14 @@ class Cuts:
         for _, _, source in reversed(self._rows[1:stages]):
             bounds.insert(0, int(source[bounds[0]]))
         return tuple(self.units[a:b] for a, b in zip([0, *bounds], bounds, strict=False))
+
+    def at(self, counts: tuple[int, ...], stages: int) -> tuple[tuple[Unit, ...], ...]:
+        """Stages of so many units each; () where those are not ``stages``, or not all units, or one has no block."""
+        if len(counts) != stages or sum(counts) != len(self.units):
+            return ()
+        ends = np.cumsum([0, *counts])
+        cut = tuple(self.units[a:b] for a, b in itertools.pairwise(ends.tolist()))
+        return cut if all(any(unit.is_block for unit in stage) for stage in cut) else ()
 
     def _next(self) -> tuple[Array, Array, Array]:
         """With one stage more, by units taken: the slowest stage, the sum of squares, where the last run starts."""

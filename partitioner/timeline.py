@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from partitioner.errors import InputError
 from partitioner.plan import Plan
 from partitioner.schedule import Action, ends, schedule, simulate, stages_of
+
+MOST_ACTIONS = 2_000_000
 
 
 class Span(NamedTuple):
@@ -35,6 +38,8 @@ class Holding(NamedTuple):
 def timeline(plan: Plan) -> tuple[tuple[Span, ...], ...]:
     """The actions of each pipeline rank, in order; gradient sync and the update follow the last of them all."""
     d, stages = plan.decisions, plan.cost.stages
+    if 2 * len(stages) * d.micro_batches > MOST_ACTIONS:
+        raise InputError(f"{len(stages)} stages of {d.micro_batches:,} micro-batches are too many to walk in time")
     table = schedule(d.schedule, d.mesh["pp"], d.virtual, d.micro_batches)
     forward = [s.forward_seconds for s in stages]
     backward = [s.backward_seconds - s.put_off_seconds for s in stages]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,21 +46,31 @@ class Axis:
         """The sum over the axis, in place where ``x`` is ``owned``."""
         x = x.contiguous() if owned else x.clone(memory_format=torch.contiguous_format)
         self.log.add(self.name, "all_reduce", x, phase)
-        dist.all_reduce(x, group=self.group)
+        with self._timed():
+            dist.all_reduce(x, group=self.group)
         return x
 
-    def sum_async(self, x: torch.Tensor, phase: str) -> dist.Work:
-        """Start summing a contiguous tensor in place."""
+    def _timed(self) -> AbstractContextManager[object]:
+        return self.log.timed(f"{self.name} communication")
+
+    def sum_async(self, x: torch.Tensor, phase: str) -> Callable[[], torch.Tensor]:
+        """Start summing a contiguous tensor in place; the function returned waits for it."""
         self.log.add(self.name, "all_reduce", x, phase)
         work = dist.all_reduce(x, group=self.group, async_op=True)
-        assert work is not None
-        return work
+
+        def finish() -> torch.Tensor:
+            with self._timed():
+                work.wait()
+            return x
+
+        return finish
 
     def gather(self, x: torch.Tensor, shard: Shard, phase: str) -> torch.Tensor:
         """The whole of what lies as ``shard``."""
         packed = x.new_empty((self.ranks, *x.shape))
         self.log.add(self.name, "all_gather", packed, phase)
-        _all_gather(packed.view(-1), x.contiguous().view(-1), group=self.group)
+        with self._timed():
+            _all_gather(packed.view(-1), x.contiguous().view(-1), group=self.group)
         return join(packed, shard)
 
     def scatter(self, x: torch.Tensor, shard: Shard, phase: str) -> torch.Tensor:
@@ -75,7 +86,8 @@ class Axis:
         work = run(received.view(-1), packed.view(-1), group=self.group, async_op=True)
 
         def finish() -> torch.Tensor:
-            work.wait()
+            with self._timed():
+                work.wait()
             if self.scatters:
                 return received
             return received[0].add_(received[1]) if self.ranks == 2 else received.sum(0)
@@ -87,7 +99,8 @@ class Axis:
         packed = split(x, target, self.ranks)
         received = torch.empty_like(packed)
         self.log.add(self.name, "all_to_all", packed, phase)
-        dist.all_to_all_single(received.view(-1), packed.view(-1), group=self.group)
+        with self._timed():
+            dist.all_to_all_single(received.view(-1), packed.view(-1), group=self.group)
         return join(received, source)
 
 

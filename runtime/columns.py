@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import fx
 
 from cutlass_ops import fused, gemm, layer, notation
@@ -157,14 +156,8 @@ def _start(ctx: Any, rows: list[_Row], h: torch.Tensor) -> Any:
             total = row.dgrad(ctx.product, total)
     total = torch.zeros_like(h) if total is None else total
     if ctx.shard is None:
-        work = ctx.axis.sum_async(total, "backward")
-        return lambda: _waited(work, total)
+        return ctx.axis.sum_async(total, "backward")
     return ctx.axis.scatter_async(total, ctx.shard, "backward")
-
-
-def _waited(work: dist.Work, total: torch.Tensor) -> torch.Tensor:
-    work.wait()
-    return total
 
 
 def columns(axis: Axis, shard: Shard | None, readers: tuple[Reader, ...], product: Product) -> Bound:

@@ -21,6 +21,7 @@ from partitioner.ops import mix64
 from partitioner.program import Program
 from runtime import checkpoint
 from runtime.checkpoint import Progress
+from runtime.clock import OPTIMIZER, PIPELINE, SYNC
 from runtime.finite import first_culprit, number
 from runtime.groups import Groups
 from runtime.optimizer import Factory, Schedule, constant
@@ -97,7 +98,8 @@ class Engine:
             self._gradients(batches)
             loss = self._loss
             self._check(loss, batches)
-            self._update()
+            with self.groups.log.timed(OPTIMIZER):
+                self._update()
         self.steps_done += 1
         self.samples_read += self.program.micro_batch * self.program.micro_batches * self.groups.size("dp")
         return loss
@@ -158,10 +160,12 @@ class Engine:
         self._loss = torch.zeros((), dtype=torch.float64, device=self.groups.device)
         for loss in losses:
             self._loss += loss
-        for axis in ("dp", "pp"):
-            if self.groups.size(axis) > 1:
-                self._sum(self._loss, axis)
-        self._sync.finish()
+        with self.groups.log.timed(PIPELINE):  # whoever is done first waits here for the others
+            for axis in ("dp", "pp"):
+                if self.groups.size(axis) > 1:
+                    self._sum(self._loss, axis)
+        with self.groups.log.timed(SYNC):
+            self._sync.finish()
 
     def _check(self, loss: torch.Tensor, batches: list[Named]) -> None:
         if not math.isfinite(number(loss)):

@@ -6,7 +6,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -17,6 +17,7 @@ from partitioner.errors import InputError
 from partitioner.program import Program
 from partitioner.schedule import Action
 from partitioner.traffic import Sending
+from runtime.clock import Clock
 
 Coordinates = Mapping[str, int]
 
@@ -29,11 +30,16 @@ class Log:
     phase: str = "control"
     rows: list[Sending] = field(default_factory=list)
     message: tuple[Action, str] | None = None  # what is sent or expected now: the value's name and its reader
+    clock: Clock | None = None
 
     def add(self, axis: str, kind: str, tensor: torch.Tensor, phase: str | None = None) -> None:
         """Note one communication of ``tensor``."""
         if self.keep:
             self.rows.append(Sending(axis, kind, phase or self.phase, tensor.numel() * tensor.element_size()))
+
+    def timed(self, part: str) -> AbstractContextManager[object]:
+        """Count what runs inside as a part of the step, where a clock runs."""
+        return self.clock.during(part) if self.clock else nullcontext()
 
     @property
     def forward(self) -> str:

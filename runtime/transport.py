@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from partitioner.program import Program, Value
 from partitioner.schedule import Action
+from runtime.clock import PIPELINE
 from runtime.groups import Groups
 
 Tensors = list[torch.Tensor]
@@ -106,8 +107,9 @@ class Transport:
         """What ``action`` needs, waited for."""
         self.expect(action)
         tensors, works = self._arrived.pop(action, ([], []))
-        for work in works:
-            work.wait()
+        with self._groups.log.timed(PIPELINE):
+            for work in works:
+                work.wait()
         return tensors
 
     def send(self, action: Action, tensors: Tensors) -> None:
@@ -131,5 +133,6 @@ class Transport:
 
     def finish(self) -> None:
         """After the last action of a step: wait until everything sent has left."""
-        while self._sent:
-            self._sent.popleft()[0].wait()
+        with self._groups.log.timed(PIPELINE):
+            while self._sent:
+                self._sent.popleft()[0].wait()

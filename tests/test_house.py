@@ -16,8 +16,10 @@ ALLOWED = {
     "cutlass_ops": {"torch", "quack", "tvm_ffi", "nvMatmulHeuristics"},
     "partitioner": {"torch", "networkx", "numpy", "scipy"},
     "runtime": {"torch", "numpy", "safetensors"},
-    "tools": {"torch", "networkx", "numpy", "pydot", "pygraphviz", "rich", "safetensors", "scipy"},
-}
+    "tools": {
+        "torch", "bokeh", "jinja2", "networkx", "numpy", "pydot", "pygraphviz", "rich", "safetensors", "scipy", "shtab",
+    },
+}  # fmt: skip
 GPU_PACKAGES = {"quack", "tvm_ffi", "nvMatmulHeuristics", "triton", "cuda"}  # optional, so imported where they are used
 COLLECTIVE_FILES = {"tools/calibrate.py"}  # beside runtime/, the only ones to touch process groups
 PROCESS_GROUPS = "torch.distributed"

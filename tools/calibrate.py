@@ -21,11 +21,19 @@ from runtime import launch
 from runtime.sweep import Sample, Sweep, sweep
 from runtime.world import finish_ranks, is_first, start_ranks
 from tools.calibration import LinkFit, fit, link_fits
-from tools.screen import errors, output, seconds, size, table
+from tools.correct import cluster_toml, corrected
+from tools.report import Report
+from tools.screen import errors, output, seconds, size, table, written
 
 LIMIT_SECONDS = 1800.0
 CPU_RANKS = 4
 DIGITS = 4
+
+
+EXAMPLES = """examples:
+  partitioner calibrate -o here.toml                             measure this machine, all its ranks at work
+  torchrun --nnodes 2 --nproc-per-node 8 -m tools.main calibrate -o here.toml
+  partitioner calibrate --from report.json -o corrected.toml     correct the plan's cluster by what a run took"""
 
 
 def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -33,11 +41,13 @@ def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     calibrate = commands.add_parser(
         "calibrate",
         help="write a cluster file from measurements of this machine",
-        epilog="example: partitioner calibrate -o here.toml; on several nodes start it with torchrun",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     calibrate.add_argument("-o", "--output", required=True, metavar="CLUSTER.toml")
     calibrate.add_argument("--ranks", type=int, metavar="N", help="local processes: default 4, or one for each GPU")
     calibrate.add_argument("--name", metavar="NAME", help="the cluster's name; default: the file's")
+    calibrate.add_argument("--from", dest="report", metavar="REPORT", help="correct the cluster of a run's report")
     calibrate.add_argument("--quick", action="store_true", help="fewer sizes and rounds: some seconds, rough figures")
     calibrate.add_argument("--json", action="store_true", help="print the cluster and its samples as JSON and no table")
     calibrate.set_defaults(action=calibrate_command)
@@ -50,6 +60,8 @@ def calibrate_command(options: argparse.Namespace) -> int:
         raise InputError(f"{path} is no cluster file: name it with .toml at its end")
     if not path.resolve().parent.is_dir():
         raise InputError(f"{path} cannot be written: the folder {path.parent} is not there")
+    if options.report:
+        return _correct(path, options)
     if "RANK" in os.environ:
         start_ranks()
         found = sweep(options.quick, lambda done, of, what: None)
@@ -61,6 +73,21 @@ def calibrate_command(options: argparse.Namespace) -> int:
     if found is None:
         return 1
     _finish(found, path, options)
+    return 0
+
+
+def _correct(path: Path, options: argparse.Namespace) -> int:
+    """Write the cluster of a report as the run has shown it."""
+    cluster, found = corrected(Report.load(options.report), options.name or path.stem)
+    words = ", ".join(f"{row.what} {row.ratio:.3g} times as long as predicted" for row in found)
+    written(str(path), cluster_toml(cluster, f"Corrected by a run: {words}."))
+    if options.json:
+        document = {"cluster": cluster.as_dict(), "corrections": [asdict(row) for row in found]}
+        sys.stdout.write(json.dumps(document, indent=1) + "\n")
+        return 0
+    rows = [[row.what, seconds(row.predicted), seconds(row.measured), f"{row.ratio:.2f}x"] for row in found]
+    output().print(table(f"corrected by {options.report}", ("", "predicted", "measured", ""), rows))
+    output().print(f"written to {path}")
     return 0
 
 

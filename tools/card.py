@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from partitioner import Cluster, Plan
+from partitioner.errors import InputError
 from partitioner.schedule import stages_of
 from tools import figures
 from tools.gemms import kernel_words
@@ -29,7 +30,7 @@ def _card(plan: Plan) -> Panel:
     lines = [
         f"{plan.model.get('entry', 'a model')}: {plan.model['parameters']:,} parameters, {plan.model['blocks']} blocks",
         f"{plan.cluster['name']}: {devices:,} x {plan.cluster['device']['name']}",
-        f"mesh {figures.mesh_words(plan)}, {figures.schedule_words(d)}",
+        f"mesh {figures.mesh_words(plan.decisions)}, {figures.schedule_words(d)}",
         f"global batch {plan.global_batch:,} = {d.mesh['dp']} dp x {d.micro_batches} micro-batches of {d.micro_batch}, "
         f"{figures.recompute_words(d)}{f', ZeRO {d.zero}' if d.zero else ''}",
         kernel_words(plan),
@@ -37,11 +38,24 @@ def _card(plan: Plan) -> Panel:
         *plan.notes,
     ]
     if plan.stale:
-        lines.append(STALE)
+        lines.append(stale_words(plan))
     return Panel(Group(Text("\n".join(lines)), "", _numbers(plan)), title="plan", expand=False)
 
 
-STALE = "STALE: the decisions were edited after they were priced; partitioner plan --edit prices them again"
+def check_readable(plan: Plan) -> None:
+    """Raise InputError where edits have left figures that can't be set beside the decisions."""
+    d, units = plan.decisions, [name for row in plan.blocks for name in row.units]
+    named = sorted(name for stage in d.stages for name in stage)
+    cut = len(d.stages) == len(plan.cost.stages) == d.mesh["pp"] * d.virtual
+    reads = set(plan.reads) == set(units) and all(m in plan.reads for rows in plan.reads.values() for m, _ in rows)
+    if not cut or named != sorted(units) or not reads:
+        words = "the stages are not those of the plan's blocks: plan again"
+        raise InputError(stale_words(plan) if plan.stale else words)
+
+
+def stale_words(plan: Plan) -> str:
+    """What was edited, and the mend."""
+    return f"STALE: {', '.join(plan.edited)} edited since it was priced; partitioner plan --edit PLAN prices it again"
 
 
 def _numbers(plan: Plan) -> Table:

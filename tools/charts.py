@@ -16,14 +16,15 @@ from partitioner.schedule import Action
 from partitioner.timeline import Span, holdings, timeline
 from partitioner.volume import volume
 from tools import figures
+from tools.columns import HELD, Column
 from tools.screen import seconds, size
 
 INK, GRID = "#7c8696", "#7c86964d"
 ACTIONS = {"forward": "#3b82f6", "backward": "#8b5cf6", "weight gradients": "#14b8a6", "sync": "#ea580c",
            "optimizer": "#eab308"}  # fmt: skip
 PARTS = {"compute": "#3b82f6", "tp communication": "#ea580c", "cp communication": "#f59e0b",
-         "pp communication": "#d946ef", "dp communication": "#ef4444", "communication": "#fb923c", "bubble": "#94a3b8",
-         "optimizer": "#eab308"}  # fmt: skip
+         "pp communication": "#d946ef", "dp communication": "#ef4444", "communication": "#fb923c",
+         "bubble": "#94a3b8", "pipeline": "#94a3b8", "optimizer": "#eab308"}  # fmt: skip
 MEMORY = dict(zip(figures.MEMORY, ("#3b82f6", "#06b6d4", "#8b5cf6", "#22c55e", "#eab308"), strict=True))
 AXES = {"tp": "#ea580c", "cp": "#f59e0b", "pp": "#d946ef", "dp": "#ef4444"}
 KINDS = {"F": "forward", "B": "backward", "W": "weight gradients"}
@@ -225,3 +226,26 @@ def everything(plan: Plan) -> tuple[dict[str, Any], dict[str, Legend], dict[str,
     )  # fmt: skip
     made = {name: chart for name, chart in found if chart is not None}
     return made, {"spans": actions, "memory": MEMORY, "parts": kinds}, {"spans": words}
+
+
+def compared(columns: Sequence[Column]) -> tuple[dict[str, Any], dict[str, Legend]]:
+    """The steps of plans and runs, and the memory of plans, as stacked bars."""
+    times = [(c.name, {kind: c.values.get(kind) or 0.0 for kind in PARTS}) for c in columns]
+    made = {"time": _stacked_bars(times, PARTS, "seconds", 1.0)}
+    held = [(c.name, {kind: c.values.get(HELD[kind]) or 0.0 for kind in MEMORY}) for c in columns if c.plan]
+    if held:
+        unit, one = _unit(max(sum(found.values()) for _, found in held))
+        made["memory"] = _stacked_bars(held, MEMORY, unit, one)
+    seen = {kind: color for kind, color in PARTS.items() if any(found[kind] for _, found in times)}
+    return made, {"time": seen, "memory": MEMORY}
+
+
+def _stacked_bars(rows: list[tuple[str, dict[str, float]]], colors: Legend, unit: str, one: float) -> Any:
+    names = [f"{n + 1}. {name}" for n, (name, _) in enumerate(rows)]
+    kinds = [kind for kind in colors if any(found[kind] for _, found in rows)]
+    columns = {"name": names} | {kind: [found[kind] / one for _, found in rows] for kind in kinds}
+    chart = _figure(height=80 + 32 * len(rows), x_axis_label=unit, y_range=list(reversed(names)), tools="hover,save",
+                    tooltips=f"$name: @$name {unit}")  # fmt: skip
+    source = ColumnDataSource(columns)
+    chart.hbar_stack(kinds, y="name", height=0.8, color=[colors[kind] for kind in kinds], source=source)
+    return chart

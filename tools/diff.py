@@ -9,10 +9,12 @@ from partitioner import Plan
 from partitioner.layout import parse_placement
 from tools.screen import output
 
+EXAMPLE = "example: partitioner diff before.json after.json; exit status 1 where they differ"
+
 
 def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
-    command = commands.add_parser("diff", help="what changed from one plan to another")
+    command = commands.add_parser("diff", help="what changed from one plan to another", epilog=EXAMPLE)
     command.add_argument("before", metavar="PLAN")
     command.add_argument("after", metavar="PLAN")
     command.set_defaults(action=diff_command)

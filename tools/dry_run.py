@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from partitioner import Plan, lower, trace
 from partitioner.errors import InputError
@@ -19,12 +21,15 @@ SHOWN = 20  # problems that are printed
 
 def load_plan(plan: Plan, meta: bool = False) -> Source:
     """The model that a plan was made for; raises InputError where it names none."""
-    entry = plan.model.get("entry")
-    if not entry:
+    return load_model(plan.model, None if meta else plan.global_batch, meta)
+
+
+def load_model(model: Mapping[str, Any], batch: int | None = None, meta: bool = False) -> Source:
+    """What a plan says of its model, loaded; says on standard error what is imported."""
+    if not model.get("entry"):
         raise InputError("the plan names no model to load: make it with partitioner plan MODEL")
-    sys.stderr.write(f"importing {entry}\n")
-    batch = None if meta else plan.global_batch
-    return load(entry, plan.model["settings"], seq=plan.model.get("seq"), batch=batch, meta=meta)
+    sys.stderr.write(f"importing {model['entry']}\n")
+    return load(model["entry"], model["settings"], seq=model.get("seq"), batch=batch, meta=meta)
 
 
 def dry_run(plan: Plan, backend: str, every: bool, as_json: bool) -> int:
@@ -86,7 +91,7 @@ def _print_json(plan: Plan, source: Source, rows: list[Rank], took: float) -> No
     ]  # fmt: skip
     passed = all(not row.problems for row in rows)
     document = {
-        "model": str(source), "digest": plan.digest, "ranks": plan.world, "seconds": took, "distinct": found,
+        "model": str(source), "digest": plan.model["digest"], "ranks": plan.world, "seconds": took, "distinct": found,
         "passed": passed,
     }  # fmt: skip
     sys.stdout.write(json.dumps(document, indent=1) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
 from partitioner import Plan
 from partitioner.derived import StageCost
@@ -12,10 +13,9 @@ from partitioner.schedule import stages_of
 MEMORY = ("weights", "gradients", "optimizer", "activations", "transient")  # kinds, in the order in which they stack
 
 
-def mesh_words(plan: Plan) -> str:
+def mesh_words(decisions: Decisions) -> str:
     """``pp 2 x dp 1 x tp 2``."""
-    mesh = plan.decisions.mesh
-    return " x ".join(f"{axis} {mesh[axis]}" for axis in plan.decisions.order)
+    return " x ".join(f"{axis} {decisions.mesh[axis]}" for axis in decisions.order)
 
 
 def recompute_words(decisions: Decisions) -> str:
@@ -34,8 +34,12 @@ def schedule_words(decisions: Decisions) -> str:
 
 def mfu(plan: Plan) -> float:
     """Model FLOPs over peak FLOPs of all devices in the step's time."""
-    peak = max(plan.cluster["device"]["flops_per_second"].values())
-    return plan.cost.flops / (plan.cost.step_seconds * plan.world * peak)
+    return mfu_of(plan.cluster, plan.world, plan.cost.flops, plan.cost.step_seconds)
+
+
+def mfu_of(cluster: dict[str, Any], devices: int, flops: float, seconds: float) -> float:
+    """``flops`` of a step over what so many devices could do in ``seconds``."""
+    return flops / (seconds * devices * max(cluster["device"]["flops_per_second"].values()))
 
 
 def targets_per_second(plan: Plan) -> float:
@@ -45,14 +49,24 @@ def targets_per_second(plan: Plan) -> float:
 
 def dollars(plan: Plan) -> float | None:
     """The price of a billion targets; None where the cluster has none."""
-    rate = plan.cluster["device"]["dollars_per_hour"]
-    return None if rate is None else rate * plan.world * 1e9 / targets_per_second(plan) / 3600
+    return dollars_of(plan.cluster, plan.world, targets_per_second(plan))
+
+
+def dollars_of(cluster: dict[str, Any], devices: int, rate: float) -> float | None:
+    """The price of a billion targets at ``rate`` of them a second."""
+    price = cluster["device"]["dollars_per_hour"]
+    return None if price is None else price * devices * 1e9 / rate / 3600
 
 
 def kilowatt_hours(plan: Plan) -> float | None:
     """The devices' energy for a billion targets at their full power; None where the cluster does not give it."""
-    power = plan.cluster["device"]["watts"]
-    return None if power is None else power * plan.world * 1e9 / targets_per_second(plan) / 3.6e6
+    return kilowatt_hours_of(plan.cluster, plan.world, targets_per_second(plan))
+
+
+def kilowatt_hours_of(cluster: dict[str, Any], devices: int, rate: float) -> float | None:
+    """The devices' energy for a billion targets at ``rate`` of them a second."""
+    power = cluster["device"]["watts"]
+    return None if power is None else power * devices * 1e9 / rate / 3.6e6
 
 
 def exposed(plan: Plan) -> float:

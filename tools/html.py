@@ -15,7 +15,7 @@ from jinja2 import Environment
 from partitioner import Cluster, Plan
 from partitioner.derived import BlockRow, CollectiveRow, OpRow, OtherRow
 from tools import charts, figures
-from tools.card import STALE
+from tools.card import stale_words
 from tools.drawing import block_drawing, plan_graph, rendered
 from tools.gemms import kernel_words
 from tools.outline import arrival, kind, outline, place, shape, word
@@ -33,8 +33,8 @@ def page(plan: Plan) -> str:
     return template.render(
         title=plan.model.get("entry") or "a plan",
         subtitle=f"{plan.model['parameters']:,} parameters on {plan.world:,} x {plan.cluster['device']['name']} "
-        f"({plan.cluster['name']}), {figures.mesh_words(plan)}",
-        stale=STALE if plan.stale else "",
+        f"({plan.cluster['name']}), {figures.mesh_words(plan.decisions)}",
+        stale=stale_words(plan) if plan.stale else "",
         cards=_cards(plan), facts=_facts(plan), notes=notes, charts=divisions, legends=legends,
         searched=looked_at(plan), data=_embedded(_data(plan)),
         library=Resources(mode="inline", components=["bokeh"]).render_js(),

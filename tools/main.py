@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+import shtab
+
 from partitioner.errors import DoesNotFit, InputError
 from tools import calibrate, compare, diff, kernels, planning, run, show, validate, verify, weights
 from tools.screen import error_line
@@ -21,10 +23,21 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """All sub-commands, each declared by its own module."""
     top = _Parser(prog="partitioner", description="Automatic parallelization of transformer training.")
+    shtab.add_argument_to(top, "--print-completion", help="print a completion script for this shell, to be sourced")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     for module in COMMANDS:
         module.declare(commands)
+    for command in dict.fromkeys(commands.choices.values()):
+        _complete_files(command)
     return top
+
+
+def _complete_files(command: argparse.ArgumentParser) -> None:
+    """Let a shell offer files where an argument names one."""
+    for action in command._actions:
+        words = action.metavar if isinstance(action.metavar, str) else ""
+        if any(word in words for word in ("FILE", "PLAN", "REPORT", "PATH", "DIR", ".toml", ".csv")):
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -29,7 +29,7 @@ Event = dict[str, Any]
 def trace_json(plan: Plan) -> str:
     """The document."""
     events = list(_events(plan))
-    other = {"mesh": figures.mesh_words(plan), "step_seconds": plan.cost.step_seconds, "predicted": True}
+    other = {"mesh": figures.mesh_words(plan.decisions), "step_seconds": plan.cost.step_seconds, "predicted": True}
     return json.dumps({"traceEvents": events, "displayTimeUnit": "ms", "otherData": other}) + "\n"
 
 

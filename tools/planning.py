@@ -6,15 +6,24 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from partitioner import Cluster, Plan, search, trace
 from partitioner.cluster import presets
 from partitioner.derived import Candidate
 from partitioner.errors import InputError
 from tools.card import summary
+from tools.editing import edits
 from tools.entry import parse_settings
 from tools.models import load
+from tools.replan import ASKED, graph_of
 from tools.screen import output, seconds, size, status, table
+
+EXAMPLES = """examples:
+  partitioner plan examples/gpt.py:model --cluster local-cpu --global-batch 16 -o plan.json
+  partitioner plan hf:llama --set num_hidden_layers=8 --cluster dgx-h100 --nodes 2 --global-batch 64 --seq 2048
+  partitioner plan examples/gpt.py:model --cluster local-cpu --global-batch 16 --pin tp=2 --pin "blocks.*.mlp=replicate"
+  partitioner plan --edit plan.json --pin schedule=1f1b -o other.json"""
 
 
 def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -22,13 +31,15 @@ def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     plan = commands.add_parser(
         "plan",
         help="search the best plan for a model on a cluster",
-        epilog="example: partitioner plan examples/gpt.py:model --cluster local-cpu --global-batch 16 -o plan.json",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    plan.add_argument("model", metavar="MODEL", help="file.py:function, hf:TYPE or hf:config.json")
-    plan.add_argument("--cluster", required=True, metavar="NAME", help="a preset (see clusters) or a .toml file")
-    plan.add_argument("--nodes", type=int, default=1, metavar="N")
+    plan.add_argument("model", metavar="MODEL", nargs="?", help="file.py:function, hf:TYPE or hf:config.json")
+    plan.add_argument("--edit", metavar="PLAN", help="solve a plan file again around its hand edits and more pins")
+    plan.add_argument("--cluster", metavar="NAME", help="a preset (see clusters) or a .toml file")
+    plan.add_argument("--nodes", type=int, metavar="N", help="default: 1")
     plan.add_argument("--devices", type=int, metavar="N", help="use N devices of one node")
-    plan.add_argument("--global-batch", type=int, required=True, metavar="B", help="samples a step, all ranks together")
+    plan.add_argument("--global-batch", type=int, metavar="B", help="samples a step, all ranks together")
     plan.add_argument("--seq", type=int, metavar="S", help="tokens of the example batch")
     plan.add_argument("--set", action="append", default=[], nargs="+", metavar="k=v", help="model settings")
     plan.add_argument("--pin", action="append", default=[], metavar="tp=8", help="fix a decision or a layout")
@@ -37,27 +48,17 @@ def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     plan.add_argument("--plan-only", action="store_true", help="also propose what can't be executed yet (cp, ZeRO)")
     plan.add_argument("--json", action="store_true", help="print the plan as JSON and nothing else")
     plan.set_defaults(action=plan_command)
-    clusters = commands.add_parser("clusters", help="list the cluster presets")
+    clusters = commands.add_parser("clusters", help="list the cluster presets", epilog="example: partitioner clusters")
     clusters.add_argument("--json", action="store_true")
     clusters.set_defaults(action=clusters_command)
 
 
 def plan_command(options: argparse.Namespace) -> int:
     """Trace on meta, search, show the card and the candidates, write the file."""
-    counts = (options.global_batch, options.nodes, options.top, options.devices if options.devices is not None else 1)
-    if min(counts) < 1:
+    counts = (options.global_batch, options.nodes, options.top, options.devices)
+    if any(count is not None and count < 1 for count in counts):
         raise InputError("--global-batch, --nodes, --devices and --top must be positive")
-    cluster = Cluster.load(options.cluster, options.nodes, options.devices)
-    with status(f"loading {options.model}") as say:
-        settings = parse_settings(word for words in options.set for word in words)
-        source = load(options.model, settings, seq=options.seq, meta=True)
-        say("tracing")  # type: ignore[operator]
-        graph = trace(source.module, source.batch)
-        model = {"entry": options.model, "settings": source.settings, "seq": source.seq}
-        plan = search(
-            graph, cluster, options.global_batch, read_pins(options.pin), model, say,  # type: ignore[arg-type]
-            plan_only=options.plan_only, keep=options.top,
-        )  # fmt: skip
+    plan = _edited(options) if options.edit else _searched(options)
     if options.output:
         plan.save(options.output)
     if options.json:
@@ -71,6 +72,40 @@ def plan_command(options: argparse.Namespace) -> int:
     if options.output:
         console.print(f"written to {options.output}")
     return 0
+
+
+def _searched(options: argparse.Namespace) -> Plan:
+    """For MODEL, as the options ask."""
+    needed = {"MODEL": options.model, "--cluster": options.cluster, "--global-batch": options.global_batch}
+    for name in (name for name, value in needed.items() if value is None):
+        raise InputError(f"{name} is missing: give it, or a plan to --edit")
+    cluster = Cluster.load(options.cluster, options.nodes or 1, options.devices)
+    with status(f"loading {options.model}") as say:
+        settings = parse_settings(word for words in options.set for word in words)
+        source = load(options.model, settings, seq=options.seq, meta=True)
+        model = {"entry": options.model, "settings": source.settings, "seq": source.seq}
+        say("tracing")  # type: ignore[operator]
+        return search(
+            trace(source.module, source.batch), cluster, options.global_batch, read_pins(options.pin), model,
+            say, plan_only=options.plan_only, keep=options.top,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+
+def _edited(options: argparse.Namespace) -> Plan:
+    """The model, cluster and batch of a plan file solved again around its own pins, its edits and more pins."""
+    strange = [f"--{key}" for key in ("cluster", "nodes", "devices", "seq") if getattr(options, key) is not None]
+    if options.model or options.set or strange:
+        raise InputError(f"{(strange or ['MODEL'])[0]} comes from the plan that is edited: leave it out")
+    before = Plan.load(options.edit)
+    pins = {**before.pins, **edits(before), **read_pins(options.pin)}
+    graph, batch = graph_of(before), options.global_batch or before.global_batch
+    asked = {key: before.model[key] for key in ASKED if key in before.model}
+    with status("searching") as say:
+        plan = search(
+            graph, Cluster.from_dict(before.cluster), batch, pins, asked, say,  # type: ignore[arg-type]
+            plan_only=options.plan_only or bool(before.decisions.plan_only), keep=options.top,
+        )  # fmt: skip
+    return replace(plan, decisions=replace(plan.decisions, seed=before.decisions.seed)).stamped()
 
 
 def read_pins(words: list[str]) -> dict[str, str | int]:

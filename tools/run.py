@@ -8,7 +8,7 @@ import os
 import statistics
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cutlass_ops.dispatch import RAN
 from partitioner import Plan
 from partitioner.errors import InputError
+from partitioner.plan import Asked
 from runtime import launch
 from tools import run_rank
+from tools.report import MEASURED_MEMORY, Report
 from tools.run_rank import Job
 from tools.screen import errors, output, seconds, size, table
 
@@ -43,27 +45,6 @@ def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     run.set_defaults(action=run_command)
 
 
-@dataclass(frozen=True)
-class Report:
-    """What happened, beside what was predicted. ``step_seconds`` leaves out the first step.
-
-    ``products``: of those that had a kernel chosen, on rank 0, how many "ran" on it, and the others by their reason.
-    """
-
-    plan: str
-    ranks: int
-    steps: int
-    losses: list[float]
-    validation_loss: float | None
-    step_seconds: float
-    predicted_step_seconds: float
-    peak_bytes: float
-    predicted_peak_bytes: float
-    all_step_seconds: list[float]
-    data: str
-    products: dict[str, int]
-
-
 def run_command(options: argparse.Namespace) -> int:
     """Start the ranks (unless this is one), draw the bar, write and print the report."""
     if options.steps < 1:
@@ -85,7 +66,7 @@ def run_command(options: argparse.Namespace) -> int:
         return status
     report = _report(plan, events)
     if options.report:
-        Path(options.report).write_text(json.dumps(asdict(report), indent=1) + "\n")
+        report.save(options.report)
     output().print(_table(report))
     return 0
 
@@ -121,20 +102,21 @@ def _report(plan: Plan, events: list[dict[str, Any]]) -> Report:
     end = events[-1]
     times = [e["seconds"] for e in steps]
     return Report(
-        plan.digest, plan.world, len(steps), [e["loss"] for e in steps], end["validation_loss"],
-        statistics.median(times[1:] or times), plan.cost.step_seconds, end["peak_bytes"], plan.cost.peak_bytes, times,
-        end["data"], end["products"],
+        Asked(plan.model, plan.cluster, plan.global_batch, plan.pins), plan.decisions, plan.cost, plan.world,
+        len(steps), tuple(e["loss"] for e in steps), end["validation_loss"], statistics.median(times[1:] or times),
+        end["peak_bytes"], end["parts"], tuple(times), end["device"], end["data"], end["products"],
     )  # fmt: skip
 
 
 def _table(report: Report) -> object:
-    ratio = report.step_seconds / report.predicted_step_seconds
+    ratio = report.step_seconds / report.predicted.step_seconds
     held = "" if report.validation_loss is None else f"{report.validation_loss:.4f}"
     rows = [
         ["loss, first and last step", f"{report.losses[0]:.4f}", f"{report.losses[-1]:.4f}", ""],
         ["validation loss", "", held, ""],
-        ["step", seconds(report.predicted_step_seconds), seconds(report.step_seconds), f"{ratio:.2f}x"],
-        ["memory", size(report.predicted_peak_bytes), size(report.peak_bytes), "of the process, interpreter included"],
+        ["step", seconds(report.predicted.step_seconds), seconds(report.step_seconds), f"{ratio:.2f}x"],
+        *([f"  {name}", seconds(was), seconds(now), ""] for name, was, now in report.parts()),
+        ["memory", size(report.predicted.peak_bytes), size(report.peak_bytes), MEASURED_MEMORY[report.device]],
     ]
     ran, every = report.products.get(RAN, 0), sum(report.products.values())
     if every:

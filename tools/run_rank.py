@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import statistics
 import sys
 import time
 from dataclasses import dataclass
@@ -13,11 +14,12 @@ import torch
 
 from partitioner import Graph, Plan, lower, trace
 from partitioner.errors import InputError
+from runtime.clock import PIPELINE, Clock
 from runtime.data import Batches, fill, open_corpus
 from runtime.engine import Engine
 from runtime.optimizer import constant, warmup_cosine
 from runtime.parallelize import engine
-from runtime.world import finish_ranks, is_first, largest, start_ranks
+from runtime.world import everywhere, finish_ranks, is_first, largest, start_ranks
 from tools.models import load
 from tools.screen import error_line
 
@@ -54,11 +56,15 @@ def main(job: Job) -> None:
     )
     if job.checkpoint and any(Path(job.checkpoint).glob("step-*")):
         trainer.load(job.checkpoint)
-    batches = _batches(job, plan, graph, trainer, source.batch)
+    batches, parts = _batches(job, plan, graph, trainer, source.batch), list[dict[str, float]]()
+    clock = trainer.groups.log.clock = Clock(trainer.groups.device)
     for _ in range(job.steps):
         began = time.perf_counter()
         loss = float(trainer.step(fill(source.batch, next(batches))))
-        _say({"step": trainer.steps_done, "loss": loss, "seconds": time.perf_counter() - began})
+        seconds = time.perf_counter() - began
+        _say({"step": trainer.steps_done, "loss": loss, "seconds": seconds})
+        parts.append({"step": seconds, **clock.read()})
+    trainer.groups.log.clock = None
     if job.checkpoint:
         trainer.save(job.checkpoint)
     held = _batches(job, plan, graph, trainer, source.batch, "validation")
@@ -68,11 +74,21 @@ def main(job: Job) -> None:
         {
             "validation_loss": sum(losses) / len(losses),
             "peak_bytes": peak,
+            "parts": min(everywhere(_median(parts)), key=lambda found: found.get(PIPELINE, 0.0)),
+            "device": trainer.groups.device.type,
             "data": str(open_corpus(job.data)),
             "products": dict(trainer.groups.kernels.most_common()),
         }
     )
     finish_ranks()
+
+
+def _median(steps: list[dict[str, float]]) -> dict[str, float]:
+    """Of each part over all steps but the first; what is left of a step is compute."""
+    steps = steps[1:] or steps
+    names = sorted({name for step in steps for name in step} - {"step"})
+    found = {name: statistics.median(step.get(name, 0.0) for step in steps) for name in names}
+    return {"compute": statistics.median(step["step"] for step in steps) - sum(found.values()), **found}
 
 
 def _batches(

@@ -5,10 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from partitioner.errors import InputError
 
 SHORT = 12
 
@@ -43,14 +47,23 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], wor
     """A table whose first column is words and the others figures, except ``words``; in a narrow terminal only long
     cells are folded."""
     cells, words = [list(row) for row in rows], set(words)
-    made = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    made = Table(title=escape(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for n, column in enumerate(columns):
         short = all(len(row[n]) <= SHORT for row in cells)
         justify = "left" if n == 0 or column in words else "right"
-        made.add_column(column, justify=justify, overflow="fold", no_wrap=short)
+        made.add_column(escape(column), justify=justify, overflow="fold", no_wrap=short)
     for row in cells:
-        made.add_row(*row)
+        made.add_row(*map(escape, row))
     return made
+
+
+def written(path: str, text: str) -> str:
+    """``path``, with ``text`` in it; raises InputError when it can't be written."""
+    try:
+        Path(path).write_text(text)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error}") from error
+    return path
 
 
 def seconds(value: float) -> str:

@@ -12,14 +12,14 @@ from rich.tree import Tree
 
 from partitioner import Plan, Program, lower, trace
 from partitioner.errors import InputError
-from tools.card import summary
+from tools.card import check_readable, summary
 from tools.drawing import block_drawing, draw, plan_graph, program_drawing
 from tools.dry_run import load_plan
 from tools.gemms import products
 from tools.html import page
 from tools.outline import Run, arrival, is_weighty, outline, sentence
 from tools.perfetto import trace_json
-from tools.screen import output, size
+from tools.screen import output, size, written
 
 EXAMPLES = """examples:
   partitioner show plan.json
@@ -53,6 +53,7 @@ def show_command(options: argparse.Namespace) -> int:
     if options.json:
         sys.stdout.write(plan.to_json())
         return 0
+    check_readable(plan)
     if options.program and options.block:
         raise InputError("--program draws all blocks: leave out --block")
     program = _program(plan) if options.program else None
@@ -92,15 +93,6 @@ def _timeline(plan: Plan, path: str) -> str:
 
 def _page(plan: Plan, path: str) -> str:
     return written(path, page(plan))
-
-
-def written(path: str, text: str) -> str:
-    """``path``, with ``text`` in it; raises InputError when it can't be written."""
-    try:
-        Path(path).write_text(text)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error}") from error
-    return path
 
 
 def _program(plan: Plan) -> Program:

@@ -18,6 +18,11 @@ from runtime.parameters import materialize
 from tools.models import Source, load, save_config
 from tools.screen import output
 
+EXAMPLES = {
+    "import": "example: partitioner import plan.json weights/ checkpoints/",
+    "export": "example: partitioner export plan.json checkpoints/ weights/",
+}
+
 
 def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add both commands."""
@@ -25,7 +30,7 @@ def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         ("import", import_command, "safetensors into a checkpoint that any plan of the model loads"),
         ("export", export_command, "a checkpoint into safetensors that transformers loads"),
     ):
-        command = commands.add_parser(name, help=words)
+        command = commands.add_parser(name, help=words, epilog=EXAMPLES[name])
         command.add_argument("plan", metavar="PLAN")
         command.add_argument("source", metavar="FROM", help="a folder")
         command.add_argument("target", metavar="TO", help="a folder")

@@ -110,7 +110,7 @@ def test_an_illegal_program(change: Callable[[Program], Program], told: str) -> 
 def _restamped(plan: Plan, **changes: object) -> Plan:
     """A plan whose decisions were changed and whose derived part claims to know."""
     decisions = replace(plan.decisions, **changes)  # type: ignore[arg-type]
-    return replace(plan, decisions=decisions, digest=decisions.digest())
+    return replace(plan, decisions=decisions).stamped()
 
 
 def _more_samples(plan: Plan) -> Plan:

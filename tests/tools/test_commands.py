@@ -11,7 +11,9 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from partitioner import Plan
 from tools.main import main
+from tools.report import Report
 
 ROOT = Path(__file__).parents[2]
 GPT = f"{ROOT / 'examples' / 'gpt.py'}:model"
@@ -86,13 +88,6 @@ def test_plan_prints_one_document_and_the_same_one_again(plan: Path, capsys: pyt
     assert json.loads(capsys.readouterr().out) == json.loads(plan.read_text())
 
 
-def test_compare_marks_the_best(plan: Path, staged: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare", str(plan), str(staged)]) == 0
-    assert " *" in capsys.readouterr().out
-    assert main(["compare", str(plan), str(staged), "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)) == 2
-
-
 def test_diff_names_what_changed(plan: Path, staged: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["diff", str(plan), str(plan)]) == 0
     assert main(["diff", str(plan), str(staged)]) == 1
@@ -105,14 +100,17 @@ def test_clusters_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_run_learns_and_reports(plan: Path, tmp_path: Path) -> None:
-    report = tmp_path / "report.json"
-    assert main(["run", str(plan), "--steps", "4", "--lr", "0.01", "--report", str(report)]) == 0
-    found = json.loads(report.read_text())
-    assert len(found["losses"]) == found["steps"] == len(found["all_step_seconds"]) == 4
-    assert found["losses"][-1] < found["losses"][0]
-    assert found["ranks"] == 2
-    assert found["step_seconds"] > 0 < found["predicted_step_seconds"]
-    assert found["peak_bytes"] > 0 < found["predicted_peak_bytes"]
+    path = tmp_path / "report.json"
+    assert main(["run", str(plan), "--steps", "4", "--lr", "0.01", "--report", str(path)]) == 0
+    found = Report.load(path)
+    assert len(found.losses) == found.steps == len(found.all_step_seconds) == 4
+    assert found.losses[-1] < found.losses[0]
+    assert found.ranks == 2
+    assert found.step_seconds > 0
+    assert found.peak_bytes > 0
+    assert found.predicted == Plan.load(plan).cost
+    assert min(found.measured[part] for part in ("compute", "tp communication", "optimizer")) > 0
+    assert sum(found.measured.values()) == pytest.approx(found.step_seconds, rel=0.5)  # medians of parts
 
 
 def test_a_plan_of_one_device_is_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
