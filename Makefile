@@ -6,7 +6,7 @@ OUT ?= out
 BIN := .venv/bin
 SOURCES := partitioner runtime cutlass_ops tools examples tests
 
-.PHONY: install demo test parity kernels lint types bench
+.PHONY: install demo test parity kernels lint types gallery bench
 
 install: .venv/installed
 
@@ -19,9 +19,11 @@ install: .venv/installed
 demo: install
 	mkdir -p $(OUT)
 	$(BIN)/partitioner plan examples/gpt.py:model --cluster local-cpu --global-batch 16 --pin tp=2 --pin pp=2 -o $(OUT)/plan.json
-	$(BIN)/partitioner show $(OUT)/plan.json --svg $(OUT)/plan.svg
+	$(BIN)/partitioner show $(OUT)/plan.json
+	$(BIN)/partitioner show $(OUT)/plan.json --svg $(OUT)/plan.svg --html $(OUT)/plan.html --trace $(OUT)/step.json
 	$(BIN)/partitioner verify $(OUT)/plan.json
 	$(BIN)/partitioner run $(OUT)/plan.json --steps $(STEPS) --report $(OUT)/report.json
+	$(BIN)/partitioner compare $(OUT)/plan.json $(OUT)/report.json
 
 test: install
 	$(BIN)/python -m pytest -m "not parity and not kernels"
@@ -38,6 +40,9 @@ lint: install
 
 types: install
 	$(BIN)/pyright
+
+gallery: install
+	$(BIN)/python -m tools.gallery docs/gallery > /dev/null
 
 bench: install
 	$(BIN)/python -m tools.bench_runtime

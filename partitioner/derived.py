@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+PIPELINE, OPTIMIZER, SYNC = "pipeline", "optimizer", "dp communication"  # parts of a step as a run can measure them
+
 
 @dataclass(frozen=True)
 class CollectiveRow:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import linecache
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -25,28 +25,38 @@ from partitioner.runs import Run, find_runs
 from partitioner.separation import batch_layouts
 from partitioner.unroll import unroll
 
+Progress = Callable[[str], None]
 
-def trace(model: nn.Module, batch: dict[str, torch.Tensor]) -> Graph:
+
+def trace(model: nn.Module, batch: dict[str, torch.Tensor], progress: Progress = lambda text: None) -> Graph:
     """The training graph of ``model(**batch)``, whose output is a scalar loss, or has one as ``.loss`` or ``["loss"]``.
 
     ``model`` lies on any device, meta included, and is left as it was. ``batch`` maps argument names to example
     tensors; dimension 0 of the largest number of them is the batch dimension. Raises InputError, naming the module
     and source line, when torch.export can't capture the model, and when the loss is not a scalar tensor.
+    ``progress`` is told what goes on, in words.
     """
+    progress("tracing: looking for blocks that run alike")
     samples = _batch_size(batch)
     given = _on_cpu(_two_samples(batch, samples))
     with suppress(Exception):  # what goes wrong here either does not matter below or is named there
         runs = _rehearse(model, given)
         if runs:
-            return _trace(model, given, max(samples, 2), runs)
-    return _trace(model, given, max(samples, 2), ())
+            return _trace(model, given, max(samples, 2), runs, progress)
+    return _trace(model, given, max(samples, 2), (), progress)
 
 
-def _trace(model: nn.Module, batch: dict[str, torch.Tensor], samples: int, runs: tuple[Run, ...]) -> Graph:
+def _trace(
+    model: nn.Module, batch: dict[str, torch.Tensor], samples: int, runs: tuple[Run, ...], progress: Progress
+) -> Graph:
     """The graph of ``model``, of which export does not see the blocks that ``runs`` skip."""
+    progress(f"tracing: capturing, {'alike blocks once' if runs else 'every block by itself'}")
     captured = _collect(model, _export(model, batch, runs))
+    progress(f"tracing: {len(captured.module.graph.nodes):,} ops captured, putting them into one form")
     normalize(captured.module, captured.buffers, samples)
-    return _graph(captured, unroll(captured.module.graph, runs), samples)
+    graph = _graph(captured, unroll(captured.module.graph, runs), samples)
+    progress(f"tracing: {len(graph.nodes):,} ops in {len(graph.blocks)} blocks")
+    return graph
 
 
 @dataclass(frozen=True)

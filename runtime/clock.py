@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 
-PIPELINE, OPTIMIZER, SYNC = "pipeline", "optimizer", "dp communication"
-
 
 class Clock:
     """Seconds by part since it was last read."""

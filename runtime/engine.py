@@ -16,12 +16,12 @@ import torch.distributed as dist
 from torch import nn
 
 from partitioner.check import check_program
+from partitioner.derived import OPTIMIZER, PIPELINE, SYNC
 from partitioner.errors import InputError
 from partitioner.ops import mix64
 from partitioner.program import Program
 from runtime import checkpoint
 from runtime.checkpoint import Progress
-from runtime.clock import OPTIMIZER, PIPELINE, SYNC
 from runtime.finite import first_culprit, number
 from runtime.groups import Groups
 from runtime.optimizer import Factory, Schedule, constant

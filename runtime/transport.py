@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from partitioner.derived import PIPELINE
 from partitioner.program import Program, Value
 from partitioner.schedule import Action
-from runtime.clock import PIPELINE
 from runtime.groups import Groups
 
 Tensors = list[torch.Tensor]

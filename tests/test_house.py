@@ -18,6 +18,7 @@ ALLOWED = {
     "runtime": {"torch", "numpy", "safetensors"},
     "tools": {
         "torch", "bokeh", "jinja2", "networkx", "numpy", "pydot", "pygraphviz", "rich", "safetensors", "scipy", "shtab",
+        "playwright",
     },
 }  # fmt: skip
 GPU_PACKAGES = {"quack", "tvm_ffi", "nvMatmulHeuristics", "triton", "cuda"}  # optional, so imported where they are used

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from partitioner import Plan
+from partitioner.derived import OPTIMIZER, PIPELINE
 from partitioner.errors import InputError
 from partitioner.plan import Asked, Decisions
 from partitioner.volume import volume
-from runtime.clock import OPTIMIZER, PIPELINE
 from tools import figures
 from tools.card import check_readable
 from tools.report import KIND, Report

@@ -5,31 +5,16 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
-from typing import Any
 
 from partitioner import Plan, lower, trace
-from partitioner.errors import InputError
 from partitioner.held import held_bytes
 from partitioner.program import Program
 from runtime.dryrun import Rank, rehearse
-from tools.models import Source, load
+from tools.models import Source
+from tools.planned import load_plan
 from tools.screen import output, seconds, size, status, table
 
 SHOWN = 20  # problems that are printed
-
-
-def load_plan(plan: Plan, meta: bool = False) -> Source:
-    """The model that a plan was made for; raises InputError where it names none."""
-    return load_model(plan.model, None if meta else plan.global_batch, meta)
-
-
-def load_model(model: Mapping[str, Any], batch: int | None = None, meta: bool = False) -> Source:
-    """What a plan says of its model, loaded; says on standard error what is imported."""
-    if not model.get("entry"):
-        raise InputError("the plan names no model to load: make it with partitioner plan MODEL")
-    sys.stderr.write(f"importing {model['entry']}\n")
-    return load(model["entry"], model["settings"], seq=model.get("seq"), batch=batch, meta=meta)
 
 
 def dry_run(plan: Plan, backend: str, every: bool, as_json: bool) -> int:
@@ -37,12 +22,12 @@ def dry_run(plan: Plan, backend: str, every: bool, as_json: bool) -> int:
     began = time.perf_counter()
     with status("loading") as say:
         source = load_plan(plan, meta=True)
-        say("tracing")  # type: ignore[operator]
+        say("tracing")
         graph = trace(source.module, source.batch)
         program = lower(graph, plan)
         rows = rehearse(
             program, source.batch, lambda place: held_bytes(graph, plan, place), backend, every=every, say=say
-        )  # type: ignore[arg-type]
+        )
     took = time.perf_counter() - began
     if as_json:
         _print_json(plan, source, rows, took)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from partitioner import Plan
+from partitioner.derived import OPTIMIZER, PIPELINE
 from partitioner.plan import Decisions
 from partitioner.volume import volume
-from runtime.clock import OPTIMIZER, PIPELINE
 from tools import figures
 from tools.columns import AXES, HELD, Column
 from tools.report import Report
@@ -16,17 +16,16 @@ from tools.screen import seconds, size
 LEAST_SHARE = 0.002  # of the step, or of the memory: below it a difference is not worth a line
 # what a part of the step or of memory hangs on first of all
 _CAUSES = {
-    "compute": ("cluster", "recompute", "micro-batch", "tp", "pp"),
-    "tp communication": ("cluster", "tp", "micro-batch"),
+    "compute": ("cluster", "recompute", "micro-batch", "tp", "pp", "layouts"),
+    "tp communication": ("cluster", "tp", "micro-batch", "layouts"),
     "cp communication": ("cluster", "cp", "micro-batch"),
     "pp communication": ("cluster", "pp", "virtual stages", "schedule", "micro-batch"),
-    "dp communication": ("cluster", "dp", "ZeRO", "pp", "tp"),
+    "dp communication": ("cluster", "dp", "ZeRO", "pp", "tp", "layouts"),
     "bubble": ("pp", "schedule", "virtual stages", "micro-batch", "dp"),
-    OPTIMIZER: ("tp", "pp", "ZeRO"),
-    "weights": ("tp", "pp", "ZeRO"), "gradients": ("tp", "pp", "ZeRO"),
-    "optimizer state": ("tp", "pp", "ZeRO"),
-    "activations": ("recompute", "micro-batch", "tp", "pp", "schedule", "virtual stages"),
-    "transient": ("micro-batch", "tp", "recompute"),
+    OPTIMIZER: ("tp", "pp", "ZeRO", "layouts"),
+    **dict.fromkeys(("weights", "gradients", "optimizer state"), ("tp", "pp", "ZeRO", "layouts")),
+    "activations": ("recompute", "micro-batch", "tp", "pp", "schedule", "virtual stages", "layouts"),
+    "transient": ("micro-batch", "tp", "recompute", "layouts"),
 }  # fmt: skip
 
 
@@ -72,8 +71,8 @@ def changes(a: Plan, b: Plan) -> dict[str, str]:
         ("order", " ".join(x.order), " ".join(y.order)),
     ]  # fmt: skip
     found |= {name: f"{name} {was} -> {now}" for name, was, now in pairs if was != now}
-    if not found and x.parameters != y.parameters:
-        found["layouts"] = "other layouts of parameters"
+    if "tp" not in found and x.parameters != y.parameters:
+        found["layouts"] = "other layouts"
     return found
 
 

@@ -70,7 +70,7 @@ def build_command(options: argparse.Namespace) -> int:
     with status("compiling") as say:
         wanted = needs(plan, options.dtype)
         for n, need in enumerate(wanted):
-            say(f"compiling {n + 1} of {len(wanted)}: {need.users[0]}")  # type: ignore[operator]
+            say(f"compiling {n + 1} of {len(wanted)}: {need.users[0]}")
             made.append(_built(need, options.arch, options.printer, options.every))
     if options.json:
         _print_json(made)
@@ -110,7 +110,7 @@ def tune_command(options: argparse.Namespace) -> int:
         for need in needs(plan, options.dtype):
             entries = [entry for entry in ready if entry.kernel.gemm == need.gemm]
             for sizes in dict.fromkeys(need.sizes):
-                say(f"timing {need.users[0]}, {' x '.join(map(str, sizes))}")  # type: ignore[operator]
+                say(f"timing {need.users[0]}, {' x '.join(map(str, sizes))}")
                 rows.append(tune.tune(need.gemm, sizes, entries, clock, not options.no_compile))
     tune.database(rows).save(Path(options.output))
     output().print(timings(rows))

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
+from collections.abc import Sequence
 
 import shtab
 
 from partitioner.errors import DoesNotFit, InputError
-from tools import calibrate, compare, diff, kernels, planning, run, show, validate, verify, weights
 from tools.screen import error_line
 
 EXIT_INPUT, EXIT_MEMORY = 2, 3
-COMMANDS = (planning, show, compare, diff, verify, validate, run, weights, calibrate, kernels)
+COMMANDS = {  # and the modules of tools that declare them; one that is asked for is imported alone
+    "plan": "planning", "clusters": "planning", "show": "show", "compare": "compare", "diff": "diff",
+    "verify": "verify", "validate": "validate", "run": "run", "import": "weights", "export": "weights",
+    "calibrate": "calibrate", "kernels": "kernels",
+}  # fmt: skip
 
 
 class _Parser(argparse.ArgumentParser):
@@ -20,13 +25,14 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (see {self.prog} --help)")
 
 
-def parser() -> argparse.ArgumentParser:
-    """All sub-commands, each declared by its own module."""
+def parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """All sub-commands, each declared by its own module; only that which ``words`` start with, where they do."""
     top = _Parser(prog="partitioner", description="Automatic parallelization of transformer training.")
     shtab.add_argument_to(top, "--print-completion", help="print a completion script for this shell, to be sourced")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    for module in COMMANDS:
-        module.declare(commands)
+    asked = [COMMANDS[word] for word in words[:1] if word in COMMANDS]
+    for module in asked or dict.fromkeys(COMMANDS.values()):
+        importlib.import_module(f"tools.{module}").declare(commands)
     for command in dict.fromkeys(commands.choices.values()):
         _complete_files(command)
     return top
@@ -43,7 +49,8 @@ def _complete_files(command: argparse.ArgumentParser) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 something differs or failed, 2 bad input, 3 no plan fits in memory."""
     try:
-        options = parser().parse_args(arguments)
+        words = sys.argv[1:] if arguments is None else arguments
+        options = parser(words).parse_args(words)
         return int(options.action(options) or 0)
     except InputError as error:
         error_line(str(error))

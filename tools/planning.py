@@ -16,7 +16,7 @@ from tools.card import summary
 from tools.editing import edits
 from tools.entry import parse_settings
 from tools.models import load
-from tools.replan import ASKED, graph_of
+from tools.replan import planned
 from tools.screen import output, seconds, size, status, table
 
 EXAMPLES = """examples:
@@ -84,11 +84,10 @@ def _searched(options: argparse.Namespace) -> Plan:
         settings = parse_settings(word for words in options.set for word in words)
         source = load(options.model, settings, seq=options.seq, meta=True)
         model = {"entry": options.model, "settings": source.settings, "seq": source.seq}
-        say("tracing")  # type: ignore[operator]
+        graph, pins = trace(source.module, source.batch, say), read_pins(options.pin)
         return search(
-            trace(source.module, source.batch), cluster, options.global_batch, read_pins(options.pin), model,
-            say, plan_only=options.plan_only, keep=options.top,  # type: ignore[arg-type]
-        )  # fmt: skip
+            graph, cluster, options.global_batch, pins, model, say, plan_only=options.plan_only, keep=options.top
+        )
 
 
 def _edited(options: argparse.Namespace) -> Plan:
@@ -98,13 +97,8 @@ def _edited(options: argparse.Namespace) -> Plan:
         raise InputError(f"{(strange or ['MODEL'])[0]} comes from the plan that is edited: leave it out")
     before = Plan.load(options.edit)
     pins = {**before.pins, **edits(before), **read_pins(options.pin)}
-    graph, batch = graph_of(before), options.global_batch or before.global_batch
-    asked = {key: before.model[key] for key in ASKED if key in before.model}
-    with status("searching") as say:
-        plan = search(
-            graph, Cluster.from_dict(before.cluster), batch, pins, asked, say,  # type: ignore[arg-type]
-            plan_only=options.plan_only or bool(before.decisions.plan_only), keep=options.top,
-        )  # fmt: skip
+    asked = replace(before, global_batch=options.global_batch or before.global_batch)
+    plan = planned(asked, pins, plan_only=options.plan_only or bool(before.decisions.plan_only))
     return replace(plan, decisions=replace(plan.decisions, seed=before.decisions.seed)).stamped()
 
 

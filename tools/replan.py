@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from partitioner import Cluster, Graph, Plan, search, trace
 from partitioner.errors import DoesNotFit, InputError
 from tools.columns import Column, infeasible, of_plan
-from tools.dry_run import load_model
+from tools.planned import load_model
 from tools.screen import status
 
 ASKED = ("entry", "settings", "seq")  # what a plan says of how to load its model
@@ -22,9 +22,9 @@ def graph_of(plan: Plan) -> Graph:
 
 @functools.cache
 def _traced(model: str) -> Graph:
-    with status("tracing"):
+    with status("loading") as say:
         source = load_model(json.loads(model), meta=True)
-        return trace(source.module, source.batch)
+        return trace(source.module, source.batch, say)
 
 
 def planned(plan: Plan, pins: Mapping[str, str | int], plan_only: bool = False) -> Plan:
@@ -32,7 +32,7 @@ def planned(plan: Plan, pins: Mapping[str, str | int], plan_only: bool = False) 
     graph, cluster = graph_of(plan), Cluster.from_dict(plan.cluster)
     model = {key: plan.model[key] for key in ASKED if key in plan.model}
     with status("searching") as say:
-        return search(graph, cluster, plan.global_batch, pins, model, say, plan_only=plan_only)  # type: ignore[arg-type]
+        return search(graph, cluster, plan.global_batch, pins, model, say, plan_only=plan_only)
 
 
 def attempted(name: str, plan: Plan, pins: Mapping[str, str | int], plan_only: bool = False) -> Column:

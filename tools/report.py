@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from partitioner.derived import Cost
+from partitioner.derived import OPTIMIZER, PIPELINE, Cost
 from partitioner.document import read, write
 from partitioner.errors import InputError
 from partitioner.plan import Asked, Decisions
-from runtime.clock import OPTIMIZER, PIPELINE
 
 KIND = "report"
 MEASURED_MEMORY = {"cpu": "of the process, interpreter included", "cuda": "of the allocator"}

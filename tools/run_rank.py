@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 
 from partitioner import Graph, Plan, lower, trace
+from partitioner.derived import PIPELINE
 from partitioner.errors import InputError
-from runtime.clock import PIPELINE, Clock
+from runtime.clock import Clock
 from runtime.data import Batches, fill, open_corpus
 from runtime.engine import Engine
 from runtime.optimizer import constant, warmup_cosine

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,14 +33,14 @@ def error_line(text: str) -> None:
 
 
 @contextmanager
-def status(first: str) -> Iterator[object]:
+def status(first: str) -> Iterator[Callable[[str], None]]:
     """A spinner on standard error when it is a terminal; yields a function that changes its text."""
     console = errors()
     if not console.is_terminal:
         yield lambda text: None
         return
-    with console.status(first) as spinner:
-        yield spinner.update
+    with console.status(escape(first)) as spinner:
+        yield lambda text: spinner.update(escape(text))
 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], words: Iterable[str] = ()) -> Table:

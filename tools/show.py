@@ -14,11 +14,11 @@ from partitioner import Plan, Program, lower, trace
 from partitioner.errors import InputError
 from tools.card import check_readable, summary
 from tools.drawing import block_drawing, draw, plan_graph, program_drawing
-from tools.dry_run import load_plan
 from tools.gemms import products
 from tools.html import page
 from tools.outline import Run, arrival, is_weighty, outline, sentence
 from tools.perfetto import trace_json
+from tools.planned import load_plan
 from tools.screen import output, size, written
 
 EXAMPLES = """examples:

@@ -80,7 +80,7 @@ def validate_command(options: argparse.Namespace) -> int:
     rerun, found, refused = Rerun(sources()), list[Predicted](), list[Refused]()
     with status("reading") as say:
         for number, run in enumerate(sorted(runs, key=lambda r: str(r.size))):
-            say(f"{number} of {len(runs)} runs predicted")  # type: ignore[operator]
+            say(f"{number} of {len(runs)} runs predicted")
             try:
                 cost, device = rerun.predict(run), rerun.cluster(run).device
                 found.append(Predicted(run, cost.step_seconds, cost.peak_bytes / device.allocator_share))

@@ -20,10 +20,11 @@ from partitioner.layout import Shard, parse_placement
 from runtime import launch
 from runtime.parity import FLOOR
 from runtime.reference import run
-from tools.dry_run import dry_run, load_plan
+from tools.dry_run import dry_run
 from tools.entry import parse_settings
 from tools.families import Family, cluster, families
 from tools.models import Source, load
+from tools.planned import load_plan
 from tools.screen import output, status, table
 
 TRACED, PARALLEL, SHARE = 1e-6, 1e-9, 0.95
@@ -103,12 +104,12 @@ def verify_command(options: argparse.Namespace) -> int:
             source, wanted = _of_model(options)
         if not options.json:
             output().print(str(source))
-        say("tracing")  # type: ignore[operator]
+        say("tracing")
         graph = trace(source.module, source.batch)
         traced = traced_error(graph, source)
         for _, plan in wanted:
             lower(graph, plan)  # a plan of another model is refused here, before any rank starts
-        say(f"running {len(wanted)} plans")  # type: ignore[operator]
+        say(f"running {len(wanted)} plans")
         rows = run_plans(source, wanted, graph, 0.0 if given else SHARE)
     passed = (traced is None or traced <= TRACED) and all(row.passed for row in rows)
     if options.json:

@@ -109,7 +109,7 @@ def test_run_learns_and_reports(plan: Path, tmp_path: Path) -> None:
     assert found.step_seconds > 0
     assert found.peak_bytes > 0
     assert found.predicted == Plan.load(plan).cost
-    assert min(found.measured[part] for part in ("compute", "tp communication", "optimizer")) > 0
+    assert min(found.measured[part] for part in ("compute", "pipeline", "optimizer")) > 0
     assert sum(found.measured.values()) == pytest.approx(found.step_seconds, rel=0.5)  # medians of parts
 
 
@@ -198,7 +198,7 @@ BAD = {
     "steps": (_nothing, ["run", "PLAN", "--steps", "0"], "--steps must be positive"),
     "checkpoint": (_nothing, ["export", "PLAN", "FILE", "FILE"], "holds no checkpoint"),
     "safetensors": (_nothing, ["import", "PLAN", "FILE", "FILE"], "model.safetensors"),
-    "arguments": (_nothing, ["plan"], "required: MODEL"),
+    "arguments": (_nothing, ["plan"], "MODEL is missing"),
 }  # fmt: skip
 
 
