@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -21,20 +20,12 @@ _SCALARS: dict[type, tuple[str, tuple[type, ...]]] = {
 }  # fmt: skip
 
 
-def read(cls: type[T], data: object, origin: str, path: str = "") -> T:
+def read(cls: type[T], data: object, origin: str) -> T:
     """``data``, as json gives it, as a ``cls``; raises InputError naming the field of ``origin`` that is wrong."""
-    found = _object(data, origin, path)
-    known = hints(cls)
-    for name in found:
-        if name not in known:
-            raise InputError(f"{origin}: {path or 'the document'} has an unknown field {name[:60]}")
-    values = {}
-    for name, hint in known.items():
-        place = f"{path}.{name}".lstrip(".")
-        if name not in found:
-            raise InputError(f"{origin}: the field {place} is missing")
-        values[name] = _value(hint, found[name], origin, place)
-    return cls(**values)
+    try:
+        return _reader(cls)(data)
+    except _Wrong as wrong:
+        raise InputError(wrong.words.format(origin=origin, place=wrong.place)) from None
 
 
 def write(data: object) -> str:
@@ -56,51 +47,130 @@ def hints(cls: type) -> dict[str, Any]:
     return {field.name: found[field.name] for field in dataclasses.fields(cls)}
 
 
-def _object(data: object, origin: str, path: str) -> dict[str, Any]:
-    if not isinstance(data, dict):
-        raise InputError(f"{origin}: {path or 'the document'} must be an object")
-    return data
+class _Wrong(Exception):
+    """Words with ``{origin}`` and ``{place}`` in them; the place is put together on the way out."""
+
+    def __init__(self, words: str, own: str = "") -> None:
+        super().__init__(words)
+        self.words, self.parts = words, [own] if own else []
+
+    def under(self, part: str) -> _Wrong:
+        self.parts.append(part)
+        return self
+
+    @property
+    def place(self) -> str:
+        return "".join(reversed(self.parts)).lstrip(".") or "the document"
 
 
-def _value(hint: Any, value: Any, origin: str, path: str) -> Any:
+Reader = Callable[[Any], Any]
+
+
+@functools.cache
+def _reader(hint: Any) -> Reader:
+    """What turns JSON into a value of this type."""
     if dataclasses.is_dataclass(hint):
-        return read(hint, value, origin, path)  # type: ignore[arg-type]
+        assert isinstance(hint, type)
+        return _of_class(hint)
     kind, parts = get_origin(hint), get_args(hint)
     if kind is tuple:
-        return _several(parts, value, origin, path)
+        return _list(_reader(parts[0])) if parts[-1] is ... else _several([_reader(part) for part in parts])
     if kind is dict:
-        rows = _object(value, origin, path).items()
-        return {key: _value(parts[1], own, origin, f"{path}.{key}") for key, own in rows}
-    admitted = [part for part in (parts if kind is UnionType else (hint,)) if part is not Any]
-    if admitted and not any(_is(value, part) for part in admitted):
-        raise InputError(f"{origin}: the field {path} has a wrong value {str(value)[:60]!r}")
-    _check(value, origin, path)
+        return _table(_reader(parts[1]))
+    if hint is Any:
+        return _anything
+    admitted = parts if kind is UnionType else (hint,)
+    return _scalar(frozenset(json_type for part in admitted for json_type in _SCALARS[part][1]))
+
+
+def _of_class(cls: type) -> Reader:
+    readers = [(name, _reader(hint)) for name, hint in hints(cls).items()]
+    known = frozenset(hints(cls))
+
+    def found(value: Any) -> Any:
+        if type(value) is not dict:
+            raise _Wrong("{origin}: {place} must be an object")
+        if not known.issuperset(value):
+            strange = _shown(next(name for name in value if name not in known))
+            raise _Wrong("{origin}: {place} has an unknown field " + strange)
+        made = {}
+        for name, reader in readers:
+            if name not in value:
+                raise _Wrong("{origin}: the field {place} is missing", f".{name}")
+            try:
+                made[name] = reader(value[name])
+            except _Wrong as wrong:
+                raise wrong.under(f".{name}") from None
+        return cls(**made)
+
+    return found
+
+
+def _list(reader: Reader) -> Reader:
+    def found(value: Any) -> tuple[Any, ...]:
+        if type(value) is not list:
+            raise _Wrong("{origin}: the field {place} must be a list, not " + _shown(value))
+        made: list[Any] = []
+        for own in value:
+            try:
+                made.append(reader(own))
+            except _Wrong as wrong:
+                raise wrong.under(f"[{len(made)}]") from None
+        return tuple(made)
+
+    return found
+
+
+def _several(readers: list[Reader]) -> Reader:
+    def found(value: Any) -> tuple[Any, ...]:
+        if type(value) is not list or len(value) != len(readers):
+            raise _Wrong(f"{{origin}}: the field {{place}} must be a list of {len(readers)}, not " + _shown(value))
+        return tuple(reader(own) for reader, own in zip(readers, value, strict=True))
+
+    return found
+
+
+def _table(reader: Reader) -> Reader:
+    def found(value: Any) -> dict[str, Any]:
+        if type(value) is not dict:
+            raise _Wrong("{origin}: {place} must be an object")
+        made = {}
+        for key, own in value.items():
+            try:
+                made[_anything(key)] = reader(own)
+            except _Wrong as wrong:
+                raise wrong.under(f".{_shown(key)}") from None
+        return made
+
+    return found
+
+
+def _scalar(types: frozenset[type]) -> Reader:
+    def found(value: Any) -> Any:
+        if type(value) not in types:
+            raise _Wrong("{origin}: the field {place} has a wrong value " + _shown(value))
+        return _anything(value)
+
+    return found
+
+
+def _anything(value: Any) -> Any:
+    """No text that would drive a terminal, no number too large to reckon with, at any depth."""
+    if isinstance(value, str):
+        if not value.isprintable() and any(ord(c) < 32 or 127 <= ord(c) < 160 for c in value):
+            raise _Wrong("{origin}: the field {place} holds a control character: " + _shown(value))
+    elif isinstance(value, int | float):
+        if not abs(value) < MOST:
+            raise _Wrong("{origin}: the field {place} has a wrong value " + _shown(value) + ": too large a number")
+    elif isinstance(value, list | dict):
+        for own in value if isinstance(value, list) else (*value, *value.values()):
+            _anything(own)
     return value
 
 
-def _check(value: Any, origin: str, path: str) -> None:
-    """No text that would drive a terminal, no number beyond what a float holds exactly, at any depth."""
-    if isinstance(value, str) and not value.isprintable() and any(ord(c) < 32 or 127 <= ord(c) < 160 for c in value):
-        raise InputError(f"{origin}: the field {path} holds a control character: {value[:60]!r}")
-    if isinstance(value, int | float) and not (math.isfinite(value) and abs(value) < MOST):
-        raise InputError(f"{origin}: the field {path} is too large a number")
-    for own in value if isinstance(value, list) else value.values() if isinstance(value, dict) else ():
-        _check(own, origin, path)
-
-
-def _several(parts: tuple[Any, ...], value: Any, origin: str, path: str) -> tuple[Any, ...]:
-    if not isinstance(value, list) or (parts[-1] is not ... and len(value) != len(parts)):
-        many = "" if parts[-1] is ... else f" of {len(parts)}"
-        raise InputError(f"{origin}: the field {path} must be a list{many}, not {str(value)[:60]!r}")
-    each = (parts[0],) * len(value) if parts[-1] is ... else parts
-    pairs = enumerate(zip(each, value, strict=True))
-    return tuple(_value(part, own, origin, f"{path}[{n}]") for n, (part, own) in pairs)
-
-
-def _is(value: Any, part: type) -> bool:
-    if isinstance(value, float) and not math.isfinite(value):
-        return False
-    return isinstance(value, _SCALARS[part][1]) and (part is bool or not isinstance(value, bool))
+def _shown(value: Any) -> str:
+    """A value in a message: short, and without what ``format`` or a terminal would take for its own."""
+    return repr(str(value)[:60]).replace("{", "{{").replace("}", "}}")
 
 
 def _lines(data: object, indent: int, used: int) -> Iterator[str]:

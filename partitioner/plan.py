@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from partitioner.cluster import Cluster
+from partitioner.collector import uncollected
 from partitioner.derived import BlockRow, Candidate, Cost
 from partitioner.document import read, write
 from partitioner.errors import InputError
@@ -106,6 +107,7 @@ class Plan:
         return write(asdict(_document(self)))
 
     @staticmethod
+    @uncollected()
     def load(path: Path | str) -> Plan:
         """Read a plan file; raises InputError naming the field that is wrong. Nothing is imported or executed."""
         try:

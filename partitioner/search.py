@@ -8,13 +8,12 @@ least step time; equal times: fewer bytes, then the plainer mesh
 from __future__ import annotations
 
 import bisect
-import contextlib
-import gc
 import math
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from partitioner.candidates import Progress, Tried, candidates
 from partitioner.cluster import Cluster
+from partitioner.collector import uncollected
 from partitioner.conflicts import conflict
 from partitioner.derived import Candidate, Cost
 from partitioner.errors import DoesNotFit, InputError
@@ -35,19 +34,7 @@ FRONT_STEP = 0.01  # share of time that a plan of more memory must save to stand
 Ranking = list[tuple[Tried, Cost]]
 
 
-@contextlib.contextmanager
-def _uncollected() -> Generator[None]:
-    """Of a million small objects hardly one lies in a cycle: the collector would look through all of them in vain."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-@_uncollected()
+@uncollected()
 def search(
     graph: Graph,
     cluster: Cluster,
@@ -60,9 +47,9 @@ def search(
 ) -> Plan:
     """The plan with the shortest predicted step of ``global_batch`` samples on all of ``cluster``'s devices.
 
-    ``pins`` fix decisions (tp, pp, dp, micro_batch, schedule, virtual, recompute) or, by a pattern of parameter names,
-    layouts ("replicate", "whole", "shard:DIM"). ``model`` is written into the plan. ``plan_only`` also proposes what
-    the runtime can't execute yet (cp, ZeRO, selective recompute, zero-bubble schedules); such a plan says so.
+    ``pins`` fix decisions (tp, pp, dp, micro_batch, schedule, virtual, stages, recompute, boundary) or, by a pattern of
+    parameter names, layouts ("replicate", "shard:DIM"). ``model`` is written into the plan. ``plan_only`` also proposes
+    what the runtime can't execute yet (cp, ZeRO, selective recompute, zero-bubble schedules); such a plan says so.
     ``keep``: the best so many candidates are priced exactly; the plan lists all that were, beside the front of those
     that no other beats in both time and memory. Raises InputError for pins or sizes that no plan can have, DoesNotFit
     when none fits in memory.

@@ -83,6 +83,9 @@ def compare_command(options: argparse.Namespace) -> int:
         output().print(side_by_side(columns))
         for line in told:
             output().print(Padding(Text(line.strip()), (0, 0, 0, len(line) - len(line.lstrip()))))
+        if not options.baseline and columns[0].plan:
+            names = " ".join(baselines.RULES)
+            output().print(f"--baseline {names} sets plans by rules of thumb beside these", style="dim")
     return 0
 
 

@@ -13,7 +13,7 @@ from rich.tree import Tree
 from partitioner import Plan, Program, lower, trace
 from partitioner.errors import InputError
 from tools.card import check_readable, summary
-from tools.drawing import block_drawing, draw, plan_graph, program_drawing
+from tools.drawing import LAYOUTS, block_drawing, draw, plan_graph, program_drawing
 from tools.gemms import products
 from tools.html import page
 from tools.outline import Run, arrival, is_weighty, outline, sentence
@@ -67,6 +67,7 @@ def show_command(options: argparse.Namespace) -> int:
     elif not written:
         output().print(summary(plan))
         output().print(tree(plan, options.ops))
+        output().print(LAYOUTS, style="dim")
         output().print(products(plan))
     return 0
 

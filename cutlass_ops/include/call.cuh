@@ -42,3 +42,13 @@ template <class Function> struct Lifted {
 struct Identity {
   CUTLASS_DEVICE float operator()(float x) const { return x; }
 };
+
+// A device-wide GEMM with these arguments on the call's stream; none of ours needs a workspace.
+template <class Device> int start(typename Device::Arguments const &arguments, cudaStream_t stream) {
+  Device device;
+  if (Device::get_workspace_size(arguments)) return int(cutlass::Status::kErrorWorkspaceNull);
+  auto status = device.can_implement(arguments);
+  if (status == cutlass::Status::kSuccess) status = device.initialize(arguments, nullptr, stream);
+  if (status == cutlass::Status::kSuccess) status = device.run(stream);
+  return int(status);
+}

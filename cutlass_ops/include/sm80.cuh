@@ -55,12 +55,7 @@ template <class C, class Epilogue> struct Gemm {
         mode, {int(call.m), int(call.n), int(call.k)}, int(call.l), epilogue,
         static_cast<typename C::Element const *>(call.a), static_cast<typename C::Element const *>(call.b),
         nullptr, nullptr, call.m * call.k, call.n * call.k, 0, 0, call.lda, call.ldb, 0, 0);
-    Device device;
-    if (Device::get_workspace_size(arguments)) return int(cutlass::Status::kErrorWorkspaceNull);
-    auto status = device.can_implement(arguments);
-    if (status == cutlass::Status::kSuccess) status = device.initialize(arguments, nullptr, call.stream);
-    if (status == cutlass::Status::kSuccess) status = device.run(call.stream);
-    return int(status);
+    return start<Device>(arguments, call.stream);
   }
 };
 

@@ -93,12 +93,7 @@ template <class C, class Visitor> struct Gemm {
          stride<typename Kernel::StrideB>(call.ldb, batch * call.n * call.k)},
         {epilogue, static_cast<typename C::ElementC const *>(source), result, call.store<typename C::ElementD>(0), result},
         hardware};
-    Device device;
-    if (Device::get_workspace_size(arguments)) return int(cutlass::Status::kErrorWorkspaceNull);
-    auto status = device.can_implement(arguments);
-    if (status == cutlass::Status::kSuccess) status = device.initialize(arguments, nullptr, call.stream);
-    if (status == cutlass::Status::kSuccess) status = device.run(call.stream);
-    return int(status);
+    return start<Device>(arguments, call.stream);
   }
 };
 

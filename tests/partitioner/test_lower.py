@@ -123,7 +123,7 @@ def test_a_plan_survives_the_disk(tmp_path: Path) -> None:
         (("found", "cost", "step_seconds"), float("nan"), "found.cost.step_seconds"),
         (("found", "cost", "stages", 0, "acting_bytes"), [1.0], "acting_bytes must be a list of 3"),
         (("decisions", "stages"), "all", "decisions.stages"),
-        (("decisions", "strange"), 1, "unknown field strange"),
+        (("decisions", "strange"), 1, "unknown field 'strange'"),
         (("derived", "blocks", 0, "ops", 0, "op"), 7, "derived.blocks\\[0\\].ops\\[0\\].op"),
         (("asked", "model"), [], "asked.model"),
     ],

@@ -177,7 +177,7 @@ BAD = {
     "cluster": (_nothing, ["plan", GPT, "--cluster", "dgx-h10", "--global-batch", "8"], "nearest is dgx-h100"),
     "TOML": (_text("name = ["), ["plan", GPT, "--cluster", "FILE.toml", "--global-batch", "8"], "is not TOML"),
     "truncated plan": (lambda plan, t: t.write_text(plan.read_text()[:300]), ["show", "FILE.json"], "JSON"),
-    "strange field": (_edited(lambda d: d["decisions"].update(mehs=1)), ["show", "FILE.json"], "unknown field mehs"),
+    "strange field": (_edited(lambda d: d["decisions"].update(mehs=1)), ["show", "FILE.json"], "unknown field 'mehs'"),
     "missing field": (_edited(lambda d: d["decisions"].pop("mesh")), ["show", "FILE.json"], "decisions.mesh"),
     "no plan": (_nothing, ["show", "FILE.json"], "cannot be read"),
     "another model": (

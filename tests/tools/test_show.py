@@ -11,7 +11,7 @@ import pytest
 from shown import graph, plan
 
 from partitioner import Plan, lower
-from tools.main import main
+from tools.main import COMMANDS, main
 from tools.outline import is_weighty, outline
 from tools.perfetto import trace_json
 from tools.steps import backward_pieces, forward_pieces
@@ -134,3 +134,30 @@ def test_files_that_cannot_be_written_are_named(path: Path, capsys: pytest.Captu
         assert f"{name} cannot be written" in capsys.readouterr().err
     assert main(["show", str(path), "--svg", "a.pdf"]) == 2
     assert "a drawing ends in .svg or .png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("variables", "coloured"), [({"FORCE_COLOR": "1"}, True), ({}, False),
+                         ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False)])  # fmt: skip
+def test_colours_are_left_out_where_nobody_wants_them(
+    variables: dict[str, str], coloured: bool, path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert main(["show", str(path)]) == 0
+    assert ("\x1b[3" in capsys.readouterr().out) == coloured
+
+
+def test_every_command_has_an_example_and_a_shell_can_complete_them(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in COMMANDS:
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert "example" in capsys.readouterr().out, command
+    with pytest.raises(SystemExit):
+        main(["--print-completion", "bash"])
+    script = capsys.readouterr().out
+    assert all(f"_{command}" in script for command in COMMANDS)
+    assert "--why-not" in script
