@@ -26,7 +26,8 @@ demo: install
 	$(BIN)/partitioner compare $(OUT)/plan.json $(OUT)/report.json
 
 # what stays in one process first, two at a time; then what starts ranks of its own
-PURE := tests/partitioner tests/cutlass_ops tests/test_house.py
+PURE := tests/partitioner tests/cutlass_ops tests/test_house.py \
+	$(patsubst %,tests/tools/test_%.py,compare configs editing gpu_check html models show validate)
 
 test: install
 	$(BIN)/python -m pytest -n 2 -m "not parity and not kernels" $(PURE)
