@@ -15,7 +15,7 @@ from partitioner.cluster import Link
 from partitioner.schedule import stages_of
 from partitioner.timeline import holdings, timeline
 from partitioner.traffic import traffic
-from partitioner.volume import volume
+from partitioner.volume import leaving, moves, volume
 
 A100 = Cluster.load("dgx-a100", devices=8)
 CLUSTER = replace(A100, node=Link(1e14, 1.0, 1e-9))  # so small models are worth dividing
@@ -107,3 +107,19 @@ def test_a_plan_without_recompute_sends_nothing_again() -> None:
     none = replace(plan, decisions=replace(plan.decisions, recomputed=(0,) * len(plan.decisions.stages)))
     assert "recompute" in phases
     assert {row.phase for row in volume(none, 0)} == phases - {"recompute"}
+
+
+def test_a_unit_pays_for_what_it_hands_on_and_no_more() -> None:
+    """The last block hands on another layout than the others."""
+    device, software = replace(A100.device, spread=0.0), replace(A100.software, dispatch_seconds=0.0)
+    cluster = replace(A100, device=device, software=software)
+    plan = search(graph_of("gpt"), cluster, 16, WAYS[0] | {"boundary": "sharded"})
+    rows = {name: row for row in plan.blocks for name in row.units}
+    assert len({tuple(move.target for move in leaving(plan, name)) for name in rows if rows[name].is_block}) > 1
+    for stage, units in zip(plan.cost.stages, plan.decisions.stages, strict=True):
+        ops = [op for name in units for op in rows[name].ops]
+        sent = [move for name in units for move in moves(plan, name)]
+        forward = sum(op.forward_seconds for op in ops) + sum(move.forward_seconds for move in sent)
+        backward = sum(op.backward_seconds for op in ops) + sum(move.backward_seconds for move in sent)
+        assert stage.forward_seconds == pytest.approx(forward)
+        assert stage.backward_seconds == pytest.approx(backward)

@@ -125,7 +125,11 @@ def test_the_trace_is_the_step(pins: dict[str, Any]) -> None:
     sent = 2 * found.decisions.micro_batches * crossings * 4
     assert len(starts) == len(ends) == len([e for e in events if e.get("cat") == "send" and e["ph"] == "X"]) == sent
     late = {e["id"]: e["ts"] for e in ends}
-    assert all(late[e["id"]] >= e["ts"] for e in starts)
+    sends = [e for e in events if e.get("cat") == "send" and e["ph"] == "X"]
+    for flow, send in zip(starts, sends, strict=True):
+        assert flow["ts"] == send["ts"]
+        assert send["dur"] >= 0
+        assert late[flow["id"]] >= send["ts"] + send["dur"] - 0.01
 
 
 def test_files_that_cannot_be_written_are_named(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
