@@ -27,6 +27,11 @@ class Moving:
         return self.rows[0].value
 
     @property
+    def name(self) -> str:
+        """Of its node."""
+        return f"{self.value}>{self.target}"
+
+    @property
     def target(self) -> str:
         """The layout it ends in."""
         return self.rows[0].target
@@ -44,22 +49,22 @@ def block_graph(plan: Plan, row: BlockRow, every: bool = False) -> nx.DiGraph:
         graph.add_node(name, kind=ENTERING)
     for op in row.ops:
         graph.add_node(op.name, op=op)
-        for moving in _moving(op.collectives):
+        for moving in movings(op.collectives):
             _add_move(graph, moving, made)
             if moving.target not in {word(p) for p in op.operands}:  # sent inside the op
-                graph.add_edge(_key(moving), op.name, layout=moving.target)
+                graph.add_edge(moving.name, op.name, layout=moving.target)
         for name, placement in zip(op.inputs, op.operands, strict=True):
             if name in made:
                 arrives, converted = word(placement), f"{name}>{word(placement)}"
                 source = converted if converted in graph and arrives != made[name] else name
                 graph.add_edge(source, op.name, layout=arrives)
-    for moving in _moving(row.leaving):
+    for moving in movings(row.leaving):
         _add_move(graph, moving, made)
-        graph.nodes[_key(moving)]["kind"] = LEAVING
+        graph.nodes[moving.name]["kind"] = LEAVING
     return graph if every else _folded(graph, row, plan.parameters)
 
 
-def _moving(rows: tuple[CollectiveRow, ...]) -> Iterator[Moving]:
+def movings(rows: tuple[CollectiveRow, ...]) -> Iterator[Moving]:
     """The collectives of one conversion together."""
     found: dict[tuple[str, str, str, str], list[CollectiveRow]] = {}
     for row in rows:
@@ -67,14 +72,10 @@ def _moving(rows: tuple[CollectiveRow, ...]) -> Iterator[Moving]:
     return (Moving(tuple(same)) for same in found.values())
 
 
-def _key(moving: Moving) -> str:
-    return f"{moving.value}>{moving.target}"
-
-
 def _add_move(graph: nx.DiGraph, moving: Moving, made: dict[str, str]) -> None:
-    graph.add_node(_key(moving), moving=moving)
+    graph.add_node(moving.name, moving=moving)
     if moving.value in made:
-        graph.add_edge(moving.value, _key(moving), layout=moving.rows[0].source)
+        graph.add_edge(moving.value, moving.name, layout=moving.rows[0].source)
 
 
 def _folded(graph: nx.DiGraph, row: BlockRow, parameters: Container[str]) -> nx.DiGraph:

@@ -25,21 +25,44 @@ def summary(plan: Plan) -> Group:
 
 
 def _card(plan: Plan) -> Panel:
-    d = plan.decisions
     devices = plan.cluster["nodes"] * plan.cluster["node_devices"]
     lines = [
         f"{plan.model.get('entry', 'a model')}: {plan.model['parameters']:,} parameters, {plan.model['blocks']} blocks",
         f"{plan.cluster['name']}: {devices:,} x {plan.cluster['device']['name']}",
-        f"mesh {figures.mesh_words(plan.decisions)}, {figures.schedule_words(d)}",
+        f"mesh {figures.mesh_words(plan.decisions)}, {figures.schedule_words(plan.decisions)}", *facts(plan),
+        *([stale_words(plan)] if plan.stale else []),
+    ]  # fmt: skip
+    rows, grid = headline(plan), Table.grid(padding=(0, 3, 0, 0))
+    for left, right in zip(rows[::2], [*rows[1::2], ("", "")][: len(rows[::2])], strict=True):
+        grid.add_row(left[0], Text(left[1], "bold"), right[0], Text(right[1], "bold"))
+    return Panel(Group(Text("\n".join(lines)), "", grid), title="plan", expand=False)
+
+
+def facts(plan: Plan) -> list[str]:
+    """How the batch is cut, what is recomputed, which kernels run, and what a reader must know."""
+    d = plan.decisions
+    return [
         f"global batch {plan.global_batch:,} = {d.mesh['dp']} dp x {d.micro_batches} micro-batches of {d.micro_batch}, "
         f"{figures.recompute_words(d)}{f', ZeRO {d.zero}' if d.zero else ''}",
         kernel_words(plan),
         *([f"to look at only: {', '.join(d.plan_only)} can't be executed yet"] if d.plan_only else []),
         *plan.notes,
     ]
-    if plan.stale:
-        lines.append(stale_words(plan))
-    return Panel(Group(Text("\n".join(lines)), "", _numbers(plan)), title="plan", expand=False)
+
+
+def headline(plan: Plan) -> list[tuple[str, str]]:
+    """The figures that people ask for first, in words."""
+    whole, cost = plan.cost.step_seconds, plan.cost
+    room = Cluster.from_dict(plan.cluster).device.room
+    money, energy = figures.dollars(plan), figures.kilowatt_hours(plan)
+    return [
+        ("step", seconds(whole)), ("tokens/s", number(figures.targets_per_second(plan))),
+        ("MFU", percent(figures.mfu(plan))), ("memory", f"{size(cost.peak_bytes)} of {size(room)}"),
+        ("bubble", percent(cost.bubble_seconds / whole)),
+        ("exposed communication", percent(figures.exposed(plan) / whole)),
+        *([] if money is None else [("a billion tokens", f"${number(money)}")]),
+        *([] if energy is None else [("energy for them", f"{number(energy)} kWh")]),
+    ]  # fmt: skip
 
 
 def check_readable(plan: Plan) -> None:
@@ -56,25 +79,6 @@ def check_readable(plan: Plan) -> None:
 def stale_words(plan: Plan) -> str:
     """What was edited, and the mend."""
     return f"STALE: {', '.join(plan.edited)} edited since it was priced; partitioner plan --edit PLAN prices it again"
-
-
-def _numbers(plan: Plan) -> Table:
-    """The figures, two beside each other."""
-    whole, cost = plan.cost.step_seconds, plan.cost
-    room = Cluster.from_dict(plan.cluster).device.room
-    money, energy = figures.dollars(plan), figures.kilowatt_hours(plan)
-    rows = [
-        ("step", seconds(whole)), ("tokens/s", number(figures.targets_per_second(plan))),
-        ("MFU", percent(figures.mfu(plan))), ("memory", f"{size(cost.peak_bytes)} of {size(room)}"),
-        ("bubble", percent(cost.bubble_seconds / whole)),
-        ("exposed communication", percent(figures.exposed(plan) / whole)),
-        *([] if money is None else [("a billion tokens", f"${number(money)}")]),
-        *([] if energy is None else [("energy for them", f"{number(energy)} kWh")]),
-    ]  # fmt: skip
-    grid = Table.grid(padding=(0, 3, 0, 0))
-    for left, right in zip(rows[::2], [*rows[1::2], ("", "")][: len(rows[::2])], strict=True):
-        grid.add_row(left[0], Text(left[1], "bold"), right[0], Text(right[1], "bold"))
-    return grid
 
 
 def _parts(plan: Plan) -> Table:

@@ -18,6 +18,7 @@ from partitioner.volume import volume
 from tools import figures
 from tools.columns import HELD, Column
 from tools.screen import seconds, size
+from tools.steps import KINDS
 
 INK, GRID = "#7c8696", "#7c86964d"
 ACTIONS = {"forward": "#3b82f6", "backward": "#8b5cf6", "weight gradients": "#14b8a6", "sync": "#ea580c",
@@ -27,7 +28,6 @@ PARTS = {"compute": "#3b82f6", "tp communication": "#ea580c", "cp communication"
          "bubble": "#94a3b8", "pipeline": "#94a3b8", "optimizer": "#eab308"}  # fmt: skip
 MEMORY = dict(zip(figures.MEMORY, ("#3b82f6", "#06b6d4", "#8b5cf6", "#22c55e", "#eab308"), strict=True))
 AXES = {"tp": "#ea580c", "cp": "#f59e0b", "pp": "#d946ef", "dp": "#ef4444"}
-KINDS = {"F": "forward", "B": "backward", "W": "weight gradients"}
 MOST_SPANS = 20_000
 Legend = dict[str, str]  # colours by name
 
@@ -134,7 +134,7 @@ def memory_unit(plan: Plan) -> tuple[str, float]:
 
 def parts_chart(plan: Plan) -> tuple[Any, Legend]:
     """Where the seconds of the plan's step go, and those of its best candidates."""
-    rows = [("this plan", _plan_parts(plan)), *((_name(c), _candidate_parts(c)) for c in plan.candidates[1:8])]
+    rows = [("this plan", figures.parts(plan)), *((_name(c), _candidate_parts(c)) for c in plan.candidates[1:8])]
     kinds = [kind for kind in PARTS if any(found.get(kind) for _, found in rows)]
     names = [f"{n + 1}. {name}" for n, (name, _) in enumerate(rows)]
     columns: dict[str, Any] = {"name": names} | {kind: [found.get(kind, 0.0) for _, found in rows] for kind in kinds}
@@ -143,10 +143,6 @@ def parts_chart(plan: Plan) -> tuple[Any, Legend]:
                     tools="hover,save", tooltips="$name: @$name s")  # fmt: skip
     chart.hbar_stack(kinds, y="name", height=0.8, color=colors, source=ColumnDataSource(columns))
     return chart, dict(zip(kinds, colors, strict=True))
-
-
-def _plan_parts(plan: Plan) -> dict[str, float]:
-    return figures.parts(plan)
 
 
 def _candidate_parts(c: Candidate) -> dict[str, float]:

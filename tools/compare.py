@@ -71,8 +71,8 @@ def compare_command(options: argparse.Namespace) -> int:
     if options.sensitivity:
         told += sensitivity.lines([column for column in columns if column.plan])
     if options.html:
-        path = written(options.html, compare_page(columns, told))
-        output().print(f"{path}: {size(len(compare_page(columns, told)))}", markup=False)
+        page = compare_page(columns, told)
+        output().print(f"{written(options.html, page)}: {size(len(page.encode()))}", markup=False)
     elif options.json:
         sys.stdout.write(as_json(columns, told))
     elif options.markdown:

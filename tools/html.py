@@ -10,17 +10,17 @@ from typing import Any
 
 from bokeh.embed import components
 from bokeh.resources import Resources
-from jinja2 import Environment
+from jinja2 import Environment, FileSystemLoader
 
-from partitioner import Cluster, Plan
+from partitioner import Plan
 from partitioner.derived import BlockRow, CollectiveRow, OpRow, OtherRow
 from tools import charts, figures
-from tools.card import stale_words
+from tools.block_graph import movings
+from tools.card import facts, headline, stale_words
 from tools.drawing import block_drawing, plan_graph, rendered
-from tools.gemms import kernel_words
 from tools.outline import arrival, kind, outline, place, shape, word
 from tools.planning import looked_at
-from tools.screen import number, percent, seconds, size
+from tools.screen import seconds, size
 
 FOLDER = Path(__file__).parent / "page"
 
@@ -29,40 +29,22 @@ def page(plan: Plan) -> str:
     """The document."""
     made, legends, notes = charts.everything(plan)
     script, divisions = components(made)
-    template = Environment(autoescape=True).from_string((FOLDER / "page.html").read_text())
-    return template.render(
+    return filled(
+        "page.html",
         title=plan.model.get("entry") or "a plan",
         subtitle=f"{plan.model['parameters']:,} parameters on {plan.world:,} x {plan.cluster['device']['name']} "
-        f"({plan.cluster['name']}), {figures.mesh_words(plan.decisions)}",
+        f"({plan.cluster['name']}), {figures.mesh_words(plan.decisions)}, {figures.schedule_words(plan.decisions)}",
         stale=stale_words(plan) if plan.stale else "",
-        cards=_cards(plan), facts=_facts(plan), notes=notes, charts=divisions, legends=legends,
-        searched=looked_at(plan), data=_embedded(_data(plan)),
-        library=Resources(mode="inline", components=["bokeh"]).render_js(),
-        script=script, css=(FOLDER / "page.css").read_text(), js=(FOLDER / "page.js").read_text(),
+        cards=headline(plan), facts=facts(plan), notes=notes, charts=divisions, legends=legends,
+        searched=looked_at(plan), data=_embedded(_data(plan)), script=script,
     )  # fmt: skip
 
 
-def _cards(plan: Plan) -> list[tuple[str, str]]:
-    cost, room = plan.cost, Cluster.from_dict(plan.cluster).device.room
-    money, energy = figures.dollars(plan), figures.kilowatt_hours(plan)
-    return [
-        ("step", seconds(cost.step_seconds)), ("tokens/s", number(figures.targets_per_second(plan))),
-        ("MFU", percent(figures.mfu(plan))), ("memory", f"{size(cost.peak_bytes)} of {size(room)}"),
-        ("bubble", percent(cost.bubble_seconds / cost.step_seconds)),
-        ("exposed communication", percent(figures.exposed(plan) / cost.step_seconds)),
-        *([] if money is None else [("a billion tokens", f"${number(money)}")]),
-        *([] if energy is None else [("energy for them", f"{number(energy)} kWh")]),
-    ]  # fmt: skip
-
-
-def _facts(plan: Plan) -> list[str]:
-    d = plan.decisions
-    return [
-        f"{figures.schedule_words(d)}, global batch {plan.global_batch:,} = {d.mesh['dp']} dp x {d.micro_batches} "
-        f"micro-batches of {d.micro_batch}, {figures.recompute_words(d)}{f', ZeRO {d.zero}' if d.zero else ''}",
-        kernel_words(plan),
-        *([f"to look at only: {', '.join(d.plan_only)} can't be executed yet"] if d.plan_only else []), *plan.notes,
-    ]  # fmt: skip
+def filled(template: str, **values: Any) -> str:
+    """A template of the folder with what all pages need: the style sheet and the charting library."""
+    library = Resources(mode="inline", components=["bokeh"]).render_js()
+    found = Environment(loader=FileSystemLoader(FOLDER), autoescape=True).get_template(template)
+    return found.render(library=library, **values)
 
 
 def _data(plan: Plan) -> dict[str, Any]:
@@ -96,19 +78,14 @@ def _embedded(data: object) -> str:
 
 def _block(plan: Plan, row: BlockRow) -> dict[str, Any]:
     many = f"{row.units[0]} .. {row.units[-1]} (x {len(row.units)})" if len(row.units) > 1 else row.units[0]
-    moves = [*(move for op in row.ops for move in op.collectives), *row.leaving]
     items = {op.name: _op(plan, row, op) for op in row.ops}
-    for move in moves:
-        items[f"{move.value}>{move.target}"] = _move([m for m in moves if _same(m, move)])
+    moves = (*(move for op in row.ops for move in op.collectives), *row.leaving)
+    items |= {moving.name: _move(moving.rows) for moving in movings(moves)}
     facts = [
         ["forward", seconds(row.forward_seconds)], ["backward", seconds(row.backward_seconds)],
         ["kept for backward", size(row.saved_bytes)], ["ops", str(len(row.ops))],
     ]  # fmt: skip
     return {"title": many, "facts": facts, "items": items}
-
-
-def _same(a: CollectiveRow, b: CollectiveRow) -> bool:
-    return (a.value, a.source, a.target, a.axis) == (b.value, b.source, b.target, b.axis)
 
 
 def _op(plan: Plan, row: BlockRow, op: OpRow) -> dict[str, Any]:
@@ -133,7 +110,7 @@ def _divided(other: OtherRow) -> str:
     return f"({', '.join(map(word, other.operands))}) -> {word(other.result)}"
 
 
-def _move(rows: list[CollectiveRow]) -> dict[str, Any]:
+def _move(rows: tuple[CollectiveRow, ...]) -> dict[str, Any]:
     first = rows[0]
     facts = [["value", first.value], ["from", first.source], ["to", first.target], ["axis", first.axis]]
     for row in rows:

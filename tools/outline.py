@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from partitioner import Plan
@@ -129,8 +128,3 @@ def word(placement: object) -> str:
 def shape(op: OpRow) -> str:
     """``2 x 4096 x 1024``."""
     return " x ".join(map(str, op.shape))
-
-
-def elements(op: OpRow) -> int:
-    """Of the whole result."""
-    return math.prod(op.shape)

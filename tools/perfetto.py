@@ -18,11 +18,10 @@ from partitioner import Plan
 from partitioner.schedule import rank_of
 from partitioner.timeline import Span, holdings, timeline
 from tools import figures
-from tools.steps import Piece, backward_pieces, forward_pieces, summed
+from tools.steps import KINDS, Piece, backward_pieces, forward_pieces, summed
 
 MOST_RANKS = 16  # beyond, one row for each pipeline rank
 MOST_PIECES = 30_000  # beyond, an action's pieces are added up by kind
-KINDS = {"F": "forward", "B": "backward", "W": "weight gradients"}
 Event = dict[str, Any]
 
 

@@ -11,6 +11,8 @@ from partitioner.derived import BlockRow, CollectiveRow, OpRow
 from partitioner.volume import leaving
 from tools.outline import kind, place
 
+KINDS = {"F": "forward", "B": "backward", "W": "weight gradients"}  # of actions, by their letter
+
 
 @dataclass(frozen=True)
 class Piece:

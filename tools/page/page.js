@@ -10,14 +10,6 @@ function element(tag, text, parent, name) {
   return made;
 }
 
-// light and dark
-const root = document.documentElement;
-const dark = matchMedia("(prefers-color-scheme: dark)");
-const paint = (on) => root.classList.toggle("dark", on);
-paint(dark.matches);
-dark.addEventListener("change", (event) => paint(event.matches));
-$("theme").addEventListener("click", () => paint(!root.classList.contains("dark")));
-
 // the partition graph: one drawing at a time, seen through a window that pans and zooms
 const canvas = $("canvas");
 let svg = null, shown = null, whole = null, view = null;
