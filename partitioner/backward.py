@@ -17,7 +17,7 @@ from partitioner.strategies import is_tensor
 from partitioner.work import is_bias, scores_bytes
 
 _SUMS = ("aten.add.Tensor", "aten.sub.Tensor")
-_CROSS_ENTROPY = "partitioner.cross_entropy_sum.default"
+_CROSS_ENTROPY = "partitioner.cross_entropy.default"
 _PERMUTE = "aten.permute.default"
 
 

@@ -6,13 +6,13 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 
-import torch
-from torch import fx
+from torch import fx, nn
 
+from partitioner.batch_numbers import resize_node
+from partitioner.counts import Count
 from partitioner.fold import Folded
 from partitioner.graph import Graph, loss_node
 from partitioner.layout import Segment, Shard
-from partitioner.localize import resized
 from partitioner.rules import rule_of
 from partitioner.shapes import operands, propagate
 
@@ -33,13 +33,21 @@ def resize(graph: Graph, batch: int) -> Graph:
 def _at(graph: Graph, new: fx.Graph, batch: int, twins: Mapping[str, str] | None = None) -> Graph:
     """``graph`` with ``new``, a copy of all or of a part of its nodes, whose sizes are changed here."""
     for node in new.nodes:
-        shard = graph.batch_layout.get(node.name)
-        if shard is not None and node.op != "output":
-            _resize(node, shard, graph.batch, batch)
+        resize_node(node, batch - graph.batch)
     module = fx.GraphModule(graph.module, new)
     propagate(module, twins=twins)
     layout = {name: _scaled(shard, batch) for name, shard in graph.batch_layout.items()}
-    return dataclasses.replace(graph, module=module, batch=batch, batch_layout=layout)
+    counts = tuple(_resized_count(count, batch - graph.batch) for count in graph.counts)
+    return dataclasses.replace(graph, module=module, batch=batch, batch_layout=layout, counts=counts)
+
+
+def _resized_count(count: Count, more: int) -> Count:
+    new, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    new.output(new.graph_copy(count.module.graph, copies))
+    for old, node in copies.items():
+        node.name, node.meta = old.name, dict(old.meta)
+        resize_node(node, more)
+    return dataclasses.replace(count, module=fx.GraphModule(nn.Module(), new))
 
 
 def at_batch(folded: Folded, batch: int) -> Folded | None:
@@ -86,16 +94,6 @@ def _twins(graph: Graph) -> dict[str, str]:
         found |= dict(zip(unit.nodes, first.setdefault(unit.kind, unit.nodes), strict=True))
     views = {n for n in found if (rule := rule_of(str(graph.nodes[n].target))) and rule.view}
     return {name: twin for name, twin in found.items() if name != twin and name not in views}
-
-
-def _resize(node: fx.Node, shard: Shard, old: int, new: int) -> None:
-    if node.op == "placeholder":
-        value = node.meta["val"]
-        shape = [*value.shape]
-        shape[shard.dim] = shape[shard.dim] // old * new
-        node.meta["val"] = torch.empty(shape, dtype=value.dtype, device="meta")
-    else:
-        node.args, node.kwargs = resized(node, shard.dim, lambda size: size // old * new)  # type: ignore[assignment]
 
 
 def _scaled(shard: Shard, batch: int) -> Shard:

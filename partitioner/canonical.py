@@ -122,6 +122,23 @@ _SCALAR: dict[object, Callable[..., object]] = {
 }
 
 
+def _mean(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """A mean of all elements is one over every dimension."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    dims = list(range(len(shape_of(source))))
+    return emit(graph, node, aten.mean.dim, source, dims, False, **node.kwargs) if dims else None
+
+
+def _reversed_sub(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    """``other - alpha x``."""
+    source, other = node.args[:2]
+    alpha = node.args[2] if len(node.args) > 2 else node.kwargs.get("alpha", 1)
+    negative = emit(graph, node, aten.neg.default, source)
+    scaled = negative if alpha == 1 else emit(graph, node, aten.mul.Tensor, negative, alpha)
+    return emit(graph, node, aten.add.Tensor, scaled, other)
+
+
 def _linear(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     if len(node.args) < 3 or node.args[2] is None:
         return None
@@ -182,6 +199,17 @@ def _split(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
         item.replace_all_uses_with(new)
         graph.erase_node(item)
     return None
+
+
+def _broadcast(graph: fx.Graph, node: fx.Node) -> None:
+    """Each getitem of tensors broadcast together is one of them, expanded."""
+    for item in list(node.users):
+        source = node.args[0][int(item.args[1])]  # type: ignore[index, arg-type]
+        with graph.inserting_before(item):
+            same = shape_of(source) == shape_of(item)  # type: ignore[arg-type]
+            new = source if same else emit(graph, item, aten.expand.default, source, list(shape_of(item)))
+        item.replace_all_uses_with(new)  # type: ignore[arg-type]
+        graph.erase_node(item)
 
 
 def _attention(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
@@ -283,6 +311,9 @@ _CANONICAL: dict[object, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
     aten.cat.default: _cat,
     aten.topk.default: _topk,
     **dict.fromkeys(_SCALAR, _scalar),
+    aten.mean.default: _mean,
+    aten.rsub.Scalar: _reversed_sub,
+    aten.rsub.Tensor: _reversed_sub,
     aten.linear.default: _linear,
     aten.addmm.default: _addmm,
     aten.baddbmm.default: _baddbmm,
@@ -292,6 +323,7 @@ _CANONICAL: dict[object, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
         (aten.split.Tensor, aten.split_with_sizes.default, aten.split.sizes, aten.chunk.default, aten.unbind.int),
         _split,
     ),
+    aten.broadcast_tensors.default: _broadcast,
     aten.scaled_dot_product_attention.default: _attention,
     aten.dropout.default: _dropout,
     **dict.fromkeys((aten.arange.default, aten.arange.start, aten.arange.start_step, aten.full.default,

@@ -29,6 +29,11 @@ def _reasons(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, pla
     blocks, devices = max(1, len(graph.blocks)), cluster.devices
     pinned = {axis: n for axis in _DEGREES if (n := fixed.number(axis)) is not None}
     yield from _unexecuted(fixed, plan_only)
+    if graph.inseparable:
+        yield (
+            f"{devices} devices must divide over tp and pp alone, since {graph.inseparable}: "
+            f"no tp inside a node and pp of at most {blocks} blocks do"
+        )
     for axis, n in pinned.items():
         if devices % n:
             yield f"pin {axis}={n} does not divide {devices} devices: pin a divisor of it"

@@ -45,12 +45,12 @@ def _closed(graph: fx.Graph, kinds: set[str]) -> set[fx.Node]:
 def fold_masks(module: fx.GraphModule, buffers: dict[str, torch.Tensor], batch: int) -> None:
     """Turn causal and all-true attention masks into flags; give every other constant a batch dimension of 1.
 
-    A constant whose ``batch`` rows are equal is narrowed to one row and expanded again behind, so that its value holds
-    for every batch size.
+    A constant that is the same for all ``batch`` samples is narrowed to one and expanded again behind, so that its
+    value holds for every batch size.
     """
     graph = module.graph
     fixed = constants(graph)
-    wanted = [n for n in fixed if any(user not in fixed for user in n.users) and _is_interesting(n, batch)]
+    wanted = [n for n in fixed if any(user not in fixed for user in n.users) and _is_interesting(n)]
     for node, value in _evaluate(graph, fixed, set(wanted), buffers).items():
         masked = [u for u in node.users if u.target == _ATTENTION and len(u.args) > 3 and u.args[3] is node]
         if masked:
@@ -128,10 +128,9 @@ def _is_grid(shape: tuple[int, ...], places: list[torch.Tensor]) -> bool:
     return True
 
 
-def _is_interesting(node: fx.Node, batch: int) -> bool:
-    shape = shape_of(node)
+def _is_interesting(node: fx.Node) -> bool:
     masks = any(u.target == _ATTENTION for u in node.users)
-    wanted = len(shape) > 0 and (masks or shape[0] == batch)
+    wanted = len(shape_of(node)) > 0 and (masks or bool(node.meta.get("batch_dims")))
     return wanted and node.op == "call_function" and node.meta["val"].numel() <= _MOST_ELEMENTS
 
 
@@ -185,18 +184,26 @@ def _set_mask_flag(users: list[fx.Node], mask: torch.Tensor) -> None:
 
 
 def _trim(graph: fx.Graph, node: fx.Node, value: torch.Tensor, batch: int, outside: list[fx.Node]) -> None:
-    shape = list(value.shape)
-    if not shape or shape[0] != batch or not bool((value == value[:1]).all()):
+    """Write a constant that is the same for all samples as that of one sample, repeated."""
+    shape, dims = list(value.shape), node.meta.get("batch_dims", ())
+    if len(dims) != 1 or shape[dims[0]] % batch:
         return
-    with graph.inserting_after(node):
-        row = graph.call_function(aten.slice.Tensor, (node, 0, 0, 1))
-    with graph.inserting_after(row):
-        grown = graph.call_function(aten.expand.default, (row, shape))
-    for new, size in ((row, [1, *shape[1:]]), (grown, shape)):
-        new.meta = {**node.meta, "val": torch.empty(size, dtype=value.dtype, device="meta")}
-    grown.meta["grown"] = True
+    dim, each = dims[0], shape[dims[0]] // batch
+    apart = value.unflatten(dim, (batch, each))
+    if not bool((apart == apart.narrow(dim, 0, 1)).all()):
+        return
+    with graph.inserting_before(node.next):
+        new = emit(graph, node, aten.slice.Tensor, node, dim, 0, each)
+        if each > 1:
+            new = emit(graph, node, aten.reshape.default, new, [*shape[:dim], 1, each, *shape[dim + 1 :]])
+        grown = [*shape[:dim], batch, *([each] if each > 1 else []), *shape[dim + 1 :]]
+        new = emit(graph, node, aten.expand.default, new, grown)
+        new.meta["grown"] = True
+        if each > 1:
+            new = emit(graph, node, aten.reshape.default, new, shape)
+            new.meta["grown"] = True
     for user in outside:
-        user.replace_input_with(node, grown)
+        user.replace_input_with(node, new)
 
 
 def sort_by_dependence(graph: fx.Graph) -> None:

@@ -6,9 +6,9 @@ import torch
 from torch import fx
 
 from partitioner.graph import Unit
-from partitioner.losses import new_input
 from partitioner.ops import own
 from partitioner.shapes import emit, shape_of
+from partitioner.step_inputs import sample_keys
 
 aten = torch.ops.aten
 
@@ -18,7 +18,7 @@ def key_dropouts(graph: fx.Graph, batch: int) -> None:
     sites = [n for n in graph.nodes if n.op == "call_function" and n.target == aten.dropout.default]
     if not sites:
         return
-    keys = new_input(graph, "sample_keys", (batch,), torch.int64)
+    keys = sample_keys(graph, batch)
     for node in sites:
         source, probability = node.args[:2]
         assert isinstance(source, fx.Node)

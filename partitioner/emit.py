@@ -156,7 +156,7 @@ def _dropout(args: tuple[Any, ...], strategy: Strategy) -> tuple[Any, tuple[Any,
 
 _RANKED = {
     "aten.embedding.default": _embedding,
-    "partitioner.cross_entropy_sum.default": _cross_entropy,
+    "partitioner.cross_entropy.default": _cross_entropy,
     "partitioner.dropout.default": _dropout,
 }
 

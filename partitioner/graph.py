@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from partitioner.constants import constants, module_path, parameter_free
+from partitioner.counts import Count
 from partitioner.errors import InputError
 from partitioner.layout import Shard
 from partitioner.rules import rule_of
@@ -43,8 +44,9 @@ class Graph:
 
     ``units`` cover, in order, every op that has a gradient; ops without one (masks, RoPE tables, shifted labels) are
     ``constants`` or ``prelude`` and are recomputed by each stage that needs them.
-    ``batch_layout`` says for each value that carries the batch where it lies; ``inseparable`` names the first op that
-    mixes samples, None when the loss is a sum over samples.
+    ``batch_layout`` says for each value that carries the batch where it lies; ``batched`` are the inputs that do.
+    ``inseparable`` names the first op that mixes samples, so that dp and micro-batches are not to be had; None when the
+    loss is a sum over samples, divided by ``counts`` of the global batch.
     """
 
     module: fx.GraphModule
@@ -57,6 +59,8 @@ class Graph:
     prelude: tuple[str, ...]
     batch_layout: dict[str, Shard] = field(repr=False)
     inseparable: str | None = None
+    counts: tuple[Count, ...] = ()
+    batched: tuple[str, ...] = ()
 
     @cached_property
     def nodes(self) -> dict[str, fx.Node]:

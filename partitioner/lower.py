@@ -18,7 +18,6 @@ from partitioner.exports import Export, exports
 from partitioner.fold import Folded, fold, is_parameter
 from partitioner.graph import Graph, Unit
 from partitioner.layout import WHOLE, local_shape
-from partitioner.losses import count_targets
 from partitioner.plan import Decisions, Plan
 from partitioner.products import with_kernels
 from partitioner.program import Call, Parameter, Program, Stage, Value
@@ -57,13 +56,12 @@ def lower(graph: Graph, plan: Plan) -> Program:
     split = stage_units(graph, decisions.stages)
     again = _recomputed(split, decisions)
     lowered = _Lowered(graph, folded, solution, ranks, out, _calls(folded, solution, plan.blocks, ranks, out, again))
-    module, names = count_targets(graph.module.graph)
     program = Program(
         stages=_stages(lowered, split),
         parameters=_parameters(lowered, split),
         inputs=graph.inputs,
-        count=module,
-        count_arguments=names,
+        batched=graph.batched,
+        counts=graph.counts,
         mesh=dict(decisions.mesh),
         order=decisions.order,
         axes=(("tp", ranks),),

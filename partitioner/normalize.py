@@ -11,19 +11,21 @@ from torch import fx
 
 from partitioner.canonical import canonicalize
 from partitioner.constants import fold_masks, plain_indexes, slice_indexes, sort_by_dependence
+from partitioner.counts import Count
 from partitioner.dropouts import key_dropouts
 from partitioner.experts import undo_sorting
 from partitioner.functional import functionalize, inline_regions
 from partitioner.graph import loss_node
-from partitioner.losses import count_losses
+from partitioner.loss_forms import loss_forms
 from partitioner.ops import own
+from partitioner.separation import separate
 from partitioner.shapes import propagate, shape_of, to_meta
 
 aten = torch.ops.aten
 
 
-def normalize(module: fx.GraphModule, buffers: dict[str, torch.Tensor], batch: int) -> None:
-    """Rewrite ``module`` in place into the normal form. ``batch`` is the size of the traced batch dimension."""
+def normal_ops(module: fx.GraphModule, buffers: dict[str, torch.Tensor]) -> None:
+    """Rewrite ``module`` in place into few ops, each functional and of one result; nothing here knows the batch."""
     graph = module.graph
     inline_regions(module)
     to_meta(graph)
@@ -34,13 +36,27 @@ def normalize(module: fx.GraphModule, buffers: dict[str, torch.Tensor], batch: i
     tile_slices(graph)
     undo_sorting(graph)
     plain_indexes(graph, buffers)
+    loss_forms(graph)
+    output = next(n for n in graph.nodes if n.op == "output")
+    output.args = (loss_node(graph),)
+    graph.eliminate_dead_code()
+
+
+def normal_samples(
+    module: fx.GraphModule, buffers: dict[str, torch.Tensor], batch: int
+) -> tuple[tuple[Count, ...], str | None]:
+    """Rewrite ``module``, whose batch dimension has ``batch`` samples, so that the samples can be divided.
+
+    Returns the counts of a step, and what mixes samples (None for nothing).
+    """
+    graph = module.graph
     key_dropouts(graph, batch)
-    count_losses(graph)
     fold_masks(module, buffers, batch)
+    found = separate(graph, batch)
     sort_by_dependence(graph)
     _drop_unread(graph)
-    next(n for n in graph.nodes if n.op == "output").args = (loss_node(graph),)
     propagate(module)
+    return found
 
 
 def _drop_unread(graph: fx.Graph) -> None:

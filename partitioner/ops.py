@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
 _LIBRARY = torch.library.Library("partitioner", "FRAGMENT")
-_LIBRARY.define("cross_entropy_sum(Tensor logits, Tensor target, int ignore_index, float label_smoothing) -> Tensor")
+_LIBRARY.define("cross_entropy(Tensor logits, Tensor target, int ignore_index, float label_smoothing) -> Tensor")
 _LIBRARY.define(
     "vocab_parallel_cross_entropy(Tensor logits, Tensor target, int ignore_index, float label_smoothing, str axis, "
     "int[] segments) -> Tensor"
@@ -51,12 +51,12 @@ def dropout_mask(shape: tuple[int, ...], p: float, key: int, site: int, device: 
     return torch.empty(shape, dtype=torch.float32, device=device).uniform_(generator=generator) >= p
 
 
-def cross_entropy_sum(
+def cross_entropy(
     logits: torch.Tensor, target: torch.Tensor, ignore_index: int, label_smoothing: float
 ) -> torch.Tensor:
-    """Summed cross entropy of (t, v) logits against (t,) targets that are not ``ignore_index``."""
+    """Cross entropy (t,) of each row of (t, v) logits against its target (t,); 0 where that is ``ignore_index``."""
     return F.cross_entropy(
-        logits, target, reduction="sum", ignore_index=ignore_index, label_smoothing=label_smoothing
+        logits, target, reduction="none", ignore_index=ignore_index, label_smoothing=label_smoothing
     )
 
 
@@ -99,7 +99,7 @@ def expert_linear(x: torch.Tensor, weight: torch.Tensor, expert: torch.Tensor) -
     return torch.cat(products)[order.argsort()]
 
 
-_LIBRARY.impl("cross_entropy_sum", cross_entropy_sum, "CompositeImplicitAutograd")
+_LIBRARY.impl("cross_entropy", cross_entropy, "CompositeImplicitAutograd")
 _LIBRARY.impl("dropout", dropout, "CompositeImplicitAutograd")
 _LIBRARY.impl("site_keys", site_keys, "CompositeImplicitAutograd")
 _LIBRARY.impl("top_indices", top_indices, "CompositeImplicitAutograd")

@@ -38,8 +38,8 @@ def _exchanged(
     return _divided(ranks, rank, x.new_empty(_gathered(ranks, rank, x, axis, source)), axis, target, segments)
 
 
-def _scalar(*_: object) -> Shape:
-    return ()
+def _rows(ranks: int, rank: int, logits: torch.Tensor, *_: object) -> Shape:
+    return (logits.shape[0],)
 
 
 def _looked_up(ranks: int, rank: int, weight: torch.Tensor, index: torch.Tensor, *_: object) -> Shape:
@@ -97,7 +97,7 @@ ROWS: dict[str, Row] = {
     "partitioner.reduce_scatter.default": Row(_divided, 1, 1, _whole("reduce_scatter"), _whole("all_gather")),
     "partitioner.shard.default": Row(_divided, 1, 1, _nothing, _if(4, "all_gather")),
     "partitioner.all_to_all.default": Row(_exchanged, 1, 1, _whole("all_to_all"), _whole("all_to_all")),
-    "partitioner.vocab_parallel_cross_entropy.default": Row(_scalar, 2, 4, _summed, keeps=True),
+    "partitioner.vocab_parallel_cross_entropy.default": Row(_rows, 2, 4, _summed, keeps=True),
     "partitioner.vocab_parallel_embedding.default": Row(_looked_up, 2, 3, keeps=True),
     "partitioner.dropout.default": Row(_same, keeps=True),
     "partitioner.expert_linear.default": Row(_projected, 2, keeps=True),

@@ -39,6 +39,17 @@ class Pins:
         found = self.fixed.get(name)
         return found if isinstance(found, int) else None
 
+    def with_whole_batch(self, global_batch: int, why: str) -> Pins:
+        """Also pinned to one micro-batch that holds the whole batch; raises InputError where another is pinned."""
+        whole = {"dp": 1, "micro_batch": global_batch}
+        for name, value in whole.items():
+            if not self.admits(name, value):
+                raise InputError(
+                    f"pin {name}={self.fixed[name]}: {why}, so that one micro-batch must hold the whole batch of "
+                    f"{global_batch} (dp 1): drop the pin, divide by tp and pp"
+                )
+        return Pins({**self.fixed, **whole}, self.layouts)
+
     @property
     def stages(self) -> tuple[int, ...] | None:
         """The pinned number of units of each stage or None."""

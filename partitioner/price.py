@@ -28,7 +28,7 @@ _TILE_LOSS = 10.0  # a tile's rate is i / (i + loss) of the best, i its products
 _TILE_DEPTH = 128  # steps of the inner dimension in which filling and draining a tile's pipeline would do
 _BEST_TILE = 256 * 128 / (256 + 128)
 _TREE_HOPS = 2  # messages that a node of a binary tree waits for at each level, one from each child
-CROSS_ENTROPY = "partitioner.cross_entropy_sum.default"
+CROSS_ENTROPY = "partitioner.cross_entropy.default"
 _PHASES = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "all_to_all": 1}
 
 

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from partitioner.counts import Count
 from partitioner.layout import Layout
 from partitioner.listing import listing
 from partitioner.schedule import Action
+from partitioner.step_inputs import BATCH_SHARE, SAMPLE_COUNT, SAMPLE_KEYS
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,9 @@ class Program:
 
     Ranks are numbered over ``mesh`` = {"pp": .., "dp": .., "tp": ..} in the order of ``order`` (last varies fastest).
     ``axes`` are the tensor-parallel axes inside a stage and their sizes: (("tp", n),), or a refinement of it.
-    ``inputs`` are the batch's names; two further named inputs may be read by calls: ``sample_keys`` (int64, b), the
-    dropout key of each sample, and ``loss_count`` (float64, scalar), the number of counted targets of the whole
-    global batch. ``count`` maps the batch inputs of one micro-batch to its number of counted targets (int64, scalar).
+    ``inputs`` are the batch's names, ``batched`` those that carry samples along dimension 0; the others are whole in
+    every micro-batch. Calls may also read the inputs of step_inputs.py, and each of ``counts`` by its name, summed over
+    the micro-batches of the global batch.
     ``actions[p]`` is what pipeline rank p does, in order; stage s lies on pipeline rank ``s % pp``. ``buffers`` are the
     source model's, whole on every rank; calls name them ``buffer:NAME``.
     """
@@ -94,8 +96,8 @@ class Program:
     stages: tuple[Stage, ...]
     parameters: dict[str, Parameter]
     inputs: tuple[str, ...]
-    count: fx.GraphModule | None
-    count_arguments: tuple[str, ...]
+    batched: tuple[str, ...]
+    counts: tuple[Count, ...]
     mesh: dict[str, int]
     order: tuple[str, ...]
     axes: tuple[tuple[str, int], ...]
@@ -104,6 +106,23 @@ class Program:
     actions: tuple[tuple[Action, ...], ...]
     seed: int
     buffers: dict[str, torch.Tensor]
+
+    @property
+    def counted(self) -> tuple[int, ...]:
+        """How many numbers are counted at each level of counts; each level is one sum over data ranks."""
+        return tuple(sum(count.numbers for count in level) for level in self.count_levels)
+
+    @property
+    def count_levels(self) -> tuple[tuple[Count, ...], ...]:
+        """The counts in the order in which they can be summed: those of a level read lower ones only."""
+        last = max((count.level for count in self.counts), default=-1)
+        return tuple(tuple(c for c in self.counts if c.level == level) for level in range(last + 1))
+
+    @property
+    def step_inputs(self) -> set[str]:
+        """Names of all that a step gives to calls, beside parameters and buffers."""
+        given = {SAMPLE_KEYS, SAMPLE_COUNT, BATCH_SHARE}
+        return {*self.inputs, *given, *(count.name for count in self.counts)}
 
     def __str__(self) -> str:
         """Readable Python."""

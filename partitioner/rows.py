@@ -54,7 +54,9 @@ def unit_reads(folded: Folded, names: Mapping[Unit, str]) -> dict[str, tuple[tup
 
 
 def notes(priced: Priced) -> Iterator[str]:
-    """What was replicated for want of a rule."""
+    """What was replicated for want of a rule, and what keeps the batch in one piece."""
+    if priced.folded.graph.inseparable:
+        yield f"{priced.folded.graph.inseparable}: dp 1 and one micro-batch"
     for g, units in enumerate(priced.folded.groups):
         for node in priced.folded.body(g):
             if rule_of(str(node.target)) is None:

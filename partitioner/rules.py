@@ -38,6 +38,7 @@ from partitioner.shardings import (
     select,
     sum_over,
     top,
+    unreduced,
 )
 
 
@@ -45,7 +46,7 @@ from partitioner.shardings import (
 class Rule:
     """``saves`` names what backward keeps: operand indices, and "out" for the result; with ``product`` an operand is
     kept only where another one has a gradient. ``hidden`` are bytes of what only backward sees (masks, statistics),
-    given the result's element size. ``flops`` are the forward's.
+    given the result's element size. ``flops`` are the forward's. ``joint``: linear in all operands together.
     """
 
     complete: Complete
@@ -55,6 +56,7 @@ class Rule:
     view: bool = False
     product: bool = False
     hidden: Callable[[Op, int], float] | None = None
+    joint: bool = False
 
 
 def _matmul_flops(op: Op) -> float:
@@ -103,9 +105,15 @@ RULES: dict[str, Rule] = {
     ),
     # tables and losses
     "aten.embedding.default": Rule(equation("v n, *m -> *m n"), (), (1,)),
-    "partitioner.cross_entropy_sum.default": Rule(
+    "partitioner.cross_entropy.default": Rule(
         cross_entropy, (), (), hidden=lambda op, size: size * math.prod(op.operands[0])  # the log-softmax
     ),
+    **{name: Rule(unreduced(place), (), (0, 1)) for name, place in (
+        ("aten.mse_loss.default", 2), ("aten.l1_loss.default", 2), ("aten.smooth_l1_loss.default", 2),
+        ("aten.huber_loss.default", 2), ("aten.kl_div.default", 2), ("aten.soft_margin_loss.default", 2),
+        ("aten.binary_cross_entropy.default", 3), ("aten.binary_cross_entropy_with_logits.default", 4),
+        ("aten.poisson_nll_loss.default", 5),
+    )},
     "aten.gather.default": Rule(equation(gather), ((0,),), (2,)),
     "aten.scatter.value": Rule(equation(scatter_at), (), (1,)),
     "aten.scatter.src": Rule(equation(scatter_at), (), (1,)),
@@ -127,7 +135,7 @@ RULES: dict[str, Rule] = {
     "aten.constant_pad_nd.default": Rule(equation(pad)),
     "aten.slice_scatter.default": Rule(equation(scatter)),
     "aten.select_scatter.default": Rule(equation(scatter)),
-    "aten.cat.default": Rule(cat),
+    "aten.cat.default": Rule(cat, joint=True),
     # reductions
     "aten.sum.dim_IntList": Rule(equation(sum_over), ((0,),)),
     "aten.sum.default": Rule(equation(sum_over), ((0,),)),
@@ -205,6 +213,8 @@ def partial(op: Op) -> tuple[Strategy, ...]:
         if linear[-1] < len(op.operands):  # x + 1 is not linear in x
             operands = tuple(PARTIAL if i in linear else REPLICATE for i in range(len(op.operands)))
             found.append(Strategy(operands, PARTIAL))
+    if rule.joint:
+        found.append(Strategy((PARTIAL,) * len(op.operands), PARTIAL))
     return tuple(found)
 
 

@@ -55,7 +55,8 @@ def search(
     when none fits in memory.
     """
     fixed = read_pins(pins or {}, graph)
-    check_separable(graph, global_batch)
+    if graph.inseparable:
+        fixed = fixed.with_whole_batch(global_batch, graph.inseparable)
     found: list[Tried] = []
 
     def say(text: str) -> None:
@@ -121,14 +122,6 @@ def _front(fitting: list[Tried], prices: _Prices) -> Ranking:
                 best = cost.step_seconds
                 found.append((tried, cost))
     return found
-
-
-def check_separable(graph: Graph, global_batch: int) -> None:
-    """Raise InputError when the loss mixes samples, so that neither dp nor micro-batches keep it."""
-    if graph.inseparable and global_batch > 1:
-        raise InputError(
-            f"the loss does not separate over samples: {graph.inseparable}; dp and micro-batches are refused"
-        )
 
 
 def describe(split: Split) -> str:

@@ -1,43 +1,79 @@
-"""Where the batch dimension lies in every value, and whether the loss is a sum over samples."""
+"""Where the batch lies in every value, and the loss as a sum over samples, or what keeps it from being one."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import fx
 
-from partitioner.constants import module_path
+from partitioner.constants import constants, module_path
+from partitioner.counts import Count, Separation
 from partitioner.equations import Strategy
-from partitioner.graph import placeholders
+from partitioner.graph import loss_node, placeholders
 from partitioner.layout import PARTIAL, REPLICATE, Segment, Shard
-from partitioner.rules import complete, partial, rule_of
+from partitioner.rules import complete, rule_of
 from partitioner.shapes import op_of, operands, shape_of
 
 MOST_ELEMENTS = 50_000_000  # of the operands and the result of an op that is tried out
 
 
-def batch_layouts(graph: fx.Graph, batch: int) -> tuple[dict[str, Shard], str | None]:
+@dataclass(frozen=True)
+class Followed:
+    """``layout``: where samples lie in each node; ``sums``: nodes summed over them; ``mixed``: ops that mix them."""
+
+    layout: dict[fx.Node, Shard]
+    sums: set[fx.Node]
+    mixed: dict[fx.Node, str]
+
+
+def separate(graph: fx.Graph, batch: int) -> tuple[tuple[Count, ...], str | None]:
+    """Rewrite ``graph`` so that the losses of its micro-batches add up to that of the global batch, where they can.
+
+    Notes in ``meta["samples"]`` how the batch lies in each node that carries it. Returns the counts that a step needs,
+    and the first op that mixes samples, so that dp and micro-batches are not to be had; None when there is none.
+    """
+    followed = follow(graph, batch)
+    work = Separation(graph, set(followed.layout), followed.sums)
+    work.run(loss_node(graph))
+    for node, shard in followed.layout.items():
+        node.meta["samples"] = shard
+    mixed = followed.mixed | {n: f"{_named(n)} mixes samples" for n in work.mixed}
+    first = next((mixed[n] for n in graph.nodes if n in mixed), None)
+    return tuple(work.counts), first
+
+
+def follow(graph: fx.Graph, batch: int) -> Followed:
     """Follow the batch dimension from the inputs through every op's rule, in both directions along the edges.
 
-    Returns where it lies in each value, and the first op that mixes samples (None when there is none): one whose rule
-    needs the batch whole, or one that is not linear in a sum over samples.
+    An op mixes samples whose rule needs the batch whole, or which reads a constant that is another for each sample.
     """
     found: dict[fx.Node, Shard] = {}
     sums: set[fx.Node] = set()
+    mixed: dict[fx.Node, str] = {}
     for node in placeholders(graph, "input").values():
-        shape = shape_of(node)
-        if shape and shape[0] == batch:
+        if 0 in node.meta.get("batch_dims", ()):
             found[node] = Shard(0, (Segment(1, batch, 1),))
-    work, problem = list(found), None
-    while work and not problem:
+    work = list(found)
+    while work:
         node = work.pop()
         for op, slot in _places(node):
             strategy = complete(op_of(op), slot, found[node], batch) or _tried(op, found[node], batch)
-            problem = problem or _follow(op, strategy, found, work)
-            if strategy and strategy.result == PARTIAL:
+            problem = _follow(op, strategy, found, work)
+            if problem:
+                mixed.setdefault(op, problem)
+            elif strategy and strategy.result == PARTIAL:
                 sums.add(op)
-    return {n.name: s for n, s in found.items()}, problem or _nonlinear(graph, sums)
+    mixed |= {n: f"{_named(n)} tells samples apart by their place in the batch" for n in _placed(graph, found)}
+    return Followed(found, sums, mixed)
+
+
+def _placed(graph: fx.Graph, found: dict[fx.Node, Shard]) -> list[fx.Node]:
+    """What reads a constant that has samples and was not found to be the same for all of them."""
+    fixed = constants(graph)
+    odd = {n for n in fixed if n in found and n.op == "call_function" and not n.meta.get("grown")}
+    return [u for n in odd for u in n.users if u not in fixed and u.op == "call_function"]
 
 
 def _places(node: fx.Node) -> list[tuple[fx.Node, int]]:
@@ -91,19 +127,6 @@ def _follow(op: fx.Node, strategy: Strategy | None, found: dict[fx.Node, Shard],
             work.append(node)
         elif found[node] != placement:
             return f"{_named(op)} reads {node.name} with the batch in two places"
-    return None
-
-
-def _nonlinear(graph: fx.Graph, sums: set[fx.Node]) -> str | None:
-    """The first op that reads a sum over samples and is not linear in it."""
-    for node in graph.nodes:
-        read = {i for i, n in enumerate(operands(node)) if n in sums} if node.op == "call_function" else set[int]()
-        if not read:
-            continue
-        linear = [{i for i, p in enumerate(s.operands) if p == PARTIAL} for s in partial(op_of(node))]
-        if read not in linear:
-            return f"{_named(node)} mixes samples"
-        sums.add(node)
     return None
 
 

@@ -81,6 +81,11 @@ def evaluate_like(node: fx.Node, twin: fx.Node) -> None:
     node.meta["val"] = _evaluate(node)
 
 
+def propagate_node(node: fx.Node) -> None:
+    """Set one op's value anew."""
+    node.meta["val"] = _evaluate(node)
+
+
 def _evaluate(node: fx.Node) -> Any:
     args: Any
     kwargs: Any

@@ -212,9 +212,18 @@ def attention(op: Op) -> str:
     return f"*b q! e!, *b k! e!, *b k! v!{mask} -> *b q! v!"
 
 
+def unreduced(position: int) -> Complete:
+    """A loss of each element by itself, where the argument ``position`` asks for no reduction."""
+
+    def complete(op: Op, slot: int, shard: Shard, ranks: int) -> Strategy | None:
+        return elementwise(len(op.operands))(op, slot, shard, ranks) if op.literal(position) == 0 else None
+
+    return complete
+
+
 def cross_entropy(op: Op, slot: int, shard: Shard, ranks: int) -> Strategy | None:
-    """Sharded over classes the op reduces by itself and returns the whole loss; over tokens its loss is Partial."""
-    strategy = bind("t v, t -> ", op.operands, op.result).complete(slot, shard)
+    """Sharded over classes the op reduces by itself and returns the whole loss of each row."""
+    strategy = bind("t v, t -> t", op.operands, op.result).complete(slot, shard)
     by_class = strategy is not None and isinstance(strategy.operands[0], Shard) and strategy.operands[0].dim == 1
     return Strategy(strategy.operands, WHOLE) if strategy and by_class else strategy
 

@@ -5,26 +5,29 @@ from __future__ import annotations
 import inspect
 import linecache
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from partitioner.batch_numbers import name_batch_numbers, note_sizes
 from partitioner.blocks import find_units
 from partitioner.check import check_graph
 from partitioner.constants import merge_equal
+from partitioner.counts import Count
 from partitioner.dropouts import separate_units
 from partitioner.errors import InputError
 from partitioner.graph import Graph, ParameterInfo, gradient_free, placeholders
-from partitioner.normalize import normalize
+from partitioner.normalize import normal_ops, normal_samples
 from partitioner.rehearse import replaced
 from partitioner.runs import Run, find_runs
-from partitioner.separation import batch_layouts
 from partitioner.unroll import unroll
 
+MOST_UNCERTAIN = 3  # inputs as long as the batch that may stay as they are
 Progress = Callable[[str], None]
 
 
@@ -37,26 +40,70 @@ def trace(model: nn.Module, batch: dict[str, torch.Tensor], progress: Progress =
     ``progress`` is told what goes on, in words.
     """
     progress("tracing: looking for blocks that run alike")
-    samples = _batch_size(batch)
+    samples = max(_batch_size(batch), 2)
     given = _on_cpu(_two_samples(batch, samples))
     with suppress(Exception):  # what goes wrong here either does not matter below or is named there
         runs = _rehearse(model, given)
         if runs:
-            return _trace(model, given, max(samples, 2), runs, progress)
-    return _trace(model, given, max(samples, 2), (), progress)
+            return _trace(model, given, samples, runs, progress)
+    return _trace(model, given, samples, (), progress)
 
 
 def _trace(
     model: nn.Module, batch: dict[str, torch.Tensor], samples: int, runs: tuple[Run, ...], progress: Progress
 ) -> Graph:
-    """The graph of ``model``, of which export does not see the blocks that ``runs`` skip."""
+    """The graph of ``model``, of which export does not see the blocks that ``runs`` skip.
+
+    Captured twice, at two batch sizes: what differs follows from the batch.
+    """
     progress(f"tracing: capturing, {'alike blocks once' if runs else 'every block by itself'}")
-    captured = _collect(model, _export(model, batch, runs))
-    progress(f"tracing: {len(captured.module.graph.nodes):,} ops captured, putting them into one form")
-    normalize(captured.module, captured.buffers, samples)
-    graph = _graph(captured, unroll(captured.module.graph, runs), samples)
+    first = _capture(model, batch, runs)
+    progress(f"tracing: {len(first.module.graph.nodes):,} ops captured, again with another batch size")
+    second, sizes = _at_another_size(model, batch, samples, runs)
+    progress("tracing: putting ops into one form")
+    graphs = first.module.graph, second.module.graph
+    name_batch_numbers(*graphs, sizes, (first.buffers, second.buffers))
+    counts, mixed = normal_samples(first.module, first.buffers, sizes[0])
+    others, _ = normal_samples(second.module, second.buffers, sizes[1])
+    note_sizes(*graphs, sizes)
+    for count, other in zip(counts, others, strict=True):
+        note_sizes(count.module.graph, other.module.graph, sizes)
+    graph = _graph(first, unroll(first.module.graph, runs), samples, counts, mixed)
     progress(f"tracing: {len(graph.nodes):,} ops in {len(graph.blocks)} blocks")
     return graph
+
+
+def _capture(model: nn.Module, batch: dict[str, torch.Tensor], runs: tuple[Run, ...]) -> _Captured:
+    captured = _collect(model, _export(model, batch, runs))
+    normal_ops(captured.module, captured.buffers)
+    return captured
+
+
+def _at_another_size(
+    model: nn.Module, batch: dict[str, torch.Tensor], samples: int, runs: tuple[Run, ...]
+) -> tuple[_Captured, tuple[int, int]]:
+    """A capture with more samples than ``batch`` has, and both sizes.
+
+    Every input whose first dimension is as long as the batch grows, unless the model can't run so: then as few of them
+    as need be stay as they are (positions of a sequence as long as the batch). Some models take only even batches.
+    """
+    failure: InputError | None = None
+    for size in (samples + 1, 2 * samples):
+        for names in _grown_inputs(batch, samples):
+            rows = torch.arange(size) % samples
+            grown = {n: t[rows] if n in names else t for n, t in batch.items()}
+            try:
+                return _capture(model, grown, runs), (samples, size)
+            except InputError as error:
+                failure = failure or error
+    raise InputError(f"the model runs with {samples} samples and not with {samples + 1}: {failure}")
+
+
+def _grown_inputs(batch: dict[str, torch.Tensor], samples: int) -> Iterator[tuple[str, ...]]:
+    """Inputs that may carry samples: all whose first dimension is as long as the batch, then fewer."""
+    names = [n for n, t in batch.items() if t.dim() and t.shape[0] == samples]
+    for fewer in range(min(len(names), MOST_UNCERTAIN)):
+        yield from combinations(names, len(names) - fewer)
 
 
 @dataclass(frozen=True)
@@ -67,15 +114,21 @@ class _Captured:
     inputs: tuple[str, ...]
 
 
-def _graph(captured: _Captured, nodes: fx.Graph, batch: int) -> Graph:
+def _graph(
+    captured: _Captured, nodes: fx.Graph, batch: int, counts: tuple[Count, ...], mixed: str | None
+) -> Graph:  # fmt: skip
     merge_equal(nodes)
     units = find_units(nodes)
     separate_units(nodes, units)
     fixed, prelude = gradient_free(nodes)
-    layouts, mixed = batch_layouts(nodes, batch)
-    buffers = {name: captured.buffers[name] for name in placeholders(nodes, "buffer")}
-    module = fx.GraphModule(nn.Module(), nodes)
-    graph = Graph(module, captured.parameters, buffers, captured.inputs, batch, units, fixed, prelude, layouts, mixed)
+    read = {*placeholders(nodes, "buffer"), *(n.removeprefix("buffer:") for c in counts for n in c.arguments)}
+    graph = Graph(
+        module=fx.GraphModule(nn.Module(), nodes), parameters=captured.parameters,
+        buffers={name: b for name, b in captured.buffers.items() if name in read},
+        inputs=captured.inputs, batch=batch, units=units, constants=fixed, prelude=prelude,
+        batch_layout={n.name: n.meta["samples"] for n in nodes.nodes if "samples" in n.meta}, inseparable=mixed,
+        counts=counts, batched=tuple(n for n in captured.inputs if placeholders(nodes, "input")[n].meta.get("slopes")),
+    )  # fmt: skip
     check_graph(graph)
     return graph
 

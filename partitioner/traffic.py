@@ -166,7 +166,7 @@ def _fixed(program: Program, here: dict[str, int]) -> Named:
     for call in (c for s in program.stages for c in (s.constants, s.prelude, *s.calls) if c is not None):
         nodes = (n for n in call.module.graph.nodes if n.op == "placeholder")
         for name, node in zip(call.arguments, nodes, strict=True):
-            if name in {*program.inputs, "sample_keys", "loss_count"}:
+            if name in program.step_inputs:
                 found[name] = _Tensor(tuple(node.meta["val"].shape), node.meta["val"].dtype, False)
     for name, parameter in program.parameters.items():
         found[name] = _Tensor(_local(program, parameter, here), parameter.dtype, parameter.requires_grad)
@@ -199,13 +199,13 @@ def _sync(program: Program, here: dict[str, int]) -> Iterator[Sending]:
 
 
 def _control(program: Program, clipped: bool) -> Iterator[Sending]:
-    """The count of targets, the loss, the squared gradient norm."""
+    """The counts, the loss, the squared gradient norm."""
     mesh = program.mesh
-    axes = ["dp"] if program.count is not None else []
-    axes += ["dp", "pp"]
+    sizes = [("dp", SCALAR * numbers) for numbers in program.counted]
+    sizes += [("dp", SCALAR), ("pp", SCALAR)]
     wide = dict(mesh) | dict(program.axes)
-    axes += ["pp", *(axis for axis, _ in program.axes)] if clipped else []
-    return (Sending(axis, "all_reduce", "control", SCALAR) for axis in axes if wide[axis] > 1)
+    sizes += [(axis, SCALAR) for axis in ("pp", *(axis for axis, _ in program.axes)) if clipped]
+    return (Sending(axis, "all_reduce", "control", size) for axis, size in sizes if wide[axis] > 1)
 
 
 class _Stand(torch.autograd.Function):

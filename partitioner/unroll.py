@@ -22,7 +22,7 @@ from partitioner.shapes import evaluate_like, operands
 Block = tuple[str, ...]
 Group = tuple[list[fx.Node], list[fx.Node], list[fx.Node]]  # nodes of the first, the copied and the last block
 Reader = Callable[[fx.Node], fx.Node]
-_META = ("source", "kind", "trains", "modules", "stack_trace", "grown", "val")
+_META = ("source", "kind", "trains", "modules", "stack_trace", "grown", "slopes", "samples", "val")
 
 
 class UnlikeError(ValueError):

@@ -20,13 +20,14 @@ from torch import fx
 from partitioner.batch import resize
 from partitioner.constants import module_path
 from partitioner.graph import Graph, Unit, has_gradient
+from partitioner.interpret import arguments, step_values
 from partitioner.program import Program
 from partitioner.shapes import operands
 from runtime.engine import Engine
 from runtime.groups import Groups, Log
 from runtime.observe import Observing, Seen, differs, total, whole
 from runtime.parity import LIMIT, Difference, engine_of, own_samples
-from runtime.reference import arguments, inputs
+from runtime.reference import sample_keys
 from runtime.worker import BoundCall
 from runtime.world import everywhere
 
@@ -240,7 +241,8 @@ def _plain(
     micro_batch: int,
 ) -> Seen:
     """What the plain model makes of this rank's micro-batch, on this rank alone."""
-    values = inputs(resize(graph, next(iter(batch.values())).shape[0]), batch)
+    sized = resize(graph, next(iter(batch.values())).shape[0])
+    values = step_values(sized, batch, sample_keys(sized))
     size = program.micro_batch
     first = (groups.coordinates["dp"] * program.micro_batches + micro_batch) * size
     values = {n: t[first : first + size] if t.dim() else t for n, t in values.items()}

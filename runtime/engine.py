@@ -16,10 +16,12 @@ import torch.distributed as dist
 from torch import nn
 
 from partitioner.check import check_program
+from partitioner.counts import Count
 from partitioner.derived import OPTIMIZER, PIPELINE, SYNC
 from partitioner.errors import InputError
 from partitioner.ops import mix64
 from partitioner.program import Program
+from partitioner.step_inputs import BATCH_SHARE, SAMPLE_COUNT, SAMPLE_KEYS
 from runtime import checkpoint
 from runtime.checkpoint import Progress
 from runtime.finite import first_culprit, number
@@ -28,8 +30,6 @@ from runtime.optimizer import Factory, Schedule, constant
 from runtime.sync import GradientNorm, GradientSync
 from runtime.watchdog import Watchdog, hang_limit
 from runtime.worker import Named, Worker
-
-KEYS, COUNT = "sample_keys", "loss_count"
 
 
 class Engine:
@@ -63,8 +63,9 @@ class Engine:
         self._rates = [group["lr"] for group in self.optimizer.param_groups] if self.optimizer else []
         self._sync = GradientSync(program, groups, self.parameters)
         self._norm = GradientNorm(program, groups, self.parameters)
-        self._reads_keys = any(KEYS in c.arguments for s in program.stages for c in (*s.calls, s.prelude) if c)
-        self._count = self.worker.bind(program.count).forward if program.count else None
+        calls = [c for stage in program.stages for c in (*stage.calls, stage.prelude) if c]
+        self._reads = {name for call in (*calls, *program.counts) for name in call.arguments}
+        self._counts = {c.name: self.worker.bind(c.module).forward for c in program.counts}
         self._hook()
 
     def _hook(self) -> None:
@@ -115,19 +116,32 @@ class Engine:
         return Watchdog(hang_limit(self.predicted_seconds), f"step {self.steps_done}")
 
     def _micro_batches(self, batch: Mapping[str, torch.Tensor]) -> list[Named]:
-        """Contiguous slices of the batch, each with its dropout keys and the loss count."""
-        size, many = self.program.micro_batch, self.program.micro_batches
-        names = [name for name in self.program.inputs if name not in (KEYS, COUNT)]
-        whole = {name: _checked(batch, name, size * many).to(self.groups.device) for name in names}
-        rows = [{name: t[m * size : (m + 1) * size] for name, t in whole.items()} for m in range(many)]
-        if self._reads_keys:
-            for m, row in enumerate(rows):
-                row[KEYS] = self._sample_keys(m)
-        if self._count is not None:
-            count = self._counted(rows)
-            for row in rows:
-                row[COUNT] = count
+        """Contiguous slices of the batch, each with what a step gives beside it (step_inputs.py)."""
+        size, many, batched = self.program.micro_batch, self.program.micro_batches, self.program.batched
+        whole = {
+            name: _checked(batch, name, size * many if name in batched else None).to(self.groups.device)
+            for name in self.program.inputs
+        }
+        rows = [
+            {name: t[m * size : (m + 1) * size] if name in batched else t for name, t in whole.items()}
+            for m in range(many)
+        ]
+        for m, row in enumerate(rows):
+            row |= self._of_step(m)
+        self._count(rows)
         return rows
+
+    def _of_step(self, micro_batch: int) -> Named:
+        """The micro-batch's keys, how many samples the global batch has, and the micro-batch's share of them."""
+        samples = self.program.micro_batches * self.groups.size("dp") * self.program.micro_batch
+        made = {
+            SAMPLE_KEYS: lambda: self._sample_keys(micro_batch),
+            SAMPLE_COUNT: lambda: torch.tensor(samples, device=self.groups.device),
+            BATCH_SHARE: lambda: torch.tensor(self.program.micro_batch / samples, dtype=torch.float64).to(
+                self.groups.device
+            ),
+        }
+        return {name: make() for name, make in made.items() if name in self._reads}
 
     def _sample_keys(self, micro_batch: int) -> torch.Tensor:
         """Data rank r holds samples [r n, (r + 1) n) of the global batch, micro-batches are contiguous in them."""
@@ -136,17 +150,31 @@ class Engine:
         keys = [mix64(self.program.seed, self.steps_done, first + i) for i in range(size)]
         return torch.tensor(keys, dtype=torch.int64, device=self.groups.device)
 
-    def _counted(self, rows: list[Named]) -> torch.Tensor:
-        """Counted targets of the global batch."""
-        assert self._count is not None
-        names, buffers = self.program.count_arguments, self.worker.buffers
-        counts = [self._count(*(row[n] if n in row else buffers[n] for n in names)) for row in rows]
-        count = torch.stack(counts).sum().double()
-        if self.groups.size("dp") > 1:
-            self._sum(count, "dp")
-        if not number(count):
-            raise InputError(f"step {self.steps_done}: no target of the batch is counted, all labels are ignored")
-        return count
+    def _count(self, rows: list[Named]) -> None:
+        """Give each micro-batch the counts of the global batch: one sum over data ranks for each level of counts."""
+        for level in self.program.count_levels:
+            parts = [torch.stack([self._part(count, row) for row in rows]).sum(0) for count in level]
+            numbers = torch.cat(parts)
+            if self.groups.size("dp") > 1:
+                self._sum(numbers, "dp")
+            for count, part in zip(level, numbers.split([p.numel() for p in parts]), strict=True):
+                self._check_count(count, part)
+                value = part.view(count.shape).to(count.dtype)
+                for row in rows:
+                    row[count.name] = value
+
+    def _part(self, count: Count, row: Named) -> torch.Tensor:
+        """What one micro-batch adds to a count (float64, flat)."""
+        values = {**self.worker.buffers, **row}
+        with torch.no_grad():
+            return self._counts[count.name](*(values[n] for n in count.arguments)).double().flatten()
+
+    def _check_count(self, count: Count, value: torch.Tensor) -> None:
+        if count.divides and count.numbers == 1 and not number(value):
+            raise InputError(
+                f"step {self.steps_done}: nothing of the batch is counted, all labels are ignored: "
+                "the loss would be divided by 0"
+            )
 
     def _sum(self, x: torch.Tensor, axis: str) -> None:
         self.groups.log.add(axis, "all_reduce", x, "control")
@@ -198,11 +226,12 @@ class Engine:
         return progress
 
 
-def _checked(batch: Mapping[str, torch.Tensor], name: str, samples: int) -> torch.Tensor:
+def _checked(batch: Mapping[str, torch.Tensor], name: str, samples: int | None) -> torch.Tensor:
+    """Input ``name``, of so many ``samples`` where it carries any."""
     tensor = batch.get(name)
     if tensor is None:
         raise InputError(f"the batch has no {name}: it has {', '.join(batch) or 'nothing'}")
-    if tensor.dim() == 0 or tensor.shape[0] != samples:
+    if samples is not None and (tensor.dim() == 0 or tensor.shape[0] != samples):
         have = tensor.shape[0] if tensor.dim() else "no"
         raise InputError(f"{name} has {have} samples, this rank's part of a step has {samples}")
     return tensor

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from partitioner.batch import resize
 from partitioner.graph import Graph
-from partitioner.losses import count_targets
+from partitioner.interpret import interpret
 from partitioner.ops import mix64
 
 
@@ -59,29 +59,10 @@ def run(
     seed: int = 0,
     step: int = 0,
 ) -> torch.Tensor:
-    """The loss of the graph's batch, by torch.fx.Interpreter."""
-    result = fx.Interpreter(graph.module).run(*arguments(graph, parameters, inputs(graph, batch, seed, step)))
-    return result[0] if isinstance(result, tuple | list) else result
+    """The loss of the graph's batch, taken as the whole global batch, in one step."""
+    return interpret(graph, parameters, batch, sample_keys(graph, seed, step))
 
 
-def inputs(graph: Graph, batch: Mapping[str, torch.Tensor], seed: int = 0, step: int = 0) -> dict[str, torch.Tensor]:
-    """The batch, its samples' dropout keys and the number of its counted targets."""
-    values = dict(batch)
-    values["sample_keys"] = torch.tensor([mix64(seed, step, g) for g in range(graph.batch)], dtype=torch.int64)
-    counter, names = count_targets(graph.module.graph)
-    if counter is not None:
-        given = {f"buffer:{n}": b for n, b in graph.buffers.items()} | values
-        values["loss_count"] = counter(*(given[n] for n in names)).double()
-    return values
-
-
-def arguments(
-    graph: Graph, parameters: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]
-) -> list[torch.Tensor]:
-    """What the graph's placeholders stand for, in order."""
-    tables = {"parameter": parameters, "buffer": graph.buffers, "input": values}
-    nodes = [n for n in graph.module.graph.nodes if n.op == "placeholder"]
-    return [tables[n.meta["kind"]][n.meta["source"]] for n in nodes]
-
-
-__all__ = ["Steps", "arguments", "inputs", "run", "train"]
+def sample_keys(graph: Graph, seed: int = 0, step: int = 0) -> torch.Tensor:
+    """The keys of the graph's samples in one step."""
+    return torch.tensor([mix64(seed, step, n) for n in range(graph.batch)], dtype=torch.int64)

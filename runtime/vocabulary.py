@@ -46,7 +46,7 @@ class _CrossEntropy(torch.autograd.Function):
             loss.sub_(sums[2], alpha=smoothing / classes)
         ctx.save_for_backward(exponentials, sums[0], counted, inside, local)
         ctx.smoothing, ctx.classes = smoothing, classes
-        return loss.masked_fill_(~counted, 0.0).sum()
+        return loss.masked_fill_(~counted, 0.0)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -67,7 +67,7 @@ def _reduce(axis: Axis, x: torch.Tensor, op: dist.ReduceOp.RedOpType) -> None:
 def cross_entropy(
     axis: Axis, ignore_index: int, label_smoothing: float, segments: list[int]
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """``vocab_parallel_cross_entropy``: the whole sum on every rank."""
+    """``vocab_parallel_cross_entropy``: the whole loss of each row on every rank."""
     bounds = (*_range(axis, segments), _size(segments))
     return lambda logits, target: _CrossEntropy.apply(logits, target, axis, ignore_index, label_smoothing, bounds)
 

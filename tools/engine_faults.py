@@ -9,7 +9,8 @@ import torch
 
 from partitioner.layout import Shard
 from partitioner.program import Program
-from runtime.engine import COUNT, KEYS, Engine
+from partitioner.step_inputs import SAMPLE_KEYS
+from runtime.engine import Engine
 
 
 def _unsummed(axis: str) -> Callable[[Engine], None]:
@@ -38,11 +39,10 @@ def _counts(change: Callable[[Engine, list[torch.Tensor]], list[torch.Tensor]]) 
 
         def micro_batches(batch: Any) -> list[dict[str, torch.Tensor]]:
             rows = inner(batch)
-            assert engine._count is not None
-            names, buffers = engine.program.count_arguments, engine.worker.buffers
-            own = [engine._count(*(r[n] if n in r else buffers[n] for n in names)).double() for r in rows]
-            for row, count in zip(rows, change(engine, own), strict=True):
-                row[COUNT] = count
+            for count in engine.program.counts:
+                own = [engine._part(count, row) for row in rows]
+                for row, value in zip(rows, change(engine, own), strict=True):
+                    row[count.name] = value.view(count.shape)
             return rows
 
         engine._micro_batches = micro_batches  # type: ignore[method-assign]
@@ -55,7 +55,7 @@ def _mean_of_means(engine: Engine, counts: list[torch.Tensor]) -> list[torch.Ten
 
 
 def _own_count(engine: Engine, counts: list[torch.Tensor]) -> list[torch.Tensor]:
-    return [torch.stack(counts).sum() * engine.groups.size("dp")] * len(counts)
+    return [torch.stack(counts).sum(0) * engine.groups.size("dp")] * len(counts)
 
 
 def _same_keys(engine: Engine) -> None:
@@ -95,7 +95,7 @@ def _wider(axis: str) -> Callable[[Program], bool]:
 
 def _has_keys(program: Program) -> bool:
     return program.micro_batches > 1 and any(
-        KEYS in c.arguments for s in program.stages for c in (*s.calls, s.prelude) if c
+        SAMPLE_KEYS in c.arguments for s in program.stages for c in (*s.calls, s.prelude) if c
     )
 
 
@@ -118,7 +118,7 @@ ENGINE: dict[str, tuple[Callable[[Program], bool], Callable[[Engine], object]]] 
     "half the first gradient": (_always, _scaled(0, 0.5)),
     "half the last gradient": (_always, _scaled(-1, 0.5)),
     "a gradient wrong by 1e-6": (_always, _scaled(0, 1 + 1e-6)),
-    "mean of means": (lambda p: p.micro_batches > 1 and p.count is not None, _counts(_mean_of_means)),
+    "mean of means": (lambda p: p.micro_batches > 1 and bool(p.counts), _counts(_mean_of_means)),
     "each data rank's own count": (_wider("dp"), _counts(_own_count)),
     "loss not summed over dp": (_wider("dp"), _loss_without("dp")),
     "loss not summed over pp": (_wider("pp"), _loss_without("pp")),

@@ -15,6 +15,7 @@ import torch
 from partitioner import Graph, Plan, lower, trace
 from partitioner.derived import PIPELINE
 from partitioner.errors import InputError
+from partitioner.losses import classes
 from runtime.clock import Clock
 from runtime.data import Batches, fill, open_corpus
 from runtime.engine import Engine
@@ -99,13 +100,7 @@ def _batches(
     place = trainer.groups.coordinates["dp"], trainer.groups.size("dp")
     start = trainer.samples_read if part == "training" else 0
     corpus, seed = open_corpus(job.data), plan.decisions.seed
-    return Batches(corpus, seq, plan.global_batch, *place, seed, _classes(graph), part, start)  # type: ignore[arg-type]
-
-
-def _classes(graph: Graph) -> int:
-    """How many tokens the loss knows."""
-    loss = next(n for n in graph.module.graph.nodes if n.target == torch.ops.partitioner.cross_entropy_sum.default)
-    return loss.args[0].meta["val"].shape[1]
+    return Batches(corpus, seq, plan.global_batch, *place, seed, classes(graph.module.graph), part, start)  # type: ignore[arg-type]
 
 
 def _peak_bytes() -> int:

@@ -6,10 +6,10 @@ from functools import cache
 
 import torch
 from models import make
-from torch import fx, nn
+from torch import nn
 
+from partitioner import interpret as interpreter
 from partitioner.graph import Graph
-from partitioner.losses import count_targets
 from partitioner.trace import trace
 
 Result = tuple[torch.Tensor, dict[str, torch.Tensor]]
@@ -26,15 +26,7 @@ def interpret(graph: Graph, model: nn.Module, batch: dict[str, torch.Tensor]) ->
     """The loss and every gradient, by running the graph node by node with the model's own weights."""
     tensors = dict(model.named_parameters(remove_duplicate=False))
     weights = {n: tensors[n].detach().clone().requires_grad_(p.requires_grad) for n, p in graph.parameters.items()}
-    given = {**batch, "sample_keys": torch.arange(graph.batch) + 7}
-    count, names = count_targets(graph.module.graph)
-    if count is not None:
-        buffer = len("buffer:")
-        arguments = [graph.buffers[n[buffer:]] if n.startswith("buffer:") else batch[n] for n in names]
-        given["loss_count"] = count(*arguments).double()
-    state = {"parameter": weights, "buffer": graph.buffers, "input": given}
-    placeholders = [n for n in graph.module.graph.nodes if n.op == "placeholder"]
-    loss = fx.Interpreter(graph.module).run(*(state[n.meta["kind"]][n.meta["source"]] for n in placeholders))
+    loss = interpreter.interpret(graph, weights, batch, torch.arange(graph.batch) + 7)
     loss.backward()
     return loss.detach(), {name: w.grad for name, w in weights.items() if w.grad is not None}
 

@@ -10,6 +10,7 @@ from models import NAMES, make
 from torch import fx, nn
 
 from partitioner.graph import Graph
+from partitioner.interpret import arguments, step_values
 
 _COPIES = {"neox": 0.1, "t5": 0.1, **dict.fromkeys(("llama", "mistral", "opt", "bert", "gemma3", "mixtral"), 0.03)}
 
@@ -41,13 +42,11 @@ class Recorder(fx.Interpreter):
 
 
 def _measure(graph: Graph, model: nn.Module, batch: dict[str, torch.Tensor]) -> int:
-    given = {**batch, "loss_count": torch.tensor(3.0, dtype=torch.float64), "sample_keys": torch.arange(graph.batch)}
     weights = dict(model.named_parameters(remove_duplicate=False))
-    state = {"parameter": weights, "buffer": graph.buffers, "input": given}
+    given = arguments(graph, weights, step_values(graph, batch, torch.arange(graph.batch)))
     recorder = Recorder(graph)
     with torch.autograd.graph.saved_tensors_hooks(recorder.pack, lambda t: t):
-        placeholders = [n for n in graph.module.graph.nodes if n.op == "placeholder"]
-        recorder.run(*(state[n.meta["kind"]][n.meta["source"]] for n in placeholders))
+        recorder.run(*given)
     return recorder.bytes
 
 

@@ -37,7 +37,7 @@ def program_of(name: str, **pins: str | int) -> Program:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_value_that_is_read_was_made_or_received(name: str) -> None:
     program = program_of(name, tp=2, pp=2)
-    given = {*program.inputs, "sample_keys", "loss_count", *(f"buffer:{b}" for b in program.buffers)}
+    given = {*program.step_inputs, *(f"buffer:{b}" for b in program.buffers)}
     sent: set[str] = set()
     for stage in program.stages:
         known = given | set(stage.parameters) | {v.name for v in stage.receives}

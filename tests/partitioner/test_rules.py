@@ -111,7 +111,7 @@ def _by_class(node: fx.Node, strategy: Strategy, values: list[list[torch.Tensor]
     return [node.target(assemble(parts, shard), values[0][1], *node.args[2:]) for parts in logits]  # type: ignore[operator]
 
 
-_CLASSES = {("aten.embedding.default", 0), ("partitioner.cross_entropy_sum.default", 1)}
+_CLASSES = {("aten.embedding.default", 0), ("partitioner.cross_entropy.default", 1)}
 
 
 def _rows(table: torch.Tensor, index: torch.Tensor, where: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import partitioner.collectives  # registers the ops that the graphs hold
 from cutlass_ops import gemm
+from partitioner.counts import Count
 from partitioner.layout import REPLICATE, WHOLE, Layout, Placement, Segment, Shard, shard_whole
 from partitioner.ops import dropout_mask, mix64
 from partitioner.program import Call, Parameter, Program, Stage, Value
@@ -133,14 +134,16 @@ def head_module(tp: int, sequence: bool) -> fx.GraphModule:
         rest = (IGNORED, SMOOTHING, "tp", flat(shard_whole(0, VOCAB, tp)))
         loss = d.add(own.vocab_parallel_cross_entropy.default, logits, labels, *rest)
     else:
-        loss = d.add(own.cross_entropy_sum.default, logits, labels, IGNORED, SMOOTHING)
-    return d.done(d.add(aten.div.Tensor, loss, count))
+        loss = d.add(own.cross_entropy.default, logits, labels, IGNORED, SMOOTHING)
+    return d.done(d.add(aten.div.Tensor, d.add(aten.sum.default, loss), count))
 
 
-def count_module() -> fx.GraphModule:
+def labels_counted() -> Count:
     d = Draft("labels")
-    d.graph.output(d.add(aten.sum.default, d.add(aten.ne.Scalar, d.inputs[0], IGNORED)))
-    return fx.GraphModule(nn.Module(), d.graph)
+    counted = d.add(aten.sum.default, d.add(aten.ne.Scalar, d.inputs[0], IGNORED))
+    counted.meta["val"] = torch.empty((), dtype=torch.int64, device="meta")
+    d.graph.output(counted)
+    return Count("count_0", fx.GraphModule(nn.Module(), d.graph), ("labels",), level=0, divides=True)
 
 
 def keys_module(blocks: list[int]) -> fx.GraphModule:
@@ -176,7 +179,7 @@ def program(
             calls.append(Call(f"block {b}", modules[last], arguments, (f"x{b + 1}",), recompute))
         end = s == stages - 1
         if end:
-            names = (f"x{BLOCKS}", "embed", "labels", "loss_count")
+            names = (f"x{BLOCKS}", "embed", "labels", "count_0")
             calls.append(Call("head", head_module(tp, sequence), names, ("loss",)))
         prelude = Call("keys", keys_module(blocks), ("sample_keys",), tuple(f"k{b}" for b in blocks)) if drop else None
         crossing = [
@@ -186,7 +189,8 @@ def program(
         held = tuple(dict.fromkeys(n for c in calls for n in c.arguments if n.split(".")[-1] in ("embed", *SHAPES)))
         rows.append(Stage(s, None, prelude, tuple(calls), received, sent, held, "loss" if end else None))
     return Program(
-        tuple(rows), _parameters(tp, sequence, stages, per), ("tokens", "labels"), count_module(), ("labels",),
+        tuple(rows), _parameters(tp, sequence, stages, per), ("tokens", "labels"), ("tokens", "labels"),
+        (labels_counted(),),
         {"pp": pp, "dp": dp, "tp": tp}, ("pp", "dp", "tp"), (("tp", tp),), MICRO, micro_batches,
         schedule(kind, pp, virtual, micro_batches), SEED, {},
     )  # fmt: skip

@@ -92,14 +92,15 @@ def _vocabulary(rank: int, ranks: int) -> None:
     logits, target = draw(1, (rows, classes)) * 5, torch.tensor([0, 10, 5, -100, 3, 7, 10])
     for smoothing in (0.0, 0.2):
         whole = logits.clone().requires_grad_()
-        loss = F.cross_entropy(whole, target, reduction="sum", label_smoothing=smoothing)
-        (grad,) = torch.autograd.grad(loss, whole, torch.tensor(0.3, dtype=torch.float64))
+        loss = F.cross_entropy(whole, target, reduction="none", label_smoothing=smoothing)
+        given = draw(2, (rows,))
+        (grad,) = torch.autograd.grad(loss, whole, given)
         names = (-100, smoothing, "tp", flat(s.segments))
         module = bound(groups, own.vocab_parallel_cross_entropy.default, *names, inputs=2)
         part = take(logits, s, rank, ranks).clone().requires_grad_()
         got = module(part, target)
         torch.testing.assert_close(got, loss)
-        (local,) = torch.autograd.grad(got, part, torch.tensor(0.3, dtype=torch.float64))
+        (local,) = torch.autograd.grad(got, part, given)
         torch.testing.assert_close(local, take(grad, s, rank, ranks))
     with pytest.raises(RuntimeError, match="a target is not a class"):
         module(part, target.where(target != 5, 11))

@@ -1,0 +1,261 @@
+"""Which numbers of a traced graph follow from the batch size: two traces at two sizes, told apart node by node.
+
+    at 4 samples            at 5 samples            what it is
+    reshape(x, [64, 32])    reshape(x, [80, 32])    a size: 16 for each sample of the micro-batch
+    div(loss, 64)           div(loss, 80)           a number: 16 for each sample of the *global* batch
+    mean(x)  # of 64        mean(x)  # of 80        a sum, divided by such a number
+    mul(x, 4)               mul(x, 4)               a number of the model, equal by chance
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from partitioner.constants import module_path
+from partitioner.errors import InputError
+from partitioner.shapes import emit, propagate_node, shape_of
+from partitioner.step_inputs import sample_count
+
+aten = torch.ops.aten
+Sizes = tuple[int, int]
+_COUNTING = (aten.arange.default, aten.arange.start, aten.arange.start_step)  # their numbers are sizes
+_MEAN = aten.mean.dim
+
+
+def pairs(first: fx.Graph, second: fx.Graph, sizes: Sizes) -> list[tuple[fx.Node, fx.Node]]:
+    """The nodes of two traces of one model; raises InputError naming where they are not the same ops."""
+    twin: dict[fx.Node, fx.Node] = {}
+    for a, b in zip(first.nodes, second.nodes, strict=False):
+        reads = [twin.get(n) for n in a.all_input_nodes]
+        if (a.op, str(a.target)) != (b.op, str(b.target)) or reads != b.all_input_nodes:
+            raise _unlike(a, b, sizes)
+        twin[a] = b
+    if len(first.nodes) != len(second.nodes):
+        raise _unlike(next(iter(reversed(first.nodes))), next(iter(reversed(second.nodes))), sizes)
+    return list(twin.items())
+
+
+def _unlike(a: fx.Node, b: fx.Node, sizes: Sizes) -> InputError:
+    words = [f"{n.target if n.op == 'call_function' else n.op} in {_module(n)}" for n in (a, b)]
+    return InputError(
+        f"the model is not the same for every batch: first {words[0]} with {sizes[0]} samples, {words[1]} with "
+        f"{sizes[1]}; what forward does must not depend on the batch size, on chance or on earlier calls"
+    )
+
+
+def _module(node: fx.Node) -> str:
+    return ".".join(module_path(node)[-1:]) or "the model"
+
+
+Buffers = dict[str, torch.Tensor]
+
+
+def name_batch_numbers(
+    first: fx.Graph, second: fx.Graph, sizes: Sizes, buffers: tuple[Buffers, Buffers]
+) -> None:  # fmt: skip
+    """Make of each number that follows from the batch size a function of the step's ``sample_count``, in both graphs.
+
+    Notes in ``meta["batch_dims"]`` the dimensions that grow with the batch. ``buffers`` are those of either trace.
+    """
+    for a, b in pairs(first, second, sizes):
+        if a.op == "output":
+            continue
+        if a.op == "placeholder" and a.meta["kind"] == "buffer":
+            _name_constant(a, b, sizes, buffers)
+        a.meta["batch_dims"] = b.meta["batch_dims"] = _grown(a.meta["val"], b.meta["val"])
+        if a.target == _MEAN and _elements(a) != _elements(b):
+            _divided_sum(a, b, sizes)
+        elif a.op == "call_function":
+            _name_numbers(a, b, sizes)
+
+
+def _name_constant(a: fx.Node, b: fx.Node, sizes: Sizes, buffers: tuple[Buffers, Buffers]) -> None:
+    """A tensor that forward makes of Python numbers: a number of the batch, or the same for every batch."""
+    x, y = (held[n.meta["source"]] for held, n in zip(buffers, (a, b), strict=True))
+    if x is y or x.is_meta or y.is_meta or x.shape == y.shape and torch.equal(x, y):
+        return
+    if x.dim() or y.dim():
+        raise InputError(
+            f"forward makes a tensor of numbers of Python, {tuple(x.shape)} with {sizes[0]} samples, that is another "
+            f"one with {sizes[1]}: make it of the batch's tensors"
+        )
+    number = _number(x.item(), y.item(), sizes, a)
+    for node in (a, b):
+        like = next(iter(node.users))
+        with node.graph.inserting_before(like):
+            new = number(node.graph, like, node.meta["val"].dtype)
+        node.replace_all_uses_with(new)
+
+
+def _grown(a: Any, b: Any) -> tuple[int, ...]:
+    if not isinstance(a, torch.Tensor) or a.dim() != b.dim():
+        return ()
+    return tuple(d for d, (n, m) in enumerate(zip(a.shape, b.shape, strict=True)) if n != m)
+
+
+def _elements(node: fx.Node) -> int:
+    """How many elements a mean is of."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    return math.prod(shape_of(source)) // max(1, math.prod(shape_of(node)))
+
+
+def _divided_sum(a: fx.Node, b: fx.Node, sizes: Sizes) -> None:
+    """A mean over samples as a sum in at least float32, divided by a number of the global batch."""
+    counted = _number(_elements(a), _elements(b), sizes, a)
+    for node in (a, b):
+        graph, dtype = node.graph, node.meta["val"].dtype
+        wide = dtype if dtype in (torch.float32, torch.float64) else torch.float32
+        with graph.inserting_before(node):
+            total = emit(graph, node, aten.sum.dim_IntList, *node.args, dtype=wide)
+            mean = emit(graph, node, aten.div.Tensor, total, counted(graph, node, wide))
+            mean = mean if wide == dtype else emit(graph, node, aten.to.dtype, mean, dtype)
+        mean.meta["batch_dims"] = total.meta["batch_dims"] = node.meta["batch_dims"]
+        node.replace_all_uses_with(mean)
+        graph.erase_node(node)
+
+
+def _name_numbers(a: fx.Node, b: fx.Node, sizes: Sizes) -> None:
+    leaves, spec = pytree.tree_flatten_with_path((a.args, a.kwargs))
+    others, other_spec = pytree.tree_flatten_with_path((b.args, b.kwargs))
+    if spec != other_spec:
+        raise _unlike(a, b, sizes)
+    for place, ((path, x), (_, y)) in enumerate(zip(leaves, others, strict=True)):
+        if isinstance(x, fx.Node) or type(x) is type(y) and (x == y or x != x) or _is_size(a, path):
+            continue
+        if not isinstance(x, int | float) or not isinstance(y, int | float) or isinstance(x, bool):
+            raise _unlike(a, b, sizes)
+        number = _number(x, y, sizes, a)
+        for node in (a, b):
+            _substitute(node, place, number)
+
+
+def _is_size(node: fx.Node, path: tuple[Any, ...]) -> bool:
+    """Whether an argument counts elements, and is no value."""
+    if node.target in _COUNTING:
+        return True
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return False
+    which, key = path[0].idx, path[1]
+    argument = schema.arguments[key.idx] if which == 0 else next(a for a in schema.arguments if a.name == key.key)
+    return "int" in str(argument.type)
+
+
+Number = Callable[[fx.Graph, fx.Node, torch.dtype], fx.Node]
+
+
+def _number(x: float, y: float, sizes: Sizes, node: fx.Node) -> Number:
+    """A number that is ``x`` for the first size and ``y`` for the second, as a function of the samples."""
+    n, m = sizes
+    if math.isclose(x * m, y * n, rel_tol=1e-12):
+        factor = x // n if isinstance(x, int) and x % n == 0 else x / n
+        return lambda graph, like, dtype: _times(graph, like, _samples(graph, like, dtype), factor)
+    if math.isclose(x * n, y * m, rel_tol=1e-12):
+        return lambda graph, like, dtype: _times(graph, like, _reciprocal(graph, like, dtype), x * n)
+    if isinstance(x, int) and isinstance(y, int) and (y - x) % (m - n) == 0:
+        slope = (y - x) // (m - n)
+        return lambda graph, like, dtype: emit(
+            graph, like, aten.add.Tensor, _times(graph, like, _samples(graph, like, dtype), slope), x - slope * n
+        )
+    raise InputError(
+        f"{node.target} in {_module(node)} has the number {x} for {n} samples and {y} for {m}: of the batch size only "
+        "multiples, multiples of its reciprocal and integers that grow with it evenly are understood"
+    )
+
+
+def _samples(graph: fx.Graph, like: fx.Node, dtype: torch.dtype) -> fx.Node:
+    samples = sample_count(graph)
+    return emit(graph, like, aten.to.dtype, samples, dtype) if dtype.is_floating_point else samples
+
+
+def _reciprocal(graph: fx.Graph, like: fx.Node, dtype: torch.dtype) -> fx.Node:
+    wide = dtype if dtype.is_floating_point else torch.float32
+    return emit(graph, like, aten.reciprocal.default, _samples(graph, like, wide))
+
+
+def _times(graph: fx.Graph, like: fx.Node, node: fx.Node, factor: float) -> fx.Node:
+    return node if factor == 1 else emit(graph, like, aten.mul.Tensor, node, factor)
+
+
+def _substitute(node: fx.Node, place: int, number: Number) -> None:
+    """The argument ``place`` of a call is now a tensor, its result of the same dtype as before."""
+    graph, dtype = node.graph, node.meta["val"].dtype
+    if (target := _OF_TENSORS.get(node.target)) is not None:  # type: ignore[call-overload]
+        node.target = target
+    with graph.inserting_before(node):
+        value = number(graph, node, dtype if dtype in (torch.float64, torch.int64) else torch.float32)
+    leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
+    leaves[place] = value
+    args, kwargs = pytree.tree_unflatten(leaves, spec)
+    node.args, node.kwargs = tuple(args), dict(kwargs)
+    try:
+        propagate_node(node)
+    except RuntimeError as error:
+        raise InputError(
+            f"{node.target} in {_module(node)} takes a number that follows from the batch size, and only as a number"
+        ) from error
+    if node.meta["val"].dtype != dtype:
+        with graph.inserting_after(node):
+            cast = graph.call_function(aten.to.dtype, (node, dtype))
+        cast.meta = dict(node.meta)
+        node.replace_all_uses_with(cast, delete_user_cb=lambda user: user is not cast)
+        propagate_node(cast)
+
+
+_OF_TENSORS = {
+    aten.pow.Tensor_Scalar: aten.pow.Tensor_Tensor,
+    aten.masked_fill.Scalar: aten.masked_fill.Tensor,
+    aten.eq.Scalar: aten.eq.Tensor,
+    aten.ne.Scalar: aten.ne.Tensor,
+    aten.gt.Scalar: aten.gt.Tensor,
+    aten.ge.Scalar: aten.ge.Tensor,
+    aten.lt.Scalar: aten.lt.Tensor,
+    aten.le.Scalar: aten.le.Tensor,
+    aten.remainder.Scalar: aten.remainder.Tensor,
+    aten.clamp.default: aten.clamp.Tensor,
+    aten.where.ScalarOther: aten.where.self,
+}
+
+
+def note_sizes(first: fx.Graph, second: fx.Graph, sizes: Sizes) -> None:
+    """Note in ``meta["slopes"]`` of the first trace by how much each of its sizes grows with each further sample.
+
+    Of an op by the number of the argument among all (nested ones flattened), of a placeholder by its dimension.
+    """
+    more = sizes[1] - sizes[0]
+    for a, b in pairs(first, second, sizes):
+        if a.op == "output":
+            continue
+        if a.op == "placeholder":
+            here, there = list(a.meta["val"].shape), list(b.meta["val"].shape)
+        else:
+            here, there = (pytree.tree_leaves((n.args, n.kwargs)) for n in (a, b))
+        rows = list(enumerate(zip(here, there, strict=True)))
+        different = {i: (x, y) for i, (x, y) in rows if isinstance(x, int) and type(x) is type(y) and x != y}
+        if any((y - x) % more for x, y in different.values()):
+            raise _unlike(a, b, sizes)
+        a.meta["slopes"] = {i: (y - x) // more for i, (x, y) in different.items()}
+
+
+def resize_node(node: fx.Node, more: int) -> None:
+    """Change the sizes of a node, whose slopes are noted, for ``more`` samples than it has."""
+    slopes: dict[int, int] = node.meta.get("slopes", {})
+    if not slopes:
+        return
+    if node.op == "placeholder":
+        value = node.meta["val"]
+        shape = [n + more * slopes.get(d, 0) for d, n in enumerate(value.shape)]
+        node.meta["val"] = torch.empty(shape, dtype=value.dtype, device="meta")
+        return
+    leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
+    for place, slope in slopes.items():
+        leaves[place] += more * slope
+    args, kwargs = pytree.tree_unflatten(leaves, spec)
+    node.args, node.kwargs = tuple(args), dict(kwargs)

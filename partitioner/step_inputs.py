@@ -1,0 +1,44 @@
+"""What a step gives a Program beside the batch: the samples' keys, how many samples there are, a share of the batch.
+
+name            dtype, shape       value
+sample_keys     int64, (b,)        a key of each sample of the micro-batch, for what is drawn at random
+sample_count    int64, ()          samples of the global batch
+batch_share     float64, ()        samples of the micro-batch / samples of the global batch
+count_N         any                a count over the samples of the global batch (counts.py)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+SAMPLE_KEYS, SAMPLE_COUNT, BATCH_SHARE = "sample_keys", "sample_count", "batch_share"
+
+
+def step_input(graph: fx.Graph, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> fx.Node:
+    """The placeholder of ``name``, made behind the others where there is none yet."""
+    holders = [n for n in graph.nodes if n.op == "placeholder"]
+    for node in holders:
+        if node.meta["source"] == name:
+            return node
+    with graph.inserting_after(holders[-1]):
+        node = graph.placeholder(name)
+    node.meta |= {"source": name, "kind": "input", "val": torch.empty(shape, dtype=dtype, device="meta")}
+    return node
+
+
+def sample_keys(graph: fx.Graph, batch: int) -> fx.Node:
+    """The key of each sample of a micro-batch."""
+    node = step_input(graph, SAMPLE_KEYS, (batch,), torch.int64)
+    node.meta["batch_dims"] = (0,)
+    return node
+
+
+def sample_count(graph: fx.Graph) -> fx.Node:
+    """How many samples the global batch has."""
+    return step_input(graph, SAMPLE_COUNT, (), torch.int64)
+
+
+def batch_share(graph: fx.Graph) -> fx.Node:
+    """The part of the global batch that a micro-batch is."""
+    return step_input(graph, BATCH_SHARE, (), torch.float64)
