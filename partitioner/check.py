@@ -79,7 +79,8 @@ def check_layouts(folded: Folded, solution: Solution, ranks: int) -> None:
 
 def check_program(program: Program) -> None:
     """What is read was made, what is sent is received, every axis exists, every stage runs every micro-batch once."""
-    everywhere = {*program.inputs, "sample_keys", "loss_count", *(f"buffer:{name}" for name in program.buffers)}
+    everywhere = {*program.inputs, "sample_keys", "step_key", "loss_count"}
+    everywhere |= {f"buffer:{name}" for name in program.buffers}
     arriving: tuple[object, ...] = ()
     for stage in program.stages:
         if stage.receives != arriving:

@@ -84,9 +84,10 @@ class Program:
 
     Ranks are numbered over ``mesh`` = {"pp": .., "dp": .., "tp": ..} in the order of ``order`` (last varies fastest).
     ``axes`` are the tensor-parallel axes inside a stage and their sizes: (("tp", n),), or a refinement of it.
-    ``inputs`` are the batch's names; two further named inputs may be read by calls: ``sample_keys`` (int64, b), the
-    dropout key of each sample, and ``loss_count`` (float64, scalar), the number of counted targets of the whole
-    global batch. ``count`` maps the batch inputs of one micro-batch to its number of counted targets (int64, scalar).
+    ``inputs`` are the batch's names; three further named inputs may be read by calls: ``sample_keys`` (int64, b), the
+    key of each sample's draws, ``step_key`` (int64, scalar), of the draws that are alike for all samples, and
+    ``loss_count`` (float64, scalar), the number of counted targets of the whole global batch. ``count`` maps the batch
+    inputs of one micro-batch to its number of counted targets (int64, scalar).
     ``actions[p]`` is what pipeline rank p does, in order; stage s lies on pipeline rank ``s % pp``. ``buffers`` are the
     source model's, whole on every rank; calls name them ``buffer:NAME``.
     """

@@ -212,6 +212,11 @@ def attention(op: Op) -> str:
     return f"*b q! e!, *b k! e!, *b k! v!{mask} -> *b q! v!"
 
 
+def draw(op: Op) -> str:
+    """Each sample is drawn whole; a draw of the step (a key without a dimension) knows no samples."""
+    return ("b -> b" if op.operands[0] else " ->") + " !*m"
+
+
 def cross_entropy(op: Op, slot: int, shard: Shard, ranks: int) -> Strategy | None:
     """Sharded over classes the op reduces by itself and returns the whole loss; over tokens its loss is Partial."""
     strategy = bind("t v, t -> ", op.operands, op.result).complete(slot, shard)

@@ -166,7 +166,7 @@ def _fixed(program: Program, here: dict[str, int]) -> Named:
     for call in (c for s in program.stages for c in (s.constants, s.prelude, *s.calls) if c is not None):
         nodes = (n for n in call.module.graph.nodes if n.op == "placeholder")
         for name, node in zip(call.arguments, nodes, strict=True):
-            if name in {*program.inputs, "sample_keys", "loss_count"}:
+            if name in {*program.inputs, "sample_keys", "step_key", "loss_count"}:
                 found[name] = _Tensor(tuple(node.meta["val"].shape), node.meta["val"].dtype, False)
     for name, parameter in program.parameters.items():
         found[name] = _Tensor(_local(program, parameter, here), parameter.dtype, parameter.requires_grad)

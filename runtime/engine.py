@@ -29,7 +29,7 @@ from runtime.sync import GradientNorm, GradientSync
 from runtime.watchdog import Watchdog, hang_limit
 from runtime.worker import Named, Worker
 
-KEYS, COUNT = "sample_keys", "loss_count"
+KEYS, STEP, COUNT = "sample_keys", "step_key", "loss_count"
 
 
 class Engine:
@@ -63,7 +63,7 @@ class Engine:
         self._rates = [group["lr"] for group in self.optimizer.param_groups] if self.optimizer else []
         self._sync = GradientSync(program, groups, self.parameters)
         self._norm = GradientNorm(program, groups, self.parameters)
-        self._reads_keys = any(KEYS in c.arguments for s in program.stages for c in (*s.calls, s.prelude) if c)
+        self._read = {n for s in program.stages for c in (*s.calls, s.prelude) if c for n in c.arguments}
         self._count = self.worker.bind(program.count).forward if program.count else None
         self._hook()
 
@@ -115,14 +115,16 @@ class Engine:
         return Watchdog(hang_limit(self.predicted_seconds), f"step {self.steps_done}")
 
     def _micro_batches(self, batch: Mapping[str, torch.Tensor]) -> list[Named]:
-        """Contiguous slices of the batch, each with its dropout keys and the loss count."""
+        """Contiguous slices of the batch, each with the keys of its draws and the loss count."""
         size, many = self.program.micro_batch, self.program.micro_batches
-        names = [name for name in self.program.inputs if name not in (KEYS, COUNT)]
+        names = [name for name in self.program.inputs if name not in (KEYS, STEP, COUNT)]
         whole = {name: _checked(batch, name, size * many).to(self.groups.device) for name in names}
         rows = [{name: t[m * size : (m + 1) * size] for name, t in whole.items()} for m in range(many)]
-        if self._reads_keys:
-            for m, row in enumerate(rows):
+        for m, row in enumerate(rows):
+            if KEYS in self._read:
                 row[KEYS] = self._sample_keys(m)
+            if STEP in self._read:
+                row[STEP] = torch.tensor(mix64(self.program.seed, self.steps_done), device=self.groups.device)
         if self._count is not None:
             count = self._counted(rows)
             for row in rows:

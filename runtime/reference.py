@@ -65,9 +65,10 @@ def run(
 
 
 def inputs(graph: Graph, batch: Mapping[str, torch.Tensor], seed: int = 0, step: int = 0) -> dict[str, torch.Tensor]:
-    """The batch, its samples' dropout keys and the number of its counted targets."""
+    """The batch, the keys of its samples' and of the step's draws, and the number of its counted targets."""
     values = dict(batch)
     values["sample_keys"] = torch.tensor([mix64(seed, step, g) for g in range(graph.batch)], dtype=torch.int64)
+    values["step_key"] = torch.tensor(mix64(seed, step))
     counter, names = count_targets(graph.module.graph)
     if counter is not None:
         given = {f"buffer:{n}": b for n, b in graph.buffers.items()} | values
