@@ -234,6 +234,7 @@ def _attention(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
         scores = emit(graph, node, aten.add.Tensor, scores, mask)
     weights = emit(graph, node, aten.softmax.int, scores, -1)
     weights = emit(graph, node, aten.dropout.default, weights, probability, True)
+    weights.meta |= {name: node.meta[name] for name in ("site",) if name in node.meta}
     return emit(graph, node, aten.matmul.default, weights, value)
 
 

@@ -8,21 +8,24 @@ import torch
 from torch import fx
 
 from partitioner.graph import Graph
-from partitioner.step_inputs import BATCH_SHARE, SAMPLE_COUNT, SAMPLE_KEYS
+from partitioner.ops import mix64
+from partitioner.step_inputs import BATCH_SHARE, SAMPLE_COUNT, SAMPLE_KEYS, STEP_KEY
 
 Named = Mapping[str, torch.Tensor]
 
 
-def interpret(graph: Graph, parameters: Named, batch: Named, keys: torch.Tensor) -> torch.Tensor:
-    """The loss. ``keys`` (int64, (b,)) are the samples' keys, from which all that is random is drawn."""
-    result = fx.Interpreter(graph.module).run(*arguments(graph, parameters, step_values(graph, batch, keys)))
+def interpret(graph: Graph, parameters: Named, batch: Named, seed: int = 0, step: int = 0) -> torch.Tensor:
+    """The loss; all that is random is drawn as a run of this ``seed`` draws it in this ``step``."""
+    result = fx.Interpreter(graph.module).run(*arguments(graph, parameters, step_values(graph, batch, seed, step)))
     return result[0] if isinstance(result, tuple | list) else result
 
 
-def step_values(graph: Graph, batch: Named, keys: torch.Tensor) -> dict[str, torch.Tensor]:
+def step_values(graph: Graph, batch: Named, seed: int = 0, step: int = 0) -> dict[str, torch.Tensor]:
     """The batch with what a step gives beside it (step_inputs.py)."""
     values = dict(batch)
-    values[SAMPLE_KEYS] = keys
+    keys = [mix64(seed, step, sample) for sample in range(graph.batch)]
+    values[SAMPLE_KEYS] = torch.tensor(keys, dtype=torch.int64)
+    values[STEP_KEY] = torch.tensor(mix64(seed, step))
     values[SAMPLE_COUNT] = torch.tensor(graph.batch)
     values[BATCH_SHARE] = torch.tensor(1.0, dtype=torch.float64)
     for count in graph.counts:

@@ -1,7 +1,7 @@
 """From the IR that export captures to the one that rules read: few passes, each Graph -> Graph with the same numbers.
 
 After the passes every node returns one tensor, nothing is changed in place, every view is a reshape, permute, expand or
-part, a bias is an add, a loss is a sum over a count, and no dropout is fused.
+part, a bias is an add, a loss is a sum over a count, no dropout is fused, and what is random is drawn by key.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import fx
 from partitioner.canonical import canonicalize
 from partitioner.constants import fold_masks, plain_indexes, slice_indexes, sort_by_dependence
 from partitioner.counts import Count
-from partitioner.dropouts import key_dropouts
+from partitioner.draws import key_draws, name_draws
 from partitioner.experts import undo_sorting
 from partitioner.functional import functionalize, inline_regions
 from partitioner.graph import loss_node
@@ -29,6 +29,7 @@ def normal_ops(module: fx.GraphModule, buffers: dict[str, torch.Tensor]) -> None
     graph = module.graph
     inline_regions(module)
     to_meta(graph)
+    name_draws(graph)
     functionalize(graph)
     propagate(module, missing_only=True)
     canonicalize(graph)
@@ -50,7 +51,7 @@ def normal_samples(
     Returns the counts of a step, and what mixes samples (None for nothing).
     """
     graph = module.graph
-    key_dropouts(graph, batch)
+    key_draws(graph, batch)
     fold_masks(module, buffers, batch)
     found = separate(graph, batch)
     sort_by_dependence(graph)

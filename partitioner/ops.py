@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
+
+from partitioner.distributions import sample
 
 _LIBRARY = torch.library.Library("partitioner", "FRAGMENT")
 _LIBRARY.define("cross_entropy(Tensor logits, Tensor target, int ignore_index, float label_smoothing) -> Tensor")
@@ -20,6 +24,9 @@ _LIBRARY.define(
 )
 _LIBRARY.define(
     "dropout(Tensor x, float p, Tensor sample_keys, int site, str axis='', int dim=0, int[] segments=[]) -> Tensor"
+)
+_LIBRARY.define(
+    "draw(Tensor keys, str distribution, float[] parameters, int site, int[] shape, ScalarType dtype) -> Tensor"
 )
 _LIBRARY.define("part(Tensor x, int dim, int[] sizes, int index) -> Tensor")
 _LIBRARY.define("site_keys(Tensor sample_keys, int unit) -> Tensor")
@@ -47,8 +54,7 @@ def has_values(x: torch.Tensor) -> bool:
 
 def dropout_mask(shape: tuple[int, ...], p: float, key: int, site: int, device: torch.device) -> torch.Tensor:
     """Kept elements (bool, ``shape``) of one sample: a function of its key, the call site and the element alone."""
-    generator = torch.Generator(device).manual_seed(mix64(key, site))
-    return torch.empty(shape, dtype=torch.float32, device=device).uniform_(generator=generator) >= p
+    return sample("bernoulli", (1.0 - p,), shape, mix64(key, site), torch.bool, device)
 
 
 def cross_entropy(
@@ -72,16 +78,30 @@ def dropout(
     return x * torch.stack(masks).to(x.dtype).div_(1 - p)  # fmt: skip
 
 
+def draw(
+    keys: torch.Tensor, distribution: str, parameters: Sequence[float], site: int, shape: Sequence[int],
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """For each of ``keys`` (b or none) a draw of ``shape``: a function of the key, the call site and the element."""
+    whole = (*keys.shape, *shape)
+    if not has_values(keys):
+        return torch.empty(whole, dtype=dtype, device=keys.device)
+    seeds = [mix64(int(key), site) for key in keys.flatten().tolist()]
+    drawn = [sample(distribution, parameters, shape, seed, dtype, keys.device) for seed in seeds]
+    return torch.stack(drawn).view(whole)
+
+
 def part(x: torch.Tensor, dim: int, sizes: list[int], index: int) -> torch.Tensor:
     """``x.split(sizes, dim)[index]``, a view that knows its siblings' sizes, so that each part can be sharded."""
     return x.narrow(dim, sum(sizes[:index]), sizes[index])
 
 
 def site_keys(sample_keys: torch.Tensor, unit: int) -> torch.Tensor:
-    """The samples' keys for the dropouts of one unit, so that identical blocks draw different masks."""
+    """The samples' (or the step's) keys for the draws of one unit, so that identical blocks draw different ones."""
     if not has_values(sample_keys):
         return torch.empty_like(sample_keys)
-    return sample_keys.new_tensor([mix64(key, unit) for key in sample_keys.tolist()])
+    keys = [mix64(key, unit) for key in sample_keys.flatten().tolist()]
+    return sample_keys.new_tensor(keys).view(sample_keys.shape)
 
 
 def top_indices(x: torch.Tensor, k: int, dim: int) -> torch.Tensor:
@@ -101,6 +121,7 @@ def expert_linear(x: torch.Tensor, weight: torch.Tensor, expert: torch.Tensor) -
 
 _LIBRARY.impl("cross_entropy", cross_entropy, "CompositeImplicitAutograd")
 _LIBRARY.impl("dropout", dropout, "CompositeImplicitAutograd")
+_LIBRARY.impl("draw", draw, "CompositeImplicitAutograd")
 _LIBRARY.impl("site_keys", site_keys, "CompositeImplicitAutograd")
 _LIBRARY.impl("top_indices", top_indices, "CompositeImplicitAutograd")
 _LIBRARY.impl("expert_linear", expert_linear, "CompositeImplicitAutograd")

@@ -15,7 +15,7 @@ from partitioner.counts import Count
 from partitioner.layout import Layout
 from partitioner.listing import listing
 from partitioner.schedule import Action
-from partitioner.step_inputs import BATCH_SHARE, SAMPLE_COUNT, SAMPLE_KEYS
+from partitioner.step_inputs import BATCH_SHARE, SAMPLE_COUNT, SAMPLE_KEYS, STEP_KEY
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Program:
     @property
     def step_inputs(self) -> set[str]:
         """Names of all that a step gives to calls, beside parameters and buffers."""
-        given = {SAMPLE_KEYS, SAMPLE_COUNT, BATCH_SHARE}
+        given = {SAMPLE_KEYS, STEP_KEY, SAMPLE_COUNT, BATCH_SHARE}
         return {*self.inputs, *given, *(count.name for count in self.counts)}
 
     def __str__(self) -> str:

@@ -24,6 +24,7 @@ from partitioner.shardings import (
     cat,
     convolution,
     cross_entropy,
+    draw,
     elementwise,
     equation,
     expand,
@@ -119,6 +120,7 @@ RULES: dict[str, Rule] = {
     "aten.scatter.src": Rule(equation(scatter_at), (), (1,)),
     "partitioner.top_indices.default": Rule(equation(top)),
     "partitioner.site_keys.default": _unary(),
+    "partitioner.draw.default": Rule(equation(draw)),
     # norms and softmax
     "aten.layer_norm.default": Rule(equation(norm), (), (0,), hidden=_statistics(2)),
     "aten.rms_norm.default": Rule(equation(norm), (), (0,), hidden=_statistics(1)),

@@ -59,7 +59,7 @@ def follow(graph: fx.Graph, batch: int) -> Followed:
     while work:
         node = work.pop()
         for op, slot in _places(node):
-            strategy = complete(op_of(op), slot, found[node], batch) or _tried(op, found[node], batch)
+            strategy = _strategy(op, slot, found[node], batch)
             problem = _follow(op, strategy, found, work)
             if problem:
                 mixed.setdefault(op, problem)
@@ -81,6 +81,12 @@ def _places(node: fx.Node) -> list[tuple[fx.Node, int]]:
     made = [(node, -1)] if node.op == "call_function" else []
     readers = [(u, i) for u in node.users for i, n in enumerate(operands(u)) if n is node]
     return made + [(u, i) for u, i in readers if u.op == "call_function"]
+
+
+def _strategy(op: fx.Node, slot: int, shard: Shard, batch: int) -> Strategy | None:
+    if op.target == torch.ops.aten.dropout.default:  # it has no key yet, so it has no rule
+        return Strategy((shard,), shard)
+    return complete(op_of(op), slot, shard, batch) or _tried(op, shard, batch)
 
 
 def _tried(op: fx.Node, shard: Shard, batch: int) -> Strategy | None:

@@ -221,6 +221,11 @@ def unreduced(position: int) -> Complete:
     return complete
 
 
+def draw(op: Op) -> str:
+    """Each sample is drawn whole; a draw of the step (a key without a dimension) knows no samples."""
+    return ("b -> b" if op.operands[0] else " ->") + " !*m"
+
+
 def cross_entropy(op: Op, slot: int, shard: Shard, ranks: int) -> Strategy | None:
     """Sharded over classes the op reduces by itself and returns the whole loss of each row."""
     strategy = bind("t v, t -> t", op.operands, op.result).complete(slot, shard)

@@ -2,6 +2,7 @@
 
 name            dtype, shape       value
 sample_keys     int64, (b,)        a key of each sample of the micro-batch, for what is drawn at random
+step_key        int64, ()          the step's key, for draws that are alike for all samples
 sample_count    int64, ()          samples of the global batch
 batch_share     float64, ()        samples of the micro-batch / samples of the global batch
 count_N         any                a count over the samples of the global batch (counts.py)
@@ -12,7 +13,8 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-SAMPLE_KEYS, SAMPLE_COUNT, BATCH_SHARE = "sample_keys", "sample_count", "batch_share"
+SAMPLE_KEYS, STEP_KEY = "sample_keys", "step_key"
+SAMPLE_COUNT, BATCH_SHARE = "sample_count", "batch_share"
 
 
 def step_input(graph: fx.Graph, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> fx.Node:
@@ -32,6 +34,11 @@ def sample_keys(graph: fx.Graph, batch: int) -> fx.Node:
     node = step_input(graph, SAMPLE_KEYS, (batch,), torch.int64)
     node.meta["batch_dims"] = (0,)
     return node
+
+
+def step_key(graph: fx.Graph) -> fx.Node:
+    """The key of the step."""
+    return step_input(graph, STEP_KEY, (), torch.int64)
 
 
 def sample_count(graph: fx.Graph) -> fx.Node:

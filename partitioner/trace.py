@@ -19,7 +19,7 @@ from partitioner.blocks import find_units
 from partitioner.check import check_graph
 from partitioner.constants import merge_equal
 from partitioner.counts import Count
-from partitioner.dropouts import separate_units
+from partitioner.draws import separate_units
 from partitioner.errors import InputError
 from partitioner.graph import Graph, ParameterInfo, gradient_free, placeholders
 from partitioner.normalize import normal_ops, normal_samples

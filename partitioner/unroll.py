@@ -9,6 +9,7 @@ What stands ahead of the blocks (masks that each layer makes) lies in groups of 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 from torch import fx
@@ -22,7 +23,7 @@ from partitioner.shapes import evaluate_like, operands
 Block = tuple[str, ...]
 Group = tuple[list[fx.Node], list[fx.Node], list[fx.Node]]  # nodes of the first, the copied and the last block
 Reader = Callable[[fx.Node], fx.Node]
-_META = ("source", "kind", "trains", "modules", "stack_trace", "grown", "slopes", "samples", "val")
+_META = ("source", "kind", "trains", "modules", "stack_trace", "grown", "slopes", "samples", "site", "val")
 
 
 class UnlikeError(ValueError):
@@ -166,6 +167,9 @@ def _copy(new: fx.Graph, node: fx.Node, read: Reader, renamed: tuple[Block, Bloc
     copy.meta = {key: node.meta[key] for key in _META if key in node.meta}
     if renamed:
         copy.meta["modules"] = tuple(_rename(path, *renamed) for path in module_path(node))
+        if "site" in node.meta:
+            site = node.meta["site"]
+            copy.meta["site"] = replace(site, module=_rename(site.module, *renamed))
         evaluate_like(copy, node)
         if "source" in node.meta:
             copy.meta["source"] = _rename(node.meta["source"], *renamed)

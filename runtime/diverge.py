@@ -27,7 +27,6 @@ from runtime.engine import Engine
 from runtime.groups import Groups, Log
 from runtime.observe import Observing, Seen, differs, total, whole
 from runtime.parity import LIMIT, Difference, engine_of, own_samples
-from runtime.reference import sample_keys
 from runtime.worker import BoundCall
 from runtime.world import everywhere
 
@@ -242,7 +241,7 @@ def _plain(
 ) -> Seen:
     """What the plain model makes of this rank's micro-batch, on this rank alone."""
     sized = resize(graph, next(iter(batch.values())).shape[0])
-    values = step_values(sized, batch, sample_keys(sized))
+    values = step_values(sized, batch)
     size = program.micro_batch
     first = (groups.coordinates["dp"] * program.micro_batches + micro_batch) * size
     values = {n: t[first : first + size] if t.dim() else t for n, t in values.items()}

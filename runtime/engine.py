@@ -21,7 +21,7 @@ from partitioner.derived import OPTIMIZER, PIPELINE, SYNC
 from partitioner.errors import InputError
 from partitioner.ops import mix64
 from partitioner.program import Program
-from partitioner.step_inputs import BATCH_SHARE, SAMPLE_COUNT, SAMPLE_KEYS
+from partitioner.step_inputs import BATCH_SHARE, SAMPLE_COUNT, SAMPLE_KEYS, STEP_KEY
 from runtime import checkpoint
 from runtime.checkpoint import Progress
 from runtime.finite import first_culprit, number
@@ -132,10 +132,11 @@ class Engine:
         return rows
 
     def _of_step(self, micro_batch: int) -> Named:
-        """The micro-batch's keys, how many samples the global batch has, and the micro-batch's share of them."""
+        """The keys of samples and step, how many samples the global batch has, and the micro-batch's share of them."""
         samples = self.program.micro_batches * self.groups.size("dp") * self.program.micro_batch
         made = {
             SAMPLE_KEYS: lambda: self._sample_keys(micro_batch),
+            STEP_KEY: lambda: torch.tensor(mix64(self.program.seed, self.steps_done), device=self.groups.device),
             SAMPLE_COUNT: lambda: torch.tensor(samples, device=self.groups.device),
             BATCH_SHARE: lambda: torch.tensor(self.program.micro_batch / samples, dtype=torch.float64).to(
                 self.groups.device

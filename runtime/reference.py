@@ -11,7 +11,6 @@ from torch import nn
 from partitioner.batch import resize
 from partitioner.graph import Graph
 from partitioner.interpret import interpret
-from partitioner.ops import mix64
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ def train(
     first: tuple[float, dict[str, torch.Tensor], float] | None = None
     for step in range(steps):
         optimizer.zero_grad()
-        loss = run(graph, parameters, batch, seed, step)
+        loss = interpret(graph, parameters, batch, seed, step)
         loss.backward()
         gradients = {n: p.grad.clone() for n, p in parameters.items() if p.grad is not None}
         norm = float(torch.nn.utils.clip_grad_norm_(trained, clip))
@@ -50,19 +49,3 @@ def train(
         optimizer.step()
     assert first is not None
     return Steps(*first, {n: p.detach() for n, p in parameters.items()})
-
-
-def run(
-    graph: Graph,
-    parameters: Mapping[str, torch.Tensor],
-    batch: Mapping[str, torch.Tensor],
-    seed: int = 0,
-    step: int = 0,
-) -> torch.Tensor:
-    """The loss of the graph's batch, taken as the whole global batch, in one step."""
-    return interpret(graph, parameters, batch, sample_keys(graph, seed, step))
-
-
-def sample_keys(graph: Graph, seed: int = 0, step: int = 0) -> torch.Tensor:
-    """The keys of the graph's samples in one step."""
-    return torch.tensor([mix64(seed, step, n) for n in range(graph.batch)], dtype=torch.int64)

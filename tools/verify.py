@@ -16,10 +16,10 @@ import torch
 
 from partitioner import Graph, Plan, lower, search, trace
 from partitioner.errors import InputError
+from partitioner.interpret import interpret
 from partitioner.layout import Shard, parse_placement
 from runtime import launch
 from runtime.parity import FLOOR
-from runtime.reference import run
 from tools.dry_run import dry_run
 from tools.entry import parse_settings
 from tools.families import Family, cluster, families
@@ -155,7 +155,7 @@ def traced_error(graph: Graph, source: Source) -> float | None:
     own = dict(module.named_parameters(remove_duplicate=False))
     wanted = {n: own[n].grad for n in graph.parameters}
     copies = {n: own[n].detach().clone().requires_grad_(p.requires_grad) for n, p in graph.parameters.items()}
-    found = run(graph, copies, batch)
+    found = interpret(graph, copies, batch)
     found.backward()
     module.zero_grad()
     size = sorted(float(g.abs().max()) for g in wanted.values() if g is not None)

@@ -26,7 +26,7 @@ def interpret(graph: Graph, model: nn.Module, batch: dict[str, torch.Tensor]) ->
     """The loss and every gradient, by running the graph node by node with the model's own weights."""
     tensors = dict(model.named_parameters(remove_duplicate=False))
     weights = {n: tensors[n].detach().clone().requires_grad_(p.requires_grad) for n, p in graph.parameters.items()}
-    loss = interpreter.interpret(graph, weights, batch, torch.arange(graph.batch) + 7)
+    loss = interpreter.interpret(graph, weights, batch, 7)
     loss.backward()
     return loss.detach(), {name: w.grad for name, w in weights.items() if w.grad is not None}
 

@@ -76,6 +76,8 @@ _RULED: list[Sample] = [
     Sample(aten.scatter.src, (real(4, 6), 1, torch.arange(6).repeat(4, 1)[:, 1:4], real(4, 3))),
     Sample(own.top_indices.default, (real(4, 6), 2, -1)),
     Sample(own.site_keys.default, (integers(99, 6), 3)),
+    Sample(own.draw.default, (integers(99, 6), "normal", [0.0, 1.0], 3, [4], torch.float64)),
+    Sample(own.draw.default, (integers(99), "uniform", [0.0, 2.0], 3, [6, 4], torch.float64)),
     Sample(aten.layer_norm.default, (real(4, 6, 8), [8], real(8), real(8))),
     Sample(aten.layer_norm.default, (real(4, 6, 8), [8])),
     Sample(aten.rms_norm.default, (real(4, 6, 8), [8], real(8))),

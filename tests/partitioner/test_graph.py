@@ -43,7 +43,7 @@ class Recorder(fx.Interpreter):
 
 def _measure(graph: Graph, model: nn.Module, batch: dict[str, torch.Tensor]) -> int:
     weights = dict(model.named_parameters(remove_duplicate=False))
-    given = arguments(graph, weights, step_values(graph, batch, torch.arange(graph.batch)))
+    given = arguments(graph, weights, step_values(graph, batch))
     recorder = Recorder(graph)
     with torch.autograd.graph.saved_tensors_hooks(recorder.pack, lambda t: t):
         recorder.run(*given)
