@@ -16,19 +16,16 @@ from typing import Any
 import torch
 from torch import fx
 
-from partitioner.constants import module_path
-from partitioner.errors import InputError
 from partitioner.ops import own
 from partitioner.shapes import emit, operands, shape_of
 
 aten = torch.ops.aten
 _NONE, _MEAN, _SUM = 0, 1, 2  # at::Reduction
 _RESHAPE, _GATHER = aten.reshape.default, aten.gather.default
-_OWN_MEANS = (aten.ctc_loss.IntList, aten.ctc_loss.Tensor)  # of each sample by its own length
 
 
 def loss_forms(graph: fx.Graph) -> None:
-    """Write each loss of ``graph`` out, in place; raises InputError for one whose mean is of another kind."""
+    """Write each loss of ``graph`` out, in place."""
     for node in list(graph.nodes):
         row = _FORMS.get(node.target) or (_elementwise if _reduces(node) else None)  # type: ignore[call-overload]
         if row is None:
@@ -58,9 +55,6 @@ def _elementwise(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     given = _arguments(node)
     if given["reduction"] == _NONE:
         return None
-    if node.target in _OWN_MEANS:
-        where = ".".join(module_path(node)[-1:])
-        raise InputError(f"{node.target} in {where} has a mean of its own: take reduction='none', then sum and divide")
     schema = node.target._schema  # type: ignore[union-attr]
     each = given | {"reduction": _NONE}
     positional = [each[a.name] for a in schema.arguments if not a.kwarg_only]

@@ -15,7 +15,7 @@ from partitioner import Graph, trace
 from partitioner.batch import resize
 from partitioner.eager_draws import KeyedDraws, eager_draws
 from partitioner.errors import InputError
-from runtime.reference import run
+from partitioner.interpret import interpret as run
 
 VOCAB, WIDTH, SEQ, TRACED, SEED, STEP = 11, 8, 6, 3, 7, 2
 Map = Callable[[torch.Tensor], torch.Tensor]

@@ -77,12 +77,14 @@ def test_a_sum_over_samples_is_refused_by_name() -> None:
     assert "in middle mixes samples" in str(trace(Net(Center()), _classes()).inseparable)
 
 
-def test_a_term_that_no_sample_owns_is_refused() -> None:
+def test_a_term_that_no_sample_owns_counts_once() -> None:
     class Regularized(Net):
         def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             return super().forward(x, y) + self.first.weight.square().sum()
 
-    assert "mixes samples" in str(trace(Regularized(nn.Identity()), _classes()).inseparable)
+    graph = trace(Regularized(nn.Identity()), _classes())
+    assert graph.inseparable is None
+    assert "batch_share" in graph.nodes
 
 
 def test_batch_statistics_are_refused_by_name() -> None:
