@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -43,6 +44,8 @@ class Graph:
 
     ``units`` cover, in order, every op that has a gradient; ops without one (masks, RoPE tables, shifted labels) are
     ``constants`` or ``prelude`` and are recomputed by each stage that needs them.
+    ``batched`` names the inputs that carry samples in dimension 0; the others belong to every sample. ``plain`` are
+    values of the batch that are no tensors, by name: the graph holds for these. ``notes`` is what tracing has to say.
     ``batch_layout`` says for each value that carries the batch where it lies; ``inseparable`` names the first op that
     mixes samples, None when the loss is a sum over samples.
     """
@@ -57,6 +60,9 @@ class Graph:
     prelude: tuple[str, ...]
     batch_layout: dict[str, Shard] = field(repr=False)
     inseparable: str | None = None
+    notes: tuple[str, ...] = ()
+    batched: tuple[str, ...] = ()
+    plain: Mapping[str, object] = field(default_factory=dict)
 
     @cached_property
     def nodes(self) -> dict[str, fx.Node]:

@@ -6,7 +6,8 @@ which of them go in and what names the results get, so that identical blocks sha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import fx
@@ -88,7 +89,8 @@ class Program:
     dropout key of each sample, and ``loss_count`` (float64, scalar), the number of counted targets of the whole
     global batch. ``count`` maps the batch inputs of one micro-batch to its number of counted targets (int64, scalar).
     ``actions[p]`` is what pipeline rank p does, in order; stage s lies on pipeline rank ``s % pp``. ``buffers`` are the
-    source model's, whole on every rank; calls name them ``buffer:NAME``.
+    source model's, whole on every rank; calls name them ``buffer:NAME``. ``batched`` are the inputs that carry samples
+    (None: all), the others go whole into every micro-batch; ``plain`` are the batch's other values, as they must stay.
     """
 
     stages: tuple[Stage, ...]
@@ -104,6 +106,8 @@ class Program:
     actions: tuple[tuple[Action, ...], ...]
     seed: int
     buffers: dict[str, torch.Tensor]
+    batched: tuple[str, ...] | None = None
+    plain: Mapping[str, object] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """Readable Python."""

@@ -54,7 +54,8 @@ def unit_reads(folded: Folded, names: Mapping[Unit, str]) -> dict[str, tuple[tup
 
 
 def notes(priced: Priced) -> Iterator[str]:
-    """What was replicated for want of a rule."""
+    """What tracing has to say, and what was replicated for want of a rule."""
+    yield from priced.folded.graph.notes
     for g, units in enumerate(priced.folded.groups):
         for node in priced.folded.body(g):
             if rule_of(str(node.target)) is None:

@@ -3,60 +3,89 @@
 from __future__ import annotations
 
 import inspect
-import linecache
-import warnings
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+import re
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from partitioner.batches import Flat, carriers, flat
 from partitioner.blocks import find_units
 from partitioner.check import check_graph
 from partitioner.constants import merge_equal
 from partitioner.dropouts import separate_units
-from partitioner.errors import InputError
 from partitioner.graph import Graph, ParameterInfo, gradient_free, placeholders
+from partitioner.hooks import hooks_refused, refuse_hooks
+from partitioner.kept_functions import Kept, kept_functions
 from partitioner.normalize import normalize
-from partitioner.rehearse import replaced
+from partitioner.outputs import loss_of
+from partitioner.rehearse import CantRehearse, replaced
 from partitioner.runs import Run, find_runs
 from partitioner.separation import batch_layouts
-from partitioner.unroll import unroll
+from partitioner.uncapturable import RaisedInModel, ValuesRefused, quiet, refuse_ops, refused
+from partitioner.unroll import UnlikeError, unroll
+from partitioner.untouched import untouched
 
 Progress = Callable[[str], None]
 
 
-def trace(model: nn.Module, batch: dict[str, torch.Tensor], progress: Progress = lambda text: None) -> Graph:
-    """The training graph of ``model(**batch)``, whose output is a scalar loss, or has one as ``.loss`` or ``["loss"]``.
+def trace(model: nn.Module, batch: Mapping[str, Any], progress: Progress = lambda text: None) -> Graph:
+    """The training graph of ``model(**batch)``, whose output is a scalar loss, or has one (``outputs.loss_of``).
 
-    ``model`` lies on any device, meta included, and is left as it was. ``batch`` maps argument names to example
-    tensors; dimension 0 of the largest number of them is the batch dimension. Raises InputError, naming the module
-    and source line, when torch.export can't capture the model, and when the loss is not a scalar tensor.
+    ``model`` lies on any device, meta included, and is left as it was, and so is the random state. ``batch`` maps
+    argument names to example tensors, to plain values, which stay as they are, or to dicts, lists and tuples of them.
+    Raises InputError, naming the module and source line, when the model can't be captured as it would run.
     ``progress`` is told what goes on, in words.
     """
     progress("tracing: looking for blocks that run alike")
-    samples = _batch_size(batch)
-    given = _on_cpu(_two_samples(batch, samples))
-    with suppress(Exception):  # what goes wrong here either does not matter below or is named there
-        runs = _rehearse(model, given)
-        if runs:
-            return _trace(model, given, max(samples, 2), runs, progress)
-    return _trace(model, given, max(samples, 2), (), progress)
+    refuse_hooks(model)
+    given = _given(batch)
+    notes = list[str]()
+    with untouched(model, lambda: _run(model, given)), kept_functions(model) as kept, hooks_refused(model, notes):
+        try:
+            runs = _rehearse(model, given)
+            return _trace(model, given, runs, kept, notes, progress)
+        except (CantRehearse, UnlikeError) as error:
+            notes.append(f"every block was traced by itself: {error}")
+            return _trace(model, given, (), kept, notes, progress)
 
 
 def _trace(
-    model: nn.Module, batch: dict[str, torch.Tensor], samples: int, runs: tuple[Run, ...], progress: Progress
+    model: nn.Module, batch: _Batch, runs: tuple[Run, ...], kept: Kept, notes: list[str], progress: Progress
 ) -> Graph:
     """The graph of ``model``, of which export does not see the blocks that ``runs`` skip."""
     progress(f"tracing: capturing, {'alike blocks once' if runs else 'every block by itself'}")
-    captured = _collect(model, _export(model, batch, runs))
+    exported = _export(model, batch, runs)
+    kept.settle(exported.graph_module)
+    captured = _collect(model, exported, batch)
     progress(f"tracing: {len(captured.module.graph.nodes):,} ops captured, putting them into one form")
-    normalize(captured.module, captured.buffers, samples)
-    graph = _graph(captured, unroll(captured.module.graph, runs), samples)
+    normalize(captured.module, captured.buffers, batch.samples)
+    graph = _graph(captured, unroll(captured.module.graph, runs), batch, tuple(notes))
     progress(f"tracing: {len(graph.nodes):,} ops in {len(graph.blocks)} blocks")
     return graph
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """An example of at least two samples (size 1 would broadcast); ``batched`` names the tensors that carry them."""
+
+    flat: Flat
+    samples: int
+    batched: tuple[str, ...]
+
+    def arguments(self) -> dict[str, torch.Tensor]:
+        """The tensors by names that an argument of Python's may have, in order."""
+        found: dict[str, torch.Tensor] = {}
+        for name, tensor in self.flat.tensors.items():
+            word = re.sub(r"\W|^(?=\d)", "_", name)
+            while word in found:
+                word += "_"
+            found[word] = tensor
+        return found
 
 
 @dataclass(frozen=True)
@@ -67,65 +96,49 @@ class _Captured:
     inputs: tuple[str, ...]
 
 
-def _graph(captured: _Captured, nodes: fx.Graph, batch: int) -> Graph:
+def _graph(captured: _Captured, nodes: fx.Graph, batch: _Batch, notes: tuple[str, ...]) -> Graph:
     merge_equal(nodes)
     units = find_units(nodes)
     separate_units(nodes, units)
     fixed, prelude = gradient_free(nodes)
-    layouts, mixed = batch_layouts(nodes, batch)
+    layouts, mixed = batch_layouts(nodes, batch.samples, batch.batched)
     buffers = {name: captured.buffers[name] for name in placeholders(nodes, "buffer")}
     module = fx.GraphModule(nn.Module(), nodes)
-    graph = Graph(module, captured.parameters, buffers, captured.inputs, batch, units, fixed, prelude, layouts, mixed)
+    graph = Graph(
+        module, captured.parameters, buffers, captured.inputs, batch.samples, units, fixed, prelude, layouts, mixed,
+        notes=notes, batched=batch.batched, plain=batch.flat.plain,
+    )  # fmt: skip
     check_graph(graph)
     return graph
 
 
-def _batch_size(batch: dict[str, torch.Tensor]) -> int:
-    values: list[object] = list(batch.values())
-    if not all(isinstance(t, torch.Tensor) for t in values):
-        raise InputError("the batch must be a dict of example tensors, one for each argument of the model's forward")
-    sizes = [t.shape[0] for t in batch.values() if t.dim()]
-    if not sizes:
-        raise InputError("no tensor of the batch has a dimension: give each a leading batch dimension")
-    return max(set(sizes), key=sizes.count)
+def _given(batch: Mapping[str, Any]) -> _Batch:
+    """On the CPU, without shared storage, which export would merge, and of at least two samples."""
+    found = flat(batch)
+    samples, batched = carriers(found.tensors)
+    repeated = batched if samples == 1 else ()
+    tensors = {n: torch.empty(t.shape, dtype=t.dtype) if t.is_meta else t.cpu() for n, t in found.tensors.items()}
+    tensors = {n: torch.cat([t, t]) if n in repeated else t.detach().clone() for n, t in tensors.items()}
+    return _Batch(Flat(tensors, found.plain, found.names, found.spec), max(samples, 2), batched)
 
 
-def _two_samples(batch: dict[str, torch.Tensor], samples: int) -> dict[str, torch.Tensor]:
-    """A batch of at least two samples (size 1 would broadcast), without shared storage, which export would merge."""
-    if samples > 1:
-        return {name: t.detach().clone() for name, t in batch.items()}
-    return {name: torch.cat([t, t]) if t.dim() and t.shape[0] == 1 else t.detach().clone() for name, t in batch.items()}
-
-
-def _step(model: nn.Module, names: list[str]) -> nn.Module:
+def _step(model: nn.Module, batch: _Batch) -> nn.Module:
     """A module that returns the loss; export needs its arguments spelled out, so the signature is made to order."""
+    names, words = list(batch.flat.tensors), list(batch.arguments())
 
-    def forward(self: nn.Module, **batch: torch.Tensor) -> torch.Tensor:
-        return _loss(model_of(self)(**batch))
+    def forward(self: nn.Module, **tensors: torch.Tensor) -> torch.Tensor:
+        given = batch.flat.together(dict(zip(names, (tensors[word] for word in words), strict=True)))
+        try:
+            return loss_of(self.get_submodule("model")(**given), type(model).__name__)
+        except Exception as error:  # any model code may run here
+            raise RaisedInModel(error) from error
 
-    def model_of(self: nn.Module) -> nn.Module:
-        return self.get_submodule("model")
-
-    parameters = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in ["self", *names]]
+    parameters = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in ["self", *words]]
     forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     step = type("Step", (nn.Module,), {"forward": forward})()
     step.add_module("model", model)
+    step.training = model.training
     return step
-
-
-def _loss(output: object) -> torch.Tensor:
-    if isinstance(output, torch.Tensor):
-        loss = output
-    elif isinstance(output, dict):
-        loss = output.get("loss")
-    else:
-        loss = getattr(output, "loss", output[0] if isinstance(output, tuple | list) and output else None)
-    if not isinstance(loss, torch.Tensor) or loss.dim():
-        raise InputError(
-            "the model must return a scalar loss, or an output with a scalar .loss: pass the labels in the batch, "
-            f"or wrap the model; it returned {type(output).__name__}"
-        )
-    return loss
 
 
 @contextmanager
@@ -151,51 +164,39 @@ def _fake_state(model: nn.Module, mode: FakeTensorMode) -> Generator[None]:
             setattr(module, name, tensor)
 
 
-def _on_cpu(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {n: torch.empty(t.shape, dtype=t.dtype) if t.is_meta else t.to("cpu") for n, t in batch.items()}
-
-
-def _rehearse(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[Run, ...]:
+def _rehearse(model: nn.Module, batch: _Batch) -> tuple[Run, ...]:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with _fake_state(model, mode):
-        return find_runs(model, {n: mode.from_tensor(t) for n, t in batch.items()}, mode)
+        return find_runs(model, batch.flat.together(_faked(batch.flat.tensors, mode)), mode)
 
 
-def _export(model: nn.Module, batch: dict[str, torch.Tensor], runs: tuple[Run, ...]) -> torch.export.ExportedProgram:
+def _run(model: nn.Module, batch: _Batch) -> None:
+    """One forward without values."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    step = _step(model, list(batch)).train(model.training)
+    with _fake_state(model, mode), quiet(), mode:
+        model(**batch.flat.together(_faked(batch.flat.tensors, mode)))
+
+
+def _faked(tensors: Mapping[str, torch.Tensor], mode: FakeTensorMode) -> dict[str, torch.Tensor]:
+    return {name: mode.from_tensor(t) for name, t in tensors.items()}
+
+
+def _export(model: nn.Module, batch: _Batch, runs: tuple[Run, ...]) -> torch.export.ExportedProgram:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
     stubs = {path: stub for run in runs for path, stub in run.stubs.items()}
     try:
-        with _fake_state(model, mode), replaced(model, stubs), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.export.export(step, (), {n: mode.from_tensor(t) for n, t in batch.items()}, strict=False)
-    except InputError:
-        raise
-    except Exception as error:
-        where = _where(error, model)
-        raise InputError(f"{type(model).__name__} can't be traced{where}: {_first_line(error)}") from error
+        with _fake_state(model, mode), replaced(model, stubs), quiet(), ValuesRefused(model):
+            arguments = _faked(batch.arguments(), mode)
+            exported = torch.export.export(_step(model, batch), (), arguments, strict=False)
+    except RaisedInModel as raised:
+        raise refused(raised.error, model) from raised.error
+    except Exception as error:  # export's own passes say in many types of errors what they can't capture
+        raise refused(error, model) from error
+    refuse_ops(exported.graph_module, model)
+    return exported
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:400]
-
-
-def _where(error: BaseException, model: nn.Module) -> str:
-    """The innermost frame that runs in a submodule's forward, as ' in MODULE at FILE:LINE (source)'."""
-    names = {id(module): name or "the top module" for name, module in model.named_modules()}
-    found = ""
-    frame = error.__traceback__
-    while frame:
-        owner = frame.tb_frame.f_locals.get("self")
-        if id(owner) in names and not frame.tb_frame.f_code.co_filename.startswith(torch.__path__[0]):
-            file, line = frame.tb_frame.f_code.co_filename, frame.tb_lineno
-            found = f" in {names[id(owner)]} at {file}:{line} ({linecache.getline(file, line).strip()})"
-        frame = frame.tb_next
-    return found
-
-
-def _collect(model: nn.Module, exported: torch.export.ExportedProgram) -> _Captured:
+def _collect(model: nn.Module, exported: torch.export.ExportedProgram, batch: _Batch) -> _Captured:
     """Placeholders take the source names; parameters tied by identity become one."""
     module = exported.graph_module
     signature = exported.graph_signature
@@ -212,6 +213,7 @@ def _collect(model: nn.Module, exported: torch.export.ExportedProgram) -> _Captu
     state = {**dict(model.named_buffers(remove_duplicate=False)), **exported.constants}
     buffer_of = {**signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
     parameter_of = signature.inputs_to_parameters
+    names = dict(zip(signature.user_inputs, batch.flat.tensors, strict=True))
     kept: dict[str, fx.Node] = {}
     for node in [n for n in module.graph.nodes if n.op == "placeholder"]:
         source, buffer = parameter_of.get(node.name), buffer_of.get(node.name)
@@ -223,7 +225,7 @@ def _collect(model: nn.Module, exported: torch.export.ExportedProgram) -> _Captu
             assert isinstance(value, torch.Tensor)
             buffers[name] = value
         else:
-            name, kind = str(node.target), "input"
+            name, kind = names[node.name], "input"
         _merge(node, name, kind, kept)
         if kind == "parameter":
             kept[name].meta["trains"] = parameters[name].requires_grad
