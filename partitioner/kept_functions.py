@@ -31,6 +31,7 @@ _SINGLE: Any = autograd_function._SingleLevelFunction  # pyright: ignore[reportP
 _PLAIN = (
     bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format,
 )  # fmt: skip
+_TORCHS = ("torch.utils.checkpoint", "torch._library.autograd")  # of what is captured as it is: checkpoint, custom ops
 _LIBRARY = "partitioner_capture"
 _MEND = "write it with torch's own ops, or wrap the model without it"
 
@@ -43,12 +44,7 @@ class _Outputs:
     alone: bool
     differentiable: tuple[int, ...]
     others: tuple[int, ...]
-
-    @property
-    def side(self) -> int:
-        """1 where all tensors with a gradient count the same thing in dimension 0, so that samples stay apart."""
-        found = [self.values[n] for n in self.differentiable]
-        return int(all(t.dim() > 0 and t.shape[0] == found[0].shape[0] for t in found))
+    side: int
 
 
 @dataclass
@@ -67,7 +63,7 @@ class Kept:
         if function is CheckpointFunction:
             return _checkpointed(*arguments)
         tensors = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
-        if self.trying or not tensors or function.__module__ == "torch.utils.checkpoint":
+        if self.trying or not tensors or function.__module__ in _TORCHS:
             return apply_plainly(function, *arguments)
         outputs = self._tried(function, arguments, tensors)
         several = None if len(outputs.values) == 1 else outputs.differentiable
@@ -131,8 +127,9 @@ class Kept:
             self._try_backward(function, [values[n] for n in differentiable], leaves)
             if mode.drawn:
                 self._refuse(function, f"draws random numbers ({mode.drawn})")
+            side = _side([values[n] for n in differentiable])
         others = tuple(n for n in found if n not in differentiable)
-        return _Outputs(values, alone, differentiable, others)
+        return _Outputs(values, alone, differentiable, others, side)
 
     @contextmanager
     def _inside(self) -> Generator[None]:
@@ -179,6 +176,11 @@ class Kept:
                     tensors, number = node.args
                     node.target, arguments = self.calls[number]
                     node.args = tuple(_placed(arguments, tensors))
+
+
+def _side(tensors: list[torch.Tensor]) -> int:
+    """1 where all of them count the same thing in dimension 0, so that samples stay apart."""
+    return int(all(t.dim() > 0 and t.shape[0] == tensors[0].shape[0] for t in tensors))
 
 
 class _Tensor:
