@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from partitioner.autograd_functions import alone
 from partitioner.errors import InputError
 from partitioner.places import first_argument
 
@@ -28,14 +29,19 @@ class Generators:
 
     def __init__(self, model: nn.Module) -> None:
         self.rows = list(_rows(model))
-        self.before = [read() for _, read, _ in self.rows]
+        self.before = self.states()
         self.torch_state = torch.random.get_rng_state()
         self.on_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
 
+    def states(self) -> list[Any]:
+        """Of all of them, now."""
+        with alone():
+            return [read() for _, read, _ in self.rows]
+
     def restore(self) -> None:
         """Put every state back, torch's own too."""
-        for (_, read, write), state in zip(self.rows, self.before, strict=True):
-            if not _equal(read(), state):
+        for (_, _, write), state, now in zip(self.rows, self.before, self.states(), strict=True):
+            if not _equal(now, state):
                 write(state)
         torch.random.set_rng_state(self.torch_state)
         if self.on_devices:
@@ -43,8 +49,8 @@ class Generators:
 
     def drawn(self) -> str | None:
         """The first generator whose state is another than at the start."""
-        pairs = zip(self.rows, self.before, strict=True)
-        return next((name for (name, read, _), state in pairs if not _equal(read(), state)), None)
+        rows = zip(self.rows, self.before, self.states(), strict=True)
+        return next((name for (name, _, _), state, now in rows if not _equal(now, state)), None)
 
     def refuse_draws(self, model: nn.Module, forward: Frames) -> None:
         """Raise InputError if a generator was drawn from, naming the module and line that does so in ``forward``."""
@@ -60,16 +66,15 @@ class Generators:
         """The innermost line that draws, found by looking at the states after each line of the model's code."""
         names = {id(module): name or "the top module" for name, module in model.named_modules()}
         found: list[str] = []
-        last = [read() for _, read, _ in self.rows]
+        last = self.states()
 
         def look(frame: FrameType, line: int) -> None:
-            now = [read() for _, read, _ in self.rows]
-            if not found and not all(map(_equal, now, last)):
+            if not found and not all(map(_equal, self.states(), last)):
                 owner, file = _owner(frame, names), frame.f_code.co_filename
                 found.append(f"{owner} at {file}:{line} ({linecache.getline(file, line).strip()})")
 
         def watch(frame: FrameType, event: str, _: Any) -> Any:
-            if frame.f_code.co_filename.startswith((torch.__path__[0], np.__path__[0])):
+            if frame.f_code.co_filename.startswith((torch.__path__[0], np.__path__[0], random.__file__)):
                 return None
             line = [frame.f_lineno]
 
@@ -84,6 +89,8 @@ class Generators:
         sys.settrace(watch)
         try:
             forward()
+        except Exception:  # any model code may run here; what it draws from was found, where it does so need not be
+            return ""
         finally:
             sys.settrace(tracing)
         return f", in {found[0]}" if found else ""
@@ -122,12 +129,12 @@ def _own(value: Any) -> tuple[Callable[[], Any], Callable[[Any], None]] | None:
         bits = value.bit_generator
         return lambda: bits.state, lambda state: setattr(bits, "state", state)
     if isinstance(value, torch.Generator):
-        return value.get_state, lambda state: value.set_state(state) and None
+        return lambda: value.get_state().numpy(), lambda state: value.set_state(torch.from_numpy(state)) and None
     return None
 
 
 def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor | np.ndarray):
+    if isinstance(a, np.ndarray):
         return bool((a == b).all())
     if isinstance(a, dict):
         return all(_equal(v, b[k]) for k, v in a.items())

@@ -11,7 +11,7 @@ from types import FrameType
 import torch
 from torch import nn
 
-_NOT_THE_USERS = (torch.__path__[0], str(Path(__file__).parent))
+_TORCH, _OWN = torch.__path__[0], str(Path(__file__).parent)
 Framed = tuple[FrameType, int]
 
 
@@ -32,10 +32,11 @@ def _place(frames: Iterable[Framed], model: nn.Module) -> str:
     names = {id(module): name or "the top module" for name, module in model.named_modules()}
     module, where = "", ""
     for frame, line in frames:
-        owner = names.get(id(first_argument(frame)))
-        module = owner or module
         file = frame.f_code.co_filename
-        if module and not file.startswith((*_NOT_THE_USERS, "<")):
+        if file.startswith(_OWN):
+            continue
+        module = names.get(id(first_argument(frame))) or module
+        if module and not file.startswith((_TORCH, "<")):
             where = f" at {file}:{line} ({linecache.getline(file, line).strip()})"
     return f" in {module}{where}" if module else ""
 

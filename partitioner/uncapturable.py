@@ -31,6 +31,10 @@ _SIZE = (
     "the size of the result depends on values of the batch, and one program serves every batch: keep the shape, and "
     "mask what does not count (torch.where, a product with the mask, ignore_index)"
 )
+_GENERATOR = (
+    "it draws from a torch.Generator of its own, whose state is no part of a step: draw without generator= to have the "
+    "numbers follow from the run's seed"
+)
 _SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
@@ -73,15 +77,18 @@ def in_a_line(error: BaseException) -> str:
 
 
 class ValuesRefused(TorchFunctionMode):
-    """Refuses, where the model's code calls it, what makes a size or a number that hangs on values of the batch."""
+    """Refuses, where the model's code calls it, what makes a size or a number that hangs on values of the batch, and
+    what draws from a generator of the model's own."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        why = _hangs_on_values(result)
+        given = (*args, *(kwargs or {}).values())
+        drawn = _GENERATOR if any(isinstance(value, torch.Generator) for value in given) else None
+        result = None if drawn else func(*args, **(kwargs or {}))
+        why = drawn or _hangs_on_values(result)
         if why:
             raise InputError(f"{type(self.model).__name__} can't be traced{place_here(self.model)}: {why}")
         return result

@@ -73,7 +73,7 @@ class Late(torch.autograd.Function):
 
 
 class Several(torch.autograd.Function):
-    """Two results with a gradient, one of another type, one without, and a number; no gradient for its second operand."""
+    """Two results with a gradient, one of another type, one without, and a number; its second operand gets none."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, y: torch.Tensor) -> Any:
@@ -203,7 +203,6 @@ MIDDLES: dict[str, Middle] = {
     "in no_grad": lambda block, h, n: h + _in_no_grad(h),
     "reentrant checkpoint": lambda block, h, n: checkpoint(block.norm, h, use_reentrant=True),
 }
-
 
 
 def _in_no_grad(h: torch.Tensor) -> torch.Tensor:
