@@ -22,7 +22,7 @@ from partitioner.constants import module_path
 from partitioner.graph import Graph, Unit, has_gradient
 from partitioner.program import Program
 from partitioner.shapes import operands
-from runtime.engine import Engine
+from runtime.engine import KEYS, Engine
 from runtime.groups import Groups, Log
 from runtime.observe import Observing, Seen, differs, total, whole
 from runtime.parity import LIMIT, Difference, engine_of, own_samples
@@ -240,10 +240,11 @@ def _plain(
     micro_batch: int,
 ) -> Seen:
     """What the plain model makes of this rank's micro-batch, on this rank alone."""
-    values = inputs(resize(graph, next(iter(batch.values())).shape[0]), batch)
+    values = inputs(resize(graph, batch[graph.batched[0]].shape[0]), batch)
     size = program.micro_batch
     first = (groups.coordinates["dp"] * program.micro_batches + micro_batch) * size
-    values = {n: t[first : first + size] if t.dim() else t for n, t in values.items()}
+    batched = (*graph.batched, KEYS)
+    values = {n: t[first : first + size] if n in batched else t for n, t in values.items()}
     graph = resize(graph, size)
     seen = Seen()
     parameters = {n: start[n].clone().requires_grad_(p.requires_grad) for n, p in graph.parameters.items()}
