@@ -10,6 +10,7 @@ import operator
 
 from torch import fx
 
+from partitioner.autograd_functions import AutogradCall
 from partitioner.collectives import OPS
 from partitioner.errors import InputError
 from partitioner.fold import Folded
@@ -43,7 +44,8 @@ def _check_node(node: fx.Node) -> None:
     schema = getattr(node.target, "_schema", None)
     if schema is not None and schema.is_mutable:
         raise ValueError(f"{node.name}: {node.target} changes its operand")
-    if node.op == "call_function" and schema is None and node.target is not operator.getitem:
+    known = node.target is operator.getitem or isinstance(node.target, AutogradCall)
+    if node.op == "call_function" and schema is None and not known:
         raise ValueError(f"{node.name}: {node.target} is not an op")
     if "val" not in node.meta:
         raise ValueError(f"{node.name}: {node.target} has no known value")

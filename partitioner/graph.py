@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -44,9 +45,12 @@ class Graph:
 
     ``units`` cover, in order, every op that has a gradient; ops without one (masks, RoPE tables, shifted labels) are
     ``constants`` or ``prelude`` and are recomputed by each stage that needs them.
-    ``batch_layout`` says for each value that carries the batch where it lies; ``batched`` are the inputs that do.
+    ``batch_layout`` says for each value that carries the batch where it lies; ``batched`` are the inputs that do,
+    in dimension 0; the others belong to every sample.
     ``inseparable`` names the first op that mixes samples, so that dp and micro-batches are not to be had; None when the
     loss is a sum over samples, divided by ``counts`` of the global batch.
+    ``plain`` are values of the batch that are no tensors, by name: the graph holds for these. ``notes`` is what tracing
+    has to say.
     """
 
     module: fx.GraphModule
@@ -61,6 +65,8 @@ class Graph:
     inseparable: str | None = None
     counts: tuple[Count, ...] = ()
     batched: tuple[str, ...] = ()
+    plain: Mapping[str, object] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def nodes(self) -> dict[str, fx.Node]:

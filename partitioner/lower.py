@@ -70,6 +70,7 @@ def lower(graph: Graph, plan: Plan) -> Program:
         actions=schedule(decisions.schedule, decisions.mesh["pp"], decisions.virtual, decisions.micro_batches),
         seed=decisions.seed,
         buffers=dict(graph.buffers),
+        plain=graph.plain,
     )
     check_program(program)
     return program

@@ -6,7 +6,8 @@ which of them go in and what names the results get, so that identical blocks sha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import fx
@@ -90,7 +91,8 @@ class Program:
     every micro-batch. Calls may also read the inputs of step_inputs.py, and each of ``counts`` by its name, summed over
     the micro-batches of the global batch.
     ``actions[p]`` is what pipeline rank p does, in order; stage s lies on pipeline rank ``s % pp``. ``buffers`` are the
-    source model's, whole on every rank; calls name them ``buffer:NAME``.
+    source model's, whole on every rank; calls name them ``buffer:NAME``. ``plain`` are the batch's values
+    that are no tensors, as they must stay.
     """
 
     stages: tuple[Stage, ...]
@@ -106,6 +108,7 @@ class Program:
     actions: tuple[tuple[Action, ...], ...]
     seed: int
     buffers: dict[str, torch.Tensor]
+    plain: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def counted(self) -> tuple[int, ...]:

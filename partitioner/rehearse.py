@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
-import warnings
 from collections.abc import Callable, Generator, Hashable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,35 +14,41 @@ from torch._export.utils import _compiling_state_context  # pyright: ignore[repo
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
+from partitioner.errors import InputError
+from partitioner.uncapturable import in_a_line, quiet
+
 Forward = Callable[..., Any]
+
+
+class CantRehearse(Exception):
+    """The model can't run on fake tensors: says why."""
 
 
 def watch(
     model: nn.Module, batch: Mapping[str, torch.Tensor], mode: FakeTensorMode, paths: list[str],
     stubs: Mapping[str, Forward],
-) -> Record | None:  # fmt: skip
-    """What the submodules ``paths`` do; None if the model can't run. ``stubs`` run in place of other submodules."""
+) -> Record:  # fmt: skip
+    """What the submodules ``paths`` do; ``stubs`` run in place of other submodules.
+
+    Raises CantRehearse where the model can't run without values.
+    """
     record = Record(model)
     forwards = {path: record.watch(path, model.get_submodule(path)) for path in paths}
     try:
         with replaced(model, {**forwards, **stubs}), _as_in_export(), mode, record:
             model(**batch)
-    except Exception:  # any model code may run here; export says what is wrong with it
-        return None
+    except InputError:
+        raise
+    except Exception as error:  # any model code may run here
+        raise CantRehearse(f"the model can't run on fake tensors ({in_a_line(error)})") from error
     return record
 
 
 @contextmanager
 def _as_in_export() -> Generator[None]:
     """Model code that asks is told that it is exported; nothing is printed about what fails."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    disabled, log.disabled = log.disabled, True
-    try:
-        with warnings.catch_warnings(), _compiling_state_context():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.disabled = disabled
+    with quiet(), _compiling_state_context():
+        yield
 
 
 @contextmanager

@@ -54,7 +54,8 @@ def unit_reads(folded: Folded, names: Mapping[Unit, str]) -> dict[str, tuple[tup
 
 
 def notes(priced: Priced) -> Iterator[str]:
-    """What was replicated for want of a rule, and what keeps the batch in one piece."""
+    """What tracing has to say, what was replicated for want of a rule, and what keeps the batch in one piece."""
+    yield from priced.folded.graph.notes
     if priced.folded.graph.inseparable:
         yield f"{priced.folded.graph.inseparable}: dp 1 and one micro-batch"
     for g, units in enumerate(priced.folded.groups):

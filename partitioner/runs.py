@@ -42,21 +42,20 @@ class Run:
 
 
 def find_runs(model: nn.Module, batch: Mapping[str, torch.Tensor], mode: FakeTensorMode) -> tuple[Run, ...]:
-    """Run ``model`` on the fake ``batch`` and find its runs; none if the model can't run on fake tensors.
+    """Run ``model`` on the fake ``batch`` and find its runs; raises CantRehearse if it can't run on fake tensors.
 
     A run is proven by the calls that were made, whatever the modules look like: a layer that asks for its own number
     is in a run unless the answer changes what it computes. A second rehearsal, with the blocks skipped, must do all
     else that the first one did. The model is left as it was.
     """
     stacks = list(_stacks(model))
-    record = watch(model, batch, mode, [path for stack in stacks for path in stack], {}) if stacks else None
-    if record is None:
+    if not stacks:
         return ()
+    record = watch(model, batch, mode, [path for stack in stacks for path in stack], {})
     runs = tuple(run for stack in stacks for run in _runs(record, stack) if _same_buffers(model, run))
     stubs = {path: stub for run in runs for path, stub in run.stubs.items()}
     others = [path for path in record.calls if path not in stubs]
-    again = watch(model, batch, mode, others, stubs) if runs else None
-    return runs if again is not None and again.agrees(record, others) else ()
+    return runs if runs and watch(model, batch, mode, others, stubs).agrees(record, others) else ()
 
 
 def _stacks(model: nn.Module) -> Iterator[list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -90,33 +91,58 @@ def _strategy(op: fx.Node, slot: int, shard: Shard, batch: int) -> Strategy | No
 
 
 def _tried(op: fx.Node, shard: Shard, batch: int) -> Strategy | None:
-    """The batch through an op without a rule, found by running it on random samples, together and one by one."""
+    """The batch through an op without a rule, found by running it on random samples, together and one by one.
+
+    Its backward must come to the same: a sample's gradient hangs on no other's, and a shared operand's is their sum.
+    """
     sides = [op, *operands(op)]
     size = sum(math.prod(shape_of(n)) for n in sides if isinstance(n.meta["val"], torch.Tensor))
     tensors = all(isinstance(n.meta["val"], torch.Tensor) for n in sides)
     if rule_of(str(op.target)) or shard.dim or not tensors or size > MOST_ELEMENTS or shape_of(op)[:1] != (batch,):
         return None
-    generator = torch.Generator().manual_seed(0)
-    values = {n: _random(n.meta["val"], generator) for n in operands(op)}
-    split = {n for n in values if shape_of(n)[:1] == (batch,) and n.meta.get("kind", "input") == "input"}
+    of_samples = {n for n in operands(op) if shape_of(n)[:1] == (batch,) and n.meta.get("kind", "input") == "input"}
+    if not all(_is_apart(op, of_samples, batch, draw) for draw in (torch.rand, torch.randn)):
+        return None
+    return Strategy(tuple(shard if n in of_samples else REPLICATE for n in operands(op)), shard)
 
-    def run(first: int, last: int) -> torch.Tensor:
-        rows = {n: x[first:last] if n in split else x for n, x in values.items()}
+
+def _is_apart(op: fx.Node, of_samples: set[fx.Node], batch: int, draw: Callable[..., torch.Tensor]) -> bool:
+    """Whether an op does to all samples together what it does to each, on drawn operands and a drawn gradient."""
+    generator = torch.Generator().manual_seed(0)
+    values = {n: _random(n.meta["val"], generator, draw) for n in operands(op)}
+    above = _random(op.meta["val"], generator, draw)
+
+    def run(first: int, last: int) -> tuple[torch.Tensor, dict[fx.Node, torch.Tensor]]:
+        rows = {n: x[first:last].clone() if n in of_samples else x.clone() for n, x in values.items()}
+        leaves = {n: x.requires_grad_() for n, x in rows.items() if x.is_floating_point() or x.is_complex()}
         args, kwargs = fx.map_arg((op.args, op.kwargs), lambda n: rows[n])
-        return op.target(*args, **kwargs)  # type: ignore[operator]
+        with torch.enable_grad():
+            result = op.target(*args, **kwargs)  # type: ignore[operator]
+        if not result.requires_grad:
+            return result, {}
+        found = torch.autograd.grad(result, list(leaves.values()), above[first:last], materialize_grads=True)
+        return result.detach(), dict(zip(leaves, found, strict=True))
 
     try:
-        parts = [run(n, n + 1) for n in range(batch)]
-        alike = torch.allclose(torch.cat(parts), run(0, batch), equal_nan=True)
-    except (RuntimeError, IndexError, ValueError, TypeError):
-        return None
-    placements = tuple(shard if n in split else REPLICATE for n in operands(op))
-    return Strategy(placements, shard) if alike else None
+        whole, parts = run(0, batch), [run(n, n + 1) for n in range(batch)]
+        alike = _close(torch.cat([result for result, _ in parts]), whole[0])
+        for n, gradient in whole[1].items():
+            found = [gradients[n] for _, gradients in parts]
+            alike = alike and _close(torch.cat(found) if n in of_samples else torch.stack(found).sum(0), gradient)
+        return alike
+    except (RuntimeError, IndexError, ValueError, TypeError, KeyError, AssertionError):
+        return False
 
 
-def _random(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    if like.is_floating_point():
-        return torch.rand(like.shape, generator=generator).to(like.dtype)
+def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    precise = a.dtype not in (torch.float16, torch.bfloat16)
+    relative, absolute = (1e-4, 1e-6) if precise else (2e-2, 1e-3)
+    return a.shape == b.shape and torch.allclose(a, b, relative, absolute, equal_nan=True)
+
+
+def _random(like: torch.Tensor, generator: torch.Generator, draw: Callable[..., torch.Tensor]) -> torch.Tensor:
+    if like.is_floating_point() or like.is_complex():
+        return draw(like.shape, generator=generator).to(like.dtype)
     return torch.randint(2, like.shape, generator=generator).to(like.dtype)
 
 

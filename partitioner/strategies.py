@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from partitioner.autograd_functions import AutogradCall
 from partitioner.equations import Strategy
 from partitioner.fold import Folded, is_parameter
 from partitioner.graph import op_of
@@ -41,6 +42,8 @@ def space(folded: Folded, ranks: int) -> Space:
 
 
 def _all(node: fx.Node, found: dict[Strategy, None]) -> tuple[Strategy, ...]:
+    if isinstance(node.target, AutogradCall):  # its backward need not be linear in a gradient that is Partial
+        return replicated(len(operands(node)))[:1]
     if not is_tensor(node):
         return replicated(len(operands(node)))
     return (*replicated(len(operands(node))), *partial(op_of(node)), *found)

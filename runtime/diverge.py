@@ -23,6 +23,7 @@ from partitioner.graph import Graph, Unit, has_gradient
 from partitioner.interpret import arguments, step_values
 from partitioner.program import Program
 from partitioner.shapes import operands
+from partitioner.step_inputs import SAMPLE_KEYS
 from runtime.engine import Engine
 from runtime.groups import Groups, Log
 from runtime.observe import Observing, Seen, differs, total, whole
@@ -240,11 +241,12 @@ def _plain(
     micro_batch: int,
 ) -> Seen:
     """What the plain model makes of this rank's micro-batch, on this rank alone."""
-    sized = resize(graph, next(iter(batch.values())).shape[0])
+    sized = resize(graph, batch[graph.batched[0]].shape[0])
     values = step_values(sized, batch)
     size = program.micro_batch
     first = (groups.coordinates["dp"] * program.micro_batches + micro_batch) * size
-    values = {n: t[first : first + size] if t.dim() else t for n, t in values.items()}
+    batched = (*graph.batched, SAMPLE_KEYS)
+    values = {n: t[first : first + size] if n in batched else t for n, t in values.items()}
     graph = resize(graph, size)
     seen = Seen()
     parameters = {n: start[n].clone().requires_grad_(p.requires_grad) for n, p in graph.parameters.items()}

@@ -14,9 +14,11 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
+from partitioner.batches import flat
 from partitioner.errors import InputError
 from partitioner.layout import local_shape
 from partitioner.program import Call, Parameter, Program
@@ -32,7 +34,7 @@ from runtime.tape import Tape, world_of
 from runtime.worker import BoundCall
 
 META = torch.device("meta")
-Batch = Mapping[str, torch.Tensor]
+Batch = Mapping[str, Any]
 Bytes = Mapping[str, int]
 PROBLEMS = 4  # of one rank that are kept
 
@@ -182,10 +184,12 @@ def _without_storage(parameter: Parameter, part: Part) -> torch.Tensor:
     return torch.empty(part.shape, dtype=parameter.dtype, device=META)
 
 
-def _samples(program: Program, batch: Batch) -> dict[str, torch.Tensor]:
+def _samples(program: Program, batch: Batch) -> dict[str, Any]:
     """One data rank's part of a step."""
-    many = program.micro_batch * program.micro_batches
-    return {n: torch.empty((many, *t.shape[1:]), dtype=t.dtype, device=META) for n, t in batch.items()}
+    many, given = program.micro_batch * program.micro_batches, flat(batch)
+    shapes = {n: (many, *t.shape[1:]) if n in program.batched else t.shape for n, t in given.tensors.items()}
+    made = {n: torch.empty(s, dtype=given.tensors[n].dtype, device=META) for n, s in shapes.items()}
+    return given.together(made)
 
 
 def _ops(engine: Engine) -> int:

@@ -10,11 +10,13 @@ import math
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from partitioner.batches import flat
 from partitioner.check import check_program
 from partitioner.counts import Count
 from partitioner.derived import OPTIMIZER, PIPELINE, SYNC
@@ -87,8 +89,8 @@ class Engine:
         if self.worker.is_complete(name):
             self._sync.ready(name)
 
-    def step(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Train on this data rank's part of the batch: each input (micro_batch * micro_batches, ...).
+    def step(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        """Train on this data rank's part of the batch: inputs with samples (micro_batch * micro_batches, ...).
 
         Returns the mean loss of the global batch (float64, scalar), the same on every rank. Raises InputError for a
         batch of another shape, for one in which no target is counted, and for a loss that is not a number; the
@@ -105,7 +107,7 @@ class Engine:
         self.samples_read += self.program.micro_batch * self.program.micro_batches * self.groups.size("dp")
         return loss
 
-    def gradients(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def gradients(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """The loss of a step; leaves the synced, unclipped gradients in ``parameters`` and updates nothing."""
         self._gradients(self._micro_batches(batch))
         return self._loss
@@ -115,16 +117,15 @@ class Engine:
             return contextlib.nullcontext()
         return Watchdog(hang_limit(self.predicted_seconds), f"step {self.steps_done}")
 
-    def _micro_batches(self, batch: Mapping[str, torch.Tensor]) -> list[Named]:
+    def _micro_batches(self, batch: Mapping[str, Any]) -> list[Named]:
         """Contiguous slices of the batch, each with what a step gives beside it (step_inputs.py)."""
         size, many, batched = self.program.micro_batch, self.program.micro_batches, self.program.batched
-        whole = {
-            name: _checked(batch, name, size * many if name in batched else None).to(self.groups.device)
-            for name in self.program.inputs
-        }
+        given = flat(batch)
+        _check_plain(given.plain, self.program.plain)
+        counts = {name: size * many if name in batched else None for name in self.program.inputs}
+        whole = {n: _checked(given.tensors, n, count).to(self.groups.device) for n, count in counts.items()}
         rows = [
-            {name: t[m * size : (m + 1) * size] if name in batched else t for name, t in whole.items()}
-            for m in range(many)
+            {n: t[m * size : (m + 1) * size] if n in batched else t for n, t in whole.items()} for m in range(many)
         ]
         for m, row in enumerate(rows):
             row |= self._of_step(m)
@@ -227,8 +228,16 @@ class Engine:
         return progress
 
 
+def _check_plain(given: Mapping[str, object], traced: Mapping[str, object]) -> None:
+    """What is no tensor was traced as it is: a program holds for that value alone."""
+    for name in {**given, **traced}:
+        if name not in given or name not in traced or given[name] != traced[name]:
+            here, there = (repr(v[name]) if name in v else "nothing" for v in (given, traced))
+            raise InputError(f"{name} of the batch is {here}, the model was traced with {there}: trace it again")
+
+
 def _checked(batch: Mapping[str, torch.Tensor], name: str, samples: int | None) -> torch.Tensor:
-    """Input ``name``, of so many ``samples`` where it carries any."""
+    """A tensor of the batch; ``samples``: how many it must have, None where it has none."""
     tensor = batch.get(name)
     if tensor is None:
         raise InputError(f"the batch has no {name}: it has {', '.join(batch) or 'nothing'}")

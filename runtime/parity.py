@@ -86,7 +86,7 @@ def own_samples(program: Program, groups: Groups, batch: Mapping[str, torch.Tens
     """What this data rank reads of a global batch."""
     each = program.micro_batch * program.micro_batches
     first = groups.coordinates["dp"] * each
-    return {n: t[first : first + each] for n, t in batch.items()}
+    return {n: t[first : first + each] if n in program.batched else t for n, t in batch.items()}
 
 
 def _whole(program: Program, groups: Groups, local: Mapping[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:

@@ -33,8 +33,7 @@ def train(
     seed: int = 0,
 ) -> Steps:
     """``steps`` AdamW steps on one batch from the parameters ``start``; dropout draws the masks of every plan."""
-    samples = next(iter(batch.values())).shape[0]
-    graph = resize(graph, samples)
+    graph = resize(graph, batch[graph.batched[0]].shape[0])
     parameters = {n: nn.Parameter(start[n].clone(), p.requires_grad) for n, p in graph.parameters.items()}
     trained = [p for p in parameters.values() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=lr)

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,6 +67,40 @@ def test_every_family_passes_in_this_process(name: str, ranks: int, monkeypatch:
         assert problems(rows) == {}, family.name
         assert sorted(rank for row in rows for rank in row.stands_for) == list(range(ranks))
         assert all(row.met and row.ops and row.parameter_bytes and row.count() for row in rows)
+
+
+class Clip(torch.autograd.Function):
+    """A backward of its own, with no gradient for its bound."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(bound)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        return gradient.clamp(-ctx.saved_tensors[0], ctx.saved_tensors[0]), None
+
+
+class Clipped(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(4))
+        self.bound = torch.nn.Parameter(torch.ones(8))
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = x + Clip.apply(block(x).relu(), self.bound)
+        return torch.nn.functional.cross_entropy(x.flatten(0, 1), labels.flatten())
+
+
+@pytest.mark.parametrize("pins", [{"tp": 2}, {"pp": 2}, {"dp": 2}])
+def test_an_autograd_function_runs_without_values(pins: dict[str, str | int]) -> None:
+    batch = {"x": torch.randn(4, 3, 8), "labels": torch.zeros(4, 3, dtype=torch.int64)}
+    graph = trace(Clipped(), batch)
+    plan = search(graph, cluster(2), 4, {"recompute": "off", **pins})
+    assert problems(rehearse(lower(graph, plan), batch)) == {}
+    assert any("autograd.Function[Clip] in" in note and "replicated" in note for note in plan.notes)
 
 
 def test_ranks_that_are_alike_do_the_same() -> None:

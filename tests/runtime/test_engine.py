@@ -11,6 +11,7 @@ import pytest
 import small
 import torch
 
+from partitioner import Cluster, lower, search, trace
 from partitioner.errors import InputError
 from partitioner.program import Parameter, Program
 from runtime.engine import Engine
@@ -138,6 +139,42 @@ def _sent(rank: int) -> None:
 
 def test_the_log_holds_all_that_is_sent() -> None:
     plans.spawn(_sent, 4)
+
+
+class Nested(torch.nn.Module):
+    """Takes samples, what belongs to all of them, and what is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = torch.nn.Linear(6, 8), torch.nn.Linear(8, 5)
+
+    def forward(self, inputs: Any, labels: torch.Tensor, scale: torch.Tensor, times: int = 1) -> torch.Tensor:
+        h = self.up(inputs["x"] + inputs["positions"]) * scale * times
+        return torch.nn.functional.cross_entropy(self.down(h.relu()).flatten(0, 1), labels.flatten())
+
+
+def test_what_carries_no_samples_goes_whole_into_every_micro_batch() -> None:
+    model, generator = Nested(), torch.Generator().manual_seed(2)
+    inputs = {"x": torch.randn(4, 3, 6, generator=generator), "positions": torch.arange(3.0)[:, None] * torch.ones(6)}
+    data = {"inputs": inputs, "labels": torch.arange(12).view(4, 3) % 5, "scale": torch.tensor(0.5), "times": 3}
+    graph = trace(model, data)
+    program = lower(graph, search(graph, Cluster.load("local-cpu", devices=1), 4, {"micro_batch": "2"}))
+    assert program.micro_batches == 2
+    engine = Engine(program, (groups := Groups(program)), materialize(program, groups.coordinates, model, "cpu"), SGD)
+    wanted = model(**data)
+    wanted.backward()
+    assert torch.allclose(engine.gradients(data), wanted.double(), rtol=1e-6)
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(engine.parameters[name].grad, parameter.grad, rtol=1e-4, atol=1e-7), name
+    with pytest.raises(InputError, match="times of the batch is 2, the model was traced with 3"):
+        engine.step({**data, "times": 2})
+    with pytest.raises(InputError, match=r"inputs.x has 2 samples"):
+        engine.step({**data, "inputs": {**inputs, "x": inputs["x"][:2]}})
+    with pytest.raises(InputError, match=r"the batch has no scale"):
+        engine.step({n: t for n, t in data.items() if n != "scale"})
+
+
+SGD = factory(torch.optim.SGD, lr=0.1)
 
 
 def _refuse(rank: int) -> None:
