@@ -26,7 +26,7 @@ from runtime.engine import Engine
 from runtime.groups import Groups, Log
 from runtime.observe import Observing, Seen, differs, total, whole
 from runtime.parity import LIMIT, Difference, engine_of, own_samples
-from runtime.reference import arguments, inputs
+from runtime.reference import arguments, inputs, samples_of
 from runtime.worker import BoundCall
 from runtime.world import everywhere
 
@@ -240,10 +240,10 @@ def _plain(
     micro_batch: int,
 ) -> Seen:
     """What the plain model makes of this rank's micro-batch, on this rank alone."""
-    values = inputs(resize(graph, next(iter(batch.values())).shape[0]), batch)
-    size = program.micro_batch
+    samples, size = samples_of(graph, batch), program.micro_batch
+    values = inputs(resize(graph, samples), batch)
     first = (groups.coordinates["dp"] * program.micro_batches + micro_batch) * size
-    values = {n: t[first : first + size] if t.dim() else t for n, t in values.items()}
+    values = {n: t[first : first + size] if t.shape[:1] == (samples,) else t for n, t in values.items()}
     graph = resize(graph, size)
     seen = Seen()
     parameters = {n: start[n].clone().requires_grad_(p.requires_grad) for n, p in graph.parameters.items()}

@@ -12,6 +12,7 @@ from partitioner.batch import resize
 from partitioner.graph import Graph
 from partitioner.losses import count_targets
 from partitioner.ops import mix64
+from runtime.resample import carriers
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,7 @@ def train(
     seed: int = 0,
 ) -> Steps:
     """``steps`` AdamW steps on one batch from the parameters ``start``; dropout draws the masks of every plan."""
-    samples = next(iter(batch.values())).shape[0]
-    graph = resize(graph, samples)
+    graph = resize(graph, samples_of(graph, batch))
     parameters = {n: nn.Parameter(start[n].clone(), p.requires_grad) for n, p in graph.parameters.items()}
     trained = [p for p in parameters.values() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=lr)
@@ -64,6 +64,12 @@ def run(
     return result[0] if isinstance(result, tuple | list) else result
 
 
+def samples_of(graph: Graph, batch: Mapping[str, torch.Tensor]) -> int:
+    """How many samples a batch has; inputs that have no row a sample do not tell."""
+    rows = (batch[n].shape[0] for n in sorted(carriers(graph)) if n in batch)
+    return next(rows, graph.batch)
+
+
 def inputs(graph: Graph, batch: Mapping[str, torch.Tensor], seed: int = 0, step: int = 0) -> dict[str, torch.Tensor]:
     """The batch, its samples' dropout keys and the number of its counted targets."""
     values = dict(batch)
@@ -84,4 +90,4 @@ def arguments(
     return [tables[n.meta["kind"]][n.meta["source"]] for n in nodes]
 
 
-__all__ = ["Steps", "arguments", "inputs", "run", "train"]
+__all__ = ["Steps", "arguments", "inputs", "run", "samples_of", "train"]
