@@ -23,11 +23,27 @@ _WIDE: dict[Any, Any] = {
     "torch.FloatTensor": "torch.DoubleTensor", "torch.HalfTensor": "torch.DoubleTensor",
     "torch.BFloat16Tensor": "torch.DoubleTensor",
 }  # fmt: skip
+_NO_KERNEL = ("not implemented for 'Double'", "got Double", "got: Double")
 _CASTS: dict[Any, Callable[..., Any]] = {
     torch.Tensor.float: torch.Tensor.double, torch.Tensor.half: torch.Tensor.double,
     torch.Tensor.bfloat16: torch.Tensor.double, torch.Tensor.cfloat: torch.Tensor.cdouble,
     torch.Tensor.chalf: torch.Tensor.cdouble,
 }  # fmt: skip
+
+
+def _grouped_mm(
+    rows: torch.Tensor, weights: torch.Tensor, offs: torch.Tensor | None = None, bias: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """Each group of rows by its own matrix; torch has no kernel for float64."""
+    if offs is None or weights.dim() != 3 or bias is not None:
+        raise InputError("this form of grouped_mm has no float64 to be compared in")
+    ends = offs.tolist()
+    parts = [rows[a:b] @ w for a, b, w in zip([0, *ends], ends, weights, strict=False)]
+    return torch.cat([*parts, rows.new_zeros(len(rows) - ends[-1], weights.shape[-1])])
+
+
+_WRITTEN_OUT = {torch._grouped_mm: _grouped_mm}
 
 
 def wide(tensor: torch.Tensor) -> torch.Tensor:
@@ -38,20 +54,32 @@ def wide(tensor: torch.Tensor) -> torch.Tensor:
 class Widening(TorchFunctionMode):
     """What ``partitioner.promote`` does to a graph, done to every torch call of a ``widened`` module, backward too.
 
-    A tensor that no parameter or buffer holds (an attribute, a global) is widened where it is read.
+    A tensor that no parameter or buffer holds (an attribute, a global) is widened where it is read. An op without a
+    float64 kernel runs in float32, which ``Rounding`` sees.
     """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         args, kwargs = tree_map(_widened, (args, dict(kwargs or {})))
-        return _CASTS.get(func, func)(*args, **kwargs)
+        func = _CASTS.get(func) or _WRITTEN_OUT.get(func) or func
+        try:
+            return func(*args, **kwargs)
+        except (RuntimeError, NotImplementedError) as error:
+            if not any(word in str(error) for word in _NO_KERNEL):
+                raise
+        args, kwargs = tree_map(_narrowed, (args, kwargs))
+        return tree_map(lambda value: wide(value) if _low(value) else value, func(*args, **kwargs))
 
 
 def _widened(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return torch.Tensor.to(value, _WIDE[value.dtype]) if type(value) is torch.Tensor and _low(value) else value
     return _WIDE.get(value, value) if isinstance(value, torch.dtype | str | type) else value
+
+
+def _narrowed(value: Any) -> Any:
+    return value.float() if isinstance(value, torch.Tensor) and value.dtype == torch.float64 else value
 
 
 def _low(value: Any) -> bool:

@@ -130,7 +130,10 @@ def verify_command(options: argparse.Namespace) -> int:
         rows, said = run_plans(subject, wanted, 0.0 if given else SHARE)
     remarks = [*subject.remarks(), *filter(None, (said, "" if given else left_out(subject.graph)))]
     found = Found(subject, traced, rows, remarks)
-    (_print_json if options.json else _print)(found)
+    if options.json:
+        sys.stdout.write(_document(found))
+    else:
+        _print(found)
     return 0 if found.passed else 1
 
 
@@ -250,12 +253,11 @@ def _of_trace(traced: Captured | None) -> str:
     return words if traced.passed else f"{words} DIFFERS: {traced.worst}"
 
 
-def _print_json(found: Found) -> None:
-    plans = [{**row.__dict__, "passed": row.passed} for row in found.rows]
+def _document(found: Found) -> str:
     traced = found.traced
     document = {
         "model": str(found.subject.source), "remarks": found.remarks,
         "traced_error": traced and traced.error, "traced_limit": traced and traced.limit,
-        "plans": plans, "passed": found.passed,
+        "plans": [{**row.__dict__, "passed": row.passed} for row in found.rows], "passed": found.passed,
     }  # fmt: skip
-    sys.stdout.write(json.dumps(document, indent=1) + "\n")
+    return json.dumps(document, indent=1) + "\n"
