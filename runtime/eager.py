@@ -83,7 +83,7 @@ def _steps(
     for _ in range(steps):
         module.zero_grad()
         with nullcontext() if first else rounding, within(), uncompiled():
-            loss = loss_of(module(**batch))
+            loss = _loss(module, batch)
             if loss.requires_grad:
                 loss.backward()
         gradients = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
@@ -96,6 +96,18 @@ def _steps(
     torch.set_rng_state(state)
     after = {n: p.detach() for n, p in module.named_parameters()}
     return Ran(Steps(*first, after), rounding.made, rounding.first, drew)
+
+
+def _loss(module: nn.Module, batch: Tensors) -> torch.Tensor:
+    try:
+        output = module(**batch)
+    except Exception as error:  # the user's own forward may raise anything
+        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in batch.items())
+        reason = next(iter(str(error).splitlines()), "")
+        raise InputError(
+            f"{type(module).__name__} itself fails on a batch of {shapes}: {type(error).__name__}: {reason}"
+        ) from error
+    return loss_of(output)
 
 
 @contextmanager

@@ -143,6 +143,12 @@ def test_a_module_that_can_not_be_copied_is_named() -> None:
         widened(module)
 
 
+def test_a_module_that_fails_by_itself_is_named() -> None:
+    module = Net(lambda x: x.reshape(3, 4, 8))
+    with pytest.raises(InputError, match=r"Net itself fails on a batch of x \(5, 4\), y \(5, 4\): RuntimeError: shape"):
+        steps_in_float64(module, batch(5), 1)
+
+
 class Wrong(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
