@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from partitioner.graph import Graph
 from runtime.eager import first_step, steps_in_float64
 from runtime.parity import difference
 from runtime.reference import Steps, run, samples_of
+from runtime.resample import flat
 
 ROUNDING = 8  # times what eager rounds by itself: a graph may add in another order than its module
 FEWEST = 16  # units in the last place, where eager happens to round less
@@ -44,12 +46,12 @@ class Captured:
         return self.error <= self.limit
 
 
-def captured(module: nn.Module, graph: Graph, batch: Mapping[str, torch.Tensor]) -> Captured | None:
+def captured(module: nn.Module, graph: Graph, batch: Mapping[str, Any]) -> Captured | None:
     """Graph and module on ``batch``, of any size; None for a module that draws random numbers, whose masks differ."""
     own, exact = first_step(module, batch), steps_in_float64(module, batch, 1)
     if own.drew:
         return None
-    found = difference(_graph_step(module, graph, batch), own.steps)
+    found = difference(_graph_step(module, graph, flat(batch)), own.steps)
     rounded = difference(own.steps, exact.steps)
     dtype = max(own.made or {torch.float32}, key=lambda made: torch.finfo(made).eps)
     return Captured(max(found.loss, found.gradient), max(rounded.loss, rounded.gradient), dtype, found.worst)

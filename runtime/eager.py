@@ -10,16 +10,19 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from partitioner.errors import InputError
 from partitioner.graph import Graph
 from runtime.reference import Steps, train
+from runtime.resample import flat
 from runtime.widen import Rounding, Widening, copied, float64_by_default, wide, widened
 
 LIMIT = 1e-9  # of float64: a larger relative error is a difference
 ROUNDED = 64  # times the unit of a lower dtype, where the module rounds to it even in float64
 
 Tensors = Mapping[str, torch.Tensor]
+Batch = Mapping[str, Any]  # of tensors, or nested ones
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Ran:
 
 
 def wanted(
-    module: nn.Module, graph: Graph, start: Tensors, batch: Tensors, steps: int, clip: float, lr: float
+    module: nn.Module, graph: Graph, start: Tensors, batch: Batch, steps: int, clip: float, lr: float
 ) -> Reference:
     """The eager module's steps; those of ``graph``, the same model promoted, where the module draws random numbers.
 
@@ -50,7 +53,7 @@ def wanted(
     """
     ran = steps_in_float64(module, batch, steps, clip, lr)
     if ran.drew:
-        drawn = train(graph, start, batch, steps, clip, lr)
+        drawn = train(graph, start, {n: wide(t) for n, t in flat(batch).items()}, steps, clip, lr)
         return Reference(drawn, LIMIT, "the model draws random numbers: compared with its graph, not the eager module")
     if ran.rounded is None:
         return Reference(ran.steps, LIMIT, "")
@@ -59,20 +62,20 @@ def wanted(
     return Reference(ran.steps, limit, f"the module rounds to {dtype} in float64 too ({op}): limit {limit:.1g}")
 
 
-def steps_in_float64(module: nn.Module, batch: Tensors, steps: int, clip: float = math.inf, lr: float = 0.0) -> Ran:
+def steps_in_float64(module: nn.Module, batch: Batch, steps: int, clip: float = math.inf, lr: float = 0.0) -> Ran:
     """``steps`` AdamW steps of a float64 copy of ``module``, in its own modes, on one batch."""
-    made, given = widened(module), {n: wide(t) for n, t in batch.items()}
+    made, given = widened(module), tree_map_only(torch.Tensor, wide, dict(batch))
     with float64_by_default():
         return _steps(made, given, steps, clip, lr, Widening)
 
 
-def first_step(module: nn.Module, batch: Tensors) -> Ran:
+def first_step(module: nn.Module, batch: Batch) -> Ran:
     """Loss and gradients of a copy of ``module`` in its own dtypes."""
     return _steps(copied(module), batch, 1, math.inf, 0.0, nullcontext)
 
 
 def _steps(
-    module: nn.Module, batch: Tensors, steps: int, clip: float, lr: float,
+    module: nn.Module, batch: Batch, steps: int, clip: float, lr: float,
     within: Callable[[], AbstractContextManager[object]],
 ) -> Ran:  # fmt: skip
     trained = [p for p in module.parameters() if p.requires_grad]
@@ -98,11 +101,11 @@ def _steps(
     return Ran(Steps(*first, after), rounding.made, rounding.first, drew)
 
 
-def _loss(module: nn.Module, batch: Tensors) -> torch.Tensor:
+def _loss(module: nn.Module, batch: Batch) -> torch.Tensor:
     try:
         output = module(**batch)
     except Exception as error:  # the user's own forward may raise anything
-        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in batch.items())
+        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in flat(batch).items())
         reason = next(iter(str(error).splitlines()), "")
         raise InputError(
             f"{type(module).__name__} itself fails on a batch of {shapes}: {type(error).__name__}: {reason}"

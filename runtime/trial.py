@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from runtime.engine import Engine
 from runtime.groups import Groups
 from runtime.parity import CLIP, LR, STEPS, Difference, difference, steps_under, unforeseen
 from runtime.reference import Steps, train
+from runtime.resample import flat
 from runtime.widen import float64_by_default, wide
 from runtime.world import is_first
 
@@ -40,13 +42,13 @@ class Outcome:
     unforeseen: str
 
 
-def prepare(module: nn.Module, graph: Graph, batch: Mapping[str, torch.Tensor]) -> Trial:
+def prepare(module: nn.Module, graph: Graph, batch: Mapping[str, Any]) -> Trial:
     """The trial of ``module``, traced as ``graph`` at any batch size, on a global ``batch``; called on all ranks."""
     with float64_by_default():
         promoted = promote(graph)
         own = dict(module.named_parameters(remove_duplicate=False))
         start = {n: own[n].detach().to(p.dtype) for n, p in promoted.parameters.items()}
-        given = {n: wide(t) for n, t in batch.items()}
+        given = {n: wide(t) for n, t in flat(batch).items()}
         reference = wanted(module, promoted, start, batch, STEPS, CLIP, LR) if is_first() else None
         return Trial(promoted, start, given, reference)
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from runtime.perturb import perturb
-from runtime.resample import resample
+from runtime.resample import flat, resample
 
 
 def _module(dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -44,3 +44,6 @@ def test_samples_are_the_examples_own_and_each_comes_before_any_again() -> None:
     assert made["table"] is given["table"]
     assert all(torch.equal(made[n], resample(given, {"x", "y"}, 8)[n]) for n in made)
     assert len(set(resample(given, {"x", "y"}, 2)["y"].tolist())) == 2
+    nested = resample({"in": {"x": given["x"]}, "y": given["y"]}, {"in.x", "y"}, 8)
+    assert torch.equal(nested["in"]["x"], made["x"])
+    assert flat(nested).keys() == {"in.x", "y"}
