@@ -20,7 +20,7 @@ def _module(dtype: torch.dtype = torch.float32) -> nn.Module:
 def test_only_constants_move_by_their_scale_and_alike() -> None:
     module, other, before = _module(), _module(), _module()
     assert perturb(module) == perturb(other) == ("gate", "tiny", "1.weight", "1.bias", "2.weight")
-    now, again, old = (dict(m.named_parameters()) for m in (module, other, before))
+    now, again, old = ({n: p.detach() for n, p in m.named_parameters()} for m in (module, other, before))
     assert all(torch.equal(now[n], again[n]) for n in now)
     assert torch.equal(now["0.weight"], old["0.weight"])
     assert 0 < float((now["1.weight"] - 1).abs().max()) < 0.3
