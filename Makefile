@@ -6,7 +6,7 @@ OUT ?= out
 BIN := .venv/bin
 SOURCES := partitioner runtime cutlass_ops tools examples tests
 
-.PHONY: install demo test parity kernels lint types gallery bench
+.PHONY: install demo test parity habits kernels lint types gallery bench
 
 install: .venv/installed
 
@@ -30,11 +30,14 @@ PURE := tests/partitioner tests/cutlass_ops tests/test_house.py \
 	$(patsubst %,tests/tools/test_%.py,compare configs editing gpu_check html models show validate)
 
 test: install
-	$(BIN)/python -m pytest -n 2 -m "not parity and not kernels" $(PURE)
-	$(BIN)/python -m pytest -m "not parity and not kernels" $(PURE:%=--ignore=%)
+	$(BIN)/python -m pytest -n 2 -m "not parity and not kernels and not habits" $(PURE)
+	$(BIN)/python -m pytest -m "not parity and not kernels and not habits" $(PURE:%=--ignore=%)
 
 parity: install
 	$(BIN)/python -m pytest -m parity
+
+habits: install
+	$(BIN)/python -m pytest tests/habits
 
 kernels: install
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[cutlass]"

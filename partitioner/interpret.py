@@ -34,6 +34,11 @@ def step_values(graph: Graph, batch: Named, seed: int = 0, step: int = 0) -> dic
     return values
 
 
+def samples_of(graph: Graph, batch: Named) -> int:
+    """How many samples a batch has."""
+    return batch[graph.batched[0]].shape[0]
+
+
 def arguments(graph: Graph, parameters: Named, values: Named) -> list[torch.Tensor]:
     """What the graph's placeholders stand for, in order."""
     tables = {"parameter": parameters, "buffer": graph.buffers, "input": values}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import fx, nn
 from partitioner.batch_numbers import name_batch_numbers, note_sizes
 from partitioner.blocks import find_units
 from partitioner.capture import Captured, Example, alike_blocks, capture, example
+from partitioner.capture_check import check_capture
 from partitioner.check import check_graph
 from partitioner.constants import merge_equal
 from partitioner.counts import Count
@@ -22,31 +24,44 @@ from partitioner.normalize import normal_samples
 from partitioner.rehearse import CantRehearse
 from partitioner.runs import Run
 from partitioner.unroll import UnlikeError, unroll
+from partitioner.untouched import untouched
 
 MOST_UNCERTAIN = 3  # inputs as long as the batch that may stay as they are
 Progress = Callable[[str], None]
 
 
-def trace(model: nn.Module, batch: Mapping[str, Any], progress: Progress = lambda text: None) -> Graph:
+def trace(
+    model: nn.Module, batch: Mapping[str, Any], progress: Progress = lambda text: None, compare: bool = True
+) -> Graph:  # fmt: skip
     """The training graph of ``model(**batch)``, whose output is a scalar loss, or has one (``outputs.loss_of``).
 
     ``model`` lies on any device, meta included, and is left as it was, and so is the random state. ``batch`` maps
     argument names to example tensors, to plain values, which stay as they are, or to dicts, lists and tuples of them.
     Raises InputError, naming the module and source line, when the model can't be captured as it would run.
-    ``progress`` is told what goes on, in words.
+    ``progress`` is told what goes on, in words. The graph is compared with the module where that has values and is
+    small enough (capture_check.py), and is refused where the two differ; a note says where they were not compared.
+    ``compare=False`` leaves that to the caller.
     """
     progress("tracing: looking for blocks that run alike")
     refuse_hooks(model)
     given, notes = example(batch), list[str]()
     try:
-        return _trace(model, given, alike_blocks(model, given), notes, progress)
+        graph, sizes = _trace(model, given, alike_blocks(model, given), notes, progress)
     except (CantRehearse, UnlikeError) as error:
         notes = [f"every block was traced by itself: {error}"]
-        return _trace(model, given, (), notes, progress)
+        graph, sizes = _trace(model, given, (), notes, progress)
+    if not compare:
+        return graph
+    progress("tracing: comparing the graph with the module")
+    with untouched(model, lambda: None):
+        said = check_capture(graph, model, batch, sizes)
+    return replace(graph, notes=(*graph.notes, said)) if said else graph
 
 
-def _trace(model: nn.Module, batch: Example, runs: tuple[Run, ...], notes: list[str], progress: Progress) -> Graph:
-    """The graph of ``model``, of which export does not see the blocks that ``runs`` skip.
+def _trace(
+    model: nn.Module, batch: Example, runs: tuple[Run, ...], notes: list[str], progress: Progress
+) -> tuple[Graph, tuple[int, int]]:
+    """The graph of ``model``, of which export does not see the blocks that ``runs`` skip, and the sizes traced.
 
     Captured twice, at two batch sizes: what differs follows from the batch.
     """
@@ -64,7 +79,7 @@ def _trace(model: nn.Module, batch: Example, runs: tuple[Run, ...], notes: list[
         note_sizes(count.module.graph, other.module.graph, sizes)
     graph = _graph(first, unroll(first.module.graph, runs), batch, counts, mixed, tuple(dict.fromkeys(notes)))
     progress(f"tracing: {len(graph.nodes):,} ops in {len(graph.blocks)} blocks")
-    return graph
+    return graph, sizes
 
 
 def _at_another_size(model: nn.Module, batch: Example, runs: tuple[Run, ...]) -> tuple[Captured, Example]:

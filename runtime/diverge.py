@@ -20,7 +20,7 @@ from torch import fx
 from partitioner.batch import resize
 from partitioner.constants import module_path
 from partitioner.graph import Graph, Unit, has_gradient
-from partitioner.interpret import arguments, step_values
+from partitioner.interpret import arguments, samples_of, step_values
 from partitioner.program import Program
 from partitioner.shapes import operands
 from partitioner.step_inputs import SAMPLE_KEYS
@@ -241,7 +241,7 @@ def _plain(
     micro_batch: int,
 ) -> Seen:
     """What the plain model makes of this rank's micro-batch, on this rank alone."""
-    sized = resize(graph, batch[graph.batched[0]].shape[0])
+    sized = resize(graph, samples_of(graph, batch))
     values = step_values(sized, batch)
     size = program.micro_batch
     first = (groups.coordinates["dp"] * program.micro_batches + micro_batch) * size

@@ -27,7 +27,10 @@ ZERO = 1e-9  # of the median size: a gradient below it is structurally zero
 
 @dataclass(frozen=True)
 class Difference:
-    """Largest relative errors of one plan, and the tensor that has the largest."""
+    """Largest relative errors of one plan, and the tensor that has the largest.
+
+    ``zero`` gradients are structurally zero; ``empty`` is the share of them that is exactly 0 and so tells nothing.
+    """
 
     loss: float
     gradient: float
@@ -36,6 +39,7 @@ class Difference:
     worst: str
     median_gradient: float
     zero: tuple[str, ...]
+    empty: float
 
     @property
     def largest(self) -> float:
@@ -83,7 +87,7 @@ def engine_of(program: Program, start: Mapping[str, torch.Tensor]) -> Engine:
 
 
 def own_samples(program: Program, groups: Groups, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What this data rank reads of a global batch."""
+    """What this data rank reads of a global batch; an input without a row a sample is read whole."""
     each = program.micro_batch * program.micro_batches
     first = groups.coordinates["dp"] * each
     return {n: t[first : first + each] if n in program.batched else t for n, t in batch.items()}
@@ -102,36 +106,50 @@ def _whole(program: Program, groups: Groups, local: Mapping[str, torch.Tensor | 
 
 
 def difference(found: Steps, wanted: Steps) -> Difference:
-    """Errors relative to each tensor's size, or to a thousandth of the median size where it is smaller."""
-    gradients = dict(wanted.gradients)
-    sizes = {n: float(g.abs().max()) for n, g in gradients.items()}
-    median = statistics.median(sizes.values())
+    """Errors relative to each tensor's size, or to a thousandth of the median size where it is smaller.
+
+    A parameter that is not to have a gradient must have none, or zeros.
+    """
+    absent = {n: torch.zeros_like(g) for n, g in found.gradients.items() if n not in wanted.gradients}
+    sizes = {n: float(g.abs().max()) if g.numel() else 0.0 for n, g in wanted.gradients.items()}
+    telling = [s for s in sizes.values() if s > 0]
+    median = statistics.median(telling) if telling else 0.0
     zero = tuple(n for n, s in sizes.items() if s <= ZERO * median)
-    grads = _errors(found.gradients, gradients, median)
-    middle = statistics.median(float(p.abs().max()) for p in wanted.parameters.values())
+    grads = _errors(found.gradients, wanted.gradients | absent, median)
+    middle = statistics.median(float(p.abs().max()) for p in wanted.parameters.values() if p.numel())
     moved = _errors(found.parameters, {n: p for n, p in wanted.parameters.items() if n not in zero}, middle)
-    worst = max([*((e, f"gradient of {n}") for n, e in grads.items()), *((e, n) for n, e in moved.items())])
+    named = [*((e, f"gradient of {n}") for n, e in grads.items()), *((e, n) for n, e in moved.items())]
+    worst = max(named, default=(0.0, "the loss"))
     return Difference(
         _apart(found.loss, wanted.loss),
-        max(grads.values()),
+        max(grads.values(), default=0.0),
         _apart(found.norm, wanted.norm),
-        max(moved.values()),
+        max(moved.values(), default=0.0),
         worst[1],
         median,
         zero,
+        1.0 - len(telling) / max(1, len(sizes)),
     )
 
 
 def _apart(found: float, wanted: float) -> float:
-    error = abs(found - wanted) / abs(wanted)
-    return math.inf if math.isnan(error) else error
+    return _relative(abs(found - wanted), abs(wanted))
+
+
+def _relative(error: float, scale: float) -> float:
+    """The error in parts of ``scale``; infinite where it is no number, or where nothing at all was to be there."""
+    if math.isnan(error) or (error and not scale):
+        return math.inf
+    return error / scale if error else 0.0
 
 
 def _errors(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], median: float) -> dict[str, float]:
     """Relative errors; infinite where a tensor is missing or no number."""
     rows: dict[str, float] = {}
     for name, b in wanted.items():
-        scale = max(float(b.abs().max()), FLOOR * median)
-        error = float((found[name].to(b.dtype) - b).abs().max()) / scale if name in found else math.inf
-        rows[name] = math.inf if math.isnan(error) else error
+        if name not in found:
+            rows[name] = math.inf
+        elif b.numel():
+            scale = max(float(b.abs().max()), FLOOR * median)
+            rows[name] = _relative(float((found[name].to(b.dtype) - b).abs().max()), scale)
     return rows

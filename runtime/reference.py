@@ -10,7 +10,7 @@ from torch import nn
 
 from partitioner.batch import resize
 from partitioner.graph import Graph
-from partitioner.interpret import interpret
+from partitioner.interpret import interpret, samples_of
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def train(
     seed: int = 0,
 ) -> Steps:
     """``steps`` AdamW steps on one batch from the parameters ``start``; dropout draws the masks of every plan."""
-    graph = resize(graph, batch[graph.batched[0]].shape[0])
+    graph = resize(graph, samples_of(graph, batch))
     parameters = {n: nn.Parameter(start[n].clone(), p.requires_grad) for n, p in graph.parameters.items()}
     trained = [p for p in parameters.values() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=lr)

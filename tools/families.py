@@ -26,7 +26,13 @@ class Family:
 
 
 def families(graph: Graph, ranks: int, global_batch: int) -> Iterator[Family]:
-    """dp, tp, tp with sequence parallel, pp under three schedules, and their mixes, as ranks and blocks allow."""
+    """dp, tp, tp with sequence parallel, pp under three schedules, and their mixes, as ranks and blocks allow.
+
+    Where samples can't be separated: those without dp, one micro-batch each.
+    """
+    if graph.inseparable is not None:
+        yield from _whole_batch(len(graph.blocks), ranks, global_batch)
+        return
     blocks = len(graph.blocks)
     yield _family("dp", ranks, global_batch, dp=ranks)
     yield _family("tp", ranks, global_batch, tp=ranks, boundary="whole")
@@ -47,6 +53,23 @@ def families(graph: Graph, ranks: int, global_batch: int) -> Iterator[Family]:
         yield _family("tp x dp", ranks, global_batch, tp=2, dp=half)
     if ranks % 8 == 0 and blocks >= 2:
         yield _family("tp x pp x dp", ranks, global_batch, tp=2, pp=2, dp=ranks // 4)
+
+
+def left_out(graph: Graph) -> str:
+    """Which families are not tried and why, "" for none."""
+    if graph.inseparable is None:
+        return ""
+    return f"left out: dp and more than one micro-batch, as samples can't be separated: {graph.inseparable}"
+
+
+def _whole_batch(blocks: int, ranks: int, global_batch: int) -> Iterator[Family]:
+    one: dict[str, str | int] = {"micro_batch": global_batch}
+    yield _family("tp", ranks, global_batch, tp=ranks, boundary="whole", **one)
+    yield _family("tp + sequence parallel", ranks, global_batch, tp=ranks, boundary="sharded", **one)
+    if ranks <= blocks:
+        yield _family("pp", ranks, global_batch, pp=ranks, **one)
+    if ranks % 4 == 0 and ranks // 2 <= blocks:
+        yield _family("tp x pp", ranks, global_batch, tp=2, pp=ranks // 2, recompute="on", **one)
 
 
 def _family(name: str, ranks: int, global_batch: int, **pins: str | int) -> Family:

@@ -1,4 +1,4 @@
-"""``partitioner verify``: families of plans, or one plan, on local gloo ranks against the plain model."""
+"""``partitioner verify``: families of plans, or one plan, on local gloo ranks against the eager module."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from partitioner import Graph, Plan, lower, search, trace
+from partitioner import Graph, Plan, lower, search
 from partitioner.errors import InputError
-from partitioner.interpret import interpret
 from partitioner.layout import Shard, parse_placement
 from runtime import launch
-from runtime.parity import FLOOR
+from runtime.captured import Captured, captured
 from tools.dry_run import dry_run
 from tools.entry import parse_settings
-from tools.families import Family, cluster, families
-from tools.models import Source, load
-from tools.planned import load_plan
+from tools.families import Family, cluster, families, left_out
+from tools.models import Source
 from tools.screen import output, status, table
+from tools.subject import EXAMPLE, Subject, subject_of
 
-TRACED, PARALLEL, SHARE = 1e-6, 1e-9, 0.95
+SHARE = 0.95
+EMPTY = 0.5  # share of gradients that are exactly 0: beyond it, equality would say little
 LIMIT_SECONDS = 1800.0
 
 
@@ -51,7 +50,10 @@ def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 @dataclass(frozen=True)
 class Row:
-    """One plan's result; what its tp layout divides of parameters and FLOPs, and ``least`` of both asked."""
+    """One plan's result; what its tp layout divides of parameters and FLOPs, and ``least`` of both asked.
+
+    ``limit`` is the relative error that is a difference, ``empty`` the share of gradients that are exactly zero.
+    """
 
     name: str
     mesh: str
@@ -66,6 +68,8 @@ class Row:
     parameters_divided: float
     flops_divided: float
     zero: tuple[str, ...]
+    empty: float
+    limit: float
     first: str
     unforeseen: str
 
@@ -76,18 +80,35 @@ class Row:
 
     @property
     def passed(self) -> bool:
-        """Equal to 1e-9, as much divided as was asked, and nothing sent but what was predicted."""
-        divided = min(self.parameters_divided, self.flops_divided)
-        return self.error <= PARALLEL and not self.unforeseen and divided >= self.least
+        """Equal within the limit, as much divided as was asked, and nothing sent but what was predicted."""
+        return self.verdict == "equal"
 
     @property
     def verdict(self) -> str:
         """``equal``, or what is wrong."""
-        if self.error > PARALLEL:
+        if not self.error <= self.limit:
             return f"DIFFERS: {self.worst}"
         if self.unforeseen:
             return f"SENDS WHAT IS NOT PREDICTED: {self.unforeseen}"
-        return "equal" if self.passed else f"DIVIDES LESS THAN {100 * self.least:g} %"
+        if self.empty > EMPTY:
+            return f"SAYS NOTHING: {100 * self.empty:.0f} % of gradients are exactly 0"
+        divided = min(self.parameters_divided, self.flops_divided)
+        return "equal" if divided >= self.least else f"DIVIDES LESS THAN {100 * self.least:g} %"
+
+
+@dataclass(frozen=True)
+class Found:
+    """All results; ``remarks`` say what was done and not."""
+
+    subject: Subject
+    traced: Captured
+    rows: list[Row]
+    remarks: list[str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether all is equal."""
+        return self.traced.passed and all(row.passed for row in self.rows)
 
 
 def verify_command(options: argparse.Namespace) -> int:
@@ -97,42 +118,44 @@ def verify_command(options: argparse.Namespace) -> int:
         if not given:
             raise InputError(f"--dry-run takes a plan.json, not {options.what}: make one with partitioner plan")
         return dry_run(Plan.load(options.what), options.backend, options.every, options.json)
-    with status("loading") as say:
-        if given:
-            source, wanted = _of_plan(Plan.load(options.what))
-        else:
-            source, wanted = _of_model(options)
+    with status("loading and tracing") as say:
+        subject, wanted = _of_plan(Plan.load(options.what)) if given else _of_model(options)
         if not options.json:
-            output().print(str(source))
-        say("tracing")
-        graph = trace(source.module, source.batch)
-        traced = traced_error(graph, source)
+            output().print(str(subject.source))
         for _, plan in wanted:
-            lower(graph, plan)  # a plan of another model is refused here, before any rank starts
+            lower(subject.graph, plan)  # a plan of another model is refused here, before any rank starts
+        say("comparing the graph with the eager module")
+        traced = captured(subject.module, subject.graph, subject.batch)
         say(f"running {len(wanted)} plans")
-        rows = run_plans(source, wanted, graph, 0.0 if given else SHARE)
-    passed = (traced is None or traced <= TRACED) and all(row.passed for row in rows)
+        rows, said = run_plans(subject, wanted, 0.0 if given else SHARE)
+    remarks = [*subject.remarks(), *filter(None, (said, "" if given else left_out(subject.graph)))]
+    found = Found(subject, traced, rows, remarks)
     if options.json:
-        _print_json(source, traced, rows, passed)
+        sys.stdout.write(_document(found))
     else:
-        _print(traced, rows, passed)
-    return 0 if passed else 1
+        _print(found)
+    return 0 if found.passed else 1
 
 
-def _of_plan(plan: Plan) -> tuple[Source, list[tuple[str, Plan]]]:
-    return load_plan(plan), [("the plan", plan)]
+def _of_plan(plan: Plan) -> tuple[Subject, list[tuple[str, Plan]]]:
+    model = plan.model
+    if not model.get("entry"):
+        raise InputError("the plan names no model to load: make it with partitioner plan MODEL")
+    sys.stderr.write(f"importing {model['entry']}\n")
+    settings: Mapping[str, object] = model["settings"]  # type: ignore[assignment]
+    subject = subject_of(str(model["entry"]), settings, model.get("seq"), EXAMPLE, plan.global_batch)  # type: ignore[arg-type]
+    return subject, [("the plan", plan)]
 
 
-def _of_model(options: argparse.Namespace) -> tuple[Source, list[tuple[str, Plan]]]:
+def _of_model(options: argparse.Namespace) -> tuple[Subject, list[tuple[str, Plan]]]:
     if options.ranks < 2:
         raise InputError(f"verify needs at least 2 ranks, not {options.ranks}")
     settings = parse_settings(word for words in options.set for word in words)
     sys.stderr.write(f"importing {options.what}\n")
-    batch = 2 * options.ranks
-    source = load(options.what, settings, seq=options.seq, batch=batch, shrink=True)
-    graph = trace(source.module, source.batch)
-    tried = families(graph, options.ranks, batch)
-    return source, [(f.name, family_plan(graph, f, options.ranks, batch)) for f in tried]
+    samples = 2 * options.ranks
+    subject = subject_of(options.what, settings, options.seq, EXAMPLE, samples, shrink=True)
+    tried = families(subject.graph, options.ranks, samples)
+    return subject, [(f.name, family_plan(subject.graph, f, options.ranks, samples)) for f in tried]
 
 
 def family_plan(graph: Graph, family: Family, ranks: int, global_batch: int) -> Plan:
@@ -140,50 +163,29 @@ def family_plan(graph: Graph, family: Family, ranks: int, global_batch: int) -> 
     return search(graph, cluster(ranks), global_batch, family.pins)
 
 
-def traced_error(graph: Graph, source: Source) -> float | None:
-    """Comparison (a): loss and gradients of the normalized graph against the eager module, both in float32.
+def run_plans(subject: Subject, plans: list[tuple[str, Plan]], least: float) -> tuple[list[Row], str]:
+    """All plans of one world size in one launch of that many ranks, and a remark on what they were compared with.
 
-    None for a model that draws dropout: the two draw different masks.
+    ``least`` is to be divided where tp is 2.
     """
-    if any(n.target == torch.ops.partitioner.dropout.default for n in graph.module.graph.nodes):
-        return None
-    module, batch = source.module, source.batch
-    module.zero_grad()
-    out = module(**batch)
-    loss = out if isinstance(out, torch.Tensor) else out["loss"] if isinstance(out, dict) else out.loss
-    loss.backward()
-    own = dict(module.named_parameters(remove_duplicate=False))
-    wanted = {n: own[n].grad for n in graph.parameters}
-    copies = {n: own[n].detach().clone().requires_grad_(p.requires_grad) for n, p in graph.parameters.items()}
-    found = interpret(graph, copies, batch)
-    found.backward()
-    module.zero_grad()
-    size = sorted(float(g.abs().max()) for g in wanted.values() if g is not None)
-    median = size[len(size) // 2]
-    errors = [abs(float(found.detach()) - float(loss.detach())) / abs(float(loss.detach()))]
-    for name, gradient in wanted.items():
-        other = copies[name].grad
-        if gradient is not None or other is not None:
-            a, b = (torch.zeros_like(own[name]) if g is None else g for g in (other, gradient))
-            errors.append(float((a - b).abs().max()) / max(float(b.abs().max()), FLOOR * median))
-    return math.inf if any(map(math.isnan, errors)) else max(errors)
-
-
-def run_plans(source: Source, plans: list[tuple[str, Plan]], graph: Graph, least: float) -> list[Row]:
-    """All plans of one world size in one launch of that many ranks; ``least`` is to be divided where tp is 2."""
     rows: list[Row] = []
+    remark = ""
     for ranks in sorted({plan.world for _, plan in plans}):
         chosen = [(name, plan) for name, plan in plans if plan.world == ranks]
         with tempfile.TemporaryDirectory() as folder:
-            found = _launch(source, chosen, ranks, Path(folder))
-        rows += [_row(name, plan, graph, least, result) for (name, plan), result in zip(chosen, found, strict=True)]
-    return rows
+            result = _launch(subject.source, chosen, ranks, Path(folder))
+        found, remark = result["rows"], result["remark"]
+        rows += [_row(name, plan, subject.graph, least, row) for (name, plan), row in zip(chosen, found, strict=True)]
+    return rows, remark
 
 
-def _launch(source: Source, plans: list[tuple[str, Plan]], ranks: int, folder: Path) -> list[dict[str, object]]:
+def _launch(source: Source, plans: list[tuple[str, Plan]], ranks: int, folder: Path) -> dict[str, Any]:
     for n, (_, plan) in enumerate(plans):
         plan.save(folder / f"{n}.json")
-    model = {"spec": source.spec, "settings": source.settings, "seq": source.seq, "batch": source.batch_size}
+    model = {
+        "spec": source.spec, "settings": source.settings, "seq": source.seq, "batch": source.batch_size,
+        "samples": plans[0][1].global_batch,
+    }  # fmt: skip
     (folder / "model").write_text(json.dumps(model))
     command = [sys.executable, "-m", "tools.verify_rank", str(folder), str(len(plans))]
     environment = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
@@ -217,34 +219,43 @@ def divided_flops(plan: Plan, graph: Graph) -> float:
     return sum(parts) / sum(n for n, _ in rows)
 
 
-def _print(traced: float | None, rows: list[Row], passed: bool) -> None:
+def _print(found: Found) -> None:
     cells = [
         [
             row.name, row.mesh, f"{row.loss:.1e}", f"{row.gradient:.1e}", f"{row.norm:.1e}", f"{row.parameter:.1e}",
             *(f"{100 * n:.1f} %" if row.tp > 1 else "" for n in (row.parameters_divided, row.flops_divided)),
             row.verdict,
         ]
-        for row in rows
+        for row in found.rows
     ]  # fmt: skip
     columns = ("plan", "mesh", "loss", "gradients", "norm", "parameters", "divided", "FLOPs", "")
     console = output()
-    if traced is None:
-        console.print("graph against the eager module: not compared, the model draws dropout")
-    else:
-        console.print(f"graph against the eager module, float32: {traced:.1e} (limit {TRACED:g})")
-    console.print(table(f"ranks against one process, float64, relative (limit {PARALLEL:g})", columns, cells))
-    for row in rows:
+    for line in found.remarks:
+        console.print(line)
+    console.print(_of_trace(found.traced))
+    limit = max(row.limit for row in found.rows)
+    console.print(table(f"ranks against the eager module, float64, relative (limit {limit:.1g})", columns, cells))
+    for row in found.rows:
         if row.first:
             console.print(f"{row.name}: first differs: {row.first}")
-    zero = sorted({name for row in rows for name in row.zero})
+    zero = sorted({name for row in found.rows for name in row.zero})
     if zero:
         console.print(f"structurally zero gradients, not compared after the steps: {', '.join(zero)}")
-    console.print("all equal" if passed else "NOT EQUAL")
+    console.print("all equal" if found.passed else "NOT EQUAL")
 
 
-def _print_json(source: Source, traced: float | None, rows: list[Row], passed: bool) -> None:
-    found = [{**row.__dict__, "passed": row.passed} for row in rows]
-    document = {"model": str(source), "traced_error": traced, "plans": found, "passed": passed}
-    sys.stdout.write(json.dumps(document, indent=1) + "\n")
+def _of_trace(traced: Captured) -> str:
+    dtype = str(traced.dtype).removeprefix("torch.")
+    words = f"graph against the eager module, {dtype}: {traced.error:.1e} (limit {traced.limit:.1e}"
+    words += f", eager itself is {traced.rounded:.1e} off float64)"
+    return words if traced.passed else f"{words} DIFFERS: {traced.worst}"
 
 
+def _document(found: Found) -> str:
+    traced = found.traced
+    document = {
+        "model": str(found.subject.source), "remarks": found.remarks,
+        "traced_error": traced.error, "traced_limit": traced.limit,
+        "plans": [{**row.__dict__, "passed": row.passed} for row in found.rows], "passed": found.passed,
+    }  # fmt: skip
+    return json.dumps(document, indent=1) + "\n"

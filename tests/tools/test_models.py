@@ -11,10 +11,11 @@ from torch import nn
 
 from partitioner import trace
 from partitioner.errors import InputError
+from partitioner.resample import resample
 from partitioner.rules import rule_of
+from runtime.captured import captured
 from tools.entry import Entry, parse, parse_settings
 from tools.models import Source, load, parameters_on_meta
-from tools.verify import traced_error
 
 GPT = str(Path(__file__).parents[2] / "examples" / "gpt.py") + ":model"
 NAMED = [
@@ -205,9 +206,9 @@ def test_a_broken_file_is_named_with_its_line(tmp_path: Path, body: str, words: 
 def test_a_model_that_nobody_named_is_traced_like_any_other(name: str) -> None:
     source = load(f"hf:{name}", shrink=True)
     graph = trace(source.module, source.batch)
-    error = traced_error(graph, source)
-    assert error is not None
-    assert error < 3e-6  # float32; experts are summed in another order than the model sums them
+    found = captured(source.module, graph, resample(source.batch, graph.batched, 3))
+    assert found is not None
+    assert found.error <= found.limit < 1e-4, found  # float32, at a batch size that was not traced
     assert graph.inseparable is None
     assert len(graph.blocks) >= 2
     ops = [graph.nodes[name] for unit in graph.units for name in unit.nodes]

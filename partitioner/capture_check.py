@@ -1,0 +1,193 @@
+"""Is a graph its module? Both run on fresh batches of other sizes than the traced one, losses and gradients compared.
+
+A copy of the module runs eagerly in float64, constant parameters perturbed so that every gradient tells, what is random
+drawn by the graph's keys; the graph runs promoted to float64. What differs is refused, and the module where it does is
+named.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from partitioner.batch import resize
+from partitioner.batches import flat
+from partitioner.constants import module_path
+from partitioner.eager_draws import eager_draws
+from partitioner.errors import InputError
+from partitioner.graph import Graph
+from partitioner.interpret import arguments, step_values
+from partitioner.outputs import loss_of
+from partitioner.perturb import perturb
+from partitioner.promote import promote
+from partitioner.resample import resample
+from partitioner.rules import rule_of
+from partitioner.shapes import op_of
+from partitioner.widen import Rounding, Widening, float64_by_default, wide, widened
+
+MOST_PARAMETERS = 20_000_000
+MOST_FLOPS = 1e11  # forward and backward of graph and module on both batches
+LIMIT = 1e-9  # of float64: a larger relative error is a difference
+ROUNDED = 64  # times the unit of a lower dtype, where the module rounds to it even in float64
+FLOOR = 1e-3  # of the median gradient: below it an error is measured against this
+
+Batch = Mapping[str, Any]  # of tensors, or nested ones
+
+
+@dataclass(frozen=True)
+class _Ran:
+    """Loss and gradients; ``outputs`` of modules in the order in which they ended, ``limit`` of what is rounding."""
+
+    loss: torch.Tensor
+    gradients: dict[str, torch.Tensor | None]
+    limit: float
+    outputs: list[tuple[str, torch.Tensor]] = field(default_factory=list)
+
+
+def check_capture(graph: Graph, model: nn.Module, batch: Batch, sizes: tuple[int, int]) -> str:
+    """Compare ``graph`` with ``model``; "" when they are equal, why they were not compared when that is too dear.
+
+    ``batch`` is the example, ``sizes`` those that were traced. Raises InputError when loss or a gradient differs.
+    """
+    tried = _other_sizes(sizes)
+    why = _too_dear(graph, model, batch, sum(tried))
+    if why:
+        return f"the graph was not compared with the module: {why}; partitioner verify compares them"
+    module = widened(model).to("cpu")
+    perturb(module)
+    promoted = promote(graph)
+    for seed, samples in enumerate(tried):
+        given = tree_map_only(torch.Tensor, lambda t: wide(t.cpu()), resample(batch, graph.batched, samples, seed))
+        _compare(resize(promoted, samples), module, given)
+    return ""
+
+
+def _other_sizes(sizes: tuple[int, int]) -> tuple[int, int]:
+    """Two batch sizes that were not traced; even ones where only even ones can run."""
+    unit = sizes[0] if sizes[1] == 2 * sizes[0] and sizes[0] > 1 else 1
+    found = [n for n in range(unit, 8 * unit, unit) if n not in sizes and n > 1]
+    return found[0], found[1]
+
+
+def _too_dear(graph: Graph, model: nn.Module, batch: Batch, samples: int) -> str:
+    tensors = [*model.parameters(), *model.buffers(), *flat(batch).tensors.values()]
+    if any(t.is_meta for t in tensors):
+        return "it has no values, on the meta device"
+    parameters = sum(p.numel() for p in model.parameters())
+    if parameters > MOST_PARAMETERS:
+        return f"it has {parameters:,} parameters, more than {MOST_PARAMETERS:,}"
+    flops = 6.0 * samples / graph.batch * _flops(graph)
+    return f"it would take {flops:.1g} FLOPs, more than {MOST_FLOPS:.1g}" if flops > MOST_FLOPS else ""
+
+
+def _flops(graph: Graph) -> float:
+    """Of a forward of the traced batch."""
+    rows = ((n, rule_of(str(n.target))) for n in graph.nodes.values() if n.op == "call_function")
+    return sum(rule.flops(op_of(n)) for n, rule in rows if rule and rule.flops)
+
+
+def _compare(graph: Graph, module: nn.Module, batch: Batch) -> None:
+    wanted, found = _eagerly(graph, module, batch), _interpreted(graph, module, batch)
+    name = _different(found, wanted)
+    if name:
+        where = _first_module(graph, module, batch)
+        raise InputError(
+            f"what was traced is not the module: {name} differs on a batch of {graph.batch} samples"
+            f"{f', first in {where}' if where else ''}; partitioner refuses to train something else"
+        )
+
+
+def _different(found: _Ran, wanted: _Ran) -> str:
+    """What is not equal: "the loss", or the gradient of the parameter that backward reaches first."""
+    if not _close(found.loss, wanted.loss, wanted.limit, 0.0):
+        return "the loss"
+    sizes = sorted(float(g.abs().max()) for g in wanted.gradients.values() if g is not None and g.numel())
+    floor = FLOOR * sizes[len(sizes) // 2] if sizes else 0.0
+    for name, gradient in reversed(wanted.gradients.items()):
+        other = found.gradients[name]
+        if gradient is None and other is None:
+            continue
+        a, b = (torch.zeros(()) if g is None else g for g in (other, gradient))
+        if not _close(a, b, wanted.limit, floor):
+            return f"the gradient of {name}"
+    return ""
+
+
+def _close(a: torch.Tensor, b: torch.Tensor, limit: float, floor: float) -> bool:
+    if a.numel() == 0 and b.numel() == 0:
+        return True
+    scale = max(float(b.abs().max()), floor)
+    error = float((a - b).abs().max())
+    return error <= limit * scale or math.isnan(float(b.abs().sum())) and bool((a.isnan() == b.isnan()).all())
+
+
+def _eagerly(graph: Graph, module: nn.Module, batch: Batch, watch: bool = False) -> _Ran:
+    module.zero_grad()
+    outputs: list[tuple[str, torch.Tensor]] = []
+    handles = [m.register_forward_hook(_noting(name, outputs)) for name, m in module.named_modules()] if watch else []
+    rounding = Rounding()
+    try:
+        with float64_by_default(), eager_draws(module, graph, 0, 0, range(graph.batch)), rounding, Widening():
+            loss = loss_of(module(**batch), type(module).__name__)
+            if loss.requires_grad:
+                loss.backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    own = dict(module.named_parameters(remove_duplicate=False))
+    limit = LIMIT if rounding.first is None else ROUNDED * torch.finfo(rounding.first[1]).eps
+    return _Ran(loss.detach(), {n: own[n].grad for n in graph.parameters}, limit, outputs)
+
+
+def _noting(name: str, outputs: list[tuple[str, torch.Tensor]]) -> Any:
+    def note(_: nn.Module, __: Any, output: Any) -> None:
+        tensors = [t for t in tree_leaves(output) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+        outputs.extend((name, t.detach().clone()) for t in tensors[:1])
+
+    return note
+
+
+def _interpreted(graph: Graph, module: nn.Module, batch: Batch, watch: bool = False) -> _Ran:
+    own = dict(module.named_parameters(remove_duplicate=False))
+    copies = {n: own[n].detach().clone().requires_grad_(p.requires_grad) for n, p in graph.parameters.items()}
+    with float64_by_default():
+        given = arguments(graph, copies, step_values(graph, flat(batch).tensors))
+        keeping = _Keeping(graph.module)
+        result = (keeping if watch else fx.Interpreter(graph.module)).run(*given)
+        loss = result[0] if isinstance(result, tuple | list) else result
+        if loss.requires_grad:
+            loss.backward()
+    return _Ran(loss.detach(), {n: p.grad for n, p in copies.items()}, LIMIT, keeping.outputs)
+
+
+class _Keeping(fx.Interpreter):
+    """Keeps what each op of each module makes."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.outputs: list[tuple[str, torch.Tensor]] = []
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.op == "call_function" and isinstance(result, torch.Tensor) and result.is_floating_point():
+            self.outputs += [(name, result.detach()) for name in dict.fromkeys(module_path(n))]
+        return result
+
+
+def _first_module(graph: Graph, module: nn.Module, batch: Batch) -> str:
+    """The first module whose output no op of the graph that it made is equal to; "" where all have one."""
+    ran = _eagerly(graph, module, batch, watch=True)
+    made: dict[str, list[torch.Tensor]] = {}
+    for name, tensor in _interpreted(graph, module, batch, watch=True).outputs:
+        made.setdefault(name, []).append(tensor)
+    for name, output in ran.outputs:
+        alike = [t for t in made.get(name, []) if t.numel() == output.numel()]
+        if alike and not any(_close(t.flatten(), output.flatten(), max(ran.limit, 1e-6), 0.0) for t in alike):
+            return name or "the model"
+    return ""
