@@ -35,16 +35,22 @@ def watch(
 
 
 @contextmanager
-def _as_in_export() -> Generator[None]:
-    """Model code that asks is told that it is exported; nothing is printed about what fails."""
+def unlogged() -> Generator[None]:
+    """Nothing is printed about what fails on fake tensors."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     disabled, log.disabled = log.disabled, True
     try:
-        with warnings.catch_warnings(), _compiling_state_context():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         log.disabled = disabled
+
+
+@contextmanager
+def _as_in_export() -> Generator[None]:
+    """Model code that asks is told that it is exported; nothing is printed about what fails."""
+    with unlogged(), warnings.catch_warnings(), _compiling_state_context():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextmanager
@@ -83,7 +89,7 @@ class Call:
     output: Any = None
 
     def note(self, function: object, arguments: Any, result: Any) -> None:
-        words = (function, self._word(arguments))
+        words = (function, _regions(), self._word(arguments))
         for tensor in leaves(result):
             if isinstance(tensor, torch.Tensor) and id(tensor) not in self.state and id(tensor) not in self.outside:
                 self.made.setdefault(id(tensor), len(self.made))
@@ -107,6 +113,12 @@ class Call:
         if value is None or isinstance(value, _PLAIN):
             return type(value), repr(value)
         return "outside", self.outside.setdefault(id(value), (len(self.outside), value))[0]
+
+
+def _regions() -> Hashable:
+    """The gradient mode and the autocasts that are on."""
+    types = [t for t in ("cpu", "cuda") if torch.is_autocast_enabled(t)]
+    return torch.is_grad_enabled(), *((t, torch.get_autocast_dtype(t)) for t in types)
 
 
 def _state(module: nn.Module) -> dict[int, str]:
@@ -142,7 +154,7 @@ class Record(TorchFunctionMode):
         @functools.wraps(original)
         def forward(*args: Any, **kwargs: Any) -> Any:
             call = Call(_state(module))
-            call.words.append((torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+            call.words.append(_regions())
             self.calls.setdefault(path, []).append(call)
             before, self.running = self.running, call
             try:

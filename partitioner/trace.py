@@ -20,6 +20,7 @@ from partitioner.dropouts import separate_units
 from partitioner.errors import InputError
 from partitioner.graph import Graph, ParameterInfo, gradient_free, placeholders
 from partitioner.normalize import normalize
+from partitioner.regions import noted_regions
 from partitioner.rehearse import replaced
 from partitioner.runs import Run, find_runs
 from partitioner.separation import batch_layouts
@@ -168,7 +169,8 @@ def _export(model: nn.Module, batch: dict[str, torch.Tensor], runs: tuple[Run, .
     try:
         with _fake_state(model, mode), replaced(model, stubs), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.export.export(step, (), {n: mode.from_tensor(t) for n, t in batch.items()}, strict=False)
+            with noted_regions():
+                return torch.export.export(step, (), {n: mode.from_tensor(t) for n, t in batch.items()}, strict=False)
     except InputError:
         raise
     except Exception as error:
