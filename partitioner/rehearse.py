@@ -16,6 +16,8 @@ from torch._export.utils import _compiling_state_context  # pyright: ignore[repo
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
+from partitioner.constant_branches import ConstantBranches
+
 Forward = Callable[..., Any]
 
 
@@ -27,7 +29,8 @@ def watch(
     record = Record(model)
     forwards = {path: record.watch(path, model.get_submodule(path)) for path in paths}
     try:
-        with replaced(model, {**forwards, **stubs}), _as_in_export(), mode, record:
+        branches = ConstantBranches(model, dict(model.named_buffers(remove_duplicate=False)))
+        with replaced(model, {**forwards, **stubs}), _as_in_export(), mode, branches, record:
             model(**batch)
     except Exception:  # any model code may run here; export says what is wrong with it
         return None

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from partitioner.blocks import find_units
 from partitioner.check import check_graph
+from partitioner.constant_branches import ConstantBranches
 from partitioner.constants import merge_equal
 from partitioner.dropouts import separate_units
 from partitioner.errors import InputError
@@ -101,8 +102,11 @@ def _two_samples(batch: dict[str, torch.Tensor], samples: int) -> dict[str, torc
 def _step(model: nn.Module, names: list[str]) -> nn.Module:
     """A module that returns the loss; export needs its arguments spelled out, so the signature is made to order."""
 
+    real = dict(model.named_buffers(remove_duplicate=False))
+
     def forward(self: nn.Module, **batch: torch.Tensor) -> torch.Tensor:
-        return _loss(model_of(self)(**batch))
+        with ConstantBranches(model_of(self), real):
+            return _loss(model_of(self)(**batch))
 
     def model_of(self: nn.Module) -> nn.Module:
         return self.get_submodule("model")
