@@ -38,7 +38,7 @@ class _Call:
     kwargs: Any
     results: tuple[Any, ...]
     stores: frozenset[int]
-    modes: tuple[bool, bool, torch.dtype]
+    low: tuple[torch.dtype, bool]  # of the autocast around it
 
 
 class ConstantBranches(TorchFunctionMode):
@@ -76,7 +76,7 @@ class ConstantBranches(TorchFunctionMode):
             self.spoilt |= {_store(t): t for t in changed}
         elif made or changed:
             stores = frozenset(map(_store, [*made, *changed]))
-            self.calls.append(_Call(func, args, kwargs, tuple(made), stores, _modes()))
+            self.calls.append(_Call(func, args, kwargs, tuple(made), stores, _autocast()))
             self.known |= {id(t): t for t in made}
 
     def _is_known(self, tensor: torch.Tensor) -> bool:
@@ -86,7 +86,8 @@ class ConstantBranches(TorchFunctionMode):
 
     def _answer(self, func: Any, args: Any, kwargs: Any, tensors: list[torch.Tensor]) -> Any:
         values = dict[int, torch.Tensor]()
-        with _disable_current_modes(), torch._C.DisableTorchFunction(), torch.no_grad(), torch.random.fork_rng([]):
+        plain = torch._C.DisableTorchFunction()  # pyright: ignore[reportPrivateUsage]
+        with _disable_current_modes(), plain, torch.no_grad(), torch.random.fork_rng([]):
             state = torch.get_rng_state()
             for call in self._needed(tensors):
                 self._run(call, values)
@@ -104,8 +105,7 @@ class ConstantBranches(TorchFunctionMode):
         return found[::-1]
 
     def _run(self, call: _Call, values: dict[int, torch.Tensor]) -> None:
-        gradient, low, dtype = call.modes
-        with torch.autocast("cpu", dtype, low, cache_enabled=False):
+        with torch.autocast("cpu", *call.low, cache_enabled=False):
             result = call.function(*self._real(call.args, values), **self._real(call.kwargs, values))
         made = [v for v in tree_leaves(result) if isinstance(v, torch.Tensor)]
         values |= {id(fake): real for fake, real in zip(call.results, made, strict=True)}
@@ -119,8 +119,8 @@ class ConstantBranches(TorchFunctionMode):
         return tree_map_only(torch.Tensor, real, arguments)
 
 
-def _modes() -> tuple[bool, bool, torch.dtype]:
-    return torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+def _autocast() -> tuple[torch.dtype, bool]:
+    return torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu")
 
 
 def _is_hollow(tensor: torch.Tensor) -> bool:
