@@ -15,6 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from partitioner.blocks import find_units
 from partitioner.check import check_graph
+from partitioner.checkpoints import plain_checkpoints
+from partitioner.compiled import as_written
 from partitioner.constant_branches import ConstantBranches
 from partitioner.constants import merge_equal
 from partitioner.dropouts import separate_units
@@ -36,8 +38,14 @@ def trace(model: nn.Module, batch: dict[str, torch.Tensor], progress: Progress =
     ``model`` lies on any device, meta included, and is left as it was. ``batch`` maps argument names to example
     tensors; dimension 0 of the largest number of them is the batch dimension. Raises InputError, naming the module
     and source line, when torch.export can't capture the model, and when the loss is not a scalar tensor.
-    ``progress`` is told what goes on, in words.
+    ``progress`` is told what goes on, in words. What is under ``torch.compile`` is traced as it was written, and
+    named as without it.
     """
+    with as_written(model) as plain, plain_checkpoints():
+        return _trace_plain(plain, batch, progress)
+
+
+def _trace_plain(model: nn.Module, batch: dict[str, torch.Tensor], progress: Progress) -> Graph:
     progress("tracing: looking for blocks that run alike")
     samples = _batch_size(batch)
     given = _on_cpu(_two_samples(batch, samples))
