@@ -56,6 +56,8 @@ class ConstantBranches(TorchFunctionMode):
         self.spoilt: dict[int, Any] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.is_inference_mode_enabled():  # export does not see it, and its tensors don't tell that they change
+            raise ValueError("torch.inference_mode in a forward can't be traced: use torch.no_grad()")
         kwargs = kwargs or {}
         given = tree_leaves((args, kwargs))
         tensors = [v for v in given if isinstance(v, torch.Tensor)]

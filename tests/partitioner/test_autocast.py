@@ -49,13 +49,16 @@ def _captured(model: nn.Module, batch: Batch) -> Answer:
     for node in holders:
         node.meta["trains"] = node.name in names
     inline_regions(exported.graph_module)
-    parameters = {n: nn.Parameter(p.detach().clone()) for n, p in model.named_parameters()}
-    lifted = exported.graph_signature.inputs_to_lifted_tensor_constants
-    others = {**batch, **{name: exported.constants[source] for name, source in lifted.items()}}
+    copies = {id(p): nn.Parameter(p.detach().clone()) for p in model.parameters()}
+    parameters = {n: copies[id(p)] for n, p in model.named_parameters(remove_duplicate=False)}
+    lifted = exported.graph_signature.inputs_to_lifted_tensor_constants | exported.graph_signature.inputs_to_buffers
+    state = {**dict(model.named_buffers(remove_duplicate=False)), **exported.constants}
+    others = {**batch, **{name: state[source] for name, source in lifted.items()}}
     given = [parameters[names[n.name]] if n.name in names else others[n.name] for n in holders]
     (loss,) = fx.Interpreter(exported.graph_module).run(*given)
     loss.backward()
-    return loss.detach(), {n: p.grad for n, p in parameters.items() if p.grad is not None}
+    found = {n: copies[id(p)].grad for n, p in model.named_parameters()}
+    return loss.detach(), {n: gradient for n, gradient in found.items() if gradient is not None}
 
 
 def _plain(net: Net, x: torch.Tensor) -> torch.Tensor:
