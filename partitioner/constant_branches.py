@@ -68,8 +68,6 @@ class ConstantBranches(TorchFunctionMode):
         result = func(*args, **kwargs)
         made = [v for v in tree_leaves(result) if isinstance(v, torch.Tensor)]
         changed = [t for t, version in zip(tensors, before, strict=True) if t._version != version]
-        if getattr(func, "__name__", "") == "__set__":  # of a tensor's data, which leaves its version as it is
-            changed, known = tensors[:1], False
         self._keep(func, args, kwargs, made, changed, known)
         return result
 

@@ -227,7 +227,9 @@ def _module(node: fx.Node) -> str:
 
 def test_casts_become_none_in_float64() -> None:
     model, batch = _stacked([Block() for _ in range(4)])
-    graph = promote(trace(model, batch))
+    low = trace(model, batch)
+    graph = promote(low)
+    assert [str(n.target) for n in graph.nodes.values()] == [str(n.target) for n in low.nodes.values()]
     model.double()
     assert error(interpret(graph, model, batch), run_eagerly(model, batch)) < 1e-12
 
@@ -241,6 +243,17 @@ class OnGpu(Block):
 def test_an_autocast_for_another_device_is_refused_by_name() -> None:
     with pytest.raises(InputError, match=r"blocks.3.*autocast\('cuda'\).*x.device.type"):
         trace(*_stacked([*[Block() for _ in range(3)], OnGpu()]))
+
+
+class OnXpu(Block):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("xpu", dtype=BF16):
+            return self.down(self.up(x))
+
+
+def test_an_autocast_that_is_on_for_another_device_is_refused_by_name() -> None:
+    with pytest.raises(InputError, match=r"autocast\('xpu'\).*x.device.type.* in blocks.0"):
+        trace(*_stacked([OnXpu()]))
 
 
 class OffGpu(Block):

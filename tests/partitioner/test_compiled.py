@@ -148,8 +148,9 @@ def test_a_compiled_module_on_meta_starts_as_the_plain_one() -> None:
     assert all(torch.equal(found[0][name], found[1][name]) for name in NAMES)
 
 
-def test_unwrapping_for_good() -> None:
-    model = unwrap(_both())
+@pytest.mark.parametrize("make", [_both, _in_place])
+def test_unwrapping_for_good(make: Callable[[], nn.Module]) -> None:
+    model = unwrap(make())
     assert [name for name, _ in model.named_parameters()] == NAMES
     assert run_eagerly(model, _batch())[0] == run_eagerly(Net(), _batch())[0]
 
