@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 
 import numpy as np
+import torch
 from torch import fx
 
 from partitioner.constants import module_path, parameter_free
@@ -82,9 +83,9 @@ def _has_flops(node: fx.Node) -> bool:
 
 
 def _is_parameter(node: fx.Node) -> bool:
-    """Whether ``node`` is a parameter or a view of one."""
+    """Whether ``node`` is a parameter, or a view or a cast of one."""
     rule = rule_of(str(node.target))
-    if node.op == "call_function" and rule is not None and rule.view:
+    if node.op == "call_function" and (node.target == torch.ops.aten.to.dtype or (rule is not None and rule.view)):
         return _is_parameter(operands(node)[0])
     return node.op == "placeholder" and node.meta["kind"] == "parameter"
 

@@ -17,11 +17,13 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from partitioner.batches import Flat, carriers, flat
+from partitioner.constant_branches import ConstantBranches
 from partitioner.graph import ParameterInfo
 from partitioner.hooks import hooks_refused
 from partitioner.kept_functions import kept_functions
 from partitioner.normalize import normal_ops
 from partitioner.outputs import loss_of
+from partitioner.regions import noted_regions
 from partitioner.rehearse import replaced
 from partitioner.runs import Run, find_runs
 from partitioner.uncapturable import RaisedInModel, ValuesRefused, quiet, refuse_ops, refused
@@ -96,11 +98,14 @@ def alike_blocks(model: nn.Module, batch: Example) -> tuple[Run, ...]:
 def _step(model: nn.Module, batch: Example) -> nn.Module:
     """A module that returns the loss; export needs its arguments spelled out, so the signature is made to order."""
     names, words = list(batch.flat.tensors), list(batch.arguments())
+    real = dict(model.named_buffers(remove_duplicate=False))
 
     def forward(self: nn.Module, **tensors: torch.Tensor) -> torch.Tensor:
         given = batch.flat.together(dict(zip(names, (tensors[word] for word in words), strict=True)))
+        plain = self.get_submodule("model")
         try:
-            return loss_of(self.get_submodule("model")(**given), type(model).__name__)
+            with ConstantBranches(plain, real):
+                return loss_of(plain(**given), type(model).__name__)
         except Exception as error:  # any model code may run here
             raise RaisedInModel(error) from error
 
@@ -150,7 +155,7 @@ def _export(model: nn.Module, batch: Example, runs: tuple[Run, ...]) -> torch.ex
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     stubs = {path: stub for run in runs for path, stub in run.stubs.items()}
     try:
-        with _fake_state(model, mode), replaced(model, stubs), quiet(), ValuesRefused(model):
+        with _fake_state(model, mode), replaced(model, stubs), quiet(), ValuesRefused(model), noted_regions():
             arguments = _faked(batch.arguments(), mode)
             exported = torch.export.export(_step(model, batch), (), arguments, strict=False)
     except RaisedInModel as raised:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 
 import torch
 from torch import fx
 
+from partitioner.autocast import write_casts
 from partitioner.errors import InputError
+from partitioner.regions import detach_regions
 
 aten = torch.ops.aten
 
@@ -16,40 +17,20 @@ _SCATTER = {aten.slice.Tensor: aten.slice_scatter.default, aten.select.int: aten
 
 
 def inline_regions(module: fx.GraphModule) -> None:
-    """Copy the body of each ``wrap_with_set_grad_enabled`` region into the graph; drop metadata asserts.
+    """Write the casts of autocasts and the detaching of regions without gradient as ops; drop metadata asserts.
 
     Each node's ``meta["modules"]`` become the names, outermost first, of the source model's modules that made it.
     """
     graph = module.graph
     for node in list(graph.nodes):
-        if node.op == "call_function" and "wrap_with_set_grad_enabled" in str(node.target):
-            _inline(module, node)
-    for node in list(graph.nodes):
         if node.target == aten._assert_tensor_metadata.default:
             graph.erase_node(node)
+    detach_regions(graph)
+    write_casts(graph)
     graph.eliminate_dead_code()
     for node in graph.nodes:
         stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
         node.meta["modules"] = tuple(path.removeprefix("model").removeprefix(".") for path in stack[1:])
-
-
-def _inline(module: fx.GraphModule, node: fx.Node) -> None:
-    enabled, region, *arguments = node.args
-    assert isinstance(region, fx.Node)
-    body = module.get_submodule(str(region.target))
-    assert isinstance(body, fx.GraphModule)
-    names = [n for n in body.graph.nodes if n.op == "placeholder"]
-    mapping = dict(zip(names, arguments, strict=True))
-    with module.graph.inserting_before(node):
-        output = module.graph.graph_copy(body.graph, mapping)  # type: ignore[arg-type]
-        results = output if isinstance(output, tuple | list) else (output,)
-        if not enabled:
-            results = tuple(module.graph.call_function(aten.detach.default, (r,)) for r in results)  # type: ignore[arg-type]
-    for user in list(node.users):
-        assert user.target is operator.getitem
-        user.replace_all_uses_with(results[int(user.args[1])])  # type: ignore[arg-type]
-        module.graph.erase_node(user)
-    module.graph.erase_node(node)
 
 
 def functionalize(graph: fx.Graph) -> None:

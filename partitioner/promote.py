@@ -26,7 +26,7 @@ def promote(graph: Graph) -> Graph:
             node.meta["val"] = _value(node.meta["val"])
     module = fx.GraphModule(graph.module, new)
     propagate(module)
-    _drop_casts(module.graph)
+    _copy_casts(module.graph)
     module.recompile()
     parameters = {n: dataclasses.replace(p, dtype=_dtype(p.dtype)) for n, p in graph.parameters.items()}
     buffers = {n: _value(b) for n, b in graph.buffers.items()}
@@ -41,8 +41,8 @@ def _value(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.float64) if tensor.dtype in _LOW else tensor
 
 
-def _drop_casts(graph: fx.Graph) -> None:
-    """A cast to the dtype that its operand has becomes a clone, so that units keep their nodes."""
+def _copy_casts(graph: fx.Graph) -> None:
+    """A cast to the dtype that its operand has copies all the same: plans of the graph are plans of this one."""
     for node in graph.nodes:
         if node.target == torch.ops.aten.to.dtype and node.args[0].meta["val"].dtype == node.args[1]:
-            node.target, node.args = torch.ops.aten.clone.default, (node.args[0],)
+            node.args = (*node.args[:2], False, True)

@@ -14,6 +14,7 @@ from torch._export.utils import _compiling_state_context  # pyright: ignore[repo
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
+from partitioner.constant_branches import ConstantBranches
 from partitioner.errors import InputError
 from partitioner.uncapturable import in_a_line, quiet
 
@@ -35,7 +36,8 @@ def watch(
     record = Record(model)
     forwards = {path: record.watch(path, model.get_submodule(path)) for path in paths}
     try:
-        with replaced(model, {**forwards, **stubs}), _as_in_export(), mode, record:
+        branches = ConstantBranches(model, dict(model.named_buffers(remove_duplicate=False)))
+        with replaced(model, {**forwards, **stubs}), _as_in_export(), mode, branches, record:
             model(**batch)
     except InputError:
         raise
@@ -87,7 +89,7 @@ class Call:
     output: Any = None
 
     def note(self, function: object, arguments: Any, result: Any) -> None:
-        words = (function, self._word(arguments))
+        words = (function, _regions(), self._word(arguments))
         for tensor in leaves(result):
             if isinstance(tensor, torch.Tensor) and id(tensor) not in self.state and id(tensor) not in self.outside:
                 self.made.setdefault(id(tensor), len(self.made))
@@ -111,6 +113,12 @@ class Call:
         if value is None or isinstance(value, _PLAIN):
             return type(value), repr(value)
         return "outside", self.outside.setdefault(id(value), (len(self.outside), value))[0]
+
+
+def _regions() -> Hashable:
+    """The gradient mode and the autocasts that are on."""
+    types = [t for t in ("cpu", "cuda") if torch.is_autocast_enabled(t)]
+    return torch.is_grad_enabled(), *((t, torch.get_autocast_dtype(t)) for t in types)
 
 
 def _state(module: nn.Module) -> dict[int, str]:
@@ -146,7 +154,7 @@ class Record(TorchFunctionMode):
         @functools.wraps(original)
         def forward(*args: Any, **kwargs: Any) -> Any:
             call = Call(_state(module))
-            call.words.append((torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+            call.words.append(_regions())
             self.calls.setdefault(path, []).append(call)
             before, self.running = self.running, call
             try:

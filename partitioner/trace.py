@@ -14,6 +14,7 @@ from partitioner.blocks import find_units
 from partitioner.capture import Captured, Example, alike_blocks, capture, example
 from partitioner.capture_check import check_capture
 from partitioner.check import check_graph
+from partitioner.compiled import as_written
 from partitioner.constants import merge_equal
 from partitioner.counts import Count
 from partitioner.draws import separate_units
@@ -40,8 +41,14 @@ def trace(
     Raises InputError, naming the module and source line, when the model can't be captured as it would run.
     ``progress`` is told what goes on, in words. The graph is compared with the module where that has values and is
     small enough (capture_check.py), and is refused where the two differ; a note says where they were not compared.
-    ``compare=False`` leaves that to the caller.
+    ``compare=False`` leaves that to the caller. What is under ``torch.compile`` is traced as it was written, and named
+    as without it.
     """
+    with as_written(model) as plain:
+        return _trace_plain(plain, batch, progress, compare)
+
+
+def _trace_plain(model: nn.Module, batch: Mapping[str, Any], progress: Progress, compare: bool) -> Graph:
     progress("tracing: looking for blocks that run alike")
     refuse_hooks(model)
     given, notes = example(batch), list[str]()

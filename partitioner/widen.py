@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from partitioner.compiled import unwrapped, written_parameters
 from partitioner.errors import InputError
 
 _WIDE: dict[Any, Any] = {
@@ -122,14 +123,15 @@ def float64_by_default() -> Generator[None]:
 def copied(module: nn.Module) -> nn.Module:
     """A deep copy that keeps the hooks of parameters, which a copied parameter loses; raises InputError."""
     try:
-        made = copy.deepcopy(module)
+        with unwrapped(module) as plain:
+            made = copy.deepcopy(plain)
     except Exception as error:  # whatever a model holds (locks, generators, results of other ops) may refuse
         reason = (str(error).splitlines() or [""])[0]
         raise InputError(
             f"{type(module).__name__} can't be copied, so it can't be compared: {type(error).__name__}: {reason}"
         ) from error
     own = dict(made.named_parameters(remove_duplicate=False))
-    for name, parameter in module.named_parameters(remove_duplicate=False):
+    for name, parameter in written_parameters(module).items():
         for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):
             if (found := getattr(parameter, hooks, None)) and own[name] is not parameter:
                 setattr(own[name], hooks, found)

@@ -12,6 +12,7 @@ from torch import nn
 
 from partitioner.batch import resize
 from partitioner.batches import flat
+from partitioner.compiled import written_parameters
 from partitioner.graph import Graph
 from partitioner.interpret import interpret, samples_of
 from runtime.eager import first_step, steps_in_float64
@@ -59,7 +60,7 @@ def captured(module: nn.Module, graph: Graph, batch: Mapping[str, Any]) -> Captu
 def _graph_step(module: nn.Module, graph: Graph, batch: Mapping[str, torch.Tensor]) -> Steps:
     """Loss and gradients of the graph at the batch's size; nothing is updated."""
     graph = resize(graph, samples_of(graph, batch))
-    own = dict(module.named_parameters(remove_duplicate=False))
+    own = written_parameters(module)
     copies = {n: own[n].detach().clone().requires_grad_(p.requires_grad) for n, p in graph.parameters.items()}
     loss = interpret(graph, copies, batch)
     loss.backward()

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from partitioner.compiled import unwrapped, written_parameters
 from partitioner.errors import InputError
 from partitioner.layout import Shard, assemble
 from partitioner.program import Parameter, Program
@@ -78,7 +79,7 @@ def _source(program: Program, source: nn.Module | str | Path | Source) -> Source
 
 def from_module(module: nn.Module) -> Source:
     """The weights of a real module; the parts are copies, so that the module can be freed."""
-    weights = dict(module.named_parameters(remove_duplicate=False))
+    weights = written_parameters(module)
 
     def read(parameter: Parameter, part: Part) -> torch.Tensor:
         weight = weights.get(parameter.name)
@@ -116,7 +117,8 @@ class ModuleStart:
     def __init__(self, module: nn.Module, seed: int, initialize: Initialize | None = None) -> None:
         self.unset: list[str] = []
         self._seed, self._initialize = seed, initialize
-        self._root = copy.deepcopy(module, {id(p): _on_meta(p) for p in module.parameters()})
+        with unwrapped(module) as plain:
+            self._root = copy.deepcopy(plain, {id(p): _on_meta(p) for p in plain.parameters()})
         self._last: tuple[str, dict[str, torch.Tensor]] = ("", {})
 
     def __call__(self, parameter: Parameter, part: Part) -> torch.Tensor:

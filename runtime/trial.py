@@ -11,6 +11,7 @@ from torch import nn
 
 from partitioner import Graph, Plan, lower
 from partitioner.batches import flat
+from partitioner.compiled import written_parameters
 from partitioner.promote import promote
 from partitioner.widen import float64_by_default, wide
 from runtime.diverge import explain
@@ -46,7 +47,7 @@ def prepare(module: nn.Module, graph: Graph, batch: Mapping[str, Any]) -> Trial:
     """The trial of ``module``, traced as ``graph`` at any batch size, on a global ``batch``; called on all ranks."""
     with float64_by_default():
         promoted = promote(graph)
-        own = dict(module.named_parameters(remove_duplicate=False))
+        own = written_parameters(module)
         start = {n: own[n].detach().to(p.dtype) for n, p in promoted.parameters.items()}
         given = {n: wide(t) for n, t in flat(batch).tensors.items()}
         reference = wanted(module, promoted, batch, STEPS, CLIP, LR) if is_first() else None

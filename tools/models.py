@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from partitioner.compiled import unwrap
 from partitioner.errors import InputError
 from tools.entry import Entry, call, function, literals, nearest, one_line, parse, takes
 from tools.heads import find_head
@@ -78,7 +79,7 @@ def _from_file(spec: str, entry: Entry, given: dict[str, object], seq: int | Non
     if "seq" in sizes and not takes(model, "seq"):
         raise InputError(f"--seq: {entry.path}:{entry.name} has no argument seq; its batch decides the length")
     module, example = call(entry, model, given | {key: v for key, v in sizes.items() if takes(model, key)})
-    return Source(spec, module.train(), example, given, seq, batch)
+    return Source(spec, unwrap(module).train(), example, given, seq, batch)
 
 
 @contextmanager
