@@ -44,7 +44,7 @@ def traced(call: Map, samples: int = SAMPLES) -> Graph:
         (lambda x: x + torch.poisson(x.abs().detach()), "aten.poisson.default"),
         (lambda x: x + torch.empty_like(x).random_(), "aten.random_.default"),
         (lambda x: torch.native_dropout(x, 0.5, True)[0], "aten.native_dropout.default"),
-        (lambda x: x + torch.rand(SEQ, WIDTH, generator=GENERATOR), "a torch.Generator of its own: leave out generator"),
+        (lambda x: x + torch.rand(SEQ, WIDTH, generator=GENERATOR), "of its own: leave out generator="),
         (lambda x: x + torch.empty_like(x).normal_(generator=GENERATOR), "a torch.Generator of its own"),
         (lambda x: x[torch.randperm(len(x))], r"inner \(.*permutes samples by torch.randperm"),
     ],

@@ -138,8 +138,7 @@ CALLS: dict[str, tuple[Map, tuple[int, ...] | None]] = {
     "alpha dropout": (lambda x: F.alpha_dropout(x, 0.3, True), FIRST),
     "feature alpha dropout": (lambda x: F.feature_alpha_dropout(x, 0.3, True), FIRST),
     "attention": (lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.3), FIRST),
-    "attention of heads": (lambda x: F.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None], None, 0.3)[:, 0],
-                           FIRST),
+    "attention of heads": (lambda x: F.scaled_dot_product_attention(*[x[:, None]] * 3, None, 0.3)[:, 0], FIRST),
 }  # fmt: skip
 
 
