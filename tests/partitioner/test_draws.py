@@ -44,7 +44,7 @@ def traced(call: Map, samples: int = SAMPLES) -> Graph:
         (lambda x: x + torch.poisson(x.abs().detach()), "aten.poisson.default"),
         (lambda x: x + torch.empty_like(x).random_(), "aten.random_.default"),
         (lambda x: torch.native_dropout(x, 0.5, True)[0], "aten.native_dropout.default"),
-        (lambda x: x + torch.rand(SEQ, WIDTH, generator=GENERATOR), "a torch.Generator of its own: leave out generator"),
+        (lambda x: x + torch.rand(SEQ, WIDTH, generator=GENERATOR), "of its own: leave out generator="),
         (lambda x: x + torch.empty_like(x).normal_(generator=GENERATOR), "a torch.Generator of its own"),
         (lambda x: x[torch.randperm(len(x))], r"inner \(.*permutes samples by torch.randperm"),
     ],
@@ -92,7 +92,8 @@ def test_draws_that_no_parameter_feeds_are_keyed_apart_from_every_unit() -> None
     )
     draws = [n for n in graph.nodes.values() if n.target == own.draw.default]
     drops = [n for n in graph.nodes.values() if n.target == own.dropout.default]
-    seeds = {(n.args[0], n.args[3]) for n in draws} | {(n.args[2], n.args[3]) for n in drops}
+    keys = [(n.args[0], n.args[3]) for n in draws] + [(n.args[2], n.args[3]) for n in drops]
+    seeds = {(*key.args, number) for key, number in keys}  # the input, the unit, the site
     assert len(seeds) == len(draws) + len(drops) == 5
     assert {n.name for n in draws} <= {*graph.prelude}
     inputs = {n.meta["source"]: n for n in graph.nodes.values() if n.op == "placeholder" and n.meta["kind"] == "input"}

@@ -138,8 +138,7 @@ CALLS: dict[str, tuple[Map, tuple[int, ...] | None]] = {
     "alpha dropout": (lambda x: F.alpha_dropout(x, 0.3, True), FIRST),
     "feature alpha dropout": (lambda x: F.feature_alpha_dropout(x, 0.3, True), FIRST),
     "attention": (lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.3), FIRST),
-    "attention of heads": (lambda x: F.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None], None, 0.3)[:, 0],
-                           FIRST),
+    "attention of heads": (lambda x: F.scaled_dot_product_attention(*[x[:, None]] * 3, None, 0.3)[:, 0], FIRST),
 }  # fmt: skip
 
 
@@ -247,7 +246,11 @@ def test_nothing_is_drawn_at_the_ends_and_in_evaluation() -> None:
     def call(x: torch.Tensor) -> torch.Tensor:
         return x + F.dropout(x, 1.0) + F.dropout(x, 0.0) + F.dropout2d(x[:, None], 1.0)[:, 0]
 
-    model = Net(call, nn.Dropout(0.5).eval(), lambda x: x + F.scaled_dot_product_attention(x, x, x, dropout_p=1.0))
+    model = Net(
+        call,
+        lambda x: F.dropout(x, 0.5, training=False),
+        lambda x: x + F.scaled_dot_product_attention(x, x, x, dropout_p=1.0),
+    )
     graph = trace(model, tokens(TRACED))
     found, mode = in_module(graph, model, 2)
     assert error(in_graph(graph, model, 2), found) < 1e-12
