@@ -47,7 +47,8 @@ def to_meta(graph: fx.Graph) -> None:
 def _meta(value: Any) -> Any:
     if not isinstance(value, torch.Tensor):
         return value
-    return torch.empty(tuple(int(s) for s in value.shape), dtype=value.dtype, device="meta")
+    shape, stride = (tuple(int(s) for s in sizes) for sizes in (value.shape, value.stride()))
+    return torch.empty_strided(shape, stride, dtype=value.dtype, device="meta")
 
 
 def propagate(module: fx.GraphModule, missing_only: bool = False, twins: Mapping[str, str] | None = None) -> None:
@@ -59,7 +60,7 @@ def propagate(module: fx.GraphModule, missing_only: bool = False, twins: Mapping
     for node in module.graph.nodes:
         if node.op == "call_function" and not (missing_only and "val" in node.meta):
             twin = values.get((twins or {}).get(node.name, ""))
-            node.meta["val"] = values[node.name] = _evaluate(node) if twin is None else map_aggregate(twin, _fresh)
+            node.meta["val"] = values[node.name] = evaluate(node) if twin is None else map_aggregate(twin, _fresh)
 
 
 def _fresh(value: Any) -> Any:
@@ -78,10 +79,11 @@ def evaluate_like(node: fx.Node, twin: fx.Node) -> None:
         if all(v.untyped_storage()._cdata != storage for v in sources):  # pyright: ignore[reportPrivateUsage]
             node.meta["val"] = _fresh(value)
             return
-    node.meta["val"] = _evaluate(node)
+    node.meta["val"] = evaluate(node)
 
 
-def _evaluate(node: fx.Node) -> Any:
+def evaluate(node: fx.Node) -> Any:
+    """What the op returns on the meta device, of the values that its operands have."""
     args: Any
     kwargs: Any
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
@@ -100,5 +102,5 @@ def emit(graph: fx.Graph, like: fx.Node, target: Callable[..., object], *args: o
     """A new op in the module of ``like``, its shape known."""
     node = graph.call_function(target, args, kwargs)  # type: ignore[arg-type]
     node.meta = {k: v for k, v in like.meta.items() if k in ("modules", "stack_trace")}
-    node.meta["val"] = _evaluate(node)
+    node.meta["val"] = evaluate(node)
     return node

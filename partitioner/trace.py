@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from partitioner.blocks import find_units
 from partitioner.check import check_graph
 from partitioner.constants import merge_equal
+from partitioner.data_attribute import DataAsDetach
 from partitioner.dropouts import separate_units
 from partitioner.errors import InputError
 from partitioner.graph import Graph, ParameterInfo, gradient_free, placeholders
@@ -166,7 +167,7 @@ def _export(model: nn.Module, batch: dict[str, torch.Tensor], runs: tuple[Run, .
     step = _step(model, list(batch)).train(model.training)
     stubs = {path: stub for run in runs for path, stub in run.stubs.items()}
     try:
-        with _fake_state(model, mode), replaced(model, stubs), warnings.catch_warnings():
+        with _fake_state(model, mode), replaced(model, stubs), DataAsDetach(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.export.export(step, (), {n: mode.from_tensor(t) for n, t in batch.items()}, strict=False)
     except InputError:
