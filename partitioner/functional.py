@@ -1,7 +1,7 @@
 """First passes over an exported graph: regions inlined, asserts dropped, in-place ops made functional.
 
-Which tensors share storage is seen on the meta device, where each op of the graph runs once as it stands: a reshape is a
-view there where it is one in eager. A tensor's value is made anew, from what it views, when its storage has changed:
+Which tensors share storage is seen on the meta device, where each op of the graph runs once as it stands: a reshape is
+a view there where it is one in eager. A tensor's value is made anew, from what it views, when its storage has changed:
 
     a = h[:, 2:]            a = slice(h)
     b = h.view(-1)          b = view(h)
@@ -110,11 +110,13 @@ class _Walk:
 
     def run(self) -> None:
         changes: list[fx.Node] = []
-        for self.at in list(self.graph.nodes):
-            self.at.target = RESHAPING.get(self.at.target, self.at.target)
-            with self.graph.inserting_before(self.at):
-                if written(self.at):
-                    changes.append(self.at)
+        for node in list(self.graph.nodes):
+            self.at = node
+            if node.op == "call_function":
+                node.target = RESHAPING.get(node.target, node.target)
+            with self.graph.inserting_before(node):
+                if written(node):
+                    changes.append(node)
                     self._change()
                 else:
                     self._follow()
@@ -169,8 +171,8 @@ class _Walk:
         while value.base is not None:
             if value.view is None or value.view.back is None:
                 raise InputError(
-                    f"{self.at.target} changes a tensor{where(self.at)} through a view, {_call(value.made)}, that can't "
-                    "be inverted: change a copy, or the tensor that is viewed"
+                    f"{self.at.target} changes a tensor{where(self.at)} through a view, {_call(value.made)}, that "
+                    "can't be inverted: change a copy, or the tensor that is viewed"
                 )
             old = self._detached(self._current(value.base))
             new = value.view.back(self._emit, old, new)
@@ -229,8 +231,8 @@ class _Walk:
         operands = [self.values[n] for n in self.at.all_input_nodes if n in self.values]
         if any(v is not target and _overlap(v.tensor, target.tensor) for v in operands):
             raise InputError(
-                f"{self.at.target} reads and writes overlapping parts of one tensor{where(self.at)}, in an order that is "
-                "not defined: read a clone"
+                f"{self.at.target} reads and writes overlapping parts of one tensor{where(self.at)}, in an order that "
+                "is not defined: read a clone"
             )
 
     def _emit(self, target: object, *args: object, **kwargs: object) -> fx.Node:

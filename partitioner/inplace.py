@@ -30,7 +30,7 @@ RESHAPING = {
 
 _STATISTICS = {"batch_norm", "instance_norm", "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"}
 _STORAGE = {"set_", "resize_", "resize_as_"}
-_RENAMED = {aten.bernoulli_.float: aten.bernoulli.p, aten.normal_.default: aten.normal_functional.default}
+_RENAMED = {"normal_": "normal_functional"}
 
 
 def written(node: fx.Node) -> list[fx.Node]:
@@ -47,13 +47,16 @@ def _marked(node: fx.Node) -> list[Any]:
     if name_of(node) in _STATISTICS:
         return [n for n in node.args[3:5] if n is not None and node.args[5]]
     given = [node.args[i] if i < len(node.args) else node.kwargs.get(a.name) for i, a in enumerate(schema.arguments)]
-    return [v for v, a in zip(given, schema.arguments, strict=True) if a.alias_info is not None and a.alias_info.is_write]
+    marks = [a.alias_info for a in schema.arguments]
+    return [value for value, mark in zip(given, marks, strict=True) if mark is not None and mark.is_write]
 
 
 def check_form(node: fx.Node) -> None:
     """Refuse an in-place op that writes elsewhere than into its first operand alone, or into no fixed place."""
     if written(node) != [*node.args[:1]]:
-        raise InputError(f"{_op(node)} writes into other operands than its first{where(node)}: assign its results instead")
+        raise InputError(
+            f"{_op(node)} writes into other operands than its first{where(node)}: assign its results instead"
+        )
     if name_of(node) in _STORAGE:
         raise InputError(f"{_op(node)} gives a tensor another storage{where(node)}: make a new tensor instead")
 
@@ -87,12 +90,15 @@ def _plain(emit: Emit, node: fx.Node) -> fx.Node:
 
 def out_of_place(target: Any) -> Callable[..., object] | None:
     """``aten.add_.Tensor`` -> ``aten.add.Tensor``: the op of the same arguments that changes nothing; None without."""
-    if target in _RENAMED:
-        return _RENAMED[target]
-    space, name, overload = str(target).split(".")
-    plain = f"__{name[3:]}" if name.startswith("__i") else name.removesuffix("_")
-    found = getattr(getattr(getattr(torch.ops, space), plain, None), overload, None)
-    return None if found is None or found._schema.is_mutable else found
+    space, name, _ = str(target).split(".")
+    plain = _RENAMED.get(name) or (f"__{name[3:]}" if name.startswith("__i") else name.removesuffix("_"))
+    packet = getattr(getattr(torch.ops, space), plain, None)
+    overloads = [] if packet is None else [getattr(packet, overload) for overload in packet.overloads()]
+    return next((o for o in overloads if not o._schema.is_mutable and _arguments(o) == _arguments(target)), None)
+
+
+def _arguments(target: Any) -> list[tuple[str, str]]:
+    return [(a.name if a.kwarg_only else "", str(a.type)) for a in target._schema.arguments]
 
 
 def _copied(emit: Emit, node: fx.Node, destination: torch.Tensor) -> fx.Node:
@@ -126,10 +132,12 @@ def _diagonal_filled(emit: Emit, node: fx.Node, destination: torch.Tensor) -> fx
 def _put(emit: Emit, node: fx.Node, destination: torch.Tensor) -> fx.Node:
     """One number put where a mask says is a choice, element by element."""
     places, value, *accumulate = node.args[1:]
-    assert isinstance(places, list | tuple) and isinstance(value, fx.Node)
+    assert isinstance(places, list | tuple)
+    assert isinstance(value, fx.Node)
     mask = places[0]
-    one = len(places) == 1 and isinstance(mask, fx.Node) and mask.meta["val"].dtype == torch.bool
-    if not one or value.meta["val"].numel() != 1 or any(accumulate):
+    if len(places) != 1 or not isinstance(mask, fx.Node) or mask.meta["val"].dtype != torch.bool:
+        return _plain(emit, node)
+    if value.meta["val"].numel() != 1 or any(accumulate):
         return _plain(emit, node)
     shape = [*mask.meta["val"].shape, *[1] * (destination.dim() - mask.meta["val"].dim())]
     value = emit(aten.to.dtype, emit(aten.reshape.default, value, []), destination.dtype)

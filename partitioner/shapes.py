@@ -91,11 +91,16 @@ def evaluate(node: fx.Node) -> Any:
         query, _, value, *_ = args
         if query.shape[-1] == value.shape[-1]:
             return torch.empty_like(query)  # fused kernels lay the result out as the query
+    args = map_aggregate(args, _on_meta)
     schema = getattr(node.target, "_schema", None)
-    if schema is not None and any(argument.name == "device" for argument in schema.arguments):
+    if schema is not None and any(argument.name == "device" for argument in schema.arguments[len(args) :]):
         kwargs = {**kwargs, "device": "meta"}
     with torch.no_grad():
         return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _on_meta(argument: Any) -> Any:
+    return torch.device("meta") if isinstance(argument, torch.device) else argument
 
 
 def emit(graph: fx.Graph, like: fx.Node, target: Callable[..., object], *args: object, **kwargs: object) -> fx.Node:

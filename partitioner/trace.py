@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from partitioner.assigned_state import check_assignments, noted_assignments
 from partitioner.blocks import find_units
 from partitioner.check import check_graph
 from partitioner.constants import merge_equal
@@ -169,7 +170,11 @@ def _export(model: nn.Module, batch: dict[str, torch.Tensor], runs: tuple[Run, .
     try:
         with _fake_state(model, mode), replaced(model, stubs), DataAsDetach(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.export.export(step, (), {n: mode.from_tensor(t) for n, t in batch.items()}, strict=False)
+            with noted_assignments(model) as assigned:
+                given = {n: mode.from_tensor(t) for n, t in batch.items()}
+                exported = torch.export.export(step, (), given, strict=False)
+            check_assignments(exported, assigned)
+            return exported
     except InputError:
         raise
     except Exception as error:
