@@ -321,7 +321,10 @@ _CANONICAL: dict[object, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
     aten.stack.default: _stack,
     **dict.fromkeys((aten.mm.default, aten.bmm.default, aten.matmul.default), _mm),
     **dict.fromkeys(
-        (aten.split.Tensor, aten.split_with_sizes.default, aten.split.sizes, aten.chunk.default, aten.unbind.int),
+        (
+            aten.split.Tensor, aten.split_with_sizes.default, aten.split.sizes, aten.chunk.default, aten.unbind.int,
+            aten.tensor_split.sections, aten.tensor_split.indices,
+        ),
         _split,
     ),
     aten.broadcast_tensors.default: _broadcast,
@@ -333,6 +336,7 @@ _CANONICAL: dict[object, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
         (
             aten.zeros_like.default, aten.ones_like.default, aten.full_like.default, aten.new_zeros.default,
             aten.new_ones.default, aten.new_full.default, aten.empty_like.default, aten.new_empty.default,
+            aten.empty.memory_format,
         ),
         _full_like,
     ),

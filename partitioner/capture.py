@@ -16,8 +16,10 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from partitioner.assigned_state import check_assignments, noted_assignments
 from partitioner.batches import Flat, carriers, flat
 from partitioner.constant_branches import ConstantBranches
+from partitioner.data_attribute import DataAsDetach
 from partitioner.graph import ParameterInfo
 from partitioner.hooks import hooks_refused
 from partitioner.kept_functions import kept_functions
@@ -157,7 +159,9 @@ def _export(model: nn.Module, batch: Example, runs: tuple[Run, ...]) -> torch.ex
     try:
         with _fake_state(model, mode), replaced(model, stubs), quiet(), ValuesRefused(model), noted_regions():
             arguments = _faked(batch.arguments(), mode)
-            exported = torch.export.export(_step(model, batch), (), arguments, strict=False)
+            with DataAsDetach(), noted_assignments(model) as assigned:
+                exported = torch.export.export(_step(model, batch), (), arguments, strict=False)
+            check_assignments(exported, assigned)
     except RaisedInModel as raised:
         raise refused(raised.error, model) from raised.error
     except Exception as error:  # export's own passes say in many types of errors what they can't capture

@@ -111,19 +111,6 @@ def _walk(graph: fx.Graph) -> Iterator[tuple[fx.Node, Region | None]]:
         yield node, region
 
 
-def detach_regions(graph: fx.Graph) -> None:
-    """What was made without gradient is detached where an op with gradient, or the output, reads it."""
-    for node in [n for n in graph.nodes if not region_of(n).gradient]:
-        outside = [user for user in node.users if region_of(user).gradient]
-        if not outside or isinstance(node.meta.get("val"), tuple | list):
-            continue
-        with graph.inserting_after(node):
-            detached = graph.call_function(torch.ops.aten.detach.default, (node,))
-        detached.meta = {**node.meta, "region": Region()}
-        for user in outside:
-            user.replace_input_with(node, detached)
-
-
 def region_of(node: fx.Node) -> Region:
     """Where ``node`` stands; outside of every region if nothing is noted."""
     return node.meta.get("region", Region())

@@ -47,7 +47,8 @@ def to_meta(graph: fx.Graph) -> None:
 def _meta(value: Any) -> Any:
     if not isinstance(value, torch.Tensor):
         return value
-    return torch.empty(tuple(int(s) for s in value.shape), dtype=value.dtype, device="meta")
+    shape, stride = (tuple(int(s) for s in sizes) for sizes in (value.shape, value.stride()))
+    return torch.empty_strided(shape, stride, dtype=value.dtype, device="meta")
 
 
 def propagate(module: fx.GraphModule, missing_only: bool = False, twins: Mapping[str, str] | None = None) -> None:
@@ -59,7 +60,7 @@ def propagate(module: fx.GraphModule, missing_only: bool = False, twins: Mapping
     for node in module.graph.nodes:
         if node.op == "call_function" and not (missing_only and "val" in node.meta):
             twin = values.get((twins or {}).get(node.name, ""))
-            node.meta["val"] = values[node.name] = _evaluate(node) if twin is None else map_aggregate(twin, _fresh)
+            node.meta["val"] = values[node.name] = evaluate(node) if twin is None else map_aggregate(twin, _fresh)
 
 
 def _fresh(value: Any) -> Any:
@@ -78,15 +79,16 @@ def evaluate_like(node: fx.Node, twin: fx.Node) -> None:
         if all(v.untyped_storage()._cdata != storage for v in sources):  # pyright: ignore[reportPrivateUsage]
             node.meta["val"] = _fresh(value)
             return
-    node.meta["val"] = _evaluate(node)
+    node.meta["val"] = evaluate(node)
 
 
 def propagate_node(node: fx.Node) -> None:
     """Set one op's value anew."""
-    node.meta["val"] = _evaluate(node)
+    node.meta["val"] = evaluate(node)
 
 
-def _evaluate(node: fx.Node) -> Any:
+def evaluate(node: fx.Node) -> Any:
+    """What the op returns on the meta device, of the values that its operands have."""
     args: Any
     kwargs: Any
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
@@ -94,16 +96,21 @@ def _evaluate(node: fx.Node) -> Any:
         query, _, value, *_ = args
         if query.shape[-1] == value.shape[-1]:
             return torch.empty_like(query)  # fused kernels lay the result out as the query
+    args = map_aggregate(args, _on_meta)
     schema = getattr(node.target, "_schema", None)
-    if schema is not None and any(argument.name == "device" for argument in schema.arguments):
+    if schema is not None and any(argument.name == "device" for argument in schema.arguments[len(args) :]):
         kwargs = {**kwargs, "device": "meta"}
     with torch.no_grad():
         return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _on_meta(argument: Any) -> Any:
+    return torch.device("meta") if isinstance(argument, torch.device) else argument
 
 
 def emit(graph: fx.Graph, like: fx.Node, target: Callable[..., object], *args: object, **kwargs: object) -> fx.Node:
     """A new op in the module of ``like``, its shape known."""
     node = graph.call_function(target, args, kwargs)  # type: ignore[arg-type]
     node.meta = {k: v for k, v in like.meta.items() if k in ("modules", "stack_trace")}
-    node.meta["val"] = _evaluate(node)
+    node.meta["val"] = evaluate(node)
     return node
