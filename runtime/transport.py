@@ -36,10 +36,10 @@ class _Lane:
 
 
 class Transport:
-    """One pipeline rank's end of all lanes. ``differentiable[s]``: the values sent by stage s that have a gradient."""
+    """One pipeline rank's end of all lanes."""
 
-    def __init__(self, program: Program, groups: Groups, differentiable: list[tuple[Value, ...]]) -> None:
-        self._program, self._groups, self._differentiable = program, groups, differentiable
+    def __init__(self, program: Program, groups: Groups) -> None:
+        self._program, self._groups = program, groups
         self._pp, self._here = program.mesh["pp"], groups.coordinates["pp"]
         ends = [(peer, kind) for peer in self._peers() for kind in "FB"]
         self._lanes = {end: lane for end in ends if (lane := self._lane(*end))}
@@ -64,7 +64,7 @@ class Transport:
         """What ``action`` receives: values before a forward, gradients before a backward."""
         if action.kind == "F":
             return self._program.stages[action.stage].receives
-        return self._differentiable[action.stage] if action.stage + 1 < len(self._program.stages) else ()
+        return tuple(v for v in self._program.stages[action.stage].sends if v.differentiable)
 
     def source(self, action: Action) -> int:
         """The pipeline rank whose action makes what ``action`` receives."""
