@@ -158,7 +158,7 @@ def _stages(lowered: _Lowered, split: list[list[Unit]]) -> tuple[Stage, ...]:
             if name in made:
                 last[name] = max(last.get(name, 0), stage_of[unit])
     crossing = [
-        tuple(_value(lowered, e, e.node in differentiable) for name, (e, n) in made.items() if n <= cut < last.get(name, 0))
+        tuple(_value(lowered, e, differentiable) for name, (e, n) in made.items() if n <= cut < last.get(name, 0))
         for cut in range(-1, len(split))
     ]
     loss = next(n for n in graph.module.graph.nodes if n.op == "output").all_input_nodes[0]
@@ -178,9 +178,9 @@ def _read(graph: Graph, names: dict[str, None]) -> tuple[str, ...]:
     return tuple(name for name in names if name in graph.parameters)
 
 
-def _value(lowered: _Lowered, export: Export, differentiable: bool) -> Value:
+def _value(lowered: _Lowered, export: Export, differentiable: set[fx.Node]) -> Value:
     shape = local_shape(shape_of(export.node), export.placement, 0, lowered.ranks)
-    return Value(export.name, shape, export.node.meta["val"].dtype, differentiable)
+    return Value(export.name, shape, export.node.meta["val"].dtype, export.node in differentiable)
 
 
 def _parameters(lowered: _Lowered, split: list[list[Unit]]) -> dict[str, Parameter]:

@@ -1,4 +1,4 @@
-"""Small models trained by plans on gloo ranks, one world for all of them, against the eager module on the whole batch."""
+"""Small models trained by plans, one gloo world for all of them, against the eager module on the whole batch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import nn
 
 from partitioner import Graph, lower, search, trace
 from partitioner.traffic import tally, traffic
-from runtime.parity import engine_of, own_samples
 from runtime.parameters import gather
+from runtime.parity import engine_of, own_samples
 from tools.families import cluster
 
 Batch = dict[str, torch.Tensor]
