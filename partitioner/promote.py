@@ -11,11 +11,14 @@ from torch import fx
 from partitioner.graph import Graph
 from partitioner.shapes import propagate
 
-_LOW = (torch.float32, torch.bfloat16, torch.float16)
+_WIDE = {
+    **dict.fromkeys((torch.float32, torch.bfloat16, torch.float16), torch.float64),
+    torch.complex64: torch.complex128,
+}
 
 
 def promote(graph: Graph) -> Graph:
-    """``graph`` with every floating-point value in float64; the argument is left as it was."""
+    """``graph`` with every real value in float64, every complex one in complex128; the argument is left as it was."""
     copies: dict[fx.Node, fx.Node] = {}
     new = fx.Graph()
     new.output(new.graph_copy(graph.module.graph, copies))
@@ -34,11 +37,11 @@ def promote(graph: Graph) -> Graph:
 
 
 def _dtype(word: Any) -> Any:
-    return torch.float64 if word in _LOW else word
+    return _WIDE.get(word, word) if isinstance(word, torch.dtype) else word
 
 
 def _value(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to(torch.float64) if tensor.dtype in _LOW else tensor
+    return tensor.to(_dtype(tensor.dtype))
 
 
 def _drop_casts(graph: fx.Graph) -> None:

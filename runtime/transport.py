@@ -18,6 +18,7 @@ import torch.distributed as dist
 from partitioner.derived import PIPELINE
 from partitioner.program import Program, Value
 from partitioner.schedule import Action
+from runtime.collectives import flat
 from runtime.groups import Groups
 
 Tensors = list[torch.Tensor]
@@ -94,7 +95,7 @@ class Transport:
         for value, tensor in zip(rows, tensors, strict=True):
             self._groups.log.message = message, value.name
             source = self._rank(lane, lane.peer)
-            works.append(dist.irecv(tensor, group=lane.group, group_src=source, tag=lane.tag))
+            works.append(dist.irecv(flat(tensor), group=lane.group, group_src=source, tag=lane.tag))
         return tensors, [w for w in works if w is not None]
 
     def _rank(self, lane: _Lane, pipeline_rank: int) -> int:
@@ -125,7 +126,7 @@ class Transport:
         for value, tensor in zip(self.values(reader), tensors, strict=True):
             self._groups.log.message = reader, value.name
             self._groups.log.add("pp", "send", tensor, "send")
-            work = dist.isend(tensor, group=group, group_dst=number, tag=tag)
+            work = dist.isend(flat(tensor), group=group, group_dst=number, tag=tag)
             if work is not None:
                 self._sent.append((work, tensor))
         while self._sent and self._sent[0][0].is_completed():
