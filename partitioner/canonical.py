@@ -9,7 +9,7 @@ from torch import fx
 
 from partitioner.attentions import attention
 from partitioner.ops import own
-from partitioner.picks import extreme, in_order, take_along, topk
+from partitioner.picks import extreme, take_along, topk
 from partitioner.shapes import emit, shape_of
 
 aten = torch.ops.aten
@@ -98,9 +98,23 @@ def _repeat(graph: fx.Graph, node: fx.Node) -> fx.Node:
 
 
 def _slice(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """All of a dimension is no slice; what was written to a slice of a cache is read there again."""
     source = node.args[0]
     assert isinstance(source, fx.Node)
-    return source if shape_of(source) == shape_of(node) else None
+    if shape_of(source) == shape_of(node):
+        return source
+    written = source.target == aten.slice_scatter.default and _reach(source, 2) == _reach(node, 1)
+    return source.args[1] if written else None  # type: ignore[return-value]
+
+
+def _reach(node: fx.Node, place: int) -> tuple[int, range]:
+    """The dimension of a slice and what it takes of it, from the arguments behind ``place`` - 1."""
+    given = [*node.args[place:], *(0, None, None, 1)[len(node.args) - place :]]
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    dim = int(given[0]) % len(shape_of(source))  # type: ignore[arg-type]
+    start, end, step = given[1:]
+    return dim, range(shape_of(source)[dim])[slice(start, end, step)]  # type: ignore[misc]
 
 
 def _cat(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
@@ -287,7 +301,6 @@ _CANONICAL: dict[object, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
     aten.outer.default: _outer,
     aten.take_along_dim.default: take_along,
     **dict.fromkeys((aten.max.dim, aten.min.dim), extreme),
-    **dict.fromkeys((aten.sort.default, aten.sort.stable), in_order),
     **dict.fromkeys((aten.cat.default, aten.concat.default, aten.concatenate.default), _cat),
     aten.topk.default: topk,
     **dict.fromkeys(_SCALAR, _scalar),

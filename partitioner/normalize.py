@@ -10,13 +10,15 @@ import torch
 from torch import fx
 
 from partitioner.canonical import canonicalize
-from partitioner.constants import fold_masks, plain_indexes, slice_indexes, sort_by_dependence
+from partitioner.constants import fold_masks, sort_by_dependence
 from partitioner.dropouts import key_dropouts
 from partitioner.experts import undo_sorting
 from partitioner.functional import functionalize, inline_regions
 from partitioner.graph import loss_node
+from partitioner.indexes import aligned_indexes, plain_indexes, slice_indexes
 from partitioner.losses import count_losses
 from partitioner.ops import own
+from partitioner.picks import in_order
 from partitioner.shapes import propagate, shape_of, to_meta
 
 aten = torch.ops.aten
@@ -33,7 +35,9 @@ def normalize(module: fx.GraphModule, buffers: dict[str, torch.Tensor], batch: i
     slice_indexes(graph, buffers)
     tile_slices(graph)
     undo_sorting(graph)
+    in_order(graph)
     plain_indexes(graph, buffers)
+    aligned_indexes(graph, buffers)
     key_dropouts(graph, batch)
     count_losses(graph)
     fold_masks(module, buffers, batch)

@@ -42,18 +42,19 @@ def extreme(graph: fx.Graph, node: fx.Node) -> None:
         graph.erase_node(item)
 
 
-def in_order(graph: fx.Graph, node: fx.Node) -> None:
-    """The order, and the values gathered in it."""
-    source, stable = node.args[0], "stable" in str(node.target)
-    assert isinstance(source, fx.Node)
-    given = [v for k, v in (("dim", -1), ("descending", False)) for v in [node.kwargs.get(k, v)]]
-    dim, descending = given if stable else [*node.args[1:], *given[len(node.args) - 1 :]]
-    order = emit(graph, node, aten.argsort.default, source, dim, descending)
-    for item in list(node.users):
-        with graph.inserting_before(item):
-            new = order if item.args[1] else emit(graph, item, aten.gather.default, source, dim, order)
-        item.replace_all_uses_with(new)
-        graph.erase_node(item)
+def in_order(graph: fx.Graph) -> None:
+    """Each sort is its order, and the values gathered in it."""
+    for node in [n for n in graph.nodes if n.target in (aten.sort.default, aten.sort.stable)]:
+        source, given = node.args[0], dict(zip(("dim", "descending"), node.args[1:], strict=False)) | dict(node.kwargs)
+        dim, descending = given.get("dim", -1), given.get("descending", False)
+        with graph.inserting_before(node):
+            order = emit(graph, node, aten.argsort.default, source, dim, descending)
+        for item in list(node.users):
+            with graph.inserting_before(item):
+                new = order if item.args[1] else emit(graph, item, aten.gather.default, source, dim, order)
+            item.replace_all_uses_with(new)
+            graph.erase_node(item)
+        graph.erase_node(node)
 
 
 def take_along(graph: fx.Graph, node: fx.Node) -> fx.Node:

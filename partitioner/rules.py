@@ -214,7 +214,7 @@ RULES: dict[str, Rule] = {
     **{name: _binary() for name in (
         "aten.eq.Tensor", "aten.ne.Tensor", "aten.gt.Tensor", "aten.ge.Tensor", "aten.lt.Tensor", "aten.le.Tensor",
         "aten.bitwise_and.Tensor", "aten.__and__.Tensor", "aten.__or__.Tensor", "aten.logical_and.default",
-        "aten.logical_or.default",
+        "aten.logical_or.default", "aten.floor_divide.default",
     )},
     **{name: Rule(elementwise(2), (), (0, 1)) for name in (
         "aten.minimum.default", "aten.maximum.default", "aten.min.other", "aten.max.other",
