@@ -56,7 +56,7 @@ def plain_indexes(graph: fx.Graph, buffers: dict[str, torch.Tensor]) -> None:
         with graph.inserting_before(node):
             if node in counting and _is_grid(shape_of(source), [values[n] for n in places]):
                 new = emit(graph, node, aten.reshape.default, source, list(shape_of(node)))
-            elif len(places) == 1 and source in tables and places[0].meta["val"].dtype in _INTEGERS:
+            elif len(places) == 1 and source in tables and _is_table(source, places[0]):
                 new = _looked_up(graph, node, source, places[0])
             else:
                 continue
@@ -73,6 +73,10 @@ def _is_grid(shape: tuple[int, ...], places: list[torch.Tensor]) -> bool:
             return False
         last = long[0]
     return True
+
+
+def _is_table(node: fx.Node, place: fx.Node) -> bool:
+    return node.meta["val"].is_floating_point() and place.meta["val"].dtype in _INTEGERS
 
 
 def _looked_up(graph: fx.Graph, node: fx.Node, source: fx.Node, place: fx.Node) -> fx.Node:
@@ -159,7 +163,7 @@ def _counts_along(place: torch.Tensor | None, size: int, wide: tuple[int, ...]) 
 
 
 def _gathered(graph: fx.Graph, node: fx.Node, a: _Aligned) -> fx.Node:
-    """Counted dimensions first, then the one that is picked from, then the rest; in the end as the index op has them."""
+    """Counted dimensions first, then the one picked from, then the rest; in the end as the index op has them."""
     ((picked, place),) = a.picks
     sizes, tied, many = shape_of(a.source), [w for _, w in a.tied], math.prod(a.wide[w] for w in a.free)
     rest = [sizes[dim] for dim in a.rest]

@@ -8,11 +8,12 @@ import pytest
 import torch
 from check import error, interpret, run_eagerly
 from torch import nn
+from torch.nn import functional as F
 
 from partitioner.trace import trace
 
 BATCH, SEQ, WIDTH = 4, 6, 8
-Pick = Callable[[nn.Module, torch.Tensor], torch.Tensor]
+Pick = Callable[["Picking", torch.Tensor], torch.Tensor]
 
 
 class Picking(nn.Module):
@@ -24,11 +25,11 @@ class Picking(nn.Module):
         self.shift = nn.Parameter(torch.randn(3))
         self.pick = pick
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.pick(self, x).square().sum((1, 2)).sum()
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(self.pick(self, x).flatten(1), y)
 
 
-def _last(m: Picking, x: torch.Tensor) -> torch.Tensor:  # type: ignore[misc]
+def _last(m: Picking, x: torch.Tensor) -> torch.Tensor:
     return m.embed(x)[torch.arange(x.shape[0]), x.argmax(-1)][:, None]
 
 
@@ -41,7 +42,7 @@ def _several(m: Picking, x: torch.Tensor) -> torch.Tensor:
 
 
 def _middle(m: Picking, x: torch.Tensor) -> torch.Tensor:
-    return m.embed(x)[:, torch.arange(SEQ), x % WIDTH][:, 0]
+    return m.embed(x)[torch.arange(x.shape[0])[:, None], torch.arange(SEQ), x % WIDTH]
 
 
 def _apart(m: Picking, x: torch.Tensor) -> torch.Tensor:
@@ -80,13 +81,17 @@ def _turned(m: Picking, x: torch.Tensor) -> torch.Tensor:
     return m.embed(x).movedim(1, 2).swapdims(1, 2).narrow(1, -4, 3)
 
 
+def tokens() -> dict[str, torch.Tensor]:
+    return {"x": torch.randint(16, (BATCH, SEQ)), "y": torch.randint(3, (BATCH,))}
+
+
 PICKS = [_last, _behind, _several, _middle, _apart, _experts, _sorted, _largest, _taken, _each, _cache, _turned]
 
 
 @pytest.mark.parametrize("pick", PICKS, ids=lambda f: f.__name__[1:])
 def test_samples_stay_apart(pick: Pick) -> None:
     torch.manual_seed(0)
-    model, batch = Picking(pick).double(), {"x": torch.randint(16, (BATCH, SEQ))}
+    model, batch = Picking(pick).double(), tokens()
     graph = trace(model, batch)
     assert error(interpret(graph, model, batch), run_eagerly(model, batch)) < 1e-12
     assert graph.inseparable is None
@@ -96,5 +101,5 @@ def test_rows_picked_from_other_samples_are_told() -> None:
     def pick(m: Picking, x: torch.Tensor) -> torch.Tensor:
         return m.embed(x)[x[:, 0] % BATCH]
 
-    graph = trace(Picking(pick), {"x": torch.randint(16, (BATCH, SEQ))})
+    graph = trace(Picking(pick), tokens())
     assert graph.inseparable is not None
