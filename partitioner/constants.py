@@ -8,10 +8,13 @@ import torch
 from torch import fx
 
 from partitioner.errors import InputError
+from partitioner.ops import own
 from partitioner.shapes import shape_of
 
 aten = torch.ops.aten
 _ATTENTION = aten.scaled_dot_product_attention.default
+_PLACES = (aten.select.int, aten.slice.Tensor, own.part.default)
+_VIEWS = (*_PLACES, aten.reshape.default)
 _MOST_ELEMENTS = 1 << 28  # a mask of 16,384 x 16,384; above it a mask is kept as it is
 
 
@@ -146,11 +149,13 @@ def _trim(graph: fx.Graph, node: fx.Node, value: torch.Tensor, batch: int, outsi
 def sort_by_dependence(graph: fx.Graph) -> None:
     """Order the graph: placeholders, constants, what only inputs feed, shared functions of parameters, the rest.
 
-    A function of parameters moves ahead only when a module other than its own reads it (T5's position bias), so that
-    identical blocks stay identical.
+    A function of parameters moves ahead only when a module other than its own reads it (T5's position bias), or when it
+    is one of several places of a vector that each block reads at its own (``scale[i]``), so that identical blocks stay
+    identical.
     """
     early = parameter_free(graph)
-    shared = _shared(graph, input_free(graph) - constants(graph))
+    candidates = input_free(graph) - constants(graph)
+    shared = _shared(graph, candidates) | _places(graph)
     fixed = constants(graph)
     nodes = [n for n in graph.nodes if n.op != "output"]
     rank = {n: next((r for r, group in enumerate((fixed, early, shared), 1) if n in group), 4) for n in nodes}
@@ -168,6 +173,24 @@ def _shared(graph: fx.Graph, candidates: set[fx.Node]) -> set[fx.Node]:
             if away or any(user in found for user in node.users):
                 found.add(node)
     return found
+
+
+def _places(graph: fx.Graph) -> set[fx.Node]:
+    """Views of parameters that are selected at several places, down to vectors and numbers: what blocks read is one."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.target not in _VIEWS or not isinstance(node.args[0], fx.Node):
+            continue
+        source = node.args[0]
+        several = is_parameter(source) and len({str(u.args[1:]) for u in source.users if u.target in _PLACES}) > 1
+        if source in found or (several and node.target in _PLACES and len(shape_of(node)) <= 1):
+            found.add(node)
+    return found
+
+
+def is_parameter(node: fx.Node) -> bool:
+    """Whether a node is a parameter placeholder."""
+    return node.op == "placeholder" and node.meta["kind"] == "parameter"
 
 
 def _inside(user: fx.Node, node: fx.Node) -> bool:
