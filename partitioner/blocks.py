@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from partitioner.constants import module_path, parameter_free
+from partitioner.constants import input_free, module_path, parameter_free
 from partitioner.graph import Unit
 from partitioner.rules import rule_of
 from partitioner.shapes import operands, shape_of
@@ -23,7 +23,7 @@ def find_units(graph: fx.Graph) -> tuple[Unit, ...]:
     """Cover the ops that have a gradient, in order, by blocks and by what stands between them."""
     free = parameter_free(graph)
     body = [n for n in graph.nodes if n.op == "call_function" and n not in free]
-    live = _live_bytes(body)
+    live = _live_bytes(body, input_free(graph))
     cuts: list[tuple[int, int]] = []
     _split(_signatures(body), live, body, 0, len(body), cuts)
     return _units(body, sorted(cuts))
@@ -99,14 +99,17 @@ def _longest(equal: np.ndarray) -> tuple[int, int]:
     return int(edges[2 * at]), int(lengths[at])
 
 
-def _live_bytes(body: list[fx.Node]) -> np.ndarray:
-    """Bytes of body values alive across each cut position (before op i), a value that no later op reads excluded."""
+def _live_bytes(body: list[fx.Node], ahead: set[fx.Node]) -> np.ndarray:
+    """Bytes of body values alive across each cut position (before op i), a value that no later op reads excluded.
+
+    Functions of parameters alone, which stand ahead of the blocks, are no reason to cut at one place or another.
+    """
     index = {n: i for i, n in enumerate(body)}
     change = np.zeros(len(body) + 1)
     for node, i in index.items():
         last = max((index.get(u, len(body) - 1) for u in node.users), default=i)
         value = node.meta["val"]
-        size = value.numel() * value.element_size() if hasattr(value, "numel") else 0
+        size = value.numel() * value.element_size() if hasattr(value, "numel") and node not in ahead else 0
         change[i + 1] += size
         change[last + 1] -= size if last + 1 <= len(body) else 0
     return np.cumsum(change)[:-1]

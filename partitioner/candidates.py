@@ -162,8 +162,8 @@ class _Cutting:
 
     def sum(self, units: tuple[Unit, ...]) -> StageSums:
         """Stages of units that cost the same, and that receive and send the same, cost the same."""
-        place, crossing = self.priced.place, self.priced.crossing
-        ends = crossing[place[units[0]]], crossing[place[units[-1]] + 1]
+        start, end = self.priced.place[units[0]], self.priced.place[units[-1]] + 1
+        ends = [row[cut] for row in (self.priced.crossing, self.priced.returned) for cut in (start, end)]
         key = (*ends, *(id(self.priced.unit(u)) for u in units))
         if key not in self.sums:
             self.sums[key] = stage_sums(self.priced, units, self.ways)

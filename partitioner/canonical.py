@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import fx
 
+from partitioner.attentions import attention
 from partitioner.ops import own
+from partitioner.picks import extreme, take_along, topk
 from partitioner.shapes import emit, shape_of
 
 aten = torch.ops.aten
@@ -17,6 +18,8 @@ aten = torch.ops.aten
 def canonicalize(graph: fx.Graph) -> None:
     """Replace each node by what its target's row builds in its place; a row that answers None keeps the node."""
     for node in list(graph.nodes):
+        if node.op == "call_function":
+            _by_place(node)
         row = _CANONICAL.get(node.target) if node.op == "call_function" else None
         if row is None:
             continue
@@ -28,8 +31,26 @@ def canonicalize(graph: fx.Graph) -> None:
     graph.eliminate_dead_code()
 
 
+def _by_place(node: fx.Node) -> None:
+    """Arguments that have a place in the schema stand there, as rows read them."""
+    schema = getattr(node.target, "_schema", None)
+    rest = [a for a in schema.arguments if not a.kwarg_only][len(node.args) :] if schema else []
+    while rest and any(a.name in node.kwargs for a in rest):
+        first = rest.pop(0)
+        node.args = (*node.args, node.kwargs.get(first.name, first.default_value))
+        node.kwargs = {name: value for name, value in node.kwargs.items() if name != first.name}
+
+
 def _same(graph: fx.Graph, node: fx.Node) -> fx.Node:
     return node.args[0]  # type: ignore[return-value]
+
+
+def _conjugate(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    """In memory of its own, not as a view that says so: collectives and views of its parts read memory."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    is_complex = source.meta["val"].is_complex()
+    return emit(graph, node, aten.conj_physical.default, source) if is_complex else source
 
 
 def _reshape(graph: fx.Graph, node: fx.Node) -> fx.Node:
@@ -41,18 +62,12 @@ def _reshape(graph: fx.Graph, node: fx.Node) -> fx.Node:
 
 
 def _permute(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    rank = len(shape_of(node))
-    order = list(range(rank))
-    if node.target == aten.permute.default:
-        order = [int(d) % rank for d in node.args[1]]  # type: ignore[union-attr, arg-type]
-    elif node.target == aten.numpy_T.default:
-        order = order[::-1]
-    elif node.target == aten.mT.default:
-        order = [*order[:-2], rank - 1, rank - 2]
-    elif rank > 1:
-        a, b = (0, 1) if node.target == aten.t.default else (int(node.args[1]) % rank, int(node.args[2]) % rank)  # type: ignore[arg-type]
-        order[a], order[b] = order[b], order[a]
-    return emit(graph, node, aten.permute.default, node.args[0], order)
+    """Whatever only reorders dimensions, its order read off sizes that all differ."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    marked = torch.empty([n + 2 for n in range(len(shape_of(source)))], device="meta")
+    order = [size - 2 for size in node.target(marked, *node.args[1:], **node.kwargs).shape]  # type: ignore[operator]
+    return emit(graph, node, aten.permute.default, source, order)
 
 
 def _cast(graph: fx.Graph, node: fx.Node) -> fx.Node:
@@ -83,9 +98,23 @@ def _repeat(graph: fx.Graph, node: fx.Node) -> fx.Node:
 
 
 def _slice(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """All of a dimension is no slice; what was written to a slice of a cache is read there again."""
     source = node.args[0]
     assert isinstance(source, fx.Node)
-    return source if shape_of(source) == shape_of(node) else None
+    if shape_of(source) == shape_of(node):
+        return source
+    written = source.target == aten.slice_scatter.default and _reach(source, 2) == _reach(node, 1)
+    return source.args[1] if written else None  # type: ignore[return-value]
+
+
+def _reach(node: fx.Node, place: int) -> tuple[int, range]:
+    """The dimension of a slice and what it takes of it, from the arguments behind ``place`` - 1."""
+    given = [*node.args[place:], *(0, None, None, 1)[len(node.args) - place :]]
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    dim = int(given[0]) % len(shape_of(source))  # type: ignore[arg-type]
+    start, end, step = given[1:]
+    return dim, range(shape_of(source)[dim])[slice(start, end, step)]  # type: ignore[misc]
 
 
 def _cat(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
@@ -93,19 +122,44 @@ def _cat(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     parts = [p for p in node.args[0] if p.meta["val"].numel()]  # type: ignore[union-attr]
     if len(parts) == 1:
         return parts[0]
-    return emit(graph, node, node.target, parts, *node.args[1:]) if len(parts) < len(node.args[0]) else None  # type: ignore[arg-type]
+    if len(parts) == len(node.args[0]) and node.target == aten.cat.default:  # type: ignore[arg-type]
+        return None
+    return emit(graph, node, aten.cat.default, parts, *node.args[1:])
 
 
-def _topk(graph: fx.Graph, node: fx.Node) -> None:
-    """The places of the k largest, and the values gathered from there, as two ops of one result each."""
-    source, k = node.args[:2]
-    dim = int(node.args[2]) if len(node.args) > 2 else -1  # type: ignore[arg-type]
-    if len(node.args) > 3 and not node.args[3]:
-        return
-    places = emit(graph, node, own.top_indices.default, source, k, dim)
+def _repeat_each(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    """Each element several times: expanded along a new dimension behind its own."""
+    source, times = node.args[:2]
+    assert isinstance(source, fx.Node)
+    assert isinstance(times, int)
+    shape, dim = list(shape_of(source)), node.args[2] if len(node.args) > 2 else None
+    at = (int(dim) % len(shape) if dim is not None else len(shape) - 1) + 1  # type: ignore[call-overload]
+    apart = emit(graph, node, aten.reshape.default, source, [*shape[:at], 1, *shape[at:]])
+    grown = emit(graph, node, aten.expand.default, apart, [*shape[:at], times, *shape[at:]])
+    return emit(graph, node, aten.reshape.default, grown, list(shape_of(node)))
+
+
+def _outer(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    column = emit(graph, node, aten.reshape.default, node.args[0], [-1, 1])
+    return emit(graph, node, aten.mul.Tensor, column, node.args[1])
+
+
+def _narrow(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    source, dim, start, length = node.args
+    if not isinstance(start, int) or not isinstance(length, int):
+        return None
+    assert isinstance(source, fx.Node)
+    start += shape_of(source)[dim] if start < 0 else 0  # type: ignore[index]
+    return emit(graph, node, aten.slice.Tensor, source, dim, start, start + length)
+
+
+def _broadcast(graph: fx.Graph, node: fx.Node) -> None:
     for item in list(node.users):
         with graph.inserting_before(item):
-            new = places if item.args[1] else emit(graph, item, aten.gather.default, source, dim, places)
+            source, shape = node.args[0][item.args[1]], list(shape_of(item))  # type: ignore[index]
+            assert isinstance(source, fx.Node)
+            same = list(shape_of(source)) == shape
+            new = source if same else emit(graph, item, aten.expand.default, source, shape)
         item.replace_all_uses_with(new)
         graph.erase_node(item)
 
@@ -119,6 +173,14 @@ _SCALAR: dict[object, Callable[..., object]] = {
     aten.sub.Scalar: aten.sub.Tensor,
     aten.mul.Scalar: aten.mul.Tensor,
     aten.div.Scalar: aten.div.Tensor,
+    aten.multiply.Tensor: aten.mul.Tensor,
+    aten.multiply.Scalar: aten.mul.Tensor,
+    aten.subtract.Tensor: aten.sub.Tensor,
+    aten.true_divide.Tensor: aten.div.Tensor,
+    aten.divide.Tensor: aten.div.Tensor,
+    aten.negative.default: aten.neg.default,
+    aten.absolute.default: aten.abs.default,
+    aten.clip.default: aten.clamp.default,
 }
 
 
@@ -156,7 +218,7 @@ def _mm(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
 
 
 def _baddbmm(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    """beta input + alpha a @ b."""
+    """beta input + alpha a @ b: baddbmm, addmm, addmv."""
     base, a, b = node.args
     product = emit(graph, node, aten.matmul.default, a, b)
     scales = [node.kwargs.get(name, 1) for name in ("beta", "alpha")]
@@ -176,18 +238,11 @@ def _stack(graph: fx.Graph, node: fx.Node) -> fx.Node:
     return emit(graph, node, aten.cat.default, rows, dim)
 
 
-def _addmm(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
-    if node.kwargs:
-        return None
-    product = emit(graph, node, aten.matmul.default, node.args[1], node.args[2])
-    return emit(graph, node, aten.add.Tensor, product, node.args[0])
-
-
 def _split(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     """Each getitem of a split, chunk or unbind becomes a part that knows all sizes."""
     source = node.args[0]
     assert isinstance(source, fx.Node)
-    position = {aten.unbind.int: 1, aten.chunk.default: 2}.get(node.target, 2)  # type: ignore[call-overload]
+    position = 1 if node.target == aten.unbind.int else 2
     dim = int(node.args[position]) if len(node.args) > position else 0  # type: ignore[arg-type]
     dim %= len(shape_of(source))
     unbind = node.target == aten.unbind.int
@@ -199,64 +254,6 @@ def _split(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
         item.replace_all_uses_with(new)
         graph.erase_node(item)
     return None
-
-
-def _broadcast(graph: fx.Graph, node: fx.Node) -> None:
-    """Each getitem of tensors broadcast together is one of them, expanded."""
-    for item in list(node.users):
-        source = node.args[0][int(item.args[1])]  # type: ignore[index, arg-type]
-        with graph.inserting_before(item):
-            same = shape_of(source) == shape_of(item)  # type: ignore[arg-type]
-            new = source if same else emit(graph, item, aten.expand.default, source, list(shape_of(item)))
-        item.replace_all_uses_with(new)  # type: ignore[arg-type]
-        graph.erase_node(item)
-
-
-def _attention(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
-    """Attention with dropout is written out, so that its mask can be the same under every plan."""
-    arguments = _sdpa_arguments(node)
-    query, key, value, mask, probability, causal, scale, grouped = arguments
-    if grouped:
-        key, value = (_repeat_heads(graph, node, t, shape_of(query)[-3]) for t in (key, value))
-    if not probability:
-        return emit(
-            graph, node, aten.scaled_dot_product_attention.default, query, key, value, mask, 0.0, causal, scale=scale
-        )
-    rank = len(shape_of(key))
-    order = [*range(rank - 2), rank - 1, rank - 2]
-    scores = emit(graph, node, aten.matmul.default, query, emit(graph, node, aten.permute.default, key, order))
-    scores = emit(graph, node, aten.mul.Tensor, scores, scale or 1 / math.sqrt(shape_of(query)[-1]))
-    if causal:
-        mask = _causal_mask(graph, node, shape_of(query)[-2], shape_of(key)[-2])
-    if mask is not None and (causal or mask.meta["val"].dtype == torch.bool):
-        scores = emit(graph, node, aten.where.ScalarOther, mask, scores, -math.inf)
-    elif mask is not None:
-        scores = emit(graph, node, aten.add.Tensor, scores, mask)
-    weights = emit(graph, node, aten.softmax.int, scores, -1)
-    weights = emit(graph, node, aten.dropout.default, weights, probability, True)
-    weights.meta |= {name: node.meta[name] for name in ("site",) if name in node.meta}
-    return emit(graph, node, aten.matmul.default, weights, value)
-
-
-def _sdpa_arguments(node: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node, fx.Node | None, float, bool, float | None, bool]:
-    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
-    defaults = (None, None, None, None, 0.0, False, None, False)
-    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-    return tuple(given.get(n, d) for n, d in zip(names, defaults, strict=True))  # type: ignore[return-value]
-
-
-def _repeat_heads(graph: fx.Graph, node: fx.Node, tensor: fx.Node, heads: int) -> fx.Node:
-    *lead, kv, length, width = shape_of(tensor)
-    if kv == heads:
-        return tensor
-    grown = emit(graph, node, aten.reshape.default, tensor, [*lead, kv, 1, length, width])
-    grown = emit(graph, node, aten.expand.default, grown, [*lead, kv, heads // kv, length, width])
-    return emit(graph, node, aten.reshape.default, grown, [*lead, heads, length, width])
-
-
-def _causal_mask(graph: fx.Graph, node: fx.Node, queries: int, keys: int) -> fx.Node:
-    rows = emit(graph, node, aten.reshape.default, emit(graph, node, aten.arange.default, queries), [queries, 1])
-    return emit(graph, node, aten.ge.Tensor, rows, emit(graph, node, aten.arange.default, keys))
 
 
 def _dropout(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
@@ -282,8 +279,13 @@ def _full_like(graph: fx.Graph, node: fx.Node) -> fx.Node:
 
 _CANONICAL: dict[object, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
     **dict.fromkeys(
-        (aten.alias.default, aten.lift_fresh_copy.default, aten.contiguous.default, aten.clone.default), _same
+        (
+            aten.alias.default, aten.lift_fresh_copy.default, aten.contiguous.default, aten.clone.default,
+            aten.resolve_conj.default, aten.resolve_neg.default,
+        ),
+        _same,
     ),
+    **dict.fromkeys((aten.conj.default, aten._conj.default), _conjugate),
     **dict.fromkeys(
         (
             aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints,
@@ -295,7 +297,8 @@ _CANONICAL: dict[object, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
     **dict.fromkeys(
         (
             aten.transpose.int, aten.t.default, aten.permute.default, aten.swapaxes.default, aten.numpy_T.default,
-            aten.mT.default,
+            aten.mT.default, aten.swapdims.default, aten.movedim.int, aten.movedim.intlist, aten.moveaxis.int,
+            aten.moveaxis.intlist,
         ),
         _permute,
     ),
@@ -306,20 +309,25 @@ _CANONICAL: dict[object, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
         ),
         _cast,
     ),
-    **dict.fromkeys((aten.expand.default, aten.expand_as.default), _expand),
-    aten.repeat.default: _repeat,
+    **dict.fromkeys((aten.expand.default, aten.expand_as.default, aten.broadcast_to.default), _expand),
+    aten.broadcast_tensors.default: _broadcast,
+    **dict.fromkeys((aten.repeat.default, aten.tile.default), _repeat),
+    aten.repeat_interleave.self_int: _repeat_each,
     aten.slice.Tensor: _slice,
-    aten.cat.default: _cat,
-    aten.topk.default: _topk,
+    aten.narrow.default: _narrow,
+    aten.outer.default: _outer,
+    aten.take_along_dim.default: take_along,
+    **dict.fromkeys((aten.max.dim, aten.min.dim), extreme),
+    **dict.fromkeys((aten.cat.default, aten.concat.default, aten.concatenate.default), _cat),
+    aten.topk.default: topk,
     **dict.fromkeys(_SCALAR, _scalar),
     aten.mean.default: _mean,
     aten.rsub.Scalar: _reversed_sub,
     aten.rsub.Tensor: _reversed_sub,
     aten.linear.default: _linear,
-    aten.addmm.default: _addmm,
-    aten.baddbmm.default: _baddbmm,
+    **dict.fromkeys((aten.baddbmm.default, aten.addmm.default, aten.addmv.default), _baddbmm),
     aten.stack.default: _stack,
-    **dict.fromkeys((aten.mm.default, aten.bmm.default, aten.matmul.default), _mm),
+    **dict.fromkeys((aten.mm.default, aten.bmm.default, aten.mv.default, aten.dot.default, aten.matmul.default), _mm),
     **dict.fromkeys(
         (
             aten.split.Tensor, aten.split_with_sizes.default, aten.split.sizes, aten.chunk.default, aten.unbind.int,
@@ -327,8 +335,7 @@ _CANONICAL: dict[object, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
         ),
         _split,
     ),
-    aten.broadcast_tensors.default: _broadcast,
-    aten.scaled_dot_product_attention.default: _attention,
+    aten.scaled_dot_product_attention.default: attention,
     aten.dropout.default: _dropout,
     **dict.fromkeys((aten.arange.default, aten.arange.start, aten.arange.start_step, aten.full.default,
                      aten.zeros.default, aten.ones.default, aten.scalar_tensor.default), _strip_device),

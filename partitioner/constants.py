@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import fx
 
 from partitioner.errors import InputError
+from partitioner.ops import own
 from partitioner.shapes import emit, shape_of
 
 aten = torch.ops.aten
 _ATTENTION = aten.scaled_dot_product_attention.default
+_PLACES = (aten.select.int, aten.slice.Tensor, own.part.default)
+_VIEWS = (*_PLACES, aten.reshape.default)
 _MOST_ELEMENTS = 1 << 28  # a mask of 16,384 x 16,384; above it a mask is kept as it is
 
 
@@ -51,7 +53,7 @@ def fold_masks(module: fx.GraphModule, buffers: dict[str, torch.Tensor], batch: 
     graph = module.graph
     fixed = constants(graph)
     wanted = [n for n in fixed if any(user not in fixed for user in n.users) and _is_interesting(n)]
-    for node, value in _evaluate(graph, fixed, set(wanted), buffers).items():
+    for node, value in evaluate(graph, fixed, set(wanted), buffers).items():
         masked = [u for u in node.users if u.target == _ATTENTION and len(u.args) > 3 and u.args[3] is node]
         if masked:
             _set_mask_flag(masked, value)
@@ -72,71 +74,16 @@ def merge_equal(graph: fx.Graph) -> None:
                 graph.erase_node(node)
 
 
-def slice_indexes(graph: fx.Graph, buffers: dict[str, torch.Tensor]) -> None:
-    """A fixed index that counts along one dimension is a slice (Falcon's key and value heads)."""
-    fixed = constants(graph)
-    found: dict[fx.Node, tuple[int, fx.Node]] = {}
-    for node in graph.nodes:
-        if node.target == aten.index.Tensor and node not in fixed:
-            places = [(dim, place) for dim, place in enumerate(node.args[1]) if place is not None]
-            if len(places) == 1 and places[0][1] in fixed and len(shape_of(places[0][1])) == 1:
-                found[node] = places[0]
-    values = _evaluate(graph, fixed, {place for _, place in found.values()}, buffers)
-    for node, (dim, place) in found.items():
-        source, wanted = node.args[0], values[place]
-        assert isinstance(source, fx.Node)
-        rows = (wanted % shape_of(source)[dim]).tolist() if not wanted.is_floating_point() else []
-        if rows and wanted.dtype != torch.bool and rows == list(range(rows[0], rows[0] + len(rows))):
-            with graph.inserting_before(node):
-                new = emit(graph, node, aten.slice.Tensor, source, dim, rows[0], rows[-1] + 1)
-            node.replace_all_uses_with(new)
-            graph.erase_node(node)
-
-
-def plain_indexes(graph: fx.Graph, buffers: dict[str, torch.Tensor]) -> None:
-    """Rows of a table picked by one index are an embedding; an index that only counts (vmap's masks) is a reshape."""
-    indexes = [n for n in graph.nodes if n.target == aten.index.Tensor and None not in n.args[1]]
-    fixed = constants(graph)
-    whole = [n for n in indexes if math.prod(shape_of(n)) == math.prod(shape_of(n.args[0]))]
-    counting = [n for n in whole if set(n.args[1]) <= fixed]
-    values = _evaluate(graph, fixed, {place for n in counting for place in n.args[1]}, buffers)
-    for node in indexes:
-        source, places = node.args
-        with graph.inserting_before(node):
-            if node in counting and _is_grid(shape_of(source), [values[n] for n in places]):
-                new = emit(graph, node, aten.reshape.default, source, list(shape_of(node)))
-            elif len(places) == 1 and _is_table(source) and places[0].meta["val"].dtype != torch.bool:
-                new = emit(graph, node, aten.embedding.default, source, places[0])
-            else:
-                continue
-        node.replace_all_uses_with(new)
-        graph.erase_node(node)
-
-
-def _is_table(node: fx.Node) -> bool:
-    return len(shape_of(node)) == 2 and node.meta["val"].is_floating_point()
-
-
-def _is_grid(shape: tuple[int, ...], places: list[torch.Tensor]) -> bool:
-    """Whether each index counts along a dimension of its own, in the order of the dimensions that it indexes."""
-    last = -math.inf
-    for size, place in zip(shape, places, strict=False):
-        long = [d - place.dim() for d, n in enumerate(place.shape) if n > 1]
-        if place.numel() != size or len(long) != 1 or long[0] <= last or place.flatten().tolist() != list(range(size)):
-            return False
-        last = long[0]
-    return True
-
-
 def _is_interesting(node: fx.Node) -> bool:
     masks = any(u.target == _ATTENTION for u in node.users)
     wanted = len(shape_of(node)) > 0 and (masks or bool(node.meta.get("batch_dims")))
     return wanted and node.op == "call_function" and node.meta["val"].numel() <= _MOST_ELEMENTS
 
 
-def _evaluate(
+def evaluate(
     graph: fx.Graph, fixed: set[fx.Node], wanted: set[fx.Node], buffers: dict[str, torch.Tensor]
 ) -> dict[fx.Node, torch.Tensor]:
+    """The values of the constants ``wanted``, computed from ``buffers`` and literals."""
     needed: set[fx.Node] = set()
     stack = list(wanted)
     while stack:
@@ -209,11 +156,13 @@ def _trim(graph: fx.Graph, node: fx.Node, value: torch.Tensor, batch: int, outsi
 def sort_by_dependence(graph: fx.Graph) -> None:
     """Order the graph: placeholders, constants, what only inputs feed, shared functions of parameters, the rest.
 
-    A function of parameters moves ahead only when a module other than its own reads it (T5's position bias), so that
-    identical blocks stay identical.
+    A function of parameters moves ahead only when a module other than its own reads it (T5's position bias), or when it
+    is one of several places of a vector that each block reads at its own (``scale[i]``), so that identical blocks stay
+    identical.
     """
     early = parameter_free(graph)
-    shared = _shared(graph, input_free(graph) - constants(graph))
+    candidates = input_free(graph) - constants(graph)
+    shared = _shared(graph, candidates) | _places(graph)
     fixed = constants(graph)
     nodes = [n for n in graph.nodes if n.op != "output"]
     rank = {n: next((r for r, group in enumerate((fixed, early, shared), 1) if n in group), 4) for n in nodes}
@@ -231,6 +180,24 @@ def _shared(graph: fx.Graph, candidates: set[fx.Node]) -> set[fx.Node]:
             if away or any(user in found for user in node.users):
                 found.add(node)
     return found
+
+
+def _places(graph: fx.Graph) -> set[fx.Node]:
+    """Views of parameters that are selected at several places, down to vectors and numbers: what blocks read is one."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.target not in _VIEWS or not isinstance(node.args[0], fx.Node):
+            continue
+        source = node.args[0]
+        several = is_parameter(source) and len({str(u.args[1:]) for u in source.users if u.target in _PLACES}) > 1
+        if source in found or (several and node.target in _PLACES and len(shape_of(node)) <= 1):
+            found.add(node)
+    return found
+
+
+def is_parameter(node: fx.Node) -> bool:
+    """Whether a node is a parameter placeholder."""
+    return node.op == "placeholder" and node.meta["kind"] == "parameter"
 
 
 def _inside(user: fx.Node, node: fx.Node) -> bool:

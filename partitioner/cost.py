@@ -136,6 +136,16 @@ class Priced:
         return self._crossing(self.cluster.software.scatter_sends)
 
     @cached_property
+    def returned(self) -> list[float]:
+        """Bytes of the gradients that come back over each cut: of ``crossing``, what has one."""
+        return self._crossing(scattered=False, differentiable=True)
+
+    @cached_property
+    def sent_back(self) -> list[float]:
+        """``returned``, as a rank sends it."""
+        return self._crossing(self.cluster.software.scatter_sends, differentiable=True)
+
+    @cached_property
     def spans(self) -> dict[tuple[fx.Node, Placement], tuple[int, int, float]]:
         """Of each value that units hand on: the places of its maker and of its last reader, and bytes."""
         units = self.folded.graph.units
@@ -146,9 +156,11 @@ class Priced:
                 found[node, port.placement] = made[node], n, port.bytes
         return found
 
-    def _crossing(self, scattered: bool) -> list[float]:
-        found = [0.0] * (len(self.folded.graph.units) + 1)
-        for (_, placement), (made, last, size) in self.spans.items():
+    def _crossing(self, scattered: bool, differentiable: bool = False) -> list[float]:
+        found, folded = [0.0] * (len(self.folded.graph.units) + 1), self.folded
+        for (node, placement), (made, last, size) in self.spans.items():
+            if differentiable and folded.own(folded.node[node]) not in folded.differentiable:
+                continue
             part = size / self.ranks if scattered and not isinstance(placement, Shard) else size
             for cut in range(made + 1, last + 1):
                 found[cut] += part

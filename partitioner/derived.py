@@ -114,8 +114,8 @@ class StageCost:
     What a timeline needs beside: ``grown_bytes`` of gradients when all are there, ``new_bytes`` of them only from the
     first backward of a step on; ``kept_bytes`` that each micro-batch in flight keeps, ``acting_bytes`` that its
     forward, its backward and the first backward of a step hold beside that. What is sent for it: ``sent_bytes`` to the
-    next stage for each micro-batch; once a step ``synced_bytes`` of gradients, ``partial_bytes`` of them over tp too,
-    and ``gathered_bytes`` of weights where ZeRO divides them.
+    next stage and ``sent_back_bytes`` to the one before for each micro-batch; once a step ``synced_bytes`` of
+    gradients, ``partial_bytes`` of them over tp too, and ``gathered_bytes`` of weights where ZeRO divides them.
     """
 
     forward_seconds: float
@@ -131,6 +131,7 @@ class StageCost:
     kept_bytes: float
     acting_bytes: tuple[float, float, float]
     sent_bytes: float
+    sent_back_bytes: float
     synced_bytes: float
     partial_bytes: float
     gathered_bytes: float

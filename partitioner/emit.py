@@ -67,7 +67,13 @@ class _Writer:
             for operand in operands(node):
                 if operand not in own_nodes and operand not in self.inputs:
                     self.inputs[operand] = self.graph.placeholder(self.input_name(operand))
-                    self.inputs[operand].meta = {"val": operand.meta["val"], **_origin(operand, self.made(operand))}
+                    self.inputs[operand].meta = {"val": operand.meta["val"], **self.origin(operand, self.made(operand))}
+
+    def origin(self, node: fx.Node, placement: Placement) -> dict[str, object]:
+        """What an emitted node's meta says: the representative's node that it stands for, how its value lies, and
+        whether it has a gradient."""
+        gradient = node in self.folded.differentiable
+        return {"stands_for": node.name, "placement": placement, "differentiable": gradient}
 
     def input_name(self, node: fx.Node) -> str:
         return _identifier(node.meta["source"] if node.op == "placeholder" else node.name)
@@ -99,7 +105,7 @@ class _Writer:
             raise ValueError(f"{node.name} cannot go from {source} to {wanted}")
         for row in rows:
             value = self.call(node, row, value)
-            value.meta |= _origin(node, wanted)
+            value.meta |= self.origin(node, wanted)
         return value
 
     def call(self, node: fx.Node, row: Collective, value: fx.Node) -> fx.Node:
@@ -115,13 +121,8 @@ class _Writer:
         new = self.graph.call_function(target, args, kwargs)
         new.meta = {k: v for k, v in node.meta.items() if k in ("modules", "stack_trace", "val")}
         assert not isinstance(strategy.result, tuple)
-        new.meta |= _origin(node, strategy.result)
+        new.meta |= self.origin(node, strategy.result)
         self.values[node, strategy.result] = new
-
-
-def _origin(node: fx.Node, placement: Placement) -> dict[str, object]:
-    """What an emitted node's meta says: the representative's node that it stands for, and how its value lies."""
-    return {"stands_for": node.name, "placement": placement}
 
 
 def _local(node: fx.Node, strategy: Strategy, ranks: int) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:

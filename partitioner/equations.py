@@ -4,7 +4,8 @@
     *m      as many leading dimensions as the tensor has beyond the named ones, aligned from the right
     !*m     the same, all whole
 
-A factor of the operands that is missing in the result is summed over: sharding it leaves the result Partial.
+A factor of the operands that is missing in the result is summed over: sharding it leaves the result Partial. One that
+has two sizes, neither of them 1, must stay whole.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ def bind(text: str, operands: tuple[Shape, ...], result: Shape) -> Equation:
     terms = [_names(w, shape, whole) for w, shape in zip(words, operands, strict=False)]
     output = _names(right.split(), result, whole)
     sizes = dict(zip(output, result, strict=True))
+    for names, shape in zip(terms, operands, strict=True):
+        whole |= {n for n, size in zip(names, shape, strict=True) if size not in (1, sizes.get(n, size))}
     bound = tuple(_drop_broadcast(names, shape, sizes) for names, shape in zip(terms, operands, strict=True))
     return Equation(bound, _drop_units(output, result), frozenset(whole))
 

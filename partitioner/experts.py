@@ -96,6 +96,8 @@ class _Unsort:
             self.plain[node] = source
         elif place in self.repeats:
             self.plain[node] = self._repeat(node, source, self.repeats[place])
+        elif place in self.plain and source not in self.plain:  # of each row's own expert: a bias
+            self.plain[node] = emit(self.graph, node, aten.index.Tensor, source, [self.plain[place]])
         elif place in self.inverse and source in self.plain:
             node.replace_all_uses_with(self.plain[source])
 

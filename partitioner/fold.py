@@ -1,5 +1,7 @@
 """Identical blocks tied: one representative node stands for the same node of every block of its kind.
 
+Blocks are tied where the same of their values have a gradient: one whose input has none is of another kind.
+
 units       embed   block 0   block 1   block 2   head
 folded      embed   block x 3                     head
 ports               what a block reads of earlier units, by position; each has one placement for all blocks
@@ -79,9 +81,11 @@ def is_parameter(node: fx.Node) -> bool:
 def fold(graph: Graph) -> Folded:
     """Tie the units of one kind, node by node, and the parameters that they read at the same place."""
     inside = {name: unit for unit in graph.units for name in unit.nodes}
+    differentiable = has_gradient(graph.module.graph)
     keys: dict[object, list[Unit]] = {}
     for unit in graph.units:
-        keys.setdefault((unit.kind, _kinds_of_operands(graph, unit, inside)), []).append(unit)
+        key = unit.kind, _kinds_of_operands(graph, unit, inside), _gradients(graph, unit, differentiable)
+        keys.setdefault(key, []).append(unit)
     groups = tuple(tuple(units) for units in keys.values())
     node: dict[fx.Node, fx.Node] = {}
     tied: dict[fx.Node, fx.Node] = {}
@@ -107,6 +111,12 @@ def _kinds_of_operands(graph: Graph, unit: Unit, inside: dict[str, Unit]) -> tup
             placed = "own" if operand.name in own else "unit" if operand.name in inside else "free"
             words.append("parameter" if is_parameter(operand) else placed)
     return tuple(words)
+
+
+def _gradients(graph: Graph, unit: Unit, differentiable: set[fx.Node]) -> tuple[bool, ...]:
+    """Of each op and each of its operands, whether it has a gradient."""
+    nodes = (graph.nodes[name] for name in unit.nodes)
+    return tuple(n in differentiable for node in nodes for n in (node, *operands(node)))
 
 
 def _root(tied: dict[fx.Node, fx.Node], node: fx.Node) -> fx.Node:

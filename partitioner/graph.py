@@ -106,7 +106,7 @@ def placeholders(graph: fx.Graph, kind: str) -> dict[str, fx.Node]:
 
 
 def has_gradient(graph: fx.Graph) -> set[fx.Node]:
-    """Floating-point nodes that depend on a parameter that trains."""
+    """Real and complex nodes that depend on a parameter that trains: of each use, not of the kind of block."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
         if node.op == "placeholder" and node.meta["kind"] == "parameter" and node.meta["trains"]:
@@ -114,9 +114,13 @@ def has_gradient(graph: fx.Graph) -> set[fx.Node]:
         elif node.op == "call_function" and any(n in found for n in node.all_input_nodes):
             value = node.meta["val"]
             tensors = value if isinstance(value, tuple | list) else (value,)
-            if node.target != torch.ops.aten.detach.default and any(t.is_floating_point() for t in tensors):
+            if node.target != torch.ops.aten.detach.default and any(_is_continuous(t.dtype) for t in tensors):
                 found.add(node)
     return found
+
+
+def _is_continuous(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point or dtype.is_complex
 
 
 def _digraph(graph: Graph) -> nx.DiGraph[str]:

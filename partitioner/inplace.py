@@ -126,7 +126,8 @@ def _diagonal_filled(emit: Emit, node: fx.Node, destination: torch.Tensor) -> fx
     diagonal = emit(aten.eq.Tensor, counts[0], counts[1])
     for count in counts[2:]:
         diagonal = emit(aten.logical_and.default, diagonal, emit(aten.eq.Tensor, counts[0], count))
-    return emit(aten.masked_fill.Scalar, node.args[0], diagonal, node.args[1])
+    arguments = list(node.args)
+    return emit(aten.masked_fill.Scalar, arguments[0], diagonal, arguments[1])
 
 
 def _put(emit: Emit, node: fx.Node, destination: torch.Tensor) -> fx.Node:

@@ -16,7 +16,7 @@ from partitioner.emit import Emitted, emit
 from partitioner.errors import InputError
 from partitioner.exports import Export, exports
 from partitioner.fold import Folded, fold, is_parameter
-from partitioner.graph import Graph, Unit
+from partitioner.graph import Graph, Unit, has_gradient
 from partitioner.layout import WHOLE, local_shape
 from partitioner.plan import Decisions, Plan
 from partitioner.products import with_kernels
@@ -150,13 +150,14 @@ def _stages(lowered: _Lowered, split: list[list[Unit]]) -> tuple[Stage, ...]:
     graph = lowered.graph
     stage_of = {u: n for n, units in enumerate(split) for u in units}
     made = {e.name: (e, stage_of[u]) for u, rows in lowered.exports.items() for e in rows}
+    differentiable = has_gradient(graph.module.graph)
     last: dict[str, int] = {}
     for unit, call in lowered.calls.items():
         for name in call.arguments:
             if name in made:
                 last[name] = max(last.get(name, 0), stage_of[unit])
     crossing = [
-        tuple(_value(lowered, e) for name, (e, n) in made.items() if n <= cut < last.get(name, 0))
+        tuple(_value(lowered, e, differentiable) for name, (e, n) in made.items() if n <= cut < last.get(name, 0))
         for cut in range(-1, len(split))
     ]
     loss = next(n for n in graph.module.graph.nodes if n.op == "output").all_input_nodes[0]
@@ -176,9 +177,9 @@ def _read(graph: Graph, names: dict[str, None]) -> tuple[str, ...]:
     return tuple(name for name in names if name in graph.parameters)
 
 
-def _value(lowered: _Lowered, export: Export) -> Value:
+def _value(lowered: _Lowered, export: Export, differentiable: set[fx.Node]) -> Value:
     shape = local_shape(shape_of(export.node), export.placement, 0, lowered.ranks)
-    return Value(export.name, shape, export.node.meta["val"].dtype)
+    return Value(export.name, shape, export.node.meta["val"].dtype, export.node in differentiable)
 
 
 def _parameters(lowered: _Lowered, split: list[list[Unit]]) -> dict[str, Parameter]:

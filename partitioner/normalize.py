@@ -10,14 +10,16 @@ import torch
 from torch import fx
 
 from partitioner.canonical import canonicalize
-from partitioner.constants import fold_masks, plain_indexes, slice_indexes, sort_by_dependence
+from partitioner.constants import fold_masks, sort_by_dependence
 from partitioner.counts import Count
 from partitioner.draws import key_draws, name_draws
 from partitioner.experts import undo_sorting
 from partitioner.functional import functionalize, inline_regions
 from partitioner.graph import loss_node
+from partitioner.indexes import aligned_indexes, plain_indexes, slice_indexes
 from partitioner.loss_forms import loss_forms
 from partitioner.ops import own
+from partitioner.picks import in_order
 from partitioner.separation import separate
 from partitioner.shapes import propagate, shape_of, to_meta
 
@@ -36,7 +38,9 @@ def normal_ops(module: fx.GraphModule, buffers: dict[str, torch.Tensor]) -> None
     slice_indexes(graph, buffers)
     tile_slices(graph)
     undo_sorting(graph)
+    in_order(graph)
     plain_indexes(graph, buffers)
+    aligned_indexes(graph, buffers)
     loss_forms(graph)
     output = next(n for n in graph.nodes if n.op == "output")
     output.args = (loss_node(graph),)

@@ -21,11 +21,15 @@ from partitioner.step_inputs import BATCH_SHARE, SAMPLE_COUNT, SAMPLE_KEYS, STEP
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor that crosses a stage boundary: its name, local shape (one micro-batch, one tp rank) and dtype."""
+    """A tensor that crosses a stage boundary: its name, local shape (one micro-batch, one tp rank) and dtype.
+
+    ``differentiable``: it has a gradient, which comes back to the stage that sent it.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
+    differentiable: bool
 
 
 @dataclass(frozen=True)

@@ -11,34 +11,43 @@ from torch import fx
 from partitioner.graph import Graph
 from partitioner.shapes import propagate
 
-_LOW = (torch.float32, torch.bfloat16, torch.float16)
+_WIDE = {
+    **dict.fromkeys((torch.float32, torch.bfloat16, torch.float16), torch.float64),
+    torch.complex64: torch.complex128,
+}
 
 
 def promote(graph: Graph) -> Graph:
-    """``graph`` with every floating-point value in float64; the argument is left as it was."""
+    """``graph`` with every real value in float64, every complex one in complex128; the argument is left as it was."""
+    parameters = {n: dataclasses.replace(p, dtype=_dtype(p.dtype)) for n, p in graph.parameters.items()}
+    buffers = {n: _value(b) for n, b in graph.buffers.items()}
+    counts = tuple(dataclasses.replace(c, module=_promoted(c.module)) for c in graph.counts)
+    module = _promoted(graph.module)
+    return dataclasses.replace(graph, module=module, parameters=parameters, buffers=buffers, counts=counts)
+
+
+def _promoted(module: fx.GraphModule) -> fx.GraphModule:
     copies: dict[fx.Node, fx.Node] = {}
     new = fx.Graph()
-    new.output(new.graph_copy(graph.module.graph, copies))
+    new.output(new.graph_copy(module.graph, copies))
     for old, node in copies.items():
         node.name, node.meta = old.name, dict(old.meta)
         node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), _dtype)  # type: ignore[misc]
         if node.op == "placeholder":
             node.meta["val"] = _value(node.meta["val"])
-    module = fx.GraphModule(graph.module, new)
-    propagate(module)
-    _copy_casts(module.graph)
-    module.recompile()
-    parameters = {n: dataclasses.replace(p, dtype=_dtype(p.dtype)) for n, p in graph.parameters.items()}
-    buffers = {n: _value(b) for n, b in graph.buffers.items()}
-    return dataclasses.replace(graph, module=module, parameters=parameters, buffers=buffers)
+    made = fx.GraphModule(module, new)
+    propagate(made)
+    _copy_casts(made.graph)
+    made.recompile()
+    return made
 
 
 def _dtype(word: Any) -> Any:
-    return torch.float64 if word in _LOW else word
+    return _WIDE.get(word, word) if isinstance(word, torch.dtype) else word
 
 
 def _value(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to(torch.float64) if tensor.dtype in _LOW else tensor
+    return tensor.to(_dtype(tensor.dtype))
 
 
 def _copy_casts(graph: fx.Graph) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import fx
 from torch.fx.node import map_aggregate
 
-from partitioner.shardings import Op
+from partitioner.shardings import TENSOR, Op
 
 Tensors = torch.Tensor | tuple[torch.Tensor, ...]
 
@@ -28,13 +29,26 @@ def operands(node: fx.Node) -> list[fx.Node]:
 
 def op_of(node: fx.Node) -> Op:
     """What the rules may look at of a call_function node."""
-    literals = tuple(
-        None if any(isinstance(x, fx.Node) for x in (a if isinstance(a, list | tuple) else (a,))) else a
-        for a in node.args
-    )
+    defaults = _defaults(node.target)
+    given = dict(zip(defaults, node.args, strict=False)) | dict(node.kwargs)
     shapes = tuple(shape_of(n) for n in operands(node))
     value = node.meta["val"]
-    return Op(str(node.target), shapes, tuple(value.shape) if isinstance(value, torch.Tensor) else (), literals)
+    result = tuple(value.shape) if isinstance(value, torch.Tensor) else ()
+    arguments = defaults | {name: _literal(a) for name, a in given.items()}
+    return Op(str(node.target), shapes, result, arguments, tuple(n.meta["val"].dtype for n in operands(node)))
+
+
+@functools.cache
+def _defaults(target: Callable[..., object]) -> dict[str, object]:
+    """The arguments of an op by name, each with its default; none of a function that is no op."""
+    schema = getattr(target, "_schema", None)
+    return {a.name: a.default_value for a in schema.arguments} if schema else {}
+
+
+def _literal(argument: Any) -> object:
+    if isinstance(argument, list | tuple) and any(isinstance(x, fx.Node) for x in argument):
+        return [TENSOR if isinstance(x, fx.Node) else x for x in argument]
+    return TENSOR if isinstance(argument, fx.Node) else argument
 
 
 def to_meta(graph: fx.Graph) -> None:

@@ -25,9 +25,10 @@ class StageSums:
 
     ``over_cp``: seconds of communication over cp, the rest of it goes over tp. ``kept``: by way of recomputing, what
     the whole stage keeps when its first 0, 1, 2, ... blocks are recomputed so. ``input_bytes`` and ``output_bytes``:
-    what it receives and hands on, ``sent_bytes`` of it by this rank. ``held``: parameters, alike ones added up;
-    ``weight_bytes`` and ``gradient_bytes``: as they are gathered and summed, ``partial_bytes`` of the latter Partial;
-    ``tied``: parameters that other units read too; ``largest``: elements of the unit that has most.
+    what it receives and hands on, ``sent_bytes`` of it by this rank; ``sent_back_bytes``: gradients of what it
+    receives, by this rank. ``held``: parameters, alike ones added up; ``weight_bytes`` and ``gradient_bytes``: as they
+    are gathered and summed, ``partial_bytes`` of the latter Partial; ``tied``: parameters that other units read too;
+    ``largest``: elements of the unit that has most.
     """
 
     seconds: Seconds
@@ -41,6 +42,7 @@ class StageSums:
     input_bytes: float
     output_bytes: float
     sent_bytes: float
+    sent_back_bytes: float
     flops: float
     held: tuple[Held, ...]
     weight_bytes: float
@@ -77,6 +79,7 @@ def stage_sums(priced: Priced, units: Sequence[Unit], ways: Sequence[str] = ("fu
         priced.crossing[priced.place[units[0]]],
         priced.crossing[end],
         priced.sent[end],
+        priced.sent_back[priced.place[units[0]]],
         sum(c.flops for c in rows),
         tuple((elements, size, is_partial) for (size, is_partial), elements in held.items()),
         sum(n * min(size, state(size, software).weight) for (size, _), n in held.items()),

@@ -104,7 +104,7 @@ def _beside(priced: Priced, units: Sequence[Unit]) -> list[Peaks]:
     folded, tied = priced.folded, priced.setting.tied
     shared = {n: unit for unit in reversed(units) for n in priced.held[unit] if tied and folded.own(n) in tied}
     pending, waiting = dict[Key, float](), dict[fx.Node, float]()
-    sent = priced.crossing[priced.place[units[-1]] + 1]
+    sent = priced.returned[priced.place[units[-1]] + 1]
     found, stay, alone = list[Peaks](), 0.0, 0.0
     for unit in reversed(units):
         pending = {key: size for key, size in pending.items() if key[0].name not in unit.nodes}

@@ -215,10 +215,11 @@ def _stages(walk: Walk, memory: Memory) -> Iterator[StageCost]:
     for n, (time, part) in enumerate(zip(walk.times, memory.parts(counts), strict=True)):
         stage = split.stages[n]
         sent = stage.sent_bytes if n + 1 < len(split.stages) and split.pp > 1 else 0.0
+        back = stage.sent_back_bytes if n and split.pp > 1 else 0.0
         forward, backward, first = map(float, acting[n])
         yield StageCost(
             time.forward, time.backward, walk.put_off[n], *part, float(memory.state[n, 1]), float(memory.grown[n]),
-            float(kept[n]), (forward, backward, first), sent, stage.gradient_bytes, stage.partial_bytes,
+            float(kept[n]), (forward, backward, first), sent, back, stage.gradient_bytes, stage.partial_bytes,
             stage.weight_bytes,
         )  # fmt: skip
 

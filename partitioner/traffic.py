@@ -104,7 +104,6 @@ class _Trip:
         self.axes = dict(program.axes)
         self.known = _fixed(program, here)
         self.made: dict[object, _Ran] = {}
-        self.gradients: dict[str, bool] = {}
         self.stages = [self.stage(stage) for stage in program.stages]
 
     def rows(self, action: Action) -> Iterator[Sending]:
@@ -119,13 +118,13 @@ class _Trip:
 
     def sent(self, stage: Stage, kind: str) -> Iterable[Value]:
         """Values forward; backward the gradients of those received that have one."""
-        return stage.sends if kind == "F" else [v for v in stage.receives if self.gradients[v.name]]
+        return stage.sends if kind == "F" else [v for v in stage.receives if v.differentiable]
 
     def stage(self, stage: Stage) -> tuple[list[Sending], list[Sending]]:
         """The rows of a stage's forward and of its backward."""
         values = dict(self.known)
         for v in stage.receives:
-            values[v.name] = _Tensor(v.shape, v.dtype, self.gradients[v.name])
+            values[v.name] = _Tensor(v.shape, v.dtype, v.differentiable)
         for call in (stage.constants, stage.prelude):
             if call is not None:
                 values |= _without_gradient(call)
@@ -136,8 +135,6 @@ class _Trip:
             values |= _named(call, ran)
             forward += ran.forward
             backward += ran.backward
-        for v in stage.sends:
-            self.gradients[v.name] = values[v.name].differentiable
         return forward, backward
 
     def run(self, call: Call, values: Named) -> _Ran:

@@ -77,7 +77,7 @@ def _sends(plan: Plan, stage: int) -> Iterator[_Row]:
     if stage + 1 < len(d.stages) and rank_of(stage + 1, d.mesh["pp"], d.schedule) != here:
         yield "pp", "send", "send", d.micro_batches, plan.cost.stages[stage].sent_bytes
     if stage and rank_of(stage - 1, d.mesh["pp"], d.schedule) != here:
-        yield "pp", "send", "send", d.micro_batches, plan.cost.stages[stage - 1].sent_bytes
+        yield "pp", "send", "send", d.micro_batches, plan.cost.stages[stage].sent_back_bytes
 
 
 def _sync(plan: Plan, stage: int) -> Iterator[_Row]:

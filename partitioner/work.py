@@ -226,7 +226,7 @@ def scores_kept(setting: Setting, node: fx.Node, strategy: Strategy) -> float:
 
 
 def _drops(node: fx.Node) -> bool:
-    return bool(op_of(node).literal(4, 0.0))
+    return bool(op_of(node).literal("dropout_p"))
 
 
 def _other(setting: Setting, node: fx.Node, strategy: Strategy, rule: Rule | None) -> tuple[Work, Work]:

@@ -70,7 +70,7 @@ class Axis:
         packed = x.new_empty((self.ranks, *x.shape))
         self.log.add(self.name, "all_gather", packed, phase)
         with self._timed():
-            _all_gather(packed.view(-1), x.contiguous().view(-1), group=self.group)
+            _all_gather(flat(packed), flat(x.contiguous()), group=self.group)
         return join(packed, shard)
 
     def scatter(self, x: torch.Tensor, shard: Shard, phase: str) -> torch.Tensor:
@@ -83,7 +83,7 @@ class Axis:
         self.log.add(self.name, "reduce_scatter", packed, phase)
         received = torch.empty_like(packed[0] if self.scatters else packed)
         run = _reduce_scatter if self.scatters else dist.all_to_all_single
-        work = run(received.view(-1), packed.view(-1), group=self.group, async_op=True)
+        work = run(flat(received), flat(packed), group=self.group, async_op=True)
 
         def finish() -> torch.Tensor:
             with self._timed():
@@ -100,8 +100,13 @@ class Axis:
         received = torch.empty_like(packed)
         self.log.add(self.name, "all_to_all", packed, phase)
         with self._timed():
-            dist.all_to_all_single(received.view(-1), packed.view(-1), group=self.group)
+            dist.all_to_all_single(flat(received), flat(packed), group=self.group)
         return join(received, source)
+
+
+def flat(x: torch.Tensor) -> torch.Tensor:
+    """A contiguous tensor as one run of real numbers, which every backend can send."""
+    return (torch.view_as_real(x) if x.is_complex() else x).view(-1)
 
 
 def _cells(size: int, shard: Shard, ranks: int) -> tuple[int, int, int] | None:

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from partitioner.derived import PIPELINE
 from partitioner.program import Program, Value
 from partitioner.schedule import Action
+from runtime.collectives import flat
 from runtime.groups import Groups
 
 Tensors = list[torch.Tensor]
@@ -36,10 +37,10 @@ class _Lane:
 
 
 class Transport:
-    """One pipeline rank's end of all lanes. ``differentiable[s]``: the values sent by stage s that have a gradient."""
+    """One pipeline rank's end of all lanes."""
 
-    def __init__(self, program: Program, groups: Groups, differentiable: list[tuple[Value, ...]]) -> None:
-        self._program, self._groups, self._differentiable = program, groups, differentiable
+    def __init__(self, program: Program, groups: Groups) -> None:
+        self._program, self._groups = program, groups
         self._pp, self._here = program.mesh["pp"], groups.coordinates["pp"]
         ends = [(peer, kind) for peer in self._peers() for kind in "FB"]
         self._lanes = {end: lane for end in ends if (lane := self._lane(*end))}
@@ -64,7 +65,7 @@ class Transport:
         """What ``action`` receives: values before a forward, gradients before a backward."""
         if action.kind == "F":
             return self._program.stages[action.stage].receives
-        return self._differentiable[action.stage] if action.stage + 1 < len(self._program.stages) else ()
+        return tuple(v for v in self._program.stages[action.stage].sends if v.differentiable)
 
     def source(self, action: Action) -> int:
         """The pipeline rank whose action makes what ``action`` receives."""
@@ -94,7 +95,7 @@ class Transport:
         for value, tensor in zip(rows, tensors, strict=True):
             self._groups.log.message = message, value.name
             source = self._rank(lane, lane.peer)
-            works.append(dist.irecv(tensor, group=lane.group, group_src=source, tag=lane.tag))
+            works.append(dist.irecv(flat(tensor), group=lane.group, group_src=source, tag=lane.tag))
         return tensors, [w for w in works if w is not None]
 
     def _rank(self, lane: _Lane, pipeline_rank: int) -> int:
@@ -125,7 +126,7 @@ class Transport:
         for value, tensor in zip(self.values(reader), tensors, strict=True):
             self._groups.log.message = reader, value.name
             self._groups.log.add("pp", "send", tensor, "send")
-            work = dist.isend(tensor, group=group, group_dst=number, tag=tag)
+            work = dist.isend(flat(tensor), group=group, group_dst=number, tag=tag)
             if work is not None:
                 self._sent.append((work, tensor))
         while self._sent and self._sent[0][0].is_completed():

@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.utils.checkpoint import checkpoint
 
 from partitioner.errors import InputError
-from partitioner.program import Call, Program, Stage, Value
+from partitioner.program import Call, Program, Stage
 from partitioner.schedule import Action
 from runtime.bind import bind
 from runtime.groups import Groups
@@ -75,8 +75,7 @@ class Worker:
         self._bound: dict[int, fx.GraphModule] = {}
         own = [stage for stage in program.stages if stage.index % program.mesh["pp"] == here]
         self.stages = {stage.index: self._bind_stage(stage) for stage in own}
-        self.gradients = differentiable(program)
-        self.transport = Transport(program, groups, [_with(s.sends, self.gradients) for s in program.stages])
+        self.transport = Transport(program, groups)
         self.buffers = {f"buffer:{name}": _real(name, b).to(groups.device) for name, b in program.buffers.items()}
         self._fixed = self._run_constants(parameters)
         self._kept: dict[tuple[int, int], Kept] = {}
@@ -158,15 +157,15 @@ class Worker:
         stage = self.stages[action.stage].stage
         inputs = self.transport.receive(action)
         for value, tensor in zip(stage.receives, inputs, strict=True):
-            if value.name in self.gradients:
+            if value.differentiable:
                 tensor.requires_grad_()
         values = self.values(action.stage, batch, inputs)
         for call in self.stages[action.stage].calls:
             call(values)
         outputs = [values[v.name] for v in stage.sends]
         self.send(action, [t.detach().contiguous() for t in outputs]) if outputs else None
-        carried = [t for v, t in zip(stage.sends, outputs, strict=True) if v.name in self.gradients]
-        given = [t for v, t in zip(stage.receives, inputs, strict=True) if v.name in self.gradients]
+        carried = [t for v, t in zip(stage.sends, outputs, strict=True) if v.differentiable]
+        given = [t for v, t in zip(stage.receives, inputs, strict=True) if v.differentiable]
         loss = values[stage.loss] if stage.loss else None
         self._kept[action.stage, action.micro_batch] = Kept(given, carried, loss)
 
@@ -208,18 +207,6 @@ def _alone(value: torch.Tensor) -> torch.Tensor:
     return value.as_strided((reach,), (1,)).clone().as_strided(value.shape, value.stride())
 
 
-def differentiable(program: Program) -> set[str]:
-    """Values that have a gradient: floating results of calls that read a trained parameter or such a value."""
-    found: set[str] = set()
-    trained = {p.name for p in program.parameters.values() if p.requires_grad}
-    for stage in program.stages:
-        for call in stage.calls:
-            if any(name in trained or name in found for name in call.arguments):
-                found.update(call.results)
-    crossing = {v.name: v for stage in program.stages for v in stage.sends}
-    return {name for name in found if name not in crossing or crossing[name].dtype.is_floating_point}
-
-
 def _spent(stage: Stage) -> list[tuple[str, ...]]:
     """By call: what other calls have made and none behind it reads, nor a later stage."""
     made = {name for call in stage.calls for name in call.results}
@@ -238,7 +225,3 @@ def _real(name: str, buffer: torch.Tensor) -> torch.Tensor:
             f"buffer {name} lies on the meta device and has no value: build the model with real buffers to run it"
         )
     return buffer
-
-
-def _with(values: tuple[Value, ...], names: set[str]) -> tuple[Value, ...]:
-    return tuple(v for v in values if v.name in names)

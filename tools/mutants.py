@@ -19,7 +19,6 @@ from partitioner.emit import collective_nodes
 from partitioner.layout import REPLICATE, WHOLE, Placement, Segment, Shard
 from partitioner.program import Call, Parameter, Program, Stage
 from runtime.engine import KEYS, Engine
-from runtime.worker import differentiable
 from tools.engine_faults import ENGINE
 
 aten, own = torch.ops.aten, torch.ops.partitioner
@@ -134,24 +133,11 @@ _LITERALS: dict[object, tuple[str, Edit]] = {
 }
 
 
-def _with_gradient(program: Program, module: fx.GraphModule) -> set[fx.Node]:
-    """Floating values of a module that depend on a trained parameter."""
-    names = differentiable(program) | {p.name for p in program.parameters.values() if p.requires_grad}
-    call = next(c for s in program.stages for c in s.calls if c.module is module)
-    arguments = iter(call.arguments)
-    found: set[fx.Node] = set()
-    for node in module.graph.nodes:
-        is_given = node.op == "placeholder" and next(arguments) in names
-        if is_given or any(n in found for n in node.all_input_nodes):
-            found.add(node)
-    return found
-
-
 def _of_nodes(program: Program) -> Iterator[Mutant]:
     for n, module in enumerate(_modules(program)):
         nodes = list(module.graph.nodes)
         talking = set(collective_nodes(module)) | {x for x in nodes if x.target == own.shard.default}
-        graded = _with_gradient(program, module)
+        graded = {n for n in nodes if n.meta.get("differentiable")}
         seen: set[object] = set()
         for index, node in enumerate(nodes):
             where = f"{type(module).__name__ or n} {node.name}"

@@ -126,7 +126,8 @@ def _sends(plan: Plan, rows: tuple[tuple[Span, ...], ...]) -> Iterator[Event]:
                 continue
             what = "activations" if kind == "F" else "gradients"
             name = f"{what} of micro-batch {micro_batch} to stage {reader}"
-            facts = {"bytes": plan.cost.stages[min(stage, reader)].sent_bytes}
+            sender = plan.cost.stages[stage]
+            facts = {"bytes": sender.sent_bytes if kind == "F" else sender.sent_back_bytes}
             for here, there in zip(processes[p], processes[to], strict=True):
                 arrived = stop + plan.cost.send_seconds
                 yield _slice(here, name, "send", stop, arrived, facts, tid=1)

@@ -159,3 +159,25 @@ def test_the_plan_does_not_depend_on_names(name: str) -> None:
     found = search(trace(renamed, batch), cluster, 8, {"tp": 2, "pp": 2})
     assert _decided(found) == _decided(plan)
     assert not {*found.parameters} & {*plan.parameters}
+
+
+class Scaled(nn.Module):
+    """Each block reads its own place of one parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 8)) for _ in range(4))
+        self.scales, self.embed, self.head = nn.Parameter(torch.ones(4, 2)), nn.Embedding(16, 8), nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        first = h = self.embed(x)
+        for n, block in enumerate(self.blocks):
+            h = self.scales[n, 0] * h + self.scales[n, 1] * first
+            h = h + block(F.layer_norm(h, (8,)))
+        return F.cross_entropy(self.head(h), y)
+
+
+def test_places_of_one_vector_do_not_tell_blocks_apart() -> None:
+    graph = trace(Scaled(), {"x": torch.arange(4), "y": torch.arange(4)})
+    assert [u.name for u in graph.blocks] == [f"blocks.{n}" for n in range(4)]
+    assert len({u.kind for u in graph.blocks[1:]}) == 1

@@ -63,17 +63,17 @@ def _scatter(value: torch.Tensor, placement: Placement, ranks: int, partial: Pla
     """Each rank's tensor; ``partial`` is the word of a random sum (PARTIAL forward, REPLICATE backward)."""
     if isinstance(placement, Shard):
         return [take(value, placement, r, ranks) for r in range(ranks)]
-    if placement != partial or not value.is_floating_point():
+    if placement != partial or (partial == REPLICATE and not _continuous(value)):
         return [value] * ranks
-    parts = [torch.randn_like(value) for _ in range(ranks - 1)]
+    parts = [torch.randn_like(value) if _continuous(value) else value * r for r in range(1, ranks)]
     return [*parts, value - sum(parts)]
 
 
 def _gather(parts: list[torch.Tensor], placement: Placement, partial: Placement) -> torch.Tensor:
     if isinstance(placement, Shard):
         return assemble(parts, placement)
-    if placement == partial and parts[0].is_floating_point():
-        return torch.stack(parts).sum(0)
+    if placement == partial:
+        return torch.stack(parts).sum(0, dtype=parts[0].dtype)
     for part in parts[1:]:
         torch.testing.assert_close(part, parts[0], rtol=1e-9, atol=1e-9)
     return parts[0]
@@ -86,8 +86,12 @@ def _run(
     return node.target(*fx.map_arg(args, lambda n: given[n]), **fx.map_arg(kwargs, lambda n: given[n]))  # type: ignore[operator]
 
 
-def _leaves(values: list[torch.Tensor]) -> list[torch.Tensor]:
-    return [v.detach().clone().requires_grad_(v.is_floating_point()) for v in values]
+def _continuous(value: torch.Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
+
+
+def _leaves(values: list[torch.Tensor], trained: set[int]) -> list[torch.Tensor]:
+    return [v.detach().clone().requires_grad_(n in trained) for n, v in enumerate(values)]
 
 
 def _gradients(result: torch.Tensor, leaves: list[torch.Tensor], gradient: torch.Tensor) -> list[torch.Tensor]:
@@ -95,7 +99,8 @@ def _gradients(result: torch.Tensor, leaves: list[torch.Tensor], gradient: torch
     if not result.requires_grad:
         return []
     found = torch.autograd.grad(result, wanted, gradient, allow_unused=True)
-    return [torch.zeros_like(v) if g is None else g for v, g in zip(wanted, found, strict=True)]
+    dense = [g.to_dense() if g is not None and g.is_sparse else g for g in found]
+    return [torch.zeros_like(v) if g is None else g for v, g in zip(wanted, dense, strict=True)]
 
 
 def _by_class(node: fx.Node, strategy: Strategy, values: list[list[torch.Tensor]]) -> list[torch.Tensor] | None:
@@ -106,7 +111,8 @@ def _by_class(node: fx.Node, strategy: Strategy, values: list[list[torch.Tensor]
     ranks = len(values)
     if name == "aten.embedding.default":
         rows = torch.arange(node.args[0].meta["val"].shape[0])  # type: ignore[union-attr]
-        return [_rows(table, index, take(rows, shard, r, ranks)) for r, (table, index) in enumerate(values)]
+        padding = node.args[2] if len(node.args) > 2 else -1
+        return [_rows(table, index, take(rows, shard, r, ranks), padding) for r, (table, index) in enumerate(values)]
     logits = [[v[0] if r == own else v[0].detach() for r, v in enumerate(values)] for own in range(ranks)]
     return [node.target(assemble(parts, shard), values[0][1], *node.args[2:]) for parts in logits]  # type: ignore[operator]
 
@@ -114,18 +120,30 @@ def _by_class(node: fx.Node, strategy: Strategy, values: list[list[torch.Tensor]
 _CLASSES = {("aten.embedding.default", 0), ("partitioner.cross_entropy.default", 1)}
 
 
-def _rows(table: torch.Tensor, index: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-    return (index[..., None] == where).to(table.dtype) @ table
+def _rows(table: torch.Tensor, index: torch.Tensor, where: torch.Tensor, padding: object) -> torch.Tensor:
+    rows, trained = (index[..., None] == where).to(table.dtype), (index != padding).to(table.dtype)[..., None]
+    return (rows * trained) @ table + (rows * (1 - trained)) @ table.detach()
 
 
-def _check(node: fx.Node, values: list[torch.Tensor], strategy: Strategy, ranks: int) -> None:
-    whole = _leaves(values)
+def _check(
+    node: fx.Node, values: list[torch.Tensor], strategy: Strategy, ranks: int, fixed: tuple[int, ...] = ()
+) -> None:
+    """With a gradient in all operands that can have one, and in each of them alone."""
+    able = {n for n, v in enumerate(values) if _continuous(v)} - {*fixed}
+    for trained in [able, *({n} for n in able if len(able) > 1)]:
+        _check_trained(node, values, strategy, ranks, trained)
+
+
+def _check_trained(
+    node: fx.Node, values: list[torch.Tensor], strategy: Strategy, ranks: int, trained: set[int]
+) -> None:
+    whole = _leaves(values, trained)
     result = _run(node, whole, node.args, dict(node.kwargs))
-    gradient = torch.randn_like(result) if result.is_floating_point() else result
+    gradient = torch.randn_like(result) if _continuous(result) else result
     expected = _gradients(result, whole, gradient)
 
     placed = [_scatter(v, p, ranks, PARTIAL) for v, p in zip(values, strategy.operands, strict=True)]
-    locals_ = [_leaves(list(row)) for row in zip(*placed, strict=True)]
+    locals_ = [_leaves(list(row), trained) for row in zip(*placed, strict=True)]
     assert not isinstance(strategy.result, tuple)
     args, kwargs = localize(node, strategy.result, ranks)
     results = _by_class(node, strategy, locals_) or [_run(node, row, args, kwargs) for row in locals_]
@@ -133,8 +151,8 @@ def _check(node: fx.Node, values: list[torch.Tensor], strategy: Strategy, ranks:
 
     sent = _scatter(gradient, strategy.result, ranks, REPLICATE)
     found = [_gradients(r, row, g) for r, row, g in zip(results, locals_, sent, strict=True)]
-    floating = [p for v, p in zip(values, strategy.operands, strict=True) if v.is_floating_point()]
-    for placement, want, parts in zip(floating, expected, zip(*found, strict=True), strict=False):
+    placements = [p for n, p in enumerate(strategy.operands) if n in trained]
+    for placement, want, parts in zip(placements, expected, zip(*found, strict=True), strict=False):
         torch.testing.assert_close(_gather(list(parts), placement, REPLICATE), want, rtol=1e-9, atol=1e-9)
 
 
@@ -154,6 +172,24 @@ def test_a_random_or_reducing_op_has_no_rule_by_its_tag() -> None:
     assert not any(rule_of(name) for name in names)
 
 
+_NO_NUMBER = {"memory_format", "non_blocking", "copy", "implicit", "cudnn_enable", "cudnn_enabled"}
+_OURS = {("partitioner.dropout.default", name) for name in ("axis", "dim", "segments")}  # what lowering writes
+
+
+@pytest.mark.parametrize("target", RULES)
+def test_every_argument_of_a_rule_is_tried(target: str) -> None:
+    """A rule sees two values of each argument that its op's schema allows, and calls with and without each operand."""
+    samples = [_node(s)[0] for s in SAMPLES if str(s.target) == target]
+    tried: dict[str, set[str]] = {}
+    for node in samples:
+        for name, value in op_of(node).arguments.items():
+            tried.setdefault(name, set()).add(str(value))
+    for argument in samples[0].target._schema.arguments:  # type: ignore[union-attr]
+        least = 1 if str(argument.type) in ("Tensor", "List[Tensor]") else 2
+        if argument.name not in _NO_NUMBER and (target, argument.name) not in _OURS:
+            assert len(tried[argument.name]) >= least, f"{target}: no sample varies {argument.name}"
+
+
 @pytest.mark.parametrize("sample", SAMPLES, ids=str)
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_shards_combine_to_the_whole(sample: Sample, ranks: int) -> None:
@@ -163,7 +199,7 @@ def test_shards_combine_to_the_whole(sample: Sample, ranks: int) -> None:
     for _, _, strategy in _strategies(node, ranks):
         if strategy is not None and strategy not in seen and _is_static(node, strategy, ranks):
             seen.add(strategy)
-            _check(node, values, strategy, ranks)
+            _check(node, values, strategy, ranks, sample.fixed)
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=str)
@@ -172,10 +208,10 @@ def test_partials_flow_through_linear_ops(sample: Sample) -> None:
     torch.manual_seed(0)
     for strategy in partial(op_of(node)):
         assert strategy.result == PARTIAL
-        _check(node, values, strategy, 3)
+        _check(node, values, strategy, 3, sample.fixed)
     for strategy in replicated(len(values)):
         assert strategy.result in (WHOLE, REPLICATE)
-        _check(node, values, strategy, 2)
+        _check(node, values, strategy, 2, sample.fixed)
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=str)

@@ -182,9 +182,8 @@ def program(
             names = (f"x{BLOCKS}", "embed", "labels", "count_0")
             calls.append(Call("head", head_module(tp, sequence), names, ("loss",)))
         prelude = Call("keys", keys_module(blocks), ("sample_keys",), tuple(f"k{b}" for b in blocks)) if drop else None
-        crossing = [
-            tuple(Value(n, local, torch.float64) for n in dict.fromkeys(("x0", f"x{cut * per}"))) for cut in (s, s + 1)
-        ]
+        names = [dict.fromkeys(("x0", f"x{cut * per}")) for cut in (s, s + 1)]
+        crossing = [tuple(Value(n, local, torch.float64, True) for n in row) for row in names]
         received, sent = crossing[0] if s else (), () if end else crossing[1]
         held = tuple(dict.fromkeys(n for c in calls for n in c.arguments if n.split(".")[-1] in ("embed", *SHAPES)))
         rows.append(Stage(s, None, prelude, tuple(calls), received, sent, held, "loss" if end else None))
