@@ -35,6 +35,7 @@ _GENERATOR = (
     "it draws from a torch.Generator of its own, whose state is no part of a step: draw without generator= to have the "
     "numbers follow from the run's seed"
 )
+_BACKWARD = "it runs backward in its forward: use torch.autograd.grad, or leave the gradients to the training step"
 _SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
@@ -77,8 +78,9 @@ def in_a_line(error: BaseException) -> str:
 
 
 class ValuesRefused(TorchFunctionMode):
-    """Refuses, where the model's code calls it, what makes a size or a number that hangs on values of the batch, and
-    what draws from a generator of the model's own."""
+    """Refuses, where the model's code calls it, what makes a size or a number that hangs on values of the batch, what
+    draws from a generator of the model's own, and a backward. Gradients that autograd.grad gives without a graph of
+    their own are detached, which export forgets."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -86,11 +88,14 @@ class ValuesRefused(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = (*args, *(kwargs or {}).values())
-        drawn = _GENERATOR if any(isinstance(value, torch.Generator) for value in given) else None
-        result = None if drawn else func(*args, **(kwargs or {}))
-        why = drawn or _hangs_on_values(result)
+        why = _GENERATOR if any(isinstance(value, torch.Generator) for value in given) else None
+        why = _BACKWARD if func is torch.Tensor.backward else why
+        result = None if why else func(*args, **(kwargs or {}))
+        why = why or _hangs_on_values(result)
         if why:
             raise InputError(f"{type(self.model).__name__} can't be traced{place_here(self.model)}: {why}")
+        if func is torch.autograd.grad and not (args[4] if len(args) > 4 else (kwargs or {}).get("create_graph")):
+            return tuple(g if g is None else g.detach() for g in result or ())
         return result
 
 

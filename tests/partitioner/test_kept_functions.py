@@ -1,185 +1,37 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from check import Result, error, interpret
+from captured import WIDTH, Middle, Net, assert_equal, batch_of
+from functions import (
+    FOUR,
+    Broken,
+    Clipped,
+    InPlace,
+    Late,
+    Noise,
+    NoisyBackward,
+    Normed,
+    PerSample,
+    Reads,
+    Reverse,
+    Round,
+    Run,
+    Several,
+    Weighted,
+    bound_early,
+    scaled,
+)
 from torch import fx, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from partitioner import trace
-from partitioner.batch import resize
 from partitioner.errors import InputError
 from partitioner.fold import fold
-from partitioner.graph import Graph
-from partitioner.outputs import loss_of
-from partitioner.promote import promote
 from partitioner.recall import graph_digest
-
-Batch = dict[str, torch.Tensor]
-WIDTH, CLASSES = 8, 5
-
-
-class Round(torch.autograd.Function):
-    """Straight through."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, steps: float = 8) -> torch.Tensor:
-        return torch.round(x * steps) / steps
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
-        return gradient, None
-
-
-class Steps(float):
-    """No plain number."""
-
-
-FOUR = Steps(4)
-bound_early = Round.apply
-
-
-class Reverse(torch.autograd.Function):
-    """The identity, which is a view; its gradient is turned around."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        return -0.5 * gradient
-
-
-class Late(torch.autograd.Function):
-    """The other style: a context of its own; what it saves is one of its results."""
-
-    @staticmethod
-    def forward(x: torch.Tensor, power: int = 2) -> torch.Tensor:
-        return x.relu() ** power
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.save_for_backward(inputs[0])
-        ctx.power = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
-        return 0.7 * ctx.power * ctx.saved_tensors[0].relu() ** (ctx.power - 1) * gradient, None
-
-
-class Several(torch.autograd.Function):
-    """Two results with a gradient, one of another type, one without, and a number; its second operand gets none."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, y: torch.Tensor) -> Any:
-        ctx.save_for_backward(x)
-        where = x.argmax(-1)
-        ctx.mark_non_differentiable(where)
-        return x * y, (x + y).sum(-1), where, 3
-
-    @staticmethod
-    def backward(ctx: Any, first: torch.Tensor, second: torch.Tensor, *_: Any) -> Any:
-        (x,) = ctx.saved_tensors
-        return 2 * first * x.sign() + 3 * second.unsqueeze(-1), None
-
-
-class Weighted(torch.autograd.Function):
-    """A linear layer written by hand."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        ctx.save_for_backward(x, weight)
-        return F.linear(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
-        x, weight = ctx.saved_tensors
-        return gradient @ weight, 0.25 * gradient.flatten(0, -2).T @ x.flatten(0, -2), None
-
-
-class Clipped(torch.autograd.Function):
-    """The identity whose gradient is no linear function of what comes from above."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        return gradient.clamp(-1e-3, 1e-3)
-
-
-def scaled(factor: float) -> Any:
-    """Functions of one name."""
-
-    class Scale(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-            return x * 1
-
-        @staticmethod
-        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-            return gradient * factor
-
-    return Scale
-
-
-Middle = Callable[[nn.Module, torch.Tensor, int], torch.Tensor]
-
-
-class Net(nn.Module):
-    """Blocks that are alike but for what ``middle`` makes of a block's number."""
-
-    def __init__(self, middle: Middle, blocks: int = 6) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, CLASSES)
-        self.blocks = nn.ModuleList(Block(middle, n) for n in range(blocks))
-
-    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        h = self.first(x)
-        for block in self.blocks:
-            h = block(h)
-        return F.cross_entropy(self.last(h).flatten(0, 1), y.flatten())
-
-
-class Block(nn.Module):
-    def __init__(self, middle: Middle, number: int) -> None:
-        super().__init__()
-        self.up, self.norm = nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH)
-        self.middle, self.number = middle, number
-
-    def forward(self, h: torch.Tensor) -> torch.Tensor:
-        return h + self.middle(self, self.up(self.norm(h)), self.number)
-
-
-def batch_of(samples: int = 4) -> Batch:
-    generator = torch.Generator().manual_seed(3)
-    x = torch.randn(samples, 3, WIDTH, generator=generator)
-    return {"x": x, "y": torch.randint(CLASSES, (samples, 3), generator=generator)}
-
-
-def eagerly(model: nn.Module, batch: Batch) -> Result:
-    model.zero_grad(set_to_none=True)
-    loss = loss_of(model(**batch))
-    loss.backward()
-    return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_equal(model: nn.Module, batch: Batch) -> Graph:
-    """The graph, which gives the model's loss and gradients in float64, with all samples and with one less."""
-    graph = trace(model, batch)
-    model = model.double()
-    batch = {n: t.double() if t.is_floating_point() else t for n, t in batch.items()}
-    wide = promote(graph)
-    assert error(interpret(wide, model, batch), eagerly(model, batch)) < 1e-12
-    fewer = {n: t[:-1] for n, t in batch.items()}
-    assert error(interpret(resize(wide, len(fewer["x"])), model, fewer), eagerly(model, fewer)) < 1e-12
-    return graph
 
 
 def _several(block: nn.Module, h: torch.Tensor, number: int) -> torch.Tensor:
@@ -272,28 +124,6 @@ def test_it_is_kept_in_the_middle_of_autocast() -> None:
     assert not torch.equal(call(x), Product.apply(x))
 
 
-class Normed(torch.autograd.Function):
-    """A backward that looks at all samples."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        return gradient / gradient.norm()
-
-
-class PerSample(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        return gradient / gradient.shape[0]
-
-
 @pytest.mark.parametrize("function", [Normed, PerSample])
 def test_a_backward_that_mixes_samples_does_not_separate(function: Any) -> None:
     graph = trace(Net(lambda block, h, n: function.apply(h), 1), batch_of())
@@ -313,67 +143,6 @@ def test_gradients_on_meta_tensors_are_there_where_the_function_gives_them() -> 
     assert y.grad is None
 
 
-class InPlace(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        ctx.mark_dirty(x)
-        return x.mul_(2)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        return gradient * 2
-
-
-class Noise(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return x + torch.rand_like(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        return gradient
-
-
-class NoisyBackward(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return x * 1
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        return gradient + torch.randn_like(gradient)
-
-
-class Run(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, run: Any) -> torch.Tensor:
-        return run(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
-        return gradient, None
-
-
-class Reads(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return x + float(x.sum())
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        return gradient
-
-
-class Broken(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return x * 1
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        return gradient.sum()
-
-
 REFUSED: dict[str, tuple[Middle, str]] = {
     "in place": (lambda block, h, n: InPlace.apply(h * 1), "InPlace .* changes its arguments in place"),
     "draws": (lambda block, h, n: Noise.apply(h), "Noise .* draws random numbers"),
@@ -390,7 +159,7 @@ REFUSED: dict[str, tuple[Middle, str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cant_be_kept_is_refused_by_name_and_place(name: str) -> None:
     middle, words = REFUSED[name]
-    with pytest.raises(InputError, match=rf"autograd.Function \S*test_kept_functions\.{words}") as caught:
+    with pytest.raises(InputError, match=rf"autograd.Function \S*functions\.{words}") as caught:
         trace(Net(middle, 2), batch_of())
     assert "test_kept_functions.py:" in str(caught.value)
     assert "in blocks.0" in str(caught.value)
