@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,9 +24,9 @@ def noted_assignments(model: nn.Module) -> Generator[set[str]]:
         if id(module) in paths and isinstance(known, torch.Tensor) and value is not known:
             names.add(paths[id(module)] + name)
 
-    def assign(module: nn.Module, name: str, value: object) -> None:
-        note(module, name, value)
-        plain(module, name, value)  # type: ignore[arg-type]
+    def assign(self: nn.Module, name: str, value: Any) -> None:
+        note(self, name, value)
+        plain(self, name, value)
 
     plain = nn.Module.__setattr__
     handle = register_module_buffer_registration_hook(note)
