@@ -194,8 +194,10 @@ _RULED: list[Sample] = [
     Sample(aten.group_norm.default, (real(4, 6), 2)),
     Sample(aten.instance_norm.default, (real(4, 6, 5), real(6), real(6), None, None, True, 0.1, 1e-5, False)),
     Sample(aten.instance_norm.default, (real(4, 6, 5), None, None, None, None, True, 0.2, 0.1, False)),
-    Sample(aten.instance_norm.default, (real(4, 6, 5), None, None, real(6), positive(6), False, 0.1, 1e-5, False), {}, (1, 2)),
-    Sample(aten.batch_norm.default, (real(4, 6, 5), real(6), real(6), real(6), positive(6), False, 0.1, 1e-5, False), {}, (3, 4)),
+    Sample(aten.instance_norm.default, (real(4, 6, 5), None, None, real(6), positive(6), False, 0.1, 1e-5, False),
+           {}, (1, 2)),
+    Sample(aten.batch_norm.default, (real(4, 6, 5), real(6), real(6), real(6), positive(6), False, 0.1, 1e-5, False),
+           {}, (3, 4)),
     Sample(aten.batch_norm.default, (real(4, 6), None, None, None, None, True, 0.2, 0.1, False)),
     *(Sample(target, (real(4, 6, 8), dim, kind)) for target in (aten.softmax.int, aten.log_softmax.int)
       for dim, kind in ((-1, None), (1, None), (0, torch.float64))),
@@ -237,7 +239,8 @@ _RULED: list[Sample] = [
     Sample(aten.roll.default, (real(4, 6), [2])),
     Sample(aten.flip.default, (real(4, 6, 5), [1])),
     Sample(aten.flip.default, (real(4, 6, 5), [-3, 2])),
-    *(Sample(target, (real(4, 6, 6), *rest)) for target in (aten.tril.default, aten.triu.default) for rest in ((), (1,))),
+    *(Sample(target, (real(4, 6, 6), *rest)) for target in (aten.tril.default, aten.triu.default)
+      for rest in ((), (1,))),
     Sample(aten.view_as_complex.default, (real(4, 6, 2),)),
     Sample(aten.view_as_real.default, (compound(4, 6),)),
     *_unary((aten.real.default, aten.imag.default, aten.conj_physical.default), compound),
