@@ -2,112 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-
 import torch
+from calls import (
+    COMPLEX,
+    Op,
+    Sample,
+    aten,
+    attention,
+    binary,
+    compound,
+    conv,
+    integers,
+    positive,
+    real,
+    resampled,
+    transposed,
+    truth,
+    unary,
+)
 
 from partitioner.ops import own
-
-aten = torch.ops.aten
-Op = Callable[..., torch.Tensor]
-_RANDOM = torch.Generator().manual_seed(3)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """``target(*args, **kwargs)``; tensors among the arguments (also in a list) are the operands.
-
-    Those of ``fixed`` can have no gradient: torch has no derivative, or none for this shape.
-    """
-
-    target: Op
-    args: tuple[object, ...]
-    kwargs: dict[str, object] = field(default_factory=dict)
-    fixed: tuple[int, ...] = ()
-
-    def __str__(self) -> str:
-        words = [_word(a) for a in (*self.args, *self.kwargs.values())]
-        return f"{self.target}-{','.join(words)}"
-
-
-def _word(argument: object) -> str:
-    if isinstance(argument, torch.Tensor):
-        return "x".join(map(str, argument.shape))
-    return "+".join(map(_word, argument)) if isinstance(argument, list) else str(argument)
-
-
-def real(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=_RANDOM)
-
-
-COMPLEX = torch.complex128
-
-
-def compound(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, dtype=COMPLEX, generator=_RANDOM)
-
-
-def positive(*shape: int) -> torch.Tensor:
-    return real(*shape).abs() + 0.5
-
-
-def integers(high: int, *shape: int) -> torch.Tensor:
-    return torch.randint(high, shape, generator=_RANDOM)
-
-
-def truth(*shape: int) -> torch.Tensor:
-    return integers(2, *shape).bool()
-
-
-def _unary(targets: tuple[Op, ...], make: Callable[..., torch.Tensor], *rest: object) -> list[Sample]:
-    return [Sample(t, (make(4, 6), *rest)) for t in targets]
-
-
-def _binary(targets: tuple[Op, ...], make: Callable[..., torch.Tensor]) -> list[Sample]:
-    return [Sample(t, (make(4, 6), make(*shape))) for t in targets for shape in ((4, 6), (6,), (4, 1))]
-
-
-def _conv(target: Op, n: int) -> list[tuple[object, ...]]:
-    """Stride, padding, dilation and groups, each in turn; with and without a bias; one sample without its dimension."""
-    space, named = [5] * n, str(target).endswith("padding")
-    plain: list[object] = [[1] * n, "valid" if named else [0] * n, [1] * n, 1]
-    changes = (([2] * n, 0), ("same" if named else [1] * n, 1), ([2] * n, 2), (6, 3), (3, 3))
-    one = (real(3, *space), real(6, 3, *[2] * n))
-    rows: list[tuple[object, ...]] = [(real(4, 3, *space), real(6, 3, *[2] * n), real(6)), one]
-    for value, place in changes:
-        rest = [*plain[:place], value, *plain[place + 1 :]]
-        groups = value if place == 3 else 1
-        assert isinstance(groups, int)
-        rows.append((real(2, 6, *space), real(6, 6 // groups, *[2] * n), real(6), *rest))
-    return rows
-
-
-def _transposed(n: int) -> list[tuple[object, ...]]:
-    """Stride, padding, output padding, groups and dilation, each in turn."""
-    space, plain = [4] * n, [[1] * n, [0] * n, [0] * n, 1, [1] * n]
-    weight = real(3, 6, *[2] * n)
-    rows: list[tuple[object, ...]] = [(real(4, 3, *space), weight), (real(3, *space), weight)]
-    for value, place in (([2] * n, 0), ([1] * n, 1), ([1] * n, 2), (6, 3), (3, 3), ([2] * n, 4)):
-        rest: list[object] = [*plain[:place], value, *plain[place + 1 :]]
-        rest[0] = [2] * n if place == 2 else rest[0]
-        groups = value if place == 3 else 1
-        assert isinstance(groups, int)
-        rows.append((real(2, 6, *space), real(6, 12 // groups, *[2] * n), real(12), *rest))
-    return rows
-
-
-def _attention(keys: int, *rest: object) -> Sample:
-    tensors = (real(2, 6, 5, 4), real(2, 6, keys, 4), real(2, 6, keys, 4))
-    return Sample(aten.scaled_dot_product_attention.default, (*tensors, *rest), {"scale": 0.3})
-
-
-def _resampled(target: Op, n: int, corners: tuple[bool, ...]) -> list[Sample]:
-    """To sizes and by factors, corners aligned and not."""
-    x, rest = real(2, 4, *[4] * n), [(c,) for c in corners] or [()]
-    calls = [(x, [6] * n, *r, None) for r in rest] + [(x, None, *r, [2.0] * n) for r in rest]
-    return [Sample(target, call) for call in calls]
-
 
 SHARED: dict[str, object] = {"enable_gqa": True}
 _SCATTERS: list[tuple[Op, dict[str, object]]] = [
@@ -121,9 +35,9 @@ _RULED: list[Sample] = [
     Sample(aten.matmul.default, (real(6, 9), real(9, 5))),
     Sample(aten.matmul.default, (real(2, 4, 6, 9), real(2, 4, 9, 5))),
     Sample(aten.matmul.default, (real(4, 3, 6), real(6, 5))),
-    _attention(5, None, 0.0, True),
-    _attention(7, truth(2, 1, 5, 7).logical_or(torch.arange(7) == 3)),
-    _attention(7, real(1, 6, 5, 7)),
+    attention(5, None, 0.0, True),
+    attention(7, truth(2, 1, 5, 7).logical_or(torch.arange(7) == 3)),
+    attention(7, real(1, 6, 5, 7)),
     Sample(aten.linear.default, (real(9), real(6, 9))),
     Sample(aten.linear.default, (real(4, 9), real(9))),
     Sample(aten.linear.default, (real(4, 9), real(6, 9), real(6))),
@@ -133,11 +47,11 @@ _RULED: list[Sample] = [
     Sample(aten.matmul.default, (real(9), real(9))),
     Sample(aten.matmul.default, (real(1, 6, 9), real(4, 9, 5))),
     Sample(aten.matmul.default, (compound(4, 6, 9), real(9, 5).to(COMPLEX))),
-    *(Sample(target, args) for target in (aten.conv1d.default, aten.conv1d.padding) for args in _conv(target, 1)),
-    *(Sample(target, args) for target in (aten.conv2d.default, aten.conv2d.padding) for args in _conv(target, 2)),
-    *(Sample(target, args) for target in (aten.conv3d.default, aten.conv3d.padding) for args in _conv(target, 3)),
-    *(Sample(aten.conv_transpose1d.default, args) for args in _transposed(1)),
-    *(Sample(aten.conv_transpose2d.input, args) for args in _transposed(2)),
+    *(Sample(target, args) for target in (aten.conv1d.default, aten.conv1d.padding) for args in conv(target, 1)),
+    *(Sample(target, args) for target in (aten.conv2d.default, aten.conv2d.padding) for args in conv(target, 2)),
+    *(Sample(target, args) for target in (aten.conv3d.default, aten.conv3d.padding) for args in conv(target, 3)),
+    *(Sample(aten.conv_transpose1d.default, args) for args in transposed(1)),
+    *(Sample(aten.conv_transpose2d.input, args) for args in transposed(2)),
     Sample(own.expert_linear.default, (real(8, 6), real(3, 6, 4), integers(3, 8))),
     Sample(aten.scaled_dot_product_attention.default, (real(2, 6, 5, 4), real(2, 2, 5, 4), real(2, 2, 5, 4)), SHARED),
     Sample(aten.scaled_dot_product_attention.default, (real(6, 5, 4), real(6, 7, 4), real(6, 7, 8), None, 0.0, True)),
@@ -196,8 +110,10 @@ _RULED: list[Sample] = [
     Sample(aten.group_norm.default, (real(4, 6), 2)),
     Sample(aten.instance_norm.default, (real(4, 6, 5), real(6), real(6), None, None, True, 0.1, 1e-5, False)),
     Sample(aten.instance_norm.default, (real(4, 6, 5), None, None, None, None, True, 0.2, 0.1, False)),
-    Sample(aten.instance_norm.default, (real(4, 6, 5), None, None, real(6), positive(6), False, 0.1, 1e-5, False), {}, (1, 2)),
-    Sample(aten.batch_norm.default, (real(4, 6, 5), real(6), real(6), real(6), positive(6), False, 0.1, 1e-5, False), {}, (3, 4)),
+    Sample(aten.instance_norm.default, (real(4, 6, 5), None, None, real(6), positive(6), False, 0.1, 1e-5, False),
+           {}, (1, 2)),
+    Sample(aten.batch_norm.default, (real(4, 6, 5), real(6), real(6), real(6), positive(6), False, 0.1, 1e-5, False),
+           {}, (3, 4)),
     Sample(aten.batch_norm.default, (real(4, 6), None, None, None, None, True, 0.2, 0.1, False)),
     *(Sample(target, (real(4, 6, 8), dim, kind)) for target in (aten.softmax.int, aten.log_softmax.int)
       for dim, kind in ((-1, None), (1, None), (0, torch.float64))),
@@ -239,10 +155,11 @@ _RULED: list[Sample] = [
     Sample(aten.roll.default, (real(4, 6), [2])),
     Sample(aten.flip.default, (real(4, 6, 5), [1])),
     Sample(aten.flip.default, (real(4, 6, 5), [-3, 2])),
-    *(Sample(target, (real(4, 6, 6), *rest)) for target in (aten.tril.default, aten.triu.default) for rest in ((), (1,))),
+    *(Sample(target, (real(4, 6, 6), *rest)) for target in (aten.tril.default, aten.triu.default)
+      for rest in ((), (1,))),
     Sample(aten.view_as_complex.default, (real(4, 6, 2),)),
     Sample(aten.view_as_real.default, (compound(4, 6),)),
-    *_unary((aten.real.default, aten.imag.default, aten.conj_physical.default), compound),
+    *unary((aten.real.default, aten.imag.default, aten.conj_physical.default), compound),
     Sample(aten.complex.default, (real(4, 6), real(4, 1))),
     Sample(aten.polar.default, (positive(4, 6), real(6))),
     Sample(aten.sum.dim_IntList, (real(4, 6, 3), [1])),
@@ -300,29 +217,29 @@ _RULED: list[Sample] = [
     )),
     *(Sample(aten.adaptive_avg_pool1d.default, (real(2, 4, 6), [size])) for size in (2, 3)),
     *(Sample(aten.adaptive_avg_pool2d.default, (real(2, 4, 6, 6), [size, size])) for size in (2, 3)),
-    *_resampled(aten.upsample_linear1d.vec, 1, (False, True)),
-    *_resampled(aten.upsample_bilinear2d.vec, 2, (False, True)),
-    *_resampled(aten.upsample_bicubic2d.vec, 2, (False, True)),
-    *_resampled(aten.upsample_nearest2d.vec, 2, ()),
+    *resampled(aten.upsample_linear1d.vec, 1, (False, True)),
+    *resampled(aten.upsample_bilinear2d.vec, 2, (False, True)),
+    *resampled(aten.upsample_bicubic2d.vec, 2, (False, True)),
+    *resampled(aten.upsample_nearest2d.vec, 2, ()),
     Sample(own.dropout.default, (real(4, 6, 5), 0.0, integers(99, 4), 0)),
     Sample(own.dropout.default, (real(6, 1, 1), 0.5, integers(99, 6), 1)),
     *(Sample(target, (real(4, 6), real(4, 1)), {"alpha": 2.0}) for target in (aten.add.Tensor, aten.sub.Tensor)),
     *(Sample(target, (compound(4, 6), real(4, 1))) for target in (aten.mul.Tensor, aten.add.Tensor, aten.div.Tensor)),
     Sample(aten.mul.Tensor, (compound(4, 6), compound(6))),
-    *_unary((aten.abs.default, aten.exp.default), compound),
-    *_binary((aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor), real),
-    *_binary((aten.div.Tensor,), positive),
-    *_unary((aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor), real, 2.0),
-    *_binary((aten.minimum.default, aten.maximum.default, aten.min.other, aten.max.other), real),
-    *_binary((aten.eq.Tensor, aten.ne.Tensor, aten.gt.Tensor, aten.ge.Tensor, aten.lt.Tensor, aten.le.Tensor), real),
-    *_binary(
+    *unary((aten.abs.default, aten.exp.default), compound),
+    *binary((aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor), real),
+    *binary((aten.div.Tensor,), positive),
+    *unary((aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor), real, 2.0),
+    *binary((aten.minimum.default, aten.maximum.default, aten.min.other, aten.max.other), real),
+    *binary((aten.eq.Tensor, aten.ne.Tensor, aten.gt.Tensor, aten.ge.Tensor, aten.lt.Tensor, aten.le.Tensor), real),
+    *binary(
         (
             aten.bitwise_and.Tensor, aten.__and__.Tensor, aten.__or__.Tensor, aten.logical_and.default,
             aten.logical_or.default,
         ),
         truth,
     ),
-    *_unary(
+    *unary(
         (
             aten.neg.default, aten.clone.default, aten.tanh.default, aten.relu.default, aten.exp.default,
             aten.sigmoid.default, aten.gelu.default, aten.silu.default, aten.cos.default, aten.sin.default,
@@ -332,23 +249,24 @@ _RULED: list[Sample] = [
         ),
         real,
     ),
-    *_unary((aten.rsqrt.default, aten.sqrt.default, aten.log.default), positive),
-    *_unary((aten.pow.Tensor_Scalar,), positive, 2),
-    *_unary((aten.clamp.default,), real, -0.5, 0.5),
-    *_unary((aten.to.dtype,), real, torch.float64),
-    *_unary((aten.to.dtype,), real, torch.int64),
-    *_unary((aten.to.dtype,), real, COMPLEX),
+    *unary((aten.rsqrt.default, aten.sqrt.default, aten.log.default), positive),
+    *unary((aten.pow.Tensor_Scalar,), positive, 2),
+    *unary((aten.clamp.default,), real, -0.5, 0.5),
+    *unary((aten.to.dtype,), real, torch.float64),
+    *unary((aten.to.dtype,), real, torch.int64),
+    *unary((aten.to.dtype,), real, COMPLEX),
     *(Sample(aten.gelu.default, (real(4, 6),), {"approximate": kind}) for kind in ("none", "tanh")),
-    *_unary((aten.pow.Tensor_Scalar,), positive, -0.5),
-    *_unary((aten.clamp.default,), real, 0.1),
-    *_unary((aten.softplus.default,), real, 2.0, 0.5),
-    *_unary((aten.leaky_relu.default,), real, 0.2),
-    *_unary((aten.elu.default,), real, 0.5, 2.0, 3.0),
-    *_unary((aten.hardtanh.default,), real, -0.5, 0.5),
-    *(sample for other in (0.0, 1.0) for sample in _unary((
+    *unary((aten.pow.Tensor_Scalar,), positive, -0.5),
+    *unary((aten.clamp.default,), real, 0.1),
+    *unary((aten.softplus.default,), real, 2.0, 0.5),
+    *unary((aten.leaky_relu.default,), real, 0.2),
+    *unary((aten.elu.default,), real, 0.5, 2.0, 3.0),
+    *unary((aten.hardtanh.default,), real, -0.5, 0.5),
+    *(sample for other in (0.0, 1.0) for sample in unary((
         aten.eq.Scalar, aten.ne.Scalar, aten.gt.Scalar, aten.ge.Scalar, aten.lt.Scalar, aten.le.Scalar,
     ), real, other)),
-    *_unary((aten.logical_not.default, aten.bitwise_not.default), truth),
+    *unary((aten.logical_not.default, aten.bitwise_not.default), truth),
+    Sample(aten.floor_divide.default, (integers(9, 4, 6), integers(3, 6) + 1)),
     Sample(aten.masked_fill.Scalar, (real(4, 6), truth(4, 6), 7.0)),
     Sample(aten.masked_fill.Scalar, (real(4, 6), truth(1, 6), 7.0)),
     Sample(aten.masked_fill.Scalar, (real(6), truth(4, 1), 2.0)),
@@ -365,12 +283,12 @@ _RULED: list[Sample] = [
     Sample(aten.where.self, (truth(4, 6), real(4, 6), real(6))),
 ]  # fmt: skip
 POINTWISE = [
-    *_unary((aten.angle.default,), compound),
+    *unary((aten.angle.default,), compound),
     *(Sample(aten.div.Tensor_mode, (real(4, 6), positive(6)), {"rounding_mode": m}) for m in ("floor", "trunc", None)),
     Sample(aten.pow.Tensor_Tensor, (positive(4, 6), real(4, 1))),
     Sample(aten.log1p.default, (positive(4, 6),)),
-    *_unary((aten.erf.default, aten.lgamma.default, aten.atan.default, aten.hardsigmoid.default), real),
-    *_binary((aten.atan2.default,), real),
+    *unary((aten.erf.default, aten.lgamma.default, aten.atan.default, aten.hardsigmoid.default), real),
+    *binary((aten.atan2.default,), real),
     Sample(aten.addcmul.default, (real(4, 6), real(4, 6), real(6))),
     Sample(aten.lerp.Tensor, (real(4, 6), real(4, 1), real(6))),
 ]  # fmt: skip

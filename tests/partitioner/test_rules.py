@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from samples import POINTWISE, SAMPLES, Sample
+from calls import Sample
+from samples import POINTWISE, SAMPLES
 from torch import fx
 
 from partitioner.equations import Strategy

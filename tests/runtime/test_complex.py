@@ -1,4 +1,4 @@
-"""Complex values have gradients, are divided, and cross ranks and stages: rotary embeddings as Llama's reference has."""
+"""Complex values have gradients, are divided, and cross ranks and stages."""
 
 from __future__ import annotations
 
