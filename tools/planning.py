@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -62,7 +61,7 @@ def plan_command(options: argparse.Namespace) -> int:
     if options.output:
         plan.save(options.output)
     if options.json:
-        sys.stdout.write(plan.to_json())
+        options.document(plan.to_json())
         return 0
     console = output()
     console.print(summary(plan))
@@ -141,7 +140,7 @@ def clusters_command(options: argparse.Namespace) -> int:
     """Every preset, one a row."""
     found = [Cluster.load(name) for name in presets()]
     if options.json:
-        sys.stdout.write(json.dumps([c.as_dict() for c in found], indent=1) + "\n")
+        options.document(json.dumps([c.as_dict() for c in found], indent=1) + "\n")
         return 0
     rows = [
         [

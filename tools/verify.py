@@ -96,7 +96,7 @@ def verify_command(options: argparse.Namespace) -> int:
     if options.dry_run:
         if not given:
             raise InputError(f"--dry-run takes a plan.json, not {options.what}: make one with partitioner plan")
-        return dry_run(Plan.load(options.what), options.backend, options.every, options.json)
+        return dry_run(Plan.load(options.what), options)
     with status("loading") as say:
         if given:
             source, wanted = _of_plan(Plan.load(options.what))
@@ -113,7 +113,7 @@ def verify_command(options: argparse.Namespace) -> int:
         rows = run_plans(source, wanted, graph, 0.0 if given else SHARE)
     passed = (traced is None or traced <= TRACED) and all(row.passed for row in rows)
     if options.json:
-        _print_json(source, traced, rows, passed)
+        options.document(_document(source, traced, rows, passed))
     else:
         _print(traced, rows, passed)
     return 0 if passed else 1
@@ -242,9 +242,9 @@ def _print(traced: float | None, rows: list[Row], passed: bool) -> None:
     console.print("all equal" if passed else "NOT EQUAL")
 
 
-def _print_json(source: Source, traced: float | None, rows: list[Row], passed: bool) -> None:
+def _document(source: Source, traced: float | None, rows: list[Row], passed: bool) -> str:
     found = [{**row.__dict__, "passed": row.passed} for row in rows]
     document = {"model": str(source), "traced_error": traced, "plans": found, "passed": passed}
-    sys.stdout.write(json.dumps(document, indent=1) + "\n")
+    return json.dumps(document, indent=1) + "\n"
 
 
