@@ -65,14 +65,6 @@ def _two_dimensional(graph: fx.Graph, node: fx.Node, logits: fx.Node, target: fx
     )
 
 
-def targets_per_sample(graph: fx.Graph, batch: int) -> int:
-    """Targets of the loss, counted or ignored, in each of ``batch`` samples: a language model's tokens."""
-    loss = next(n for n in graph.nodes if n.target == own.cross_entropy_sum.default)
-    target = loss.args[1]
-    assert isinstance(target, fx.Node)
-    return math.prod(shape_of(target)) // batch
-
-
 def count_targets(graph: fx.Graph) -> tuple[fx.GraphModule | None, tuple[str, ...]]:
     """A module from batch inputs to the number of counted targets (int64, scalar), and its arguments' names.
 

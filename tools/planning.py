@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 
-from partitioner import Cluster, Plan, search, trace
+from partitioner import Cluster, Plan, search
 from partitioner.cluster import presets
 from partitioner.derived import Candidate
 from partitioner.errors import InputError
@@ -17,6 +17,7 @@ from tools.entry import parse_settings
 from tools.models import load
 from tools.replan import planned
 from tools.screen import output, seconds, size, status, table
+from tools.traced import traced
 
 EXAMPLES = """examples:
   partitioner plan examples/gpt.py:model --cluster local-cpu --global-batch 16 -o plan.json
@@ -83,7 +84,7 @@ def _searched(options: argparse.Namespace) -> Plan:
         settings = parse_settings(word for words in options.set for word in words)
         source = load(options.model, settings, seq=options.seq, meta=True)
         model = {"entry": options.model, "settings": source.settings, "seq": source.seq}
-        graph, pins = trace(source.module, source.batch, say), read_pins(options.pin)
+        graph, pins = traced(source, say), read_pins(options.pin)
         return search(
             graph, cluster, options.global_batch, pins, model, say, plan_only=options.plan_only, keep=options.top
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from partitioner import Graph, Plan, lower, search, trace
+from partitioner import Graph, Plan, lower, search
 from partitioner.errors import InputError
 from partitioner.layout import Shard, parse_placement
 from runtime import launch
@@ -26,6 +26,7 @@ from tools.families import Family, cluster, families
 from tools.models import Source, load
 from tools.planned import load_plan
 from tools.screen import output, status, table
+from tools.traced import traced
 
 TRACED, PARALLEL, SHARE = 1e-6, 1e-9, 0.95
 LIMIT_SECONDS = 1800.0
@@ -105,17 +106,17 @@ def verify_command(options: argparse.Namespace) -> int:
         if not options.json:
             output().print(str(source))
         say("tracing")
-        graph = trace(source.module, source.batch)
-        traced = traced_error(graph, source)
+        graph = traced(source)
+        error = traced_error(graph, source)
         for _, plan in wanted:
             lower(graph, plan)  # a plan of another model is refused here, before any rank starts
         say(f"running {len(wanted)} plans")
         rows = run_plans(source, wanted, graph, 0.0 if given else SHARE)
-    passed = (traced is None or traced <= TRACED) and all(row.passed for row in rows)
+    passed = (error is None or error <= TRACED) and all(row.passed for row in rows)
     if options.json:
-        options.document(_document(source, traced, rows, passed))
+        options.document(_document(source, error, rows, passed))
     else:
-        _print(traced, rows, passed)
+        _print(error, rows, passed)
     return 0 if passed else 1
 
 
@@ -130,7 +131,7 @@ def _of_model(options: argparse.Namespace) -> tuple[Source, list[tuple[str, Plan
     sys.stderr.write(f"importing {options.what}\n")
     batch = 2 * options.ranks
     source = load(options.what, settings, seq=options.seq, batch=batch, shrink=True)
-    graph = trace(source.module, source.batch)
+    graph = traced(source)
     tried = families(graph, options.ranks, batch)
     return source, [(f.name, family_plan(graph, f, options.ranks, batch)) for f in tried]
 
