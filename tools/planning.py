@@ -21,7 +21,7 @@ from tools.traced import traced
 
 EXAMPLES = """examples:
   partitioner plan examples/gpt.py:model --cluster local-cpu --global-batch 16 -o plan.json
-  partitioner plan hf:llama --set num_hidden_layers=8 dtype=bfloat16 --cluster dgx-h100 --nodes 2 --global-batch 64
+  partitioner plan hf:llama --set num_hidden_layers=8 dtype=bfloat16 --cluster dgx-h100 --global-batch 64
   partitioner plan examples/gpt.py:model --cluster local-cpu --global-batch 16 --pin tp=2 --pin "blocks.*.mlp=replicate"
   partitioner plan --edit plan.json --pin schedule=1f1b -o other.json"""
 
@@ -40,7 +40,9 @@ def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     plan.add_argument("--nodes", type=int, metavar="N", help="default: 1")
     plan.add_argument("--devices", type=int, metavar="N", help="use N devices of one node")
     plan.add_argument("--global-batch", type=int, metavar="B", help="samples a step, all ranks together")
-    plan.add_argument("--seq", type=int, metavar="S", help="tokens a sample; default: all that an hf: configuration allows, up to 8,192")
+    plan.add_argument(
+        "--seq", type=int, metavar="S", help="tokens a sample; default: what an hf: configuration allows, up to 8,192"
+    )
     plan.add_argument("--set", action="append", default=[], nargs="+", metavar="k=v", help="model settings")
     plan.add_argument("--pin", action="append", default=[], metavar="tp=8", help="fix a decision or a layout")
     plan.add_argument("-o", "--output", metavar="FILE", help="write plan.json")
