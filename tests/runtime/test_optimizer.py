@@ -1,4 +1,4 @@
-"""Learning rates by a schedule, a scheduler of torch and by hand, also from a checkpoint; which optimizers are taken."""
+"""Learning rates by schedule, scheduler and hand, also from a checkpoint; which optimizers may be."""
 
 from __future__ import annotations
 
