@@ -56,13 +56,13 @@ def candidates(
 ) -> Iterator[Tried]:
     """All of them that the pins admit; with ``plan_only`` also what the runtime can't execute yet."""
     folded = fold(graph)
-    degrees = [n for n in divisors(cluster.devices) if _stays_inside("tp", n, cluster, fixed)]
+    degrees = [n for n in divisors(cluster.devices) if stays_inside("tp", n, cluster, fixed)]
     contexts = [n for n in divisors(cluster.devices) if n <= MOST_CP] if plan_only else [1]
     for micro_batch in divisors(global_batch):
         pairs = [
             (tp, cp) for tp in degrees for cp in contexts
             if cluster.devices % (tp * cp) == 0 and fixed.admits("cp", cp)
-            and _admits_micro_batch(micro_batch, global_batch, cluster.devices // (tp * cp), fixed)
+            and admits_micro_batch(micro_batch, global_batch, cluster.devices // (tp * cp), fixed)
         ]  # fmt: skip
         sized = (at_batch(folded, micro_batch) or fold(resize(graph, micro_batch))) if pairs else None
         for tp, cp in pairs:
@@ -87,12 +87,12 @@ def divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def _stays_inside(axis: str, degree: int, cluster: Cluster, fixed: Pins) -> bool:
+def stays_inside(axis: str, degree: int, cluster: Cluster, fixed: Pins) -> bool:
     """An axis stays inside a node unless it is pinned."""
     return fixed.admits(axis, degree) and (degree <= cluster.node_devices or fixed.number(axis) is not None)
 
 
-def _admits_micro_batch(size: int, global_batch: int, ranks: int, fixed: Pins) -> bool:
+def admits_micro_batch(size: int, global_batch: int, ranks: int, fixed: Pins) -> bool:
     """Whether some dp of ``ranks`` divides the batch into micro-batches of this size."""
     small = size <= MOST_MICRO_BATCH or fixed.number("micro_batch") is not None
     return small and fixed.admits("micro_batch", size) and any(global_batch % (d * size) == 0 for d in divisors(ranks))

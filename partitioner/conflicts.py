@@ -1,10 +1,12 @@
-"""Why no plan has the pinned decisions: the one pin that nothing allows, or the two that exclude each other."""
+"""Why no plan has the pinned decisions: the pin that nothing allows, or the fewest that exclude each other."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 
+from partitioner.candidates import MOST_CP, admits_micro_batch, divisors, schedules, stays_inside
 from partitioner.cluster import Cluster
 from partitioner.graph import Graph
 from partitioner.pins import Pins
@@ -18,11 +20,7 @@ def conflict(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, pla
     found = next(_reasons(graph, cluster, global_batch, fixed, plan_only), None)
     if found:
         return found
-    devices = cluster.devices
-    sizes = (b for d in range(global_batch) for b in (global_batch - d, global_batch + d))
-    near = next((b for b in sizes if b and b % devices == 0), None)
-    mend = f"; the nearest that every mesh divides is {near}" if near else ""
-    return f"no mesh of {devices} devices divides a global batch of {global_batch} under these pins{mend}"
+    return _together(graph, cluster, global_batch, fixed, plan_only)
 
 
 def _reasons(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, plan_only: bool) -> Iterator[str]:
@@ -42,22 +40,83 @@ def _reasons(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, pla
     yield from _stages(fixed, pinned.get("pp"), blocks)
     if fixed.stages is not None:
         yield from _cut(graph, fixed.stages, pinned.get("pp"))
-    for (a, m), (b, n) in itertools.combinations(pinned.items(), 2):
-        if devices % (m * n):
-            yield f"pins {a}={m} and {b}={n} conflict: {m * n} ranks do not divide {devices} devices; drop one"
-    product = 1
-    for n in pinned.values():
-        product *= n
-    if devices % product:
-        yield f"the pinned degrees multiply to {product}, which does not divide {devices} devices: drop one"
+    yield from _product(pinned, devices, plan_only)
     dp, micro_batch = pinned.get("dp", 1), fixed.number("micro_batch") or 1
-    if global_batch % micro_batch:
-        yield f"pin micro_batch={micro_batch} does not divide the global batch of {global_batch}: pin a divisor of it"
+    for name, n in (("dp", dp), ("micro_batch", micro_batch)):
+        if global_batch % n:
+            yield f"pin {name}={n} does not divide the global batch of {global_batch}: pin a divisor of it"
     if global_batch % (dp * micro_batch):
         yield (
             f"pins dp={dp} and micro_batch={micro_batch} conflict: their product {dp * micro_batch} does not divide "
             f"the global batch of {global_batch}; drop one"
         )
+
+
+def _product(pinned: Mapping[str, int], devices: int, plan_only: bool) -> Iterator[str]:
+    """The fewest degrees that leave no whole number for the others; all of them, where they are not the devices."""
+    for many in range(2, len(pinned) + 1):
+        for rows in itertools.combinations(pinned.items(), many):
+            if devices % (ranks := math.prod(n for _, n in rows)):
+                yield f"pins {_listed(rows)} make {ranks} ranks, which do not divide {devices} devices: drop one"
+    free = {"tp", "pp", "dp"} | ({"cp"} if plan_only else set[str]())
+    if free <= set(pinned) and (ranks := math.prod(pinned.values())) != devices:
+        yield f"pins {_listed(pinned.items())} make {ranks} ranks, and there are {devices} devices: drop one"
+
+
+def _listed(rows: Iterable[tuple[str, object]]) -> str:
+    words = [f"{name}={value}" for name, value in rows]
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+def _together(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, plan_only: bool) -> str:
+    """The fewest pins that no cut of a step has together, and what they are measured by."""
+    left = dict(fixed.fixed)
+    for name in fixed.fixed:
+        fewer = {key: value for key, value in left.items() if key != name}
+        if not _possible(graph, cluster, global_batch, Pins(fewer, fixed.layouts), plan_only):
+            left = fewer
+    devices, blocks = f"{cluster.devices} devices", f"{max(1, len(graph.blocks))} blocks"
+    if not left:
+        return f"no mesh of {devices} divides a global batch of {global_batch}: change the batch"
+    words = {name: ",".join(map(str, n)) if isinstance(n, tuple) else n for name, n in left.items()}
+    mend = "drop one" if len(left) > 1 else "drop it"
+    return (
+        f"no plan of {devices} for a global batch of {global_batch} and {blocks} has "
+        f"{_listed(words.items())}: {mend}, or change the batch"
+    )
+
+
+def _possible(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, plan_only: bool) -> bool:
+    """Whether some mesh, micro-batch, schedule and cut have the pins, by their numbers alone."""
+    blocks, devices = max(1, len(graph.blocks)), cluster.devices
+    contexts = [n for n in divisors(devices) if n <= MOST_CP] if plan_only else [1]
+    for tp, cp, pp in itertools.product(divisors(devices), contexts, divisors(devices)):
+        dp, rest = divmod(devices, tp * cp * pp)
+        wanted = {"tp": tp, "cp": cp, "pp": pp, "dp": dp}
+        if rest or pp > blocks or not all(fixed.admits(axis, n) for axis, n in wanted.items()):
+            continue
+        if stays_inside("tp", tp, cluster, fixed) and _cuts(graph, global_batch, dp, pp, fixed, plan_only):
+            return True
+    return False
+
+
+def _cuts(graph: Graph, global_batch: int, dp: int, pp: int, fixed: Pins, plan_only: bool) -> bool:
+    """Whether a micro-batch and a schedule fit into this mesh."""
+    for micro_batch in divisors(global_batch):
+        if admits_micro_batch(micro_batch, global_batch, dp, fixed) and global_batch % (dp * micro_batch) == 0:
+            many = global_batch // (dp * micro_batch)
+            for kind, virtual in schedules(pp, max(1, len(graph.blocks)), many, plan_only):
+                admitted = fixed.admits("schedule", kind) and fixed.admits("virtual", virtual)
+                if admitted and (fixed.stages is None or _fits(graph, fixed.stages, pp * virtual)):
+                    return True
+    return False
+
+
+def _fits(graph: Graph, counts: tuple[int, ...], stages: int) -> bool:
+    """Whether units so many a stage are all of them, with a block in each."""
+    ends = [0, *itertools.accumulate(counts)]
+    runs = [graph.units[a:b] for a, b in itertools.pairwise(ends)]
+    return len(counts) == stages and ends[-1] == len(graph.units) and all(any(u.is_block for u in r) for r in runs)
 
 
 def _cut(graph: Graph, counts: tuple[int, ...], pp: int | None) -> Iterator[str]:

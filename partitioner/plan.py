@@ -22,7 +22,7 @@ from partitioner.derived import BlockRow, Candidate, Cost
 from partitioner.document import read, write
 from partitioner.errors import InputError
 
-VERSION = 5
+VERSION = 6
 AXES = ("pp", "dp", "tp")  # and "cp" in plans that are not executed
 _MOST_BYTES = 16_000_000
 
@@ -201,7 +201,8 @@ def _plan(data: Any, origin: str) -> Plan:
 
 
 def _check_asked(asked: Asked, origin: str) -> None:
-    for key, kind in (("digest", str), ("blocks", int), ("targets", int), ("parameters", int)):
+    words, counts = ("digest", "dtype", "product_dtype"), ("blocks", "tokens", "parameters")
+    for key, kind in (*((word, str) for word in words), *((count, int) for count in counts)):
         value = asked.model.get(key)
         if not isinstance(value, kind) or isinstance(value, bool):
             raise InputError(f"{origin}: the field asked.model.{key} has a wrong value {str(value)[:60]!r}")

@@ -11,6 +11,7 @@ import bisect
 import math
 from collections.abc import Iterator, Mapping
 
+from partitioner.assumed import assumed
 from partitioner.candidates import Progress, Tried, candidates
 from partitioner.cluster import Cluster
 from partitioner.collector import uncollected
@@ -19,7 +20,6 @@ from partitioner.derived import Candidate, Cost
 from partitioner.errors import DoesNotFit, InputError
 from partitioner.graph import Graph
 from partitioner.layout import placement_json
-from partitioner.losses import targets_per_sample
 from partitioner.lower import unit_names
 from partitioner.pins import read_pins
 from partitioner.plan import Decisions, Plan
@@ -176,8 +176,7 @@ def plan_of(
     )  # fmt: skip
     return Plan(
         model={**model, "digest": graph_digest(folded), "blocks": len(folded.graph.blocks),
-               "targets": targets_per_sample(folded.graph.module.graph, folded.graph.batch),
-               "parameters": sum(n.meta["val"].numel() for n in folded.parameter)},
+               "parameters": sum(n.meta["val"].numel() for n in folded.parameter), **assumed(folded.graph)},
         cluster=priced.cluster.as_dict(), global_batch=global_batch, pins={k: str(v) for k, v in pins.items()},
         decisions=decisions, blocks=tuple(block_rows(priced, names, split.micro_batches, fixed)),
         parameters=dict(sorted(layouts.items())), reads=unit_reads(folded, names),

@@ -1,7 +1,7 @@
 """The training state on disk, as rectangles of full tensors: saved under one plan, loaded under any other.
 
     FOLDER/step-00000020/.metadata, *.distcp     torch.distributed.checkpoint: parameters, optimizer state
-    FOLDER/step-00000020/complete.json           step, seed, samples, optimizer, and the size of every file
+    FOLDER/step-00000020/complete.json           step, seed, samples, optimizer, its groups, and every file's size
 
 A checkpoint is written aside and renamed when whole: a folder named step-N is never half a checkpoint. The
 ``.metadata`` file is a pickle (torch's format): load only checkpoints that you trust.
@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from partitioner.errors import InputError
 from partitioner.program import Program
 from runtime.chunks import Entry, LoadPlanner, SavePlanner
+from runtime.optimizer import Hyper, hyper_parameters, restored
 from runtime.parameters import Groups, gather
 from runtime.pieces import part, part_of
 from runtime.weights import FILE_BYTES, write_safetensors
@@ -83,11 +84,12 @@ def load(
     """Fill ``parameters`` and the optimizer's state in place from FOLDER, or from its newest step-N, on all ranks.
 
     The plan may differ from the one saved under; the model, its dtypes and the kind of optimizer may not. Hyper-
-    parameters (learning rate, ...) stay the optimizer's own; from weights alone it starts afresh. Raises InputError
-    for a missing, truncated or foreign checkpoint, the same on all ranks, before anything is changed.
+    parameters (learning rate, betas, weight decay, ...) become those that were saved, as ``load_state_dict`` of torch's
+    own optimizers does; from weights alone the optimizer starts afresh. Raises InputError for a missing, truncated or
+    foreign checkpoint, the same on all ranks, before anything is changed.
     """
     found = _agreed(lambda: _find(Path(folder)))
-    progress = _agreed(lambda: _progress(found, program, optimizer))
+    progress, groups_saved = _agreed(lambda: _complete(found, program, optimizer))
     metadata = _agreed(lambda: _metadata(found, program, parameters))
     states = _empty_states(program, groups, parameters, metadata) if optimizer is not None else {}
     entries = _entries(program, groups, parameters, states)
@@ -95,7 +97,7 @@ def load(
     with _quiet():
         dcp.load(entries, storage_reader=dcp.FileSystemReader(found), planner=planner)
     if optimizer is not None:
-        _give(optimizer, parameters, states)
+        _give(optimizer, parameters, states, groups_saved)
     return progress
 
 
@@ -167,18 +169,20 @@ def _entries(program: Program, groups: Groups, parameters: Tensors, states: Stat
     return entries
 
 
-def _give(optimizer: torch.optim.Optimizer, parameters: Tensors, states: States) -> None:
-    """Let the optimizer place the loaded tensors itself, beside its own hyper-parameters."""
+def _give(optimizer: torch.optim.Optimizer, parameters: Tensors, states: States, saved: list[Hyper]) -> None:
+    """Let the optimizer place the loaded tensors itself, beside the hyper-parameters of its saved groups."""
     names = {id(tensor): name for name, tensor in parameters.items()}
     members = [p for group in optimizer.param_groups for p in group["params"]]
     rows = {n: states[names[id(p)]] for n, p in enumerate(members) if states.get(names.get(id(p), ""))}
-    optimizer.load_state_dict({"state": rows, "param_groups": optimizer.state_dict()["param_groups"]})
+    own = optimizer.state_dict()["param_groups"]
+    groups = [restored(group, values) for group, values in zip(own, saved or [{}] * len(own), strict=True)]
+    optimizer.load_state_dict({"state": rows, "param_groups": groups})
 
 
 def _publish(writing: Path, target: Path, progress: Progress, optimizer: torch.optim.Optimizer | None) -> None:
     sizes = {file.name: file.stat().st_size for file in sorted(writing.iterdir())}
-    kind = type(optimizer).__name__ if optimizer is not None else None
-    complete = {"version": 1, "progress": asdict(progress), "optimizer": kind, "files": sizes}
+    kind, groups = (type(optimizer).__name__, hyper_parameters(optimizer)) if optimizer is not None else (None, [])
+    complete = {"version": 1, "progress": asdict(progress), "optimizer": kind, "groups": groups, "files": sizes}
     (writing / COMPLETE).write_text(json.dumps(complete, indent=2) + "\n")
     old = target.with_suffix(".old")
     shutil.rmtree(old, ignore_errors=True)
@@ -197,14 +201,20 @@ def _find(folder: Path) -> Path:
     return steps[-1]
 
 
-def _progress(found: Path, program: Program, optimizer: torch.optim.Optimizer | None) -> Progress:
+def _complete(
+    found: Path, program: Program, optimizer: torch.optim.Optimizer | None
+) -> tuple[Progress, list[Hyper]]:
+    """How far the checkpoint has come, and its optimizer's groups: none where it holds no optimizer's state."""
     complete = _checked_files(found)
     progress, kind = Progress(**complete["progress"]), type(optimizer).__name__
     if optimizer is not None and complete["optimizer"] not in (None, kind):
         raise InputError(f"{found} holds the state of {complete['optimizer']}, not of {kind}")
     if progress.seed != program.seed:
         raise InputError(f"{found} has seed {progress.seed}, the plan has {program.seed}: change the plan's")
-    return progress
+    groups = complete.get("groups", [])
+    if optimizer is not None and groups and len(groups) != len(optimizer.param_groups):
+        raise InputError(f"{found} holds {len(groups)} groups of parameters, not {len(optimizer.param_groups)}")
+    return progress, groups
 
 
 def _checked_files(found: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from runtime import checkpoint
 from runtime.checkpoint import Progress
 from runtime.finite import first_culprit, number
 from runtime.groups import Groups
-from runtime.optimizer import Factory, Schedule, constant
+from runtime.optimizer import Factory, Schedule, keep_initial_rates, rates, scale_rates, set_rates
 from runtime.sync import GradientNorm, GradientSync
 from runtime.watchdog import Watchdog, hang_limit
 from runtime.worker import Named, Worker
@@ -39,7 +39,9 @@ class Engine:
 
     ``parameters`` are this rank's parts by name (``runtime.parameters.materialize``). ``clip`` is the largest global
     gradient norm; infinity measures the norm and clips nothing; None does neither and leaves ``grad_norm`` None.
-    ``predicted_seconds`` of a step set when it counts as hung; None: never.
+    ``schedule`` sets every learning rate to its initial one times a factor of the step; None leaves the rates to
+    whoever holds ``optimizer``. A rank that trains nothing has an optimizer too, so that all ranks may give theirs to a
+    scheduler. ``predicted_seconds`` of a step set when it counts as hung; None: never.
     """
 
     runs: type[Worker] = Worker
@@ -51,18 +53,20 @@ class Engine:
         parameters: Mapping[str, nn.Parameter],
         optimizer: Factory,
         clip: float | None = None,
-        schedule: Schedule = constant,
+        schedule: Schedule | None = None,
         predicted_seconds: float | None = None,
     ) -> None:
         check_program(program)
         self.program, self.groups, self.parameters = program, groups, dict(parameters)
         self.worker = self.runs(program, groups, self.parameters)
         self.trained = [p for p in self.parameters.values() if p.requires_grad]
-        self.optimizer = optimizer(self.trained) if self.trained else None
+        self.optimizer = optimizer(self.trained or [nn.Parameter(torch.zeros(0))])
         self.clip, self.schedule, self.predicted_seconds = clip, schedule, predicted_seconds
         self.steps_done = self.samples_read = 0
         self.grad_norm: torch.Tensor | None = None
-        self._rates = [group["lr"] for group in self.optimizer.param_groups] if self.optimizer else []
+        if schedule is not None:
+            keep_initial_rates(self.optimizer)
+        self._rates = rates(self.optimizer)
         self._sync = GradientSync(program, groups, self.parameters)
         self._norm = GradientNorm(program, groups, self.parameters)
         calls = [c for stage in program.stages for c in (*stage.calls, stage.prelude) if c]
@@ -210,21 +214,34 @@ class Engine:
                 raise InputError(f"step {self.steps_done}: the gradient norm is {norm}, though the loss is finite")
             if self.clip < math.inf:
                 torch.nn.utils.clip_grads_with_norm_(self.trained, self.clip, self.grad_norm)
-        if self.optimizer is not None:
-            factor = self.schedule(self.steps_done)
-            for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-                group["lr"] = rate * factor
-            self.optimizer.step()
+        if self.schedule is not None:
+            self._follow(self.schedule)
+        self.optimizer.step()
+
+    def _follow(self, schedule: Schedule) -> None:
+        """Set the rates of this step; raises InputError when someone else has set them since the last."""
+        if rates(self.optimizer) != self._rates:
+            raise InputError(
+                f"step {self.steps_done}: the optimizer's learning rate was changed, by a scheduler or by hand, and "
+                "the engine's schedule sets it too: leave out schedule, or the other"
+            )
+        scale_rates(self.optimizer, schedule(self.steps_done))
+        self._rates = rates(self.optimizer)
 
     def save(self, folder: Path | str) -> Path:
         """Write a checkpoint folder from all ranks together and return it."""
         progress = Progress(self.steps_done, self.program.seed, self.samples_read)
         return checkpoint.save(folder, self.program, self.groups, self.parameters, self.optimizer, progress)
 
-    def load(self, folder: Path | str) -> Progress:
-        """Go on from a checkpoint, written under this plan or another."""
+    def load(self, folder: Path | str, lr: float | None = None) -> Progress:
+        """Go on from a checkpoint, written under this plan or another, with its hyper-parameters, but for ``lr``."""
         progress = checkpoint.load(folder, self.program, self.groups, self.parameters, self.optimizer)
         self.steps_done, self.samples_read = progress.step, progress.samples
+        if lr is not None:
+            set_rates(self.optimizer, lr)
+        if self.schedule is not None:
+            keep_initial_rates(self.optimizer)
+        self._rates = rates(self.optimizer)
         return progress
 
 

@@ -1,4 +1,4 @@
-"""Optimizers over a rank's parts of the parameters, and learning-rate schedules as factors of the step."""
+"""Optimizers over a rank's parts of the parameters, their hyper-parameters, and schedules as factors of the step."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from partitioner.errors import InputError
 
 Factory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 Schedule = Callable[[int], float]
+Hyper = dict[str, Any]  # of a group of parameters: lr, betas, weight_decay, ...
 
 # Optimizers that update each element from its own gradient and state alone, so that a part is updated as the whole is.
 ELEMENTWISE: tuple[type[torch.optim.Optimizer], ...] = (
@@ -28,6 +29,7 @@ ELEMENTWISE: tuple[type[torch.optim.Optimizer], ...] = (
 )
 FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)  # have one kernel that updates in place
 FUSED_DEVICES = ("cpu", "cuda")
+KERNELS = ("foreach", "fused", "capturable", "differentiable")  # how a group is updated is its machine's affair
 
 
 def factory(kind: type[torch.optim.Optimizer], **options: Any) -> Factory:
@@ -49,9 +51,46 @@ def factory(kind: type[torch.optim.Optimizer], **options: Any) -> Factory:
     return make
 
 
-def constant(step: int) -> float:
-    """The learning rate as it was given."""
-    return 1.0
+def hyper_parameters(optimizer: torch.optim.Optimizer) -> list[Hyper]:
+    """Those of each group that decide what is trained, as JSON can hold them."""
+    rows = [{w: v for w, v in g.items() if w != "params" and w not in KERNELS} for g in optimizer.param_groups]
+    return [{w: float(v) if isinstance(v, torch.Tensor) else v for w, v in row.items()} for row in rows]
+
+
+def restored(group: Hyper, saved: Hyper) -> Hyper:
+    """A group with the values of ``hyper_parameters`` in place of its own."""
+    return group | {word: _like(group.get(word), value) for word, value in saved.items()}
+
+
+def _like(own: object, value: Any) -> Any:
+    if isinstance(own, torch.Tensor):
+        return torch.full_like(own, value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def rates(optimizer: torch.optim.Optimizer) -> list[float]:
+    """The learning rate of each group."""
+    return [float(group["lr"]) for group in optimizer.param_groups]
+
+
+def set_rates(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Let ``lr`` be every group's learning rate, and what a schedule of the engine starts from."""
+    for group in optimizer.param_groups:
+        group.pop("initial_lr", None)
+        group["lr"] = lr
+
+
+def keep_initial_rates(optimizer: torch.optim.Optimizer) -> None:
+    """Note in each group, where torch's schedulers do, the rate that a schedule's factors multiply."""
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", float(group["lr"]))
+
+
+def scale_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Let each group's learning rate be ``factor`` times its initial one."""
+    for group in optimizer.param_groups:
+        rate = group["initial_lr"] * factor
+        group["lr"] = torch.full_like(group["lr"], rate) if isinstance(group["lr"], torch.Tensor) else rate
 
 
 def warmup_cosine(warmup_steps: int, steps: int, floor: float = 0.0) -> Schedule:

@@ -16,7 +16,7 @@ from partitioner.program import Program
 from runtime.engine import Engine
 from runtime.groups import Groups
 from runtime.heap import keep_freed_memory
-from runtime.optimizer import Schedule, constant, factory
+from runtime.optimizer import Schedule, factory
 from runtime.parameters import ModuleStart, materialize
 from runtime.world import start_ranks
 
@@ -31,14 +31,16 @@ def parallelize(
     weights: Path | str | None = None,
     optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW,
     clip: float | None = None,
-    schedule: Schedule = constant,
+    schedule: Schedule | None = None,
     **options: Any,
 ) -> Engine:
     """Train ``model`` under ``plan`` on all ranks; ``batch`` is an example, ``options`` go to the optimizer (lr, ...).
 
     ``plan=None`` searches one for ``cluster``, by default the CPU preset of as many devices as there are ranks. A real
     module gives the initial weights; one on meta takes them from ``weights`` (a safetensors folder) or draws them
-    from the plan's seed. Raises InputError for a plan of another model, world size or global batch.
+    from the plan's seed. ``schedule`` gives factors of the learning rate by step; without one the rate is what
+    ``engine.optimizer`` says, so that a scheduler of torch's or a hand may change it. Raises InputError for a plan of
+    another model, world size or global batch.
     """
     start_ranks()
     graph = trace(model, dict(batch))
@@ -53,7 +55,7 @@ def engine(
     weights: Path | str | None,
     optimizer: type[torch.optim.Optimizer],
     clip: float | None,
-    schedule: Schedule,
+    schedule: Schedule | None,
     predicted_seconds: float | None,
     options: Mapping[str, Any],
 ) -> Engine:

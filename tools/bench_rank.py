@@ -80,7 +80,7 @@ def main(job: Job) -> None:
     start = {n: p.detach().clone() for n, p in model.named_parameters()}
     program = lower(trace(model, data[0]), Plan.load(job.plan))
     start_ranks()
-    trainer = engine(program, model, None, torch.optim.SGD, None, lambda _: 1.0, None, {"lr": job.lr})
+    trainer = engine(program, model, None, torch.optim.SGD, None, None, None, {"lr": job.lr})
     each = program.micro_batch * program.micro_batches
     first = trainer.groups.coordinates["dp"] * each
     own = [{n: t[first : first + each] for n, t in batch.items()} for batch in data]

@@ -83,7 +83,7 @@ def _correct(path: Path, options: argparse.Namespace) -> int:
     written(str(path), cluster_toml(cluster, f"Corrected by a run: {words}."))
     if options.json:
         document = {"cluster": cluster.as_dict(), "corrections": [asdict(row) for row in found]}
-        sys.stdout.write(json.dumps(document, indent=1) + "\n")
+        options.document(json.dumps(document, indent=1) + "\n")
         return 0
     rows = [[row.what, seconds(row.predicted), seconds(row.measured), f"{row.ratio:.2f}x"] for row in found]
     output().print(table(f"corrected by {options.report}", ("", "predicted", "measured", ""), rows))
@@ -131,7 +131,7 @@ def _finish(found: Sweep, path: Path, options: argparse.Namespace) -> None:
     Cluster.load(path)
     if options.json:
         document = {"cluster": cluster.as_dict(), "sweep": asdict(found)}
-        sys.stdout.write(json.dumps(document, indent=1) + "\n")
+        options.document(json.dumps(document, indent=1) + "\n")
         return
     console = output()
     title = f"{found.device}, {found.ranks} ranks at once"

@@ -39,9 +39,10 @@ def _card(plan: Plan) -> Panel:
 
 
 def facts(plan: Plan) -> list[str]:
-    """How the batch is cut, what is recomputed, which kernels run, and what a reader must know."""
+    """What is assumed of the model, how the batch is cut, what is recomputed, which kernels run, what one must know."""
     d = plan.decisions
     return [
+        ", ".join(filter(None, (figures.precision_words(plan.model), figures.sample_words(plan.model)))),
         f"global batch {plan.global_batch:,} = {d.mesh['dp']} dp x {d.micro_batches} micro-batches of {d.micro_batch}, "
         f"{figures.recompute_words(d)}{f', ZeRO {d.zero}' if d.zero else ''}",
         kernel_words(plan),
@@ -54,13 +55,13 @@ def headline(plan: Plan) -> list[tuple[str, str]]:
     """The figures that people ask for first, in words."""
     whole, cost = plan.cost.step_seconds, plan.cost
     room = Cluster.from_dict(plan.cluster).device.room
-    money, energy = figures.dollars(plan), figures.kilowatt_hours(plan)
+    unit, money, energy = figures.unit(plan.model), figures.dollars(plan), figures.kilowatt_hours(plan)
     return [
-        ("step", seconds(whole)), ("tokens/s", number(figures.targets_per_second(plan))),
+        ("step", seconds(whole)), (f"{unit}/s", number(figures.rate(plan))),
         ("MFU", percent(figures.mfu(plan))), ("memory", f"{size(cost.peak_bytes)} of {size(room)}"),
         ("bubble", percent(cost.bubble_seconds / whole)),
         ("exposed communication", percent(figures.exposed(plan) / whole)),
-        *([] if money is None else [("a billion tokens", f"${number(money)}")]),
+        *([] if money is None else [(f"a billion {unit}", f"${number(money)}")]),
         *([] if energy is None else [("energy for them", f"{number(energy)} kWh")]),
     ]  # fmt: skip
 

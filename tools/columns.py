@@ -46,16 +46,16 @@ ROWS = (
     Row("bubble", "seconds", True),
     Row(PIPELINE, "seconds", True),
     Row(OPTIMIZER, "seconds", True),
-    Row("tokens/s", "number", False),
+    *(Row(f"{unit}/s", "number", False) for unit in ("tokens", "samples")),
     Row("MFU", "percent", False),
-    Row("a billion tokens", "dollars", True),
+    *(Row(f"a billion {unit}", "dollars", True) for unit in ("tokens", "samples")),
     Row("energy for them", "kWh", True),
     Row("memory", "bytes", True),
     *(Row(name, "bytes", True) for name in HELD.values()),
     *(Row(f"{axis} collectives", "number", True) for axis in AXES),
     *(Row(f"{axis} bytes", "bytes", True) for axis in AXES),
 )
-WORDS = ("cluster", "mesh", "micro-batch", "schedule", "recompute")
+WORDS = ("cluster", "precision", "a sample", "mesh", "micro-batch", "schedule", "recompute")
 
 
 @dataclass(frozen=True)
@@ -99,14 +99,14 @@ def load(path: str) -> Column:
 def of_plan(name: str, plan: Plan) -> Column:
     """Predicted figures; memory by kind and what is sent are those of the fullest and of the busiest pipeline rank."""
     check_readable(plan)
-    cost, rows = plan.cost, [volume(plan, p) for p in range(plan.decisions.mesh["pp"])]
+    cost, unit, rows = plan.cost, figures.unit(plan.model), [volume(plan, p) for p in range(plan.decisions.mesh["pp"])]
     busiest = max(rows, key=lambda found: sum(row.bytes for row in found))
     values: dict[str, Value] = {
         "step": cost.step_seconds, "compute": cost.compute_seconds,
         **{f"{axis} communication": cost.exposed_seconds.get(axis, 0.0) for axis in AXES},
         "bubble": cost.bubble_seconds, OPTIMIZER: cost.optimizer_seconds,
-        "tokens/s": figures.targets_per_second(plan), "MFU": figures.mfu(plan),
-        "a billion tokens": figures.dollars(plan), "energy for them": figures.kilowatt_hours(plan),
+        f"{unit}/s": figures.rate(plan), "MFU": figures.mfu(plan),
+        f"a billion {unit}": figures.dollars(plan), "energy for them": figures.kilowatt_hours(plan),
         "memory": cost.peak_bytes,
         **{HELD[kind]: many for kind, many in figures.rank_memory(plan)[figures.worst_rank(plan)].items()},
         **{f"{axis} collectives": float(sum(r.count for r in busiest if r.axis == axis)) for axis in AXES},
@@ -118,12 +118,13 @@ def of_plan(name: str, plan: Plan) -> Column:
 
 def of_report(name: str, report: Report) -> Column:
     """Measured figures; what a run can't tell stays unknown."""
-    asked, rate = report.asked, report.asked.global_batch * report.asked.model["targets"] / report.step_seconds
+    asked, model = report.asked, report.asked.model
+    unit, rate = figures.unit(model), figures.rate_of(model, asked.global_batch, report.step_seconds)
     measured = {name: value for name, value in report.measured.items() if name in {row.name for row in ROWS}}
     values: dict[str, Value] = {
-        **measured, "step": report.step_seconds, "tokens/s": rate,
-        "MFU": figures.mfu_of(asked.cluster, report.ranks, report.predicted.flops, report.step_seconds),
-        "a billion tokens": figures.dollars_of(asked.cluster, report.ranks, rate),
+        **measured, "step": report.step_seconds, f"{unit}/s": rate,
+        "MFU": figures.mfu_of(model, asked.cluster, report.ranks, report.predicted.flops, report.step_seconds),
+        f"a billion {unit}": figures.dollars_of(asked.cluster, report.ranks, rate),
         "energy for them": figures.kilowatt_hours_of(asked.cluster, report.ranks, rate), "memory": report.peak_bytes,
     }  # fmt: skip
     return Column(name, "run", _words(asked, report.decisions, report.ranks), values, report=report)
@@ -137,7 +138,8 @@ def infeasible(name: str, reason: str) -> Column:
 def _words(asked: Asked, d: Decisions, devices: int) -> dict[str, str]:
     recompute = figures.recompute_words(d).removeprefix("recompute ") + (f", ZeRO {d.zero}" if d.zero else "")
     rows = (
-        f"{devices:,} x {asked.cluster['device']['name']}", figures.mesh_words(d),
+        f"{devices:,} x {asked.cluster['device']['name']}", figures.precision_words(asked.model),
+        figures.sample_words(asked.model).removesuffix(" a sample") or "no text", figures.mesh_words(d),
         f"{d.micro_batches} of {d.micro_batch}", d.schedule + (f" x{d.virtual}" if d.virtual > 1 else ""), recompute,
     )  # fmt: skip
     return dict(zip(WORDS, rows, strict=True))
@@ -151,6 +153,8 @@ def shown_rows(columns: list[Column]) -> list[Row]:
 def winners(columns: list[Column], row: Row) -> set[str]:
     """The columns that are best in a row, where they differ as people read it."""
     known = {c.name: v for c in columns if (v := c.values.get(row.name)) is not None}
+    if row.name == "MFU" and len({c.words["precision"] for c in columns if c.values}) > 1:
+        return set()  # shares of different peaks
     if row.less is None or len({row.words(v) for v in known.values()}) < 2:
         return set()
     best = (min if row.less else max)(known.values())

@@ -74,7 +74,7 @@ def compare_command(options: argparse.Namespace) -> int:
         page = compare_page(columns, told)
         output().print(f"{written(options.html, page)}: {size(len(page.encode()))}", markup=False)
     elif options.json:
-        sys.stdout.write(as_json(columns, told))
+        options.document(as_json(columns, told))
     elif options.markdown:
         sys.stdout.write(markdown(columns, told))
     elif options.csv:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from partitioner import Plan
 from partitioner.layout import parse_placement
+from tools import figures
 from tools.screen import output
 
 EXAMPLE = "example: partitioner diff before.json after.json; exit status 1 where they differ"
@@ -35,6 +36,9 @@ def differences(before: Plan, after: Plan) -> list[str]:
     """``what: before -> after``, decisions first, then layouts of parameters."""
     sizes = before.global_batch, after.global_batch
     lines = [f"global batch: {sizes[0]} -> {sizes[1]}"] if sizes[0] != sizes[1] else []
+    for name, words in (("precision", figures.precision_words), ("a sample", figures.sample_words)):
+        a, b = (words(plan.model).removesuffix(" a sample") for plan in (before, after))
+        lines += [f"{name}: {a or 'no text'} -> {b or 'no text'}"] if a != b else []
     old, new = asdict(before.decisions), asdict(after.decisions)
     for key in _DECIDED:
         if old[key] != new[key]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import time
 
 from partitioner import Plan, lower, trace
@@ -17,7 +17,7 @@ from tools.screen import output, seconds, size, status, table
 SHOWN = 20  # problems that are printed
 
 
-def dry_run(plan: Plan, backend: str, every: bool, as_json: bool) -> int:
+def dry_run(plan: Plan, options: argparse.Namespace) -> int:
     """Exit status 0 when every rank does what is predicted and all meet, 1 otherwise."""
     began = time.perf_counter()
     with status("loading") as say:
@@ -26,13 +26,14 @@ def dry_run(plan: Plan, backend: str, every: bool, as_json: bool) -> int:
         graph = trace(source.module, source.batch)
         program = lower(graph, plan)
         rows = rehearse(
-            program, source.batch, lambda place: held_bytes(graph, plan, place), backend, every=every, say=say
-        )
+            program, source.batch, lambda place: held_bytes(graph, plan, place), options.backend,
+            every=options.every, say=say,
+        )  # fmt: skip
     took = time.perf_counter() - began
-    if as_json:
-        _print_json(plan, source, rows, took)
+    if options.json:
+        options.document(_document(plan, source, rows, took))
     else:
-        _print(plan, source, program, rows, took, every)
+        _print(plan, source, program, rows, took, options.every)
     return 0 if all(not row.problems for row in rows) else 1
 
 
@@ -64,7 +65,7 @@ def _verdict(row: Rank) -> str:
     return "WRONG" if row.problems else "right" if row.met else "right alone"
 
 
-def _print_json(plan: Plan, source: Source, rows: list[Rank], took: float) -> None:
+def _document(plan: Plan, source: Source, rows: list[Rank], took: float) -> str:
     found = [
         {
             "rank": row.rank, "place": dict(row.place), "stands_for": len(row.stands_for), "ops": row.ops,
@@ -79,4 +80,4 @@ def _print_json(plan: Plan, source: Source, rows: list[Rank], took: float) -> No
         "model": str(source), "digest": plan.model["digest"], "ranks": plan.world, "seconds": took, "distinct": found,
         "passed": passed,
     }  # fmt: skip
-    sys.stdout.write(json.dumps(document, indent=1) + "\n")
+    return json.dumps(document, indent=1) + "\n"

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from partitioner import Plan
+import torch
+
+from partitioner import Cluster, Plan
 from partitioner.derived import StageCost
 from partitioner.plan import Decisions
+from partitioner.price import flops_per_second
 from partitioner.schedule import stages_of
 
 MEMORY = ("weights", "gradients", "optimizer", "activations", "transient")  # kinds, in the order in which they stack
@@ -32,39 +35,61 @@ def schedule_words(decisions: Decisions) -> str:
     return decisions.schedule + (f" with {decisions.virtual} virtual stages" if decisions.virtual > 1 else "")
 
 
+def precision_words(model: dict[str, Any]) -> str:
+    """``bfloat16``, or ``bfloat16 products of float32 parameters``."""
+    held, multiplied = model["dtype"], model["product_dtype"]
+    return held if held == multiplied else f"{multiplied} products of {held} parameters"
+
+
+def sample_words(model: dict[str, Any]) -> str:
+    """``2,048 tokens a sample``; nothing where a sample is no text."""
+    return f"{model['tokens']:,} tokens a sample" if model["tokens"] else ""
+
+
+def unit(model: dict[str, Any]) -> str:
+    """What a rate counts: ``tokens`` of text, else ``samples``."""
+    return "tokens" if model["tokens"] else "samples"
+
+
 def mfu(plan: Plan) -> float:
     """Model FLOPs over peak FLOPs of all devices in the step's time."""
-    return mfu_of(plan.cluster, plan.world, plan.cost.flops, plan.cost.step_seconds)
+    return mfu_of(plan.model, plan.cluster, plan.world, plan.cost.flops, plan.cost.step_seconds)
 
 
-def mfu_of(cluster: dict[str, Any], devices: int, flops: float, seconds: float) -> float:
-    """``flops`` of a step over what so many devices could do in ``seconds``."""
-    return flops / (seconds * devices * max(cluster["device"]["flops_per_second"].values()))
+def mfu_of(model: dict[str, Any], cluster: dict[str, Any], devices: int, flops: float, seconds: float) -> float:
+    """``flops`` of a step over what so many devices could do in ``seconds``, in the data type of most of them."""
+    peak = flops_per_second(getattr(torch, model["product_dtype"]), Cluster.from_dict(cluster).device)
+    return flops / (seconds * devices * peak)
 
 
-def targets_per_second(plan: Plan) -> float:
-    """A language model's tokens a second."""
-    return plan.global_batch * plan.model["targets"] / plan.cost.step_seconds
+def rate(plan: Plan) -> float:
+    """Tokens, or samples, a second."""
+    return rate_of(plan.model, plan.global_batch, plan.cost.step_seconds)
+
+
+def rate_of(model: dict[str, Any], global_batch: int, step_seconds: float) -> float:
+    """What ``unit`` counts, a second."""
+    return global_batch * (model["tokens"] or 1) / step_seconds
 
 
 def dollars(plan: Plan) -> float | None:
-    """The price of a billion targets; None where the cluster has none."""
-    return dollars_of(plan.cluster, plan.world, targets_per_second(plan))
+    """The price of a billion units; None where the cluster has none."""
+    return dollars_of(plan.cluster, plan.world, rate(plan))
 
 
 def dollars_of(cluster: dict[str, Any], devices: int, rate: float) -> float | None:
-    """The price of a billion targets at ``rate`` of them a second."""
+    """The price of a billion units at ``rate`` of them a second."""
     price = cluster["device"]["dollars_per_hour"]
     return None if price is None else price * devices * 1e9 / rate / 3600
 
 
 def kilowatt_hours(plan: Plan) -> float | None:
-    """The devices' energy for a billion targets at their full power; None where the cluster does not give it."""
-    return kilowatt_hours_of(plan.cluster, plan.world, targets_per_second(plan))
+    """The devices' energy for a billion units at their full power; None where the cluster does not give it."""
+    return kilowatt_hours_of(plan.cluster, plan.world, rate(plan))
 
 
 def kilowatt_hours_of(cluster: dict[str, Any], devices: int, rate: float) -> float | None:
-    """The devices' energy for a billion targets at ``rate`` of them a second."""
+    """The devices' energy for a billion units at ``rate`` of them a second."""
     power = cluster["device"]["watts"]
     return None if power is None else power * devices * 1e9 / rate / 3.6e6
 

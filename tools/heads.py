@@ -52,10 +52,12 @@ def _speech(config: Any, batch: int, length: int) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Head:
-    """A task: transformers' own table of its classes, and the batch that such a class takes."""
+    """A task: transformers' own table of its classes, the batch that such a class takes, and whether it is text, whose
+    length is for the user to choose."""
 
     table: str
     example: Callable[[Any, int, int], dict[str, Tensor]]
+    is_text: bool = True
 
     def model(self, kind: type[Any]) -> type[nn.Module] | None:
         """The class of a configuration class, the first where there are several."""
@@ -77,7 +79,7 @@ HEADS = (
     Head("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING", _sequences),
     Head("MODEL_FOR_MASKED_LM_MAPPING", _text),
     Head("MODEL_FOR_CAUSAL_LM_MAPPING", _text),
-    Head("MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING", _image),
+    Head("MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING", _image, is_text=False),
 )
 
 

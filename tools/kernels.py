@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError
@@ -73,7 +72,7 @@ def build_command(options: argparse.Namespace) -> int:
             say(f"compiling {n + 1} of {len(wanted)}: {need.users[0]}")
             made.append(_built(need, options.arch, options.printer, options.every))
     if options.json:
-        _print_json(made)
+        options.document(_document(made))
     else:
         console = output()
         console.print(_table(f"{plan.model.get('entry', 'the plan')} on {options.arch}", made))
@@ -93,7 +92,7 @@ def list_command(options: argparse.Namespace) -> int:
             need = wanted[gemm.digest] if wanted else Need(gemm)
             found.append(replace(need, entries=(entry,)))
     if options.json:
-        _print_json(found)
+        options.document(_document(found))
     else:
         output().print(_table(f"{len(found)} kernels in {build.root()}", found))
     return 0
@@ -190,8 +189,8 @@ def _kernels(need: Need) -> Iterator[list[str]]:
         yield ["none", "", "", ""]
 
 
-def _print_json(rows: list[Need]) -> None:
-    sys.stdout.write(json.dumps([found for need in rows for found in _plain(need)], indent=1) + "\n")
+def _document(rows: list[Need]) -> str:
+    return json.dumps([found for need in rows for found in _plain(need)], indent=1) + "\n"
 
 
 def _plain(need: Need) -> Iterator[dict[str, object]]:

@@ -11,6 +11,7 @@ import shtab
 
 from partitioner.errors import DoesNotFit, InputError
 from tools.screen import error_line
+from tools.streams import document_alone
 
 EXIT_INPUT, EXIT_MEMORY = 2, 3
 COMMANDS = {  # and the modules of tools that declare them; one that is asked for is imported alone
@@ -47,11 +48,15 @@ def _complete_files(command: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 done, 1 something differs or failed, 2 bad input, 3 no plan fits in memory."""
+    """Exit status: 0 done, 1 something differs or failed, 2 bad input, 3 no plan fits in memory.
+
+    With --json standard output is the command's document alone, which it gives to ``options.document``.
+    """
     try:
         words = sys.argv[1:] if arguments is None else arguments
         options = parser(words).parse_args(words)
-        return int(options.action(options) or 0)
+        with document_alone(getattr(options, "json", False), restore=arguments is not None) as options.document:
+            return int(options.action(options) or 0)
     except InputError as error:
         error_line(str(error))
         return EXIT_INPUT

@@ -19,9 +19,10 @@ from partitioner.compiled import unwrap
 from partitioner.errors import InputError
 from tools.entry import Entry, call, function, literals, nearest, one_line, parse, takes
 from tools.heads import find_head
+from tools.lengths import text_length
 from tools.shrink import shrink
 
-SEQ, SHRUNK_SEQ, BATCH = 1024, 32, 2
+SHRUNK_SEQ, BATCH = 32, 2
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,9 @@ class Source:
         """The spec, the class and every setting, on one line."""
         used = "".join(f" {key}={value}" for key, value in self.settings.items())
         shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in self.batch.items())
-        return f"{self.spec} ({type(self.module).__name__}){used}, batch {shapes}"
+        kinds = sorted({str(p.dtype).removeprefix("torch.") for p in self.module.parameters()})
+        length = f", {self.seq:,} tokens a sample" if self.seq else ""
+        return f"{self.spec} ({type(self.module).__name__}){used}, {' and '.join(kinds)}{length}, batch {shapes}"
 
 
 def load(
@@ -53,8 +56,10 @@ def load(
 ) -> Source:
     """The module in training mode and an example batch of ``batch`` samples of ``seq`` tokens.
 
-    With ``meta``, parameters have shapes and no storage (buffers are real). With ``shrink`` a transformers model gets
-    few layers, narrow widths and no dropout where ``settings`` do not say otherwise. Raises InputError.
+    Where ``seq`` is None a text of transformers is as long as its configuration allows, up to 8,192 tokens; what is
+    longer, or not told, is asked for. With ``meta``, parameters have shapes and no storage (buffers are real). With
+    ``shrink`` a transformers model gets few layers, narrow widths and no dropout where ``settings`` do not say
+    otherwise. Raises InputError.
     """
     entry, given = parse(spec), literals(settings or {})
     storage = parameters_on_meta() if meta else nullcontext()
@@ -115,18 +120,17 @@ def _from_transformers(
     spec: str, entry: Entry, given: dict[str, object], seq: int | None, batch: int, small: bool
 ) -> Source:
     kind, base = _base(entry)
-    default = _configure(spec, kind, base)
+    default = _default(spec, kind, base)
     names = dict(getattr(kind, "attribute_map", {}))
     given = {_known(key, default, names): value for key, value in given.items()}
-    length = seq or (SHRUNK_SEQ if small else min(SEQ, _positions(_configure(spec, kind, base | given), names) or SEQ))
-    used = given | (shrink(default.to_dict(), names, given, length) if small else {})
+    used = given | (shrink(default.to_dict(), names, given, seq or SHRUNK_SEQ) if small else {})
     used |= _special_tokens(default.to_dict() | used, given)
     config = _configure(spec, kind, _cut_lists(base, default.to_dict(), used) | used)
-    _check_length(spec, config, names, length)
     head, model = find_head(spec, config)
     with _parameters_of(spec, used.get("dtype")):
-        module = _build(spec, model, config)
-    return Source(spec, module.train(), head.batch(config, batch, length), used, length, batch)
+        module = _build(spec, model, config, default if entry.path is None else None)
+    length = text_length(spec, config, module, seq or (SHRUNK_SEQ if small else None)) if head.is_text else None
+    return Source(spec, module.train(), head.batch(config, batch, length or 0), used, length, batch)
 
 
 def _base(entry: Entry) -> tuple[type[Any], dict[str, Any]]:
@@ -151,6 +155,23 @@ def _read(path: Path) -> dict[str, Any]:
     return fields
 
 
+def _default(spec: str, kind: type[Any], fields: Mapping[str, Any]) -> Any:
+    """The configuration of the file or, of a type, transformers' own, which it may refuse itself."""
+    try:
+        return kind(**fields)
+    except Exception as error:  # as in _configure
+        raise InputError(f"{spec}: {one_line(error)}; mend it" if fields else refused(spec, error)) from error
+
+
+def refused(spec: str, error: Exception) -> str:
+    """What to say where a type's own configuration, with nothing set, makes no model."""
+    kind = spec.removeprefix("hf:")
+    return (
+        f"transformers refuses its own default configuration for {kind}: {one_line(error)}; "
+        "give what it lacks with --set, or a config.json"
+    )
+
+
 def _configure(spec: str, kind: type[Any], fields: Mapping[str, Any]) -> Any:
     try:
         return kind(**fields)
@@ -172,11 +193,24 @@ def _parameters_of(spec: str, dtype: object) -> Generator[None]:
         torch.set_default_dtype(before)
 
 
-def _build(spec: str, model: type[nn.Module], config: Any) -> nn.Module:
+def _build(spec: str, model: type[nn.Module], config: Any, default: Any) -> nn.Module:
+    """Of ``config``; where that fails the type's ``default`` tells whether it is what was set or shrunk."""
     try:
         return model(config)
     except Exception as error:  # a model's constructor is where contradicting fields are noticed
-        raise InputError(f"{spec}: {model.__name__} refuses its configuration: {one_line(error)}") from error
+        if default is not None and (own := _refusal(model, default)) is not None:
+            raise InputError(refused(spec, own)) from own
+        words = f"{model.__name__} refuses its configuration: {one_line(error)}; mend it with --set"
+        raise InputError(f"{spec}: {words}") from error
+
+
+def _refusal(model: type[nn.Module], config: Any) -> Exception | None:
+    try:
+        with parameters_on_meta():
+            model(config)
+    except Exception as error:
+        return error
+    return None
 
 
 def _known(key: str, config: Any, names: Mapping[str, str]) -> str:
@@ -212,15 +246,3 @@ def _cut_lists(base: dict[str, Any], full: Mapping[str, Any], used: Mapping[str,
     """The file's fields, its one-entry-a-layer lists as long as the new depth."""
     depths = {full[k]: v for k, v in used.items() if k.endswith(("layers", "layer")) and isinstance(full.get(k), int)}
     return {k: v[: depths[len(v)]] if isinstance(v, list) and len(v) in depths else v for k, v in base.items()}
-
-
-def _positions(config: Any, names: Mapping[str, str]) -> int | None:
-    value = getattr(config, names.get("max_position_embeddings", "max_position_embeddings"), None)
-    value = getattr(config, "max_target_positions", None) if value is None else value
-    return value if isinstance(value, int) else None
-
-
-def _check_length(spec: str, config: Any, names: Mapping[str, str], length: int) -> None:
-    most = _positions(config, names)
-    if most is not None and length > most:
-        raise InputError(f"--seq {length}: {spec} has {most} positions; give --set max_position_embeddings={length}")

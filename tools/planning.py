@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from partitioner import Cluster, Plan, search, trace
+from partitioner import Cluster, Plan, search
 from partitioner.cluster import presets
 from partitioner.derived import Candidate
 from partitioner.errors import InputError
@@ -18,10 +17,11 @@ from tools.entry import parse_settings
 from tools.models import load
 from tools.replan import planned
 from tools.screen import output, seconds, size, status, table
+from tools.traced import traced
 
 EXAMPLES = """examples:
   partitioner plan examples/gpt.py:model --cluster local-cpu --global-batch 16 -o plan.json
-  partitioner plan hf:llama --set num_hidden_layers=8 --cluster dgx-h100 --nodes 2 --global-batch 64 --seq 2048
+  partitioner plan hf:llama --set num_hidden_layers=8 dtype=bfloat16 --cluster dgx-h100 --global-batch 64
   partitioner plan examples/gpt.py:model --cluster local-cpu --global-batch 16 --pin tp=2 --pin "blocks.*.mlp=replicate"
   partitioner plan --edit plan.json --pin schedule=1f1b -o other.json"""
 
@@ -40,7 +40,9 @@ def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     plan.add_argument("--nodes", type=int, metavar="N", help="default: 1")
     plan.add_argument("--devices", type=int, metavar="N", help="use N devices of one node")
     plan.add_argument("--global-batch", type=int, metavar="B", help="samples a step, all ranks together")
-    plan.add_argument("--seq", type=int, metavar="S", help="tokens of the example batch")
+    plan.add_argument(
+        "--seq", type=int, metavar="S", help="tokens a sample; default: what an hf: configuration allows, up to 8,192"
+    )
     plan.add_argument("--set", action="append", default=[], nargs="+", metavar="k=v", help="model settings")
     plan.add_argument("--pin", action="append", default=[], metavar="tp=8", help="fix a decision or a layout")
     plan.add_argument("-o", "--output", metavar="FILE", help="write plan.json")
@@ -62,7 +64,7 @@ def plan_command(options: argparse.Namespace) -> int:
     if options.output:
         plan.save(options.output)
     if options.json:
-        sys.stdout.write(plan.to_json())
+        options.document(plan.to_json())
         return 0
     console = output()
     console.print(summary(plan))
@@ -84,7 +86,7 @@ def _searched(options: argparse.Namespace) -> Plan:
         settings = parse_settings(word for words in options.set for word in words)
         source = load(options.model, settings, seq=options.seq, meta=True)
         model = {"entry": options.model, "settings": source.settings, "seq": source.seq}
-        graph, pins = trace(source.module, source.batch, say), read_pins(options.pin)
+        graph, pins = traced(source, say), read_pins(options.pin)
         return search(
             graph, cluster, options.global_batch, pins, model, say, plan_only=options.plan_only, keep=options.top
         )
@@ -141,7 +143,7 @@ def clusters_command(options: argparse.Namespace) -> int:
     """Every preset, one a row."""
     found = [Cluster.load(name) for name in presets()]
     if options.json:
-        sys.stdout.write(json.dumps([c.as_dict() for c in found], indent=1) + "\n")
+        options.document(json.dumps([c.as_dict() for c in found], indent=1) + "\n")
         return 0
     rows = [
         [

@@ -28,6 +28,7 @@ from tools.models import load
 from tools.planning import read_pins as read_words
 from tools.regret_rank import Job
 from tools.screen import error_line, output, seconds, status, table
+from tools.streams import Print, document_alone
 from tools.validate import spearman
 
 LIMIT_SECONDS = 3600.0
@@ -149,13 +150,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     try:
-        return _report(options)
+        with document_alone(options.json, restore=arguments is not None) as document:
+            return _report(options, document)
     except (InputError, DoesNotFit) as error:
         error_line(str(error))
         return 2
 
 
-def _report(options: argparse.Namespace) -> int:
+def _report(options: argparse.Namespace, document: Print) -> int:
     if min(options.ranks, options.global_batch, options.rounds, options.steps) < 1:
         raise InputError("--ranks, --global-batch, --rounds and --steps must be positive")
     cluster = Cluster.load(options.cluster, devices=options.ranks)
@@ -165,7 +167,7 @@ def _report(options: argparse.Namespace) -> int:
         runs = measure(plans, options.ranks, options.rounds, options.steps, say)  # type: ignore[arg-type]
     found = regret_of(runs)
     if options.json:
-        sys.stdout.write(json.dumps({**asdict(found), "runs": [asdict(r) for r in runs]}, indent=1) + "\n")
+        document(json.dumps({**asdict(found), "runs": [asdict(r) for r in runs]}, indent=1) + "\n")
         return 0
     columns = ("plan", "predicted", "measured", "quartiles", "ratio", "busy", *runs[0].parts)
     output().print(table(f"{found.plans} plans on {options.ranks} ranks", columns, [_cells(r) for r in runs]))

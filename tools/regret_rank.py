@@ -43,7 +43,7 @@ def main(job: Job) -> None:
         plan = Plan.load(path)
         rate = {"lr": 1e-4}
         trainer = engine(
-            lower(graph, plan), source.module, None, torch.optim.AdamW, job.clip, lambda _: 1.0,
+            lower(graph, plan), source.module, None, torch.optim.AdamW, job.clip, None,
             plan.cost.step_seconds, rate,
         )  # fmt: skip
         steps.append(_stepping(trainer, plan, source.batch))

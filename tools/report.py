@@ -53,9 +53,13 @@ class Report:
     def save(self, path: Path | str) -> None:
         """Write JSON; raises InputError when the path can't be written."""
         try:
-            Path(path).write_text(write({"kind": KIND, **asdict(self)}))
+            Path(path).write_text(self.to_json())
         except OSError as error:
             raise InputError(f"{path} cannot be written: {error}") from error
+
+    def to_json(self) -> str:
+        """The document."""
+        return write({"kind": KIND, **asdict(self)})
 
     @staticmethod
     def of(data: dict[str, object], origin: str) -> Report:

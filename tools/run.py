@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -19,9 +18,10 @@ from partitioner import Plan
 from partitioner.errors import InputError
 from partitioner.plan import Asked
 from runtime import launch
-from tools import run_rank
+from tools import going_on, run_rank
+from tools.going_on import DEFAULTS
 from tools.report import MEASURED_MEMORY, Report
-from tools.run_rank import Job
+from tools.run_rank import MARK, Event, Job
 from tools.screen import errors, output, seconds, size, table
 
 LIMIT_SECONDS = 7 * 24 * 3600.0
@@ -33,45 +33,72 @@ def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "run", help="train a plan", epilog="example: partitioner run plan.json --steps 40 --data corpus.txt"
     )
     run.add_argument("plan", metavar="PLAN")
-    run.add_argument("--steps", type=int, required=True, metavar="N")
+    run.add_argument("--steps", type=int, required=True, metavar="N", help="in all, those of a checkpoint included")
     run.add_argument("--data", metavar="PATH", help="a text file or folder; default: Python's standard library")
-    run.add_argument("--lr", type=float, default=3e-4)
-    run.add_argument("--optimizer", choices=("adamw", "sgd"), default="adamw")
-    run.add_argument("--clip", type=float, default=1.0, help="largest gradient norm")
-    run.add_argument("--warmup", type=int, default=0, metavar="N", help="steps of linear warm-up before a cosine")
+    run.add_argument("--lr", type=float, help=_default("lr"))
+    run.add_argument("--optimizer", choices=("adamw", "sgd"), help=_default("optimizer"))
+    run.add_argument("--clip", type=float, help=f"largest gradient norm; {_default('clip')}")
+    run.add_argument("--warmup", type=int, metavar="N", help="steps of linear warm-up before a cosine down to 0")
     run.add_argument("--weights", metavar="DIR", help="initial weights, Hugging Face safetensors")
     run.add_argument("--checkpoint", metavar="DIR", help="save there when done, go on from there when it holds one")
+    run.add_argument("--save-every", type=int, metavar="N", help="save also every N steps")
     run.add_argument("--report", metavar="FILE", help="write report.json")
+    run.add_argument("--json", action="store_true", help="print the report's JSON and nothing else")
     run.set_defaults(action=run_command)
+
+
+def _default(name: str) -> str:
+    return f"default: that of the checkpoint, else {DEFAULTS[name]}"
 
 
 def run_command(options: argparse.Namespace) -> int:
     """Start the ranks (unless this is one), draw the bar, write and print the report."""
-    if options.steps < 1:
-        raise InputError(f"--steps must be positive, not {options.steps}")
     plan = Plan.load(options.plan)
-    if not plan.model.get("entry"):
-        raise InputError("the plan names no model to load: make it with partitioner plan MODEL")
-    job = Job(
-        str(Path(options.plan).resolve()), options.steps, options.data, options.lr, options.optimizer, options.clip,
-        options.warmup, options.weights, options.checkpoint,
-    )  # fmt: skip
+    job = _job(options, plan)
+    events: list[Event] = []
     if "RANK" in os.environ:
-        run_rank.main(job)
-        return 0
-    sys.stderr.write(f"importing {plan.model['entry']}\n")
-    events: list[dict[str, Any]] = []
-    status = _train(job, plan, events)
-    if status:
+        run_rank.main(job, lambda event: _tell(event, events))
+        status = 0
+    else:
+        sys.stderr.write(f"importing {plan.model['entry']}\n")
+        status = _train(job, plan, events)
+    if status or not events:
         return status
+    if "nothing left" in events[-1]:
+        done = events[-1]["nothing left"]
+        sys.stderr.write(f"nothing to train: {job.checkpoint} holds step {done}, --steps asks for {job.steps} in all\n")
+        return 0
     report = _report(plan, events)
     if options.report:
         report.save(options.report)
-    output().print(_table(report))
+    if options.json:
+        options.document(report.to_json())
+    else:
+        output().print(_table(report))
     return 0
 
 
-def _train(job: Job, plan: Plan, events: list[dict[str, Any]]) -> int:
+def _job(options: argparse.Namespace, plan: Plan) -> Job:
+    """What the ranks are to do; says what of it is other than in the run that saved the checkpoint."""
+    for name in ("steps", "save_every"):
+        if (many := getattr(options, name)) is not None and many < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be positive, not {many}")
+    if options.save_every and not options.checkpoint:
+        raise InputError("--save-every needs --checkpoint DIR, to save there")
+    if not plan.model.get("entry"):
+        raise InputError("the plan names no model to load: make it with partitioner plan MODEL")
+    before = going_on.before(options.checkpoint)
+    chosen = going_on.settings(vars(options), before)
+    now = chosen | {"steps": options.steps, "global_batch": plan.global_batch, "seq": plan.model.get("seq")}
+    if before is not None and (others := ", ".join(going_on.changes(before, now))):
+        sys.stderr.write(f"other than in the run that {options.checkpoint} goes on: {others}\n")
+    return Job(
+        plan=str(Path(options.plan).resolve()), steps=options.steps, settings=now, weights=options.weights,
+        checkpoint=options.checkpoint, save_every=options.save_every,
+    )  # fmt: skip
+
+
+def _train(job: Job, plan: Plan, events: list[Event]) -> int:
     command = [sys.executable, "-m", "tools.run_rank", json.dumps(asdict(job))]
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -87,17 +114,29 @@ def _train(job: Job, plan: Plan, events: list[dict[str, Any]]) -> int:
     return 0 if result.failure is None else 2 if result.statuses[result.failure.rank or 0] == 2 else 1
 
 
-def _event(line: str, events: list[dict[str, Any]], show: Callable[[str, int], None]) -> None:
-    if not line.startswith("{"):
-        sys.stdout.write(line)
+def _event(line: str, events: list[Event], show: Callable[[str, int], None]) -> None:
+    """An event of rank 0, or what the user's code printed there, perhaps without an end of its line."""
+    printed, marked, text = line.partition(MARK)
+    sys.stdout.write(printed)
+    if not marked:
         return
-    event = json.loads(line)
+    events.append(json.loads(text))
+    if "step" in events[-1]:
+        show(_words(events[-1]), events[-1]["step"])
+
+
+def _tell(event: Event, events: list[Event]) -> None:
+    """Where this process is itself rank 0."""
     events.append(event)
     if "step" in event:
-        show(f"loss {event['loss']:.4f}, {seconds(event['seconds'])} a step", event["step"])
+        sys.stderr.write(f"step {event['step']}: {_words(event)}\n")
 
 
-def _report(plan: Plan, events: list[dict[str, Any]]) -> Report:
+def _words(event: Event) -> str:
+    return f"loss {event['loss']:.4f}, {seconds(event['seconds'])} a step"
+
+
+def _report(plan: Plan, events: list[Event]) -> Report:
     steps = [e for e in events if "step" in e]
     end = events[-1]
     times = [e["seconds"] for e in steps]

@@ -1,4 +1,4 @@
-"""One rank of ``partitioner run``: loads the model on meta, trains, and says each step as a line of JSON on rank 0."""
+"""One rank of ``partitioner run``: loads the model on meta, trains, and tells each step, on rank 0."""
 
 from __future__ import annotations
 
@@ -7,21 +7,26 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from partitioner import Graph, Plan, lower, trace
 from partitioner.derived import PIPELINE
 from partitioner.errors import InputError
 from partitioner.losses import classes
+from partitioner.program import Program
 from runtime.clock import Clock
 from runtime.data import Batches, fill, open_corpus
 from runtime.engine import Engine
-from runtime.optimizer import constant, warmup_cosine
+from runtime.optimizer import warmup_cosine
 from runtime.parallelize import engine
 from runtime.world import everywhere, finish_ranks, is_first, largest, start_ranks
+from tools.going_on import DEFAULTS, Settings, keep
 from tools.models import load
 from tools.screen import error_line
 
@@ -31,58 +36,72 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW
 
 @dataclass(frozen=True)
 class Job:
-    """What a rank needs to know, as given on the command line."""
+    """What a rank needs to know. ``steps`` counts those of the checkpoint too; ``settings``: lr, optimizer, clip,
+    warmup, data, and what else is kept beside a checkpoint (``tools.going_on``)."""
 
     plan: str
     steps: int
-    data: str | None
-    lr: float
-    optimizer: str
-    clip: float
-    warmup: int
+    settings: Settings
     weights: str | None
     checkpoint: str | None
+    save_every: int | None
 
 
-def main(job: Job) -> None:
-    """Train ``job.steps`` steps and report."""
+Event = dict[str, Any]
+Tell = Callable[[Event], object]
+MARK = "\x1e"  # before an event's JSON, as RFC 7464 has it: what the user's code prints has none
+
+
+def main(job: Job, tell: Tell) -> None:
+    """Train until ``job.steps`` are done and tell of each, on rank 0, or that there is nothing left to do."""
     plan = Plan.load(job.plan)
     source = load(plan.model["entry"], plan.model["settings"], seq=plan.model.get("seq"), meta=True)
     graph = trace(source.module, source.batch)
     start_ranks()
     program = lower(graph, plan)
-    rate = warmup_cosine(job.warmup, job.steps) if job.warmup else constant
-    kind = OPTIMIZERS[job.optimizer]
-    trainer = engine(
-        program, source.module, job.weights, kind, job.clip, rate, plan.cost.step_seconds, {"lr": job.lr}
-    )
-    if job.checkpoint and any(Path(job.checkpoint).glob("step-*")):
-        trainer.load(job.checkpoint)
+    trainer, say = _trainer(job, plan, program, source.module), lambda event: tell(event) if is_first() else None
+    if trainer.steps_done >= job.steps:
+        say({"nothing left": trainer.steps_done})
+        finish_ranks()
+        return
     batches, parts = _batches(job, plan, graph, trainer, source.batch), list[dict[str, float]]()
     clock = trainer.groups.log.clock = Clock(trainer.groups.device)
-    for _ in range(job.steps):
+    saved = range(0, job.steps, job.save_every or job.steps)
+    while trainer.steps_done < job.steps:
         began = time.perf_counter()
         loss = float(trainer.step(fill(source.batch, next(batches))))
         seconds = time.perf_counter() - began
-        _say({"step": trainer.steps_done, "loss": loss, "seconds": seconds})
+        say({"step": trainer.steps_done, "loss": loss, "seconds": seconds})
         parts.append({"step": seconds, **clock.read()})
+        if job.checkpoint and trainer.steps_done in (job.steps, *saved):
+            _save(trainer, job.checkpoint, job.settings)
     trainer.groups.log.clock = None
-    if job.checkpoint:
-        trainer.save(job.checkpoint)
     held = _batches(job, plan, graph, trainer, source.batch, "validation")
     losses = [float(trainer.gradients(fill(source.batch, next(held)))) for _ in range(VALIDATION_STEPS)]
     peak = largest(float(_peak_bytes()))
-    _say(
+    say(
         {
             "validation_loss": sum(losses) / len(losses),
             "peak_bytes": peak,
             "parts": min(everywhere(_median(parts)), key=lambda found: found.get(PIPELINE, 0.0)),
             "device": trainer.groups.device.type,
-            "data": str(open_corpus(job.data)),
+            "data": str(open_corpus(job.settings["data"])),
             "products": dict(trainer.groups.kernels.most_common()),
         }
     )
     finish_ranks()
+
+
+def _trainer(job: Job, plan: Plan, program: Program, model: nn.Module) -> Engine:
+    """As the job asks, gone on from its checkpoint where there is one."""
+    asked = job.settings
+    rate = warmup_cosine(asked["warmup"], job.steps) if asked["warmup"] else None
+    options = {"lr": DEFAULTS["lr"] if asked["lr"] is None else asked["lr"]}
+    kind, limit = OPTIMIZERS[asked["optimizer"]], plan.cost.step_seconds
+    made = engine(program, model, job.weights, kind, asked["clip"], rate, limit, options)
+    if job.checkpoint and any(Path(job.checkpoint).glob("step-*")):
+        made.load(job.checkpoint, asked["lr"])
+    return made
 
 
 def _median(steps: list[dict[str, float]]) -> dict[str, float]:
@@ -99,8 +118,9 @@ def _batches(
     seq = next(t.shape[1] for t in example.values() if t.dim() == 2)
     place = trainer.groups.coordinates["dp"], trainer.groups.size("dp")
     start = trainer.samples_read if part == "training" else 0
-    corpus, seed = open_corpus(job.data), plan.decisions.seed
-    return Batches(corpus, seq, plan.global_batch, *place, seed, classes(graph.module.graph), part, start)  # type: ignore[arg-type]
+    corpus, seed = open_corpus(job.settings["data"]), plan.decisions.seed
+    known = classes(graph.module.graph)
+    return Batches(corpus, seq, plan.global_batch, *place, seed, known, part, start)  # type: ignore[arg-type]
 
 
 def _peak_bytes() -> int:
@@ -110,15 +130,23 @@ def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _say(event: dict[str, object]) -> None:
+def _save(trainer: Engine, folder: str, asked: Settings) -> None:
+    """Beside the state what the run was asked, its learning rate as it began."""
+    trainer.save(folder)
+    group = trainer.optimizer.param_groups[0]
     if is_first():
-        sys.stdout.write(json.dumps(event) + "\n")
-        sys.stdout.flush()
+        keep(folder, asked | {"lr": group.get("initial_lr", group["lr"])})
+
+
+def _write(event: Event) -> None:
+    """To the process that started this one."""
+    sys.stdout.write(MARK + json.dumps(event) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
     try:
-        main(Job(**json.loads(sys.argv[1])))
+        main(Job(**json.loads(sys.argv[1])), _write)
     except InputError as error:
         error_line(str(error))
         sys.exit(2)

@@ -51,7 +51,7 @@ def show_command(options: argparse.Namespace) -> int:
     """Write what was asked for; print the plan where no file was."""
     plan = Plan.load(options.plan)
     if options.json:
-        sys.stdout.write(plan.to_json())
+        options.document(plan.to_json())
         return 0
     check_readable(plan)
     if options.program and options.block:

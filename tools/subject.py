@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from partitioner import Graph, trace
+from partitioner import Graph
 from partitioner.perturb import perturb
 from partitioner.resample import resample
 from tools.models import Source, load
+from tools.traced import traced
 
 EXAMPLE = 5  # samples; no size that a global batch of some ranks has, and no divisor of one
 
@@ -32,11 +33,11 @@ class Subject:
 
     def remarks(self) -> list[str]:
         """What was done to compare, for who reads the result."""
-        traced = f"traced at {self.graph.batch} samples"
+        sizes = f"traced at {self.graph.batch} samples"
         if not self.moved:
-            return [traced]
+            return [sizes]
         names = ", ".join(self.moved[:3]) + (f" and {len(self.moved) - 3} more" if len(self.moved) > 3 else "")
-        return [traced, f"constant parameters start with noise added, so that every gradient tells: {names}"]
+        return [sizes, f"constant parameters start with noise added, so that every gradient tells: {names}"]
 
 
 def subject_of(
@@ -45,7 +46,7 @@ def subject_of(
     """Load a model and trace it at a size that is not ``samples``, the size of the batch; the same on every rank."""
     source = load(spec, settings, seq=seq, batch=batch, shrink=shrink)
     moved = perturb(source.module)
-    graph = trace(source.module, _example(source.batch, samples), compare=False)
+    graph = traced(replace(source, batch=_example(source.batch, samples)), compare=False)
     return Subject(source, graph, resample(source.batch, graph.batched, samples), moved)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -92,7 +91,7 @@ def validate_command(options: argparse.Namespace) -> int:
     rows = [summary(name, [p for p in found if p.run.group == name]) for name in groups]
     rows.append(summary("all", found))
     if options.json:
-        _print_json(found, refused, rows, noise(runs))
+        options.document(_document(found, refused, rows, noise(runs)))
     else:
         _print(found if options.rows else [], refused, rows, noise(runs))
     return 0
@@ -158,9 +157,9 @@ def _median(values: Sequence[float]) -> float | None:
     return float(np.median(values)) if values else None
 
 
-def _print_json(
+def _document(
     found: Sequence[Predicted], refused: Sequence[Refused], rows: Sequence[Summary], floor: float | None
-) -> None:
+) -> str:
     listed = [
         {
             "run_id": p.run.name, "group": p.run.group, "line": p.run.line, "measured_seconds": p.run.step_seconds,
@@ -173,7 +172,7 @@ def _print_json(
         "groups": [asdict(r) for r in rows], "noise_floor": floor, "rows": listed,
         "refused": [asdict(r) for r in refused],
     }  # fmt: skip
-    sys.stdout.write(json.dumps(whole, indent=1) + "\n")
+    return json.dumps(whole, indent=1) + "\n"
 
 
 def _print(

@@ -117,7 +117,7 @@ def verify_command(options: argparse.Namespace) -> int:
     if options.dry_run:
         if not given:
             raise InputError(f"--dry-run takes a plan.json, not {options.what}: make one with partitioner plan")
-        return dry_run(Plan.load(options.what), options.backend, options.every, options.json)
+        return dry_run(Plan.load(options.what), options)
     with status("loading and tracing") as say:
         subject, wanted = _of_plan(Plan.load(options.what)) if given else _of_model(options)
         if not options.json:
@@ -131,7 +131,7 @@ def verify_command(options: argparse.Namespace) -> int:
     remarks = [*subject.remarks(), *filter(None, (said, "" if given else left_out(subject.graph)))]
     found = Found(subject, traced, rows, remarks)
     if options.json:
-        sys.stdout.write(_document(found))
+        options.document(_document(found))
     else:
         _print(found)
     return 0 if found.passed else 1

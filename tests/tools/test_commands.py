@@ -140,7 +140,7 @@ def test_weights_come_back_from_transformers(tmp_path: Path) -> None:
     assert main(["export", str(path), str(saved), str(out)]) == 0
     assert main(["import", str(path), str(out), str(again)]) == 0
     assert main(["run", str(path), "--steps", "1", "--checkpoint", str(again)]) == 0
-    assert sorted(f.name for f in again.iterdir()) == ["step-00000000", "step-00000001"]
+    assert sorted(f.name for f in again.iterdir()) == ["run.json", "step-00000000", "step-00000001"]
     assert main(["export", str(path), str(again / "step-00000000"), str(second)]) == 0
     assert (out / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
     loaded, told = LlamaForCausalLM.from_pretrained(out, output_loading_info=True)

@@ -84,7 +84,7 @@ def test_what_cannot_be_kept_is_refused(
         (lambda d: d["decisions"]["mesh"].update(pp=2_000_000_000), "STALE: mesh edited"),
         (lambda d: d["decisions"]["mesh"].update(pp=10**40), "too large a number"),
         (lambda d: d["asked"]["model"].update(entry="\x1b]0;taken\x07"), "a control character"),
-        (lambda d: d["asked"]["model"].pop("targets"), "asked.model.targets"),
+        (lambda d: d["asked"]["model"].pop("tokens"), "asked.model.tokens"),
         (lambda d: d["asked"]["cluster"]["device"].pop("name"), "device.name is missing"),
         (lambda d: d["derived"]["blocks"][0].update(units=["elsewhere"]), "plan again"),
         (lambda d: d["found"]["cost"].update(step_seconds=float("inf")), "found.cost.step_seconds"),

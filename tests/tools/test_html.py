@@ -12,7 +12,7 @@ from playwright.sync_api import Page, sync_playwright
 from shown import plan
 
 from partitioner import Plan
-from tools.figures import mfu, targets_per_second
+from tools.figures import mfu, rate
 from tools.html import page
 from tools.screen import number, percent, seconds, size
 
@@ -67,7 +67,7 @@ def test_it_renders_without_a_word_or_a_request(opened: Opened) -> None:
 def test_its_figures_are_the_plans(opened: Opened) -> None:
     cost = plan().cost
     for name, wanted in (
-        ("step", seconds(cost.step_seconds)), ("tokens/s", number(targets_per_second(plan()))),
+        ("step", seconds(cost.step_seconds)), ("tokens/s", number(rate(plan()))),
         ("MFU", percent(mfu(plan()))), ("bubble", percent(cost.bubble_seconds / cost.step_seconds)),
     ):  # fmt: skip
         assert opened.text(f'[data-figure="{name}"]') == wanted

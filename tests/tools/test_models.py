@@ -16,6 +16,7 @@ from partitioner.rules import rule_of
 from runtime.captured import captured
 from tools.entry import Entry, parse, parse_settings
 from tools.models import Source, load, parameters_on_meta
+from tools.traced import traced
 
 GPT = str(Path(__file__).parents[2] / "examples" / "gpt.py") + ":model"
 NAMED = [
@@ -184,6 +185,48 @@ def test_a_text_longer_than_the_positions_is_refused() -> None:
     with pytest.raises(InputError, match="--seq 2048: hf:gpt2 has 1024 positions.*max_position_embeddings=2048"):
         load("hf:gpt2", seq=2048, meta=True)
     assert load("hf:gpt2", {"max_position_embeddings": 2048}, seq=2048, meta=True).seq == 2048
+
+
+@pytest.mark.parametrize(
+    ("spec", "settings", "length"),
+    [
+        ("hf:llama", {}, 2048),
+        ("hf:llama", {"max_position_embeddings": 8192}, 8192),
+        ("hf:gpt2", {}, 1024),
+        ("hf:roberta", {}, 510),  # positions count from behind the padding row
+        ("hf:bart", {}, 1024),
+        ("hf:led", {}, 1024),  # the decoder's, which is the shorter
+        ("hf:vit", {}, None),
+    ],
+)
+def test_a_text_is_as_long_as_its_configuration_allows(
+    spec: str, settings: dict[str, object], length: int | None
+) -> None:
+    source = load(spec, settings, meta=True)
+    assert source.seq == length
+    assert length is None or source.batch["input_ids"].shape == (2, length)
+    assert f"float32{f', {length:,} tokens a sample' if length else ''}, batch" in str(source)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("hf:qwen3", "say --seq: the configuration of hf:qwen3 allows 32768 tokens a sample"),
+        ("hf:gemma3", "say --seq: the configuration of hf:gemma3 allows 131072 tokens"),
+        ("hf:t5", "say --seq: the configuration of hf:t5 does not tell how many tokens a sample has"),
+        ("hf:xlnet", "say --seq"),
+        ("hf:ministral", "transformers refuses its own default configuration for ministral: TypeError: .*config.json"),
+    ],
+)
+def test_what_a_configuration_does_not_tell_is_asked_for(spec: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        load(spec, meta=True)
+
+
+def test_a_default_that_cannot_run_is_told_as_such() -> None:
+    words = "transformers refuses its own default configuration for deepseek_v2: TypeError: topk.*config.json"
+    with pytest.raises(InputError, match=words):
+        traced(load("hf:deepseek_v2", {"num_hidden_layers": 4}, seq=16, meta=True))
 
 
 @pytest.mark.parametrize(

@@ -40,8 +40,9 @@ def nodes(drawing: Path) -> dict[str, tuple[str, str]]:
 def test_the_card_and_the_tree_are_the_golden_ones(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", str(path)]) == 0
     printed = capsys.readouterr().out.replace(plan().model["entry"], "gpt.py:model")
-    lines = "\n".join(line.rstrip() for line in printed.splitlines()[11:]) + "\n"  # the card's width is its entry's
+    lines = "\n".join(line.rstrip() for line in printed.splitlines()[12:]) + "\n"  # the card's width is its entry's
     assert lines == (GOLDEN / "show.txt").read_text()
+    assert "│ float32, 32 tokens a sample " in printed
 
 
 def test_the_drawing_opens_each_kind_of_block_once(path: Path, tmp_path: Path) -> None:
