@@ -193,7 +193,8 @@ def _where(error: BaseException, model: nn.Module) -> str:
     found = ""
     frame = error.__traceback__
     while frame:
-        owner = frame.tb_frame.f_locals.get("self")
+        first = frame.tb_frame.f_code.co_varnames[:1]  # self, whatever it is called
+        owner = frame.tb_frame.f_locals.get(*first) if first else None
         if id(owner) in names and not frame.tb_frame.f_code.co_filename.startswith(torch.__path__[0]):
             file, line = frame.tb_frame.f_code.co_filename, frame.tb_lineno
             found = f" in {names[id(owner)]} at {file}:{line} ({linecache.getline(file, line).strip()})"

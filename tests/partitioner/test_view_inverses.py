@@ -141,3 +141,12 @@ def test_what_eager_refuses_to_change_is_refused(name: str) -> None:
         Net(change)(**batch_of(5))
     with pytest.raises(InputError, match=r"can't be traced.*changes.py:\d+ .*multiple views"):
         trace(Net(change), batch_of(5))
+
+
+def test_a_refusal_names_the_line_whatever_self_is_called() -> None:
+    class Short(Net):
+        def forward(s, tokens, labels):  # noqa: N805
+            s.embed(tokens).unbind(1)[0].mul_(2)
+
+    with pytest.raises(InputError, match=r"in the top module at .*test_view_inverses.py:\d+ \(s.embed"):
+        trace(Short(lambda net, h, tokens: h), batch_of(5))
