@@ -139,7 +139,7 @@ def test_what_eager_refuses_to_change_is_refused(name: str) -> None:
 
     with pytest.raises(RuntimeError, match="returns multiple views"):
         Net(change)(**batch_of(5))
-    with pytest.raises(InputError, match=r"can't be traced.*changes.py:\d+ .*multiple views"):
+    with pytest.raises(InputError, match=r"can't be traced.*test_view_inverses.py:\d+ .*multiple views"):
         trace(Net(change), batch_of(5))
 
 
