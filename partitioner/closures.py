@@ -70,7 +70,7 @@ def _copied(value: Any, known: dict[int, Any], done: dict[int, Any]) -> Any:
         return types.MethodType(value.__func__, known[id(value.__self__)])
     if id(value) in known:
         return known[id(value)]
-    if type(value) in (list, tuple):
+    if isinstance(value, list | tuple) and type(value) in (list, tuple):
         found = [_copied(item, known, done) for item in value]
         same = all(a is b for a, b in zip(found, value, strict=True))
         return value if same else type(value)(found)
