@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_buffer_registration_hook
 
 from partitioner.errors import InputError
+from partitioner.inplace import OUTLIVES
 
 
 @contextmanager
@@ -45,7 +46,4 @@ def check_assignments(exported: torch.export.ExportedProgram, names: set[str]) -
     for node in exported.graph.nodes:
         name = states.get(node.name, "").removeprefix("model.")
         if node.op == "placeholder" and node.users and name in names:
-            raise InputError(
-                f"the model changes {name} in its forward, where it assigns it: "
-                "state that outlives a step can't be split over ranks"
-            )
+            raise InputError(f"the model changes {name} in its forward, where it assigns it: {OUTLIVES}")

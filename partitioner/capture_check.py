@@ -35,7 +35,7 @@ MOST_PARAMETERS = 20_000_000
 MOST_FLOPS = 1e11  # forward and backward of graph and module on both batches
 LIMIT = 1e-9  # of float64: a larger relative error is a difference
 ROUNDED = 64  # times the unit of a lower dtype, where the module rounds to it even in float64
-FLOOR = 1e-3  # of the median gradient: below it an error is measured against this
+FLOOR = 1e-3  # of the median gradient, or its module's largest: below it an error is measured against this
 
 Batch = Mapping[str, Any]  # of tensors, or nested ones
 
@@ -108,15 +108,28 @@ def _different(found: _Ran, wanted: _Ran) -> str:
     if not _close(found.loss, wanted.loss, wanted.limit, 0.0):
         return "the loss"
     sizes = sorted(float(g.abs().max()) for g in wanted.gradients.values() if g is not None and g.numel())
-    floor = FLOOR * sizes[len(sizes) // 2] if sizes else 0.0
+    median, largest = sizes[len(sizes) // 2] if sizes else 0.0, largest_of_modules(wanted.gradients)
     for name, gradient in reversed(wanted.gradients.items()):
         other = found.gradients[name]
         if gradient is None and other is None:
             continue
         a, b = (torch.zeros(()) if g is None else g for g in (other, gradient))
-        if not _close(a, b, wanted.limit, floor):
+        if not _close(a, b, wanted.limit, FLOOR * max(median, largest[name])):
             return f"the gradient of {name}"
     return ""
+
+
+def largest_of_modules(gradients: Mapping[str, torch.Tensor | None]) -> dict[str, float]:
+    """For each parameter the largest number in the gradients of those of its module.
+
+    A bias that changes nothing (of the keys of an attention) has a gradient of rounding, as large as this rounds.
+    """
+    found: dict[str, float] = {}
+    for name, gradient in gradients.items():
+        if gradient is not None and gradient.numel():
+            owner = name.rpartition(".")[0]
+            found[owner] = max(found.get(owner, 0.0), float(gradient.abs().max()))
+    return {name: found.get(name.rpartition(".")[0], 0.0) for name in gradients}
 
 
 def _close(a: torch.Tensor, b: torch.Tensor, limit: float, floor: float) -> bool:

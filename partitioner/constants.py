@@ -67,7 +67,7 @@ def merge_equal(graph: fx.Graph) -> None:
     """Constants that are computed alike become one (T5 makes a mask in each block)."""
     fixed, first = constants(graph), dict[tuple[Any, str, str], fx.Node]()
     for node in [n for n in graph.nodes if n in fixed and n.op == "call_function"]:
-        if torch.Tag.nondeterministic_seeded not in node.target.tags:
+        if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):  # getitem has none
             known = first.setdefault((node.target, str(node.args), str(node.kwargs)), node)
             if known is not node:
                 node.replace_all_uses_with(known)

@@ -39,7 +39,7 @@ def eager_draws(model: nn.Module, graph: Graph, seed: int, step: int, samples: S
     draw is not its site's (another distribution or shape), where a site is not drawn, and where the forward seeds
     torch. A draw that the graph does not know is independent of all others, and named in ``unknown``.
     """
-    mode = KeyedDraws(graph, seed, step, samples)
+    mode = KeyedDraws(graph, seed, step, samples, _one_name(model))
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         torch.manual_seed(_RNG_SEED)
@@ -50,21 +50,44 @@ def eager_draws(model: nn.Module, graph: Graph, seed: int, step: int, samples: S
         mode.finish()
 
 
+def _one_name(model: nn.Module) -> dict[str, str]:
+    """Each name of a module mapped to the first that it has in the same parent (``self.second = self.first``)."""
+    first: dict[tuple[nn.Module, str], str] = {}
+    names = [(name, module) for name, module in model.named_modules(remove_duplicate=False)]
+    return {name: first.setdefault((module, name.rpartition(".")[0]), name) for name, module in names}
+
+
 def _hooks(model: nn.Module, running: list[str]) -> list[torch.utils.hooks.RemovableHandle]:
-    """Keep the names of the modules whose forward runs; of several names of a module, the one inside the last."""
+    """Keep the names of the modules whose forward runs; of several names of a module, the first inside the last."""
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(module, []).append(name)
 
     def enter(module: nn.Module, _: Any) -> None:
-        outer = f"{running[-1]}." if running and running[-1] else ""
-        running.append(next((n for n in names[module] if n.startswith(outer)), names[module][0]))
+        last, known = running[-1] if running else "", names[module]
+        inside = [n for n in known if n.startswith(f"{last}." if last else "")]
+        own_child = [n for n in inside if n.rpartition(".")[0] == last]
+        running.append((own_child or inside or known)[0])
 
     def leave(*_: Any) -> None:
         running.pop()
 
     handles = [module.register_forward_pre_hook(enter, prepend=True) for module in names]
     return handles + [module.register_forward_hook(leave, always_call=True) for module in names]
+
+
+def _places_of(sites: list[fx.Node], one_name: Mapping[str, str]) -> dict[tuple[str, int], fx.Node]:
+    """Sites by module and ordinal; those of a module that is called by two names are counted together."""
+    names = {(one_name.get(n.meta["site"].module, ""), n.meta["site"].module) for n in sites}
+    shared = {name for name, many in Counter(name for name, _ in names).items() if many > 1}
+    found: dict[tuple[str, int], fx.Node] = {}
+    calls: Counter[str] = Counter()
+    for node in sites:
+        site: Site = node.meta["site"]
+        name = one_name.get(site.module, site.module)
+        found[name, calls[name] if name in shared else site.ordinal] = node
+        calls[name] += 1
+    return found
 
 
 class KeyedDraws(TorchDispatchMode):
@@ -74,10 +97,11 @@ class KeyedDraws(TorchDispatchMode):
     runs a forward again, and thereby the call's place.
     """
 
-    def __init__(self, graph: Graph, seed: int, step: int, samples: Sequence[int]) -> None:
+    def __init__(
+        self, graph: Graph, seed: int, step: int, samples: Sequence[int], one_name: Mapping[str, str]
+    ) -> None:  # fmt: skip
         super().__init__()
-        nodes = [n for n in graph.nodes.values() if "site" in n.meta]
-        self.sites = {(n.meta["site"].module, n.meta["site"].ordinal): n for n in nodes}
+        self.sites = _places_of([n for n in graph.nodes.values() if "site" in n.meta], one_name)
         keys = torch.tensor([mix64(seed, step, sample) for sample in samples], dtype=torch.int64)
         self.keys: Mapping[str, torch.Tensor] = {SAMPLE_KEYS: keys, STEP_KEY: torch.tensor(mix64(seed, step))}
         self.running: list[str] = []

@@ -143,6 +143,9 @@ class _Walk:
         old = self._current(target)
         self._read_current()
         new = left_by(self._emit, node, target.tensor)
+        if "site" in node.meta:  # a dropout, cast to its operand's dtype where it has another
+            drawn = new if new.target == aten.dropout.default else new.all_input_nodes[0]
+            drawn.meta["site"] = node.meta["site"]
         self._write(target, self._replaced(old, new) if node.meta.get("no_grad") else new)
         self.values[node] = target
         node.meta["val"] = target.tensor

@@ -61,13 +61,16 @@ def check_form(node: fx.Node) -> None:
         raise InputError(f"{_op(node)} gives a tensor another storage{where(node)}: make a new tensor instead")
 
 
+OUTLIVES = (
+    "state that outlives a step can't be split over ranks; where it is a batch norm's statistics, eval() of that module"
+    " keeps them, and a norm of each sample (LayerNorm, GroupNorm) has none"
+)
+
+
 def check_state(node: fx.Node, root: fx.Node) -> None:
     """Refuse a write of ``node`` into the storage of the placeholder ``root``, a parameter or a buffer."""
     if root.op == "placeholder" and root.meta["kind"] != "input":
-        raise InputError(
-            f"the model changes {root.meta['source']} in its forward{where(node)}: "
-            "state that outlives a step can't be split over ranks"
-        )
+        raise InputError(f"the model changes {root.meta['source']} in its forward{where(node)}: {OUTLIVES}")
 
 
 def left_by(emit: Emit, node: fx.Node, destination: torch.Tensor) -> fx.Node:

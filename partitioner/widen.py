@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from partitioner.closures import deep_copy
 from partitioner.compiled import unwrapped, written_parameters
 from partitioner.errors import InputError
 
@@ -25,6 +25,9 @@ _WIDE: dict[Any, Any] = {
     "torch.BFloat16Tensor": "torch.DoubleTensor",
 }  # fmt: skip
 _TENSOR: Any = torch.Tensor
+_DTYPE = _TENSOR.dtype.__get__
+_TOLD = {torch.float64: torch.float32, torch.complex128: torch.complex64}
+_FROM_NUMBERS = (torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor)
 _NO_KERNEL = ("not implemented for 'Double'", "got Double", "got: Double")
 _CASTS: dict[Any, Callable[..., Any]] = {
     torch.Tensor.float: torch.Tensor.double, torch.Tensor.half: torch.Tensor.double,
@@ -56,12 +59,17 @@ class Widening(TorchFunctionMode):
     """What ``partitioner.promote`` does to a graph, done to every torch call of a ``widened`` module, backward too.
 
     A tensor that no parameter or buffer holds (an attribute, a global) is widened where it is read. An op without a
-    float64 kernel runs in float32, which ``Rounding`` sees.
+    float64 kernel runs in float32, which ``Rounding`` sees. A model's code that asks for a dtype is told the single
+    one, as it may insist on it.
     """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if func == _DTYPE:
+            return _TOLD.get(dtype := func(*args), dtype)
+        if func in _FROM_NUMBERS and not isinstance(_numbers(func, args, kwargs or {}), torch.Tensor):
+            return wide(_in_single(func, args, kwargs or {}))
         args, given = tree_map(_widened, (args, dict[str, Any](kwargs or {})))
         func = _CASTS.get(func) or _WRITTEN_OUT.get(func) or func
         try:
@@ -71,6 +79,24 @@ class Widening(TorchFunctionMode):
                 raise
         args, given = tree_map(_narrowed, (args, given))
         return tree_map(lambda value: wide(value) if _low(value) else value, func(*args, **given))
+
+
+def _numbers(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What ``torch.tensor`` and its like make a tensor of."""
+    place = 1 if func is torch.Tensor.new_tensor else 0
+    return args[place] if len(args) > place else kwargs.get("data", kwargs.get("obj"))
+
+
+def _in_single(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
+    """A tensor of numbers is stored in a graph, rounded as it is made; so it is here."""
+    if func is torch.Tensor.new_tensor:
+        return _in_single(torch.tensor, args[1:], {"dtype": _TOLD.get(args[0].dtype, args[0].dtype), **kwargs})
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        return func(*args, **kwargs)
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _widened(value: Any) -> Any:
@@ -124,7 +150,7 @@ def copied(module: nn.Module) -> nn.Module:
     """A deep copy that keeps the hooks of parameters, which a copied parameter loses; raises InputError."""
     try:
         with unwrapped(module) as plain:
-            made = copy.deepcopy(plain)
+            made = deep_copy(plain)
     except Exception as error:  # whatever a model holds (locks, generators, results of other ops) may refuse
         reason = (str(error).splitlines() or [""])[0]
         raise InputError(

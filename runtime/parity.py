@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from partitioner.capture_check import largest_of_modules
 from partitioner.program import Program
 from partitioner.traffic import tally, traffic
 from runtime.engine import Engine
@@ -21,7 +22,7 @@ from runtime.world import everywhere
 
 STEPS, CLIP, LR = 3, 1.0, 1e-3
 LIMIT = 1e-9  # a larger relative error is a difference
-FLOOR = 1e-3  # of the median size: below it a tensor's error is measured against this floor
+FLOOR = 1e-3  # of the median size, of a gradient its module's largest too: an error is measured against no less
 ZERO = 1e-9  # of the median size: a gradient below it is structurally zero
 
 
@@ -106,7 +107,8 @@ def _whole(program: Program, groups: Groups, local: Mapping[str, torch.Tensor | 
 
 
 def difference(found: Steps, wanted: Steps) -> Difference:
-    """Errors relative to each tensor's size, or to a thousandth of the median size where it is smaller.
+    """Errors relative to each tensor's size, or to a thousandth of the median size, or of its module's, where it is
+    smaller.
 
     A parameter that is not to have a gradient must have none, or zeros.
     """
@@ -115,9 +117,12 @@ def difference(found: Steps, wanted: Steps) -> Difference:
     telling = [s for s in sizes.values() if s > 0]
     median = statistics.median(telling) if telling else 0.0
     zero = tuple(n for n, s in sizes.items() if s <= ZERO * median)
-    grads = _errors(found.gradients, wanted.gradients | absent, median)
+    largest = largest_of_modules(wanted.gradients | absent)
+    floors = {n: max(median, size) for n, size in largest.items()}
+    grads = _errors(found.gradients, wanted.gradients | absent, floors)
     middle = statistics.median(float(p.abs().max()) for p in wanted.parameters.values() if p.numel())
-    moved = _errors(found.parameters, {n: p for n, p in wanted.parameters.items() if n not in zero}, middle)
+    compared = {n: p for n, p in wanted.parameters.items() if n not in zero}
+    moved = _errors(found.parameters, compared, dict.fromkeys(compared, middle))
     named = [*((e, f"gradient of {n}") for n, e in grads.items()), *((e, n) for n, e in moved.items())]
     worst = max(named, default=(0.0, "the loss"))
     return Difference(
@@ -143,13 +148,15 @@ def _relative(error: float, scale: float) -> float:
     return error / scale if error else 0.0
 
 
-def _errors(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], median: float) -> dict[str, float]:
+def _errors(
+    found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], floors: Mapping[str, float]
+) -> dict[str, float]:
     """Relative errors; infinite where a tensor is missing or no number."""
     rows: dict[str, float] = {}
     for name, b in wanted.items():
         if name not in found:
             rows[name] = math.inf
         elif b.numel():
-            scale = max(float(b.abs().max()), FLOOR * median)
+            scale = max(float(b.abs().max()), FLOOR * floors[name])
             rows[name] = _relative(float((found[name].to(b.dtype) - b).abs().max()), scale)
     return rows

@@ -291,3 +291,31 @@ def test_a_checkpoint_that_forgets_the_random_state_is_refused() -> None:
     batch = tokens(4)
     with pytest.raises(InputError, match="preserve_rng_state"), eager_draws(model, graph, 0, 0, range(4)):
         model(**batch).backward()
+
+
+class _Twice(nn.Module):
+    """One dropout under two names, called by both, and one that only its second name calls."""
+
+    def __init__(self, drop: nn.Module) -> None:
+        super().__init__()
+        self.line, self.first, self.second = nn.Linear(8, 8), drop, drop
+        self.kept = nn.Dropout(0.2)
+        self.again = self.kept
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.again(self.second(self.line(self.first(x))))
+
+
+class _Shares(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.3)
+        self.parts, self.last = nn.Sequential(_Twice(self.drop), _Twice(self.drop)), self.drop
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.parts(self.drop(x))).pow(2).mean()
+
+
+def test_a_module_under_two_names_draws_its_own() -> None:
+    graph = trace(_Shares(), {"x": torch.randn(4, 3, 8)})  # compares
+    assert len([n for n in graph.nodes.values() if "site" in n.meta]) == 8

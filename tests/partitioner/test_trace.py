@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from check import error, interpret, run_eagerly, traced
-from models import NAMES, Gpt, make
+from models import NAMES, TOKENS, VOCABULARY, Gpt, make
 from torch import nn
 from torch.nn import functional as F
 
@@ -215,3 +215,30 @@ def test_an_op_without_a_rule_is_tried_out(dim: int, mixes: bool) -> None:
     assert (graph.inseparable is not None) == mixes
     if mixes:
         assert "renorm" in str(graph.inseparable)
+
+
+class Einsums(nn.Module):
+    """Attention whose heads are folded into the batch, positions split from constants, weights mixed by position."""
+
+    def __init__(self, width: int = 16, heads: int = 4) -> None:
+        super().__init__()
+        self.heads, self.embed = heads, nn.Embedding(VOCABULARY, width)
+        self.qkv, self.head = nn.Linear(width, 3 * width), nn.Linear(width, VOCABULARY)
+        self.mix = nn.Parameter(torch.randn(heads, TOKENS, TOKENS))
+
+    def forward(self, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        b, t = tokens.shape
+        rows, columns = torch.stack([torch.linspace(0, 1, t), torch.linspace(1, 2, t)]).unbind(0)
+        q, k, v = self.qkv(self.embed(tokens) + (rows * columns)[:, None]).chunk(3, -1)
+        q, k, v = (x.view(b, t, self.heads, -1).transpose(1, 2).reshape(b * self.heads, t, -1) for x in (q, k, v))
+        y = torch.einsum("b i j, b j d -> b i d", torch.einsum("b i d, b j d -> b i j", q, k).softmax(-1), v)
+        y = torch.einsum("htu,bhuc->bthc", self.mix, y.view(b, self.heads, t, -1)).flatten(2)
+        return F.cross_entropy(self.head(y).transpose(1, 2), labels)
+
+
+def test_einsum_keeps_samples_apart() -> None:
+    tokens = torch.randint(VOCABULARY, (3, TOKENS))
+    graph = trace(Einsums(), {"tokens": tokens, "labels": tokens})
+    assert graph.inseparable is None
+    flops = [graph.digraph.nodes[n.name]["forward_flops"] for n in graph.nodes.values() if "einsum" in str(n.target)]
+    assert flops == [2.0 * 3 * 4 * TOKENS * TOKENS * 4] * 3
