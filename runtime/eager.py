@@ -61,8 +61,8 @@ def steps_in_float64(
 ) -> Ran:
     """``steps`` AdamW steps of a float64 copy of ``module``, in its own modes, on one batch."""
     made, given = widened(module), tree_map_only(torch.Tensor, wide, dict(batch))
-    with float64_by_default():
-        return _steps(made, graph, given, steps, clip, lr, Widening)
+    with float64_by_default() as default:
+        return _steps(made, graph, given, steps, clip, lr, lambda: Widening(default))
 
 
 def first_step(module: nn.Module, graph: Graph, batch: Batch) -> Ran:
@@ -82,7 +82,7 @@ def _steps(
     for step in range(steps):
         module.zero_grad()
         with eager_draws(module, graph, 0, step, samples), nullcontext() if first else rounding, within(), uncompiled():
-            loss = _loss(module, batch)
+            loss = _loss(module, tree_map_only(torch.Tensor, torch.clone, dict(batch)))  # forward may change it
             if loss.requires_grad:
                 loss.backward()
         gradients = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
