@@ -106,7 +106,7 @@ def _step(model: nn.Module, batch: Example) -> nn.Module:
         given = batch.flat.together(dict(zip(names, (tensors[word] for word in words), strict=True)))
         plain = self.get_submodule("model")
         try:
-            with ConstantBranches(plain, real):
+            with ValuesRefused(plain), DataAsDetach(), ConstantBranches(plain, real):
                 return loss_of(plain(**given), type(model).__name__)
         except Exception as error:  # any model code may run here
             raise RaisedInModel(error) from error
@@ -157,9 +157,9 @@ def _export(model: nn.Module, batch: Example, runs: tuple[Run, ...]) -> torch.ex
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     stubs = {path: stub for run in runs for path, stub in run.stubs.items()}
     try:
-        with _fake_state(model, mode), replaced(model, stubs), quiet(), ValuesRefused(model), noted_regions():
+        with _fake_state(model, mode), replaced(model, stubs), quiet(), noted_regions():
             arguments = _faked(batch.arguments(), mode)
-            with DataAsDetach(), noted_assignments(model) as assigned:
+            with noted_assignments(model) as assigned:
                 exported = torch.export.export(_step(model, batch), (), arguments, strict=False)
             check_assignments(exported, assigned)
     except RaisedInModel as raised:

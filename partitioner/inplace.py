@@ -115,8 +115,8 @@ def _filled(emit: Emit, node: fx.Node, destination: torch.Tensor) -> fx.Node:
 
 
 def _diagonal_filled(emit: Emit, node: fx.Node, destination: torch.Tensor) -> fx.Node:
-    shape = list(destination.shape)
-    if len(node.args) > 2 and node.args[2] and shape[0] > shape[1] + 1:
+    shape, wraps = list(destination.shape), any(node.args[2:])
+    if wraps and shape[0] > shape[1] + 1:
         raise InputError(f"{_op(node)} wraps around{where(node)}: fill the diagonals of parts of the tensor instead")
     rank = len(shape)
     counts = [
@@ -126,8 +126,8 @@ def _diagonal_filled(emit: Emit, node: fx.Node, destination: torch.Tensor) -> fx
     diagonal = emit(aten.eq.Tensor, counts[0], counts[1])
     for count in counts[2:]:
         diagonal = emit(aten.logical_and.default, diagonal, emit(aten.eq.Tensor, counts[0], count))
-    arguments = list(node.args)
-    return emit(aten.masked_fill.Scalar, arguments[0], diagonal, arguments[1])
+    tensor, fill = node.args[:2]
+    return emit(aten.masked_fill.Scalar, tensor, diagonal, fill)
 
 
 def _put(emit: Emit, node: fx.Node, destination: torch.Tensor) -> fx.Node:
@@ -135,7 +135,7 @@ def _put(emit: Emit, node: fx.Node, destination: torch.Tensor) -> fx.Node:
     places, value, *accumulate = node.args[1:]
     assert isinstance(places, list | tuple)
     assert isinstance(value, fx.Node)
-    mask = places[0]
+    mask = next(iter(places), None)
     if len(places) != 1 or not isinstance(mask, fx.Node) or mask.meta["val"].dtype != torch.bool:
         return _plain(emit, node)
     if value.meta["val"].numel() != 1 or any(accumulate):

@@ -129,8 +129,8 @@ RULES: dict[str, Rule] = {
         cross_entropy, (), (), hidden=lambda op, size: size * math.prod(op.operands[0])  # the log-softmax
     ),
     **{f"aten.{name}.default": Rule(unreduced, (), (0, 1)) for name in (
-        "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "kl_div", "soft_margin_loss", "binary_cross_entropy",
-        "binary_cross_entropy_with_logits", "poisson_nll_loss",
+        "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "kl_div", "binary_cross_entropy",
+        "binary_cross_entropy_with_logits",
     )},
     "aten.gather.default": Rule(equation(gather), _FIRST, (1,)),
     "aten.index.Tensor": Rule(equation(index), _FIRST, (1, 2, 3)),

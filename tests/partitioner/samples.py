@@ -30,6 +30,13 @@ _SCATTERS: list[tuple[Op, dict[str, object]]] = [
 ]  # fmt: skip
 _POOLS: list[tuple[Op, int]] = [(aten.avg_pool1d.default, 1), (aten.avg_pool2d.default, 2)]
 
+_LOSSES = (
+    (aten.mse_loss.default, [0], [1]),
+    (aten.l1_loss.default, [0], [2]),
+    (aten.smooth_l1_loss.default, [0, 0.5], [1, 2.0]),
+    (aten.huber_loss.default, [0, 0.5], [1, 2.0]),
+)
+
 _RULED: list[Sample] = [
     Sample(aten.linear.default, (real(4, 6, 9), real(5, 9))),
     Sample(aten.matmul.default, (real(6, 9), real(9, 5))),
@@ -69,6 +76,13 @@ _RULED: list[Sample] = [
     Sample(own.cross_entropy.default, (real(9, 7), integers(7, 9), 3, 0.0)),
     Sample(own.cross_entropy.default, (real(9, 7), integers(7, 9), 3, 0.1)),
     Sample(own.cross_entropy.default, (real(9, 7), integers(7, 9), -100, 0.0)),
+    *(Sample(target, (positive(4, 6), real(4, 6), *rest)) for target, *rests in _LOSSES for rest in rests),
+    Sample(aten.kl_div.default, (real(4, 6), positive(4, 6), 0), {"log_target": False}),
+    Sample(aten.kl_div.default, (real(4, 6), real(4, 6), 2), {"log_target": True}),
+    *(Sample(aten.binary_cross_entropy.default, (real(4, 6).sigmoid(), real(4, 6).sigmoid(), *rest), {}, fixed)
+      for *rest, fixed in ((None, 0, ()), (positive(4, 6), 1, (2,)))),
+    *(Sample(aten.binary_cross_entropy_with_logits.default, (real(4, 6), real(4, 6).sigmoid(), *rest), {}, fixed)
+      for *rest, fixed in ((None, None, 0, ()), (None, positive(6), 0, (2,)), (positive(4, 6), None, 1, (2,)))),
     Sample(aten.gather.default, (real(4, 6), -1, integers(6, 4, 3))),
     Sample(aten.gather.default, (real(4, 6), 0, integers(4, 3, 6)), {"sparse_grad": True}),
     Sample(aten.gather.default, (real(4, 6, 5), 1, integers(6, 2, 6, 5))),
@@ -96,7 +110,7 @@ _RULED: list[Sample] = [
     Sample(own.top_indices.default, (real(4, 6), 3, 0)),
     Sample(own.site_keys.default, (integers(99, 6), 3)),
     Sample(own.draw.default, (integers(99, 6), "normal", [0.0, 1.0], 3, [4], torch.float64)),
-    Sample(own.draw.default, (integers(99), "uniform", [0.0, 2.0], 3, [6, 4], torch.float64)),
+    Sample(own.draw.default, (integers(99), "uniform", [0.0, 2.0], 5, [6, 4], torch.float32)),
     Sample(own.site_keys.default, (integers(99, 6), 4)),
     Sample(aten.layer_norm.default, (real(4, 6, 8), [8], real(8), real(8))),
     Sample(aten.layer_norm.default, (real(4, 6, 8), [8])),

@@ -38,7 +38,7 @@ class Traced:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(_MODULE, "unroll", noted)
             self.graph = trace(model, batch)
-            patch.setattr(_MODULE, "find_runs", lambda *arguments: ())
+            patch.setattr(_MODULE, "alike_blocks", lambda *arguments: ())
             self.whole = trace(model, batch)
         assert len(taken) == 2
         assert not taken[1]
@@ -284,12 +284,12 @@ def test_frozen_blocks_are_blocks_of_another_kind() -> None:
     assert _traced(Deep(Frozen, 8)) == [(5, 1)]
 
 
-@pytest.mark.parametrize("place", ["unroll", "find_runs"])
+@pytest.mark.parametrize("place", ["unroll", "alike_blocks"])
 def test_whatever_goes_wrong_the_model_is_captured_whole(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     original = getattr(_MODULE, place)
 
     def fails(*arguments: Any) -> object:
-        if place == "find_runs" or arguments[1]:
+        if place == "alike_blocks" or arguments[1]:
             raise UnlikeError("on purpose")
         return original(*arguments)
 
