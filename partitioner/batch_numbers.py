@@ -73,15 +73,21 @@ def name_batch_numbers(
         if a.op == "placeholder" and a.meta["kind"] == "buffer":
             _name_constant(a, b, sizes, buffers)
         a.meta["batch_dims"] = b.meta["batch_dims"] = _grown(a.meta["val"], b.meta["val"])
-        if a not in fixed[0] and any(shape_of(a)[d] * sizes[1] != shape_of(b)[d] * sizes[0] for d in a.meta["batch_dims"]):
+        if a not in fixed[0] and any(
+            shape_of(a)[d] * sizes[1] != shape_of(b)[d] * sizes[0] for d in a.meta["batch_dims"]
+        ):
             a.meta["sized"] = b.meta["sized"] = True
         if a.target == _MEAN and _elements(a) != _elements(b):
             _divided_sum(a, b, sizes)
         elif a.op == "call_function":
             _name_numbers(a, b, sizes)
             if a in fixed[0] and not a.meta["batch_dims"] and any(n.meta.get("batch_dims") for n in a.all_input_nodes):
-                _name_made(a, b, sizes, (evaluate(first, fixed[0], {a}, buffers[0])[a],
-                                         evaluate(second, fixed[1], {b}, buffers[1])[b]))
+                _name_made(
+                    a,
+                    b,
+                    sizes,
+                    (evaluate(first, fixed[0], {a}, buffers[0])[a], evaluate(second, fixed[1], {b}, buffers[1])[b]),
+                )
 
 
 def _name_made(a: fx.Node, b: fx.Node, sizes: Sizes, values: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -273,7 +279,9 @@ def resize_node(node: fx.Node, more: int) -> None:
         return
     if any(more * slope % 1 for slope in slopes.values()):
         unit = math.lcm(*(slope.denominator for slope in slopes.values()))
-        raise InputError(f"{node.target} in {_module(node)} takes samples by {unit}: give a batch of a multiple of {unit}")
+        raise InputError(
+            f"{node.target} in {_module(node)} takes samples by {unit}: give a batch of a multiple of {unit}"
+        )
     if node.op == "placeholder":
         value = node.meta["val"]
         shape = [n + int(more * slopes.get(d, 0)) for d, n in enumerate(value.shape)]

@@ -1,4 +1,4 @@
-"""Blocks that do the same read as many values: what one reads twice, where its sibling reads two, is parted by an alias.
+"""Blocks that do the same read as many values: what one reads twice, where a sibling reads two, an alias parts.
 
     block 0    f(h0, h0)    -->    alias = h0;  f(h0, alias)
     block 1    f(h1, h0)           f(h1, h0)

@@ -22,7 +22,10 @@ from partitioner.graph import Unit
 from partitioner.rules import rule_of
 from partitioner.shapes import operands, shape_of
 
-MOST_EXTRAS, SHORTEST = 4, 6  # ops between two blocks that are none of either's; ops of a block that has such neighbours
+MOST_EXTRAS, SHORTEST = (
+    4,
+    6,
+)  # ops between two blocks that are none of either's; ops of a block that has such neighbours
 
 
 def find_units(graph: fx.Graph) -> tuple[Unit, ...]:

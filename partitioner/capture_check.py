@@ -35,6 +35,7 @@ MOST_PARAMETERS = 20_000_000
 MOST_FLOPS = 1e11  # forward and backward of graph and module on both batches
 LIMIT = 1e-9  # of float64: a larger relative error is a difference
 ROUNDED = 64  # times the unit of a lower dtype, where the module rounds to it even in float64
+SMALLEST = 1e-6  # what is smaller is a difference of numbers that are not: its error is measured against this
 FLOOR = 1e-3  # of the median gradient: below it an error is measured against this
 
 Batch = Mapping[str, Any]  # of tensors, or nested ones
@@ -130,7 +131,7 @@ def _close(a: torch.Tensor, b: torch.Tensor, limit: float, floor: float) -> bool
     finite = b.isfinite()
     if not bool((finite | (a == b) | a.isnan() & b.isnan()).all()):
         return False
-    scale = max(float(b.where(finite, 0.0).abs().max()), floor)
+    scale = max(float(b.where(finite, 0.0).abs().max()), floor, SMALLEST)
     return float((a - b).where(finite, 0.0).abs().max()) <= limit * scale
 
 
@@ -140,10 +141,7 @@ def _eagerly(graph: Graph, module: nn.Module, batch: Batch, watch: bool = False)
     handles = [m.register_forward_hook(_noting(name, outputs)) for name, m in module.named_modules()] if watch else []
     rounding = Rounding()
     try:
-        with (
-            float64_by_default() as default, eager_draws(module, graph, 0, 0, range(graph.batch)), rounding,
-            Widening(default),
-        ):  # fmt: skip
+        with float64_by_default(), eager_draws(module, graph, 0, 0, range(graph.batch)), rounding, Widening():
             given = tree_map_only(torch.Tensor, torch.clone, dict(batch))  # forward may change it
             loss = loss_of(module(**given), type(module).__name__)
             if loss.requires_grad:

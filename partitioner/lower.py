@@ -71,7 +71,9 @@ def lower(graph: Graph, plan: Plan) -> Program:
         seed=decisions.seed,
         buffers=dict(graph.buffers),
         plain=graph.plain,
-        shapes={n: shape_of(node) for n, node in placeholders(graph.module.graph, "input").items() if n in graph.inputs},
+        shapes={
+            n: shape_of(node) for n, node in placeholders(graph.module.graph, "input").items() if n in graph.inputs
+        },
     )
     check_program(program)
     return program

@@ -26,7 +26,6 @@ _WIDE: dict[Any, Any] = {
 }  # fmt: skip
 _TENSOR: Any = torch.Tensor
 _NO_KERNEL = ("not implemented for 'Double'", "got Double", "got: Double")
-_OF_NUMBERS = (torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor)
 _CASTS: dict[Any, Callable[..., Any]] = {
     torch.Tensor.float: torch.Tensor.double, torch.Tensor.half: torch.Tensor.double,
     torch.Tensor.bfloat16: torch.Tensor.double, _TENSOR.cfloat: _TENSOR.cdouble, _TENSOR.chalf: _TENSOR.cdouble,
@@ -56,21 +55,13 @@ def wide(tensor: torch.Tensor) -> torch.Tensor:
 class Widening(TorchFunctionMode):
     """What ``partitioner.promote`` does to a graph, done to every torch call of a ``widened`` module, backward too.
 
-    A tensor that no parameter or buffer holds (an attribute, a global) is widened where it is read; one that is made
-    of Python's numbers is rounded as the module rounds it, to ``default`` where it names no dtype. An op without a
+    A tensor that no parameter or buffer holds (an attribute, a global) is widened where it is read. An op without a
     float64 kernel runs in float32, which ``Rounding`` sees.
     """
-
-    def __init__(self, default: torch.dtype) -> None:
-        super().__init__()
-        self.default = default
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func in _OF_NUMBERS and (types := {type(x) for x in tree_leaves(args[-1:])}) <= {bool, int, float}:
-            own = {"dtype": self.default} if float in types else {}
-            return wide(func(*args, **own | {k: v for k, v in (kwargs or {}).items() if v is not None}))
         args, given = tree_map(_widened, (args, dict[str, Any](kwargs or {})))
         func = _CASTS.get(func) or _WRITTEN_OUT.get(func) or func
         try:
@@ -119,12 +110,12 @@ class Rounding(TorchDispatchMode):
 
 
 @contextmanager
-def float64_by_default() -> Generator[torch.dtype]:
-    """Inside, what is made without a dtype, and the quotient of whole numbers, is float64; gives the default outside."""
+def float64_by_default() -> Generator[None]:
+    """Inside, what is made without a dtype, and the quotient of whole numbers, is float64."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        yield before
+        yield
     finally:
         torch.set_default_dtype(before)
 

@@ -61,8 +61,8 @@ def steps_in_float64(
 ) -> Ran:
     """``steps`` AdamW steps of a float64 copy of ``module``, in its own modes, on one batch."""
     made, given = widened(module), tree_map_only(torch.Tensor, wide, dict(batch))
-    with float64_by_default() as default:
-        return _steps(made, graph, given, steps, clip, lr, lambda: Widening(default))
+    with float64_by_default():
+        return _steps(made, graph, given, steps, clip, lr, Widening)
 
 
 def first_step(module: nn.Module, graph: Graph, batch: Batch) -> Ran:

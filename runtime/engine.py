@@ -1,6 +1,6 @@
 """A training step: micro-batches through the worker, gradients in a fixed order, clip, update.
 
-    batch --> count --> worker (all actions) --> loss over dp, pp --> gradient sync --> norm, clip --> optimizer
+batch --> count --> worker (all actions) --> loss over dp, pp --> gradient sync --> norm, clip --> optimizer
 """
 
 from __future__ import annotations
@@ -131,9 +131,7 @@ class Engine:
             n: _checked(given.tensors, n, count, self.program.shapes.get(n)).to(self.groups.device)
             for n, count in counts.items()
         }
-        rows = [
-            {n: t[m * size : (m + 1) * size] if n in batched else t for n, t in whole.items()} for m in range(many)
-        ]
+        rows = [{n: t[m * size : (m + 1) * size] if n in batched else t for n, t in whole.items()} for m in range(many)]
         for m, row in enumerate(rows):
             row |= self._of_step(m)
         self._count(rows)

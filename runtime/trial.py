@@ -50,8 +50,8 @@ def prepare(module: nn.Module, graph: Graph, batch: Mapping[str, Any]) -> Trial:
         own = written_parameters(module)
         start = {n: own[n].detach().to(p.dtype) for n, p in promoted.parameters.items()}
         given = {n: wide(t) for n, t in flat(batch).tensors.items()}
-    reference = wanted(module, promoted, batch, STEPS, CLIP, LR) if is_first() else None
-    return Trial(promoted, start, given, reference)
+        reference = wanted(module, promoted, batch, STEPS, CLIP, LR) if is_first() else None
+        return Trial(promoted, start, given, reference)
 
 
 def run_plan(trial: Trial, plan: Plan) -> Outcome | None:
