@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from partitioner.constants import module_path
+from partitioner.constants import constants, evaluate, module_path
 from partitioner.errors import InputError
 from partitioner.shapes import emit, propagate_node, shape_of
 from partitioner.step_inputs import sample_count
@@ -61,18 +62,47 @@ def name_batch_numbers(
 ) -> None:  # fmt: skip
     """Make of each number that follows from the batch size a function of the step's ``sample_count``, in both graphs.
 
-    Notes in ``meta["batch_dims"]`` the dimensions that grow with the batch. ``buffers`` are those of either trace.
+    Notes in ``meta["batch_dims"]`` the dimensions that grow with the batch, and in ``meta["sized"]`` what grows and is
+    not so much for each sample (pairs), or is another value for each batch size though no bigger. ``buffers`` are those
+    of either trace.
     """
+    fixed = constants(first), constants(second)
     for a, b in pairs(first, second, sizes):
         if a.op == "output":
             continue
         if a.op == "placeholder" and a.meta["kind"] == "buffer":
             _name_constant(a, b, sizes, buffers)
         a.meta["batch_dims"] = b.meta["batch_dims"] = _grown(a.meta["val"], b.meta["val"])
+        if a not in fixed[0] and any(
+            shape_of(a)[d] * sizes[1] != shape_of(b)[d] * sizes[0] for d in a.meta["batch_dims"]
+        ):
+            a.meta["sized"] = b.meta["sized"] = True
         if a.target == _MEAN and _elements(a) != _elements(b):
             _divided_sum(a, b, sizes)
         elif a.op == "call_function":
             _name_numbers(a, b, sizes)
+            if a in fixed[0] and not a.meta["batch_dims"] and any(n.meta.get("batch_dims") for n in a.all_input_nodes):
+                _name_made(
+                    a,
+                    b,
+                    sizes,
+                    (evaluate(first, fixed[0], {a}, buffers[0])[a], evaluate(second, fixed[1], {b}, buffers[1])[b]),
+                )
+
+
+def _name_made(a: fx.Node, b: fx.Node, sizes: Sizes, values: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """A constant made of one that grows with the batch (``ones(b, s).sum()``)."""
+    x, y = values
+    if x.shape == y.shape and torch.equal(x, y):
+        return
+    if x.dim() or x.is_complex():
+        a.meta["sized"] = b.meta["sized"] = True
+        return
+    number = _number(x.item(), y.item(), sizes, a)
+    for node in (a, b):
+        with node.graph.inserting_before(node):
+            new = number(node.graph, node, node.meta["val"].dtype)
+        node.replace_all_uses_with(new)
 
 
 def _name_constant(a: fx.Node, b: fx.Node, sizes: Sizes, buffers: tuple[Buffers, Buffers]) -> None:
@@ -239,23 +269,26 @@ def note_sizes(first: fx.Graph, second: fx.Graph, sizes: Sizes) -> None:
             here, there = (pytree.tree_leaves((n.args, n.kwargs)) for n in (a, b))
         rows = list(enumerate(zip(here, there, strict=True)))
         different = {i: (x, y) for i, (x, y) in rows if isinstance(x, int) and type(x) is type(y) and x != y}
-        if any((y - x) % more for x, y in different.values()):
-            raise _unlike(a, b, sizes)
-        a.meta["slopes"] = {i: (y - x) // more for i, (x, y) in different.items()}
+        a.meta["slopes"] = {i: Fraction(y - x, more) for i, (x, y) in different.items()}
 
 
 def resize_node(node: fx.Node, more: int) -> None:
     """Change the sizes of a node, whose slopes are noted, for ``more`` samples than it has."""
-    slopes: dict[int, int] = node.meta.get("slopes", {})
+    slopes: dict[int, Fraction] = node.meta.get("slopes", {})
     if not slopes:
         return
+    if any(more * slope % 1 for slope in slopes.values()):
+        unit = math.lcm(*(slope.denominator for slope in slopes.values()))
+        raise InputError(
+            f"{node.target} in {_module(node)} takes samples by {unit}: give a batch of a multiple of {unit}"
+        )
     if node.op == "placeholder":
         value = node.meta["val"]
-        shape = [n + more * slopes.get(d, 0) for d, n in enumerate(value.shape)]
+        shape = [n + int(more * slopes.get(d, 0)) for d, n in enumerate(value.shape)]
         node.meta["val"] = torch.empty(shape, dtype=value.dtype, device="meta")
         return
     leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
     for place, slope in slopes.items():
-        leaves[place] += more * slope
+        leaves[place] += int(more * slope)
     args, kwargs = pytree.tree_unflatten(leaves, spec)
     node.args, node.kwargs = tuple(args), dict(kwargs)

@@ -3,6 +3,9 @@
     ops          e e  a b c d  a b c d  a b c d  h
     period 4          ^---------------------^          sig[i] == sig[i + 4]
     cut phase         |        |        |              where the fewest live bytes cross
+
+    ops          e e  a b c d  a b c d  x  a b c d  a b c d  x  h
+    spaced 4          |        |        |  |        |        |      a few extras stand between some blocks
 """
 
 from __future__ import annotations
@@ -13,20 +16,34 @@ import numpy as np
 import torch
 from torch import fx
 
+from partitioner.block_reads import part_reads
 from partitioner.constants import input_free, module_path, parameter_free
 from partitioner.graph import Unit
 from partitioner.rules import rule_of
 from partitioner.shapes import operands, shape_of
 
+MOST_EXTRAS, SHORTEST = (
+    4,
+    6,
+)  # ops between two blocks that are none of either's; ops of a block that has such neighbours
+
 
 def find_units(graph: fx.Graph) -> tuple[Unit, ...]:
     """Cover the ops that have a gradient, in order, by blocks and by what stands between them."""
-    free = parameter_free(graph)
-    body = [n for n in graph.nodes if n.op == "call_function" and n not in free]
+    body = _body(graph)
     live = _live_bytes(body, input_free(graph))
     cuts: list[tuple[int, int]] = []
     _split(_signatures(body), live, body, 0, len(body), cuts)
-    return _units(body, sorted(cuts))
+    blocks = [body[start:end] for start, end in sorted(cuts)]
+    part_reads(graph, blocks, set(body))
+    body = _body(graph)
+    place = {n: i for i, n in enumerate(body)}
+    return _units(body, [(place[nodes[0]], place[nodes[-1]] + 1) for nodes in blocks])
+
+
+def _body(graph: fx.Graph) -> list[fx.Node]:
+    free = parameter_free(graph)
+    return [n for n in graph.nodes if n.op == "call_function" and n not in free]
 
 
 def _signatures(body: list[fx.Node]) -> np.ndarray:
@@ -47,15 +64,19 @@ def _split(
 ) -> None:
     """Find the periodic run that covers most of [start, end); go on left and right of it."""
     found = _best_run(marks[start:end], body[start:end])
-    if found is None:
+    new: list[tuple[int, int]] = []
+    if found is not None:
+        offset, length, period = found
+        first, blocks = _phase(live, body, start + offset, length, period)
+        new = [(first + i * period, first + (i + 1) * period) for i in range(blocks)]
+    covered = new[-1][1] - new[0][0] if new else 0
+    spaced = _best_spaced(marks[start:end], live[start:end], body[start:end], len(new), covered)
+    new = [(start + a, start + b) for a, b in spaced] or new
+    if len(new) < 2:
         return
-    offset, length, period = found
-    first, blocks = _phase(live, body, start + offset, length, period)
-    if blocks < 2:
-        return
-    cuts += [(first + i * period, first + (i + 1) * period) for i in range(blocks)]
-    _split(marks, live, body, start, first, cuts)
-    _split(marks, live, body, first + blocks * period, end, cuts)
+    cuts += new
+    _split(marks, live, body, start, new[0][0], cuts)
+    _split(marks, live, body, new[-1][1], end, cuts)
 
 
 def _best_run(marks: np.ndarray, body: list[fx.Node]) -> tuple[int, int, int] | None:
@@ -68,6 +89,44 @@ def _best_run(marks: np.ndarray, body: list[fx.Node]) -> tuple[int, int, int] | 
         if length >= period and better and _is_chain(body[offset : offset + 2 * period], period):
             best = (offset, covered, period)
     return best
+
+
+def _best_spaced(
+    marks: np.ndarray, live: np.ndarray, body: list[fx.Node], blocks: int, covered: int
+) -> list[tuple[int, int]]:
+    """Equal stretches with few extras between them: more than ``blocks``, over as many ops as ``covered`` or more.
+
+    Empty where there are none. Of the stretches that are most it is the longest, which the fewest bytes enter.
+    """
+    best: list[tuple[int, int]] = []
+    for period in range(SHORTEST, len(marks) // 2 + 1):
+        runs = _spaced(marks, period)
+        most = max((len(run) for run in runs), default=0)
+        if most < max(blocks + 1, len(best), 2):
+            continue
+        runs = [run for run in runs if len(run) == most and run[-1] + 2 * period > covered + run[0]]
+        runs = [run for run in runs if _is_chain(body[run[0] : run[1] + period], period)]
+        if runs:
+            run = min(runs, key=lambda r: (max(live[c] for c in r[1:]), -_depth(body, r[1]), r[0]))
+            best = [(at, at + period) for at in run]
+    return best
+
+
+def _spaced(marks: np.ndarray, period: int) -> list[list[int]]:
+    """Where equal stretches of ``period`` ops begin, each within MOST_EXTRAS behind the last; some extras there are."""
+    after: dict[int, int] = {}
+    extras = False
+    for shift in range(period + MOST_EXTRAS, period - 1, -1):
+        sums = np.concatenate(([0], np.cumsum(marks[:-shift] == marks[shift:]))) if shift < len(marks) else np.zeros(1)
+        equal = np.flatnonzero(sums[period:] - sums[:-period] == period).tolist()
+        extras = extras or shift > period and bool(equal)
+        after |= {i: i + shift for i in equal}
+    found: list[list[int]] = []
+    for first in sorted(after.keys() - set(after.values())) if extras else ():
+        found.append([first])
+        while found[-1][-1] in after:
+            found[-1].append(after[found[-1][-1]])
+    return found
 
 
 def _is_chain(nodes: list[fx.Node], period: int) -> bool:

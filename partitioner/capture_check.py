@@ -35,6 +35,7 @@ MOST_PARAMETERS = 20_000_000
 MOST_FLOPS = 1e11  # forward and backward of graph and module on both batches
 LIMIT = 1e-9  # of float64: a larger relative error is a difference
 ROUNDED = 64  # times the unit of a lower dtype, where the module rounds to it even in float64
+SMALLEST = 1e-6  # what is smaller is a difference of numbers that are not: its error is measured against this
 FLOOR = 1e-3  # of the median gradient, or its module's largest: below it an error is measured against this
 
 Batch = Mapping[str, Any]  # of tensors, or nested ones
@@ -64,7 +65,9 @@ def check_capture(graph: Graph, model: nn.Module, batch: Batch, sizes: tuple[int
     promoted = promote(graph)
     for seed, samples in enumerate(tried):
         given = tree_map_only(torch.Tensor, lambda t: wide(t.cpu()), resample(batch, graph.batched, samples, seed))
-        _compare(resize(promoted, samples), module, given)
+        loss = _compare(resize(promoted, samples), module, given)
+        if not math.isfinite(loss):
+            return f"the graph was not compared with the module: on the example's samples its loss is {loss}"
     return ""
 
 
@@ -92,7 +95,8 @@ def _flops(graph: Graph) -> float:
     return sum(rule.flops(op_of(n)) for n, rule in rows if rule and rule.flops)
 
 
-def _compare(graph: Graph, module: nn.Module, batch: Batch) -> None:
+def _compare(graph: Graph, module: nn.Module, batch: Batch) -> float:
+    """The module's loss; raises InputError when the graph's or a gradient is another."""
     wanted, found = _eagerly(graph, module, batch), _interpreted(graph, module, batch)
     name = _different(found, wanted)
     if name:
@@ -101,13 +105,15 @@ def _compare(graph: Graph, module: nn.Module, batch: Batch) -> None:
             f"what was traced is not the module: {name} differs on a batch of {graph.batch} samples"
             f"{f', first in {where}' if where else ''}; partitioner refuses to train something else"
         )
+    return float(wanted.loss)
 
 
 def _different(found: _Ran, wanted: _Ran) -> str:
     """What is not equal: "the loss", or the gradient of the parameter that backward reaches first."""
     if not _close(found.loss, wanted.loss, wanted.limit, 0.0):
         return "the loss"
-    sizes = sorted(float(g.abs().max()) for g in wanted.gradients.values() if g is not None and g.numel())
+    given = [g for g in wanted.gradients.values() if g is not None and g.numel()]
+    sizes = sorted(size for g in given if math.isfinite(size := float(g.abs().max())))
     median, largest = sizes[len(sizes) // 2] if sizes else 0.0, largest_of_modules(wanted.gradients)
     for name, gradient in reversed(wanted.gradients.items()):
         other = found.gradients[name]
@@ -135,9 +141,11 @@ def largest_of_modules(gradients: Mapping[str, torch.Tensor | None]) -> dict[str
 def _close(a: torch.Tensor, b: torch.Tensor, limit: float, floor: float) -> bool:
     if a.numel() == 0 and b.numel() == 0:
         return True
-    scale = max(float(b.abs().max()), floor)
-    error = float((a - b).abs().max())
-    return error <= limit * scale or math.isnan(float(b.abs().sum())) and bool((a.isnan() == b.isnan()).all())
+    finite = b.isfinite()
+    if not bool((finite | (a == b) | a.isnan() & b.isnan()).all()):
+        return False
+    scale = max(float(b.where(finite, 0.0).abs().max()), floor, SMALLEST)
+    return float((a - b).where(finite, 0.0).abs().max()) <= limit * scale
 
 
 def _eagerly(graph: Graph, module: nn.Module, batch: Batch, watch: bool = False) -> _Ran:
@@ -147,7 +155,8 @@ def _eagerly(graph: Graph, module: nn.Module, batch: Batch, watch: bool = False)
     rounding = Rounding()
     try:
         with float64_by_default(), eager_draws(module, graph, 0, 0, range(graph.batch)), rounding, Widening():
-            loss = loss_of(module(**batch), type(module).__name__)
+            given = tree_map_only(torch.Tensor, torch.clone, dict(batch))  # forward may change it
+            loss = loss_of(module(**given), type(module).__name__)
             if loss.requires_grad:
                 loss.backward()
     finally:

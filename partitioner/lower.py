@@ -16,7 +16,7 @@ from partitioner.emit import Emitted, emit
 from partitioner.errors import InputError
 from partitioner.exports import Export, exports
 from partitioner.fold import Folded, fold, is_parameter
-from partitioner.graph import Graph, Unit, has_gradient
+from partitioner.graph import Graph, Unit, has_gradient, placeholders
 from partitioner.layout import WHOLE, local_shape
 from partitioner.plan import Decisions, Plan
 from partitioner.products import with_kernels
@@ -71,6 +71,9 @@ def lower(graph: Graph, plan: Plan) -> Program:
         seed=decisions.seed,
         buffers=dict(graph.buffers),
         plain=graph.plain,
+        shapes={
+            n: shape_of(node) for n, node in placeholders(graph.module.graph, "input").items() if n in graph.inputs
+        },
     )
     check_program(program)
     return program

@@ -96,7 +96,7 @@ class Program:
     the micro-batches of the global batch.
     ``actions[p]`` is what pipeline rank p does, in order; stage s lies on pipeline rank ``s % pp``. ``buffers`` are the
     source model's, whole on every rank; calls name them ``buffer:NAME``. ``plain`` are the batch's values
-    that are no tensors, as they must stay.
+    that are no tensors, as they must stay; ``shapes`` those that ``inputs`` have in a micro-batch, as they must be.
     """
 
     stages: tuple[Stage, ...]
@@ -113,6 +113,7 @@ class Program:
     seed: int
     buffers: dict[str, torch.Tensor]
     plain: Mapping[str, object] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def counted(self) -> tuple[int, ...]:

@@ -174,7 +174,7 @@ RULES: dict[str, Rule] = {
     "aten.unfold.default": Rule(equation(windows), _FIRST),
     "aten.view_as_complex.default": Rule(equation("*m two! -> *m"), _FIRST, view=True),
     "aten.view_as_real.default": Rule(equation("*m -> *m two!"), _FIRST, view=True),
-    **{f"aten.{name}.default": Rule(elementwise(1), _FIRST, view=True) for name in ("real", "imag")},
+    **{f"aten.{name}.default": Rule(elementwise(1), _FIRST, view=True) for name in ("real", "imag", "alias")},
     "aten.pad.default": Rule(equation(padded)),
     "aten.constant_pad_nd.default": Rule(equation(padded)),
     "aten.slice_scatter.default": Rule(equation(scatter)),

@@ -67,6 +67,8 @@ def follow(graph: fx.Graph, batch: int) -> Followed:
             elif strategy and strategy.result == PARTIAL:
                 sums.add(op)
     mixed |= {n: f"{_named(n)} tells samples apart by their place in the batch" for n in _placed(graph, found)}
+    sized = {n: f"{_named(n)} has a size that follows from the batch size" for n in _sized(graph, found)}
+    mixed = sized | mixed
     return Followed(found, sums, mixed)
 
 
@@ -75,6 +77,19 @@ def _placed(graph: fx.Graph, found: dict[fx.Node, Shard]) -> list[fx.Node]:
     fixed = constants(graph)
     odd = {n for n in fixed if n in found and n.op == "call_function" and not n.meta.get("grown")}
     return [u for n in odd for u in n.users if u not in fixed and u.op == "call_function"]
+
+
+def _sized(graph: fx.Graph, found: dict[fx.Node, Shard]) -> list[fx.Node]:
+    """What grows with the batch though not by its samples (``x[:, :b]``), and what is of such a constant."""
+    fixed = constants(graph)
+    calls = [n for n in graph.nodes if n.op == "call_function"]
+    grows = [n for n in calls if n not in fixed and n.meta.get("batch_dims") and not _samples_in(n, found)]
+    return grows + [n for n in calls if n.meta.get("sized")]
+
+
+def _samples_in(node: fx.Node, found: dict[fx.Node, Shard]) -> bool:
+    """Whether samples are all that makes a node grow with the batch."""
+    return node in found and node.meta["batch_dims"] == (found[node].dim,)
 
 
 def _places(node: fx.Node) -> list[tuple[fx.Node, int]]:

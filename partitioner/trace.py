@@ -96,8 +96,8 @@ def _at_another_size(model: nn.Module, batch: Example, runs: tuple[Run, ...]) ->
     as need be stay as they are (positions of a sequence as long as the batch). Some models take only even batches.
     """
     failure: InputError | None = None
-    for size in (batch.samples + 1, 2 * batch.samples):
-        for names in _grown_inputs(batch.long):
+    for names in _grown_inputs(batch.long):
+        for size in (batch.samples + 1, 2 * batch.samples):
             grown = batch.resized(size, names)
             try:
                 return capture(model, grown, runs, []), grown

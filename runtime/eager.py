@@ -82,7 +82,7 @@ def _steps(
     for step in range(steps):
         module.zero_grad()
         with eager_draws(module, graph, 0, step, samples), nullcontext() if first else rounding, within(), uncompiled():
-            loss = _loss(module, batch)
+            loss = _loss(module, tree_map_only(torch.Tensor, torch.clone, dict(batch)))  # forward may change it
             if loss.requires_grad:
                 loss.backward()
         gradients = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}

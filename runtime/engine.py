@@ -1,6 +1,6 @@
 """A training step: micro-batches through the worker, gradients in a fixed order, clip, update.
 
-    batch --> count --> worker (all actions) --> loss over dp, pp --> gradient sync --> norm, clip --> optimizer
+batch --> count --> worker (all actions) --> loss over dp, pp --> gradient sync --> norm, clip --> optimizer
 """
 
 from __future__ import annotations
@@ -127,10 +127,11 @@ class Engine:
         given = flat(batch)
         _check_plain(given.plain, self.program.plain)
         counts = {name: size * many if name in batched else None for name in self.program.inputs}
-        whole = {n: _checked(given.tensors, n, count).to(self.groups.device) for n, count in counts.items()}
-        rows = [
-            {n: t[m * size : (m + 1) * size] if n in batched else t for n, t in whole.items()} for m in range(many)
-        ]
+        whole = {
+            n: _checked(given.tensors, n, count, self.program.shapes.get(n)).to(self.groups.device)
+            for n, count in counts.items()
+        }
+        rows = [{n: t[m * size : (m + 1) * size] if n in batched else t for n, t in whole.items()} for m in range(many)]
         for m, row in enumerate(rows):
             row |= self._of_step(m)
         self._count(rows)
@@ -253,12 +254,21 @@ def _check_plain(given: Mapping[str, object], traced: Mapping[str, object]) -> N
             raise InputError(f"{name} of the batch is {here}, the model was traced with {there}: trace it again")
 
 
-def _checked(batch: Mapping[str, torch.Tensor], name: str, samples: int | None) -> torch.Tensor:
-    """A tensor of the batch; ``samples``: how many it must have, None where it has none."""
+def _checked(
+    batch: Mapping[str, torch.Tensor], name: str, samples: int | None, shape: tuple[int, ...] | None
+) -> torch.Tensor:
+    """A tensor of the batch; ``samples``: how many it must have, None where it has none. ``shape``: a micro-batch's."""
     tensor = batch.get(name)
     if tensor is None:
         raise InputError(f"the batch has no {name}: it has {', '.join(batch) or 'nothing'}")
     if samples is not None and (tensor.dim() == 0 or tensor.shape[0] != samples):
         have = tensor.shape[0] if tensor.dim() else "no"
         raise InputError(f"{name} has {have} samples, this rank's part of a step has {samples}")
+    first = 0 if samples is None else 1
+    if shape is not None and tuple(tensor.shape[first:]) != shape[first:]:
+        each = " a sample" if first else ""
+        raise InputError(
+            f"{name} is of shape {tuple(tensor.shape[first:])}{each}, the model was traced with {shape[first:]}: "
+            "pad it, or trace the model with batches of this shape"
+        )
     return tensor

@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from partitioner.batch import resize
+from partitioner.interpret import interpret as run
 from partitioner.promote import promote
 from partitioner.trace import trace
-from runtime.reference import run
 
 SEQUENCE, WIDTH = 4, 6
 Change = Callable[["Net", torch.Tensor, torch.Tensor], torch.Tensor]

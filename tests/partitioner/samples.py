@@ -182,6 +182,7 @@ _RULED: list[Sample] = [
       for rest in ((), (1,))),
     Sample(aten.view_as_complex.default, (real(4, 6, 2),)),
     Sample(aten.view_as_real.default, (compound(4, 6),)),
+    Sample(aten.alias.default, (real(4, 6),)),
     *unary((aten.real.default, aten.imag.default, aten.conj_physical.default), compound),
     Sample(aten.complex.default, (real(4, 6), real(4, 1))),
     Sample(aten.polar.default, (positive(4, 6), real(6))),

@@ -180,4 +180,32 @@ class Scaled(nn.Module):
 def test_places_of_one_vector_do_not_tell_blocks_apart() -> None:
     graph = trace(Scaled(), {"x": torch.arange(4), "y": torch.arange(4)})
     assert [u.name for u in graph.blocks] == [f"blocks.{n}" for n in range(4)]
-    assert len({u.kind for u in graph.blocks[1:]}) == 1
+    assert len({u.kind for u in graph.blocks}) == 1
+
+
+class Skipping(nn.Module):
+    """Blocks, some of which are given a skip first, with a weight of its own or without."""
+
+    def __init__(self, skips: tuple[int, ...], weighted: bool, blocks: int = 4) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 8)) for _ in range(blocks)
+        )
+        self.scales, self.embed, self.head = nn.Parameter(torch.ones(blocks)), nn.Embedding(16, 8), nn.Linear(8, 5)
+        self.skips, self.weighted = skips, weighted
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        first = h = self.embed(x)
+        for n, block in enumerate(self.blocks):
+            if n in self.skips:
+                h = h + (self.scales[n] * first if self.weighted else first)
+            h = h + block(h)
+        return F.cross_entropy(self.head(h), y)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("skips", [(1, 3), (2, 3), (1, 2, 3), (3,), (0, 2)])
+def test_extras_between_some_blocks_are_of_none(skips: tuple[int, ...], weighted: bool) -> None:
+    graph = trace(Skipping(skips, weighted), {"x": torch.arange(4), "y": torch.arange(4)})
+    assert len(graph.blocks) == 4
+    assert len({u.kind for u in graph.blocks}) == 1

@@ -133,6 +133,8 @@ SEPARATE: dict[str, Loss] = {
     "a count of counted": lambda net, z, y, h: (
         _flat(z, _safe(y), reduction="none") * (net.m / net.m.mean()).flatten()
     ).sum() / (net.m / net.m.mean()).square().sum(),
+    "numbers of the batch, made as tensors": lambda net, z, y, h: _flat(z, y, reduction="sum")
+    / torch.ones(len(y), SEQ).sum() + torch.ones(len(y)).sum() * net.scale.square(),
     "nothing of the batch": lambda net, z, y, h: net.scale.square(),
 }
 MIXING: dict[str, Loss] = {
@@ -140,6 +142,12 @@ MIXING: dict[str, Loss] = {
     "square of the loss": lambda net, z, y, h: _flat(z, y).square(),
     "root of the mean": lambda net, z, y, h: F.mse_loss(z, _soft(y)).sqrt(),
     "contrast": lambda net, z, y, h: F.cross_entropy(h.mean(1) @ h.mean(1).T, torch.arange(len(y))),
+    "as many features as samples": lambda net, z, y, h: h[..., : len(y)].square().sum() / y.numel(),
+    "as many rows of a weight": lambda net, z, y, h: _flat(z, y) + net.head.weight[: len(y)].square().sum(),
+    "a weight for each sample": lambda net, z, y, h: _flat(z, y)
+    + net.head.weight.expand(len(y), CLASSES, WIDTH).square().sum(),
+    "a vector of the batch size": lambda net, z, y, h: _flat(z, y)
+    + (torch.ones(len(y), CLASSES).sum(0) * net.head.bias).sum(),
     "in-batch variance": lambda net, z, y, h: z.var(0).mean(),
     "a sample's place": lambda net, z, y, h: (z.mean((1, 2)) * torch.arange(len(y))).sum(),
     "loss by its own value": lambda net, z, y, h: _flat(z, y) / _flat(z, y).detach(),

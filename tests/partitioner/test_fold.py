@@ -79,3 +79,20 @@ def test_gradients_come_back_over_the_cuts_that_have_one(frozen: tuple[str, ...]
         assert sum(row.bytes for row in volume(plan, rank) if row.kind == "send") == sent
     sends = [row for rank in range(2) for row in tally(traffic(program, rank)) if row[1] == "send"]
     assert sends
+
+
+class Mixing(Stack):
+    """Each block reads what came before it, and the embedding: the first reads one value twice."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        first = h = self.embed(x)
+        for block in self.blocks:
+            h = h + block(h * first)
+        return F.cross_entropy(self.head(h).flatten(0, 1), y.flatten())
+
+
+def test_a_block_that_reads_one_value_twice_has_a_port_for_each_place() -> None:
+    folded = fold(trace(Mixing(), {"x": torch.arange(12).view(4, 3), "y": torch.arange(12).view(4, 3)}))
+    (blocks,) = [units for units in folded.groups if units[0].is_block]
+    assert len(blocks) == 6
+    assert {len(folded.entering[unit]) for unit in blocks} == {2}

@@ -170,6 +170,8 @@ def test_what_carries_no_samples_goes_whole_into_every_micro_batch() -> None:
         engine.step({**data, "times": 2})
     with pytest.raises(InputError, match=r"inputs.x has 2 samples"):
         engine.step({**data, "inputs": {**inputs, "x": inputs["x"][:2]}})
+    with pytest.raises(InputError, match=r"inputs.x is of shape \(2, 6\) a sample, the model was traced with \(3, 6\)"):
+        engine.step({**data, "inputs": {**inputs, "x": inputs["x"][:, :2]}})
     with pytest.raises(InputError, match=r"the batch has no scale"):
         engine.step({n: t for n, t in data.items() if n != "scale"})
 
