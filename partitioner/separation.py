@@ -153,12 +153,12 @@ def _follow(op: fx.Node, strategy: Strategy | None, found: dict[fx.Node, Shard],
         if not isinstance(placement, Shard):
             continue
         if node.op == "placeholder" and node.meta["kind"] != "input":
-            return f"{_named(op)} ties the batch to {node.meta['source']}"
+            return f"{_named(op)} mixes samples: it ties the batch to {node.meta['source']}"
         if node not in found:
             found[node] = placement
             work.append(node)
         elif found[node] != placement:
-            return f"{_named(op)} reads {node.name} with the batch in two places"
+            return f"{_named(op)} mixes samples: {node.name} has the batch in two places"
     return None
 
 
