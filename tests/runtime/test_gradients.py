@@ -125,10 +125,25 @@ def not_reached(samples: int) -> tuple[nn.Module, Batch]:
     return Spare(), tokens(samples)
 
 
+class Reading(Stack):
+    """Every block reads the first values, cut off: what is gathered for them alone passes nothing back."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        first = h = self.embed(x)
+        for block in self.blocks:
+            h = block(h + 0.1 * first.detach())
+        return F.cross_entropy(self.head(h).flatten(0, 1), y.flatten())
+
+
+def first_values_cut_off(samples: int) -> tuple[nn.Module, Batch]:
+    return Reading(), tokens(samples)
+
+
 CASES: dict[str, Make] = {
     f.__name__: f
     for f in (
         frozen_embedding, frozen_first_blocks, frozen_parts_in_turn, head_alone, adapters, fixed_positions, not_reached,
+        first_values_cut_off,
     )
 }  # fmt: skip
 
