@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from partitioner.channels import batch_norm, convolution, group_norm, instance_norm, prelu
+from partitioner.einsums import einsum, einsum_flops
 from partitioner.equations import Strategy
 from partitioner.layout import PARTIAL, REPLICATE, WHOLE, Placement, Shard
 from partitioner.shardings import (
@@ -111,6 +112,7 @@ RULES: dict[str, Rule] = {
     # products
     "aten.linear.default": Rule(equation(linear), _FIRST, (0, 1), _matmul_flops, product=True, arity=2),
     "aten.matmul.default": Rule(equation(matmul), ((0,), (1,)), (0, 1), _matmul_flops, product=True),
+    "aten.einsum.default": Rule(equation(einsum), ((0,), (1,), (2,)), (0, 1, 2), einsum_flops, product=True),
     "aten.scaled_dot_product_attention.default": Rule(
         equation(attention), (), (0, 1, 2, "out"), _attention_flops,
         hidden=lambda op, _: 4.0 * math.prod(op.result[:-1]),

@@ -120,7 +120,8 @@ def _is_apart(op: fx.Node, of_samples: set[fx.Node], batch: int, draw: Callable[
             result = op.target(*args, **kwargs)  # type: ignore[operator]
         if not result.requires_grad:
             return result, {}
-        found = torch.autograd.grad(result, list(leaves.values()), above[first:last], materialize_grads=True)
+        seed = above[first:last].to(result.dtype)
+        found = torch.autograd.grad(result, list(leaves.values()), seed, materialize_grads=True)
         return result.detach(), dict(zip(leaves, found, strict=True))
 
     try:
@@ -141,8 +142,9 @@ def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def _random(like: torch.Tensor, generator: torch.Generator, draw: Callable[..., torch.Tensor]) -> torch.Tensor:
+    """In double, so that what differs is no rounding."""
     if like.is_floating_point() or like.is_complex():
-        return draw(like.shape, generator=generator).to(like.dtype)
+        return draw(like.shape, generator=generator).to(torch.complex128 if like.is_complex() else torch.float64)
     return torch.randint(2, like.shape, generator=generator).to(like.dtype)
 
 
