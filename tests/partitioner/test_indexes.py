@@ -34,7 +34,7 @@ def _last(m: Picking, x: torch.Tensor) -> torch.Tensor:
 
 
 def _behind(m: Picking, x: torch.Tensor) -> torch.Tensor:
-    return m.embed(x)[torch.arange(BATCH), (x > 7).sum(-1) - 1].unsqueeze(1)
+    return m.embed(x)[torch.arange(len(x)), (x > 7).sum(-1) - 1].unsqueeze(1)
 
 
 def _several(m: Picking, x: torch.Tensor) -> torch.Tensor:
@@ -46,7 +46,7 @@ def _middle(m: Picking, x: torch.Tensor) -> torch.Tensor:
 
 
 def _apart(m: Picking, x: torch.Tensor) -> torch.Tensor:
-    return m.embed(x)[torch.arange(BATCH), :, x[:, 0] % WIDTH][:, None]
+    return m.embed(x)[torch.arange(len(x)), :, x[:, 0] % WIDTH][:, None]
 
 
 def _experts(m: Picking, x: torch.Tensor) -> torch.Tensor:
