@@ -36,8 +36,10 @@ test: install
 parity: install
 	$(BIN)/python -m pytest -m parity
 
+# what traces in one process and waits for ranks, two at a time; then what starts commands
 habits: install
-	$(BIN)/python -m pytest tests/habits
+	$(BIN)/python -m pytest -n 2 tests/habits/test_habits.py
+	$(BIN)/python -m pytest tests/habits/test_doors.py
 
 kernels: install
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[cutlass]"

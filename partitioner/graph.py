@@ -119,6 +119,18 @@ def has_gradient(graph: fx.Graph) -> set[fx.Node]:
     return found
 
 
+def reached(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes that a gradient of the loss comes to; autograd leaves the other parameters without one."""
+    able, found = has_gradient(graph), set[fx.Node]()
+    work = [loss_node(graph)]
+    while work:
+        node = work.pop()
+        if node in able and node not in found:
+            found.add(node)
+            work.extend(node.all_input_nodes)
+    return found
+
+
 def _is_continuous(dtype: torch.dtype) -> bool:
     return dtype.is_floating_point or dtype.is_complex
 

@@ -16,7 +16,7 @@ from partitioner.emit import Emitted, emit
 from partitioner.errors import InputError
 from partitioner.exports import Export, exports
 from partitioner.fold import Folded, fold, is_parameter
-from partitioner.graph import Graph, Unit, has_gradient, placeholders
+from partitioner.graph import Graph, Unit, has_gradient, placeholders, reached
 from partitioner.layout import WHOLE, local_shape
 from partitioner.plan import Decisions, Plan
 from partitioner.products import with_kernels
@@ -195,14 +195,15 @@ def _parameters(lowered: _Lowered, split: list[list[Unit]]) -> dict[str, Paramet
                     if is_parameter(operand):
                         stages.setdefault(operand, set()).add(n)
     found: dict[str, Parameter] = {}
+    trained = reached(lowered.graph.module.graph)
     for node, readers in stages.items():
         info = lowered.graph.parameters[node.meta["source"]]
         placement = lowered.solution.parameters[lowered.folded.parameter[node]]
         found[info.names[0]] = Parameter(
-            info.names, info.shape, info.dtype, info.requires_grad, (placement,), tuple(sorted(readers))
+            info.names, info.shape, info.dtype, node in trained, (placement,), tuple(sorted(readers))
         )
     for name, info in lowered.graph.parameters.items():  # what no op reads is held, whole, and never changes
         if name not in found:
-            found[name] = Parameter(info.names, info.shape, info.dtype, info.requires_grad, (WHOLE,), (0,))
+            found[name] = Parameter(info.names, info.shape, info.dtype, False, (WHOLE,), (0,))
     order = {name: n for n, name in enumerate(lowered.graph.parameters)}
     return dict(sorted(found.items(), key=lambda row: order[row[0]]))

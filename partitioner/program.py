@@ -70,6 +70,7 @@ class Parameter:
     means that each rank's gradient is Partial and is summed over that axis once a step. ``stages`` are all stages that
     read it: more than one for a weight tied across stages, whose gradients are summed over those stages once a step.
     ``names`` are all names of the parameter in the source model, the first is the one used everywhere.
+    ``requires_grad``: it trains and the loss has a gradient by it; what forward does not read stays as it is.
     """
 
     names: tuple[str, ...]

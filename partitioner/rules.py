@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 
 from partitioner.channels import batch_norm, convolution, group_norm, instance_norm, prelu
-from partitioner.equations import Strategy, bind
+from partitioner.einsums import einsum, einsum_flops
+from partitioner.equations import Strategy
 from partitioner.layout import PARTIAL, REPLICATE, WHOLE, Placement, Shard
 from partitioner.shardings import (
     Complete,
@@ -24,7 +25,6 @@ from partitioner.shardings import (
     attention,
     cross_entropy,
     draw,
-    einsum,
     elementwise,
     embedding,
     equation,
@@ -73,15 +73,6 @@ def _matmul_flops(op: Op) -> float:
     return 2.0 * math.prod(op.result) * op.operands[0][-1]
 
 
-def _einsum_flops(op: Op) -> float:
-    """A multiplication and an addition for each combination of the letters."""
-    terms = bind(einsum(op), op.operands, op.result).operands
-    sizes = {
-        n: size for names, shape in zip(terms, op.operands, strict=True) for n, size in zip(names, shape, strict=True)
-    }
-    return 2.0 * math.prod(size for n, size in sizes.items() if n) if len(terms) > 1 else 0.0
-
-
 def _attention_flops(op: Op) -> float:
     queries, keys = op.operands[0], op.operands[1]
     causal = 0.5 if op.literal("is_causal") is True else 1.0
@@ -121,9 +112,7 @@ RULES: dict[str, Rule] = {
     # products
     "aten.linear.default": Rule(equation(linear), _FIRST, (0, 1), _matmul_flops, product=True, arity=2),
     "aten.matmul.default": Rule(equation(matmul), ((0,), (1,)), (0, 1), _matmul_flops, product=True),
-    "aten.einsum.default": Rule(
-        equation(einsum), ((0,), (1,), (2,), (3,)), (0, 1, 2, 3), _einsum_flops, product=True
-    ),
+    "aten.einsum.default": Rule(equation(einsum), ((0,), (1,), (2,), (3,)), (0, 1, 2, 3), einsum_flops, product=True),
     "aten.scaled_dot_product_attention.default": Rule(
         equation(attention), (), (0, 1, 2, "out"), _attention_flops,
         hidden=lambda op, _: 4.0 * math.prod(op.result[:-1]),

@@ -135,7 +135,8 @@ def _is_apart(op: fx.Node, of_samples: set[fx.Node], batch: int, draw: Callable[
             result = op.target(*args, **kwargs)  # type: ignore[operator]
         if not result.requires_grad:
             return result, {}
-        found = torch.autograd.grad(result, list(leaves.values()), above[first:last], materialize_grads=True)
+        seed = above[first:last].to(result.dtype)
+        found = torch.autograd.grad(result, list(leaves.values()), seed, materialize_grads=True)
         return result.detach(), dict(zip(leaves, found, strict=True))
 
     try:
@@ -156,8 +157,9 @@ def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def _random(like: torch.Tensor, generator: torch.Generator, draw: Callable[..., torch.Tensor]) -> torch.Tensor:
+    """In double, so that what differs is no rounding."""
     if like.is_floating_point() or like.is_complex():
-        return draw(like.shape, generator=generator).to(like.dtype)
+        return draw(like.shape, generator=generator).to(torch.complex128 if like.is_complex() else torch.float64)
     return torch.randint(2, like.shape, generator=generator).to(like.dtype)
 
 
@@ -168,12 +170,12 @@ def _follow(op: fx.Node, strategy: Strategy | None, found: dict[fx.Node, Shard],
         if not isinstance(placement, Shard):
             continue
         if node.op == "placeholder" and node.meta["kind"] != "input":
-            return f"{_named(op)} ties the batch to {node.meta['source']}"
+            return f"{_named(op)} mixes samples: it ties the batch to {node.meta['source']}"
         if node not in found:
             found[node] = placement
             work.append(node)
         elif found[node] != placement:
-            return f"{_named(op)} reads {node.name} with the batch in two places"
+            return f"{_named(op)} mixes samples: {node.name} has the batch in two places"
     return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -106,21 +105,6 @@ def matmul(op: Op) -> str:
     left, right = (len(shape) > 1 for shape in op.operands)
     terms = "*b m k" if left else "k", "*b k n" if right else "k"
     return f"{terms[0]}, {terms[1]} -> *b {'m' if left else ''} {'n' if right else ''}"
-
-
-def einsum(op: Op) -> str:
-    """Its own equation, a factor a letter; of a letter that one operand has twice a diagonal is taken."""
-    written = str(op.literal("equation")).replace(" ", "")
-    left, arrow, right = written.partition("->")
-    found = re.findall(r"[A-Za-z]", left)
-    if not arrow:
-        right = "..." * ("..." in left) + "".join(sorted(n for n in set(found) if found.count(n) == 1))
-    twice = {n for term in left.split(",") for n in re.findall(r"[A-Za-z]", term) if term.count(n) > 1}
-    words = [
-        " ".join("*" if n == "..." else n + "!" * (n in twice) for n in re.findall(r"\.\.\.|[A-Za-z]", term))
-        for term in (*left.split(","), right)
-    ]
-    return f"{', '.join(words[:-1])} -> {words[-1]}"
 
 
 def linear(op: Op) -> str:

@@ -58,11 +58,22 @@ Named = dict[str, _Tensor]
 
 @dataclass(frozen=True)
 class _Ran:
-    """Results of a call, and the rows of its forward, its backward and, within that, of its recompute."""
+    """Results of a call, the rows of its forward, of its recompute and of its backward.
+
+    ``sent`` are of each result the rows of backward that its gradient makes, ``read`` the arguments that it comes to.
+    """
 
     results: tuple[_Tensor, ...]
     forward: tuple[Sending, ...]
+    recompute: tuple[Sending, ...]
     backward: tuple[Sending, ...]
+    sent: tuple[frozenset[int], ...]
+    read: tuple[frozenset[int], ...]
+
+    def rows(self, slots: list[int]) -> list[Sending]:
+        """Of backward, where these results have a gradient."""
+        found = {n for slot in slots for n in self.sent[slot]}
+        return [row for n, row in enumerate(self.backward) if n in found] + (list(self.recompute) if slots else [])
 
 
 def traffic(program: Program, rank: int = 0, clipped: bool = True) -> list[Sending]:
@@ -128,14 +139,11 @@ class _Trip:
         for call in (stage.constants, stage.prelude):
             if call is not None:
                 values |= _without_gradient(call)
-        forward: list[Sending] = []
-        backward: list[Sending] = []
+        ran: list[_Ran] = []
         for call in stage.calls:
-            ran = self.run(call, values)
-            values |= _named(call, ran)
-            forward += ran.forward
-            backward += ran.backward
-        return forward, backward
+            ran.append(self.run(call, values))
+            values |= _named(call, ran[-1])
+        return [row for r in ran for row in r.forward], _backward(stage, ran)
 
     def run(self, call: Call, values: Named) -> _Ran:
         """A call on meta, once for each kind of arguments."""
@@ -144,6 +152,17 @@ class _Trip:
         if key not in self.made:
             self.made[key] = _Reader(call, self.axes, self.here).read(arguments)
         return self.made[key]
+
+
+def _backward(stage: Stage, ran: list[_Ran]) -> list[Sending]:
+    """Rows of the calls to which a gradient comes, from what is sent and from the loss."""
+    alive = {v.name for v in stage.sends if v.differentiable} | {stage.loss}
+    rows: list[Sending] = []
+    for call, r in reversed([*zip(stage.calls, ran, strict=True)]):
+        slots = [n for n, name in enumerate(call.results) if name in alive and r.results[n].differentiable]
+        rows = r.rows(slots) + rows
+        alive |= {call.arguments[n] for slot in slots for n in r.read[slot]}
+    return rows
 
 
 def _named(call: Call, ran: _Ran) -> Named:
@@ -232,14 +251,19 @@ class _Reader(fx.Interpreter):
     def read(self, arguments: tuple[_Tensor, ...]) -> _Ran:
         """The call with these arguments."""
         with torch.autograd.graph.saved_tensors_hooks(self._keep, lambda x: x):
-            out = super().run(*(a.make() for a in arguments))
+            given = [a.make() for a in arguments]
+            out = super().run(*given)
         made = out if isinstance(out, tuple | list) else (out,)
-        results = tuple(_Tensor.of(x) for x in made)
-        reached = _reached(x.grad_fn for x in made)  # an index computed from a value passes nothing back to it
-        backward = [row for node, row in self.backward if node in reached]
-        if self.call.recompute:
-            backward += [row._replace(phase="recompute") for row in self.forward[: self.kept]]
-        return _Ran(results, tuple(self.forward), tuple(backward))
+        reached = [_reached(x) for x in made]  # an index computed from a value passes nothing back to it
+        again = self.forward[: self.kept] if self.call.recompute else []
+        return _Ran(
+            tuple(_Tensor.of(x) for x in made),
+            tuple(self.forward),
+            tuple(row._replace(phase="recompute") for row in again),
+            tuple(row for _, row in self.backward),
+            tuple(frozenset(n for n, (node, _) in enumerate(self.backward) if node in nodes) for nodes in reached),
+            tuple(frozenset(n for n, x in enumerate(given) if x in nodes) for nodes in reached),
+        )
 
     def _keep(self, x: torch.Tensor) -> torch.Tensor:
         self.kept = len(self.forward)
@@ -261,13 +285,14 @@ class _Reader(fx.Interpreter):
         return out
 
 
-def _reached(nodes: Iterable[Any]) -> set[Any]:
-    """The autograd nodes that backward from these runs."""
-    found: set[Any] = set()
-    left = [n for n in nodes if n is not None]
+def _reached(result: torch.Tensor) -> set[Any]:
+    """The autograd nodes that backward from a result runs, and the tensors in which it ends."""
+    found: set[Any] = {result}
+    left = [result.grad_fn]
     while left:
         node = left.pop()
-        if node not in found:
+        if node is not None and node not in found:
             found.add(node)
-            left += [n for n, _ in node.next_functions if n is not None]
+            found.add(getattr(node, "variable", node))
+            left += [n for n, _ in node.next_functions]
     return found

@@ -128,6 +128,8 @@ class Rounding(TorchDispatchMode):
         made = {t.dtype for t in tree_leaves(result) if isinstance(t, torch.Tensor) and t.dtype.is_floating_point}
         self.made |= made
         lower = [dtype for dtype in made if dtype in _WIDE]
+        if func is torch.ops.aten._local_scalar_dense.default:  # a number that Python reads stands in a graph as traced
+            lower.append(torch.float32)
         if self.first is None and lower:
             read = (t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor))
             if any(t.dtype in (torch.float64, torch.complex128) for t in read):

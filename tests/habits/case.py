@@ -74,16 +74,16 @@ class Case:
     build: Build
     plans: Mapping[int, Mapping[str, Pins]]
     judge: Judge
-    drawn: bool = False  # it may draw random numbers
+
+    @property
+    def pins(self) -> dict[str, Pins]:
+        """Of every plan."""
+        return {name: pins for plans in self.plans.values() for name, pins in plans.items()}
 
     def faults(self, found: Mapping[str, Outcome]) -> list[str]:
-        """What is wrong, by plan."""
-        return [f"{plan}: {fault}" for plan, outcome in found.items() if (fault := self._fault(plan, outcome))]
-
-    def _fault(self, plan: str, outcome: Outcome) -> str:
-        if "random numbers" in outcome.remark and not self.drawn:
-            return f"{outcome.remark}, though it has none"
-        return self.judge(plan, outcome)
+        """What is wrong, by plan; each must have come to something."""
+        assert found.keys() == self.pins.keys()
+        return [f"{plan}: {fault}" for plan, outcome in found.items() if (fault := self.judge(plan, outcome))]
 
 
 def equal(*builds: Build, divided: float = DIVIDED) -> Iterator[Case]:
@@ -96,13 +96,13 @@ def equal(*builds: Build, divided: float = DIVIDED) -> Iterator[Case]:
     yield from (Case(b.__name__, b, PLANS, judge) for b in builds)
 
 
-def equal_or_refused(words: str, *builds: Build, drawn: bool = False) -> Iterator[Case]:
+def equal_or_refused(words: str, *builds: Build) -> Iterator[Case]:
     """Equal, or refused by the thing's name."""
 
     def judge(plan: str, outcome: Outcome) -> str:
         return "" if outcome.refused and re.search(words, outcome.refused) else outcome.fault
 
-    yield from (Case(b.__name__, b, PLANS, judge, drawn) for b in builds)
+    yield from (Case(b.__name__, b, PLANS, judge) for b in builds)
 
 
 def refused(words: str, *builds: Build) -> Iterator[Case]:
@@ -111,7 +111,7 @@ def refused(words: str, *builds: Build) -> Iterator[Case]:
     def judge(plan: str, outcome: Outcome) -> str:
         return _unlike(words, outcome)
 
-    yield from (Case(b.__name__, b, PLANS, judge, drawn=True) for b in builds)
+    yield from (Case(b.__name__, b, PLANS, judge) for b in builds)
 
 
 def equal_unsplit(words: str, *builds: Build) -> Iterator[Case]:

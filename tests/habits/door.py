@@ -18,8 +18,8 @@ from torch import Tensor
 from worker import made
 
 from partitioner import search, trace
+from partitioner.outputs import loss_of
 from runtime import parallelize
-from runtime.eager import loss_of
 from runtime.world import finish_ranks, is_first, start_ranks
 from tools.families import cluster
 

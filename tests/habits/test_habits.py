@@ -18,36 +18,21 @@ CASES = {
 }
 
 
-def _rows(ranks: int) -> list[object]:
-    """Parameters of a test; what is quick on two ranks is unmarked."""
-    rows: list[object] = []
-    for name, (module, case) in CASES.items():
-        marks = [] if ranks == 2 and case.name in QUICK else [pytest.mark.habits]
-        rows.append(pytest.param(module, case, id=name, marks=marks))
-    return rows
+ROWS = [
+    pytest.param(module, case, id=name, marks=[] if case.name in QUICK else [pytest.mark.habits])
+    for name, (module, case) in CASES.items()
+]
 
 
 @pytest.fixture(scope="module")
-def two() -> Iterator[World]:
-    world = World(2)
-    yield world
-    world.close()
-
-
-@pytest.fixture(scope="module")
-def four() -> Iterator[World]:
-    world = World(4)
-    yield world
-    world.close()
+def world() -> Iterator[World]:
+    made = World()
+    yield made
+    made.close()
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize(("module", "case"), _rows(2))
-def test_two_ranks(two: World, module: str, case: Case) -> None:
-    assert "\n".join(case.faults(two.run(module, case))) == ""
-
-
-@pytest.mark.timeout(400)
-@pytest.mark.parametrize(("module", "case"), _rows(4))
-def test_four_ranks(four: World, module: str, case: Case) -> None:
-    assert "\n".join(case.faults(four.run(module, case))) == ""
+@pytest.mark.parametrize(("module", "case"), ROWS)
+def test_under_every_plan(world: World, module: str, case: Case) -> None:
+    """On two ranks and on four."""
+    assert "\n".join(case.faults(world.run(module, case))) == ""

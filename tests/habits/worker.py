@@ -1,4 +1,4 @@
-"""One rank of a warm world: runs the cases that it is sent, each in a process group of its own."""
+"""The process that traces the cases that it is sent, once each, and has ranks run their plans."""
 
 from __future__ import annotations
 
@@ -6,74 +6,50 @@ import gc
 import importlib
 import os
 import random
-import sys
-import traceback
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import timedelta
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from case import EXAMPLE, SAMPLES, Case, Outcome, Pins
+from ranks import failed, outcomes
 from torch import Tensor, nn
 
 from partitioner import Graph, Plan, search, trace
-from partitioner.errors import InputError
 from partitioner.perturb import perturb
-from runtime.trial import Trial, prepare, run_plan
-from runtime.world import everywhere, is_first
+from runtime.trial import Trial, prepare
 from tools.families import cluster
-from tools.verify import divided_flops
-
-SECONDS = 60.0  # that a rank waits for another
 
 
-@dataclass(frozen=True)
-class Job:
-    """Plans of a case; all ranks meet at ``port``."""
+def serve(jobs: Connection) -> None:
+    """Answer (module, case) with outcomes by plan, until the line is closed.
 
-    module: str
-    case: str
-    plans: dict[str, Pins]
-    port: int
-
-
-def serve(rank: int, ranks: int, jobs: Connection) -> None:
-    """Answer jobs with outcomes by plan, until None comes; a plan after one that failed has none."""
+    Ranks are forked from here, so that autograd must start no thread: no accelerator is seen.
+    """
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    while (job := jobs.recv()) is not None:
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(job.port), GLOO_SOCKET_IFNAME="lo")
-        dist.init_process_group("gloo", rank=rank, world_size=ranks, timeout=timedelta(seconds=SECONDS))
+    while True:
         try:
-            found = _run(job, ranks)
-        finally:
-            gc.collect()
-            dist.destroy_process_group()
-        jobs.send(found)
+            module, name = jobs.recv()
+        except EOFError:
+            return
+        jobs.send(tried(importlib.import_module(module).CASES[name]))
+        gc.collect()
 
 
-def _run(job: Job, ranks: int) -> dict[str, Outcome]:
-    case: Case = importlib.import_module(job.module).CASES[job.case]
-    found: dict[str, Outcome] = {}
+def tried(case: Case) -> dict[str, Outcome]:
+    """What each plan of the case came to."""
     try:
         trial, graph = _trial(case)
     except Exception as error:
-        failed = _failed(error)
-        trial, graph = None, None
-    said = [o for o in everywhere(failed if trial is None else None) if o is not None]
-    if said or trial is None or graph is None:
-        return dict.fromkeys(job.plans, said[0])
-    for name, pins in job.plans.items():
-        try:
-            found[name] = _outcome(trial, graph, _agreed(graph, pins, ranks))
-        except _Refused as error:
-            found[name] = Outcome(refused=str(error))
-        except Exception as error:
-            return {**found, name: _failed(error)}  # other ranks may be anywhere: they notice that this one left
+        return dict.fromkeys(case.pins, failed(error))
+    found: dict[str, Outcome] = {}
+    for ranks, pins in case.plans.items():
+        plans = {name: _planned(graph, fixed, ranks) for name, fixed in pins.items()}
+        found |= {name: plan for name, plan in plans.items() if isinstance(plan, Outcome)}
+        found |= outcomes(trial, graph, {n: p for n, p in plans.items() if isinstance(p, Plan)}, ranks)
     return found
 
 
@@ -86,6 +62,14 @@ def _trial(case: Case) -> tuple[Trial, Graph]:
     if changes := _changed(before, _state(module)):
         raise AssertionError(f"trace left the module otherwise than it was: {', '.join(changes)}")
     return prepare(module, graph, batch), graph
+
+
+def _planned(graph: Graph, pins: Pins, ranks: int) -> Plan | Outcome:
+    axes = {axis: pins.get(axis, 1) for axis in ("tp", "pp", "dp")}
+    try:
+        return search(graph, cluster(ranks), SAMPLES, {"schedule": "1f1b", "recompute": "off", **pins, **axes})
+    except Exception as error:
+        return failed(error)
 
 
 def made(case: Case, samples: int) -> tuple[nn.Module, dict[str, Tensor]]:
@@ -112,46 +96,3 @@ def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
 
 def _equal(a: Any, b: Any) -> bool:
     return torch.equal(a, b) if isinstance(a, Tensor) else a == b
-
-
-class _Refused(Exception):
-    """What rank 0's search said."""
-
-
-def _agreed(graph: Graph, pins: Pins, ranks: int) -> Plan:
-    """Rank 0 searches, all take its plan."""
-    said: list[Plan | str] = [""]
-    if is_first():
-        axes = {axis: pins.get(axis, 1) for axis in ("tp", "pp", "dp")}
-        try:
-            fixed = {"schedule": "1f1b", "recompute": "off", **pins, **axes}
-            said = [search(graph, cluster(ranks), SAMPLES, fixed)]
-        except InputError as error:
-            said = [str(error)]
-        except Exception as error:
-            said = [f"\0{_failed(error).crashed}"]
-    dist.broadcast_object_list(said, src=0)
-    (plan,) = said
-    if isinstance(plan, str):
-        raise AssertionError(plan[1:]) if plan.startswith("\0") else _Refused(plan)
-    return plan
-
-
-def _outcome(trial: Trial, graph: Graph, plan: Plan) -> Outcome:
-    row = run_plan(trial, plan)
-    if row is None:
-        return Outcome()
-    return Outcome(
-        error=row.apart.largest, limit=row.limit, worst=row.apart.worst, first=row.first, unforeseen=row.unforeseen,
-        divided=divided_flops(plan, graph), empty=row.apart.empty,
-        remark=trial.reference.remark if trial.reference else "",
-    )  # fmt: skip
-
-
-def _failed(error: Exception) -> Outcome:
-    if isinstance(error, InputError):
-        return Outcome(refused=str(error))
-    frame = traceback.extract_tb(sys.exc_info()[2])[-1:]
-    where = f" at {os.path.basename(frame[0].filename)}:{frame[0].lineno}" if frame else ""
-    line = next(iter(str(error).splitlines()), "")
-    return Outcome(crashed=f"{type(error).__name__}: {line[:300]}{where}")

@@ -34,7 +34,7 @@ def _last(m: Picking, x: torch.Tensor) -> torch.Tensor:
 
 
 def _behind(m: Picking, x: torch.Tensor) -> torch.Tensor:
-    return m.embed(x)[torch.arange(BATCH), (x > 7).sum(-1) - 1].unsqueeze(1)
+    return m.embed(x)[torch.arange(len(x)), (x > 7).sum(-1) - 1].unsqueeze(1)
 
 
 def _several(m: Picking, x: torch.Tensor) -> torch.Tensor:
@@ -46,7 +46,7 @@ def _middle(m: Picking, x: torch.Tensor) -> torch.Tensor:
 
 
 def _apart(m: Picking, x: torch.Tensor) -> torch.Tensor:
-    return m.embed(x)[torch.arange(BATCH), :, x[:, 0] % WIDTH][:, None]
+    return m.embed(x)[torch.arange(len(x)), :, x[:, 0] % WIDTH][:, None]
 
 
 def _experts(m: Picking, x: torch.Tensor) -> torch.Tensor:
@@ -99,7 +99,7 @@ def test_samples_stay_apart(pick: Pick) -> None:
 
 def test_rows_picked_from_other_samples_are_told() -> None:
     def pick(m: Picking, x: torch.Tensor) -> torch.Tensor:
-        return m.embed(x)[x[:, 0] % BATCH]
+        return m.embed(x)[x[:, 0] % 2]
 
     graph = trace(Picking(pick), tokens())
     assert graph.inseparable is not None

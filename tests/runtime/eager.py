@@ -79,6 +79,8 @@ def _apart(graph: Graph, make: Make, pins: Pins, wanted: tuple[float, dict[str, 
     found = [f"loss is {loss}, not {wanted[0]}"] if abs(loss - wanted[0]) > LIMIT * abs(wanted[0]) else []
     largest = max(float(g.abs().max()) for g in wanted[1].values())
     for name, parameter in program.parameters.items():
+        if parameter.requires_grad != (name in wanted[1]):
+            found.append(f"{name} {'has' if parameter.requires_grad else 'lacks'} a gradient, the module's otherwise")
         if not parameter.requires_grad:
             continue
         held = engine.parameters.get(name)

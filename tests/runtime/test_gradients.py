@@ -106,10 +106,44 @@ def fixed_positions(samples: int) -> tuple[nn.Module, Batch]:
     return Positions(), tokens(samples)
 
 
+class Spare(Stack):
+    """Parameters that train and have no gradient: forward does not read one, and reads another cut off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare, self.offset = nn.Linear(WIDTH, WIDTH), nn.Parameter(torch.ones(VOCAB))
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        h = self.embed(x)
+        for block in self.blocks:
+            h = block(h)
+        return F.cross_entropy((self.head(h) + self.offset.detach()).flatten(0, 1), y.flatten())
+
+
+def not_reached(samples: int) -> tuple[nn.Module, Batch]:
+    """Weight decay leaves alone what has no gradient."""
+    return Spare(), tokens(samples)
+
+
+class Reading(Stack):
+    """Every block reads the first values, cut off: what is gathered for them alone passes nothing back."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        first = h = self.embed(x)
+        for block in self.blocks:
+            h = block(h + 0.1 * first.detach())
+        return F.cross_entropy(self.head(h).flatten(0, 1), y.flatten())
+
+
+def first_values_cut_off(samples: int) -> tuple[nn.Module, Batch]:
+    return Reading(), tokens(samples)
+
+
 CASES: dict[str, Make] = {
     f.__name__: f
     for f in (
-        frozen_embedding, frozen_first_blocks, frozen_parts_in_turn, head_alone, adapters, fixed_positions,
+        frozen_embedding, frozen_first_blocks, frozen_parts_in_turn, head_alone, adapters, fixed_positions, not_reached,
+        first_values_cut_off,
     )
 }  # fmt: skip
 

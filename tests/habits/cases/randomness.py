@@ -203,7 +203,7 @@ CASES = named(
     equal(frozen_eval, frozen_eval_by_hand, eval_of_all, dropout_of_zero),
     equal_or_refused(
         NAMED, dropout, attention_dropout, jitter, gaussian, uniform_in_place, drop_path, label_drop, random_ids,
-        permutation, gumbel, drawn=True,
+        permutation, gumbel,
     ),
     refused("(?i)random|draw|item|data-dependent|differ", layer_drop, layer_drop_by_torch, scale_by_python,
             scale_by_numpy),
