@@ -106,7 +106,7 @@ def _step(model: nn.Module, batch: Example) -> nn.Module:
         given = batch.flat.together(dict(zip(names, (tensors[word] for word in words), strict=True)))
         plain = self.get_submodule("model")
         try:
-            with ValuesRefused(plain), DataAsDetach(), ConstantBranches(plain, real):
+            with ValuesRefused(plain), DataAsDetach(plain), ConstantBranches(plain, real):
                 return loss_of(plain(**given), type(model).__name__)
         except Exception as error:  # any model code may run here
             raise RaisedInModel(error) from error

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from partitioner.promote import promote
 from partitioner.resample import resample
 from partitioner.rules import rule_of
 from partitioner.shapes import op_of
-from partitioner.widen import Rounding, Widening, float64_by_default, wide, widened
+from partitioner.widen import Rounding, Widening, copied, float64_by_default, wide, widened
 
 MOST_PARAMETERS = 20_000_000
 MOST_FLOPS = 1e11  # forward and backward of graph and module on both batches
@@ -51,6 +52,35 @@ class _Ran:
     outputs: list[tuple[str, torch.Tensor]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Pair:
+    """A graph and its module: ``exact`` in float64 throughout, else in the model's own dtypes."""
+
+    graph: Graph
+    module: nn.Module
+    exact: bool
+
+    def resized(self, samples: int) -> _Pair:
+        return replace(self, graph=resize(self.graph, samples))
+
+    def given(self, batch: Batch) -> dict[str, Any]:
+        """The batch, copied, since forward may change it."""
+        return tree_map_only(torch.Tensor, lambda t: wide(t.clone()) if self.exact else t.clone(), dict(batch))
+
+    def dtypes(self) -> AbstractContextManager[object]:
+        return float64_by_default() if self.exact else nullcontext()
+
+    def widening(self) -> AbstractContextManager[object]:
+        return Widening() if self.exact else nullcontext()
+
+    def limit(self, rounding: Rounding) -> float:
+        """The relative error that is a difference, for a run that rounded so."""
+        if not self.exact:
+            made = [torch.finfo(dtype).eps for dtype in rounding.made]
+            return math.sqrt(max(made, default=torch.finfo(torch.float32).eps))
+        return LIMIT if rounding.first is None else ROUNDED * torch.finfo(rounding.first[1]).eps
+
+
 def check_capture(graph: Graph, model: nn.Module, batch: Batch, sizes: tuple[int, int]) -> str:
     """Compare ``graph`` with ``model``; "" when they are equal, why they were not compared when that is too dear.
 
@@ -60,12 +90,12 @@ def check_capture(graph: Graph, model: nn.Module, batch: Batch, sizes: tuple[int
     why = _too_dear(graph, model, batch, sum(tried))
     if why:
         return f"the graph was not compared with the module: {why}; partitioner verify compares them"
-    module = widened(model).to("cpu")
+    module = copied(model).to("cpu")
     perturb(module)
-    promoted = promote(graph)
+    exact, own = _Pair(promote(graph), widened(module), True), _Pair(graph, module, False)
     for seed, samples in enumerate(tried):
-        given = tree_map_only(torch.Tensor, lambda t: wide(t.cpu()), resample(batch, graph.batched, samples, seed))
-        loss = _compare(resize(promoted, samples), module, given)
+        given = tree_map_only(torch.Tensor, torch.Tensor.cpu, resample(batch, graph.batched, samples, seed))
+        loss = _compare(exact.resized(samples), own.resized(samples), given)
         if not math.isfinite(loss):
             return f"the graph was not compared with the module: on the example's samples its loss is {loss}"
     return ""
@@ -95,17 +125,41 @@ def _flops(graph: Graph) -> float:
     return sum(rule.flops(op_of(n)) for n, rule in rows if rule and rule.flops)
 
 
-def _compare(graph: Graph, module: nn.Module, batch: Batch) -> float:
-    """The module's loss; raises InputError when the graph's or a gradient is another."""
-    wanted, found = _eagerly(graph, module, batch), _interpreted(graph, module, batch)
-    name = _different(found, wanted)
+def _compare(exact: _Pair, own: _Pair, batch: Batch) -> float:
+    """The module's loss; raises InputError when the graph's or a gradient is another.
+
+    What differs in float64 is another graph, unless the module itself is another there, since it asks for its dtypes,
+    or rounds to lower ones than float32, as what was captured then does too.
+    """
+    wanted = _tried(exact, batch)
+    name = _different(_interpreted(exact, batch), wanted) if wanted else ""
+    if wanted and not name:
+        return float(wanted.loss)
+    plain = _eagerly(own, batch)
+    rounds_low = plain.limit > math.sqrt(torch.finfo(torch.float32).eps)
+    if wanted and not rounds_low and not _different(replace(wanted, limit=plain.limit), plain):
+        raise _refusal(name, exact, batch)
+    name = _different(_interpreted(own, batch), plain)
     if name:
-        where = _first_module(graph, module, batch)
-        raise InputError(
-            f"what was traced is not the module: {name} differs on a batch of {graph.batch} samples"
-            f"{f', first in {where}' if where else ''}; partitioner refuses to train something else"
-        )
-    return float(wanted.loss)
+        raise _refusal(name, own, batch)
+    return float(plain.loss)
+
+
+def _tried(pair: _Pair, batch: Batch) -> _Ran | None:
+    try:
+        return _eagerly(pair, batch)
+    except InputError:
+        raise
+    except Exception:  # it may have no float64; in its own dtypes it must run
+        return None
+
+
+def _refusal(name: str, pair: _Pair, batch: Batch) -> InputError:
+    where = _first_module(pair, batch)
+    return InputError(
+        f"what was traced is not the module: {name} differs on a batch of {pair.graph.batch} samples"
+        f"{f', first in {where}' if where else ''}; partitioner refuses to train something else"
+    )
 
 
 def _different(found: _Ran, wanted: _Ran) -> str:
@@ -148,23 +202,32 @@ def _close(a: torch.Tensor, b: torch.Tensor, limit: float, floor: float) -> bool
     return float((a - b).where(finite, 0.0).abs().max()) <= limit * scale
 
 
-def _eagerly(graph: Graph, module: nn.Module, batch: Batch, watch: bool = False) -> _Ran:
+def _eagerly(pair: _Pair, batch: Batch, watch: bool = False) -> _Ran:
+    module, graph = pair.module, pair.graph
     module.zero_grad()
     outputs: list[tuple[str, torch.Tensor]] = []
     handles = [m.register_forward_hook(_noting(name, outputs)) for name, m in module.named_modules()] if watch else []
     rounding = Rounding()
     try:
-        with float64_by_default(), eager_draws(module, graph, 0, 0, range(graph.batch)), rounding, Widening():
-            given = tree_map_only(torch.Tensor, torch.clone, dict(batch))  # forward may change it
-            loss = loss_of(module(**given), type(module).__name__)
+        with pair.dtypes(), eager_draws(module, graph, 0, 0, range(graph.batch)), rounding, pair.widening():
+            loss = _loss(module, pair.given(batch))
             if loss.requires_grad:
                 loss.backward()
     finally:
         for handle in handles:
             handle.remove()
     own = dict(module.named_parameters(remove_duplicate=False))
-    limit = LIMIT if rounding.first is None else ROUNDED * torch.finfo(rounding.first[1]).eps
-    return _Ran(loss.detach(), {n: own[n].grad for n in graph.parameters}, limit, outputs)
+    return _Ran(loss.detach(), {n: own[n].grad for n in graph.parameters}, pair.limit(rounding), outputs)
+
+
+def _loss(module: nn.Module, batch: Batch) -> torch.Tensor:
+    try:
+        output = module(**batch)
+    except Exception as error:  # any code of the user's runs here
+        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in flat(batch).tensors.items())
+        reason = next(iter(str(error).splitlines()), "")
+        raise RuntimeError(f"{type(module).__name__} fails on {shapes}: {type(error).__name__}: {reason}") from error
+    return loss_of(output, type(module).__name__)
 
 
 def _noting(name: str, outputs: list[tuple[str, torch.Tensor]]) -> Any:
@@ -175,11 +238,11 @@ def _noting(name: str, outputs: list[tuple[str, torch.Tensor]]) -> Any:
     return note
 
 
-def _interpreted(graph: Graph, module: nn.Module, batch: Batch, watch: bool = False) -> _Ran:
-    own = dict(module.named_parameters(remove_duplicate=False))
+def _interpreted(pair: _Pair, batch: Batch, watch: bool = False) -> _Ran:
+    own, graph = dict(pair.module.named_parameters(remove_duplicate=False)), pair.graph
     copies = {n: own[n].detach().clone().requires_grad_(p.requires_grad) for n, p in graph.parameters.items()}
-    with float64_by_default():
-        given = arguments(graph, copies, step_values(graph, flat(batch).tensors))
+    with pair.dtypes():
+        given = arguments(graph, copies, step_values(graph, flat(pair.given(batch)).tensors))
         keeping = _Keeping(graph.module)
         result = (keeping if watch else fx.Interpreter(graph.module)).run(*given)
         loss = result[0] if isinstance(result, tuple | list) else result
@@ -202,11 +265,11 @@ class _Keeping(fx.Interpreter):
         return result
 
 
-def _first_module(graph: Graph, module: nn.Module, batch: Batch) -> str:
+def _first_module(pair: _Pair, batch: Batch) -> str:
     """The first module whose output no op of the graph that it made is equal to; "" where all have one."""
-    ran = _eagerly(graph, module, batch, watch=True)
+    ran = _eagerly(pair, batch, watch=True)
     made: dict[str, list[torch.Tensor]] = {}
-    for name, tensor in _interpreted(graph, module, batch, watch=True).outputs:
+    for name, tensor in _interpreted(pair, batch, watch=True).outputs:
         made.setdefault(name, []).append(tensor)
     for name, output in ran.outputs:
         alike = [t for t in made.get(name, []) if t.numel() == output.numel()]

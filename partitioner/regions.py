@@ -18,6 +18,8 @@ from torch import fx
 from torch._export.passes import replace_set_grad_with_hop_pass as grad_regions
 from torch.amp import autocast_mode
 
+from partitioner.uncapturable import RaisedInModel
+
 _UNHEARD = ".*CUDA is not available.*"  # torch's word for autocast("cuda") where there is no GPU: it casts nothing
 
 
@@ -68,6 +70,11 @@ def noted_regions() -> Generator[None]:
             yield
     except UserWarning as warning:
         raise ValueError(FOREIGN.format("cuda")).with_traceback(warning.__traceback__) from warning
+    except RaisedInModel as raised:
+        if not isinstance(raised.error, UserWarning):
+            raise
+        error = ValueError(FOREIGN.format("cuda")).with_traceback(raised.error.__traceback__)
+        raise RaisedInModel(error) from raised
     finally:
         grad_regions.replace_set_grad_with_hop_pass = own
 

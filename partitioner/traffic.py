@@ -215,9 +215,11 @@ def _sync(program: Program, here: dict[str, int]) -> Iterator[Sending]:
 
 
 def _control(program: Program, clipped: bool) -> Iterator[Sending]:
-    """The counts, the loss, the squared gradient norm."""
+    """Fingerprints of what carries no samples, the counts, the loss, the squared gradient norm."""
     mesh = program.mesh
-    sizes = [("dp", SCALAR * numbers) for numbers in program.counted]
+    shared = len(program.inputs) - len(program.batched)
+    sizes = [("dp", 2 * SCALAR * shared)] if shared else []
+    sizes += [("dp", SCALAR * numbers) for numbers in program.counted]
     sizes += [("dp", SCALAR), ("pp", SCALAR)]
     wide = dict(mesh) | dict(program.axes)
     sizes += [(axis, SCALAR) for axis in ("pp", *(axis for axis, _ in program.axes)) if clipped]

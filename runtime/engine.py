@@ -29,6 +29,7 @@ from runtime.checkpoint import Progress
 from runtime.finite import first_culprit, number
 from runtime.groups import Groups
 from runtime.optimizer import Factory, Schedule, keep_initial_rates, rates, scale_rates, set_rates
+from runtime.shared_inputs import check_shared
 from runtime.sync import GradientNorm, GradientSync
 from runtime.watchdog import Watchdog, hang_limit
 from runtime.worker import Named, Worker
@@ -131,6 +132,7 @@ class Engine:
             n: _checked(given.tensors, n, count, self.program.shapes.get(n)).to(self.groups.device)
             for n, count in counts.items()
         }
+        check_shared({n: t for n, t in whole.items() if n not in batched}, self.groups)
         rows = [{n: t[m * size : (m + 1) * size] if n in batched else t for n, t in whole.items()} for m in range(many)]
         for m, row in enumerate(rows):
             row |= self._of_step(m)
@@ -179,7 +181,7 @@ class Engine:
     def _check_count(self, count: Count, value: torch.Tensor) -> None:
         if count.divides and count.numbers == 1 and not number(value):
             raise InputError(
-                f"step {self.steps_done}: nothing of the batch is counted, all labels are ignored: "
+                f"step {self.steps_done}: no target of the batch is counted, all labels are ignored or masked: "
                 "the loss would be divided by 0"
             )
 

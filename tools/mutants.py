@@ -18,7 +18,8 @@ from torch import fx
 from partitioner.emit import collective_nodes
 from partitioner.layout import REPLICATE, WHOLE, Placement, Segment, Shard
 from partitioner.program import Call, Parameter, Program, Stage
-from runtime.engine import KEYS, Engine
+from partitioner.step_inputs import SAMPLE_KEYS
+from runtime.engine import Engine
 from tools.engine_faults import ENGINE
 
 aten, own = torch.ops.aten, torch.ops.partitioner
@@ -207,7 +208,7 @@ def _of_calls(program: Program) -> Iterator[Mutant]:
     if many > 1:
         rows = tuple(tuple(a for a in row if a.micro_batch < many - 1) for row in program.actions)
         yield Mutant("the last micro-batch left out", replace(program, actions=rows))
-    if any(KEYS in c.arguments for s in program.stages for c in (*s.calls, s.prelude) if c):
+    if any(SAMPLE_KEYS in c.arguments for s in program.stages for c in (*s.calls, s.prelude) if c):
         yield Mutant("another seed", replace(program, seed=program.seed + 1))
 
 

@@ -10,9 +10,10 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from partitioner.errors import InputError
-from partitioner.functional import inline_regions
+from partitioner.functional import functionalize, inline_regions
 from partitioner.promote import promote
 from partitioner.regions import noted_regions
+from partitioner.shapes import to_meta
 from partitioner.trace import trace
 
 BF16 = torch.bfloat16
@@ -47,8 +48,11 @@ def _captured(model: nn.Module, batch: Batch) -> Answer:
     names = exported.graph_signature.inputs_to_parameters
     holders = [n for n in exported.graph_module.graph.nodes if n.op == "placeholder"]
     for node in holders:
-        node.meta["trains"] = node.name in names
+        trains = node.name in names
+        node.meta |= {"trains": trains, "kind": "parameter" if trains else "input", "source": node.name}
     inline_regions(exported.graph_module)
+    to_meta(exported.graph_module.graph)
+    functionalize(exported.graph_module.graph)
     copies = {id(p): nn.Parameter(p.detach().clone()) for p in model.parameters()}
     parameters = {n: copies[id(p)] for n, p in model.named_parameters(remove_duplicate=False)}
     lifted = exported.graph_signature.inputs_to_lifted_tensor_constants | exported.graph_signature.inputs_to_buffers

@@ -128,7 +128,8 @@ def _numbers(module: object) -> list[torch.Tensor]:
         if node.op == "placeholder":
             value = node.meta["val"]
             x = torch.randn(value.shape, generator=generator, dtype=torch.float64)
-            inputs.append(x.requires_grad_() if value.is_floating_point() else (x > 0).to(value.dtype))
+            whole = x > 0 if value.dim() else x.abs().ceil()  # a count divides
+            inputs.append(x.requires_grad_() if value.is_floating_point() else whole.to(value.dtype))
     made = [y for y in module(*inputs) if y.is_floating_point()]  # type: ignore[operator]
     trained = [x for x in inputs if x.requires_grad]
     seeds = [torch.randn(y.shape, generator=generator, dtype=y.dtype) for y in made]
@@ -210,10 +211,10 @@ SMALL = {
     "a gate of its own": (lambda m, x: m.b(F.silu(m.a(x)) * m.b(x)) + x, [PLAIN, SILU, RESIDUAL]),
     "an operand that is added too": (lambda m, x: m.b(h := F.gelu(m.a(x))) + h, [GELU, RESIDUAL]),
     "rows flattened between": (
-        lambda m, x: m.b(F.gelu(m.a(x)).reshape(16, 16)).reshape(2, 8, 16) + x,
+        lambda m, x: m.b(F.gelu(m.a(x)).reshape(-1, 16)).reshape(len(x), 8, 16) + x,
         [GELU, RESIDUAL],
     ),
-    "columns folded": (lambda m, x: F.gelu(m.a(x).reshape(2, 16, 8)).reshape(2, 8, 16), [PLAIN]),
+    "columns folded": (lambda m, x: F.gelu(m.a(x).reshape(len(x), 16, 8)).reshape(len(x), 8, 16), [PLAIN]),
     "whole numbers": (lambda m, x: 2 * m.a(x) + 1, [" | v0 = mul(acc, 2.0); v1 = add(v0, 1.0) | v1"]),
     "one residual twice": (lambda m, x: m.a(x) + x + x, ["t0: m n | v0 = add(acc, t0); v1 = add(v0, t0) | v1"]),
     "two activations": (

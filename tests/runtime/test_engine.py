@@ -179,6 +179,25 @@ def test_what_carries_no_samples_goes_whole_into_every_micro_batch() -> None:
 SGD = factory(torch.optim.SGD, lr=0.1)
 
 
+def _unshared(rank: int) -> None:
+    torch.manual_seed(1)
+    model, x = Nested(), torch.randn(4, 3, 6)
+    data = {"inputs": {"x": x, "positions": torch.zeros(3, 6)}, "labels": torch.arange(12).view(4, 3) % 5}
+    data |= {"scale": torch.tensor(0.5), "times": 3}
+    graph = trace(model, data)
+    program = lower(graph, search(graph, Cluster.load("local-cpu", devices=2), 4, {"dp": 2}))
+    engine = Engine(program, (groups := Groups(program)), materialize(program, groups.coordinates, model, "cpu"), SGD)
+    own = slice(2 * groups.coordinates["dp"], 2 * groups.coordinates["dp"] + 2)
+    mine: dict[str, Any] = {**data, "inputs": {**data["inputs"], "x": x[own]}, "labels": data["labels"][own]}
+    engine.step(mine)
+    with pytest.raises(InputError, match="scale carries no samples and is not the same on all data ranks"):
+        engine.step({**mine, "scale": torch.tensor(0.5 + rank)})
+
+
+def test_what_carries_no_samples_is_the_same_on_all_data_ranks() -> None:
+    plans.spawn(_unshared, 2)
+
+
 def _refuse(rank: int) -> None:
     program = small.program(dp=2, micro_batches=1)
     engine = build(program)
