@@ -21,7 +21,7 @@ from partitioner.batches import Flat, carriers, flat
 from partitioner.constant_branches import ConstantBranches
 from partitioner.data_attribute import DataAsDetach
 from partitioner.graph import ParameterInfo
-from partitioner.hooks import hooks_refused
+from partitioner.hooks import HookingRefused, hooks_refused
 from partitioner.kept_functions import kept_functions
 from partitioner.normalize import normal_ops
 from partitioner.outputs import loss_of
@@ -106,7 +106,7 @@ def _step(model: nn.Module, batch: Example) -> nn.Module:
         given = batch.flat.together(dict(zip(names, (tensors[word] for word in words), strict=True)))
         plain = self.get_submodule("model")
         try:
-            with ValuesRefused(plain), DataAsDetach(plain), ConstantBranches(plain, real):
+            with HookingRefused(plain), ValuesRefused(plain), DataAsDetach(plain), ConstantBranches(plain, real):
                 return loss_of(plain(**given), type(model).__name__)
         except Exception as error:  # any model code may run here
             raise RaisedInModel(error) from error

@@ -63,7 +63,7 @@ def _found(model: nn.Module) -> Iterator[tuple[str, str]]:
 
 @contextmanager
 def hooks_refused(model: nn.Module, notes: list[str]) -> Generator[None]:
-    """Inside, a forward that hooks a tensor's gradient, or what autograd saves, raises InputError where it does so.
+    """Inside, a forward that hooks what autograd saves raises InputError where it does so.
 
     What torch.utils.checkpoint hooks is its own affair. ``save_on_cpu`` moves memory and changes no number: it is left
     out and added to ``notes``.
@@ -85,12 +85,11 @@ def hooks_refused(model: nn.Module, notes: list[str]) -> Generator[None]:
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(saved_tensors_hooks, "__enter__", entered))
         stack.enter_context(mock.patch.object(saved_tensors_hooks, "__exit__", left))
-        stack.enter_context(_Registering(model))
         yield
 
 
-class _Registering(TorchFunctionMode):
-    """Refuses calls that hook a tensor, or the node of its gradient."""
+class HookingRefused(TorchFunctionMode):
+    """Refuses calls that hook a tensor's gradient, or the node of its gradient, where the model's code makes them."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

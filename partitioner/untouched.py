@@ -24,7 +24,8 @@ def untouched(model: nn.Module, forward: Callable[[], object]) -> Generator[None
     more to find where.
     """
     generators = Generators(model)
-    undo = [step for module in model.modules() for step in _undo(vars(module), set())]
+    seen = set[int]()
+    undo = [step for module in model.modules() for step in _undo(vars(module), seen)]
     try:
         try:
             yield
