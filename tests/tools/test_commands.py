@@ -246,10 +246,15 @@ def test_a_loss_that_is_no_number_stops(plan: Path, capfd: pytest.CaptureFixture
     assert "Traceback" not in told
 
 
-def test_a_loss_that_mixes_samples_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_loss_that_mixes_samples_keeps_the_batch_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mixing.py").write_text(MIXING)
-    assert main(["plan", f"{tmp_path / 'mixing.py'}:model", *PLACE]) == 2
-    assert "does not separate over samples" in capsys.readouterr().err
+    model, path = f"{tmp_path / 'mixing.py'}:model", tmp_path / "mixing.json"
+    assert main(["plan", model, *PLACE, "--pin", "dp=2"]) == 2
+    assert "mixes samples, so that one micro-batch must hold the whole batch" in capsys.readouterr().err
+    assert main(["plan", model, *PLACE, "-o", str(path)]) == 0
+    plan = Plan.load(path)
+    assert (plan.decisions.mesh["dp"], plan.decisions.micro_batches) == (1, 1)
+    assert any("mixes samples" in note for note in plan.notes)
 
 
 def test_an_op_without_a_rule_is_a_line_of_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
