@@ -42,6 +42,10 @@ FLOOR = 1e-3  # of the median gradient, or its module's largest: below it an err
 Batch = Mapping[str, Any]  # of tensors, or nested ones
 
 
+class _FailsItself(InputError):
+    """The module can't run, forward or backward, on a batch of valid samples."""
+
+
 @dataclass(frozen=True)
 class _Ran:
     """Loss and gradients; ``outputs`` of modules in the order in which they ended, ``limit`` of what is rounding."""
@@ -146,11 +150,10 @@ def _compare(exact: _Pair, own: _Pair, batch: Batch) -> float:
 
 
 def _tried(pair: _Pair, batch: Batch) -> _Ran | None:
+    """None where the module has no float64; in its own dtypes it must run."""
     try:
         return _eagerly(pair, batch)
-    except InputError:
-        raise
-    except Exception:  # it may have no float64; in its own dtypes it must run
+    except _FailsItself:
         return None
 
 
@@ -210,9 +213,7 @@ def _eagerly(pair: _Pair, batch: Batch, watch: bool = False) -> _Ran:
     rounding = Rounding()
     try:
         with pair.dtypes(), eager_draws(module, graph, 0, 0, range(graph.batch)), rounding, pair.widening():
-            loss = _loss(module, pair.given(batch))
-            if loss.requires_grad:
-                loss.backward()
+            loss = _step(module, pair.given(batch))
     finally:
         for handle in handles:
             handle.remove()
@@ -220,14 +221,19 @@ def _eagerly(pair: _Pair, batch: Batch, watch: bool = False) -> _Ran:
     return _Ran(loss.detach(), {n: own[n].grad for n in graph.parameters}, pair.limit(rounding), outputs)
 
 
-def _loss(module: nn.Module, batch: Batch) -> torch.Tensor:
+def _step(module: nn.Module, batch: Batch) -> torch.Tensor:
+    """The loss, after its backward."""
     try:
-        output = module(**batch)
+        loss = loss_of(module(**batch), type(module).__name__)
+        if loss.requires_grad:
+            loss.backward()
+    except InputError:
+        raise
     except Exception as error:  # any code of the user's runs here
         shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in flat(batch).tensors.items())
-        reason = next(iter(str(error).splitlines()), "")
-        raise RuntimeError(f"{type(module).__name__} fails on {shapes}: {type(error).__name__}: {reason}") from error
-    return loss_of(output, type(module).__name__)
+        words = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        raise _FailsItself(f"{type(module).__name__} itself fails on a batch of {shapes}: {words}") from error
+    return loss
 
 
 def _noting(name: str, outputs: list[tuple[str, torch.Tensor]]) -> Any:

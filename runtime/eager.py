@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from partitioner.batches import flat
+from partitioner.capture_check import LIMIT, ROUNDED
 from partitioner.eager_draws import eager_draws
 from partitioner.errors import InputError
 from partitioner.graph import Graph
@@ -20,9 +21,6 @@ from partitioner.interpret import samples_of
 from partitioner.outputs import loss_of
 from partitioner.widen import Rounding, Widening, copied, float64_by_default, wide, widened
 from runtime.reference import Steps
-
-LIMIT = 1e-9  # of float64: a larger relative error is a difference
-ROUNDED = 64  # times the unit of a lower dtype, where the module rounds to it even in float64
 
 Tensors = Mapping[str, torch.Tensor]
 Batch = Mapping[str, Any]  # of tensors, or nested ones

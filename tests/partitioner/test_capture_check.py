@@ -1,64 +1,82 @@
-"""A comparison of graph and module that can tell, or is said not to have been made."""
+"""A graph that is not its module is refused, the module where they part named; what was not compared is a note."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from typing import Any
 
+import pytest
 import torch
-from torch import Tensor, nn
+from torch import fx, nn
 from torch.nn import functional as F
 
 from partitioner import trace
+from partitioner.errors import InputError
 
-WIDTH, CLASSES = 8, 5
+CAPTURE = importlib.import_module("partitioner.capture")
+CHECK = importlib.import_module("partitioner.capture_check")
 
 
 class Net(nn.Module):
-    """``loss`` is made of hidden values (b, s, w), logits (b, s, v) and labels."""
-
-    def __init__(self, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, device: str = "cpu") -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.first, self.last, self.loss = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, CLASSES), loss
+        self.first, self.second = nn.Linear(6, 8, device=device), nn.Linear(8, 5, device=device)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        h = self.first(x)
-        return self.loss(h, self.last(h), y)
-
-
-def batch(samples: int = 2) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(samples, 3, WIDTH, generator=generator)
-    return {"x": x, "y": torch.randint(CLASSES, (samples, 3), generator=generator)}
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(self.second(self.first(x).tanh()), y)
 
 
-def entropy(h: Tensor, z: Tensor, y: Tensor) -> Tensor:
-    return F.cross_entropy(z.flatten(0, 1), y.flatten())
+def _batch() -> dict[str, torch.Tensor]:
+    return {"x": torch.randn(4, 6, generator=torch.Generator().manual_seed(1)), "y": torch.arange(4)}
 
 
-def test_a_loss_that_is_no_number_compares_nothing_and_the_graph_says_so() -> None:
-    given = batch()
-    given["y"] = torch.full_like(given["y"], -100)
-    (note,) = trace(Net(lambda h, z, y: entropy(h, z, y) * (2.0 if len(y) < 4 else 3.0)), given).notes
-    assert note == "the graph was not compared with the module: on the example's samples its loss is nan"
+def _scaled(monkeypatch: pytest.MonkeyPatch, module: str, factor: float) -> None:
+    """A pass that gets the products of one module wrong."""
+    right = CAPTURE.normal_ops
+
+    def wrong(captured: fx.GraphModule, buffers: Any) -> None:
+        right(captured, buffers)
+        for node in [n for n in captured.graph.nodes if n.target == torch.ops.aten.linear.default]:
+            if node.meta["modules"][-1] == module:
+                with captured.graph.inserting_after(node):
+                    new = captured.graph.call_function(torch.ops.aten.mul.Tensor, (node, factor))
+                new.meta = dict(node.meta)
+                node.replace_all_uses_with(new, delete_user_cb=lambda user, new=new: user is not new)
+
+    monkeypatch.setattr(CAPTURE, "normal_ops", wrong)
 
 
-def test_a_loss_that_is_all_but_zero_is_compared_by_what_it_is_the_difference_of() -> None:
-    assert not trace(Net(lambda h, z, y: (z.logsumexp(-1) - (z - z.log_softmax(-1)).mean(-1)).mean()), batch()).notes
+@pytest.mark.parametrize("module", ["first", "second"])
+@pytest.mark.parametrize("factor", [2.0, 1 + 1e-6])
+def test_another_graph_is_refused_and_the_module_named(
+    monkeypatch: pytest.MonkeyPatch, module: str, factor: float
+) -> None:  # fmt: skip
+    _scaled(monkeypatch, module, factor)
+    named = f", first in {module};" if factor > 1.5 else ""
+    with pytest.raises(InputError, match=f"what was traced is not the module: .*{named}"):
+        trace(Net(), _batch())
+    trace(Net(), _batch(), compare=False)
 
 
-def test_a_module_that_changes_its_batch_is_compared_on_fresh_ones() -> None:
-    def loss(h: Tensor, z: Tensor, y: Tensor) -> Tensor:
-        y.add_(1).remainder_(CLASSES)
-        return entropy(h, z, y)
-
-    given = batch()
-    before = {n: t.clone() for n, t in given.items()}
-    assert not trace(Net(loss), given).notes
-    assert all(torch.equal(given[n], t) for n, t in before.items())
+def test_an_equal_graph_has_nothing_to_say() -> None:
+    assert trace(Net(), _batch()).notes == ()
 
 
-def test_an_input_that_the_loss_does_not_read_is_not_what_grows() -> None:
-    """Pairs need an even batch; labels could grow alone, and then the samples would be no samples."""
-    graph = trace(Net(lambda h, z, y: F.softplus(z.mean((1, 2)).unflatten(0, (-1, 2)).diff(dim=1)).mean()), batch())
-    assert "x" in graph.batched
+def test_what_is_not_compared_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "on the meta device" in "".join(trace(Net("meta"), _batch()).notes)
+    monkeypatch.setattr(CHECK, "MOST_FLOPS", 1.0)
+    assert "it would take" in "".join(trace(Net(), _batch()).notes)
+    monkeypatch.setattr(CHECK, "MOST_PARAMETERS", 10)
+    assert "more than 10" in "".join(trace(Net(), _batch()).notes)
+
+
+def test_a_module_that_fails_itself_is_told_in_one_line() -> None:
+    class Picky(Net):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            if not torch.compiler.is_exporting():
+                raise IndexError("only while traced")
+            return super().forward(x, y)
+
+    with pytest.raises(InputError, match=r"Picky itself fails on a batch of x \(2, 6\), y \(2,\): IndexError: only"):
+        trace(Picky(), _batch())
