@@ -17,12 +17,7 @@ def topk(graph: fx.Graph, node: fx.Node) -> None:
     dim = int(node.args[2]) if len(node.args) > 2 else -1  # type: ignore[arg-type]
     if len(node.args) > 3 and not node.args[3]:
         return
-    places = emit(graph, node, own.top_indices.default, source, k, dim)
-    for item in list(node.users):
-        with graph.inserting_before(item):
-            new = places if item.args[1] else emit(graph, item, aten.gather.default, source, dim, places)
-        item.replace_all_uses_with(new)
-        graph.erase_node(item)
+    _answer(graph, node, dim, emit(graph, node, own.top_indices.default, source, k, dim))
 
 
 def extreme(graph: fx.Graph, node: fx.Node) -> None:
@@ -33,10 +28,14 @@ def extreme(graph: fx.Graph, node: fx.Node) -> None:
         return
     dim = int(node.args[1]) % len(shape_of(source))  # type: ignore[arg-type]
     extreme = aten.argmax.default if node.target == aten.max.dim else aten.argmin.default
-    found = emit(graph, node, extreme, source, dim, True)
+    _answer(graph, node, dim, emit(graph, node, extreme, source, dim, True), keep)
+
+
+def _answer(graph: fx.Graph, node: fx.Node, dim: object, places: fx.Node, keep: bool = True) -> None:
+    """Values (item 0) are gathered from the places, which are item 1; without ``keep`` their dimension goes."""
     for item in list(node.users):
         with graph.inserting_before(item):
-            new = found if item.args[1] else emit(graph, item, aten.gather.default, source, dim, found)
+            new = places if item.args[1] else emit(graph, item, aten.gather.default, node.args[0], dim, places)
             new = new if keep else emit(graph, item, aten.reshape.default, new, list(shape_of(item)))
         item.replace_all_uses_with(new)
         graph.erase_node(item)
@@ -49,11 +48,7 @@ def in_order(graph: fx.Graph) -> None:
         dim, descending = given.get("dim", -1), given.get("descending", False)
         with graph.inserting_before(node):
             order = emit(graph, node, aten.argsort.default, source, dim, descending)
-        for item in list(node.users):
-            with graph.inserting_before(item):
-                new = order if item.args[1] else emit(graph, item, aten.gather.default, source, dim, order)
-            item.replace_all_uses_with(new)
-            graph.erase_node(item)
+        _answer(graph, node, dim, order)
         graph.erase_node(node)
 
 
