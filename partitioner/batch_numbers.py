@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -18,43 +17,16 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from partitioner.constants import constants, evaluate, module_path
+from partitioner.batch_laws import Buffers, Law, is_size, law_of
+from partitioner.constants import constants, evaluate
 from partitioner.errors import InputError
+from partitioner.paired_captures import Sizes, module_of, pairs, unlike
 from partitioner.shapes import emit, propagate_node, shape_of
-from partitioner.step_inputs import sample_count
 
 aten = torch.ops.aten
-Sizes = tuple[int, int]
-_COUNTING = (aten.arange.default, aten.arange.start, aten.arange.start_step)  # their numbers are sizes
 _MEAN = aten.mean.dim
 
 
-def pairs(first: fx.Graph, second: fx.Graph, sizes: Sizes) -> list[tuple[fx.Node, fx.Node]]:
-    """The nodes of two traces of one model; raises InputError naming where they are not the same ops."""
-    twin: dict[fx.Node, fx.Node] = {}
-    for a, b in zip(first.nodes, second.nodes, strict=False):
-        reads = [twin.get(n) for n in a.all_input_nodes]
-        if (a.op, str(a.target)) != (b.op, str(b.target)) or reads != b.all_input_nodes:
-            raise _unlike(a, b, sizes)
-        twin[a] = b
-    if len(first.nodes) != len(second.nodes):
-        raise _unlike(next(iter(reversed(first.nodes))), next(iter(reversed(second.nodes))), sizes)
-    return list(twin.items())
-
-
-def _unlike(a: fx.Node, b: fx.Node, sizes: Sizes) -> InputError:
-    words = [f"{n.target if n.op == 'call_function' else n.op} in {_module(n)}" for n in (a, b)]
-    return InputError(
-        f"the model is not the same for every batch: first {words[0]} with {sizes[0]} samples, {words[1]} with "
-        f"{sizes[1]}; what forward does must not depend on the batch size, on chance or on earlier calls"
-    )
-
-
-def _module(node: fx.Node) -> str:
-    return ".".join(module_path(node)[-1:]) or "the model"
-
-
-Buffers = dict[str, torch.Tensor]
 
 
 def name_batch_numbers(
@@ -98,10 +70,10 @@ def _name_made(a: fx.Node, b: fx.Node, sizes: Sizes, values: tuple[torch.Tensor,
     if x.dim() or x.is_complex():
         a.meta["sized"] = b.meta["sized"] = True
         return
-    number = _number(x.item(), y.item(), sizes, a)
+    law = law_of(x.item(), y.item(), sizes, a)
     for node in (a, b):
         with node.graph.inserting_before(node):
-            new = number(node.graph, node, node.meta["val"].dtype)
+            new = law.emit(node.graph, node, node.meta["val"].dtype)
         node.replace_all_uses_with(new)
 
 
@@ -115,11 +87,11 @@ def _name_constant(a: fx.Node, b: fx.Node, sizes: Sizes, buffers: tuple[Buffers,
             f"forward makes a tensor of numbers of Python, {tuple(x.shape)} with {sizes[0]} samples, that is another "
             f"one with {sizes[1]}: make it of the batch's tensors"
         )
-    number = _number(x.item(), y.item(), sizes, a)
+    law = law_of(x.item(), y.item(), sizes, a)
     for node in (a, b):
         like = next(iter(node.users))
         with node.graph.inserting_before(like):
-            new = number(node.graph, like, node.meta["val"].dtype)
+            new = law.emit(node.graph, like, node.meta["val"].dtype)
         node.replace_all_uses_with(new)
 
 
@@ -138,13 +110,13 @@ def _elements(node: fx.Node) -> int:
 
 def _divided_sum(a: fx.Node, b: fx.Node, sizes: Sizes) -> None:
     """A mean over samples as a sum in at least float32, divided by a number of the global batch."""
-    counted = _number(_elements(a), _elements(b), sizes, a)
+    counted = law_of(_elements(a), _elements(b), sizes, a)
     for node in (a, b):
         graph, dtype = node.graph, node.meta["val"].dtype
         wide = dtype if dtype in (torch.float32, torch.float64) else torch.float32
         with graph.inserting_before(node):
             total = emit(graph, node, aten.sum.dim_IntList, *node.args, dtype=wide)
-            mean = emit(graph, node, aten.div.Tensor, total, counted(graph, node, wide))
+            mean = emit(graph, node, aten.div.Tensor, total, counted.emit(graph, node, wide))
             mean = mean if wide == dtype else emit(graph, node, aten.to.dtype, mean, dtype)
         mean.meta["batch_dims"] = total.meta["batch_dims"] = node.meta["batch_dims"]
         node.replace_all_uses_with(mean)
@@ -155,72 +127,24 @@ def _name_numbers(a: fx.Node, b: fx.Node, sizes: Sizes) -> None:
     leaves, spec = pytree.tree_flatten_with_path((a.args, a.kwargs))
     others, other_spec = pytree.tree_flatten_with_path((b.args, b.kwargs))
     if spec != other_spec:
-        raise _unlike(a, b, sizes)
+        raise unlike(a, b, sizes)
     for place, ((path, x), (_, y)) in enumerate(zip(leaves, others, strict=True)):
-        if isinstance(x, fx.Node) or type(x) is type(y) and (x == y or x != x) or _is_size(a, path):
+        if isinstance(x, fx.Node) or type(x) is type(y) and (x == y or x != x) or is_size(a, path):
             continue
         if not isinstance(x, int | float) or not isinstance(y, int | float) or isinstance(x, bool):
-            raise _unlike(a, b, sizes)
-        number = _number(x, y, sizes, a)
+            raise unlike(a, b, sizes)
+        law = law_of(x, y, sizes, a)
         for node in (a, b):
-            _substitute(node, place, number)
+            _substitute(node, place, law)
 
 
-def _is_size(node: fx.Node, path: tuple[Any, ...]) -> bool:
-    """Whether an argument counts elements, and is no value."""
-    if node.target in _COUNTING:
-        return True
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return False
-    which, key = path[0].idx, path[1]
-    argument = schema.arguments[key.idx] if which == 0 else next(a for a in schema.arguments if a.name == key.key)
-    return "int" in str(argument.type)
-
-
-Number = Callable[[fx.Graph, fx.Node, torch.dtype], fx.Node]
-
-
-def _number(x: float, y: float, sizes: Sizes, node: fx.Node) -> Number:
-    """A number that is ``x`` for the first size and ``y`` for the second, as a function of the samples."""
-    n, m = sizes
-    if math.isclose(x * m, y * n, rel_tol=1e-12):
-        factor = x // n if isinstance(x, int) and x % n == 0 else x / n
-        return lambda graph, like, dtype: _times(graph, like, _samples(graph, like, dtype), factor)
-    if math.isclose(x * n, y * m, rel_tol=1e-12):
-        return lambda graph, like, dtype: _times(graph, like, _reciprocal(graph, like, dtype), x * n)
-    if isinstance(x, int) and isinstance(y, int) and (y - x) % (m - n) == 0:
-        slope = (y - x) // (m - n)
-        return lambda graph, like, dtype: emit(
-            graph, like, aten.add.Tensor, _times(graph, like, _samples(graph, like, dtype), slope), x - slope * n
-        )
-    raise InputError(
-        f"{node.target} in {_module(node)} has the number {x} for {n} samples and {y} for {m}: of the batch size only "
-        "multiples, multiples of its reciprocal and integers that grow with it evenly are understood"
-    )
-
-
-def _samples(graph: fx.Graph, like: fx.Node, dtype: torch.dtype) -> fx.Node:
-    samples = sample_count(graph)
-    return emit(graph, like, aten.to.dtype, samples, dtype) if dtype.is_floating_point else samples
-
-
-def _reciprocal(graph: fx.Graph, like: fx.Node, dtype: torch.dtype) -> fx.Node:
-    wide = dtype if dtype.is_floating_point else torch.float32
-    return emit(graph, like, aten.reciprocal.default, _samples(graph, like, wide))
-
-
-def _times(graph: fx.Graph, like: fx.Node, node: fx.Node, factor: float) -> fx.Node:
-    return node if factor == 1 else emit(graph, like, aten.mul.Tensor, node, factor)
-
-
-def _substitute(node: fx.Node, place: int, number: Number) -> None:
+def _substitute(node: fx.Node, place: int, law: Law) -> None:
     """The argument ``place`` of a call is now a tensor, its result of the same dtype as before."""
     graph, dtype = node.graph, node.meta["val"].dtype
     if (target := _OF_TENSORS.get(node.target)) is not None:  # type: ignore[call-overload]
         node.target = target
     with graph.inserting_before(node):
-        value = number(graph, node, dtype if dtype in (torch.float64, torch.int64) else torch.float32)
+        value = law.emit(graph, node, dtype if dtype in (torch.float64, torch.int64) else torch.float32)
     leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
     leaves[place] = value
     args, kwargs = pytree.tree_unflatten(leaves, spec)
@@ -229,7 +153,7 @@ def _substitute(node: fx.Node, place: int, number: Number) -> None:
         propagate_node(node)
     except RuntimeError as error:
         raise InputError(
-            f"{node.target} in {_module(node)} takes a number that follows from the batch size, and only as a number"
+            f"{node.target} in {module_of(node)} takes a number that follows from the batch size, and only as a number"
         ) from error
     if node.meta["val"].dtype != dtype:
         with graph.inserting_after(node):
@@ -280,7 +204,7 @@ def resize_node(node: fx.Node, more: int) -> None:
     if any(more * slope % 1 for slope in slopes.values()):
         unit = math.lcm(*(slope.denominator for slope in slopes.values()))
         raise InputError(
-            f"{node.target} in {_module(node)} takes samples by {unit}: give a batch of a multiple of {unit}"
+            f"{node.target} in {module_of(node)} takes samples by {unit}: give a batch of a multiple of {unit}"
         )
     if node.op == "placeholder":
         value = node.meta["val"]

@@ -46,6 +46,12 @@ class Example:
         tensors = {n: t[rows] if n in names else t for n, t in self.flat.tensors.items()}
         return replace(self, flat=replace(self.flat, tensors=tensors), samples=samples)
 
+    def hollow(self, samples: int, names: tuple[str, ...]) -> Example:
+        """So many samples, without values, of the tensors ``names`` alone."""
+        tensors = self.flat.tensors
+        made = {n: torch.empty(samples, *t.shape[1:], dtype=t.dtype) if n in names else t for n, t in tensors.items()}
+        return replace(self, flat=replace(self.flat, tensors=made), samples=samples)
+
     def arguments(self) -> dict[str, torch.Tensor]:
         """The tensors by names that an argument of Python's may have, in order."""
         found: dict[str, torch.Tensor] = {}

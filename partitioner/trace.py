@@ -14,6 +14,7 @@ from partitioner.blocks import find_units
 from partitioner.capture import Captured, Example, alike_blocks, capture, example
 from partitioner.capture_check import check_capture
 from partitioner.check import check_graph
+from partitioner.collector import uncollected
 from partitioner.compiled import as_written
 from partitioner.constants import merge_equal
 from partitioner.counts import Count
@@ -24,6 +25,7 @@ from partitioner.hooks import refuse_hooks
 from partitioner.normalize import normal_samples
 from partitioner.rehearse import CantRehearse
 from partitioner.runs import Run
+from partitioner.third_capture import check_at
 from partitioner.unroll import UnlikeError, unroll
 from partitioner.untouched import untouched
 
@@ -32,7 +34,8 @@ Progress = Callable[[str], None]
 
 
 def trace(
-    model: nn.Module, batch: Mapping[str, Any], progress: Progress = lambda text: None, compare: bool = True
+    model: nn.Module, batch: Mapping[str, Any], progress: Progress = lambda text: None, compare: bool = True,
+    global_batch: int | None = None,
 ) -> Graph:  # fmt: skip
     """The training graph of ``model(**batch)``, whose output is a scalar loss, or has one (``outputs.loss_of``).
 
@@ -41,22 +44,27 @@ def trace(
     Raises InputError, naming the module and source line, when the model can't be captured as it would run.
     ``progress`` is told what goes on, in words. The graph is compared with the module where that has values and is
     small enough (capture_check.py), and is refused where the two differ; a note says where they were not compared.
-    ``compare=False`` leaves that to the caller. What is under ``torch.compile`` is traced as it was written, and named
-    as without it.
+    ``compare=False`` leaves that to the caller. With ``global_batch``, the samples of a step, what was seen to follow
+    from the batch size is held against a capture of that size, without values (not of one: there what broadcasts
+    is another op). What is under ``torch.compile`` is
+    traced as it was written, and named as without it.
     """
     with as_written(model) as plain:
-        return _trace_plain(plain, batch, progress, compare)
+        return _trace_plain(plain, batch, progress, compare, global_batch)
 
 
-def _trace_plain(model: nn.Module, batch: Mapping[str, Any], progress: Progress, compare: bool) -> Graph:
+def _trace_plain(
+    model: nn.Module, batch: Mapping[str, Any], progress: Progress, compare: bool, global_batch: int | None
+) -> Graph:
     progress("tracing: looking for blocks that run alike")
     refuse_hooks(model)
     given, notes = example(batch), list[str]()
-    try:
-        graph, sizes = _trace(model, given, alike_blocks(model, given), notes, progress)
-    except (CantRehearse, UnlikeError) as error:
-        notes = [f"every block was traced by itself: {error}"]
-        graph, sizes = _trace(model, given, (), notes, progress)
+    with uncollected():
+        try:
+            graph, sizes = _trace(model, given, alike_blocks(model, given), notes, progress, global_batch)
+        except (CantRehearse, UnlikeError) as error:
+            notes = [f"every block was traced by itself: {error}"]
+            graph, sizes = _trace(model, given, (), notes, progress, global_batch)
     if not compare:
         return graph
     progress("tracing: comparing the graph with the module")
@@ -66,16 +74,20 @@ def _trace_plain(model: nn.Module, batch: Mapping[str, Any], progress: Progress,
 
 
 def _trace(
-    model: nn.Module, batch: Example, runs: tuple[Run, ...], notes: list[str], progress: Progress
-) -> tuple[Graph, tuple[int, int]]:
+    model: nn.Module, batch: Example, runs: tuple[Run, ...], notes: list[str], progress: Progress,
+    global_batch: int | None,
+) -> tuple[Graph, tuple[int, int]]:  # fmt: skip
     """The graph of ``model``, of which export does not see the blocks that ``runs`` skip, and the sizes traced.
 
-    Captured twice, at two batch sizes: what differs follows from the batch.
+    Captured twice, at two batch sizes: what differs follows from the batch. A third time at ``global_batch``.
     """
     progress(f"tracing: capturing, {'alike blocks once' if runs else 'every block by itself'}")
     first = capture(model, batch, runs, notes)
     progress(f"tracing: {len(first.module.graph.nodes):,} ops captured, again with another batch size")
     second, more = _at_another_size(model, batch, runs)
+    if global_batch not in (None, 1, batch.samples, more.samples):  # of one sample nothing is broadcast
+        progress(f"tracing: once more with the {global_batch:,} samples of a step")
+        check_at(global_batch, model, (first, second), (batch, more), runs)
     progress("tracing: telling samples apart")
     graphs, sizes = (first.module.graph, second.module.graph), (batch.samples, more.samples)
     name_batch_numbers(*graphs, sizes, (first.buffers, second.buffers))

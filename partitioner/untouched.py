@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +14,7 @@ from torch import nn
 from partitioner.generators import Generators
 
 Undo = Callable[[], None]
+_PLAIN = (type(None), bool, int, float, str, nn.Parameter)  # nothing in them changes
 
 
 @contextmanager
@@ -46,17 +47,20 @@ def _undo(value: Any, seen: set[int]) -> Iterator[Undo]:
         yield from _tensor(value)
     elif isinstance(value, dict):
         yield _contents(value, dict(value), value.update)
-        for item in list(value.values()):
-            yield from _undo(item, seen)
+        yield from _undo_all(value.values(), seen)
     elif type(value) in (list, set):
         yield _contents(value, type(value)(value), value.extend if isinstance(value, list) else value.update)
-        for item in list(value):
-            yield from _undo(item, seen)
+        yield from _undo_all(value, seen)
     elif type(value) is tuple:
-        for item in value:
-            yield from _undo(item, seen)
+        yield from _undo_all(value, seen)
     elif isinstance(value, SimpleNamespace) or dataclasses.is_dataclass(value) and hasattr(value, "__dict__"):
         yield from _undo(vars(value), seen)
+
+
+def _undo_all(items: Iterable[Any], seen: set[int]) -> Iterator[Undo]:
+    for item in list(items):
+        if type(item) not in _PLAIN:
+            yield from _undo(item, seen)
 
 
 def _contents(container: Any, before: Any, fill: Callable[[Any], None]) -> Undo:

@@ -43,7 +43,7 @@ def parallelize(
     another model, world size or global batch.
     """
     start_ranks()
-    graph = trace(model, dict(batch))
+    graph = trace(model, dict(batch), global_batch=global_batch)
     chosen = _plan(graph, plan, cluster, global_batch)
     program = lower(graph, chosen)
     return engine(program, model, weights, optimizer, clip, schedule, chosen.cost.step_seconds, options)

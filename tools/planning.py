@@ -17,7 +17,7 @@ from tools.entry import parse_settings
 from tools.models import load
 from tools.replan import planned
 from tools.screen import output, seconds, size, status, table
-from tools.traced import traced
+from tools.traced import traced, with_values
 
 EXAMPLES = """examples:
   partitioner plan examples/gpt.py:model --cluster local-cpu --global-batch 16 -o plan.json
@@ -84,9 +84,9 @@ def _searched(options: argparse.Namespace) -> Plan:
     cluster = Cluster.load(options.cluster, options.nodes or 1, options.devices)
     with status(f"loading {options.model}") as say:
         settings = parse_settings(word for words in options.set for word in words)
-        source = load(options.model, settings, seq=options.seq, meta=True)
+        source = with_values(load(options.model, settings, seq=options.seq, meta=True))
         model = {"entry": options.model, "settings": source.settings, "seq": source.seq}
-        graph, pins = traced(source, say), read_pins(options.pin)
+        graph, pins = traced(source, say, global_batch=options.global_batch), read_pins(options.pin)
         return search(
             graph, cluster, options.global_batch, pins, model, say, plan_only=options.plan_only, keep=options.top
         )

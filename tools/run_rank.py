@@ -29,6 +29,7 @@ from runtime.world import everywhere, finish_ranks, is_first, largest, start_ran
 from tools.going_on import DEFAULTS, Settings, keep
 from tools.models import load
 from tools.screen import error_line
+from tools.traced import with_values
 
 VALIDATION_STEPS = 2
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
@@ -56,8 +57,9 @@ def main(job: Job, tell: Tell) -> None:
     """Train until ``job.steps`` are done and tell of each, on rank 0, or that there is nothing left to do."""
     plan = Plan.load(job.plan)
     source = load(plan.model["entry"], plan.model["settings"], seq=plan.model.get("seq"), meta=True)
-    graph = trace(source.module, source.batch)
     start_ranks()
+    compared = with_values(source) if is_first() else source
+    graph = trace(compared.module, compared.batch, global_batch=plan.global_batch)
     program = lower(graph, plan)
     trainer, say = _trainer(job, plan, program, source.module), lambda event: tell(event) if is_first() else None
     if trainer.steps_done >= job.steps:
