@@ -27,7 +27,7 @@ demo: install
 
 # what stays in one process first, two at a time; then what starts ranks of its own
 PURE := tests/partitioner tests/cutlass_ops tests/test_house.py \
-	$(patsubst %,tests/tools/test_%.py,compare configs editing gpu_check html models show validate)
+	$(patsubst %,tests/tools/%,compare figures kernels models plan show test_configs.py)
 
 test: install
 	$(BIN)/python -m pytest -n 2 -m "not parity and not kernels and not habits" $(PURE)
@@ -52,7 +52,7 @@ types: install
 	$(BIN)/pyright
 
 gallery: install
-	$(BIN)/python -m tools.gallery docs/gallery > /dev/null
+	$(BIN)/python -m tools.bench.gallery docs/gallery > /dev/null
 
 bench: install
-	$(BIN)/python -m tools.bench_runtime
+	$(BIN)/python -m tools.bench.runtime

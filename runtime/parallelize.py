@@ -12,13 +12,13 @@ from torch import nn
 
 from partitioner import Cluster, Graph, Plan, lower, search, trace
 from partitioner.errors import InputError
-from partitioner.program import Program
-from runtime.engine import Engine
-from runtime.groups import Groups
-from runtime.heap import keep_freed_memory
-from runtime.optimizer import Schedule, factory
-from runtime.parameters import ModuleStart, materialize
-from runtime.world import start_ranks
+from partitioner.lowering.program import Program
+from runtime.mesh.groups import Groups
+from runtime.ranks.keep_heap import keep_freed_memory
+from runtime.ranks.process_group import start_ranks
+from runtime.state.optimizer import Schedule, factory
+from runtime.state.parameters import ModuleStart, materialize
+from runtime.train.engine import Engine
 
 
 def parallelize(

@@ -15,9 +15,9 @@ from tools.streams import document_alone
 
 EXIT_INPUT, EXIT_MEMORY = 2, 3
 COMMANDS = {  # and the modules of tools that declare them; one that is asked for is imported alone
-    "plan": "planning", "clusters": "planning", "show": "show", "compare": "compare", "diff": "diff",
-    "verify": "verify", "validate": "validate", "run": "run", "import": "weights", "export": "weights",
-    "calibrate": "calibrate", "kernels": "kernels",
+    "plan": "plan.command", "clusters": "plan.command", "show": "show.command", "compare": "compare.command",
+    "diff": "compare.diff", "verify": "verify.command", "validate": "validate.command", "run": "run.command",
+    "import": "run.weights", "export": "run.weights", "calibrate": "calibrate.command", "kernels": "kernels.command",
 }  # fmt: skip
 
 

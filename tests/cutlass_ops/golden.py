@@ -6,8 +6,8 @@ from pathlib import Path
 
 from specs import KERNELS, specs
 
-from cutlass_ops.build import PRINTERS
-from cutlass_ops.reference import reference
+from cutlass_ops.building.build import PRINTERS
+from cutlass_ops.printers.reference import reference
 
 DIRECTORY = Path(__file__).parent / "golden"
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from cutlass_ops.kernel import Kernel, Tiling
-from cutlass_ops.spec import Gemm, Load, Op, Store
+from cutlass_ops.spec.kernel import Kernel, Tiling
+from cutlass_ops.spec.spec import Gemm, Load, Op, Store
 
 SIZES = {"l": 3, "m": 8, "n": 24, "k": 16}
 

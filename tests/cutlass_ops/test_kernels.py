@@ -11,9 +11,10 @@ import pytest
 import torch
 from specs import KERNELS, operands
 
-from cutlass_ops import build, cpp, cute
-from cutlass_ops.build import Entry
-from cutlass_ops.kernel import Kernel
+from cutlass_ops.building import build
+from cutlass_ops.building.build import Entry
+from cutlass_ops.printers import cpp, cute
+from cutlass_ops.spec.kernel import Kernel
 
 pytestmark = [pytest.mark.kernels, pytest.mark.timeout(900)]
 INSTRUCTION = {"sm_80": "HMMA.16816.F32.BF16", "sm_90a": "HGMMA.64x"}

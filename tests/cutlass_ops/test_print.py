@@ -9,9 +9,10 @@ import pytest
 from golden import DIRECTORY, texts
 from specs import KERNELS, specs
 
-from cutlass_ops import build, kernel
-from cutlass_ops.kernel import Kernel, Tiling
-from cutlass_ops.spec import Load, Op, Store
+from cutlass_ops.building import build
+from cutlass_ops.spec import kernel
+from cutlass_ops.spec.kernel import Kernel, Tiling
+from cutlass_ops.spec.spec import Load, Op, Store
 
 TEXTS = texts()
 

@@ -18,10 +18,10 @@ from torch import Tensor
 from worker import made
 
 from partitioner import search, trace
-from partitioner.outputs import loss_of
+from partitioner.user_code.outputs import loss_of
 from runtime import parallelize
-from runtime.world import finish_ranks, is_first, start_ranks
-from tools.families import cluster
+from runtime.ranks.process_group import finish_ranks, is_first, start_ranks
+from tools.verify.plan_families import cluster
 
 STEPS, SAMPLES, LR = 3, 16, 0.05
 

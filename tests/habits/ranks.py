@@ -18,9 +18,9 @@ from case import Outcome
 
 from partitioner import Graph, Plan
 from partitioner.errors import InputError
-from runtime.launch import free_port
-from runtime.trial import Trial, run_plan
-from tools.verify import divided_flops
+from runtime.ranks.launch import free_port
+from runtime.verify.trial import Trial, run_plan
+from tools.verify.command import divided_flops
 
 SECONDS, ALL_SECONDS = 60.0, 100.0  # that a rank waits for another; that all plans may take
 ECHOES = ("closed by peer", "reset by peer", "gloo", "store", "timed out", "recv", "broken pipe", "process group")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from runtime.launch import local
+from runtime.ranks.launch import local
+from runtime.report import Report
 from tools.main import main
-from tools.report import Report
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

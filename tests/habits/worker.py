@@ -17,9 +17,9 @@ from ranks import failed, outcomes
 from torch import Tensor, nn
 
 from partitioner import Graph, Plan, search, trace
-from partitioner.perturb import perturb
-from runtime.trial import Trial, prepare
-from tools.families import cluster
+from partitioner.comparing.perturb import perturb
+from runtime.verify.trial import Trial, prepare
+from tools.verify.plan_families import cluster
 
 
 def serve(jobs: Connection) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from tests.runtime.test_peak import MOST, beyond, errors
+from tests.runtime.dry_run.test_counted_peak import MOST, beyond, errors
 
 _WIDTHS: dict[str, object] = {
     "num_hidden_layers": 4, "hidden_size": 512, "num_attention_heads": 8, "vocab_size": 8192,

@@ -12,11 +12,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from partitioner import trace
-from partitioner.batch import resize
+from partitioner.comparing.graph_float64 import promote
 from partitioner.errors import InputError
-from partitioner.graph import Graph
-from partitioner.outputs import loss_of
-from partitioner.promote import promote
+from partitioner.graph.graph import Graph
+from partitioner.graph.resize_batch import resize
+from partitioner.user_code.outputs import loss_of
 
 Batch = dict[str, torch.Tensor]
 WIDTH, CLASSES = 8, 5

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from partitioner.batch import resize
-from partitioner.interpret import interpret as run
-from partitioner.promote import promote
-from partitioner.trace import trace
+from partitioner.comparing.graph_float64 import promote
+from partitioner.graph.interpret import interpret as run
+from partitioner.graph.resize_batch import resize
+from partitioner.tracing.trace import trace
 
 SEQUENCE, WIDTH = 4, 6
 Change = Callable[["Net", torch.Tensor, torch.Tensor], torch.Tensor]

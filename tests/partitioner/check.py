@@ -8,9 +8,9 @@ import torch
 from models import make
 from torch import nn
 
-from partitioner import interpret as interpreter
-from partitioner.graph import Graph
-from partitioner.trace import trace
+from partitioner.graph import interpret as interpreter
+from partitioner.graph.graph import Graph
+from partitioner.tracing.trace import trace
 
 Result = tuple[torch.Tensor, dict[str, torch.Tensor]]
 

@@ -7,13 +7,13 @@ import math
 
 from torch import fx
 
-from partitioner.choices import TIE_COLLECTIVE, Choices, Prices
-from partitioner.equations import Strategy
-from partitioner.fold import Folded, Port, is_parameter
-from partitioner.layout import PARTIAL, WHOLE, Placement
-from partitioner.price import convert_seconds
-from partitioner.shapes import operands
-from partitioner.strategies import Space
+from partitioner.cost.op_seconds import convert_seconds
+from partitioner.graph.nodes import operands
+from partitioner.graph.tied_blocks import Folded, Port, is_parameter
+from partitioner.layouts.strategies import Space
+from partitioner.sharding.equations import Strategy
+from partitioner.sharding.layout import PARTIAL, WHOLE, Placement
+from partitioner.solve.choices import TIE_COLLECTIVE, Choices, Prices
 
 Partial = tuple[float, dict[object, Placement], frozenset[tuple[object, Placement]]]
 

@@ -21,7 +21,7 @@ from calls import (
     unary,
 )
 
-from partitioner.ops import own
+from partitioner.ops.own_ops import own
 
 SHARED: dict[str, object] = {"enable_gqa": True}
 _SCATTERS: list[tuple[Op, dict[str, object]]] = [

@@ -10,10 +10,10 @@ from plans import spawn
 from torch import nn
 
 from partitioner import Graph, lower, search, trace
-from partitioner.traffic import tally, traffic
-from runtime.parameters import gather
-from runtime.parity import engine_of, own_samples
-from tools.families import cluster
+from partitioner.lowering.traffic import tally, traffic
+from runtime.state.parameters import gather
+from runtime.verify.parity import engine_of, own_samples
+from tools.verify.plan_families import cluster
 
 Batch = dict[str, torch.Tensor]
 Make = Callable[[int], tuple[nn.Module, Batch]]

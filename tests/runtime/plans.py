@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from partitioner.layout import REPLICATE, WHOLE, Layout, Segment, Shard, local_shape, shard_whole, take
-from partitioner.program import Parameter, Program
-from runtime.launch import free_port
+from partitioner.lowering.program import Parameter, Program
+from partitioner.sharding.layout import REPLICATE, WHOLE, Layout, Segment, Shard, local_shape, shard_whole, take
+from runtime.ranks.launch import free_port
 
 SHAPES: dict[str, tuple[int, ...]] = {
     "embed.weight": (11, 6),

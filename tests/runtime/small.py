@@ -8,13 +8,13 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-import partitioner.collectives  # registers the ops that the graphs hold
-from cutlass_ops import gemm
-from partitioner.counts import Count
-from partitioner.layout import REPLICATE, WHOLE, Layout, Placement, Segment, Shard, shard_whole
-from partitioner.ops import dropout_mask, mix64
-from partitioner.program import Call, Parameter, Program, Stage, Value
-from partitioner.schedule import schedule
+import partitioner.ops.collectives  # registers the ops that the graphs hold
+from cutlass_ops.linear import gemm
+from partitioner.graph.counts import Count
+from partitioner.lowering.program import Call, Parameter, Program, Stage, Value
+from partitioner.ops.own_ops import dropout_mask, mix64
+from partitioner.schedule.tables import schedule
+from partitioner.sharding.layout import REPLICATE, WHOLE, Layout, Placement, Segment, Shard, shard_whole
 
 VOCAB, HIDDEN, INNER, SEQ, BLOCKS, MICRO = 11, 6, 8, 4, 4, 2
 IGNORED, SMOOTHING, DROP, SEED = -100, 0.1, 0.25, 7
@@ -66,7 +66,7 @@ def reference(
 
 def flat(shard: Shard) -> list[int]:
     """Segments as op schemas carry them."""
-    return partitioner.collectives.flat(shard.segments)
+    return partitioner.ops.collectives.flat(shard.segments)
 
 
 class Draft:

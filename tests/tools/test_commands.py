@@ -12,8 +12,8 @@ import torch
 from transformers import LlamaForCausalLM
 
 from partitioner import Plan
+from runtime.report import Report
 from tools.main import main
-from tools.report import Report
 
 ROOT = Path(__file__).parents[2]
 GPT = f"{ROOT / 'examples' / 'gpt.py'}:model"

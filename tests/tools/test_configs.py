@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.models import load
+from tools.models.load import load
 
 FOLDER = Path(__file__).parents[2] / "examples" / "configs"
 

@@ -1,0 +1,4 @@
+"""Linear layers as ops of torch: forward and both gradients, by kernels where they were chosen.
+
+    gemm        dispatch, layer --> fused
+"""

@@ -1,0 +1,1 @@
+"""A spec as code: CuTe DSL, CUTLASS C++, torch."""

@@ -1,0 +1,4 @@
+"""What a fused GEMM computes, apart from how.
+
+    elementwise --> spec --> notation, gradient, kernel
+"""

@@ -1,0 +1,208 @@
+"""What a unit's backward holds at its fullest moment: its ops walked back, gradients from birth to last use.
+
+A gradient lives until its op has run; what the op kept is let go behind it. Eager torch's ways: sums pass their
+gradient on as it is, a second gradient of a value is added in place where nothing else holds the first.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from partitioner.cost.forward_peak import Liveness, Step, is_product
+from partitioner.cost.kept_activations import Key
+from partitioner.cost.materialized import ATTENTION, base
+from partitioner.cost.op_work import is_bias, scores_bytes
+from partitioner.graph.tied_blocks import is_parameter
+from partitioner.layouts.strategies import is_tensor
+from partitioner.sharding.layout import REPLICATE, Shard
+
+_SUMS = ("aten.add.Tensor", "aten.sub.Tensor")
+_CROSS_ENTROPY = "partitioner.cross_entropy.default"
+_PERMUTE = "aten.permute.default"
+
+
+class Peaks(NamedTuple):
+    """Bytes above what earlier units keep. ``backward`` is a step's later ones, whose gradients of parameters come and
+    go; in the ``first`` they come to stay, but those of tied parameters go to other stages; ``alone`` there are none.
+    Each begins with what the unit keeps."""
+
+    forward: float
+    backward: float
+    first: float
+    alone: float
+
+
+def peaks(live: Liveness) -> Peaks:
+    """Of a unit of which nothing is recomputed."""
+    return Peaks(live.forward(), *_Backward(live).run())
+
+
+class _Gradient:
+    """A gradient's memory, by how many it is held; ``dense``: whether its elements lie in its value's order."""
+
+    def __init__(self, size: float, dense: bool = True) -> None:
+        self.size, self.dense, self.holders = size, dense, 1
+
+
+class _Backward:
+    """The walk back. ``now``: gradients and what is still kept; ``grown``: of parameters."""
+
+    def __init__(self, live: Liveness) -> None:
+        self.live, self.keeping = live, live.keeping
+        self.pending: dict[Key, _Gradient] = {}
+        self.now = self.grown = self.tied = 0.0
+        self.fullest = self.first = self.alone = 0.0
+        self.savers = {key: set(nodes) for key, nodes in live.keeping.savers.items()}
+
+    def run(self) -> tuple[float, float, float]:
+        self.now = sum(self.keeping.storages.values()) + sum(self.keeping.hidden.values())
+        for key in dict.fromkeys(self.live.exported):
+            if key[0] in self.live.differentiable:
+                self.give(key, self.new(self.live.bytes(key)))
+        for step in reversed(self.live.steps):
+            if step.made[0] in self.live.differentiable:
+                self.back(step)
+                self.let_go(step)
+        self.see()
+        return self.fullest, self.first, self.alone
+
+    def see(self, weights: float = 0.0, temporary: float = 0.0) -> None:
+        """Note how full it is; ``weights``: bytes of parameters' gradients that were just made."""
+        now = self.now + weights + temporary
+        self.fullest, self.first = max(self.fullest, now), max(self.first, now + self.grown)
+        self.alone = max(self.alone, now + self.grown + self.tied)
+
+    def new(self, size: float, dense: bool = True) -> _Gradient:
+        self.now += size
+        return _Gradient(size, dense)
+
+    def drop(self, gradient: _Gradient) -> None:
+        gradient.holders -= 1
+        if not gradient.holders:
+            self.now -= gradient.size
+
+    def give(self, key: Key, gradient: _Gradient) -> None:
+        """One more gradient of a value."""
+        old = self.pending.get(key)
+        if old is None:
+            self.pending[key] = gradient
+        elif old.holders == 1:
+            self.see()
+            self.drop(gradient)
+        else:
+            self.pending[key] = self.new(self.live.bytes(key))
+            self.see()
+            self.drop(old)
+            self.drop(gradient)
+
+    def back(self, step: Step) -> None:
+        gradient = self.pending.pop(step.made, None)
+        if gradient is None:
+            return
+        if step.rows is not None:
+            self.convert(step, gradient)
+        elif self.live.is_view(step):
+            self.view(step, gradient)
+        elif str(step.made[0].target) in _SUMS or is_bias(step.made[0]):
+            self.add(step, gradient)
+        else:
+            self.differentiate(step, gradient)
+        self.drop(gradient)
+
+    def convert(self, step: Step, gradient: _Gradient) -> None:
+        """A sum's gradient passes, or is summed in a copy; else it is gathered, scattered, exchanged."""
+        rows = step.rows or ()
+        names = [row.op for row in rows]
+        if names in ([], ["on_first"]) or (names == ["all_reduce"] and not any(row.backward for row in rows)):
+            gradient.holders += 1
+            self.give(step.reads[0], gradient)
+            return
+        made = self.new(self.live.bytes(step.reads[0]))
+        if names == ["copy"] and gradient.holders == 1:
+            self.drop(made)  # the linears' common gradient is summed where it lies
+            gradient.holders += 1
+            made = gradient
+        self.see(temporary=self.live.packed(step, "backward"))
+        self.give(step.reads[0], made)
+
+    def view(self, step: Step, gradient: _Gradient) -> None:
+        """A view's gradient is a view of it, of a part it is a part of zeros, of repeated ones a sum."""
+        node, source = step.made[0], step.reads[0]
+        if source[0] not in self.live.differentiable:
+            return
+        if is_parameter(base(node)):
+            self.weights([source])
+        elif self.live.bytes(source) != self.live.bytes(step.made):
+            made = self.new(self.live.bytes(source))
+            self.see()
+            self.give(source, made)
+        else:
+            permuted = str(node.target) == _PERMUTE
+            if not permuted and not gradient.dense:
+                made = self.new(self.live.bytes(source))
+                self.see()
+                self.give(source, made)
+                return
+            if permuted:
+                gradient.dense = not gradient.dense
+            gradient.holders += 1
+            self.give(source, gradient)
+
+    def add(self, step: Step, gradient: _Gradient) -> None:
+        for key in step.reads:
+            if key[0] in self.live.differentiable and is_tensor(key[0]):
+                if is_parameter(base(key[0])):
+                    self.weights([key])
+                elif self.live.bytes(key) == self.live.bytes(step.made):
+                    gradient.holders += 1
+                    self.give(key, gradient)
+                else:
+                    self.give(key, self.new(self.live.bytes(key)))
+                    self.see()
+
+    def weights(self, keys: list[Key], temporary: float = 0.0) -> None:
+        """Gradients of parameters are made; those that ranks sum go to their buckets."""
+        self.see(sum(self.live.setting.bytes(*key) for key in keys), temporary)
+        for node, placement in keys:
+            size = self.live.setting.bytes(node, placement)
+            if base(node) in self.live.setting.tied:
+                self.tied += size
+            elif placement != REPLICATE:
+                self.grown += size
+
+    def differentiate(self, step: Step, gradient: _Gradient) -> None:
+        """All gradients of an op's operands exist before any is added to another."""
+        node = step.made[0]
+        trained = [k for k in step.reads if k[0] in self.live.differentiable and is_tensor(k[0])]
+        inside = [k for k in dict.fromkeys(trained) if not is_parameter(base(k[0]))]
+        made: list[_Gradient] = []
+        for key in inside:
+            joins = is_product(node) and key in self.pending and self.pending[key].holders == 1
+            made.append(self.new(0.0 if joins else self.live.bytes(key), str(node.target) != ATTENTION))
+        self.weights([k for k in trained if is_parameter(base(k[0]))], self.scratch(step))
+        for key, found in zip(inside, made, strict=True):
+            self.give(key, found)
+
+    def scratch(self, step: Step) -> float:
+        """What an op's backward has of its own: cross entropy the gradient of the log-softmax, math attention of the
+        softmax."""
+        node = step.made[0]
+        if str(node.target) == _CROSS_ENTROPY:
+            divided = isinstance(step.reads[0][1], Shard)
+            size = self.keeping.hidden.get(node, 0.0)
+            return -size if divided else size  # the divided one turns its log-softmax into the gradient in place
+        if self.live.setting.writes_scores(node):
+            return 2 * scores_bytes(self.live.setting, node, self.live.solution.strategies[node])
+        return 0.0
+
+    def let_go(self, step: Step) -> None:
+        """What only this op still needed."""
+        if step.is_conversion:
+            return
+        node = step.made[0]
+        self.now -= self.keeping.hidden.get(node, 0.0)
+        for key, nodes in self.savers.items():
+            if node in nodes:
+                nodes.discard(node)
+                if not nodes:
+                    self.now -= self.keeping.storages[key]

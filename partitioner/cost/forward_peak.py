@@ -1,0 +1,146 @@
+"""What a unit's forward holds at its fullest moment: its lowered ops walked, each tensor from birth to last use.
+
+A value lives until its last reader has run, beside whose result it exists; what backward keeps, and what is handed on,
+lives on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import fx
+
+from partitioner.cost.kept_activations import Keeping, Key
+from partitioner.cost.op_seconds import conversion
+from partitioner.cost.op_work import is_bias
+from partitioner.graph.graph import loss_node
+from partitioner.graph.nodes import operands, shape_of
+from partitioner.layouts.strategies import is_tensor
+from partitioner.ops.collectives import Collective
+from partitioner.sharding.layout import REPLICATE, Placement
+from partitioner.sharding.rules import rule_of
+
+Held = tuple[Key, float]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One op of the lowered unit, or a conversion by the collectives of ``rows``: what it makes and what it reads."""
+
+    made: Key
+    reads: tuple[Key, ...]
+    rows: tuple[Collective, ...] | None
+
+    @property
+    def is_conversion(self) -> bool:
+        return self.rows is not None
+
+
+Move = tuple[fx.Node, Placement, Placement]
+
+
+class Liveness:
+    """One unit's lowered ops and their tensors. ``moves``: conversions by the op that first needs them."""
+
+    def __init__(self, keeping: Keeping, moves: dict[fx.Node | None, list[Move]]) -> None:
+        self.keeping, self.setting, self.solution = keeping, keeping.setting, keeping.solution
+        self.folded, self.group = keeping.setting.folded, keeping.group
+        self.differentiable = self.folded.differentiable
+        self.steps = list(self._steps(moves))
+        self.ports = {n: self.solution.ports[p] for (g, n), p in self.folded.port_of.items() if g == self.group}
+        self.joined = {step.reads[0]: step.made for step in self.steps if self._joins(step)}
+        self.storage: dict[Key, Held] = {key: (key, self.bytes(key)) for key in self.ports.items()}
+        for step in self.steps:
+            self.storage[step.made] = self._storage(step)
+        self.exported = list(self._exported())
+
+    def _exported(self) -> Iterator[Key]:
+        """What later units read, and the loss."""
+        loss = loss_node(self.folded.sized.module.graph)
+        for node in self.folded.body(self.group):
+            yield from ((node, self.solution.ports[p]) for p, sources in self.folded.sources.items() if node in sources)
+            if node is loss:
+                yield node, self.keeping.result(node)
+
+    def _steps(self, moves: dict[fx.Node | None, list[Move]]) -> Iterator[Step]:
+        for node in (*self.folded.body(self.group), None):
+            for value, source, target in moves.get(node, ()):
+                rows = conversion(source, target, self.setting.ranks, value in self.differentiable)
+                yield Step((value, target), ((value, source),), rows or ())
+            if node is not None and is_tensor(node):
+                yield Step((node, self.keeping.result(node)), tuple(self._reads(node)), None)
+
+    def _reads(self, node: fx.Node) -> list[Key]:
+        return list(zip(operands(node), self.solution.strategies[node].operands, strict=True))
+
+    def bytes(self, key: Key) -> float:
+        """Of a value that lies in memory."""
+        return 0.0 if key[0] in self.setting.internal else self.setting.bytes(*key)
+
+    def _joins(self, step: Step) -> bool:
+        """Whether an op's result replaces its operand in its place: a bias in its product, a sum over ranks."""
+        node = step.made[0]
+        if step.rows is not None:
+            return [row.op for row in step.rows] == ["all_reduce"] and is_product(node) and len(node.users) == 1
+        return is_bias(node) and step.reads[0][1] == self.keeping.made(operands(node)[0])
+
+    def is_view(self, step: Step) -> bool:
+        """Whether a result lies in its operand's memory as it is."""
+        if step.rows is not None:
+            return [row.op for row in step.rows] in ([], ["copy"])
+        rule = rule_of(str(step.made[0].target))
+        return rule is not None and rule.view and not self.keeping.is_copy(step.made[0])
+
+    def _storage(self, step: Step) -> Held:
+        """Where a result lies: in memory of its own, or in that of what it is made of."""
+        if self.is_view(step):
+            return self.storage.get(step.reads[0], (step.reads[0], 0.0))
+        key = step.made
+        while key in self.joined:
+            key = self.joined[key]
+        return key, self.bytes(key)
+
+    def forward(self, keeps: bool = True) -> float:
+        """The fullest moment of the forward; ``keeps``: whether what backward needs stays."""
+        last: dict[Key, int] = {}
+        for n, step in enumerate(self.steps):
+            for key in (*step.reads, step.made):
+                last[self.lies(key)] = n
+        stay = {self.lies(k) for k in self.exported} | set(self.ports.items())
+        stay |= self.keeping.storages.keys() if keeps else set()
+        alive = dict(self.storage[key] for key in self.ports.items())
+        hidden = fullest = 0.0
+        for n, step in enumerate(self.steps):
+            alive.update([self.storage[step.made]])
+            own = 0.0 if step.rows is not None else self.keeping.hidden.get(step.made[0], 0.0)
+            fullest = max(fullest, sum(alive.values()) + hidden + own + self.packed(step, "forward"))
+            hidden += own if keeps else 0.0
+            for key in {self.lies(k) for k in (*step.reads, step.made)}:
+                if last[key] == n and key not in stay:
+                    alive.pop(key, None)
+        return fullest
+
+    def lies(self, key: Key) -> Key:
+        """The memory that holds a value."""
+        return self.storage[key][0] if key in self.storage else key
+
+    def packed(self, step: Step, phase: str) -> float:
+        """Bytes of the copies that a conversion makes whose parts lie one behind the other."""
+        node, rows = step.made[0], step.rows or ()
+        whole = self.bytes((node, REPLICATE)) if rows else 0.0
+        kinds = [row.forward if phase == "forward" else row.backward for row in rows]
+        return sum(_packed(k, r, shape_of(node), whole, self.setting.ranks) for k, r in zip(kinds, rows, strict=True))
+
+
+def _packed(kind: str, row: Collective, shape: tuple[int, ...], whole: float, ranks: int) -> float:
+    """Bytes of the copy whose parts lie one behind the other, where those of the value don't."""
+    if kind == "all_to_all":
+        return 2 * whole / ranks
+    dim = row.arguments[0] if kind in ("all_gather", "reduce_scatter") else 0
+    assert isinstance(dim, int)
+    return 0.0 if all(size == 1 for size in shape[:dim]) else whole
+
+
+def is_product(node: fx.Node) -> bool:
+    return str(node.target) in ("aten.linear.default", "aten.matmul.default", "aten.embedding.default")

@@ -1,0 +1,118 @@
+"""What backward keeps of a unit under the layouts that were chosen, by the rules."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from torch import fx
+
+from partitioner.cost.materialized import ATTENTION, base, is_copy, readers, repeats_heads
+from partitioner.cost.op_work import Setting, hidden_bytes, op_share, scores_kept
+from partitioner.graph.nodes import operands, shape_of
+from partitioner.graph.saved_by_autograd import saved
+from partitioner.layouts.strategies import is_tensor
+from partitioner.sharding.layout import REPLICATE, WHOLE, Placement
+from partitioner.sharding.rules import rule_of
+from partitioner.solve.solve import Solution
+
+Key = tuple[fx.Node, Placement]
+
+
+class Keeping:
+    """What backward keeps of a unit of ``group``; a view keeps all of what it views, a parameter nothing.
+
+    What ops of ``without`` make for each other, and what is hidden in them, is not counted.
+    """
+
+    def __init__(
+        self, setting: Setting, solution: Solution, group: int, without: frozenset[fx.Node] = frozenset()
+    ) -> None:
+        self.setting, self.solution, self.group, self.without = setting, solution, group, without
+        self.folded = setting.folded
+        self.savers: dict[Key, list[fx.Node]] = {}
+        self.storages: dict[Key, float] = {}
+        for node in self.folded.body(group):
+            if node in self.folded.differentiable and is_tensor(node):
+                self._save(node)
+
+    @property
+    def bytes(self) -> float:
+        """All of it."""
+        return sum(self.storages.values()) + sum(self.hidden.values())
+
+    @cached_property
+    def hidden(self) -> dict[fx.Node, float]:
+        """Bytes that only an op and its backward see."""
+        rows = ((n, self._hidden(n)) for n in self.folded.body(self.group) if is_tensor(n))
+        return {node: size for node, size in rows if size}
+
+    def _hidden(self, node: fx.Node) -> float:
+        setting, rule, strategy = self.setting, rule_of(str(node.target)), self.solution.strategies[node]
+        if node not in self.folded.differentiable:
+            return 0.0
+        if setting.writes_scores(node):
+            return 0.0 if node in self.without else scores_kept(setting, node, strategy)
+        if not rule or not rule.hidden or (node in self.without and str(node.target) != ATTENTION):
+            return 0.0
+        return hidden_bytes(setting, node) * op_share(setting, node, strategy)
+
+    def _save(self, node: fx.Node) -> None:
+        copied = operands(node)[1:3] if repeats_heads(node) else []  # of which attention keeps repetitions
+        for value in (v for v in saved(node, self.folded.differentiable) if v not in copied):
+            key = self.lies(value, self._placement(node, value))
+            outside = not self._is_port(key[0]) and key[0] not in self.folded.node
+            rebuilt = node in self.without and key[0] in self.without
+            if not outside and not rebuilt and key[0] not in self.setting.internal:
+                self.storages[key] = self.setting.bytes(*key)
+                self.savers.setdefault(key, []).append(node)
+
+    def lies(self, value: fx.Node, placement: Placement) -> Key:
+        """What memory a value in a placement lies in: its own, or that of what it is a view of."""
+        while True:
+            made = self.made(value)
+            placement = made if (made, placement) == (WHOLE, REPLICATE) else placement
+            if placement != made or not self._is_view(value):
+                return value, placement
+            value, placement = operands(value)[0], self.solution.strategies[value].operands[0]
+
+    def made(self, value: fx.Node) -> Placement:
+        """How a value arrives or is made."""
+        port = self.folded.port_of.get((self.group, value))
+        if port is not None:
+            return self.solution.ports[port]
+        return self.result(value) if value in self.solution.strategies else WHOLE
+
+    def _is_port(self, value: fx.Node) -> bool:
+        return (self.group, value) in self.folded.port_of
+
+    def _is_view(self, value: fx.Node) -> bool:
+        known = value in self.solution.strategies and not self._is_port(value)
+        return known and base(value) is not value and not self.is_copy(value)
+
+    def is_copy(self, node: fx.Node) -> bool:
+        """Whether a view's result has memory of its own here: kernels that fuse read repeated heads where they lie, and
+        a single head's repetitions (an expanded value, reshaped) need none where attention is one op."""
+        return is_copy(node) and not self.setting.fused and not self._repeats_one(node)
+
+    def _repeats_one(self, node: fx.Node) -> bool:
+        source = operands(node)[0]
+        if any(str(reader.target) != ATTENTION for reader in readers(node)):
+            return False
+        if str(source.target) != "aten.expand.default" or len(shape_of(source)) != len(shape_of(operands(source)[0])):
+            return False
+        pairs = enumerate(zip(shape_of(operands(source)[0]), shape_of(source), strict=True))
+        repeated = [dim for dim, (before, after) in pairs if before != after]
+        local = self.setting.local(source, self.solution.strategies[node].operands[0])
+        return len(repeated) == 1 and repeated[0] > 0 and local[repeated[0] - 1] == 1
+
+    def result(self, node: fx.Node) -> Placement:
+        """How an op makes its result."""
+        found = self.solution.strategies[node].result
+        assert not isinstance(found, tuple)
+        return found
+
+    def _placement(self, node: fx.Node, value: fx.Node) -> Placement:
+        """How ``node`` has the value that it keeps: as its result, or as an operand."""
+        if value is node:
+            return self.result(node)
+        return self.solution.strategies[node].operands[operands(node).index(value)]

@@ -1,0 +1,98 @@
+"""Which values lie in memory: views and copies, chains of pointwise ops that run as one kernel, attention's core."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from partitioner.graph.nodes import operands, shape_of
+from partitioner.graph.tied_blocks import Folded
+from partitioner.layouts.strategies import is_tensor
+from partitioner.sharding.rules import rule_of
+
+ATTENTION = "aten.scaled_dot_product_attention.default"
+
+
+def internal(folded: Folded) -> frozenset[fx.Node]:
+    """Values that never leave a fused kernel: all that reads them is pointwise too, and of the same unit."""
+    ports = {node for _, node in folded.port_of}
+    leaving = {n for sources in folded.sources.values() for n in sources} | ports
+    found: set[fx.Node] = set()
+    for group in range(len(folded.groups)):
+        body = set(folded.body(group))
+        for node in body:
+            reading = readers(node)
+            inside = all(r in body and (_is_fusible(r) or str(r.target) in _SINKS) for r in reading)
+            if reading and inside and _is_fusible(node) and not _is_view(node) and not _reach(node) & leaving:
+                found.add(node)
+    return frozenset(found)
+
+
+def core(body: list[fx.Node]) -> list[fx.Node]:
+    """The core of attention: products of two computed values, and all between them; or the fused kernel."""
+    ends = [n for n in body if _is_core_product(n)]
+    below: set[fx.Node] = set(ends)
+    for node in body:
+        below |= {node} if any(n in below for n in operands(node)) else set()
+    above: set[fx.Node] = set(ends)
+    for node in reversed(body):
+        above |= {node} if any(u in above for u in node.users) else set()
+    return [n for n in body if n in below and n in above]
+
+
+def base(node: fx.Node) -> fx.Node:
+    """What a node is a view of, itself where it is none."""
+    while _is_view(node):
+        node = operands(node)[0]
+    return node
+
+
+def repeats_heads(node: fx.Node) -> bool:
+    """Whether attention broadcasts fewer heads of keys than of queries, which no fused kernel does unless told to."""
+    if str(node.target) != ATTENTION or node.kwargs.get("enable_gqa", False):
+        return False
+    query, key = (shape_of(n)[:-2] for n in operands(node)[:2])
+    return query != key
+
+
+def _is_core_product(node: fx.Node) -> bool:
+    made = [base(n) for n in operands(node)[:2]]
+    product = str(node.target) == "aten.matmul.default" and all(n.op == "call_function" for n in made)
+    return product or str(node.target) == ATTENTION
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Whether a node moves nothing; a kernel reads repeated heads (an expanded value, reshaped) where they lie."""
+    rule = rule_of(str(node.target)) if node.op == "call_function" else None
+    return rule is not None and rule.view
+
+
+def is_copy(node: fx.Node) -> bool:
+    """Whether a view's result has memory of its own: what it is a view of lies in no order that it could."""
+    if not _is_view(node) or not is_tensor(node):
+        return False
+    values = [n.meta["val"].untyped_storage()._cdata for n in (node, operands(node)[0])]  # pyright: ignore[reportPrivateUsage]
+    return values[0] != values[1]
+
+
+def _is_fusible(node: fx.Node) -> bool:
+    tags = getattr(node.target, "tags", ())
+    return _is_view(node) or torch.Tag.pointwise in tags or str(node.target) in _FUSED
+
+
+_SINKS = ("aten.softmax.int",)  # read what a chain makes in the same kernel, and write their result
+_FUSED = ("partitioner.dropout.default", "aten.cat.default", "aten.mean.dim", "aten.to.dtype")
+
+
+def _reach(node: fx.Node) -> set[fx.Node]:
+    """A node and the views of it."""
+    found = {node}
+    for user in node.users:
+        if _is_view(user):
+            found |= _reach(user)
+    return found
+
+
+def readers(node: fx.Node) -> set[fx.Node]:
+    """The ops that read a value or a view of it."""
+    return {user for view in _reach(node) for user in view.users if not _is_view(user)}

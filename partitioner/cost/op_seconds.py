@@ -1,0 +1,210 @@
+"""Seconds and bytes of one op, one collective, one optimizer step: pure functions of work and a Cluster.
+
+product      waves of tiles over the multiprocessors, a tile's depth and what filling it costs; or its bytes
+attention    FLOPs of the fused kernel
+the rest     bytes / reached bandwidth + launch
+collective   hops x latency + bytes / bandwidth, ring or tree, inside a node or through its ports     (alpha-beta)
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import fx
+
+from partitioner.cluster import Cluster, Device, Route, Software
+from partitioner.cost.op_work import Gemm, Setting, Work, op_work
+from partitioner.graph.nodes import operands
+from partitioner.ops.collectives import Collective, convert
+from partitioner.sharding.equations import Strategy
+from partitioner.sharding.layout import REPLICATE, WHOLE, Placement, Shard
+
+TILES = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 64))
+_TILE_LOSS = 10.0  # a tile's rate is i / (i + loss) of the best, i its products for each element read
+_TILE_DEPTH = 128  # steps of the inner dimension in which filling and draining a tile's pipeline would do
+_BEST_TILE = 256 * 128 / (256 + 128)
+_TREE_HOPS = 2  # messages that a node of a binary tree waits for at each level, one from each child
+CROSS_ENTROPY = "partitioner.cross_entropy.default"
+_PHASES = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "all_to_all": 1}
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Time of one micro-batch, forward and backward."""
+
+    forward: float
+    backward: float
+
+    def __add__(self, other: Seconds) -> Seconds:
+        return Seconds(self.forward + other.forward, self.backward + other.backward)
+
+    @property
+    def total(self) -> float:
+        """Forward and backward together."""
+        return self.forward + self.backward
+
+
+ZERO = Seconds(0.0, 0.0)
+
+
+def op_seconds(setting: Setting, node: fx.Node, strategy: Strategy, cluster: Cluster) -> Seconds:
+    """Time of one op where the fullest rank's share of it runs; views, and a bias that joins its GEMM, are free."""
+    return Seconds(*(work_seconds(work, cluster) for work in op_work(setting, node, strategy)))
+
+
+def work_seconds(work: Work, cluster: Cluster) -> float:
+    """What an op does, one part after the other."""
+    device = cluster.device
+    peak = flops_per_second(work.dtype, device)
+    products = sum(gemm_seconds(g, device, peak, work.dtype.itemsize) for g in work.gemms)
+    attention = work.attention_flops / (peak * device.attention_efficiency)
+    whole = products + attention + work.streamed_bytes / streaming(device) + work.kernels * device.launch_seconds
+    return whole / cluster.software.efficiency
+
+
+def gemm_seconds(gemm: Gemm, device: Device, peak: float, itemsize: int) -> float:
+    """The fastest tiling's waves over the multiprocessors, or what reading and writing the matrices takes.
+
+    A device of one multiprocessor is a CPU's core: its products of 128 steps run as fast as those of 2048.
+    """
+    rate = peak * device.gemm_efficiency / device.multiprocessors
+    tiled = device.multiprocessors > 1
+    computed = min(_tiled(gemm, tile, device, rate) for tile in TILES) if tiled else gemm.flops / rate
+    moved = (gemm.m * gemm.k + gemm.k * gemm.n + gemm.m * gemm.n) * gemm.count * itemsize
+    return max(computed, moved / streaming(device))
+
+
+def _tiled(gemm: Gemm, tile: tuple[int, int], device: Device, rate: float) -> float:
+    rows, columns = tile
+    tiles = math.ceil(gemm.m / rows) * math.ceil(gemm.n / columns) * max(1.0, gemm.count)
+    waves = math.ceil(tiles / device.multiprocessors)
+    intensity = rows * columns / (rows + columns)
+    reached = (intensity / (intensity + _TILE_LOSS)) / (_BEST_TILE / (_BEST_TILE + _TILE_LOSS))
+    return waves * 2.0 * rows * columns * (gemm.k + _TILE_DEPTH) / (rate * reached)
+
+
+def streaming(device: Device) -> float:
+    """Bytes a second that a kernel reaches which only reads and writes."""
+    return device.memory_bytes_per_second * device.memory_efficiency
+
+
+def flops_per_second(dtype: torch.dtype, device: Device) -> float:
+    """The device's peak for a dtype; the slowest known where the dtype is not listed."""
+    table = device.flops_per_second
+    return table.get(str(dtype).removeprefix("torch."), min(table.values()))
+
+
+def collective_seconds(kind: str, payload: float, route: Route) -> float:
+    """One collective of ``payload`` bytes (all_gather: gathered; all_to_all: held by a rank) over a group's ranks.
+
+    A ring passes every member in each of its phases; an all_reduce that spans nodes may go by a tree of them instead.
+    """
+    ranks = route.ranks
+    if not kind or ranks == 1 or not payload:
+        return 0.0
+    phases = _PHASES[kind]
+    if kind == "all_to_all":
+        far = payload * (ranks - ranks / route.nodes) / ranks / route.far_bytes_per_second if route.nodes > 1 else 0.0
+        return _hops(route, route.nodes - 1) + max(far, payload * (ranks - 1) / ranks / route.bytes_per_second)
+    moved = phases * payload * (ranks - 1) / ranks / route.bytes_per_second
+    far_hops = route.nodes - 1
+    if kind == "all_reduce":
+        far_hops = min(far_hops, _TREE_HOPS * math.ceil(math.log2(route.nodes)))
+    return phases * _hops(route, far_hops) + moved
+
+
+def _hops(route: Route, far: int) -> float:
+    inside = math.ceil(route.ranks / route.nodes) - 1
+    return inside * route.hop_seconds + far * route.far_hop_seconds
+
+
+def convert_seconds(
+    setting: Setting, node: fx.Node, source: Placement, target: Placement, route: Route
+) -> Seconds | None:
+    """Time to turn one placement of a value into another, both phases; None where no collective does."""
+    if source == target:
+        return ZERO
+    differentiable = node in setting.folded.differentiable
+    rows = conversion(source, target, setting.ranks, differentiable)
+    if rows is None:
+        return None
+    size = setting.bytes(node, REPLICATE)
+    forward, backward = (payloads(size, rows, setting.ranks, phase) for phase in ("forward", "backward"))
+    return Seconds(
+        sum(collective_seconds(kind, size, route) for kind, size in forward),
+        sum(collective_seconds(kind, size, route) for kind, size in backward) if differentiable else 0.0,
+    )
+
+
+def conversion(source: Placement, target: Placement, ranks: int, differentiable: bool) -> tuple[Collective, ...] | None:
+    """``collectives.convert``; a value without a gradient that every rank holds is anything that it can be cut into."""
+    if not differentiable and str(source) in ("W", "R"):
+        if str(target) in ("W", "R"):
+            return ()
+        assert isinstance(target, Shard) or str(target) == "P"
+        return _cut(target, ranks) if isinstance(target, Shard) else None
+    return convert(source, target, ranks)
+
+
+def _cut(target: Shard, ranks: int) -> tuple[Collective, ...]:
+    segments = [number for s in target.segments for number in (s.repeat, s.units, s.granule)]
+    return (Collective("shard", (target.dim, segments, False), "", ""),)
+
+
+def payloads(size: float, rows: tuple[Collective, ...], ranks: int, phase: str) -> list[tuple[str, float]]:
+    """(kind, bytes) of what collectives on a value of ``size`` bytes send in one phase."""
+    found = [(row.forward if phase == "forward" else row.backward) for row in rows]
+    return [(kind, size / ranks if kind == "all_to_all" else size) for kind in found if kind]
+
+
+def reductions(setting: Setting, node: fx.Node, strategy: Strategy) -> list[tuple[str, float]]:
+    """(kind, bytes) of what cross entropy over divided classes sums of each token: its largest logit, then two sums,
+    or three where labels are smoothed."""
+    logits = strategy.operands[0] if str(node.target) == CROSS_ENTROPY else None
+    if not isinstance(logits, Shard) or logits.dim != 1:
+        return []
+    labels, value = operands(node)[1], operands(node)[0].meta["val"]
+    size = labels.meta["val"].numel() * setting.share(labels, WHOLE) * value.element_size()
+    return [("all_reduce", size), ("all_reduce", (3 if node.args[3] else 2) * size)]
+
+
+class State(NamedTuple):
+    """Bytes that training holds of parameters."""
+
+    weight: float
+    gradient: float
+    optimizer: float
+
+
+@functools.lru_cache(maxsize=256)
+def state(itemsize: int, software: Software) -> State:
+    """AdamW's, of one: weight, gradient, two moments; below 4 bytes a weight, moments and a master copy are float32."""
+    moments = 8 if itemsize == 4 else 12 if itemsize < 4 else 2 * itemsize
+    pairs = (
+        (software.weight_bytes, itemsize), (software.gradient_bytes, itemsize), (software.optimizer_bytes, moments)
+    )  # fmt: skip
+    return State(*(own if given is None else given for given, own in pairs))
+
+
+def held_state(elements: float, itemsize: int, software: Software, zero: int = 0, ranks: int = 1) -> State:
+    """Of ``elements`` parameters: ZeRO 1 divides the optimizer's over ``ranks``, 2 gradients too, 3 weights too
+    (Rajbhandari et al., 2020)."""
+    own = state(itemsize, software)
+    pairs = zip(own, (3, 2, 1), strict=True)
+    return State(*(elements * size / (ranks if zero >= stage else 1) for size, stage in pairs))
+
+
+def state_bytes(elements: float, itemsize: int, software: Software, zero: int = 0, ranks: int = 1) -> float:
+    """All of ``held_state``."""
+    return sum(held_state(elements, itemsize, software, zero, ranks))
+
+
+def optimizer_seconds(elements: float, itemsize: int, cluster: Cluster) -> float:
+    """The update reads and writes all state once."""
+    own = state(itemsize, cluster.software)
+    moved = 2 * elements * (own.weight + own.gradient + own.optimizer)
+    return moved / streaming(cluster.device) / cluster.software.efficiency

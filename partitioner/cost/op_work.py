@@ -1,0 +1,325 @@
+"""What one op makes one rank do in a micro-batch: products, attention, bytes streamed, kernels launched.
+
+forward    the op itself
+backward   a product's two gradients; of other ops what their gradient reads and writes; a parameter's accumulation
+
+Where kernels are fused, a chain of pointwise ops streams only what enters and leaves it, and keeps nothing inside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import fx
+
+from partitioner.cluster import Cluster
+from partitioner.cost.materialized import ATTENTION, base, core, internal, is_copy, repeats_heads
+from partitioner.graph.nodes import op_of, operands, shape_of
+from partitioner.graph.saved_by_autograd import saved
+from partitioner.graph.tied_blocks import Folded, is_parameter
+from partitioner.layouts.strategies import is_tensor, local_share
+from partitioner.sharding.equations import Strategy
+from partitioner.sharding.layout import Placement, Shard
+from partitioner.sharding.rules import Rule, rule_of
+
+_ACCUMULATION = 3  # times a weight gradient is streamed to be added: read, read the sum, write it
+_FLASH_BACKWARD = 2.5  # products of attention's backward over those of its forward: five over two (Dao, 2022)
+_SOFTMAX_PASSES = (2, 3)  # of the scores, by softmax and scale in one kernel: read and write; and its gradient's three
+_DROPOUT_PASSES = 2.5  # of the scores: read, write, a byte of mask
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """``count`` products of m x k by k x n."""
+
+    m: float
+    n: float
+    k: float
+    count: float = 1.0
+
+    @property
+    def flops(self) -> float:
+        """Multiplications and additions."""
+        return 2.0 * self.m * self.n * self.k * self.count
+
+
+@dataclass(frozen=True)
+class Work:
+    """``attention_flops`` are of fused kernels; ``streamed_bytes`` exclude what products read and write."""
+
+    dtype: torch.dtype
+    gemms: tuple[Gemm, ...] = ()
+    attention_flops: float = 0.0
+    streamed_bytes: float = 0.0
+    kernels: int = 0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an op's work depends on beside its strategy; ``cp`` ranks share the tokens of a micro-batch.
+
+    ``attention``: "flash" or "math"; ``fused``: whether chains of pointwise ops run as one kernel.
+    """
+
+    folded: Folded
+    ranks: int
+    cp: int
+    attention: str
+    fused: bool
+
+    @staticmethod
+    def of(folded: Folded, cluster: Cluster, ranks: int, cp: int = 1) -> Setting:
+        """With the cluster's attention and kernels."""
+        return Setting(folded, ranks, cp, cluster.attention, cluster.software.fused)
+
+    def writes_scores(self, node: fx.Node) -> bool:
+        """Whether an op is attention that no fused kernel computes."""
+        return str(node.target) == ATTENTION and self.attention == "math" or repeats_heads(node)
+
+    def share(self, node: fx.Node, placement: Placement) -> float:
+        """The share of a value that the fullest rank holds."""
+        return self.tokens(node) * (local_share(shape_of(node), placement, self.ranks) if is_tensor(node) else 1.0)
+
+    def bytes(self, node: fx.Node, placement: Placement) -> float:
+        """Bytes of a value on the fullest rank; 0 for a tuple."""
+        value = node.meta["val"]
+        return value.numel() * value.element_size() * self.share(node, placement) if is_tensor(node) else 0.0
+
+    def local(self, node: fx.Node, placement: Placement) -> list[float]:
+        """The shape that the fullest rank of an axis holds, tokens not yet divided over cp."""
+        shape = [float(n) for n in shape_of(node)]
+        if isinstance(placement, Shard):
+            shape[placement.dim] *= local_share(shape_of(node), placement, self.ranks)
+        return shape
+
+    def tokens(self, node: fx.Node) -> float:
+        """The share of its tokens that a rank of cp has."""
+        return 1.0 / self.cp if self.cp > 1 and node.name in self.folded.sized.batch_layout else 1.0
+
+    @cached_property
+    def internal(self) -> frozenset[fx.Node]:
+        """Values that never leave a fused kernel."""
+        return internal(self.folded) if self.fused else frozenset()
+
+    def is_internal(self, node: fx.Node) -> bool:
+        """Whether a value, or what it is a view of, stays in a kernel."""
+        return base(node) in self.internal
+
+    @cached_property
+    def tied(self) -> frozenset[fx.Node]:
+        """Parameters that several units read."""
+        readers = Counter(node for found in self.folded.graph.trained.values() for node in found)
+        return frozenset(self.folded.own(node) for node, count in readers.items() if count > 1)
+
+    def core(self, group: int) -> list[fx.Node]:
+        """The core of attention: products of two computed values, and all between them; or the fused kernel."""
+        return core(self.folded.body(group))
+
+
+def op_work(setting: Setting, node: fx.Node, strategy: Strategy) -> tuple[Work, Work]:
+    """Forward and backward work of one op where the fullest rank's share of it runs."""
+    rule, dtype = rule_of(str(node.target)), _dtype(node)
+    nothing = Work(dtype)
+    if not is_tensor(node) or (rule and rule.view and (setting.fused or not is_copy(node))):
+        return nothing, nothing
+    if str(node.target) == ATTENTION:
+        forward, backward = _attention(setting, node, strategy)
+    elif str(node.target) in _GEMMS:
+        forward, backward = _product(setting, node, strategy)
+    elif is_bias(node):
+        forward, backward = nothing, _streamed(dtype, setting.bytes(node, _result(strategy)))
+    else:
+        forward, backward = _other(setting, node, strategy, rule)
+    return forward, backward if node in setting.folded.differentiable else nothing
+
+
+def _product(setting: Setting, node: fx.Node, strategy: Strategy) -> tuple[Work, Work]:
+    """The gradient of the first operand is m x n by n x k, of the second k x m by m x n."""
+    gemm, dtype = _gemm(setting, node, strategy), _dtype(node)
+    second = _second_gradient(setting, node, strategy, gemm)
+    gradients = list(second.gemms)
+    if _differentiable(operands(node)[0], setting.folded.differentiable):
+        gradients.insert(0, Gemm(gemm.m, gemm.k, gemm.n, gemm.count))
+    kernels = second.kernels + len(gradients) - len(second.gemms)
+    backward = Work(dtype, tuple(gradients), streamed_bytes=second.streamed_bytes, kernels=kernels)
+    return Work(dtype, (gemm,), kernels=1), backward
+
+
+def _gemm(setting: Setting, node: fx.Node, strategy: Strategy) -> Gemm:
+    sides = [setting.local(n, p) for n, p in zip(operands(node)[:2], strategy.operands, strict=False)]
+    gemm = _GEMMS[str(node.target)](sides[0], sides[1], setting.local(node, _result(strategy)))
+    return Gemm(gemm.m * setting.tokens(node), gemm.n, gemm.k, gemm.count)
+
+
+def _second_gradient(setting: Setting, node: fx.Node, strategy: Strategy, gemm: Gemm) -> Work:
+    second = operands(node)[1]
+    if not _differentiable(second, setting.folded.differentiable):
+        return Work(_dtype(node))
+    streamed = _accumulated(setting, second, strategy.operands[1])
+    return Work(_dtype(node), (Gemm(gemm.k, gemm.n, gemm.m, gemm.count),), 0.0, streamed, 1 + (streamed > 0))
+
+
+def weight_work(setting: Setting, node: fx.Node, strategy: Strategy) -> Work:
+    """The part of an op's backward that makes and accumulates a weight's gradient, which no earlier op waits for."""
+    product = str(node.target) in _GEMMS and is_parameter(base(operands(node)[1]))
+    if not product or node not in setting.folded.differentiable:
+        return Work(_dtype(node))
+    return _second_gradient(setting, node, strategy, _gemm(setting, node, strategy))
+
+
+def _accumulated(setting: Setting, weight: fx.Node, placement: Placement) -> float:
+    """Bytes streamed to add a weight's gradient to the sum, which a fused product does as it writes."""
+    return 0.0 if setting.fused or not is_parameter(base(weight)) else _ACCUMULATION * setting.bytes(weight, placement)
+
+
+def _differentiable(node: fx.Node, differentiable: set[fx.Node]) -> bool:
+    return node in differentiable or base(node) in differentiable
+
+
+def _attention(setting: Setting, node: fx.Node, strategy: Strategy) -> tuple[Work, Work]:
+    rule, dtype = rule_of(ATTENTION), _dtype(node)
+    assert rule is not None
+    assert rule.flops is not None
+    part = op_share(setting, node, strategy)
+    gather = setting.cp  # keys and values are whole again on each rank
+    reads = setting.bytes(operands(node)[0], strategy.operands[0]) + setting.bytes(node, _result(strategy))
+    reads += sum(setting.bytes(n, p) * gather for n, p in zip(operands(node)[1:3], strategy.operands[1:3], strict=True))
+    if not setting.writes_scores(node):
+        flops = rule.flops(op_of(node)) * part
+        forward = Work(dtype, (), flops, reads, 1)
+        return forward, Work(dtype, (), _FLASH_BACKWARD * flops, 2 * reads, 2)
+    query, key, value = (shape_of(n) for n in operands(node)[:3])
+    count, rows = math.prod(query[:-2]) * part * setting.cp, query[-2] / setting.cp
+    scores = Gemm(rows, key[-2], query[-1], count)
+    mixed = Gemm(rows, value[-1], key[-2], count)
+    size = scores_bytes(setting, node, strategy)
+    dropped = _DROPOUT_PASSES if _drops(node) else 0.0
+    gradients = (
+        Gemm(rows, key[-2], value[-1], count), Gemm(key[-2], value[-1], rows, count),
+        Gemm(rows, query[-1], key[-2], count), Gemm(key[-2], query[-1], rows, count),
+    )  # fmt: skip
+    kernels = 2 + (dropped > 0)
+    return (
+        Work(dtype, (scores, mixed), 0.0, size * (_SOFTMAX_PASSES[0] + dropped), kernels),
+        Work(dtype, gradients, 0.0, size * (_SOFTMAX_PASSES[1] + dropped), kernels + 2),
+    )
+
+
+def scores_bytes(setting: Setting, node: fx.Node, strategy: Strategy) -> float:
+    """Bytes of the attention scores on one rank."""
+    query, key = (shape_of(n) for n in operands(node)[:2])
+    size = node.meta["val"].element_size()
+    return math.prod(query[:-1]) * key[-2] * size * op_share(setting, node, strategy)
+
+
+def scores_kept(setting: Setting, node: fx.Node, strategy: Strategy) -> float:
+    """What unfused attention keeps: its softmax, with dropout also a byte of mask and the product with it; keys and
+    values repeated for each head."""
+    size = node.meta["val"].element_size()
+    repeated = 2 * setting.bytes(operands(node)[0], strategy.operands[0]) if repeats_heads(node) else 0.0
+    return scores_bytes(setting, node, strategy) * (2 + 1 / size if _drops(node) else 1) + repeated
+
+
+def _drops(node: fx.Node) -> bool:
+    return bool(op_of(node).literal("dropout_p"))
+
+
+def _other(setting: Setting, node: fx.Node, strategy: Strategy, rule: Rule | None) -> tuple[Work, Work]:
+    """By bytes: a sum's gradient is its operands', a table's is as large as the table."""
+    differentiable, dtype = setting.folded.differentiable, _dtype(node)
+    result = 0.0 if node in setting.internal else setting.bytes(node, _result(strategy))
+    read = [
+        (n, 0.0 if setting.is_internal(n) else setting.bytes(n, p))
+        for n, p in zip(operands(node), strategy.operands, strict=True)
+    ]
+    hidden = hidden_bytes(setting, node) * op_share(setting, node, strategy)
+    looked_up = str(node.target) == "aten.embedding.default"
+    entering = result if looked_up else sum(size for _, size in read)
+    forward = _streamed(dtype, entering + result + hidden)
+    trained = {n: size for n, size in read if n in differentiable}
+    if rule and (0, 1) in rule.linear:
+        back = result if any(math.prod(shape_of(n)) < math.prod(shape_of(node)) for n in trained) else 0.0
+    else:
+        kept = {n: size for n, size in [*read, (node, result)] if n in saved(node, differentiable)}
+        back = result + hidden + sum(kept.values()) + sum(trained.values()) + (result if looked_up else 0.0)
+    back += sum(_ACCUMULATION * size for n, size in trained.items() if is_parameter(n))
+    return forward, _streamed(dtype, back)
+
+
+def hidden_bytes(setting: Setting, node: fx.Node) -> float:
+    """What only backward sees of an unsharded op; a fused dropout keeps a byte of mask, not a scaled one."""
+    rule, size = rule_of(str(node.target)), node.meta["val"].element_size()
+    if rule is None or rule.hidden is None:
+        return 0.0
+    masked = setting.fused and str(node.target) == "partitioner.dropout.default"
+    return rule.hidden(op_of(node), 1 if masked else size)
+
+
+def _streamed(dtype: torch.dtype, size: float) -> Work:
+    return Work(dtype, streamed_bytes=size, kernels=int(size > 0))
+
+
+def op_share(setting: Setting, node: fx.Node, strategy: Strategy) -> float:
+    """The share of an op's work that the fullest rank does."""
+    sides = [*zip(operands(node), strategy.operands, strict=True), (node, _result(strategy))]
+    shares = [local_share(shape_of(n), p, setting.ranks) for n, p in sides if isinstance(p, Shard) and is_tensor(n)]
+    return max(shares, default=1.0) * setting.tokens(node)
+
+
+def op_flops(node: fx.Node) -> float:
+    """FLOPs of one op, forward, unsharded."""
+    rule = rule_of(str(node.target))
+    return rule.flops(op_of(node)) if rule and rule.flops else 0.0
+
+
+def is_bias(node: fx.Node) -> bool:
+    """Whether an op adds a bias to a product that nothing else reads, so that the GEMM does it."""
+    found = operands(node)
+    if str(node.target) != "aten.add.Tensor" or len(found) != 2 or len(shape_of(found[1])) != 1:
+        return False
+    return str(found[0].target) in ("aten.linear.default", "aten.matmul.default") and len(found[0].users) == 1
+
+
+def _result(strategy: Strategy) -> Placement:
+    assert not isinstance(strategy.result, tuple)
+    return strategy.result
+
+
+def _dtype(node: fx.Node) -> torch.dtype:
+    value = node.meta["val"]
+    return value.dtype if isinstance(value, torch.Tensor) else value[0].dtype
+
+
+Shape = list[float]
+
+
+def _linear(x: Shape, weight: Shape, result: Shape) -> Gemm:
+    return Gemm(math.prod(x[:-1]), weight[0], x[-1])
+
+
+def _matmul(x: Shape, y: Shape, result: Shape) -> Gemm:
+    if len(y) <= 2:
+        return Gemm(math.prod(x[:-1]), y[-1], x[-1])
+    return Gemm(result[-2], result[-1], x[-1], math.prod(result[:-2]))
+
+
+def _experts(x: Shape, weight: Shape, result: Shape) -> Gemm:
+    return Gemm(x[0] / weight[0], weight[2], x[1], weight[0])
+
+
+def _convolution(x: Shape, weight: Shape, result: Shape) -> Gemm:
+    return Gemm(math.prod(result) / result[1], weight[0], math.prod(weight[1:]))
+
+
+_GEMMS: dict[str, Callable[[Shape, Shape, Shape], Gemm]] = {
+    "aten.linear.default": _linear,
+    "aten.matmul.default": _matmul,
+    "partitioner.expert_linear.default": _experts,
+    "aten.conv1d.default": _convolution,
+    "aten.conv2d.default": _convolution,
+}

@@ -1,0 +1,306 @@
+"""The price of a unit under the layouts that were chosen: ops and the conversions between them, and what is kept.
+
+Of one micro-batch, on the fullest rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from torch import fx
+
+from partitioner.cluster import Cluster
+from partitioner.cost.backward_peak import Peaks, peaks
+from partitioner.cost.communication import Handed, Moved, conversions, handed_on, moved
+from partitioner.cost.forward_peak import Liveness
+from partitioner.cost.kept_activations import Keeping
+from partitioner.cost.materialized import ATTENTION
+from partitioner.cost.measured_gemms import measured
+from partitioner.cost.op_seconds import ZERO, Seconds, work_seconds
+from partitioner.cost.op_work import Setting, op_flops, op_work, weight_work
+from partitioner.graph.graph import Unit
+from partitioner.graph.saved_by_autograd import saved
+from partitioner.graph.tied_blocks import Folded
+from partitioner.sharding.layout import REPLICATE, Placement, Shard
+from partitioner.sharding.rules import rule_of
+from partitioner.solve.solve import Solution
+
+HIDDEN = 0.25  # share of a tensor-parallel collective that hides where it runs in pieces beside its product
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a way of recomputing keeps of a unit until backward, holds at its fullest, and runs again (seconds).
+
+    ``weight``: seconds of weights' gradients that can't be put off then, for what was rebuilt is let go after backward.
+    """
+
+    bytes: float
+    peaks: Peaks
+    compute: float = 0.0
+    communication: float = 0.0
+    weight: float = 0.0
+
+
+class Entering(NamedTuple):
+    """A value that a unit reads of earlier ones; ``kept``: its bytes where the unit's backward keeps it."""
+
+    placement: Placement
+    bytes: float
+    kept: float
+
+
+@dataclass(frozen=True)
+class UnitCost:
+    """One unit, one micro-batch, one tp rank: compute, exposed communication, and what is kept for backward.
+
+    ``weight``: seconds of compute's backward that make gradients of weights. ``over_cp``: the share of communication
+    that goes over cp, the rest over tp. ``kept``: by way of recomputing, "none",
+    "selective" (attention's scores), "operators" (every second product) and "full". ``ports``: what enters.
+    ``collectives`` and ``kernels``: how many there are in forward and backward.
+    """
+
+    compute: Seconds
+    weight: float
+    communication: Seconds
+    over_cp: float
+    collectives: tuple[int, int]
+    kernels: tuple[int, int]
+    kept: Mapping[str, Kept]
+    ports: tuple[Entering, ...]
+    flops: float
+
+    @property
+    def seconds(self) -> Seconds:
+        """Compute and communication."""
+        return self.compute + self.communication
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A folded graph whose layouts are chosen, with the price of each unit; alike ones share it."""
+
+    setting: Setting
+    solution: Solution
+    cluster: Cluster
+    units: Mapping[Unit, UnitCost]
+
+    @property
+    def folded(self) -> Folded:
+        """What was priced."""
+        return self.setting.folded
+
+    @property
+    def ranks(self) -> int:
+        """Of the tp axis."""
+        return self.setting.ranks
+
+    @cached_property
+    def input_bytes(self) -> float:
+        """Of the samples of one micro-batch."""
+        graph = self.folded.graph
+        found = [n.meta["val"] for n in graph.module.graph.nodes if n.op == "placeholder" and n.meta["kind"] == "input"]
+        return sum(v.numel() * v.element_size() for v in found) * self.folded.sized.batch / graph.batch
+
+    @cached_property
+    def held(self) -> dict[Unit, dict[fx.Node, tuple[float, int, bool]]]:
+        """By unit and trained parameter: elements a rank holds, bytes an element, whether its gradient is Partial."""
+        folded, known = self.folded, dict[fx.Node, tuple[float, int, bool]]()
+
+        def held(node: fx.Node) -> tuple[float, int, bool]:
+            alike = folded.parameter[folded.own(node)]
+            if alike not in known:
+                placement, value = self.solution.parameters[alike], node.meta["val"]
+                elements = value.numel() * self.setting.share(node, placement)
+                known[alike] = elements, value.element_size(), placement == REPLICATE
+            return known[alike]
+
+        return {unit: {n: held(n) for n in found} for unit, found in folded.graph.trained.items()}
+
+    @cached_property
+    def place(self) -> dict[Unit, int]:
+        """Of each unit, how many come before it."""
+        return {unit: n for n, unit in enumerate(self.folded.graph.units)}
+
+    @cached_property
+    def crossing(self) -> list[float]:
+        """Bytes that a micro-batch hands on at a cut before a unit: what earlier ones have made and later ones read."""
+        return self._crossing(scattered=False)
+
+    @cached_property
+    def sent(self) -> list[float]:
+        """``crossing``, as a rank sends it."""
+        return self._crossing(self.cluster.software.scatter_sends)
+
+    @cached_property
+    def returned(self) -> list[float]:
+        """Bytes of the gradients that come back over each cut: of ``crossing``, what has one."""
+        return self._crossing(scattered=False, differentiable=True)
+
+    @cached_property
+    def sent_back(self) -> list[float]:
+        """``returned``, as a rank sends it."""
+        return self._crossing(self.cluster.software.scatter_sends, differentiable=True)
+
+    @cached_property
+    def spans(self) -> dict[tuple[fx.Node, Placement], tuple[int, int, float]]:
+        """Of each value that units hand on: the places of its maker and of its last reader, and bytes."""
+        units = self.folded.graph.units
+        made = {self.folded.graph.nodes[name]: n for n, unit in enumerate(units) for name in unit.nodes}
+        found = {}
+        for n, unit in enumerate(units):
+            for node, port in zip(self.folded.entering[unit], self.unit(unit).ports, strict=True):
+                found[node, port.placement] = made[node], n, port.bytes
+        return found
+
+    def _crossing(self, scattered: bool, differentiable: bool = False) -> list[float]:
+        found, folded = [0.0] * (len(self.folded.graph.units) + 1), self.folded
+        for (node, placement), (made, last, size) in self.spans.items():
+            if differentiable and folded.own(folded.node[node]) not in folded.differentiable:
+                continue
+            part = size / self.ranks if scattered and not isinstance(placement, Shard) else size
+            for cut in range(made + 1, last + 1):
+                found[cut] += part
+        return found
+
+    def unit(self, unit: Unit) -> UnitCost:
+        """The price of one unit."""
+        return self.units[unit]
+
+    @property
+    def groups(self) -> tuple[UnitCost, ...]:
+        """Of the first unit of each group."""
+        return tuple(self.units[units[0]] for units in self.folded.groups)
+
+
+def price_units(setting: Setting, solution: Solution, cluster: Cluster) -> Priced:
+    """Price every group of units once, and once more where its units hand on other layouts of what they make."""
+    wanted, found = handed_on(setting.folded, solution), dict[Unit, UnitCost]()
+    for g, units in enumerate(setting.folded.groups):
+        pricing = _Pricing(setting, solution, cluster, g)
+        costs = {keys: pricing.cost(keys) for keys in dict.fromkeys(wanted[unit] for unit in units)}
+        found |= {unit: costs[wanted[unit]] for unit in units}
+    return Priced(setting, solution, cluster, found)
+
+
+class _Pricing:
+    """One group's unit, its ops walked once."""
+
+    def __init__(self, setting: Setting, solution: Solution, cluster: Cluster, group: int) -> None:
+        self.setting, self.solution, self.cluster, self.group = setting, solution, cluster, group
+        self.folded = setting.folded
+        self.body = self.folded.body(group)
+        self.work = {n: op_work(setting, n, solution.strategies[n]) for n in self.body}
+        self.seconds = {n: Seconds(*(work_seconds(w, cluster) for w in pair)) for n, pair in self.work.items()}
+        if cluster.kernels:
+            self.seconds |= measured(setting, solution, cluster, group, self.seconds)
+
+    def cost(self, handed: Handed) -> UnitCost:
+        """Of a unit that hands on these layouts of what it makes."""
+        compute, sent, over_cp, again, count = ZERO, ZERO, 0.0, (0.0, 0.0), [0, 0]
+        last = last_kept(self.folded, self.group)
+        for reader in (*self.body, None):
+            for move in self.moves.get(reader, ()):
+                if reader is None and (move.value, move.target) not in handed:
+                    continue
+                seconds = move.seconds
+                count[0] += len(move.forward)
+                count[1] += len(move.backward)
+                sent += seconds
+                over_cp += seconds.total if move.axis == "cp" else 0.0
+            if reader is not None:
+                compute += self.seconds[reader]
+            if reader is last:
+                again = compute.forward, sent.forward
+        return UnitCost(
+            compute, self.weight, self.exposed(sent, compute), over_cp / sent.total if over_cp else 0.0,
+            (count[0], count[1]), self.kernels(), self.kept(again), self.ports, sum(op_flops(n) for n in self.body),
+        )  # fmt: skip
+
+    @cached_property
+    def moves(self) -> dict[fx.Node | None, list[Moved]]:
+        return moved(self.setting, self.solution, self.cluster, self.group)
+
+    @cached_property
+    def weight(self) -> float:
+        rows = (weight_work(self.setting, n, self.solution.strategies[n]) for n in self.body)
+        return sum(work_seconds(row, self.cluster) for row in rows)
+
+    @cached_property
+    def keeping(self) -> Keeping:
+        return Keeping(self.setting, self.solution, self.group)
+
+    def kernels(self) -> tuple[int, int]:
+        pairs = list(self.work.values())
+        return sum(forward.kernels for forward, _ in pairs), sum(backward.kernels for _, backward in pairs)
+
+    def exposed(self, moved: Seconds, compute: Seconds) -> Seconds:
+        """What running in pieces beside the products leaves, or what compute is too short to hide."""
+        if not self.cluster.software.overlap_tensor:
+            return moved
+        pairs = ((moved.forward, compute.forward), (moved.backward, compute.backward))
+        return Seconds(*(max(m * (1 - HIDDEN), m - c) for m, c in pairs))
+
+    @cached_property
+    def live(self) -> Liveness:
+        return Liveness(self.keeping, conversions(self.folded, self.solution, self.group))
+
+    @cached_property
+    def plain(self) -> Peaks:
+        return peaks(self.live)
+
+    def kept(self, again: tuple[float, float]) -> dict[str, Kept]:
+        everything = self.keeping
+        core = self.setting.core(self.group)
+        outside = Keeping(self.setting, self.solution, self.group, frozenset(core)).bytes
+        entering = sum(port.bytes for port in self.ports)
+        products, attention = [n for n in self.body if _is_product(n)], self.attention()
+        outputs = sum(self.made_bytes(n) for n in products) / 2 + sum(self.made_bytes(n) for n in attention)
+        cheap = sum(self.seconds[n].forward for n in self.body if n not in {*products, *attention})
+        half = sum(self.seconds[n].forward for n in products) / 2
+        live, plain = self.live, self.plain
+        again_bytes = self.output() + plain.forward  # beside the gradient that enters
+        full = Peaks(live.forward(keeps=False), *(max(peak, again_bytes) for peak in plain[1:]))
+        return {
+            "none": Kept(everything.bytes, plain),
+            "selective": Kept(outside, plain, sum(self.seconds[n].forward for n in core)),
+            "operators": Kept(
+                min(everything.bytes, entering + outputs), full, min(cheap + half, again[0]), again[1], self.weight
+            ),
+            "full": Kept(entering, full, *again, self.weight),
+        }  # fmt: skip
+
+    def attention(self) -> list[fx.Node]:
+        return [n for n in self.body if str(n.target) == ATTENTION]
+
+    def made_bytes(self, node: fx.Node) -> float:
+        return self.setting.bytes(node, self.solution.made(node))
+
+    @cached_property
+    def ports(self) -> tuple[Entering, ...]:
+        kept = self.keeping.storages
+        rows = {p: n for (g, n), p in self.folded.port_of.items() if g == self.group}
+        keys = [(rows[p], self.solution.ports[p]) for p in sorted(rows, key=lambda p: p.index)]
+        return tuple(Entering(key[1], self.setting.bytes(*key), kept.get(key, 0.0)) for key in keys)
+
+    def output(self) -> float:
+        made = [n for n in self.body if any(n in sources for sources in self.folded.sources.values())]
+        return sum(self.made_bytes(n) for n in made)
+
+
+def last_kept(folded: Folded, group: int) -> fx.Node | None:
+    """The last op of which backward needs something: where a unit is recomputed, its forward runs again up to here."""
+    found = None
+    for node in folded.body(group):
+        rule, differentiable = rule_of(str(node.target)), folded.differentiable
+        if node in differentiable and ((rule and rule.hidden) or saved(node, differentiable)):
+            found = node
+    return found
+
+
+def _is_product(node: fx.Node) -> bool:
+    rule = rule_of(str(node.target))
+    return rule is not None and rule.flops is not None and str(node.target) != ATTENTION

@@ -1,0 +1,87 @@
+"""Layouts out of a plan file: the chosen strategies again, after checking that they are of this graph."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from torch import fx
+
+from partitioner.errors import InputError
+from partitioner.graph.nodes import operands
+from partitioner.graph.tied_blocks import Folded, Port
+from partitioner.plan.derived_rows import BlockRow
+from partitioner.plan.plan import Plan, digest_of
+from partitioner.sharding.equations import Strategy
+from partitioner.sharding.layout import Placement, parse_placement
+from partitioner.solve.solve import Solution
+
+
+def graph_digest(folded: Folded) -> str:
+    """A hash of the folded program that holds for every batch size: ops, wiring, counts, parameter shapes."""
+    rows = [
+        (str(n.target), len(operands(n)), len(units)) for g, units in enumerate(folded.groups) for n in folded.body(g)
+    ]
+    shapes = [(list(p.names), list(p.shape)) for p in folded.graph.parameters.values()]
+    return digest_of([rows, shapes])
+
+
+def recall(plan: Plan, folded: Folded) -> Solution:
+    """The Solution that ``plan`` holds for this graph; raises InputError when it is stale or of another model."""
+    if plan.stale:
+        raise InputError(
+            f"the plan is stale: {', '.join(plan.edited)} were edited after its layouts were found; "
+            "partitioner plan --edit PLAN solves it again around the edits"
+        )
+    if plan.model["digest"] != graph_digest(folded):
+        raise InputError(f"the plan is for another model: {_difference(plan, folded)}")
+    strategies: dict[fx.Node, Strategy] = {}
+    ports: dict[Port, Placement] = {}
+    for group, row in enumerate(plan.blocks):
+        for index, word in enumerate(row.ports):
+            ports[Port(group, index)] = _placement(word, row)
+        for node, op in zip(folded.body(group), row.ops, strict=True):
+            strategies[node] = Strategy(tuple(_placement(w, row) for w in op.operands), _placement(op.result, row))
+    names = {n.meta["source"]: n for n in dict.fromkeys(folded.parameter.values())}
+    by_pattern = plan.parameters
+    parameters = {n: _placement(by_pattern[name], None) for name, n in names.items()}
+    return Solution(strategies, ports, parameters, 0.0)
+
+
+def _placement(word: Any, row: BlockRow | None) -> Placement:
+    try:
+        return parse_placement(word)
+    except ValueError as error:
+        where = f" in block {row.units[0]}" if row else ""
+        raise InputError(f"the plan{where}: {error}") from error
+
+
+def _difference(plan: Plan, folded: Folded) -> str:
+    if len(plan.blocks) != len(folded.groups):
+        return f"it has {len(plan.blocks)} kinds of blocks, this model {len(folded.groups)}"
+    for row, (group, units) in zip(plan.blocks, enumerate(folded.groups), strict=True):
+        if len(row.units) != len(units):
+            return f"it has {len(row.units)} blocks like {row.units[0]}, this model {len(units)}"
+        for op, node in zip(row.ops, folded.body(group), strict=False):
+            if op.op != str(node.target):
+                return f"in {row.units[0]} its {op.name} is {op.op}, here {node.target}"
+        if len(row.ops) != len(folded.body(group)):
+            return f"{row.units[0]} has {len(row.ops)} ops, here {len(folded.body(group))}"
+    return "its parameters have other names or shapes"
+
+
+def patterns(name: str) -> list[str]:
+    """A parameter's name with all its numbers as ``*``, with the first alone, and as it is."""
+    number = r"(?<=\.)\d+(?=\.)|^\d+(?=\.)"
+    return [re.sub(number, "*", name), re.sub(number, "*", name, count=1), name]
+
+
+def by_pattern(layouts: dict[str, Any]) -> dict[str, Any]:
+    """Layouts by the widest name pattern whose names all agree."""
+    rows: dict[str, list[Any]] = {}
+    for name, layout in layouts.items():
+        for pattern in dict.fromkeys(patterns(name)):
+            rows.setdefault(pattern, []).append(layout)
+    agreed = {p for p, found in rows.items() if all(layout == found[0] for layout in found)}
+    chosen = {next(p for p in patterns(name) if p in agreed): layout for name, layout in layouts.items()}
+    return dict(sorted(chosen.items()))

@@ -1,0 +1,4 @@
+"""Graph x Plan --> Program.
+
+    program, gradient_free_calls --> lower --> traffic, parameter_bytes, check
+"""

@@ -1,0 +1,209 @@
+"""``lower``: a Graph and a Plan become a Program; collectives stand where placements differ, literals are local.
+
+graph + plan --> the chosen layouts --> one GraphModule a kind of block --> calls, stages, parameters --> Program
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from partitioner.emit.block_code import Emitted, emit
+from partitioner.emit.product_rows import with_kernels
+from partitioner.errors import InputError
+from partitioner.graph.graph import Graph, Unit, has_gradient, placeholders, reached
+from partitioner.graph.nodes import operands, shape_of
+from partitioner.graph.resize_batch import resize
+from partitioner.graph.tied_blocks import Folded, fold, is_parameter
+from partitioner.layouts.exports import Export, exports
+from partitioner.layouts.from_plan import recall
+from partitioner.lowering.check import check_layouts, check_plan, check_program
+from partitioner.lowering.gradient_free_calls import extract, value_name
+from partitioner.lowering.program import Call, Parameter, Program, Stage, Value
+from partitioner.plan.derived_rows import BlockRow
+from partitioner.plan.plan import Decisions, Plan
+from partitioner.schedule.tables import schedule
+from partitioner.sharding.layout import WHOLE, local_shape
+from partitioner.solve.solve import Solution
+
+
+@dataclass(frozen=True)
+class _Lowered:
+    graph: Graph
+    folded: Folded
+    solution: Solution
+    ranks: int
+    exports: dict[Unit, tuple[Export, ...]]
+    calls: dict[Unit, Call]
+
+
+def lower(graph: Graph, plan: Plan) -> Program:
+    """The Program of ``plan`` for this graph.
+
+    Raises InputError when the plan is stale or was made for another model, naming the first thing that differs.
+    """
+    check_plan(plan)
+    decisions = plan.decisions
+    if decisions.plan_only:
+        raise InputError(f"the plan is to look at: {', '.join(decisions.plan_only)} can't be executed yet; plan anew")
+    graph = resize(graph, decisions.micro_batch)
+    folded = fold(graph)
+    solution = recall(plan, folded)
+    ranks = decisions.mesh["tp"]
+    check_layouts(folded, solution, ranks)
+    out = exports(folded, solution)
+    split = stage_units(graph, decisions.stages)
+    again = _recomputed(split, decisions)
+    lowered = _Lowered(graph, folded, solution, ranks, out, _calls(folded, solution, plan.blocks, ranks, out, again))
+    program = Program(
+        stages=_stages(lowered, split),
+        parameters=_parameters(lowered, split),
+        inputs=graph.inputs,
+        batched=graph.batched,
+        counts=graph.counts,
+        mesh=dict(decisions.mesh),
+        order=decisions.order,
+        axes=(("tp", ranks),),
+        micro_batch=decisions.micro_batch,
+        micro_batches=decisions.micro_batches,
+        actions=schedule(decisions.schedule, decisions.mesh["pp"], decisions.virtual, decisions.micro_batches),
+        seed=decisions.seed,
+        buffers=dict(graph.buffers),
+        plain=graph.plain,
+        shapes={
+            n: shape_of(node) for n, node in placeholders(graph.module.graph, "input").items() if n in graph.inputs
+        },
+    )
+    check_program(program)
+    return program
+
+
+def unit_names(graph: Graph) -> dict[str, Unit]:
+    """Units by a name that is theirs alone: the module's, with #n behind from the second of that name on."""
+    found: dict[str, Unit] = {}
+    seen: dict[str, int] = {}
+    for unit in graph.units:
+        n = seen[unit.name] = seen.get(unit.name, 0) + 1
+        found[unit.name if n == 1 else f"{unit.name}#{n}"] = unit
+    return found
+
+
+def stage_units(graph: Graph, stages: tuple[tuple[str, ...], ...]) -> list[list[Unit]]:
+    """The units of each stage, checked to be all units in order."""
+    known = unit_names(graph)
+    flat = [name for stage in stages for name in stage]
+    if flat != list(known):
+        strange = next((n for n in flat if n not in known), None)
+        missing = next((n for n in known if n not in flat), None)
+        what = f"names {strange}" if strange else f"lacks {missing}" if missing else "has units out of order"
+        raise InputError(f"the plan is for another model: its stages {what}; plan this model again")
+    return [[known[name] for name in stage] for stage in stages]
+
+
+def _recomputed(split: list[list[Unit]], decisions: Decisions) -> set[Unit]:
+    """The first blocks of each stage, as many as the plan says."""
+    rows = zip(split, decisions.recomputed, strict=True)
+    return {unit for units, count in rows for unit in [u for u in units if u.is_block][:count]}
+
+
+def _calls(
+    folded: Folded,
+    solution: Solution,
+    rows: tuple[BlockRow, ...],
+    ranks: int,
+    out: dict[Unit, tuple[Export, ...]],
+    again: set[Unit],
+) -> dict[Unit, Call]:
+    cache: dict[object, Emitted] = {}
+    calls: dict[Unit, Call] = {}
+    for group, units in enumerate(folded.groups):
+        for unit in units:
+            wanted = tuple((unit.nodes.index(e.node.name), e.placement) for e in out[unit])
+            key = (group, wanted)
+            if key not in cache:
+                emitted = emit(folded, solution, ranks, group, wanted)
+                module = with_kernels(emitted.module, rows[group].products, ranks)
+                cache[key] = Emitted(module, emitted.inputs)
+            arguments = _arguments(folded, solution, unit, cache[key], group)
+            names = tuple(e.name for e in out[unit])
+            calls[unit] = Call(unit.name, cache[key].module, arguments, names, unit in again)
+    return calls
+
+
+def _arguments(folded: Folded, solution: Solution, unit: Unit, emitted: Emitted, group: int) -> tuple[str, ...]:
+    """Names of what the unit itself reads where its representative reads ``emitted.inputs``."""
+    first = folded.groups[group][0]
+    nodes = folded.graph.nodes
+    own: dict[fx.Node, fx.Node] = {}
+    for a, b in zip(unit.nodes, first.nodes, strict=True):
+        own |= dict(zip(operands(nodes[b]), operands(nodes[a]), strict=True))
+    return tuple(_value_name(folded, solution, own[n], folded.port_of.get((group, n))) for n in emitted.inputs)
+
+
+def _value_name(folded: Folded, solution: Solution, node: fx.Node, port: object) -> str:
+    if port is not None:
+        representative = folded.node[node]
+        placement = solution.ports[port]  # type: ignore[index]
+        return Export(node, placement, solution.made(representative) == placement).name
+    return value_name(node)
+
+
+def _stages(lowered: _Lowered, split: list[list[Unit]]) -> tuple[Stage, ...]:
+    graph = lowered.graph
+    stage_of = {u: n for n, units in enumerate(split) for u in units}
+    made = {e.name: (e, stage_of[u]) for u, rows in lowered.exports.items() for e in rows}
+    differentiable = has_gradient(graph.module.graph)
+    last: dict[str, int] = {}
+    for unit, call in lowered.calls.items():
+        for name in call.arguments:
+            if name in made:
+                last[name] = max(last.get(name, 0), stage_of[unit])
+    crossing = [
+        tuple(_value(lowered, e, differentiable) for name, (e, n) in made.items() if n <= cut < last.get(name, 0))
+        for cut in range(-1, len(split))
+    ]
+    loss = next(n for n in graph.module.graph.nodes if n.op == "output").all_input_nodes[0]
+    rows: list[Stage] = []
+    for n, units in enumerate(split):
+        calls = tuple(lowered.calls[u] for u in units)
+        needed = dict.fromkeys(name for c in calls for name in c.arguments)
+        prelude = extract(graph, graph.prelude, needed, f"prelude {n}")
+        asked = needed | dict.fromkeys(prelude.arguments if prelude else ())
+        constants = extract(graph, graph.constants, asked, f"constants {n}")
+        final = loss.name if n == len(split) - 1 else None
+        rows.append(Stage(n, constants, prelude, calls, crossing[n], crossing[n + 1], _read(graph, asked), final))
+    return tuple(rows)
+
+
+def _read(graph: Graph, names: dict[str, None]) -> tuple[str, ...]:
+    return tuple(name for name in names if name in graph.parameters)
+
+
+def _value(lowered: _Lowered, export: Export, differentiable: set[fx.Node]) -> Value:
+    shape = local_shape(shape_of(export.node), export.placement, 0, lowered.ranks)
+    return Value(export.name, shape, export.node.meta["val"].dtype, export.node in differentiable)
+
+
+def _parameters(lowered: _Lowered, split: list[list[Unit]]) -> dict[str, Parameter]:
+    nodes = lowered.graph.nodes
+    stages: dict[fx.Node, set[int]] = {}
+    for n, units in enumerate(split):
+        for unit in units:
+            for name in unit.nodes:
+                for operand in operands(nodes[name]):
+                    if is_parameter(operand):
+                        stages.setdefault(operand, set()).add(n)
+    found: dict[str, Parameter] = {}
+    trained = reached(lowered.graph.module.graph)
+    for node, readers in stages.items():
+        info = lowered.graph.parameters[node.meta["source"]]
+        placement = lowered.solution.parameters[lowered.folded.parameter[node]]
+        found[info.names[0]] = Parameter(
+            info.names, info.shape, info.dtype, node in trained, (placement,), tuple(sorted(readers))
+        )
+    for name, info in lowered.graph.parameters.items():  # what no op reads is held, whole, and never changes
+        if name not in found:
+            found[name] = Parameter(info.names, info.shape, info.dtype, False, (WHOLE,), (0,))
+    order = {name: n for n, name in enumerate(lowered.graph.parameters)}
+    return dict(sorted(found.items(), key=lambda row: order[row[0]]))

@@ -1,0 +1,33 @@
+"""What a Plan says each rank holds: bytes by parameter, from its stages and layouts alone, with nothing lowered."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from partitioner.graph.graph import Graph
+from partitioner.graph.nodes import operands
+from partitioner.graph.tied_blocks import is_parameter
+from partitioner.lowering.lower import stage_units
+from partitioner.plan.plan import Plan
+from partitioner.sharding.layout import WHOLE, local_shape, parse_placement
+
+
+def held_bytes(graph: Graph, plan: Plan, place: Mapping[str, int]) -> dict[str, int]:
+    """The parameters of the rank at ``place`` ("pp" and "tp"): those that its stages read.
+
+    What no op reads lies whole on the first stage.
+    """
+    mesh = plan.decisions.mesh
+    split = stage_units(graph, plan.decisions.stages)
+    own = {u for n, units in enumerate(split) if n % mesh["pp"] == place["pp"] for u in units}
+    nodes = [graph.nodes[name] for unit in graph.units if unit in own for name in unit.nodes]
+    read = {a.meta["source"] for node in nodes for a in operands(node) if is_parameter(a)}
+    unread = graph.parameters.keys() - plan.parameters.keys() if place["pp"] == 0 else set[str]()
+    found: dict[str, int] = {}
+    for name in (n for n in graph.parameters if n in read or n in unread):
+        info = graph.parameters[name]
+        placement = WHOLE if name in unread else parse_placement(plan.parameters[name])
+        shape = local_shape(info.shape, placement, place["tp"], mesh["tp"])
+        found[name] = math.prod(shape) * info.dtype.itemsize
+    return found

@@ -1,0 +1,138 @@
+"""What the runtime executes: for each stage a list of calls of rewritten fx GraphModules over named values.
+
+A GraphModule holds no state. Parameters, constants, batch inputs and activations are all named values; a Call says
+which of them go in and what names the results get, so that identical blocks share one GraphModule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx
+
+from partitioner.graph.counts import Count
+from partitioner.graph.step_inputs import BATCH_SHARE, SAMPLE_COUNT, SAMPLE_KEYS, STEP_KEY
+from partitioner.lowering.listing import listing
+from partitioner.schedule.tables import Action
+from partitioner.sharding.layout import Layout
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor that crosses a stage boundary: its name, local shape (one micro-batch, one tp rank) and dtype.
+
+    ``differentiable``: it has a gradient, which comes back to the stage that sent it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    differentiable: bool
+
+
+@dataclass(frozen=True)
+class Call:
+    """``results = module(*arguments)``: one block of a stage. ``recompute`` drops its activations until backward."""
+
+    block: str
+    module: fx.GraphModule
+    arguments: tuple[str, ...]
+    results: tuple[str, ...]
+    recompute: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One (virtual) pipeline stage.
+
+    ``constants`` depend on buffers only and run once a step; ``prelude`` depends on batch inputs and constants, has no
+    gradient, and runs once a micro-batch; ``calls`` are differentiable. ``receives`` come from stage ``index - 1``
+    and ``sends`` go to ``index + 1`` (a value that only passes through stands in both). The last stage names ``loss``.
+    """
+
+    index: int
+    constants: Call | None
+    prelude: Call | None
+    calls: tuple[Call, ...]
+    receives: tuple[Value, ...]
+    sends: tuple[Value, ...]
+    parameters: tuple[str, ...]
+    loss: str | None
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of the source model as the Program holds it.
+
+    ``shape`` is the full shape. ``layout`` has one placement for each axis of ``Program.axes``; a REPLICATE placement
+    means that each rank's gradient is Partial and is summed over that axis once a step. ``stages`` are all stages that
+    read it: more than one for a weight tied across stages, whose gradients are summed over those stages once a step.
+    ``names`` are all names of the parameter in the source model, the first is the one used everywhere.
+    ``requires_grad``: it trains and the loss has a gradient by it; what forward does not read stays as it is.
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    requires_grad: bool
+    layout: Layout
+    stages: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """The name used as a value name in calls."""
+        return self.names[0]
+
+
+@dataclass(frozen=True)
+class Program:
+    """Everything that a rank needs to run its part.
+
+    Ranks are numbered over ``mesh`` = {"pp": .., "dp": .., "tp": ..} in the order of ``order`` (last varies fastest).
+    ``axes`` are the tensor-parallel axes inside a stage and their sizes: (("tp", n),), or a refinement of it.
+    ``inputs`` are the batch's names, ``batched`` those that carry samples along dimension 0; the others are whole in
+    every micro-batch. Calls may also read the inputs of step_inputs.py, and each of ``counts`` by its name, summed over
+    the micro-batches of the global batch.
+    ``actions[p]`` is what pipeline rank p does, in order; stage s lies on pipeline rank ``s % pp``. ``buffers`` are the
+    source model's, whole on every rank; calls name them ``buffer:NAME``. ``plain`` are the batch's values
+    that are no tensors, as they must stay; ``shapes`` those that ``inputs`` have in a micro-batch, as they must be.
+    """
+
+    stages: tuple[Stage, ...]
+    parameters: dict[str, Parameter]
+    inputs: tuple[str, ...]
+    batched: tuple[str, ...]
+    counts: tuple[Count, ...]
+    mesh: dict[str, int]
+    order: tuple[str, ...]
+    axes: tuple[tuple[str, int], ...]
+    micro_batch: int
+    micro_batches: int
+    actions: tuple[tuple[Action, ...], ...]
+    seed: int
+    buffers: dict[str, torch.Tensor]
+    plain: Mapping[str, object] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def counted(self) -> tuple[int, ...]:
+        """How many numbers are counted at each level of counts; each level is one sum over data ranks."""
+        return tuple(sum(count.numbers for count in level) for level in self.count_levels)
+
+    @property
+    def count_levels(self) -> tuple[tuple[Count, ...], ...]:
+        """The counts in the order in which they can be summed: those of a level read lower ones only."""
+        last = max((count.level for count in self.counts), default=-1)
+        return tuple(tuple(c for c in self.counts if c.level == level) for level in range(last + 1))
+
+    @property
+    def step_inputs(self) -> set[str]:
+        """Names of all that a step gives to calls, beside parameters and buffers."""
+        given = {SAMPLE_KEYS, STEP_KEY, SAMPLE_COUNT, BATCH_SHARE}
+        return {*self.inputs, *given, *(count.name for count in self.counts)}
+
+    def __str__(self) -> str:
+        """Readable Python."""
+        return listing(self)

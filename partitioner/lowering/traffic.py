@@ -1,0 +1,300 @@
+"""What each rank sends in one step, predicted from the Program alone.
+
+calls on meta tensors --> rows of one forward, one backward, one recompute --> times the rank's actions
+                          + sends between stages + gradient sync + control scalars
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+from torch import fx
+
+from partitioner.lowering.program import Call, Parameter, Program, Stage, Value
+from partitioner.ops.payloads import ROWS, Shape
+from partitioner.schedule.tables import Action, rank_of
+from partitioner.sharding.layout import REPLICATE, local_shape
+
+SCALAR = 8  # bytes of a float64
+
+
+class Sending(NamedTuple):
+    """One communication: mesh axis, op, phase of the step, and payload bytes.
+
+    The payload is the whole tensor of an all_reduce, all_gather or reduce_scatter, and the rank's own part of an
+    all_to_all or a send.
+    """
+
+    axis: str
+    kind: str
+    phase: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """What a call needs to know of a value to be run on meta."""
+
+    shape: Shape
+    dtype: torch.dtype
+    differentiable: bool
+
+    @staticmethod
+    def of(x: torch.Tensor) -> _Tensor:
+        return _Tensor(tuple(x.shape), x.dtype, x.requires_grad)
+
+    def make(self) -> torch.Tensor:
+        return torch.empty(self.shape, dtype=self.dtype, device="meta").requires_grad_(self.differentiable)
+
+
+Named = dict[str, _Tensor]
+
+
+@dataclass(frozen=True)
+class _Ran:
+    """Results of a call, the rows of its forward, of its recompute and of its backward.
+
+    ``sent`` are of each result the rows of backward that its gradient makes, ``read`` the arguments that it comes to.
+    """
+
+    results: tuple[_Tensor, ...]
+    forward: tuple[Sending, ...]
+    recompute: tuple[Sending, ...]
+    backward: tuple[Sending, ...]
+    sent: tuple[frozenset[int], ...]
+    read: tuple[frozenset[int], ...]
+
+    def rows(self, slots: list[int]) -> list[Sending]:
+        """Of backward, where these results have a gradient."""
+        found = {n for slot in slots for n in self.sent[slot]}
+        return [row for n, row in enumerate(self.backward) if n in found] + (list(self.recompute) if slots else [])
+
+
+def traffic(program: Program, rank: int = 0, clipped: bool = True) -> list[Sending]:
+    """Everything that ``rank`` communicates in one step; of the gradient sync one row for all tensors of an axis.
+
+    ``clipped``: whether the step measures the gradient norm.
+    """
+    here = coordinates(program, rank)
+    trip = _Trip(program, here)
+    rows = [row for action in program.actions[here["pp"]] for row in trip.rows(action)]
+    return [*rows, *_sync(program, here), *_control(program, clipped)]
+
+
+def tally(rows: Iterable[Sending]) -> Counter[tuple[str, str, str, int]]:
+    """How often each row stands there; the rows of the gradient sync, which goes in buckets, added up."""
+    found: Counter[tuple[str, str, str, int]] = Counter()
+    total: Counter[tuple[str, str, str]] = Counter()
+    for row in rows:
+        if row.phase == "sync":
+            total[row.axis, row.kind, row.phase] += row.bytes
+        else:
+            found[row.axis, row.kind, row.phase, row.bytes] += 1
+    return found + Counter({(*key, size): 1 for key, size in total.items()})
+
+
+def coordinates(program: Program, rank: int) -> dict[str, int]:
+    """A rank's index on each axis of the mesh and each of ``program.axes``."""
+    rows = list(product(*(range(program.mesh[axis]) for axis in program.order)))
+    found = dict(zip(program.order, rows[rank], strict=True))
+    cells = list(product(*(range(size) for _, size in program.axes)))
+    return found | dict(zip((axis for axis, _ in program.axes), cells[found["tp"]], strict=True))
+
+
+class _Trip:
+    """One micro-batch through each stage of a pipeline rank."""
+
+    def __init__(self, program: Program, here: dict[str, int]) -> None:
+        self.program, self.here = program, here
+        self.axes = dict(program.axes)
+        self.known = _fixed(program, here)
+        self.made: dict[object, _Ran] = {}
+        self.stages = [self.stage(stage) for stage in program.stages]
+
+    def rows(self, action: Action) -> Iterator[Sending]:
+        """What one action communicates."""
+        forward, backward = self.stages[action.stage]
+        yield from forward if action.kind == "F" else backward
+        step = 1 if action.kind == "F" else -1
+        reader, pp = action.stage + step, self.program.mesh["pp"]
+        if 0 <= reader < len(self.program.stages) and rank_of(reader, pp) != rank_of(action.stage, pp):
+            for value in self.sent(self.program.stages[action.stage], action.kind):
+                yield Sending("pp", "send", "send", math.prod(value.shape) * value.dtype.itemsize)
+
+    def sent(self, stage: Stage, kind: str) -> Iterable[Value]:
+        """Values forward; backward the gradients of those received that have one."""
+        return stage.sends if kind == "F" else [v for v in stage.receives if v.differentiable]
+
+    def stage(self, stage: Stage) -> tuple[list[Sending], list[Sending]]:
+        """The rows of a stage's forward and of its backward."""
+        values = dict(self.known)
+        for v in stage.receives:
+            values[v.name] = _Tensor(v.shape, v.dtype, v.differentiable)
+        for call in (stage.constants, stage.prelude):
+            if call is not None:
+                values |= _without_gradient(call)
+        ran: list[_Ran] = []
+        for call in stage.calls:
+            ran.append(self.run(call, values))
+            values |= _named(call, ran[-1])
+        return [row for r in ran for row in r.forward], _backward(stage, ran)
+
+    def run(self, call: Call, values: Named) -> _Ran:
+        """A call on meta, once for each kind of arguments."""
+        arguments = tuple(values[name] for name in call.arguments)
+        key = (id(call.module), arguments, call.recompute)
+        if key not in self.made:
+            self.made[key] = _Reader(call, self.axes, self.here).read(arguments)
+        return self.made[key]
+
+
+def _backward(stage: Stage, ran: list[_Ran]) -> list[Sending]:
+    """Rows of the calls to which a gradient comes, from what is sent and from the loss."""
+    alive = {v.name for v in stage.sends if v.differentiable} | {stage.loss}
+    rows: list[Sending] = []
+    for call, r in reversed([*zip(stage.calls, ran, strict=True)]):
+        slots = [n for n, name in enumerate(call.results) if name in alive and r.results[n].differentiable]
+        rows = r.rows(slots) + rows
+        alive |= {call.arguments[n] for slot in slots for n in r.read[slot]}
+    return rows
+
+
+def _named(call: Call, ran: _Ran) -> Named:
+    return dict(zip(call.results, ran.results, strict=True))
+
+
+def _without_gradient(call: Call) -> Named:
+    """What a constant or prelude makes: whole, as it was traced, and never sent."""
+    output = next(n for n in call.module.graph.nodes if n.op == "output")
+    values = [n.meta["val"] for n in output.args[0]]
+    return {n: _Tensor(tuple(v.shape), v.dtype, False) for n, v in zip(call.results, values, strict=True)}
+
+
+def _fixed(program: Program, here: dict[str, int]) -> Named:
+    """Parameters, buffers and batch inputs; the inputs as the modules' placeholders saw them."""
+    found = {f"buffer:{n}": _Tensor(tuple(b.shape), b.dtype, False) for n, b in program.buffers.items()}
+    for call in (c for s in program.stages for c in (s.constants, s.prelude, *s.calls) if c is not None):
+        nodes = (n for n in call.module.graph.nodes if n.op == "placeholder")
+        for name, node in zip(call.arguments, nodes, strict=True):
+            if name in program.step_inputs:
+                found[name] = _Tensor(tuple(node.meta["val"].shape), node.meta["val"].dtype, False)
+    for name, parameter in program.parameters.items():
+        found[name] = _Tensor(_local(program, parameter, here), parameter.dtype, parameter.requires_grad)
+    return found
+
+
+def _local(program: Program, parameter: Parameter, here: dict[str, int]) -> Shape:
+    shape = parameter.shape
+    for placement, (axis, ranks) in zip(parameter.layout, program.axes, strict=True):
+        shape = local_shape(shape, placement, here[axis], ranks)
+    return shape
+
+
+def _sync(program: Program, here: dict[str, int]) -> Iterator[Sending]:
+    """Partial gradients over their axes, those of tied weights over their stages, all of them over dp."""
+    pp = program.mesh["pp"]
+    sizes: dict[str, int] = {}
+    for parameter in program.parameters.values():
+        owners = {rank_of(stage, pp) for stage in parameter.stages}
+        if not parameter.requires_grad or here["pp"] not in owners:
+            continue
+        rows = zip(parameter.layout, program.axes, strict=True)
+        axes = [axis for placement, (axis, ranks) in rows if placement == REPLICATE and ranks > 1]
+        axes += ["pp"] if len(owners) > 1 else []
+        axes += ["dp"] if program.mesh["dp"] > 1 else []
+        size = math.prod(_local(program, parameter, here)) * parameter.dtype.itemsize
+        for axis in axes:
+            sizes[axis] = sizes.get(axis, 0) + size
+    return (Sending(axis, "all_reduce", "sync", size) for axis, size in sizes.items())
+
+
+def _control(program: Program, clipped: bool) -> Iterator[Sending]:
+    """Fingerprints of what carries no samples, the counts, the loss, the squared gradient norm."""
+    mesh = program.mesh
+    shared = len(program.inputs) - len(program.batched)
+    sizes = [("dp", 2 * SCALAR * shared)] if shared else []
+    sizes += [("dp", SCALAR * numbers) for numbers in program.counted]
+    sizes += [("dp", SCALAR), ("pp", SCALAR)]
+    wide = dict(mesh) | dict(program.axes)
+    sizes += [(axis, SCALAR) for axis in ("pp", *(axis for axis, _ in program.axes)) if clipped]
+    return (Sending(axis, "all_reduce", "control", size) for axis, size in sizes if wide[axis] > 1)
+
+
+class _Stand(torch.autograd.Function):
+    """A tensor of another shape that has a gradient where one of its sources has; ``keeps`` as the op it stands for."""
+
+    @staticmethod
+    def forward(ctx: Any, shape: Shape, keeps: bool, *sources: torch.Tensor) -> torch.Tensor:
+        if keeps:
+            ctx.save_for_backward(*sources)
+        return sources[0].new_empty(shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> None:
+        raise AssertionError("nothing here runs backward")
+
+
+class _Reader(fx.Interpreter):
+    """Runs a call on meta tensors and notes what it would send."""
+
+    def __init__(self, call: Call, axes: dict[str, int], here: dict[str, int]) -> None:
+        super().__init__(call.module)
+        self.call, self.axes, self.here = call, axes, here
+        self.forward: list[Sending] = []
+        self.backward: list[tuple[Any, Sending]] = []  # the autograd node that sends, and what
+        self.kept = 0  # rows before the last tensor that backward needs: recompute stops there
+
+    def read(self, arguments: tuple[_Tensor, ...]) -> _Ran:
+        """The call with these arguments."""
+        with torch.autograd.graph.saved_tensors_hooks(self._keep, lambda x: x):
+            given = [a.make() for a in arguments]
+            out = super().run(*given)
+        made = out if isinstance(out, tuple | list) else (out,)
+        reached = [_reached(x) for x in made]  # an index computed from a value passes nothing back to it
+        again = self.forward[: self.kept] if self.call.recompute else []
+        return _Ran(
+            tuple(_Tensor.of(x) for x in made),
+            tuple(self.forward),
+            tuple(row._replace(phase="recompute") for row in again),
+            tuple(row for _, row in self.backward),
+            tuple(frozenset(n for n, (node, _) in enumerate(self.backward) if node in nodes) for nodes in reached),
+            tuple(frozenset(n for n, x in enumerate(given) if x in nodes) for nodes in reached),
+        )
+
+    def _keep(self, x: torch.Tensor) -> torch.Tensor:
+        self.kept = len(self.forward)
+        return x
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """An op of ours in place, torch's own as it is."""
+        row = ROWS.get(str(target))
+        if row is None:
+            return super().call_function(target, args, kwargs)
+        axis = "" if row.axis is None else str(args[row.axis])
+        shape = row.shape(self.axes.get(axis, 1), self.here.get(axis, 0), *args)
+        whole = max(math.prod(shape), args[0].numel()) * args[0].element_size()
+        self.forward += [Sending(axis, kind, "forward", size) for kind, size in row.forward(whole, *args)]
+        out = _Stand.apply(shape, row.keeps, *args[: row.tensors])
+        if out.requires_grad:
+            sent = [Sending(axis, kind, "backward", size) for kind, size in row.backward(whole, *args)]
+            self.backward += [(out.grad_fn, sending) for sending in sent]
+        return out
+
+
+def _reached(result: torch.Tensor) -> set[Any]:
+    """The autograd nodes that backward from a result runs, and the tensors in which it ends."""
+    found: set[Any] = {result}
+    left = [result.grad_fn]
+    while left:
+        node = left.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            found.add(getattr(node, "variable", node))
+            left += [n for n, _ in node.next_functions]
+    return found

@@ -1,0 +1,192 @@
+"""The rows of a plan's derived section: blocks with their ops and products, costs of stages and step, candidates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+PIPELINE, OPTIMIZER, SYNC = "pipeline", "optimizer", "dp communication"  # parts of a step as a run can measure them
+
+
+@dataclass(frozen=True)
+class CollectiveRow:
+    """What becomes of ``value``, from one layout to another, and what one rank sends for it each way.
+
+    The kind of the collective ("" where nothing is sent), its payload and its seconds. ``again``: whether recompute of
+    the whole block runs its forward once more. The payload is the whole tensor of an all_reduce, all_gather or
+    reduce_scatter, and the rank's own part of an all_to_all.
+    """
+
+    value: str
+    source: str
+    target: str
+    axis: str
+    forward: str
+    forward_bytes: float
+    forward_seconds: float
+    backward: str
+    backward_bytes: float
+    backward_seconds: float
+    again: bool
+
+
+@dataclass(frozen=True)
+class OtherRow:
+    """Another way to divide an op's work, and the seconds a micro-batch that it would add, all else as it is."""
+
+    operands: tuple[Any, ...]
+    result: Any
+    seconds: float
+
+
+@dataclass(frozen=True)
+class OpRow:
+    """One op of a representative block: what it is, how its operands and result lie, its seconds per micro-batch.
+
+    ``inputs`` names what each operand is: an op of the block, a value of an earlier unit, or a parameter. ``shape`` is
+    of the whole result, ``flops`` of the whole forward. ``collectives``: what is sent before it runs, or
+    inside it. ``others``: the next best ways to divide it.
+    """
+
+    name: str
+    op: str
+    module: str
+    shape: tuple[int, ...]
+    inputs: tuple[str, ...]
+    operands: tuple[Any, ...]
+    result: Any
+    flops: float
+    forward_seconds: float
+    backward_seconds: float
+    collectives: tuple[CollectiveRow, ...] = ()
+    others: tuple[OtherRow, ...] = ()
+
+
+@dataclass(frozen=True)
+class ProductRow:
+    """A product of a representative block, (m, k) by (k, n) on rank 0, with what its kernel does as it stores.
+
+    ``line`` is its epilogue (``cutlass_ops.spec.notation``), ``inner`` that of the product whose gradient rides on this
+    one's dgrad, "" where none does; ``fused`` counts the ops that joined. ``kernels`` are the keys of the built kernels
+    of forward, dgrad and wgrad, "" where torch was chosen, and ``reason`` says why it was.
+    """
+
+    name: str
+    module: str
+    m: int
+    n: int
+    k: int
+    dtype: str
+    transposed: bool
+    line: str
+    inner: str
+    fused: int
+    kernels: tuple[str, str, str]
+    reason: str
+
+
+@dataclass(frozen=True)
+class BlockRow:
+    """Identical units and their one layout; ``ports`` are the placements of what they read of earlier units.
+
+    ``leaving``: what is sent after the last op, for later units.
+    """
+
+    units: tuple[str, ...]
+    is_block: bool
+    ports: tuple[Any, ...]
+    forward_seconds: float
+    backward_seconds: float
+    saved_bytes: float
+    ops: tuple[OpRow, ...]
+    leaving: tuple[CollectiveRow, ...]
+    products: tuple[ProductRow, ...]
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """One (virtual) stage on its fullest rank: seconds of a micro-batch, bytes at the rank's fullest moment.
+
+    ``put_off_seconds``: the part of backward that the schedule's W does. ``weight_bytes``, ``gradient_bytes``,
+    ``optimizer_bytes``, ``activation_bytes`` (kept for backward, and the step's samples on a rank's first stage) and
+    ``transient_bytes`` (what comes and goes) lie there at that moment.
+
+    What a timeline needs beside: ``grown_bytes`` of gradients when all are there, ``new_bytes`` of them only from the
+    first backward of a step on; ``kept_bytes`` that each micro-batch in flight keeps, ``acting_bytes`` that its
+    forward, its backward and the first backward of a step hold beside that. What is sent for it: ``sent_bytes`` to the
+    next stage and ``sent_back_bytes`` to the one before for each micro-batch; once a step ``synced_bytes`` of
+    gradients, ``partial_bytes`` of them over tp too, and ``gathered_bytes`` of weights where ZeRO divides them.
+    """
+
+    forward_seconds: float
+    backward_seconds: float
+    put_off_seconds: float
+    weight_bytes: float
+    gradient_bytes: float
+    optimizer_bytes: float
+    activation_bytes: float
+    transient_bytes: float
+    grown_bytes: float
+    new_bytes: float
+    kept_bytes: float
+    acting_bytes: tuple[float, float, float]
+    sent_bytes: float
+    sent_back_bytes: float
+    synced_bytes: float
+    partial_bytes: float
+    gathered_bytes: float
+
+    @property
+    def state_bytes(self) -> float:
+        """Weights, gradients and optimizer state."""
+        return self.weight_bytes + self.gradient_bytes + self.optimizer_bytes
+
+    @property
+    def held_bytes(self) -> float:
+        """State and activations."""
+        return self.state_bytes + self.activation_bytes
+
+    @property
+    def peak_bytes(self) -> float:
+        """With what comes and goes."""
+        return self.held_bytes + self.transient_bytes
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A step's price. The parts add up to ``step_seconds``; ``peak_bytes`` is of the fullest rank.
+
+    ``exposed_seconds``: by mesh axis what communication no compute hides, sync included. ``send_seconds`` pass between
+    the end of an action and its result's arrival on the next stage. ``input_bytes``: the samples of a rank's step.
+    """
+
+    step_seconds: float
+    compute_seconds: float
+    communication_seconds: float
+    bubble_seconds: float
+    sync_seconds: float
+    optimizer_seconds: float
+    peak_bytes: float
+    exposed_seconds: dict[str, float]
+    send_seconds: float
+    input_bytes: float
+    stages: tuple[StageCost, ...]
+    flops: float = 0.0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A row of the ranking: what was tried and its price; ``exposed_seconds``: of communication, sync included."""
+
+    mesh: dict[str, int]
+    micro_batch: int
+    schedule: str
+    virtual: int
+    recompute: str
+    zero: int
+    order: tuple[str, ...]
+    step_seconds: float
+    compute_seconds: float
+    exposed_seconds: float
+    bubble_seconds: float
+    peak_bytes: float

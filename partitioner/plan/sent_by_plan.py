@@ -1,0 +1,93 @@
+"""What a rank of each pipeline rank sends in a step, from a plan's file alone; ``traffic`` finds it of a Program."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from partitioner.plan.derived_rows import CollectiveRow
+from partitioner.plan.plan import Plan
+from partitioner.schedule.tables import rank_of, stages_of
+from partitioner.sharding.layout import parse_placement
+
+
+@dataclass(frozen=True)
+class Volume:
+    """``count`` collectives or sends of one kind in a step, and their payload bytes in all."""
+
+    axis: str
+    kind: str
+    phase: str
+    count: int
+    bytes: float
+
+
+def volume(plan: Plan, rank: int) -> tuple[Volume, ...]:
+    """Of pipeline rank ``rank``, by axis, kind and phase: forward, backward, recompute, send, sync.
+
+    Left out: control scalars, and the gradients of tied weights between stages.
+    """
+    d = plan.decisions
+    found: dict[tuple[str, str, str], tuple[int, float]] = {}
+    for n in stages_of(d.mesh["pp"], d.virtual, d.schedule)[rank]:
+        for axis, kind, phase, count, size in (*_collectives(plan, n), *_sends(plan, n), *_sync(plan, n)):
+            if kind and size and count:
+                many, whole = found.get((axis, kind, phase), (0, 0.0))
+                found[axis, kind, phase] = many + count, whole + count * size
+    return tuple(Volume(*key, *value) for key, value in sorted(found.items()))
+
+
+_Row = tuple[str, str, str, int, float]
+
+
+def _collectives(plan: Plan, stage: int) -> Iterator[_Row]:
+    d, rows = plan.decisions, {name: row for row in plan.blocks for name in row.units}
+    recomputed = d.recomputed[stage] if d.recompute == "full" else 0
+    for name in d.stages[stage]:
+        again = rows[name].is_block and recomputed > 0
+        recomputed -= again
+        for move in moves(plan, name):
+            yield move.axis, move.forward, "forward", d.micro_batches, move.forward_bytes
+            yield move.axis, move.backward, "backward", d.micro_batches, move.backward_bytes
+            if again and move.again:
+                yield move.axis, move.forward, "recompute", d.micro_batches, move.forward_bytes
+
+
+def moves(plan: Plan, unit: str) -> Iterable[CollectiveRow]:
+    """All that a unit sends, in order."""
+    row = next(row for row in plan.blocks if unit in row.units)
+    return [*(move for op in row.ops for move in op.collectives), *leaving(plan, unit)]
+
+
+def leaving(plan: Plan, unit: str) -> list[CollectiveRow]:
+    """What a unit sends after its last op, because later units want another layout than it makes."""
+    rows = {name: row for row in plan.blocks for name in row.units}
+    wanted = {
+        (value, str(parse_placement(port)))
+        for reader, sources in plan.reads.items()
+        for (maker, value), port in zip(sources, rows[reader].ports, strict=True) if maker == unit
+    }  # fmt: skip
+    return [move for move in rows[unit].leaving if (move.value, move.target) in wanted]
+
+
+def _sends(plan: Plan, stage: int) -> Iterator[_Row]:
+    """Results to the next stage, gradients to the one before, where those lie on other ranks."""
+    d = plan.decisions
+    here = rank_of(stage, d.mesh["pp"], d.schedule)
+    if stage + 1 < len(d.stages) and rank_of(stage + 1, d.mesh["pp"], d.schedule) != here:
+        yield "pp", "send", "send", d.micro_batches, plan.cost.stages[stage].sent_bytes
+    if stage and rank_of(stage - 1, d.mesh["pp"], d.schedule) != here:
+        yield "pp", "send", "send", d.micro_batches, plan.cost.stages[stage].sent_back_bytes
+
+
+def _sync(plan: Plan, stage: int) -> Iterator[_Row]:
+    """Once a step; with ZeRO 2 and 3 for each micro-batch."""
+    d, row = plan.decisions, plan.cost.stages[stage]
+    if d.mesh["tp"] > 1:
+        yield "tp", "all_reduce", "sync", 1, row.partial_bytes
+    if d.mesh["dp"] * d.mesh.get("cp", 1) > 1:
+        if not d.zero:
+            yield "dp", "all_reduce", "sync", 1, row.synced_bytes
+        else:
+            yield "dp", "reduce_scatter", "sync", d.micro_batches if d.zero > 1 else 1, row.synced_bytes
+            yield "dp", "all_gather", "sync", 2 * d.micro_batches if d.zero == 3 else 1, row.gathered_bytes

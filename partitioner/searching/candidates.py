@@ -1,0 +1,196 @@
+"""Every way to cut a step that search may propose, each with a bound on its time and its exact memory.
+
+for each tp, cp, micro-batch           resize, enumerate, solve      (the layouts)
+for each pp, dp, order, schedule       cut stages
+for each ZeRO stage                    as few recomputed blocks as fit in memory, of each stage its own number; or all
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from partitioner.cluster import Cluster
+from partitioner.cost.op_work import Setting
+from partitioner.cost.unit_cost import Priced, price_units
+from partitioner.graph.graph import Graph, Unit
+from partitioner.graph.resize_batch import at_batch, resize
+from partitioner.graph.tied_blocks import Folded, fold
+from partitioner.layouts.strategies import space
+from partitioner.searching.pins import Pins
+from partitioner.solve.choices import Prices
+from partitioner.solve.solve import solve
+from partitioner.step.cut_stages import Cuts
+from partitioner.step.least_recompute import least_recomputed
+from partitioner.step.rank_memory import Memory
+from partitioner.step.split import Split, StageSums, stage_sums
+from partitioner.step.step_seconds import bound
+
+MOST_MICRO_BATCH = 16
+MOST_VIRTUAL = 4
+MOST_CP = 16
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A candidate: no schedule of its stages takes less than ``least_seconds``."""
+
+    priced: Priced
+    split: Split
+    micro_batch: int
+    least_seconds: float
+    peak_bytes: float
+
+    @property
+    def plainness(self) -> tuple[object, ...]:
+        """Among equal times: fewest bytes, then the plainest mesh."""
+        split, mesh = self.split, self.split.mesh
+        degrees = (mesh["pp"], mesh.get("cp", 1), mesh["tp"], mesh["dp"])
+        ways = (split.virtual, split.zero, sum(split.recomputed), split.recompute)
+        return (self.peak_bytes, *degrees, *ways, split.schedule, self.micro_batch, split.order)
+
+
+def candidates(
+    graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, plan_only: bool, progress: Progress
+) -> Iterator[Tried]:
+    """All of them that the pins admit; with ``plan_only`` also what the runtime can't execute yet."""
+    folded = fold(graph)
+    degrees = [n for n in divisors(cluster.devices) if stays_inside("tp", n, cluster, fixed)]
+    contexts = [n for n in divisors(cluster.devices) if n <= MOST_CP] if plan_only else [1]
+    for micro_batch in divisors(global_batch):
+        pairs = [
+            (tp, cp) for tp in degrees for cp in contexts
+            if cluster.devices % (tp * cp) == 0 and fixed.admits("cp", cp)
+            and admits_micro_batch(micro_batch, global_batch, cluster.devices // (tp * cp), fixed)
+        ]  # fmt: skip
+        sized = (at_batch(folded, micro_batch) or fold(resize(graph, micro_batch))) if pairs else None
+        for tp, cp in pairs:
+            progress(f"layouts at tp {tp}, cp {cp}, micro-batch {micro_batch}")
+            assert sized is not None
+            priced = layouts(sized, cluster, tp, cp, micro_batch, global_batch, fixed)
+            yield from _Cutting(priced, cp, micro_batch, global_batch, fixed, plan_only).splits()
+
+
+def layouts(
+    sized: Folded, cluster: Cluster, tp: int, cp: int, micro_batch: int, global_batch: int, fixed: Pins
+) -> Priced:
+    """The best layouts of one tp and micro-batch, priced."""
+    steps = max(1, global_batch * tp * cp // (cluster.devices * micro_batch))
+    setting = Setting.of(sized, cluster, tp, cp)
+    solution = solve(sized, space(sized, tp), Prices.of(cluster, setting, steps), fixed.allows(sized))
+    return price_units(setting, solution, cluster)
+
+
+def divisors(n: int) -> list[int]:
+    """Of a positive number, rising."""
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def stays_inside(axis: str, degree: int, cluster: Cluster, fixed: Pins) -> bool:
+    """An axis stays inside a node unless it is pinned."""
+    return fixed.admits(axis, degree) and (degree <= cluster.node_devices or fixed.number(axis) is not None)
+
+
+def admits_micro_batch(size: int, global_batch: int, ranks: int, fixed: Pins) -> bool:
+    """Whether some dp of ``ranks`` divides the batch into micro-batches of this size."""
+    small = size <= MOST_MICRO_BATCH or fixed.number("micro_batch") is not None
+    return small and fixed.admits("micro_batch", size) and any(global_batch % (d * size) == 0 for d in divisors(ranks))
+
+
+class _Cutting:
+    """The stages of one priced graph, and every split of a step into them."""
+
+    def __init__(
+        self, priced: Priced, cp: int, micro_batch: int, global_batch: int, fixed: Pins, plan_only: bool
+    ) -> None:
+        self.priced, self.cp, self.micro_batch, self.global_batch = priced, cp, micro_batch, global_batch
+        self.fixed, self.plan_only = fixed, plan_only
+        self.cluster, self.cuts = priced.cluster, Cuts(priced)
+        self.blocks = sum(u.is_block for u in priced.folded.graph.units)
+        self.sums: dict[tuple[float, ...], StageSums] = {}
+        self.ways = ("full", "selective") if plan_only else ("full",)
+        self.stages: dict[int, tuple[tuple[Unit, ...], ...]] = {}
+
+    def splits(self) -> Iterator[Tried]:
+        rest = self.cluster.devices // (self.priced.ranks * self.cp)
+        for pp in [n for n in divisors(rest) if n <= max(1, self.blocks)]:
+            dp, samples = rest // pp, rest // pp * self.micro_batch
+            if not (self.fixed.admits("pp", pp) and self.fixed.admits("dp", dp)) or self.global_batch % samples:
+                continue
+            for kind, virtual in schedules(pp, self.blocks, self.global_batch // samples, self.plan_only):
+                if self.fixed.admits("schedule", kind) and self.fixed.admits("virtual", virtual):
+                    yield from self.cut(pp, dp, kind, virtual)
+
+    def cut(self, pp: int, dp: int, kind: str, virtual: int) -> Iterator[Tried]:
+        units = self.into(pp * virtual)
+        if not units:
+            return
+        stages = tuple(self.sum(u) for u in units)
+        mesh = {"pp": pp, "dp": dp, **({"cp": self.cp} if self.cp > 1 else {}), "tp": self.priced.ranks}
+        many = self.global_batch // (dp * self.micro_batch)
+        orders = self.orders(mesh)
+        for zero in self.zeros(dp * self.cp):
+            plain = Split(stages, units, mesh, orders[0], many, kind, virtual, "none", (0,) * len(stages), zero)
+            for split, peak_bytes in self.recomputed(plain):
+                for order in orders:
+                    ordered = replace(split, order=order)
+                    yield Tried(self.priced, ordered, self.micro_batch, bound(self.priced, ordered), peak_bytes)
+
+    def recomputed(self, plain: Split) -> Iterator[tuple[Split, float]]:
+        """Nothing; of each way that is admitted the least that fits, and all blocks; with peak bytes."""
+        ways, room = self.ways, self.cluster.device.room
+        if self.fixed.admits("recompute", "none"):
+            peak_bytes = Memory(self.priced, plain).peak(plain.recomputed)
+            yield plain, peak_bytes
+            if peak_bytes <= room and "recompute" not in self.fixed.fixed:
+                ways = ()
+        everything = tuple(s.blocks for s in plain.stages)
+        for way in (w for w in ways if self.fixed.admits("recompute", w)):
+            split = plain.recomputing(way, everything)
+            memory = Memory(self.priced, split)
+            least = least_recomputed(memory, room)
+            if least is not None and least != everything and "recompute" not in self.fixed.fixed:
+                yield plain.recomputing(way, least), memory.peak(least)
+            yield split, memory.peak(everything)
+
+    def into(self, stages: int) -> tuple[tuple[Unit, ...], ...]:
+        if stages not in self.stages:
+            pinned = self.fixed.stages
+            self.stages[stages] = self.cuts.into(stages) if pinned is None else self.cuts.at(pinned, stages)
+        return self.stages[stages]
+
+    def sum(self, units: tuple[Unit, ...]) -> StageSums:
+        """Stages of units that cost the same, and that receive and send the same, cost the same."""
+        start, end = self.priced.place[units[0]], self.priced.place[units[-1]] + 1
+        ends = [row[cut] for row in (self.priced.crossing, self.priced.returned) for cut in (start, end)]
+        key = (*ends, *(id(self.priced.unit(u)) for u in units))
+        if key not in self.sums:
+            self.sums[key] = stage_sums(self.priced, units, self.ways)
+        return self.sums[key]
+
+    def orders(self, mesh: dict[str, int]) -> list[tuple[str, ...]]:
+        """Stages outermost; or where both span nodes, data parallel outermost, so that neighbouring stages are near."""
+        inner = (*(("cp",) if "cp" in mesh else ()), "tp")
+        usual = ("pp", "dp", *inner)
+        if self.cluster.nodes == 1 or mesh["pp"] == 1 or mesh["dp"] == 1:
+            return [usual]
+        return [usual, ("dp", "pp", *inner)]
+
+    def zeros(self, replicas: int) -> list[int]:
+        found = range(4) if self.plan_only and replicas > 1 else range(1)
+        return [n for n in found if self.fixed.admits("zero", n)]
+
+
+def schedules(pp: int, blocks: int, micro_batches: int, plan_only: bool) -> Iterator[tuple[str, int]]:
+    """Kinds and virtual stages that fit."""
+    yield "1f1b", 1
+    if pp > 1:
+        yield "gpipe", 1
+        if micro_batches % pp == 0:
+            for virtual in range(2, min(MOST_VIRTUAL, blocks // pp) + 1):
+                yield "interleaved", virtual
+        if plan_only:
+            yield "zero_bubble", 1
+            if 2 * pp <= blocks:
+                yield "zbv", 2

@@ -1,0 +1,152 @@
+"""Why no plan has the pinned decisions: the pin that nothing allows, or the fewest that exclude each other."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping
+
+from partitioner.cluster import Cluster
+from partitioner.graph.graph import Graph
+from partitioner.schedule.tables import SPLIT, STAGES
+from partitioner.searching.candidates import MOST_CP, admits_micro_batch, divisors, schedules, stays_inside
+from partitioner.searching.pins import Pins
+
+_DEGREES = ("tp", "cp", "pp", "dp")
+
+
+def conflict(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, plan_only: bool) -> str:
+    """One line that names the pins and the mend."""
+    found = next(_reasons(graph, cluster, global_batch, fixed, plan_only), None)
+    if found:
+        return found
+    return _together(graph, cluster, global_batch, fixed, plan_only)
+
+
+def _reasons(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, plan_only: bool) -> Iterator[str]:
+    blocks, devices = max(1, len(graph.blocks)), cluster.devices
+    pinned = {axis: n for axis in _DEGREES if (n := fixed.number(axis)) is not None}
+    yield from _unexecuted(fixed, plan_only)
+    if graph.inseparable:
+        yield (
+            f"{devices} devices must divide over tp and pp alone, since {graph.inseparable}: "
+            f"no tp inside a node and pp of at most {blocks} blocks do"
+        )
+    for axis, n in pinned.items():
+        if devices % n:
+            yield f"pin {axis}={n} does not divide {devices} devices: pin a divisor of it"
+    if pinned.get("pp", 1) > blocks:
+        yield f"pp {pinned['pp']} asks for more stages than the model's {blocks} blocks: pin pp to at most {blocks}"
+    yield from _stages(fixed, pinned.get("pp"), blocks)
+    if fixed.stages is not None:
+        yield from _cut(graph, fixed.stages, pinned.get("pp"))
+    yield from _product(pinned, devices, plan_only)
+    dp, micro_batch = pinned.get("dp", 1), fixed.number("micro_batch") or 1
+    for name, n in (("dp", dp), ("micro_batch", micro_batch)):
+        if global_batch % n:
+            yield f"pin {name}={n} does not divide the global batch of {global_batch}: pin a divisor of it"
+    if global_batch % (dp * micro_batch):
+        yield (
+            f"pins dp={dp} and micro_batch={micro_batch} conflict: their product {dp * micro_batch} does not divide "
+            f"the global batch of {global_batch}; drop one"
+        )
+
+
+def _product(pinned: Mapping[str, int], devices: int, plan_only: bool) -> Iterator[str]:
+    """The fewest degrees that leave no whole number for the others; all of them, where they are not the devices."""
+    for many in range(2, len(pinned) + 1):
+        for rows in itertools.combinations(pinned.items(), many):
+            if devices % (ranks := math.prod(n for _, n in rows)):
+                yield f"pins {_listed(rows)} make {ranks} ranks, which do not divide {devices} devices: drop one"
+    free = {"tp", "pp", "dp"} | ({"cp"} if plan_only else set[str]())
+    if free <= set(pinned) and (ranks := math.prod(pinned.values())) != devices:
+        yield f"pins {_listed(pinned.items())} make {ranks} ranks, and there are {devices} devices: drop one"
+
+
+def _listed(rows: Iterable[tuple[str, object]]) -> str:
+    words = [f"{name}={value}" for name, value in rows]
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+def _together(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, plan_only: bool) -> str:
+    """The fewest pins that no cut of a step has together, and what they are measured by."""
+    left = dict(fixed.fixed)
+    for name in fixed.fixed:
+        fewer = {key: value for key, value in left.items() if key != name}
+        if not _possible(graph, cluster, global_batch, Pins(fewer, fixed.layouts), plan_only):
+            left = fewer
+    devices, blocks = f"{cluster.devices} devices", f"{max(1, len(graph.blocks))} blocks"
+    if not left:
+        return f"no mesh of {devices} divides a global batch of {global_batch}: change the batch"
+    words = {name: ",".join(map(str, n)) if isinstance(n, tuple) else n for name, n in left.items()}
+    mend = "drop one" if len(left) > 1 else "drop it"
+    return (
+        f"no plan of {devices} for a global batch of {global_batch} and {blocks} has "
+        f"{_listed(words.items())}: {mend}, or change the batch"
+    )
+
+
+def _possible(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, plan_only: bool) -> bool:
+    """Whether some mesh, micro-batch, schedule and cut have the pins, by their numbers alone."""
+    blocks, devices = max(1, len(graph.blocks)), cluster.devices
+    contexts = [n for n in divisors(devices) if n <= MOST_CP] if plan_only else [1]
+    for tp, cp, pp in itertools.product(divisors(devices), contexts, divisors(devices)):
+        dp, rest = divmod(devices, tp * cp * pp)
+        wanted = {"tp": tp, "cp": cp, "pp": pp, "dp": dp}
+        if rest or pp > blocks or not all(fixed.admits(axis, n) for axis, n in wanted.items()):
+            continue
+        if stays_inside("tp", tp, cluster, fixed) and _cuts(graph, global_batch, dp, pp, fixed, plan_only):
+            return True
+    return False
+
+
+def _cuts(graph: Graph, global_batch: int, dp: int, pp: int, fixed: Pins, plan_only: bool) -> bool:
+    """Whether a micro-batch and a schedule fit into this mesh."""
+    for micro_batch in divisors(global_batch):
+        if admits_micro_batch(micro_batch, global_batch, dp, fixed) and global_batch % (dp * micro_batch) == 0:
+            many = global_batch // (dp * micro_batch)
+            for kind, virtual in schedules(pp, max(1, len(graph.blocks)), many, plan_only):
+                admitted = fixed.admits("schedule", kind) and fixed.admits("virtual", virtual)
+                if admitted and (fixed.stages is None or _fits(graph, fixed.stages, pp * virtual)):
+                    return True
+    return False
+
+
+def _fits(graph: Graph, counts: tuple[int, ...], stages: int) -> bool:
+    """Whether units so many a stage are all of them, with a block in each."""
+    ends = [0, *itertools.accumulate(counts)]
+    runs = [graph.units[a:b] for a, b in itertools.pairwise(ends)]
+    return len(counts) == stages and ends[-1] == len(graph.units) and all(any(u.is_block for u in r) for r in runs)
+
+
+def _cut(graph: Graph, counts: tuple[int, ...], pp: int | None) -> Iterator[str]:
+    word = ",".join(map(str, counts))
+    if sum(counts) != len(graph.units):
+        yield f"pin stages={word} cuts {sum(counts)} units, the model has {len(graph.units)}: give numbers that add up"
+    if pp is not None and len(counts) % pp:
+        yield f"pins stages={word} and pp={pp} conflict: {len(counts)} stages do not divide over {pp} ranks; drop one"
+
+
+def _unexecuted(fixed: Pins, plan_only: bool) -> Iterator[str]:
+    wanted = [f"{axis}={n}" for axis, least in (("cp", 2), ("zero", 1)) if (n := fixed.number(axis) or 0) >= least]
+    words = (("recompute", ("selective",)), ("schedule", SPLIT))
+    wanted += [f"{name}={fixed.fixed[name]}" for name, looked_at in words if fixed.fixed.get(name) in looked_at]
+    if wanted and not plan_only:
+        yield f"pin {wanted[0]} asks for what can't be executed yet: add --plan-only to look at such plans"
+
+
+def _stages(fixed: Pins, pp: int | None, blocks: int) -> Iterator[str]:
+    kind, virtual = str(fixed.fixed.get("schedule", "")), fixed.number("virtual")
+    own = STAGES.get(kind)
+    if virtual and own and virtual != own:
+        other = "only interleaved and zbv have more than 1 stage" if own == 1 else f"{kind} has {own} stages"
+        yield f"pins schedule={kind} and virtual={virtual} conflict: {other} a rank"
+    if kind == "interleaved" and virtual == 1:
+        yield "pins schedule=interleaved and virtual=1 conflict: interleaved has at least 2 stages a rank"
+    if pp == 1 and (kind not in ("", "1f1b") or (virtual or 1) > 1):
+        what = f"schedule={kind}" if kind not in ("", "1f1b") else f"virtual={virtual}"
+        yield f"pins pp=1 and {what} conflict: one stage needs no schedule; pin pp to at least 2"
+    if pp and virtual and pp * virtual > blocks:
+        yield f"pins pp={pp} and virtual={virtual} conflict: {pp * virtual} stages, the model has {blocks} blocks"
+    elif pp and own and pp * own > blocks:
+        yield f"pins pp={pp} and schedule={kind} conflict: {pp * own} stages, the model has {blocks} blocks"

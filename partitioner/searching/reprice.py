@@ -1,0 +1,55 @@
+"""A plan's decisions as they are, priced again: on another cluster, or after what prices it has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from partitioner.cluster import Cluster
+from partitioner.cost.op_work import Setting
+from partitioner.cost.unit_cost import price_units
+from partitioner.graph.graph import Graph, Unit
+from partitioner.graph.resize_batch import at_batch, resize
+from partitioner.graph.tied_blocks import fold
+from partitioner.layouts.from_plan import recall
+from partitioner.lowering.lower import unit_names
+from partitioner.plan.derived_rows import Cost
+from partitioner.plan.plan import Plan
+from partitioner.searching.candidates import Tried
+from partitioner.solve.solve import Solution
+from partitioner.step.rank_memory import Memory
+from partitioner.step.split import Split, stage_sums
+from partitioner.step.step_seconds import bound, price
+
+
+class Repricer:
+    """A plan of a graph; what does not depend on a cluster is found once.
+
+    Raises InputError where the plan is stale or of another model.
+    """
+
+    def __init__(self, graph: Graph, plan: Plan) -> None:
+        self.plan = plan
+        folded = fold(graph)
+        size = plan.decisions.micro_batch
+        self.folded = at_batch(folded, size) or fold(resize(graph, size))
+        self.solution: Solution = recall(plan, self.folded)
+        self.units: Mapping[str, Unit] = unit_names(self.folded.graph)
+
+    def tried(self, cluster: Cluster) -> Tried:
+        """As a candidate of a search on ``cluster``, which must have the plan's number of devices."""
+        d = self.plan.decisions
+        setting = Setting.of(self.folded, cluster, d.mesh["tp"], d.mesh.get("cp", 1))
+        priced = price_units(setting, self.solution, cluster)
+        units = tuple(tuple(self.units[name] for name in names) for names in d.stages)
+        ways = ("full", *({d.recompute} - {"none", "full"}))
+        split = Split(
+            tuple(stage_sums(priced, own, ways) for own in units), units, d.mesh, d.order, d.micro_batches, d.schedule,
+            d.virtual, d.recompute, d.recomputed, d.zero,
+        )  # fmt: skip
+        peak_bytes = Memory(priced, split).peak(d.recomputed)
+        return Tried(priced, split, d.micro_batch, bound(priced, split), peak_bytes)
+
+    def cost(self, cluster: Cluster) -> Cost:
+        """The price of a step."""
+        tried = self.tried(cluster)
+        return price(tried.priced, tried.split)

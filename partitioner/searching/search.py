@@ -1,0 +1,207 @@
+"""``search``: the mesh, stages, schedule, micro-batch, recompute and layouts of the shortest step that fits.
+
+candidates                   with a bound that no schedule of their stages can beat, and exact peak bytes
+of those that fit            by rising bound, the Action table walked, until the next bound is above the KEPT-th best
+least step time; equal times: fewer bytes, then the plainer mesh
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Iterator, Mapping
+
+from partitioner.cluster import Cluster
+from partitioner.errors import DoesNotFit, InputError
+from partitioner.gc_pause import uncollected
+from partitioner.graph.graph import Graph
+from partitioner.layouts.from_plan import by_pattern, graph_digest
+from partitioner.lowering.lower import unit_names
+from partitioner.plan.derived_rows import Candidate, Cost
+from partitioner.plan.plan import Decisions, Plan
+from partitioner.schedule.tables import SPLIT
+from partitioner.searching.assumed import assumed
+from partitioner.searching.candidates import Progress, Tried, candidates
+from partitioner.searching.pin_conflicts import conflict
+from partitioner.searching.pins import read_pins
+from partitioner.searching.write_plan import block_rows, notes, unit_reads
+from partitioner.sharding.layout import placement_json
+from partitioner.step.split import Split
+from partitioner.step.step_seconds import price
+
+KEPT = 10
+FRONT_STEP = 0.01  # share of time that a plan of more memory must save to stand on the front
+Ranking = list[tuple[Tried, Cost]]
+
+
+@uncollected()
+def search(
+    graph: Graph,
+    cluster: Cluster,
+    global_batch: int,
+    pins: Mapping[str, str | int] | None = None,
+    model: Mapping[str, object] | None = None,
+    progress: Progress = lambda text: None,
+    plan_only: bool = False,
+    keep: int = KEPT,
+) -> Plan:
+    """The plan with the shortest predicted step of ``global_batch`` samples on all of ``cluster``'s devices.
+
+    ``pins`` fix decisions (tp, pp, dp, micro_batch, schedule, virtual, stages, recompute, boundary) or, by a pattern of
+    parameter names, layouts ("replicate", "shard:DIM"). ``model`` is written into the plan. ``plan_only`` also proposes
+    what the runtime can't execute yet (cp, ZeRO, selective recompute, zero-bubble schedules); such a plan says so.
+    ``keep``: the best so many candidates are priced exactly; the plan lists all that were, beside the front of those
+    that no other beats in both time and memory. Raises InputError for pins or sizes that no plan can have, DoesNotFit
+    when none fits in memory.
+    """
+    fixed = read_pins(pins or {}, graph)
+    if graph.inseparable:
+        fixed = fixed.with_whole_batch(global_batch, graph.inseparable)
+    found: list[Tried] = []
+
+    def say(text: str) -> None:
+        best = min((t.least_seconds for t in found if t.peak_bytes <= cluster.device.room), default=None)
+        progress(f"{text}; {len(found)} candidates" + (f", the best takes at least {best:.3g} s" if best else ""))
+
+    found.extend(candidates(graph, cluster, global_batch, fixed, plan_only, say))
+    if not found:
+        raise InputError(conflict(graph, cluster, global_batch, fixed, plan_only))
+    room = cluster.device.room
+    fitting = [t for t in found if t.peak_bytes <= room]
+    if not fitting:
+        raise DoesNotFit(too_large(min(found, key=lambda t: t.peak_bytes), room))
+    progress(f"{len(fitting)} of {len(found)} plans fit")
+    prices = _Prices()
+    _walk_best(fitting, keep, prices)
+    front = _front(fitting, prices)
+    ranking = prices.ranking()
+    walked = len(ranking)
+    searched = {
+        "candidates": len(found), "over_memory": len(found) - len(fitting), "walked": walked,
+        "beaten_by_bound": len(fitting) - walked,
+    }  # fmt: skip
+    return plan_of(ranking, front, searched, global_batch, pins or {}, model or {})
+
+
+class _Prices:
+    """Exact prices, each table walked once."""
+
+    def __init__(self) -> None:
+        self.known: dict[int, tuple[Tried, Cost]] = {}
+
+    def of(self, tried: Tried) -> Cost:
+        if id(tried) not in self.known:
+            self.known[id(tried)] = tried, price(tried.priced, tried.split)
+        return self.known[id(tried)][1]
+
+    def ranking(self) -> Ranking:
+        """All that were priced, best first."""
+        return sorted(self.known.values(), key=lambda row: (round(row[1].step_seconds, 9), *row[0].plainness))
+
+
+def _walk_best(fitting: list[Tried], keep: int, prices: _Prices) -> None:
+    """Price candidates by rising bound, until ``keep`` of them can't be beaten any more."""
+    times: list[float] = []
+    for tried in sorted(fitting, key=lambda t: (t.least_seconds, t.plainness)):
+        if len(times) >= keep and tried.least_seconds > times[keep - 1]:
+            break
+        bisect.insort(times, prices.of(tried).step_seconds)
+
+
+def _front(fitting: list[Tried], prices: _Prices) -> Ranking:
+    """The candidates that no other beats in both time and memory, least memory first.
+
+    A candidate whose bound is no better than the best so far can't be on it.
+    """
+    found: Ranking = []
+    best = math.inf
+    for tried in sorted(fitting, key=lambda t: (t.peak_bytes, t.least_seconds, t.plainness)):
+        if tried.least_seconds < best * (1 - FRONT_STEP):
+            cost = prices.of(tried)
+            if cost.step_seconds < best * (1 - FRONT_STEP):
+                best = cost.step_seconds
+                found.append((tried, cost))
+    return found
+
+
+def describe(split: Split) -> str:
+    """A mesh in words."""
+    return ", ".join(f"{axis} {split.mesh[axis]}" for axis in split.order)
+
+
+def too_large(tightest: Tried, room: float) -> str:
+    """Which part of memory overflows on which stage of the plan that needs least, and what would make it fit."""
+    split, cost = tightest.split, price(tightest.priced, tightest.split)
+    worst = max(range(len(cost.stages)), key=lambda n: cost.stages[n].peak_bytes)
+    stage = cost.stages[worst]
+    parts = {
+        "weights, gradients and optimizer state": stage.state_bytes, "activations": stage.activation_bytes,
+        "what comes and goes": stage.transient_bytes,
+    }  # fmt: skip
+    words = ", ".join(f"{name} {size / 1e9:,.3g} GB" for name, size in parts.items())
+    largest = max(parts, key=lambda name: parts[name])
+    mends = ["more devices"]
+    if largest.startswith("weights"):
+        mends += ["ZeRO (--plan-only)"] if not split.zero else []
+    else:
+        mends += ["a smaller micro-batch"] if tightest.micro_batch > 1 else []
+        mends += ["recompute"] if split.recompute == "none" else []
+    return (
+        f"no plan fits: the tightest ({describe(split)}, micro-batch {tightest.micro_batch}, recompute "
+        f"{split.recompute}) misses {tightest.peak_bytes - room:,.0f} bytes a device; stage {worst} of "
+        f"{len(cost.stages)} holds {words}; what would help: {', '.join(mends)}"
+    )
+
+
+def plan_of(
+    ranking: Ranking, front: Ranking, searched: dict[str, int], global_batch: int, pins: Mapping[str, str | int],
+    model: Mapping[str, object],
+) -> Plan:  # fmt: skip
+    """The first of a ranking as a Plan, all of it as its candidates; and the front of time and memory."""
+    best, cost = ranking[0]
+    fixed = read_pins(pins, best.priced.folded.graph)
+    priced, split, folded = best.priced, best.split, best.priced.folded
+    names = {unit: name for name, unit in unit_names(folded.graph).items()}
+    layouts = {n.meta["source"]: placement_json(priced.solution.parameters[r]) for n, r in folded.parameter.items()}
+    boundaries = {
+        names[units[0]]: tuple(placement_json(priced.solution.ports[p]) for p in folded.sources if p.group == g)
+        for g, units in enumerate(folded.groups)
+    }
+    decisions = Decisions(
+        mesh=dict(split.mesh), order=split.order,
+        micro_batch=best.micro_batch, micro_batches=split.micro_batches, schedule=split.schedule, virtual=split.virtual,
+        stages=tuple(tuple(names[u] for u in units) for units in split.units), recompute=split.recompute,
+        recomputed=split.recomputed, parameters=by_pattern(layouts), boundaries=boundaries, zero=split.zero,
+        plan_only=tuple(_not_executed(split)),
+    )  # fmt: skip
+    return Plan(
+        model={**model, "digest": graph_digest(folded), "blocks": len(folded.graph.blocks),
+               "parameters": sum(n.meta["val"].numel() for n in folded.parameter), **assumed(folded.graph)},
+        cluster=priced.cluster.as_dict(), global_batch=global_batch, pins={k: str(v) for k, v in pins.items()},
+        decisions=decisions, blocks=tuple(block_rows(priced, names, split.micro_batches, fixed)),
+        parameters=dict(sorted(layouts.items())), reads=unit_reads(folded, names),
+        cost=cost, searched=searched, notes=tuple(notes(priced)),
+        candidates=tuple(_candidate(tried, cost) for tried, cost in ranking),
+        front=tuple(_candidate(tried, cost) for tried, cost in front),
+    ).stamped()  # fmt: skip
+
+
+def _not_executed(split: Split) -> Iterator[str]:
+    """What of a plan the runtime has no way to execute yet."""
+    if split.mesh.get("cp", 1) > 1:
+        yield f"cp {split.mesh['cp']}"
+    if split.zero:
+        yield f"ZeRO {split.zero}"
+    if split.recompute == "selective":
+        yield "selective recompute"
+    if split.schedule in SPLIT:
+        yield f"schedule {split.schedule}"
+
+
+def _candidate(tried: Tried, cost: Cost) -> Candidate:
+    split = tried.split
+    return Candidate(
+        dict(split.mesh), tried.micro_batch, split.schedule, split.virtual, split.recompute, split.zero, split.order,
+        cost.step_seconds, cost.compute_seconds, cost.communication_seconds + cost.sync_seconds, cost.bubble_seconds,
+        cost.peak_bytes,
+    )  # fmt: skip

@@ -1,0 +1,129 @@
+"""A priced graph as the rows of a plan: blocks op by op, what is sent between ops, how else an op could be divided."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from torch import fx
+
+from partitioner.cost.communication import Moved, Sent, moved
+from partitioner.cost.op_seconds import op_seconds
+from partitioner.cost.op_work import op_flops
+from partitioner.cost.unit_cost import Priced, last_kept
+from partitioner.emit.block_code import emit
+from partitioner.emit.product_rows import products
+from partitioner.graph.graph import Unit
+from partitioner.graph.nodes import operands
+from partitioner.graph.tied_blocks import Folded, Port, is_parameter
+from partitioner.layouts.exports import Export, exports
+from partitioner.layouts.strategies import is_tensor, space
+from partitioner.normalize.constant_values import module_path
+from partitioner.plan.derived_rows import BlockRow, CollectiveRow, OpRow, OtherRow, ProductRow
+from partitioner.searching.pins import Pins
+from partitioner.sharding.layout import placement_json
+from partitioner.sharding.rules import rule_of
+from partitioner.solve.choices import Choices, Prices
+from partitioner.solve.solve import increases
+
+OTHERS = 3
+NOTHING = Sent("", 0.0, 0.0)
+_Others = Mapping[fx.Node, tuple[OtherRow, ...]]
+
+
+def block_rows(priced: Priced, names: Mapping[Unit, str], micro_batches: int, pins: Pins) -> Iterator[BlockRow]:
+    """One for each group of identical units; ``names`` are those of the plan."""
+    folded, solution = priced.folded, priced.solution
+    out, others = exports(folded, solution), _others(priced, micro_batches, pins)
+    for g, units in enumerate(folded.groups):
+        ports = sorted((p for p in folded.sources if p.group == g), key=lambda p: p.index)
+        cost, (ops, leaving) = priced.groups[g], _ops(priced, g, others)
+        yield BlockRow(
+            tuple(names[u] for u in units), units[0].is_block, tuple(placement_json(solution.ports[p]) for p in ports),
+            cost.seconds.forward, cost.seconds.backward, cost.kept["none"].bytes, ops, leaving,
+            _products(priced, g, out[units[0]]),
+        )  # fmt: skip
+
+
+def unit_reads(folded: Folded, names: Mapping[Unit, str]) -> dict[str, tuple[tuple[str, str], ...]]:
+    """By unit, for each of its ports: the unit that makes what enters, and that value's name in its block."""
+    graph = folded.graph
+    home = {graph.nodes[name]: unit for unit in graph.units for name in unit.nodes}
+    return {
+        names[unit]: tuple((names[home[v]], folded.node[v].name) for v in folded.entering[unit]) for unit in graph.units
+    }
+
+
+def notes(priced: Priced) -> Iterator[str]:
+    """What tracing has to say, what was replicated for want of a rule, and what keeps the batch in one piece."""
+    yield from priced.folded.graph.notes
+    if priced.folded.graph.inseparable:
+        yield f"{priced.folded.graph.inseparable}: dp 1 and one micro-batch"
+    for g, units in enumerate(priced.folded.groups):
+        for node in priced.folded.body(g):
+            if rule_of(str(node.target)) is None:
+                yield f"{node.target} in {units[0].name} has no rule: it stays replicated"
+
+
+def _ops(priced: Priced, group: int, others: _Others) -> tuple[tuple[OpRow, ...], tuple[CollectiveRow, ...]]:
+    """The ops of a group's unit, and what is sent after them."""
+    body, cluster, setting = priced.folded.body(group), priced.cluster, priced.setting
+    moves = moved(setting, priced.solution, cluster, group)
+    last = last_kept(priced.folded, group)
+    runs_again = last is not None
+    rows: list[OpRow] = []
+    for node in body:
+        strategy = priced.solution.strategies[node]
+        seconds = op_seconds(setting, node, strategy, cluster)
+        assert not isinstance(strategy.result, tuple)
+        rows.append(
+            OpRow(
+                node.name, str(node.target), next((name for name in reversed(module_path(node)) if name), ""),
+                tuple(node.meta["val"].shape) if is_tensor(node) else (),
+                tuple(n.meta["source"] if is_parameter(n) else n.name for n in operands(node)),
+                tuple(placement_json(p) for p in strategy.operands), placement_json(strategy.result),
+                op_flops(node), seconds.forward, seconds.backward, _collectives(moves.get(node, ()), runs_again),
+                others.get(node, ()),
+            )
+        )  # fmt: skip
+        runs_again = runs_again and node is not last
+    return tuple(rows), _collectives(moves.get(None, ()), False)
+
+
+def _collectives(moves: list[Moved] | tuple[()], again: bool) -> tuple[CollectiveRow, ...]:
+    return tuple(row for move in moves for row in _sent(move, again))
+
+
+def _sent(move: Moved, again: bool) -> Iterator[CollectiveRow]:
+    """A row for each collective of a conversion; one for a conversion that sends nothing."""
+    for n in range(max(1, len(move.forward), len(move.backward))):
+        ways = [sent[n] if n < len(sent) else NOTHING for sent in (move.forward, move.backward)]
+        yield CollectiveRow(
+            move.value.name, str(move.source), str(move.target), move.axis, *ways[0], *ways[1], again
+        )
+
+
+def _others(priced: Priced, micro_batches: int, pins: Pins) -> dict[fx.Node, tuple[OtherRow, ...]]:
+    """Of each op the next best strategies that the pins admit."""
+    folded = priced.folded
+    if priced.ranks == 1:
+        return {}
+    prices = Prices.of(priced.cluster, priced.setting, micro_batches)
+    choices = Choices(folded, space(folded, priced.ranks), prices, pins.allows(folded))
+    found: dict[fx.Node, tuple[OtherRow, ...]] = {}
+    for value, more in increases(choices).items():
+        if not isinstance(value, Port) and value in priced.solution.strategies:
+            rows = [(c.strategy, float(s)) for c, s in zip(choices.of[value], more, strict=True)]
+            best = sorted((row for row in rows if row[1] < float("inf")), key=lambda row: row[1])
+            chosen = priced.solution.strategies[value]
+            found[value] = tuple(
+                OtherRow(tuple(map(placement_json, s.operands)), placement_json(s.result), seconds)  # type: ignore[arg-type]
+                for s, seconds in best if s is not None and s != chosen
+            )[:OTHERS]  # fmt: skip
+    return found
+
+
+def _products(priced: Priced, group: int, out: tuple[Export, ...]) -> tuple[ProductRow, ...]:
+    first, ranks = priced.folded.groups[group][0], priced.setting.ranks
+    wanted = tuple((first.nodes.index(e.node.name), e.placement) for e in out)
+    module = emit(priced.folded, priced.solution, ranks, group, wanted).module
+    return tuple(found.row for found in products(module, ranks, priced.cluster))

@@ -1,0 +1,194 @@
+"""What the layout search may choose, what each choice costs, and what conversions between choices cost.
+
+choice    of an op: a strategy; of a port or a parameter: a placement
+read      a value and all that read it: each reader's choices say in which placements it needs the value
+
+One conversion of a value serves all of its readers that need the same placement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import fx
+
+from partitioner.cluster import Cluster, Route
+from partitioner.cost.op_seconds import collective_seconds, convert_seconds, op_seconds, reductions, state_bytes
+from partitioner.cost.op_work import Setting
+from partitioner.errors import InputError
+from partitioner.graph.nodes import operands
+from partitioner.graph.tied_blocks import Folded, Port, is_parameter
+from partitioner.layouts.strategies import Space, is_tensor
+from partitioner.sharding.equations import Strategy
+from partitioner.sharding.layout import PARTIAL, REPLICATE, WHOLE, Placement, Shard
+
+Value = fx.Node | Port
+Allowed = Callable[[Value, Placement], bool]
+TIE_BYTES = 1e-4  # of a byte's price: among equal times, hold fewer bytes
+TIE_COLLECTIVE = 1e-9  # seconds: among equal bytes, fewer collectives
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to make a value: its seconds in a step's micro-batch, where it then lies, and an op's strategy."""
+
+    seconds: float
+    placement: Placement
+    strategy: Strategy | None = None
+
+
+@dataclass(frozen=True)
+class Read:
+    """``needs``: for each reader, by the number of its choice, the placements in which it needs ``value``.
+
+    A conversion happens ``count`` times in the model.
+    """
+
+    value: Value
+    count: float
+    needs: dict[Value, tuple[tuple[Placement, ...], ...]]
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What the objective adds up: work on a cluster, the micro-batches that share a step, seconds for a byte held."""
+
+    cluster: Cluster
+    setting: Setting
+    micro_batches: int
+    byte_seconds: float
+
+    @staticmethod
+    def of(cluster: Cluster, setting: Setting, micro_batches: int, scarcity: float = 1.0) -> Prices:
+        """A byte held costs one pass of memory a step, times ``scarcity``."""
+        return Prices(cluster, setting, micro_batches, scarcity / cluster.device.memory_bytes_per_second)
+
+    @property
+    def ranks(self) -> int:
+        """Of the tp axis."""
+        return self.setting.ranks
+
+    @cached_property
+    def route(self) -> Route:
+        """Between the ranks of the tp axis."""
+        return self.cluster.route(self.ranks)
+
+
+class Choices:
+    """The choices of every value of a folded graph. Raises InputError when pins leave a parameter none."""
+
+    def __init__(self, folded: Folded, options: Space, prices: Prices, allowed: Allowed) -> None:
+        self.folded, self.options, self.prices, self.allowed = folded, options, prices, allowed
+        self.counts = {n: len(units) for g, units in enumerate(folded.groups) for n in folded.body(g)}
+        self.of: dict[Value, tuple[Choice, ...]] = {}
+        self.converted: dict[tuple[float, bool, Placement, Placement], float | None] = {}
+        for node in dict.fromkeys(folded.parameter.values()):
+            self.of[node] = tuple(Choice(self.parameter_cost(node, p), p) for p in self.parameter_placements(node))
+        for port in folded.sources:
+            self.of[port] = tuple(Choice(0.0, p) for p in self.port_placements(port))
+        loss = next(n for n in folded.graph.module.graph.nodes if n.op == "output").all_input_nodes[0]
+        for node, count in self.counts.items():
+            rows = [Choice(self.op_cost(node, s, count), result(s), s) for s in options.strategies[node]]
+            self.of[node] = tuple(c for c in rows if node is not folded.node[loss] or c.placement == WHOLE)
+
+    def parameter_placements(self, node: fx.Node) -> list[Placement]:
+        found = [WHOLE, REPLICATE, *self.options.shards.get(node, ())] if self.prices.ranks > 1 else [WHOLE]
+        kept = [p for p in found if self.allowed(node, p)]
+        if not kept:
+            raise InputError(f"no layout of {node.meta['source']} satisfies the pins: relax one")
+        return kept
+
+    def port_placements(self, port: Port) -> list[Placement]:
+        if self.prices.ranks == 1:
+            return [WHOLE]
+        first = next(iter(self.folded.sources[port]))
+        shards = set(self.options.shards.get(first, ()))
+        for other in self.folded.sources[port]:
+            shards &= set(self.options.shards.get(other, ()))
+        found = [WHOLE, REPLICATE, *sorted(s for s in shards if s.is_even(self.prices.ranks))]
+        kept = [p for p in found if self.allowed(port, p)]
+        return kept or found
+
+    def parameter_cost(self, node: fx.Node, placement: Placement) -> float:
+        """State bytes at their price; a replicated gradient is summed once a step, shared by the micro-batches."""
+        value, prices = node.meta["val"], self.prices
+        elements = value.numel() * prices.setting.share(node, placement)
+        held = state_bytes(elements, value.element_size(), prices.cluster.software) * prices.byte_seconds
+        gradient = prices.setting.bytes(node, REPLICATE)
+        sync = collective_seconds("all_reduce", gradient, prices.route) if placement == REPLICATE else 0.0
+        return (held + sync / prices.micro_batches) * self.folded.members[node]
+
+    def op_cost(self, node: fx.Node, strategy: Strategy, count: int) -> float:
+        prices = self.prices
+        seconds = op_seconds(prices.setting, node, strategy, prices.cluster).total
+        seconds += sum(collective_seconds(*row, prices.route) for row in reductions(prices.setting, node, strategy))
+        held = prices.setting.bytes(node, result(strategy)) * prices.byte_seconds * TIE_BYTES
+        return (seconds + held) * count
+
+    def reads(self) -> list[Read]:
+        """Every value with its readers inside a unit, and once more with each port that it enters."""
+        found: dict[tuple[Value, Value | None], dict[Value, list[tuple[Placement, ...]]]] = {}
+        for g in range(len(self.folded.groups)):
+            for node in self.folded.body(g):
+                slots: dict[Value, list[int]] = {}
+                for slot, operand in enumerate(operands(node)):
+                    value = self.operand_value(g, operand)
+                    if value is not None:
+                        slots.setdefault(value, []).append(slot)
+                for value, own in slots.items():
+                    rows = [tuple(dict.fromkeys(self.needed(c, slot) for slot in own)) for c in self.of[node]]
+                    found.setdefault((value, None), {})[node] = rows
+        for port, sources in self.folded.sources.items():
+            for source in sources:
+                found.setdefault((source, port), {})[port] = [(c.placement,) for c in self.of[port]]
+        return [
+            Read(value, self.count(value, port), {reader: tuple(rows) for reader, rows in needs.items()})
+            for (value, port), needs in found.items()
+        ]
+
+    @staticmethod
+    def needed(choice: Choice, slot: int) -> Placement:
+        assert choice.strategy is not None
+        return choice.strategy.operands[slot]
+
+    def operand_value(self, group: int, operand: fx.Node) -> Value | None:
+        """What an operand of a representative stands for; None for what needs no gradient and every rank can make."""
+        if is_parameter(operand):
+            return self.folded.parameter[operand]
+        if (group, operand) in self.folded.port_of:
+            return self.folded.port_of[group, operand]
+        return self.folded.node.get(operand)
+
+    def count(self, value: Value, port: Value | None) -> float:
+        """How often a value is converted: in each of its units, or at each entry into a port's."""
+        if isinstance(port, Port):
+            assert isinstance(value, fx.Node)
+            return float(self.folded.sources[port][value])
+        if isinstance(value, Port):
+            return float(len(self.folded.groups[value.group]))
+        return float(self.counts.get(value, 1))
+
+    def conversion_cost(self, value: Value, source: Placement, target: Placement) -> float | None:
+        node = next(iter(self.folded.sources[value])) if isinstance(value, Port) else value
+        ranks = self.prices.ranks
+        if source == target:
+            return 0.0
+        if is_parameter(node):
+            cut = source == REPLICATE and isinstance(target, Shard) and target.is_even(ranks)
+            return TIE_COLLECTIVE if cut or target == PARTIAL and source in (WHOLE, REPLICATE) else None
+        if not is_tensor(node):
+            return None
+        size, setting = self.prices.setting.bytes(node, REPLICATE), self.prices.setting
+        key = size, node in self.folded.differentiable, source, target
+        if key not in self.converted:
+            seconds = convert_seconds(setting, node, source, target, self.prices.route)
+            self.converted[key] = None if seconds is None else seconds.total + TIE_COLLECTIVE
+        return self.converted[key]
+
+
+def result(strategy: Strategy) -> Placement:
+    """Where an op's one result lies."""
+    assert not isinstance(strategy.result, tuple)
+    return strategy.result

@@ -1,0 +1,168 @@
+"""Per-op layouts of the folded graph on one axis, optimal.
+
+A table of costs for each op, port and parameter, and one for each value over all that read it, because one conversion
+serves all readers that need the same placement; their sum is minimized exactly by eliminating one variable after
+another. A block whose tables grow too wide for that goes to HiGHS as a 0/1 program.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from torch import fx
+
+from partitioner.errors import InputError
+from partitioner.graph.tied_blocks import Folded, Port
+from partitioner.layouts.strategies import Space
+from partitioner.sharding.equations import Strategy
+from partitioner.sharding.layout import Placement
+from partitioner.solve import variable_elimination
+from partitioner.solve.choices import Allowed, Choices, Prices, Read, Value
+from partitioner.solve.integer_program import minimize01
+from partitioner.solve.variable_elimination import Array, Table, TooWide, minimize
+
+T = TypeVar("T")
+MOST_JOINED = 100_000  # entries of a value's table over all its readers; beyond, each conversion is a variable
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The chosen strategy of every representative op, the placement of every port and representative parameter.
+
+    ``seconds`` is the objective: one micro-batch of all blocks, a step's gradient sync and the price of bytes held.
+    """
+
+    strategies: dict[fx.Node, Strategy]
+    ports: dict[Port, Placement]
+    parameters: dict[fx.Node, Placement]
+    seconds: float
+
+    def made(self, value: Value) -> Placement:
+        """Where a value lies when it is made."""
+        if isinstance(value, Port):
+            return self.ports[value]
+        if value in self.parameters:
+            return self.parameters[value]
+        result = self.strategies[value].result
+        assert not isinstance(result, tuple)
+        return result
+
+
+def solve(folded: Folded, options: Space, prices: Prices, allowed: Allowed = lambda value, placement: True) -> Solution:
+    """The cheapest layouts. ``allowed(value, placement)`` restricts a parameter or a port (a pin).
+
+    Raises InputError when the pins leave no legal layout.
+    """
+    choices = Choices(folded, options, prices, allowed)
+    try:
+        seconds, chosen = _eliminated(choices)
+    except TooWide:
+        seconds, chosen = minimize01(choices)
+    if not math.isfinite(seconds):
+        raise InputError("no layout satisfies the pins: relax one")
+    return _solution(choices, seconds, chosen)
+
+
+def increases(choices: Choices) -> dict[Value, Array]:
+    """Of each value and choice, what the objective grows at least when it is forced; empty for a block too wide."""
+    tables = _Tables(choices)
+    try:
+        found = variable_elimination.increases(tables.domains, tables.found)
+    except TooWide:
+        return {}
+    return {value: found[n] for value, n in tables.variable.items()}
+
+
+def _solution(choices: Choices, seconds: float, chosen: Mapping[Value, int]) -> Solution:
+    made = {value: choices.of[value][n] for value, n in chosen.items()}
+    strategies = {v: c.strategy for v, c in made.items() if isinstance(v, fx.Node) and c.strategy is not None}
+    ports = {v: c.placement for v, c in made.items() if isinstance(v, Port)}
+    parameters = {v: c.placement for v, c in made.items() if isinstance(v, fx.Node) and c.strategy is None}
+    return Solution(strategies, ports, parameters, seconds)
+
+
+def _eliminated(choices: Choices) -> tuple[float, dict[Value, int]]:
+    tables = _Tables(choices)
+    seconds, chosen = minimize(tables.domains, tables.found)
+    return seconds, {value: chosen[n] for value, n in tables.variable.items()}
+
+
+class _Tables:
+    """The choices as variables and tables."""
+
+    def __init__(self, choices: Choices) -> None:
+        self.choices = choices
+        self.variable = {value: n for n, value in enumerate(choices.of)}
+        self.domains = [len(rows) for rows in choices.of.values()]
+        self.found = [Table((n,), np.array([c.seconds for c in choices.of[v]])) for v, n in self.variable.items()]
+        for read in choices.reads():
+            self.read(read)
+
+    def read(self, read: Read) -> None:
+        """One table over the value and its readers, or where that is large, a variable for each conversion."""
+        readers = [self.narrowed(reader, needs) for reader, needs in read.needs.items()]
+        makes = self.made(read.value)
+        size = len(makes[1]) * math.prod(len(needs) for _, needs in readers)
+        if size <= MOST_JOINED:
+            self.joined(read, makes, readers)
+        else:
+            self.apart(read, makes, readers)
+
+    def made(self, value: Value) -> tuple[int, list[Placement]]:
+        """A variable over the distinct placements in which a value may be made."""
+        rows = [c.placement for c in self.choices.of[value]]
+        return self.image(self.variable[value], rows)
+
+    def narrowed(
+        self, reader: Value, needs: tuple[tuple[Placement, ...], ...]
+    ) -> tuple[int, list[tuple[Placement, ...]]]:
+        """A variable over the distinct needs of a reader."""
+        return self.image(self.variable[reader], list(needs))
+
+    def image(self, variable: int, rows: list[T]) -> tuple[int, list[T]]:
+        """The variable's choices told apart by ``rows`` alone: itself, or a new variable tied to it."""
+        kinds = list(dict.fromkeys(rows))
+        if len(kinds) == len(rows):
+            return variable, rows
+        tie = np.full((len(rows), len(kinds)), np.inf)
+        for n, row in enumerate(rows):
+            tie[n, kinds.index(row)] = 0.0
+        self.domains.append(len(kinds))
+        self.found.append(Table((variable, len(self.domains) - 1), tie))
+        return len(self.domains) - 1, kinds
+
+    def prices(self, read: Read, sources: list[Placement], targets: list[Placement]) -> Array:
+        rows = [[self.choices.conversion_cost(read.value, s, t) for t in targets] for s in sources]
+        return np.array([[np.inf if c is None else c * read.count for c in row] for row in rows])
+
+    def joined(
+        self, read: Read, makes: tuple[int, list[Placement]], readers: list[tuple[int, list[tuple[Placement, ...]]]]
+    ) -> None:
+        variable, sources = makes
+        targets = list(dict.fromkeys(t for _, needs in readers for need in needs for t in need))
+        prices = self.prices(read, sources, targets)
+        paid = np.zeros(len(targets), dtype=bool)  # (each reader's choice, target): whether any needs it
+        for _, needs in readers:
+            paid = paid[..., None, :] | np.array([[t in need for t in targets] for need in needs])
+        costs = np.where(paid, prices.reshape(len(sources), *(1 for _ in readers), -1), 0.0).sum(-1)
+        self.found.append(Table((variable, *(v for v, _ in readers)), costs))
+
+    def apart(
+        self, read: Read, makes: tuple[int, list[Placement]], readers: list[tuple[int, list[tuple[Placement, ...]]]]
+    ) -> None:
+        variable, sources = makes
+        for target in dict.fromkeys(t for _, needs in readers for need in needs for t in need):
+            price = self.prices(read, sources, [target])[:, 0]
+            self.domains.append(2)
+            paid = len(self.domains) - 1
+            self.found.append(Table((variable, paid), np.stack([np.zeros(len(sources)), price], axis=1)))
+            free = np.array([s == target for s in sources])
+            for reader, needs in readers:
+                needy = np.array([target in need for need in needs])
+                refused = np.zeros((len(sources), len(needs), 2))
+                refused[:, :, 0][np.outer(~free, needy)] = np.inf
+                self.found.append(Table((variable, reader, paid), refused))

@@ -1,0 +1,145 @@
+"""How a step is cut: stages of units added up, and the decisions beside them that a price needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from torch import fx
+
+from partitioner.cost.op_seconds import ZERO, Seconds, state
+from partitioner.cost.unit_cost import Kept, Priced
+from partitioner.graph.graph import Unit
+from partitioner.schedule.fullest_moments import Array
+from partitioner.schedule.tables import stages_of
+from partitioner.step.stage_peaks import stage_kept
+
+Held = tuple[float, int, bool]  # elements a rank holds, bytes an element, whether the gradient is Partial
+
+
+@dataclass(frozen=True)
+class StageSums:
+    """What one micro-batch takes of a stage's units; ``blocks`` of them may be recomputed.
+
+    ``over_cp``: seconds of communication over cp, the rest of it goes over tp. ``kept``: by way of recomputing, what
+    the whole stage keeps when its first 0, 1, 2, ... blocks are recomputed so. ``input_bytes`` and ``output_bytes``:
+    what it receives and hands on, ``sent_bytes`` of it by this rank; ``sent_back_bytes``: gradients of what it
+    receives, by this rank. ``held``: parameters, alike ones added up; ``weight_bytes`` and ``gradient_bytes``: as they
+    are gathered and summed, ``partial_bytes`` of the latter Partial; ``tied``: parameters that other units read too;
+    ``largest``: elements of the unit that has most.
+    """
+
+    seconds: Seconds
+    weight: float
+    communication: float
+    over_cp: float
+    collectives: tuple[int, int]
+    kernels: tuple[int, int]
+    blocks: int
+    kept: Mapping[str, tuple[Kept, ...]]
+    input_bytes: float
+    output_bytes: float
+    sent_bytes: float
+    sent_back_bytes: float
+    flops: float
+    held: tuple[Held, ...]
+    weight_bytes: float
+    gradient_bytes: float
+    partial_bytes: float
+    tied: Mapping[fx.Node, Held]
+    largest: float
+
+    @cached_property
+    def sizes(self) -> Mapping[str, Array]:
+        """``kept`` as arrays: (blocks recomputed, (bytes, *peaks))."""
+        return {way: np.array([(kept.bytes, *kept.peaks) for kept in rows]) for way, rows in self.kept.items()}
+
+
+def stage_sums(priced: Priced, units: Sequence[Unit], ways: Sequence[str] = ("full",)) -> StageSums:
+    """Add up a stage; ``ways``: of recomputing, those that are asked for beside none."""
+    rows, end, software = [priced.unit(u) for u in units], priced.place[units[-1]] + 1, priced.cluster.software
+    tied = priced.setting.tied
+    parameters: dict[fx.Node, Held] = {}
+    for unit in units:
+        parameters |= priced.held[unit]
+    held: dict[tuple[int, bool], float] = {}
+    for elements, size, is_partial in parameters.values():
+        held[size, is_partial] = held.get((size, is_partial), 0.0) + elements
+    return StageSums(
+        sum((c.seconds for c in rows), ZERO),
+        sum(c.weight for c in rows),
+        sum(c.communication.total for c in rows),
+        sum(c.communication.total * c.over_cp for c in rows),
+        (sum(c.collectives[0] for c in rows), sum(c.collectives[1] for c in rows)),
+        (sum(c.kernels[0] for c in rows), sum(c.kernels[1] for c in rows)),
+        sum(u.is_block for u in units),
+        stage_kept(priced, units, ways),
+        priced.crossing[priced.place[units[0]]],
+        priced.crossing[end],
+        priced.sent[end],
+        priced.sent_back[priced.place[units[0]]],
+        sum(c.flops for c in rows),
+        tuple((elements, size, is_partial) for (size, is_partial), elements in held.items()),
+        sum(n * min(size, state(size, software).weight) for (size, _), n in held.items()),
+        sum(n * state(size, software).gradient for (size, _), n in held.items()),
+        sum(n * state(size, software).gradient for (size, is_partial), n in held.items() if is_partial),
+        {node: row for node, row in parameters.items() if tied and priced.folded.own(node) in tied},
+        max(sum(elements for elements, _, _ in priced.held[u].values()) for u in units),
+    )
+
+
+@dataclass(frozen=True)
+class Split:
+    """How a step is cut: stages of units, and the decisions that price needs.
+
+    ``recomputed``: of each stage, how many of its blocks are recomputed in the way that ``recompute`` names. ``order``:
+    mesh axes, outermost first. ``zero``: ZeRO's stage, over ``zero_group`` ranks or all of dp and cp.
+    """
+
+    stages: tuple[StageSums, ...]
+    units: tuple[tuple[Unit, ...], ...]
+    mesh: Mapping[str, int]
+    order: tuple[str, ...]
+    micro_batches: int
+    schedule: str
+    virtual: int
+    recompute: str
+    recomputed: tuple[int, ...]
+    zero: int = 0
+    zero_group: int | None = None
+
+    @property
+    def pp(self) -> int:
+        """Pipeline ranks."""
+        return self.mesh["pp"]
+
+    @property
+    def replicas(self) -> int:
+        """Ranks that hold the same parameters: dp and cp."""
+        return self.mesh["dp"] * self.mesh.get("cp", 1)
+
+    @property
+    def shards(self) -> int:
+        """Ranks over which ZeRO divides state."""
+        return self.replicas if self.zero_group is None else min(self.zero_group, self.replicas)
+
+    def stride(self, axis: str) -> int:
+        """Ranks between neighbours on an axis."""
+        found = 1
+        for name in self.order[self.order.index(axis) + 1 :]:
+            found *= self.mesh[name]
+        return found
+
+    def own(self, p: int) -> tuple[int, ...]:
+        """The stages of a pipeline rank."""
+        return stages_of(self.pp, self.virtual, self.schedule)[p]
+
+    def recomputing(self, way: str, counts: tuple[int, ...]) -> Split:
+        """The same, recomputing so many blocks of each stage."""
+        return replace(self, recompute=way, recomputed=counts)
+
+    def kept(self, stage: int) -> Kept:
+        """What a stage keeps, rebuilds and runs again."""
+        return self.stages[stage].kept[self.recompute][self.recomputed[stage]]

@@ -1,0 +1,126 @@
+"""What a stage keeps of a micro-batch, and how full it is at most, by how many of its first blocks are recomputed.
+
+    a unit                its peaks, on top of what earlier ones keep, beside what backward of later ones has left
+    units up to the n-th  recomputed                               the fullest of them
+    units behind it       as they are                              the fullest of them, less what is kept no more
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import fx
+
+from partitioner.cost.backward_peak import Peaks
+from partitioner.cost.op_seconds import state
+from partitioner.cost.unit_cost import Kept, Priced
+from partitioner.graph.graph import Unit
+from partitioner.schedule.fullest_moments import Array
+from partitioner.sharding.layout import Placement
+
+KEEP_ENTERING = frozenset({"full", "operators"})  # ways that keep whatever enters a block
+Key = tuple[fx.Node, Placement]
+
+
+def stage_kept(priced: Priced, units: Sequence[Unit], ways: Sequence[str]) -> dict[str, tuple[Kept, ...]]:
+    """By way of recomputing, "none" and those asked for, when the first 0, 1, 2, ... blocks are recomputed so."""
+    costs, beside = [priced.unit(u) for u in units], np.array(_beside(priced, units))
+    ends = _Ends(priced, units)
+    plain, full = ends.stacked([c.kept["none"] for c in costs], ends.known(frozenset()), beside)
+    behind = np.maximum.accumulate(full[::-1])[::-1]
+    none = Kept(float(plain.sum()) + ends.received, Peaks(*behind[0].tolist()))
+    found: dict[str, tuple[Kept, ...]] = {"none": (none,)}
+    blocks = np.array([u.is_block for u in units])
+    for way in ways:
+        again = [c.kept[way if is_block else "none"] for c, is_block in zip(costs, blocks, strict=True)]
+        keeping = frozenset(n for n, u in enumerate(units) if u.is_block and way in KEEP_ENTERING)
+        size, full = ends.stacked(again, ends.known(keeping), beside)
+        freed = np.cumsum(plain - size)
+        after = np.vstack((behind[1:], np.full((1, len(Peaks._fields)), -np.inf))) - freed[:, None]
+        peaks = np.maximum(np.maximum.accumulate(full), after)
+        seconds = np.cumsum([(k.compute, k.communication, k.weight) for k in again], axis=0)
+        rows = zip((none.bytes - freed)[blocks].tolist(), peaks[blocks].tolist(), seconds[blocks].tolist(), strict=True)
+        found[way] = (none, *(Kept(left, Peaks(*most), *run) for left, most, run in rows))
+    return found
+
+
+class _Ends:
+    """What a stage receives and hands on, which it holds from forward to backward whether or not a unit keeps it."""
+
+    def __init__(self, priced: Priced, units: Sequence[Unit]) -> None:
+        start, end = priced.place[units[0]], priced.place[units[-1]] + 1
+        self.priced, self.units = priced, units
+        self.held: set[Key] = set()
+        self.received, self.handed = 0.0, np.zeros(len(units))
+        for key, (made, last, size) in priced.spans.items():
+            if made < start <= last:
+                self.received += size
+                self.held.add(key)
+            elif start <= made < end <= last:
+                self.handed[made - start] += size
+                self.held.add(key)
+
+    def known(self, keeping: frozenset[int]) -> tuple[Array, Array, Array]:
+        """Of what enters each unit and lies in the stage without it, held at an end or kept by an earlier unit (an
+        encoder's result, read by all blocks of the decoder): bytes that count among what the unit keeps, in its
+        forward's peak and in its backward's.
+
+        Units of the numbers ``keeping`` keep whatever enters them.
+        """
+        seen, found = set(self.held), list[tuple[float, float, float]]()
+        for n, unit in enumerate(self.units):
+            kept = forward = backward = 0.0
+            for node, port in zip(self.priced.folded.entering[unit], self.priced.unit(unit).ports, strict=True):
+                key, size = (node, port.placement), port.bytes if n in keeping else port.kept
+                if key in seen:
+                    kept += size
+                    forward += port.bytes if key in self.held else size
+                    backward += port.kept
+                else:
+                    backward -= size - port.kept
+                if size:
+                    seen.add(key)
+            found.append((kept, forward, backward))
+        return tuple(np.array(found).T)
+
+    def stacked(self, rows: Sequence[Kept], known: tuple[Array, Array, Array], beside: Array) -> tuple[Array, Array]:
+        """Of units one after the other: bytes kept, and their peaks on top of what lies there.
+
+        What is handed on lies there from its making, and all through backward.
+        """
+        kept, forward, backward = known
+        size = np.array([row.bytes for row in rows]) - kept + self.handed
+        before = self.received + np.cumsum(size) - size
+        behind = before + self.handed[::-1].cumsum()[::-1] - backward
+        on_top = np.array([before - forward, *(behind for _ in Peaks._fields[1:])]).T
+        return size, np.array([row.peaks for row in rows]) + beside + on_top
+
+
+def _beside(priced: Priced, units: Sequence[Unit]) -> list[Peaks]:
+    """What lies beside each unit's own in its backward: gradients of the parameters of the units behind it, where they
+    stay; those of tied parameters, which wait for the first unit's part; those of values that units behind it read and
+    earlier ones have made; and the gradient that the stage was sent, which its last unit counts itself."""
+    folded, tied = priced.folded, priced.setting.tied
+    shared = {n: unit for unit in reversed(units) for n in priced.held[unit] if tied and folded.own(n) in tied}
+    pending, waiting = dict[Key, float](), dict[fx.Node, float]()
+    sent = priced.returned[priced.place[units[-1]] + 1]
+    found, stay, alone = list[Peaks](), 0.0, 0.0
+    for unit in reversed(units):
+        pending = {key: size for key, size in pending.items() if key[0].name not in unit.nodes}
+        back = sum(pending.values()) + sum(waiting.values()) + (sent if found else 0.0)
+        found.append(Peaks(0.0, back, back + stay, back + alone))
+        for node, (elements, size, is_partial) in priced.held[unit].items():
+            made = 0.0 if is_partial else elements * state(size, priced.cluster.software).gradient
+            if node not in shared:
+                stay += made
+                alone += made
+            elif shared[node] is unit:
+                waiting.pop(node, None)
+                alone += made
+            else:
+                waiting[node] = elements * size
+        for node, port in zip(folded.entering[unit], priced.unit(unit).ports, strict=True):
+            if folded.own(folded.node[node]) in folded.differentiable:
+                pending[node, port.placement] = port.bytes
+    return found[::-1]

@@ -1,0 +1,4 @@
+"""A step of every rank in one process, on meta tensors and process groups that only record.
+
+    recording_group --> match_tapes, replay_worker --> dry_run        counted_peak
+"""

@@ -1,0 +1,47 @@
+"""Peak bytes of a rank's step, counted: the real engine on fake tensors of the CPU, under torch's MemTracker.
+
+Nothing is allocated and nothing is sent. Two steps run, for the optimizer's state comes with the first. Ops whose
+shapes depend on values (experts that tokens choose) can't run on fake tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+
+from partitioner.lowering.program import Parameter, Program
+from runtime.dry_run.recording_group import world_of
+from runtime.mesh.groups import Groups
+from runtime.state.optimizer import factory
+from runtime.state.parameters import materialize
+from runtime.state.shard_pieces import Part
+from runtime.train.engine import Engine
+
+CPU = torch.device("cpu")
+STEPS = 2
+
+
+def tracked_peak(program: Program, batch: Mapping[str, torch.Tensor], rank: int) -> int:
+    """Bytes of all tensors of ``rank`` at the fullest moment of a step with AdamW; ``batch`` is an example."""
+    with world_of(rank, math.prod(program.mesh.values())) as tape, FakeTensorMode(allow_non_fake_inputs=True):
+        tape.buffers = True
+        groups = Groups(program, CPU, "nccl")
+        groups.log.keep = True
+        tape.log = groups.log
+        tracker = MemTracker()
+        with tracker:
+            parameters = materialize(program, groups.coordinates, _empty, CPU)
+            engine = Engine(program, groups, parameters, factory(torch.optim.AdamW, lr=1e-3), clip=1.0)
+            many = program.micro_batch * program.micro_batches
+            samples = {name: torch.empty((many, *t.shape[1:]), dtype=t.dtype) for name, t in batch.items()}
+            for _ in range(STEPS):
+                engine.step(samples)
+        return int(tracker.get_tracker_snapshot("peak")[CPU]["Total"])
+
+
+def _empty(parameter: Parameter, part: Part) -> torch.Tensor:
+    return torch.empty(part.shape, dtype=parameter.dtype)

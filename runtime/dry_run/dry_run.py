@@ -1,0 +1,243 @@
+"""A step of every rank of a Program, one after the other in this process, on meta tensors and process groups of tape.
+
+    alike(program)     ranks that differ in dp, or in tp without a difference of shapes, run once
+    rehearse(...)      runs them, holds each to what is predicted of it, and lets their tapes meet
+
+The same engine, worker, transport and gradient sync run as on real ranks. What a step would read out of a tensor (is
+the loss finite, is any target counted) is taken to be good; no value is looked at otherwise.
+"""
+
+from __future__ import annotations
+
+import linecache
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from partitioner.errors import InputError
+from partitioner.lowering.program import Call, Parameter, Program
+from partitioner.lowering.traffic import tally, traffic
+from partitioner.sharding.layout import local_shape
+from partitioner.user_code.batches import flat
+from runtime.dry_run.match_tapes import meet
+from runtime.dry_run.recording_group import Tape, world_of
+from runtime.dry_run.replay_worker import Replaying
+from runtime.mesh.groups import Coordinates, Groups, coordinates
+from runtime.state.optimizer import factory
+from runtime.state.parameters import materialize
+from runtime.state.shard_pieces import Part, held
+from runtime.train.engine import Engine
+from runtime.train.worker import BoundCall
+
+META = torch.device("meta")
+Batch = Mapping[str, Any]
+Bytes = Mapping[str, int]
+PROBLEMS = 4  # of one rank that are kept
+
+
+class _Engine(Engine):
+    runs = Replaying
+
+
+@dataclass
+class Rank:
+    """One rank's step: what it did, and ``problems``, none when it did what was predicted.
+
+    ``stands_for``: all ranks that are like it. ``ops``: of forwards, recomputed ones too. ``parameters``: local bytes.
+    ``finished``: whether its step came to an end; ``met``: whether its tape was walked with the others'.
+    """
+
+    rank: int
+    place: Coordinates
+    stands_for: tuple[int, ...]
+    seconds: float = 0.0
+    ops: int = 0
+    parameters: dict[str, int] = field(default_factory=dict)
+    tape: Tape = field(default_factory=Tape)
+    problems: list[str] = field(default_factory=list)
+    finished: bool = False
+    met: bool = False
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Of all parameters together."""
+        return sum(self.parameters.values())
+
+    @property
+    def sent_bytes(self) -> int:
+        """Payload of all collectives and sends."""
+        return sum(row.bytes for row in self.tape.log.rows)
+
+    def traffic(self) -> dict[str, int]:
+        """Payload bytes by axis, kind and phase."""
+        found: dict[str, int] = {}
+        for axis, kind, phase, size in self.tape.log.rows:
+            key = f"{axis} {kind} {phase}"
+            found[key] = found.get(key, 0) + size
+        return found
+
+    def count(self, *kinds: str) -> int:
+        """Communications of these kinds; of no kind: collectives."""
+        return sum(op.kind in kinds if kinds else op.peer < 0 for op in self.tape.ops)
+
+
+def alike(program: Program, fold: bool = True) -> dict[int, tuple[int, ...]]:
+    """By the first of them: ranks that do the same with tensors of the same shapes.
+
+    dp ranks differ in samples only. tp ranks are told apart by the local shapes of all parameters, everywhere alike,
+    and the first from the others, since it alone adds what is whole to partial sums and counts it in the norm.
+    """
+    rows: dict[object, list[int]] = {}
+    places = coordinates(program)
+    kinds: dict[int, object] = {place["tp"]: place["tp"] for place in places}
+    if fold and len(program.axes) == 1:
+        kinds = {tp: (tp == 0, _shapes(program, {program.axes[0][0]: tp})) for tp in kinds}
+    for rank, place in enumerate(places):
+        rows.setdefault((place["pp"], kinds[place["tp"]], place["dp"] if not fold else 0), []).append(rank)
+    return {ranks[0]: tuple(ranks) for ranks in rows.values()}
+
+
+def _shapes(program: Program, place: Coordinates) -> tuple[tuple[int, ...], ...]:
+    return tuple(_local(program, p, place) for p in program.parameters.values())
+
+
+def _local(program: Program, parameter: Parameter, place: Coordinates) -> tuple[int, ...]:
+    shape = parameter.shape
+    for placement, (axis, ranks) in zip(parameter.layout, program.axes, strict=True):
+        shape = local_shape(shape, placement, place[axis], ranks)
+    return shape
+
+
+def rehearse(
+    program: Program,
+    batch: Batch,
+    predicted: Callable[[Coordinates], Bytes] | None = None,
+    backend: str = "nccl",
+    fold: bool = True,
+    every: bool = False,
+    prepare: Callable[[Engine], object] = lambda engine: None,
+    say: Callable[[str], object] = lambda words: None,
+) -> list[Rank]:
+    """Every distinct rank's step, with what is wrong in it.
+
+    ``batch`` is an example: only shapes and dtypes count. ``predicted`` gives local bytes by parameter at a place, by
+    default what the Program says. ``backend`` is the one whose ways the ranks follow. ``fold`` runs ranks that are
+    alike once, ``every`` micro-batch is executed or only the first and the last. ``prepare`` sees each engine before
+    its step.
+    """
+    places = coordinates(program)
+    rows = [Rank(rank, places[rank], ranks) for rank, ranks in alike(program, fold).items()]
+    for n, row in enumerate(rows):
+        say(f"rank {row.rank} of {len(places)}, {n} of {len(rows)} done")
+        _step(program, row, batch, backend, every, prepare)
+        if row.finished:
+            _hold(program, row, predicted(row.place) if predicted else _bytes(program, row.place))
+    if all(row.finished for row in rows):  # one that stopped leaves others waiting, which says nothing about them
+        say("letting all ranks meet")
+        _meet(rows)
+    return rows
+
+
+def _meet(rows: list[Rank]) -> None:
+    stand_in = {rank: row.rank for row in rows for rank in row.stands_for}
+    by_rank = {row.rank: row for row in rows}
+    for problem in meet({row.rank: row.tape for row in rows}, stand_in):
+        by_rank[problem.rank].problems.append(problem.words)
+    for row in rows:
+        row.met = True
+
+
+def _step(
+    program: Program, row: Rank, batch: Batch, backend: str, every: bool, prepare: Callable[[Engine], object]
+) -> None:
+    began = time.perf_counter()
+    with world_of(row.rank, math.prod(program.mesh.values())) as tape:
+        row.tape = tape
+        try:
+            engine = _engine(program, backend)
+            tape.log, tape.now = engine.groups.log, lambda: engine.worker.now
+            engine.worker.listen(tape, every)
+            row.parameters = {n: p.numel() * p.element_size() for n, p in engine.parameters.items()}
+            prepare(engine)
+            engine.step(_samples(program, batch))
+            row.ops, row.finished = _ops(engine), True
+        except InputError:
+            raise
+        except Exception as error:  # whatever the rank would have died of
+            row.problems.append(_where(error, tape.now()))
+        tape.now = lambda: None
+    row.seconds = time.perf_counter() - began
+
+
+def _engine(program: Program, backend: str) -> _Engine:
+    groups = Groups(program, META, backend)
+    groups.log.keep = True
+    parameters = materialize(program, groups.coordinates, _without_storage, META)
+    return _Engine(program, groups, parameters, factory(torch.optim.AdamW, lr=1e-3), clip=1.0)
+
+
+def _without_storage(parameter: Parameter, part: Part) -> torch.Tensor:
+    return torch.empty(part.shape, dtype=parameter.dtype, device=META)
+
+
+def _samples(program: Program, batch: Batch) -> dict[str, Any]:
+    """One data rank's part of a step."""
+    many, given = program.micro_batch * program.micro_batches, flat(batch)
+    shapes = {n: (many, *t.shape[1:]) if n in program.batched else t.shape for n, t in given.tensors.items()}
+    made = {n: torch.empty(s, dtype=given.tensors[n].dtype, device=META) for n, s in shapes.items()}
+    return given.together(made)
+
+
+def _ops(engine: Engine) -> int:
+    counts: dict[int, int] = {}
+    for index, stage in engine.worker.stages.items():
+        calls = [c for c in (stage.prelude, *stage.calls) if c]
+        counts[index] = sum(_nodes(c.module) * (2 if c.call.recompute else 1) for c in calls)
+    return sum(counts[a.stage] for a in engine.worker.row if a.kind == "F")
+
+
+def _nodes(module: torch.fx.GraphModule) -> int:
+    return sum(n.op == "call_function" for n in module.graph.nodes)
+
+
+def _hold(program: Program, row: Rank, wanted: Bytes) -> None:
+    """Compare a rank's parameters and what it sent with what is predicted."""
+    for name in {**wanted, **row.parameters}:
+        here, there = row.parameters.get(name), wanted.get(name)
+        if here != there:
+            row.problems.append(f"{name} has {_amount(here)} here, predicted are {_amount(there)}: plan again")
+    log = row.tape.log.rows
+    predicted, sent = tally(traffic(program, row.rank)), tally(log)
+    for key in [*(sent - predicted), *(predicted - sent)]:
+        words = " ".join(map(str, key[:3]))
+        row.problems.append(f"{words} of {key[3]} bytes: sent {sent[key]} times, predicted {predicted[key]} times")
+    del row.problems[PROBLEMS:]
+
+
+def _amount(size: int | None) -> str:
+    return "nothing" if size is None else f"{size} bytes"
+
+
+def _bytes(program: Program, place: Coordinates) -> dict[str, int]:
+    own = held(program, place["pp"])
+    return {p.name: math.prod(_local(program, p, place)) * p.dtype.itemsize for p in own}
+
+
+def _where(error: Exception, action: object) -> str:
+    """The action, the block and the line of the Program that raised, and what it said."""
+    call: Call | None = None
+    line = ""
+    frame = error.__traceback__
+    while frame:
+        code, here = frame.tb_frame.f_code, frame.tb_frame.f_locals.get("self")
+        if isinstance(here, BoundCall):
+            call = here.call
+        if code.co_filename.startswith("<eval_with_key>"):
+            line = linecache.getline(code.co_filename, frame.tb_lineno).partition(";")[0].strip()
+        frame = frame.tb_next
+    rows = (str(action or ""), call.block if call else "", line, f"{type(error).__name__}: {error}")
+    return " ".join(": ".join(filter(None, rows)).split())[:400]

@@ -1,0 +1,227 @@
+"""A process group that sends nothing: it checks what it is asked for, and writes it on its world's tape.
+
+    rank 3 of 64, alone in its process      all_reduce, wait, irecv, irecv, wait, isend, ...
+
+Tensors may lie on meta. A world of such groups has any size, and one rank.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from partitioner.errors import InputError
+from partitioner.lowering.traffic import Sending
+from partitioner.schedule.tables import Action
+from runtime.mesh.groups import Log
+
+NAME = "tape"
+
+
+class Op(NamedTuple):
+    """One communication as its rank asks for it.
+
+    ``logged`` is the kind in the rank's own log (gloo's reduce_scatter is an all_to_all). ``ranks`` are its group's,
+    the ``number``-th group of these; ``peer`` is the other rank of a send or receive, else -1. ``action`` is what the
+    rank runs meanwhile; ``message`` what is sent: its reader and its name.
+    """
+
+    kind: str
+    logged: str
+    axis: str
+    ranks: tuple[int, ...]
+    number: int
+    peer: int
+    tag: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    bytes: int
+    reduction: str
+    phase: str
+    action: Action | None
+    message: tuple[Action, str] | None
+
+
+class Passage(NamedTuple):
+    """A part of a tape: its collectives, and its entries counted from the first of them."""
+
+    ops: tuple[Op, ...]
+    entries: tuple[int, ...]
+
+
+@dataclass
+class Tape:
+    """What one rank asked for: ``entries`` in order, i where ``ops[i]`` was started and ~i where it was waited for.
+
+    ``buffers``: whether what is sent leaves at once, as it does where the receiver waits already. ``log`` is the rank's
+    own: each op but a receive must stand there, with its payload. ``now`` tells what it runs.
+    """
+
+    log: Log = field(default_factory=Log)
+    buffers: bool = False
+    now: Callable[[], Action | None] = lambda: None
+    ops: list[Op] = field(default_factory=list)
+    entries: list[int] = field(default_factory=list)
+    made: Counter[tuple[int, ...]] = field(default_factory=Counter)
+    logged: int = 0
+
+    def start(self, group: TapeGroup, kind: str, x: torch.Tensor, size: int, **more: Any) -> _Recorded:
+        """Note an op whose payload has ``size`` bytes."""
+        axis, logged, phase, _ = self._row(kind, size)
+        given = {"peer": -1, "tag": 0, "reduction": "", "message": None, **more}
+        shape = tuple(x.shape)
+        op = Op(
+            kind, logged, axis, group.ranks, group.number, shape=shape, dtype=x.dtype, bytes=size, phase=phase,
+            action=self.now(), **given,
+        )  # fmt: skip
+        self.ops.append(op)
+        self.entries.append(len(self.ops) - 1)
+        return _Recorded(self, len(self.ops) - 1)
+
+    def _row(self, kind: str, size: int) -> Sending:
+        """The log's newest row, which must be of this op."""
+        rows = self.log.rows
+        if kind == "recv":
+            return Sending("pp", "recv", "send", size)
+        if len(rows) != self.logged + 1 or rows[-1].bytes != size:
+            raise ValueError(f"{kind} of {size} bytes is sent, its log holds {rows[self.logged :] or 'nothing'}")
+        self.logged += 1
+        return rows[-1]
+
+
+    def since(self, entry: int) -> Passage:
+        """The collectives started behind that entry, gradient sync left out."""
+        passed = self.entries[entry:]
+        chosen = [e for e in passed if e >= 0 and self.ops[e].peer < 0 and self.ops[e].phase != "sync"]
+        new = {e: n for n, e in enumerate(chosen)}
+        entries = [new[e] if e >= 0 else ~new[~e] for e in passed if max(e, ~e) in new]
+        return Passage(tuple(self.ops[e]._replace(action=None) for e in chosen), tuple(entries))
+
+    def play(self, passage: Passage) -> None:
+        """The passage once more, now."""
+        first, action = len(self.ops), self.now()
+        self.ops += [op._replace(action=action) for op in passage.ops]
+        self.entries += [first + e if e >= 0 else e - first for e in passage.entries]
+        self.log.rows += [Sending(op.axis, op.logged, op.phase, op.bytes) for op in passage.ops]
+        self.logged += len(passage.ops)
+
+
+class _Recorded:
+    """A handle that is complete at once, or never before it is waited for."""
+
+    def __init__(self, tape: Tape, op: int) -> None:
+        self._tape, self._op = tape, op
+
+    def wait(self, timeout: object = None) -> bool:
+        """Note that the rank waits here."""
+        self._tape.entries.append(~self._op)
+        return True
+
+    def is_completed(self) -> bool:
+        """A send may take as long as it likes, unless the tape buffers."""
+        return self._tape.buffers
+
+
+class TapeGroup(dist.ProcessGroup):
+    """``ranks`` are global; all groups of a process write on the tape of the first."""
+
+    def __init__(self, rank: int, ranks: tuple[int, ...]) -> None:
+        super().__init__(rank, len(ranks))
+        self.ranks = ranks
+        world = dist.group.WORLD if dist.is_initialized() else None
+        self.tape: Tape = world.tape if isinstance(world, TapeGroup) else Tape()
+        self.number = self.tape.made[ranks]
+        self.tape.made[ranks] += 1
+
+    def getBackendName(self) -> str:
+        """The name that ``dist.init_process_group`` knows."""
+        return NAME
+
+    def allreduce(self, tensors: list[torch.Tensor], opts: Any = None) -> _Recorded:
+        """In place."""
+        (x,) = tensors
+        word = "" if opts is None else str(opts.reduceOp.op).rpartition(".")[2]
+        return self.tape.start(self, "all_reduce", _dense(x), _bytes(x), reduction=word)
+
+    def all_gather_single(self, output: torch.Tensor, x: torch.Tensor, opts: Any = None) -> _Recorded:
+        """All ranks' parts, one behind the other."""
+        self._fits(output, x, "all_gather")
+        return self.tape.start(self, "all_gather", _dense(x), _bytes(_dense(output)))
+
+    def reduce_scatter_single(self, output: torch.Tensor, x: torch.Tensor, opts: Any = None) -> _Recorded:
+        """This rank's part of the sum."""
+        self._fits(x, output, "reduce_scatter")
+        return self.tape.start(self, "reduce_scatter", _dense(x), _bytes(_dense(output)) * len(self.ranks))
+
+    def all_to_all_single(
+        self, output: torch.Tensor, x: torch.Tensor, received: list[int], sent: list[int], opts: Any = None
+    ) -> _Recorded:
+        """Equal parts from and to every rank."""
+        if output.shape != x.shape or output.dtype != x.dtype or received or sent or x.shape[0] % len(self.ranks):
+            raise ValueError(f"all_to_all of {_words(x)} into {_words(output)} on {len(self.ranks)} ranks")
+        return self.tape.start(self, "all_to_all", _dense(x), _bytes(_dense(output)))
+
+    def send(self, tensors: list[torch.Tensor], peer: int, tag: int) -> _Recorded:
+        """To a rank of the group."""
+        (x,) = tensors
+        return self._pass("send", x, peer, tag)
+
+    def recv(self, tensors: list[torch.Tensor], peer: int, tag: int) -> _Recorded:
+        """From a rank of the group."""
+        (x,) = tensors
+        return self._pass("recv", x, peer, tag)
+
+    def _pass(self, kind: str, x: torch.Tensor, peer: int, tag: int) -> _Recorded:
+        more = {"peer": self.ranks[peer], "tag": tag, "message": self.tape.log.message}
+        return self.tape.start(self, kind, _dense(x), _bytes(x), **more)
+
+    def _fits(self, whole: torch.Tensor, part: torch.Tensor, kind: str) -> None:
+        if whole.numel() != part.numel() * len(self.ranks) or whole.dtype != part.dtype:
+            raise ValueError(f"{kind} between {_words(part)} and {_words(whole)} on {len(self.ranks)} ranks")
+
+    # torch 2.13 renamed these
+    _allgather_base, _reduce_scatter_base, alltoall_base = all_gather_single, reduce_scatter_single, all_to_all_single
+
+
+def _dense(x: torch.Tensor) -> torch.Tensor:
+    if not x.is_contiguous():
+        raise ValueError(f"{_words(x)} is sent, and is not contiguous")
+    return x
+
+
+def _bytes(x: torch.Tensor) -> int:
+    return x.numel() * x.element_size()
+
+
+def _words(x: torch.Tensor) -> str:
+    return f"{tuple(x.shape)} of {str(x.dtype).removeprefix('torch.')}"
+
+
+def _make(options: Any, _: object) -> TapeGroup:
+    return TapeGroup(options.group_rank, tuple(options.global_ranks_in_group) or tuple(range(options.group_size)))
+
+
+dist.Backend.register_backend(NAME, _make, extended_api=True, devices=["cpu", "cuda"])
+
+
+@contextmanager
+def world_of(rank: int, ranks: int) -> Generator[Tape]:
+    """This process is rank ``rank`` of ``ranks``, and speaks to a tape; a world of 1 has no process group."""
+    if dist.is_initialized():
+        raise InputError("a dry run plays all ranks in one process: run it outside torchrun and srun")
+    if ranks == 1:
+        yield Tape()
+        return
+    dist.init_process_group(NAME, rank=rank, world_size=ranks, store=dist.HashStore())
+    try:
+        world = dist.group.WORLD
+        assert isinstance(world, TapeGroup)
+        yield world.tape
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,95 @@
+"""A worker on meta that executes the first and the last micro-batch and plays those between from the first one's tape.
+
+    0F0 executed, learned      0F1 received, played, sent      ...      0F7 executed, must be what was learned
+
+Without values an op's result follows from the shapes of its operands, and all micro-batches of a step have the same:
+what is left out would do the same once more. The last is executed, for gradients then add up and are synced on the way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from partitioner.schedule.tables import Action
+from runtime.dry_run.recording_group import Passage, Tape
+from runtime.train.worker import Kept, Named, Worker
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """What one action of a stage does: its collectives, what it hands on (None: nothing), its loss."""
+
+    passage: Passage
+    sent: list[torch.Tensor] | None
+    loss: torch.Tensor | None
+
+
+@dataclass
+class _Mind:
+    """The tape, which micro-batches are executed, what was learned by stage and kind."""
+
+    tape: Tape
+    executed: set[int]
+    known: dict[tuple[int, str], _Learned] = field(default_factory=dict)
+    sent: list[torch.Tensor] | None = None
+
+
+class Replaying(Worker):
+    """``listen`` comes before the first step."""
+
+    _mind: _Mind
+
+    def listen(self, tape: Tape, every: bool) -> None:
+        """Write on ``tape``, and execute ``every`` micro-batch or as few as needed."""
+        last = {action.micro_batch for action in self._last.values()}
+        self._mind = _Mind(tape, set(range(self.program.micro_batches)) if every else {0, *last})
+
+    def forward(self, action: Action, batch: Named) -> None:
+        """Executed or played."""
+        if action.micro_batch in self._mind.executed:
+            start = self._begin()
+            super().forward(action, batch)
+            self._learn(action, start, self._kept[action.stage, action.micro_batch].loss)
+        else:
+            loss = self._play(action)
+            self._kept[action.stage, action.micro_batch] = Kept([], [], loss)
+
+    def backward(self, action: Action) -> None:
+        """Executed or played."""
+        if action.micro_batch in self._mind.executed:
+            start = self._begin()
+            super().backward(action)
+            self._learn(action, start, None)
+        else:
+            self._kept.pop((action.stage, action.micro_batch))
+            self._play(action)
+
+    def send(self, action: Action, tensors: list[torch.Tensor]) -> None:
+        """Handed on, and remembered."""
+        self._mind.sent = tensors
+        super().send(action, tensors)
+
+    def _begin(self) -> int:
+        self._mind.sent = None
+        return len(self._mind.tape.entries)
+
+    def _learn(self, action: Action, start: int, loss: torch.Tensor | None) -> None:
+        mind = self._mind
+        found = _Learned(mind.tape.since(start), mind.sent, None if loss is None else loss.detach())
+        known = mind.known.setdefault((action.stage, action.kind), found)
+        if known.passage != found.passage or _shapes(known.sent) != _shapes(found.sent):
+            raise ValueError(f"{action} communicates otherwise than the same action of an earlier micro-batch")
+
+    def _play(self, action: Action) -> torch.Tensor | None:
+        known = self._mind.known[action.stage, action.kind]
+        self.transport.receive(action)
+        self._mind.tape.play(known.passage)
+        if known.sent is not None:
+            self.transport.send(action, [torch.empty_like(t) for t in known.sent])
+        return known.loss
+
+
+def _shapes(tensors: list[torch.Tensor] | None) -> list[tuple[torch.Size, torch.dtype]] | None:
+    return None if tensors is None else [(t.shape, t.dtype) for t in tensors]

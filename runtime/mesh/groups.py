@@ -1,0 +1,172 @@
+"""Where this rank stands on the Program's mesh, and the process groups in which it speaks."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from itertools import product
+
+import torch
+import torch.distributed as dist
+
+from partitioner.errors import InputError
+from partitioner.lowering.program import Program
+from partitioner.lowering.traffic import Sending
+from partitioner.schedule.tables import Action
+from runtime.mesh.step_clock import Clock
+
+Coordinates = Mapping[str, int]
+
+
+@dataclass
+class Log:
+    """What a rank communicated, when ``keep`` is set. ``phase`` is what the step is doing now."""
+
+    keep: bool = False
+    phase: str = "control"
+    rows: list[Sending] = field(default_factory=list)
+    message: tuple[Action, str] | None = None  # what is sent or expected now: the value's name and its reader
+    clock: Clock | None = None
+
+    def add(self, axis: str, kind: str, tensor: torch.Tensor, phase: str | None = None) -> None:
+        """Note one communication of ``tensor``."""
+        if self.keep:
+            self.rows.append(Sending(axis, kind, phase or self.phase, tensor.numel() * tensor.element_size()))
+
+    def timed(self, part: str) -> AbstractContextManager[object]:
+        """Count what runs inside as a part of the step, where a clock runs."""
+        return self.clock.during(part) if self.clock else nullcontext()
+
+    @property
+    def forward(self) -> str:
+        """The phase of a forward op: within a backward, activations are being recomputed."""
+        return "recompute" if self.phase == "backward" else self.phase
+
+    @contextmanager
+    def during(self, phase: str) -> Iterator[None]:
+        """Set the phase for a while."""
+        before, self.phase = self.phase, phase
+        try:
+            yield
+        finally:
+            self.phase = before
+
+
+class Groups:
+    """The mesh from one rank's place. A world of 1 needs no process group.
+
+    Axes are "pp", "dp", "tp" and each of ``program.axes``. ``backend`` is the one whose ways are followed, by default
+    the world's own. Raises InputError when the world has not the plan's size.
+    """
+
+    def __init__(self, program: Program, device: torch.device | None = None, backend: str | None = None) -> None:
+        world, ranks = math.prod(program.mesh.values()), dist.get_world_size() if dist.is_initialized() else 1
+        if world != ranks:
+            mesh = " x ".join(f"{axis} {size}" for axis, size in program.mesh.items())
+            raise InputError(f"the plan needs {world} ranks ({mesh}), {ranks} run: start {world}, or plan again")
+        rows = coordinates(program)
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.coordinates: Coordinates = rows[self.rank]
+        self.device = device or _device()
+        self.backend = backend or (dist.get_backend() if dist.is_initialized() else "")
+        self.log = Log()
+        self.kernels: Counter[str] = Counter()  # products that ran on a kernel, and the reasons of those that did not
+        self._sizes = dict(program.mesh) | dict(program.axes)
+        self._mesh = dict(program.mesh)
+        self._made: dict[tuple[int, ...], dist.ProcessGroup] = {}
+        self._groups = {axis: self._make(rows, [axis]) for axis in program.mesh}
+        for axis, _ in program.axes:
+            if axis not in self._groups:
+                others = [a for a, _ in program.axes if a != axis]
+                self._groups[axis] = self._make(rows, [axis], hidden=["tp"], kept=others)
+        tied = {tied_ranks(program, p.stages) for p in program.parameters.values()}
+        self._tied = {ranks: self._make(rows, ["pp"], among=ranks) for ranks in sorted(tied) if len(ranks) > 1}
+        self._lanes = self._make_lanes(rows)
+
+    def size(self, axis: str) -> int:
+        """The ranks on an axis."""
+        return self._sizes[axis]
+
+    def group(self, axis: str) -> dist.ProcessGroup:
+        """The ranks that differ from this one on ``axis`` alone, in the order of their index."""
+        return _present(self._groups[axis])
+
+    def tied(self, pipeline_ranks: tuple[int, ...]) -> dist.ProcessGroup:
+        """These pipeline ranks, this one among them, with this one's place on the other axes."""
+        return _present(self._tied[pipeline_ranks])
+
+    def lane(self, source: int, target: int, backward: bool) -> tuple[dist.ProcessGroup, int]:
+        """The group and tag of what pipeline rank ``source`` sends to ``target`` in one phase, in one order."""
+        return _present(self._lanes.get((source, target, backward)) or self._groups["pp"]), int(backward)
+
+    def _make_lanes(self, rows: list[Coordinates]) -> dict[tuple[int, int, bool], dist.ProcessGroup | None]:
+        """NCCL has no tags and a communicator runs its sends in order: there each lane is a group of its own."""
+        pp = self._mesh["pp"]
+        if pp == 1 or self.backend != "nccl":
+            return {}
+        edges = [(a, b, False) for a in range(pp) for b in [(a + 1) % pp]]
+        edges += [(b, a, True) for a, b, _ in edges]
+        return {edge: self._make(rows, ["pp"], among=tuple(sorted(edge[:2])), fresh=True) for edge in edges}
+
+    def _make(
+        self,
+        rows: list[Coordinates],
+        axes: list[str],
+        hidden: Iterable[str] = (),
+        kept: Iterable[str] = (),
+        among: tuple[int, ...] | None = None,
+        fresh: bool = False,
+    ) -> dist.ProcessGroup | None:
+        """The group of this rank among all groups that differ in ``axes`` only; every rank makes all of them.
+
+        ``hidden`` coordinates are ignored, ``kept`` added to those that are equal in a group; ``among`` admits only
+        these indices of the axis.
+        """
+        same = [a for a in [*self._mesh, *kept] if a not in {*axes, *hidden}]
+        cells: dict[tuple[int, ...], list[int]] = {}
+        for rank, row in enumerate(rows):
+            if among is None or row[axes[0]] in among:
+                cells.setdefault(tuple(row[a] for a in same), []).append(rank)
+        own: dist.ProcessGroup | None = None
+        for ranks in cells.values():
+            group = self._new(tuple(ranks), fresh) if len(ranks) > 1 else None
+            own = group if self.rank in ranks else own
+        return own
+
+    def _new(self, ranks: tuple[int, ...], fresh: bool) -> dist.ProcessGroup:
+        if fresh or ranks not in self._made:
+            whole = len(ranks) == dist.get_world_size() and not fresh and list(ranks) == sorted(ranks)
+            group = dist.group.WORLD if whole else dist.new_group(list(ranks))
+            assert group is not None
+            self._made[ranks] = group
+        return self._made[ranks]
+
+
+def tied_ranks(program: Program, stages: tuple[int, ...]) -> tuple[int, ...]:
+    """The pipeline ranks on which these stages lie."""
+    return tuple(sorted({stage % program.mesh["pp"] for stage in stages}))
+
+
+def coordinates(program: Program) -> list[Coordinates]:
+    """Of all ranks."""
+    cells = list(product(*(range(size) for _, size in program.axes)))
+    refined = [dict(zip((axis for axis, _ in program.axes), cell, strict=True)) for cell in cells]
+    places = product(*(range(program.mesh[axis]) for axis in program.order))
+    rows = (dict(zip(program.order, place, strict=True)) for place in places)
+    return [row | refined[row["tp"]] for row in rows]
+
+
+def _device() -> torch.device:
+    if dist.is_initialized() and dist.get_backend() == "nccl":
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
+
+
+def _present(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
+    if group is None:
+        raise ValueError("an axis of one rank has no process group")
+    return group

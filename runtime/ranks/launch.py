@@ -1,0 +1,248 @@
+"""Starts local ranks of one command and watches them: if one fails all are stopped, and the first cause is named.
+
+    command --> rank 0 .. rank N-1, each the head of its own process group (its children die with it)
+    first failure --> settle (who failed first?) --> SIGUSR1 when hung (stacks) --> SIGTERM --> SIGKILL --> one line
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from partitioner.errors import InputError
+from runtime.ranks.first_failure import Ended, Failure, first_cause
+from runtime.ranks.watchdog import STACK_SIGNAL
+
+ROOT = Path(__file__).parents[2]  # where the packages lie
+SETTLE_SECONDS = 3.0
+TERM_SECONDS = 2.0
+STACK_SECONDS = 1.0
+READ_SECONDS = 0.5
+TAIL_LINES = 400
+POLL_SECONDS = 0.02
+
+Write = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How the ranks ended: exit statuses (negative: a signal), the first failure or None, ends of standard errors."""
+
+    statuses: tuple[int, ...]
+    failure: Failure | None
+    stderr: tuple[str, ...]
+    seconds: float
+
+
+def local(
+    command: list[str],
+    ranks: int,
+    timeout_seconds: float,
+    environment: Mapping[str, str] | None = None,
+    write: Write | None = None,
+) -> Result:
+    """Run ``command`` as ``ranks`` processes of this machine, and return when all have ended.
+
+    Each gets RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT, GLOO_SOCKET_IFNAME and, unless
+    they are set, OMP_NUM_THREADS=1 and PYTHONUNBUFFERED=1; ``environment`` overrides. Rank 0's standard output goes to
+    ``write`` (default: ours) line by line, other ranks' is dropped. A failure prints ``rank R failed: <cause>`` on
+    our standard error, behind every rank's stacks if it is a hang. SIGINT and SIGTERM stop all ranks first.
+    Raises InputError when there is no such command.
+    """
+    if shutil.which(command[0]) is None:
+        raise InputError(f"{command[0]} cannot be started: there is no such command")
+    started = time.monotonic()
+    port = free_port()
+    crew: list[_Rank] = []
+    try:
+        with _term_raises():
+            crew.extend(_Rank(command, _variables(r, ranks, port, environment), r, write) for r in range(ranks))
+            failure = _watch(crew, started + timeout_seconds, timeout_seconds)
+    finally:
+        _stop(crew)
+    statuses, tails = tuple(r.status or 0 for r in crew), tuple(r.tail() for r in crew)
+    result = Result(statuses, failure, tails, time.monotonic() - started)
+    _print_failure(result)
+    return result
+
+
+def local_module(
+    module: str, words: Sequence[str], ranks: int, timeout_seconds: float, write: Write | None = None
+) -> Result:  # fmt: skip
+    """Run a module of this project as ``local`` runs a command.
+
+    It is found wherever this package lies, and nothing of the folder that a rank starts in is (``python -P``).
+    """
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return local([sys.executable, "-P", "-m", module, *words], ranks, timeout_seconds, {"PYTHONPATH": path}, write)
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _variables(rank: int, ranks: int, port: int, environment: Mapping[str, str] | None) -> dict[str, str]:
+    defaults = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
+    fixed = {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    return defaults | dict(os.environ) | fixed | dict(environment or {})
+
+
+class _Rank:
+    """One process, the thread that reads what it writes, and the thread that notes when it ends."""
+
+    def __init__(self, command: list[str], variables: dict[str, str], rank: int, write: Write | None) -> None:
+        self.rank, self.ended_at = rank, 0.0
+        self.status: int | None = None
+        self._lines: list[str] = []
+        out = subprocess.PIPE if rank == 0 else subprocess.DEVNULL
+        self._process = subprocess.Popen(
+            command,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        self.pid = self._process.pid
+        self._threads = [_thread(self._read_errors), _thread(self._wait)]
+        if rank == 0:
+            self._threads.append(_thread(self._read_output, write or sys.stdout.write))
+
+    def _read_errors(self) -> None:
+        for line in self._process.stderr or ():
+            self._lines.append(line)
+            del self._lines[:-TAIL_LINES]
+
+    def _read_output(self, write: Write) -> None:
+        for line in self._process.stdout or ():
+            write(line)
+
+    def _wait(self) -> None:
+        # WNOWAIT keeps the pid, and so the group's number, ours until ``reap``: no stranger can be signalled.
+        info = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        self.ended_at = time.monotonic()
+        if info is not None:
+            self.status = info.si_status if info.si_code == os.CLD_EXITED else -info.si_status
+
+    def signal(self, number: int) -> None:
+        """Signal the process alone."""
+        os.kill(self.pid, number)
+
+    def signal_group(self, number: int) -> None:
+        """Signal the process and all its descendants that stayed in its group."""
+        os.killpg(self.pid, number)
+
+    def reap(self) -> None:
+        """Wait for the killed process, for what it last wrote, and free its entry; nothing is signalled afterwards."""
+        for thread in self._threads:
+            thread.join(READ_SECONDS)
+        self.status = self._process.wait()
+        for pipe in (self._process.stdout, self._process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+    def tail(self) -> str:
+        """The end of the rank's standard error."""
+        return "".join(self._lines)
+
+    def ended(self) -> Ended:
+        """What blame needs to know of an ended rank."""
+        return Ended(self.rank, self.status or 0, self.ended_at, self.tail())
+
+
+def _thread(target: Callable[..., None], *arguments: object) -> threading.Thread:
+    thread = threading.Thread(target=target, args=arguments, daemon=True)
+    thread.start()
+    return thread
+
+
+def _watch(crew: list[_Rank], deadline: float, timeout_seconds: float) -> Failure | None:
+    """Wait until all ranks ended well (None), one failed, or the time is over."""
+    while any(r.status is None for r in crew):
+        if any(r.status for r in crew):
+            break
+        if time.monotonic() > deadline:
+            _ask_stacks(crew)
+            return Failure(None, f"timed out after {timeout_seconds:g} s", hung=True)
+        time.sleep(POLL_SECONDS)
+    if not any(r.status for r in crew):
+        return None
+    return _settled(crew)
+
+
+def _settled(crew: list[_Rank]) -> Failure:
+    """The first cause: a lost connection is the echo of another rank's end, so that one is awaited for a moment."""
+    end = time.monotonic() + SETTLE_SECONDS
+    while True:
+        failure = first_cause([r.ended() for r in crew if r.status])
+        if not failure.echo or time.monotonic() > end or all(r.status is not None for r in crew):
+            break
+        time.sleep(POLL_SECONDS)
+    if failure.hung:
+        _ask_stacks(crew)
+    return failure
+
+
+def _ask_stacks(crew: list[_Rank]) -> None:
+    alive = [r for r in crew if r.status is None]
+    for rank in alive:
+        rank.signal(STACK_SIGNAL)
+    if alive:
+        time.sleep(STACK_SECONDS)
+
+
+def _stop(crew: list[_Rank]) -> None:
+    try:
+        for rank in crew:
+            rank.signal_group(signal.SIGTERM)
+        end = time.monotonic() + TERM_SECONDS
+        while any(r.status is None for r in crew) and time.monotonic() < end:
+            time.sleep(POLL_SECONDS)
+    finally:
+        for rank in crew:
+            rank.signal_group(signal.SIGKILL)
+        for rank in crew:
+            rank.reap()
+
+
+@contextmanager
+def _term_raises() -> Iterator[None]:
+    """SIGTERM becomes SystemExit(143) while ranks run, so that they are stopped too; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _exit_on_term)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _exit_on_term(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _print_failure(result: Result) -> None:
+    if result.failure is None:
+        return
+    if result.failure.hung:
+        for rank, text in enumerate(result.stderr):
+            sys.stderr.write(f"rank {rank}:\n{text}")
+    sys.stderr.write(f"{result.failure}\n")

@@ -1,0 +1,85 @@
+"""The Report noun: what a run of a plan did, beside what was predicted for it; JSON on disk, read without its plan."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from partitioner.errors import InputError
+from partitioner.plan.derived_rows import OPTIMIZER, PIPELINE, Cost
+from partitioner.plan.json_document import read, write
+from partitioner.plan.plan import Asked, Decisions
+
+KIND = "report"
+MEASURED_MEMORY = {"cpu": "of the process, interpreter included", "cuda": "of the allocator"}
+
+
+@dataclass(frozen=True)
+class Report:
+    """A run of ``steps`` steps on ``ranks`` ranks. ``step_seconds`` is the median, without the first.
+
+    ``measured``: seconds of a step by part, of the rank that waited least for others; what is not communication,
+    waiting or update is compute. ``peak_bytes`` are those of the fullest rank: on a "cpu" of the whole process, on
+    "cuda" of torch's allocator. ``products``: of those that had a kernel chosen, on rank 0, how many "ran" on it, and
+    the others by their reason.
+    """
+
+    asked: Asked
+    decisions: Decisions
+    predicted: Cost
+    ranks: int
+    steps: int
+    losses: tuple[float, ...]
+    validation_loss: float | None
+    step_seconds: float
+    peak_bytes: float
+    measured: dict[str, float]
+    all_step_seconds: tuple[float, ...]
+    device: str
+    data: str
+    products: dict[str, int]
+
+    def parts(self) -> Iterator[tuple[str, float, float]]:
+        """(name, predicted seconds, measured seconds): compute, communication by axis, pipeline, optimizer.
+
+        ``pipeline`` is all waiting for other stages: bubbles, and sends that nothing hides.
+        """
+        for name, value in predicted_parts(self.predicted).items():
+            if value or self.measured.get(name):
+                yield name, value, self.measured.get(name, 0.0)
+
+    def save(self, path: Path | str) -> None:
+        """Write JSON; raises InputError when the path can't be written."""
+        try:
+            Path(path).write_text(self.to_json())
+        except OSError as error:
+            raise InputError(f"{path} cannot be written: {error}") from error
+
+    def to_json(self) -> str:
+        """The document."""
+        return write({"kind": KIND, **asdict(self)})
+
+    @staticmethod
+    def of(data: dict[str, object], origin: str) -> Report:
+        """Out of a report file's JSON; raises InputError naming the field that is wrong."""
+        return read(Report, {key: value for key, value in data.items() if key != "kind"}, origin)
+
+    @staticmethod
+    def load(path: Path | str) -> Report:
+        """Read a report file; raises InputError."""
+        try:
+            data = json.loads(Path(path).read_text())
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(f"{path} cannot be read as a report: {error}") from error
+        if not isinstance(data, dict) or data.get("kind") != KIND:
+            raise InputError(f"{path} is no report: partitioner run PLAN --report FILE writes one")
+        return Report.of(data, str(path))
+
+
+def predicted_parts(cost: Cost) -> dict[str, float]:
+    """The parts of a step as a run can measure them."""
+    axes = {f"{axis} communication": cost.exposed_seconds.get(axis, 0.0) for axis in ("tp", "cp", "dp")}
+    pipeline = cost.bubble_seconds + cost.exposed_seconds.get("pp", 0.0)
+    return {"compute": cost.compute_seconds, **axes, PIPELINE: pipeline, OPTIMIZER: cost.optimizer_seconds}

@@ -1,0 +1,4 @@
+"""What a rank holds: parameters, optimizer state, checkpoints, as parts of full tensors.
+
+    shard_pieces --> parameters, dcp_chunks --> checkpoint        safetensors_files        optimizer
+"""

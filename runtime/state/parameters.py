@@ -1,0 +1,263 @@
+"""The parameters that a rank holds: their initial values in, full tensors out, one parameter at a time.
+
+    from_module(model)                 a real module: its weights are the initial weights
+    weights.from_safetensors(folder)   a Hugging Face folder, read by slices
+    ModuleStart(model, seed)           a module on meta: its modules' own initialization, one module at a time
+    from_seed(seed, initialize)        a function of name and shape
+
+A random source draws under a seed made of (seed, name), never of the rank, so every plan starts from the same weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from partitioner.errors import InputError
+from partitioner.lowering.program import Parameter, Program
+from partitioner.sharding.layout import Shard, assemble
+from partitioner.user_code.compiled import unwrapped, written_parameters
+from runtime.state.safetensors_files import from_safetensors
+from runtime.state.shard_pieces import Part, cut, held, part, part_of, places
+
+Source = Callable[[Parameter, Part], torch.Tensor]
+Initialize = Callable[[str, tuple[int, ...]], torch.Tensor]
+
+
+class Groups(Protocol):
+    """What this room needs of ``runtime.mesh.groups.Groups``."""
+
+    @property
+    def coordinates(self) -> Mapping[str, int]:
+        """This rank's index on "pp", "dp" and each of the Program's axes."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where this rank's tensors lie."""
+        ...
+
+    def group(self, axis: str) -> dist.ProcessGroup:
+        """The ranks that differ from this one on ``axis`` alone, in the order of their index."""
+        ...
+
+
+def materialize(
+    program: Program,
+    coordinates: Mapping[str, int],
+    source: nn.Module | str | Path | Source,
+    device: torch.device | str,
+    dtype: torch.dtype | None = None,
+) -> dict[str, nn.Parameter]:
+    """The parts of the parameters that the rank at ``coordinates`` holds, by name, in the Program's order.
+
+    ``coordinates`` has "pp" and each of ``program.axes``. ``dtype`` None keeps the Program's. A module is read by
+    ``from_module``, a path by ``from_safetensors``. Raises InputError for a weight that is missing or misshapen.
+    """
+    read = _source(program, source)
+    found: dict[str, nn.Parameter] = {}
+    for parameter in held(program, coordinates["pp"]):
+        local = read(parameter, part_of(program, parameter, coordinates))
+        local = local.to(device=device, dtype=dtype or parameter.dtype)
+        found[parameter.name] = nn.Parameter(local.contiguous(), parameter.requires_grad)
+    return found
+
+
+def _source(program: Program, source: nn.Module | str | Path | Source) -> Source:
+    if isinstance(source, nn.Module):
+        return from_module(source)
+    return from_safetensors(program, Path(source)) if isinstance(source, str | Path) else source
+
+
+def from_module(module: nn.Module) -> Source:
+    """The weights of a real module; the parts are copies, so that the module can be freed."""
+    weights = written_parameters(module)
+
+    def read(parameter: Parameter, part: Part) -> torch.Tensor:
+        weight = weights.get(parameter.name)
+        if weight is None:
+            raise InputError(f"the module has no parameter {parameter.name}: it is not the model of this Program")
+        if weight.is_meta:
+            raise InputError(f"{parameter.name} is on meta: give weights from safetensors, or a seed")
+        return cut(_checked(weight.detach(), parameter, "the module"), part)
+
+    return read
+
+
+def from_seed(seed: int, initialize: Initialize) -> Source:
+    """``initialize(name, shape)`` for each full parameter, with torch's CPU generator seeded by (seed, name)."""
+
+    def read(parameter: Parameter, part: Part) -> torch.Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(name_seed(seed, parameter.name))
+            return cut(_checked(initialize(parameter.name, parameter.shape), parameter, "initialize"), part)
+
+    return read
+
+
+class ModuleStart:
+    """The initialization that a module's own modules define, for a module on meta (or real: its weights are not read).
+
+    For each module that owns parameters, real memory is given to them alone; then, as construction would, from it to
+    the root, every module on the way runs its ``reset_parameters`` (or ``_reset_parameters``) and is handed to the
+    ``_init_weights(module)`` of the nearest module around it that has one, all under a seed made of (seed, module
+    name). What an ``__init__`` does to weights by other means cannot be seen. A parameter that nothing has set comes
+    from ``initialize``, and its name is added to ``unset``; the default draws normal(0, 0.02) for two and more
+    dimensions, else ones for the first parameter of a module (a norm's weight) and zeros for the others (biases).
+    """
+
+    def __init__(self, module: nn.Module, seed: int, initialize: Initialize | None = None) -> None:
+        self.unset: list[str] = []
+        self._seed, self._initialize = seed, initialize
+        with unwrapped(module) as plain:
+            self._root = copy.deepcopy(plain, {id(p): _on_meta(p) for p in plain.parameters()})
+        self._last: tuple[str, dict[str, torch.Tensor]] = ("", {})
+
+    def __call__(self, parameter: Parameter, part: Part) -> torch.Tensor:
+        """The part of one parameter; the values of its last owner are kept, since its next parameter comes next."""
+        owner, _, name = parameter.name.rpartition(".")
+        if self._last[0] != owner or name not in self._last[1]:
+            self._last = (owner, self._values(owner))
+        if name not in self._last[1]:
+            raise InputError(f"the module has no parameter {parameter.name}: it is not the model of this Program")
+        return cut(_checked(self._values_of(owner, name), parameter, "the module"), part)
+
+    def _values_of(self, owner: str, name: str) -> torch.Tensor:
+        values = self._last[1]
+        if _is_unset(values[name]):
+            full = f"{owner}.{name}".lstrip(".")
+            self.unset.append(full)
+            values[name] = self._fallback(full, tuple(values[name].shape), name == next(iter(values)))
+        return values[name]
+
+    def _fallback(self, name: str, shape: tuple[int, ...], first: bool) -> torch.Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(name_seed(self._seed, name))
+            if self._initialize is not None:
+                return self._initialize(name, shape)
+            return torch.randn(shape) * 0.02 if len(shape) > 1 else torch.full(shape, float(first))
+
+    def _values(self, owner: str) -> dict[str, torch.Tensor]:
+        names = owner.split(".") if owner else []
+        chain = [_submodule(self._root, ".".join(names[:n])) for n in range(len(names), -1, -1)]
+        kept = dict(chain[0]._parameters)
+        chain[0]._parameters.update({name: _empty(p) for name, p in kept.items() if p is not None})
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(name_seed(self._seed, owner))
+            for n, module in enumerate(chain):
+                _start(module, chain[n:])
+        values = {name: p.detach() for name, p in chain[0]._parameters.items() if p is not None}
+        chain[0]._parameters.update(kept)
+        return values
+
+
+def _start(module: nn.Module, upward: list[nn.Module]) -> None:
+    for name in ("reset_parameters", "_reset_parameters"):
+        if callable(getattr(module, name, None)):
+            getattr(module, name)()
+    starter = next((m for m in upward if callable(getattr(m, "_init_weights", None))), None)
+    if starter is not None:
+        starter._init_weights(module)
+
+
+def gather(
+    program: Program,
+    groups: Groups,
+    name: str,
+    local: torch.Tensor | None,
+    dtype: torch.dtype | None = None,
+    everywhere: bool = True,
+) -> torch.Tensor | None:
+    """The full tensor of one parameter (or of its gradient or optimizer state) from the parts of all ranks.
+
+    Every rank calls it, in the same order of names; ``local`` counts on ranks that hold the parameter. ``dtype`` is
+    that of ``local`` on all ranks (None: the Program's). The result is on every rank, or on rank 0 alone and None
+    elsewhere. Uneven parts are padded on the way.
+    """
+    parameter, here = program.parameters[name], groups.coordinates
+    owner = parameter.stages[0] % program.mesh["pp"]
+    if not everywhere and here["dp"] != 0:
+        return None
+    whole = None
+    if here["pp"] == owner:
+        whole = _over_axes(program, groups, parameter, _typed(local, name, dtype or parameter.dtype))
+    if everywhere or all(here[axis] == 0 for axis, _ in program.axes):
+        whole = _from_owner(groups, owner, whole, parameter.shape, dtype or parameter.dtype, program.mesh["pp"])
+        return whole if everywhere or here["pp"] == 0 else None
+    return None
+
+
+def _typed(local: torch.Tensor | None, name: str, dtype: torch.dtype) -> torch.Tensor:
+    if local is None or local.dtype != dtype:
+        given = "nothing" if local is None else local.dtype
+        raise ValueError(f"{name}: this rank holds a part of it in {dtype}, {given} was given")
+    return local.detach()
+
+
+def _over_axes(program: Program, groups: Groups, parameter: Parameter, local: torch.Tensor) -> torch.Tensor:
+    here = places(program, groups.coordinates)
+    for n, (axis, ranks) in reversed(list(enumerate(program.axes))):
+        placement = parameter.layout[n]
+        if isinstance(placement, Shard) and ranks > 1:
+            rows = ([*here[:n], (rank, ranks)] for rank in range(ranks))
+            shapes = [part(parameter.shape, parameter.layout[: n + 1], row).shape for row in rows]
+            local = assemble(_parts(local, shapes, groups.group(axis)), placement)
+    return local
+
+
+def _parts(local: torch.Tensor, shapes: list[tuple[int, ...]], group: dist.ProcessGroup) -> list[torch.Tensor]:
+    most = max(math.prod(shape) for shape in shapes)
+    sent = local.new_zeros(most)
+    sent[: local.numel()] = local.flatten()
+    received = [torch.empty_like(sent) for _ in shapes]
+    dist.all_gather(received, sent, group)
+    return [flat[: math.prod(shape)].view(shape) for flat, shape in zip(received, shapes, strict=True)]
+
+
+def _from_owner(
+    groups: Groups, owner: int, whole: torch.Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, pp: int
+) -> torch.Tensor:
+    whole = torch.empty(shape, dtype=dtype, device=groups.device) if whole is None else whole.contiguous()
+    if pp > 1:
+        dist.broadcast(whole, group=groups.group("pp"), group_src=owner)
+    return whole
+
+
+def name_seed(seed: int, name: str) -> int:
+    """A seed for torch's generator that depends on ``seed`` and ``name`` alone, the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=7).digest(), "big")
+
+
+def _checked(weight: torch.Tensor, parameter: Parameter, giver: str) -> torch.Tensor:
+    if tuple(weight.shape) != parameter.shape:
+        raise InputError(f"{parameter.name} is {tuple(weight.shape)} in {giver}, the Program needs {parameter.shape}")
+    return weight
+
+
+def _submodule(root: nn.Module, name: str) -> nn.Module:
+    try:
+        return root.get_submodule(name)
+    except AttributeError as error:
+        raise InputError(f"the module has no part {name}: it is not the model of this Program") from error
+
+
+def _on_meta(parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+
+
+def _empty(parameter: nn.Parameter) -> nn.Parameter:
+    """Memory on the CPU whose every value says that nothing has set it."""
+    empty = torch.full(parameter.shape, torch.nan, dtype=torch.float32)
+    return nn.Parameter(empty, parameter.requires_grad)
+
+
+def _is_unset(value: torch.Tensor) -> bool:
+    return bool(value.isnan().any())

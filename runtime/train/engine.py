@@ -1,0 +1,276 @@
+"""A training step: micro-batches through the worker, gradients in a fixed order, clip, update.
+
+batch --> count --> worker (all actions) --> loss over dp, pp --> gradient sync --> norm, clip --> optimizer
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from partitioner.errors import InputError
+from partitioner.graph.counts import Count
+from partitioner.graph.step_inputs import BATCH_SHARE, SAMPLE_COUNT, SAMPLE_KEYS, STEP_KEY
+from partitioner.lowering.check import check_program
+from partitioner.lowering.program import Program
+from partitioner.ops.own_ops import mix64
+from partitioner.plan.derived_rows import OPTIMIZER, PIPELINE, SYNC
+from partitioner.user_code.batches import flat
+from runtime.mesh.groups import Groups
+from runtime.ranks.watchdog import Watchdog, hang_limit
+from runtime.state import checkpoint
+from runtime.state.checkpoint import Progress
+from runtime.state.optimizer import Factory, Schedule, keep_initial_rates, rates, scale_rates, set_rates
+from runtime.train.first_nonfinite import first_culprit, number
+from runtime.train.gradient_sync import GradientNorm, GradientSync
+from runtime.train.shared_inputs import check_shared
+from runtime.train.worker import Named, Worker
+
+
+class Engine:
+    """Trains a Program on this rank's part of the mesh.
+
+    ``parameters`` are this rank's parts by name (``runtime.state.parameters.materialize``). ``clip`` is the largest global
+    gradient norm; infinity measures the norm and clips nothing; None does neither and leaves ``grad_norm`` None.
+    ``schedule`` sets every learning rate to its initial one times a factor of the step; None leaves the rates to
+    whoever holds ``optimizer``. A rank that trains nothing has an optimizer too, so that all ranks may give theirs to a
+    scheduler. ``predicted_seconds`` of a step set when it counts as hung; None: never.
+    """
+
+    runs: type[Worker] = Worker
+
+    def __init__(
+        self,
+        program: Program,
+        groups: Groups,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: Factory,
+        clip: float | None = None,
+        schedule: Schedule | None = None,
+        predicted_seconds: float | None = None,
+    ) -> None:
+        check_program(program)
+        self.program, self.groups, self.parameters = program, groups, dict(parameters)
+        self.worker = self.runs(program, groups, self.parameters)
+        self.trained = [p for p in self.parameters.values() if p.requires_grad]
+        self.optimizer = optimizer(self.trained or [nn.Parameter(torch.zeros(0))])
+        self.clip, self.schedule, self.predicted_seconds = clip, schedule, predicted_seconds
+        self.steps_done = self.samples_read = 0
+        self.grad_norm: torch.Tensor | None = None
+        if schedule is not None:
+            keep_initial_rates(self.optimizer)
+        self._rates = rates(self.optimizer)
+        self._sync = GradientSync(program, groups, self.parameters)
+        self._norm = GradientNorm(program, groups, self.parameters)
+        calls = [c for stage in program.stages for c in (*stage.calls, stage.prelude) if c]
+        self._reads = {name for call in (*calls, *program.counts) for name in call.arguments}
+        self._counts = {c.name: self.worker.bind(c.module).forward for c in program.counts}
+        self._hook()
+
+    def _hook(self) -> None:
+        """Let gradients move to their buckets, and travel while the last micro-batch's backward runs.
+
+        A parameter's hook must not keep the engine: its process groups would outlive destroy_process_group.
+        """
+        ready = weakref.WeakMethod(self._ready)
+        for name in self._sync.names:
+
+            def done(_: torch.Tensor, name: str = name) -> None:
+                if (call := ready()) is not None:
+                    call(name)
+
+            self.parameters[name].register_post_accumulate_grad_hook(done)
+
+    def _ready(self, name: str) -> None:
+        self._sync.move(name)
+        if self.worker.is_complete(name):
+            self._sync.ready(name)
+
+    def step(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        """Train on this data rank's part of the batch: inputs with samples (micro_batch * micro_batches, ...).
+
+        Returns the mean loss of the global batch (float64, scalar), the same on every rank. Raises InputError for a
+        batch of another shape, for one in which no target is counted, and for a loss that is not a number; the
+        parameters are then as they were.
+        """
+        with self._watched():
+            batches = self._micro_batches(batch)
+            self._gradients(batches)
+            loss = self._loss
+            self._check(loss, batches)
+            with self.groups.log.timed(OPTIMIZER):
+                self._update()
+        self.steps_done += 1
+        self.samples_read += self.program.micro_batch * self.program.micro_batches * self.groups.size("dp")
+        return loss
+
+    def gradients(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        """The loss of a step; leaves the synced, unclipped gradients in ``parameters`` and updates nothing."""
+        self._gradients(self._micro_batches(batch))
+        return self._loss
+
+    def _watched(self) -> contextlib.AbstractContextManager[object]:
+        if self.predicted_seconds is None:
+            return contextlib.nullcontext()
+        return Watchdog(hang_limit(self.predicted_seconds), f"step {self.steps_done}")
+
+    def _micro_batches(self, batch: Mapping[str, Any]) -> list[Named]:
+        """Contiguous slices of the batch, each with what a step gives beside it (step_inputs.py)."""
+        size, many, batched = self.program.micro_batch, self.program.micro_batches, self.program.batched
+        given = flat(batch)
+        _check_plain(given.plain, self.program.plain)
+        counts = {name: size * many if name in batched else None for name in self.program.inputs}
+        whole = {
+            n: _checked(given.tensors, n, count, self.program.shapes.get(n)).to(self.groups.device)
+            for n, count in counts.items()
+        }
+        check_shared({n: t for n, t in whole.items() if n not in batched}, self.groups)
+        rows = [{n: t[m * size : (m + 1) * size] if n in batched else t for n, t in whole.items()} for m in range(many)]
+        for m, row in enumerate(rows):
+            row |= self._of_step(m)
+        self._count(rows)
+        return rows
+
+    def _of_step(self, micro_batch: int) -> Named:
+        """The keys of samples and step, how many samples the global batch has, and the micro-batch's share of them."""
+        samples = self.program.micro_batches * self.groups.size("dp") * self.program.micro_batch
+        made = {
+            SAMPLE_KEYS: lambda: self._sample_keys(micro_batch),
+            STEP_KEY: lambda: torch.tensor(mix64(self.program.seed, self.steps_done), device=self.groups.device),
+            SAMPLE_COUNT: lambda: torch.tensor(samples, device=self.groups.device),
+            BATCH_SHARE: lambda: torch.tensor(self.program.micro_batch / samples, dtype=torch.float64).to(
+                self.groups.device
+            ),
+        }
+        return {name: make() for name, make in made.items() if name in self._reads}
+
+    def _sample_keys(self, micro_batch: int) -> torch.Tensor:
+        """Data rank r holds samples [r n, (r + 1) n) of the global batch, micro-batches are contiguous in them."""
+        size = self.program.micro_batch
+        first = (self.groups.coordinates["dp"] * self.program.micro_batches + micro_batch) * size
+        keys = [mix64(self.program.seed, self.steps_done, first + i) for i in range(size)]
+        return torch.tensor(keys, dtype=torch.int64, device=self.groups.device)
+
+    def _count(self, rows: list[Named]) -> None:
+        """Give each micro-batch the counts of the global batch: one sum over data ranks for each level of counts."""
+        for level in self.program.count_levels:
+            parts = [torch.stack([self._part(count, row) for row in rows]).sum(0) for count in level]
+            numbers = torch.cat(parts)
+            if self.groups.size("dp") > 1:
+                self._sum(numbers, "dp")
+            for count, part in zip(level, numbers.split([p.numel() for p in parts]), strict=True):
+                self._check_count(count, part)
+                value = part.view(count.shape).to(count.dtype)
+                for row in rows:
+                    row[count.name] = value
+
+    def _part(self, count: Count, row: Named) -> torch.Tensor:
+        """What one micro-batch adds to a count (float64, flat)."""
+        values = {**self.worker.buffers, **row}
+        with torch.no_grad():
+            return self._counts[count.name](*(values[n] for n in count.arguments)).double().flatten()
+
+    def _check_count(self, count: Count, value: torch.Tensor) -> None:
+        if count.divides and count.numbers == 1 and not number(value):
+            raise InputError(
+                f"step {self.steps_done}: no target of the batch is counted, all labels are ignored or masked: "
+                "the loss would be divided by 0"
+            )
+
+    def _sum(self, x: torch.Tensor, axis: str) -> None:
+        self.groups.log.add(axis, "all_reduce", x, "control")
+        dist.all_reduce(x, group=self.groups.group(axis))
+
+    def _gradients(self, batches: list[Named]) -> None:
+        for parameter in self.trained:
+            parameter.grad = None
+        self._sync.begin()
+        losses = self.worker.run(batches)
+        self._loss = torch.zeros((), dtype=torch.float64, device=self.groups.device)
+        for loss in losses:
+            self._loss += loss
+        with self.groups.log.timed(PIPELINE):  # whoever is done first waits here for the others
+            for axis in ("dp", "pp"):
+                if self.groups.size(axis) > 1:
+                    self._sum(self._loss, axis)
+        with self.groups.log.timed(SYNC):
+            self._sync.finish()
+
+    def _check(self, loss: torch.Tensor, batches: list[Named]) -> None:
+        if not math.isfinite(number(loss)):
+            culprit = first_culprit(self.worker, batches, float(loss))
+            raise InputError(f"step {self.steps_done}: the loss is {float(loss)}; first made by {culprit}")
+
+    def _update(self) -> None:
+        if self.clip is not None:
+            self.grad_norm = self._norm()
+            if not math.isfinite(number(self.grad_norm)):
+                norm = float(self.grad_norm)
+                raise InputError(f"step {self.steps_done}: the gradient norm is {norm}, though the loss is finite")
+            if self.clip < math.inf:
+                torch.nn.utils.clip_grads_with_norm_(self.trained, self.clip, self.grad_norm)
+        if self.schedule is not None:
+            self._follow(self.schedule)
+        self.optimizer.step()
+
+    def _follow(self, schedule: Schedule) -> None:
+        """Set the rates of this step; raises InputError when someone else has set them since the last."""
+        if rates(self.optimizer) != self._rates:
+            raise InputError(
+                f"step {self.steps_done}: the optimizer's learning rate was changed, by a scheduler or by hand, and "
+                "the engine's schedule sets it too: leave out schedule, or the other"
+            )
+        scale_rates(self.optimizer, schedule(self.steps_done))
+        self._rates = rates(self.optimizer)
+
+    def save(self, folder: Path | str) -> Path:
+        """Write a checkpoint folder from all ranks together and return it."""
+        progress = Progress(self.steps_done, self.program.seed, self.samples_read)
+        return checkpoint.save(folder, self.program, self.groups, self.parameters, self.optimizer, progress)
+
+    def load(self, folder: Path | str, lr: float | None = None) -> Progress:
+        """Go on from a checkpoint, written under this plan or another, with its hyper-parameters, but for ``lr``."""
+        progress = checkpoint.load(folder, self.program, self.groups, self.parameters, self.optimizer)
+        self.steps_done, self.samples_read = progress.step, progress.samples
+        if lr is not None:
+            set_rates(self.optimizer, lr)
+        if self.schedule is not None:
+            keep_initial_rates(self.optimizer)
+        self._rates = rates(self.optimizer)
+        return progress
+
+
+def _check_plain(given: Mapping[str, object], traced: Mapping[str, object]) -> None:
+    """What is no tensor was traced as it is: a program holds for that value alone."""
+    for name in {**given, **traced}:
+        if name not in given or name not in traced or given[name] != traced[name]:
+            here, there = (repr(v[name]) if name in v else "nothing" for v in (given, traced))
+            raise InputError(f"{name} of the batch is {here}, the model was traced with {there}: trace it again")
+
+
+def _checked(
+    batch: Mapping[str, torch.Tensor], name: str, samples: int | None, shape: tuple[int, ...] | None
+) -> torch.Tensor:
+    """A tensor of the batch; ``samples``: how many it must have, None where it has none. ``shape``: a micro-batch's."""
+    tensor = batch.get(name)
+    if tensor is None:
+        raise InputError(f"the batch has no {name}: it has {', '.join(batch) or 'nothing'}")
+    if samples is not None and (tensor.dim() == 0 or tensor.shape[0] != samples):
+        have = tensor.shape[0] if tensor.dim() else "no"
+        raise InputError(f"{name} has {have} samples, this rank's part of a step has {samples}")
+    first = 0 if samples is None else 1
+    if shape is not None and tuple(tensor.shape[first:]) != shape[first:]:
+        each = " a sample" if first else ""
+        raise InputError(
+            f"{name} is of shape {tuple(tensor.shape[first:])}{each}, the model was traced with {shape[first:]}: "
+            "pad it, or trace the model with batches of this shape"
+        )
+    return tensor

@@ -1,0 +1,179 @@
+"""Gradients after backward, in a fixed order: sum over tp axes and tied stages, sum over dp, global norm, clip.
+
+    bucket of        first micro-batch    last micro-batch's backward               afterwards
+    -------------    -----------------    --------------------------------------    ---------------------------------
+    plain weights    copied in            a bucket is full -> its all_reduce        wait
+                                          over dp starts
+    Partial, tied    copied in                                                      all_reduce over tp, tied, then dp
+
+A bucket is one flat tensor that lives as long as the run. A gradient moves in as soon as the first micro-batch has made
+it, later ones are added to it there, so that no gradient is held twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from partitioner.lowering.program import Parameter, Program
+from partitioner.sharding.layout import REPLICATE, Shard
+from runtime.mesh.groups import Groups, tied_ranks
+
+BUCKET_BYTES = 25_000_000
+
+
+@dataclass
+class _Bucket:
+    """Gradients that are summed over the same axes; ``axes`` come before "dp"."""
+
+    axes: tuple[str, ...]
+    tied: tuple[int, ...]
+    names: list[str]
+    views: list[torch.Tensor]
+    flat: torch.Tensor
+    waiting: set[str] = field(default_factory=set)
+    work: dist.Work | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its gradients are summed over dp alone."""
+        return not self.axes and not self.tied
+
+
+class GradientSync:
+    """The buckets of one rank. ``begin`` before the last backward, ``ready`` as gradients end, ``finish`` after it."""
+
+    def __init__(self, program: Program, groups: Groups, parameters: Mapping[str, nn.Parameter]) -> None:
+        self._groups, self._parameters = groups, parameters
+        self._dp = groups.size("dp") > 1
+        rows = [p for p in program.parameters.values() if p.name in parameters and p.requires_grad]
+        buckets = [b for key, names in self._keys(program, rows).items() for b in self._fill(key, names)]
+        self._plain = [b for b in buckets if b.is_plain]
+        self._late = [b for b in buckets if not b.is_plain]
+        self._of = {name: (bucket, n) for bucket in buckets for n, name in enumerate(bucket.names)}
+        self._started = 0
+
+    def _keys(
+        self, program: Program, rows: list[Parameter]
+    ) -> dict[tuple[tuple[str, ...], tuple[int, ...], torch.dtype], list[str]]:
+        """Names by what they are summed over; backward reaches the last parameters first."""
+        found: dict[tuple[tuple[str, ...], tuple[int, ...], torch.dtype], list[str]] = {}
+        for parameter in reversed(rows):
+            axes = partial_axes(program, parameter)
+            tied = tied_ranks(program, parameter.stages)
+            tied = tied if len(tied) > 1 else ()
+            if axes or tied or self._dp:
+                found.setdefault((axes, tied, self._parameters[parameter.name].dtype), []).append(parameter.name)
+        return found
+
+    def _fill(
+        self, key: tuple[tuple[str, ...], tuple[int, ...], torch.dtype], names: list[str]
+    ) -> Iterable[_Bucket]:
+        """Buckets of these names in order, each as small as it can be above BUCKET_BYTES."""
+        left = list(names)
+        while left:
+            taken: list[str] = []
+            size = 0
+            while left and size * key[2].itemsize < BUCKET_BYTES:
+                taken.append(left.pop(0))
+                size += self._parameters[taken[-1]].numel()
+            flat = torch.zeros(size, dtype=key[2], device=self._groups.device)
+            parts = flat.split([self._parameters[name].numel() for name in taken])
+            views = [part.view_as(self._parameters[name]) for part, name in zip(parts, taken, strict=True)]
+            yield _Bucket(key[0], key[1], taken, views, flat)
+
+    @property
+    def names(self) -> Iterable[str]:
+        """The parameters whose gradients are summed over ranks."""
+        return self._of.keys()
+
+    def begin(self) -> None:
+        """Forget the last step."""
+        self._started = 0
+        for bucket in chain(self._plain, self._late):
+            bucket.waiting, bucket.work = set(bucket.names), None
+
+    def move(self, name: str) -> None:
+        """Let the gradient of ``name`` lie in its bucket; one that nothing has made is zero."""
+        bucket, index = self._of[name]
+        parameter, view = self._parameters[name], bucket.views[index]
+        if parameter.grad is None:
+            view.zero_()
+        elif parameter.grad is not view:
+            view.copy_(parameter.grad)
+        parameter.grad = view
+
+    def ready(self, name: str) -> None:
+        """The gradient of ``name`` is complete on this rank: start the buckets that are full.
+
+        Buckets start in one order on all ranks, whatever the order in which they fill.
+        """
+        bucket, _ = self._of[name]
+        if name not in bucket.waiting:
+            return
+        self.move(name)
+        bucket.waiting.discard(name)
+        while self._started < len(self._plain) and not self._plain[self._started].waiting:
+            self._plain[self._started].work = self._sum(self._plain[self._started], "dp")
+            self._started += 1
+
+    def _sum(self, bucket: _Bucket, axis: str) -> dist.Work | None:
+        group = self._groups.tied(bucket.tied) if axis == "pp" else self._groups.group(axis)
+        self._groups.log.add(axis, "all_reduce", bucket.flat, "sync")
+        return dist.all_reduce(bucket.flat, group=group, async_op=True)
+
+    def finish(self) -> None:
+        """Sum what is left; a parameter that no micro-batch used counts as zero."""
+        for name in self._of:
+            self.ready(name)
+        for bucket in self._late:
+            for axis in (*bucket.axes, *(["pp"] if bucket.tied else []), *(["dp"] if self._dp else [])):
+                _wait(self._sum(bucket, axis))
+        for bucket in self._plain:
+            _wait(bucket.work)
+
+
+def _wait(work: dist.Work | None) -> None:
+    if work is not None:
+        work.wait()
+
+
+def partial_axes(program: Program, parameter: Parameter) -> tuple[str, ...]:
+    """The tensor-parallel axes over which the gradient of ``parameter`` is Partial."""
+    rows = zip(parameter.layout, program.axes, strict=True)
+    return tuple(axis for placement, (axis, ranks) in rows if placement == REPLICATE and ranks > 1)
+
+
+def counts_here(program: Program, groups: Groups, parameter: Parameter) -> bool:
+    """Whether this rank is the one that counts the value, of those along tp and pp that hold the same."""
+    here = groups.coordinates
+    rows = zip(parameter.layout, program.axes, strict=True)
+    first = all(isinstance(placement, Shard) or here[axis] == 0 for placement, (axis, _) in rows)
+    return first and here["pp"] == parameter.stages[0] % program.mesh["pp"]
+
+
+class GradientNorm:
+    """The norm of all gradients of the model together (float64, scalar), the same on every rank."""
+
+    def __init__(self, program: Program, groups: Groups, parameters: Mapping[str, nn.Parameter]) -> None:
+        rows = [p for p in program.parameters.values() if p.name in parameters and counts_here(program, groups, p)]
+        self._counted = [parameters[p.name] for p in rows if p.requires_grad]
+        self._groups = groups
+        self._axes = [a for a in ("pp", *(a for a, _ in program.axes)) if groups.size(a) > 1]
+
+    def __call__(self) -> torch.Tensor:
+        """Called on all ranks, after the gradients are synced."""
+        grads = [p.grad for p in self._counted if p.grad is not None]
+        total = torch.zeros((), dtype=torch.float64, device=self._groups.device)
+        if grads:
+            wide = None if grads[0].dtype.itemsize >= 4 else torch.float32
+            total += torch.stack(torch._foreach_norm(grads, 2, wide)).double().square().sum()
+        for axis in self._axes:
+            self._groups.log.add(axis, "all_reduce", total, "control")
+            dist.all_reduce(total, group=self._groups.group(axis))
+        return total.sqrt()

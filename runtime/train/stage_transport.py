@@ -1,0 +1,139 @@
+"""Values between adjacent stages: sends that are not waited for, receives that are posted before they are needed.
+
+    stage s on rank p      F: Stage.sends  -->     stage s + 1 on rank p + 1
+                           B:      <-- their gradients
+
+A lane is what one rank sends to another in one phase; its messages arrive in the order in which the sender acts, so the
+receiver posts them in that order, which the Action table tells it. Stages of one rank hand their values over directly.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from partitioner.lowering.program import Program, Value
+from partitioner.plan.derived_rows import PIPELINE
+from partitioner.schedule.tables import Action
+from runtime.mesh.collectives import flat
+from runtime.mesh.groups import Groups
+
+Tensors = list[torch.Tensor]
+AHEAD = 1
+
+
+@dataclass
+class _Lane:
+    """What one rank sends this one in one phase: messages in the sender's order, named by their reader."""
+
+    peer: int
+    group: dist.ProcessGroup
+    tag: int
+    order: tuple[Action, ...]
+    posted: int = 0
+
+
+class Transport:
+    """One pipeline rank's end of all lanes."""
+
+    def __init__(self, program: Program, groups: Groups) -> None:
+        self._program, self._groups = program, groups
+        self._pp, self._here = program.mesh["pp"], groups.coordinates["pp"]
+        ends = [(peer, kind) for peer in self._peers() for kind in "FB"]
+        self._lanes = {end: lane for end in ends if (lane := self._lane(*end))}
+        self._arrived: dict[Action, tuple[Tensors, list[dist.Work]]] = {}
+        self._sent: deque[tuple[dist.Work, torch.Tensor]] = deque()
+
+    def _peers(self) -> set[int]:
+        return {(self._here + step) % self._pp for step in (-1, 1)} - {self._here}
+
+    def _lane(self, peer: int, kind: str) -> _Lane | None:
+        stages = len(self._program.stages)
+        step = 1 if kind == "F" else -1
+        acts = (a for a in self._program.actions[peer] if a.kind == kind)
+        moved = (Action(a.stage + step, kind, a.micro_batch) for a in acts)
+        order = tuple(a for a in moved if 0 <= a.stage < stages and a.stage % self._pp == self._here)
+        if not order:
+            return None
+        group, tag = self._groups.lane(peer, self._here, kind == "B")
+        return _Lane(peer, group, tag, order)
+
+    def values(self, action: Action) -> tuple[Value, ...]:
+        """What ``action`` receives: values before a forward, gradients before a backward."""
+        if action.kind == "F":
+            return self._program.stages[action.stage].receives
+        return tuple(v for v in self._program.stages[action.stage].sends if v.differentiable)
+
+    def source(self, action: Action) -> int:
+        """The pipeline rank whose action makes what ``action`` receives."""
+        return (action.stage + (-1 if action.kind == "F" else 1)) % self._pp
+
+    def begin(self) -> None:
+        """Before the first action of a step."""
+        for lane in self._lanes.values():
+            lane.posted = 0
+
+    def expect(self, action: Action) -> None:
+        """Post the receives of ``action``, behind those that its sender sends before."""
+        lane = self._lanes.get((self.source(action), action.kind))
+        if lane is None or not self.values(action) or action in self._arrived:
+            return
+        while lane.posted < len(lane.order):
+            message = lane.order[lane.posted]
+            lane.posted += 1
+            self._arrived[message] = self._post(lane, message)
+            if message == action:
+                return
+
+    def _post(self, lane: _Lane, message: Action) -> tuple[Tensors, list[dist.Work]]:
+        rows = self.values(message)
+        tensors = [torch.empty(v.shape, dtype=v.dtype, device=self._groups.device) for v in rows]
+        works: list[dist.Work | None] = []
+        for value, tensor in zip(rows, tensors, strict=True):
+            self._groups.log.message = message, value.name
+            source = self._rank(lane, lane.peer)
+            works.append(dist.irecv(flat(tensor), group=lane.group, group_src=source, tag=lane.tag))
+        return tensors, [w for w in works if w is not None]
+
+    def _rank(self, lane: _Lane, pipeline_rank: int) -> int:
+        """A pipeline rank's number in the lane's group: all of them, or two in their order."""
+        if lane.group.size() == self._pp:
+            return pipeline_rank
+        return int(pipeline_rank > self._here)
+
+    def receive(self, action: Action) -> Tensors:
+        """What ``action`` needs, waited for."""
+        self.expect(action)
+        tensors, works = self._arrived.pop(action, ([], []))
+        with self._groups.log.timed(PIPELINE):
+            for work in works:
+                work.wait()
+        return tensors
+
+    def send(self, action: Action, tensors: Tensors) -> None:
+        """Hand what ``action`` made to the action that needs it."""
+        step = 1 if action.kind == "F" else -1
+        reader = Action(action.stage + step, action.kind, action.micro_batch)
+        target = reader.stage % self._pp
+        if target == self._here:
+            self._arrived[reader] = (tensors, [])
+            return
+        group, tag = self._groups.lane(self._here, target, action.kind == "B")
+        number = target if group.size() == self._pp else int(target > self._here)
+        for value, tensor in zip(self.values(reader), tensors, strict=True):
+            self._groups.log.message = reader, value.name
+            self._groups.log.add("pp", "send", tensor, "send")
+            work = dist.isend(flat(tensor), group=group, group_dst=number, tag=tag)
+            if work is not None:
+                self._sent.append((work, tensor))
+        while self._sent and self._sent[0][0].is_completed():
+            self._sent.popleft()
+
+    def finish(self) -> None:
+        """After the last action of a step: wait until everything sent has left."""
+        with self._groups.log.timed(PIPELINE):
+            while self._sent:
+                self._sent.popleft()[0].wait()

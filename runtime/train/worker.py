@@ -1,0 +1,227 @@
+"""Walks a pipeline rank's row of the Action table; each action is one short method.
+
+    F   receive, prelude, calls (recomputed ones under checkpoint), send, keep inputs and outputs
+    B   receive gradients, torch.autograd.backward, send the gradients of the inputs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import fx, nn
+from torch.utils.checkpoint import checkpoint
+
+from partitioner.errors import InputError
+from partitioner.lowering.program import Call, Program, Stage
+from partitioner.schedule.tables import Action
+from runtime.mesh.bind import bind
+from runtime.mesh.groups import Groups
+from runtime.train.stage_transport import Transport
+
+Named = dict[str, torch.Tensor]
+Run = Callable[..., tuple[torch.Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class BoundCall:
+    """A call whose module communicates; ``spent``: values of which it is the last reader in its stage."""
+
+    call: Call
+    module: fx.GraphModule
+    run: Run
+    spent: tuple[str, ...] = ()
+
+    def __call__(self, values: Named) -> None:
+        """Add the results to ``values``, and let go what is spent."""
+        arguments = [values[name] for name in self.call.arguments]
+        if self.call.recompute and torch.is_grad_enabled():
+            results = checkpoint(self.run, *arguments, use_reentrant=False, preserve_rng_state=False)
+        else:
+            results = self.run(*arguments)
+        names = self.call.results
+        values.update(zip(names, results if isinstance(results, tuple | list) else (results,), strict=True))
+        for name in self.spent:
+            del values[name]
+
+
+@dataclass(frozen=True)
+class BoundStage:
+    """A stage whose calls communicate."""
+
+    stage: Stage
+    constants: BoundCall | None
+    prelude: BoundCall | None
+    calls: tuple[BoundCall, ...]
+
+
+@dataclass
+class Kept:
+    """What a backward needs of its forward."""
+
+    inputs: list[torch.Tensor]
+    outputs: list[torch.Tensor]
+    loss: torch.Tensor | None
+
+
+class Worker:
+    """Runs the stages of this rank; ``parameters`` are its parts of them by name."""
+
+    def __init__(self, program: Program, groups: Groups, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.program, self.groups = program, groups
+        here = groups.coordinates["pp"]
+        self.row = program.actions[here]
+        self._bound: dict[int, fx.GraphModule] = {}
+        own = [stage for stage in program.stages if stage.index % program.mesh["pp"] == here]
+        self.stages = {stage.index: self._bind_stage(stage) for stage in own}
+        self.transport = Transport(program, groups)
+        self.buffers = {f"buffer:{name}": _real(name, b).to(groups.device) for name, b in program.buffers.items()}
+        self._fixed = self._run_constants(parameters)
+        self._kept: dict[tuple[int, int], Kept] = {}
+        self._now: Action | None = None
+        self._last = self._last_backwards()
+
+    def _bind_stage(self, stage: Stage) -> BoundStage:
+        rows = (self._bind_call(stage.constants), self._bind_call(stage.prelude))
+        calls = [c for call in stage.calls if (c := self._bind_call(call))]
+        return BoundStage(stage, *rows, tuple(replace(c, spent=s) for c, s in zip(calls, _spent(stage), strict=True)))
+
+    def _bind_call(self, call: Call | None) -> BoundCall | None:
+        if call is None:
+            return None
+        module = self.bind(call.module)
+        return BoundCall(call, module, module.forward)
+
+    def bind(self, module: fx.GraphModule) -> fx.GraphModule:
+        """The module on this rank's groups; blocks that share a module share the bound one."""
+        if id(module) not in self._bound:
+            self._bound[id(module)] = bind(module, self.groups)
+        return self._bound[id(module)]
+
+    def _run_constants(self, parameters: Mapping[str, nn.Parameter]) -> dict[int, Named]:
+        """By stage: parameters, buffers and constants, once for the whole run."""
+        found: dict[int, Named] = {}
+        for index, stage in self.stages.items():
+            given = {**parameters, **self.buffers}
+            found[index] = dict(given)
+            if stage.constants:
+                with torch.no_grad():
+                    stage.constants(found[index])
+                    made = {name: _alone(value) for name, value in found[index].items() if name not in given}
+                found[index] |= made
+        return found
+
+    def _last_backwards(self) -> dict[str, Action]:
+        """By parameter: the action in which its gradient becomes complete on this rank."""
+        found: dict[str, Action] = {}
+        for action in (a for a in self.row if a.kind == "B"):
+            read = {name for call in self.program.stages[action.stage].calls for name in call.arguments}
+            found |= dict.fromkeys(read & self.program.parameters.keys(), action)
+        return found
+
+    @property
+    def now(self) -> Action | None:
+        """The action that runs, None between steps."""
+        return self._now
+
+    def is_complete(self, parameter: str) -> bool:
+        """Whether the backward that runs now is the last that reaches the parameter."""
+        return self._now is not None and self._last.get(parameter) == self._now
+
+    def run(self, batches: list[Named]) -> list[torch.Tensor]:
+        """All actions of a step on these micro-batches; the losses of the last stage's, in order (else empty).
+
+        Gradients are added to the parameters' ``grad``.
+        """
+        losses: dict[int, torch.Tensor] = {}
+        self.transport.begin()
+        for n, action in enumerate(self.row):
+            for ahead in self.row[n : n + 2]:
+                self.transport.expect(ahead)
+            self._now = action
+            if action.kind == "F":
+                self.forward(action, batches[action.micro_batch])
+                loss = self._kept[action.stage, action.micro_batch].loss
+                if loss is not None:
+                    losses[action.micro_batch] = loss.detach()
+            else:
+                self.backward(action)
+        self._now = None
+        self.transport.finish()
+        return [losses[m] for m in sorted(losses)]
+
+    def forward(self, action: Action, batch: Named) -> None:
+        """Run a stage on one micro-batch."""
+        self.groups.log.phase = "forward"
+        stage = self.stages[action.stage].stage
+        inputs = self.transport.receive(action)
+        for value, tensor in zip(stage.receives, inputs, strict=True):
+            if value.differentiable:
+                tensor.requires_grad_()
+        values = self.values(action.stage, batch, inputs)
+        for call in self.stages[action.stage].calls:
+            call(values)
+        outputs = [values[v.name] for v in stage.sends]
+        self.send(action, [t.detach().contiguous() for t in outputs]) if outputs else None
+        carried = [t for v, t in zip(stage.sends, outputs, strict=True) if v.differentiable]
+        given = [t for v, t in zip(stage.receives, inputs, strict=True) if v.differentiable]
+        loss = values[stage.loss] if stage.loss else None
+        self._kept[action.stage, action.micro_batch] = Kept(given, carried, loss)
+
+    def send(self, action: Action, tensors: list[torch.Tensor]) -> None:
+        """Hand on what an action made."""
+        self.transport.send(action, tensors)
+
+    def values(self, stage: int, batch: Named, inputs: list[torch.Tensor]) -> Named:
+        """What the calls of a stage read, before the first."""
+        bound = self.stages[stage]
+        received = {v.name: t for v, t in zip(bound.stage.receives, inputs, strict=True)}
+        values = {**self._fixed[stage], **batch, **received}
+        if bound.prelude:
+            with torch.no_grad():
+                bound.prelude(values)
+        return values
+
+    def backward(self, action: Action) -> None:
+        """Gradients of what a stage sent, then of its parameters and of what it received; one passed on adds up."""
+        self.groups.log.phase = "backward"
+        kept = self._kept.pop((action.stage, action.micro_batch))
+        rows = zip(kept.outputs, self.transport.receive(action), strict=True)
+        roots = [(output, grad) for output, grad in rows if output.requires_grad]
+        tensors, grads = [t for t, _ in roots], [g for _, g in roots]
+        if kept.loss is not None:
+            torch.autograd.backward([*tensors, kept.loss], [*grads, torch.ones_like(kept.loss)])
+        elif tensors:
+            torch.autograd.backward(tensors, grads)
+        if kept.inputs:
+            grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in kept.inputs]
+            self.send(action, [g.contiguous() for g in grads])
+
+
+def _alone(value: torch.Tensor) -> torch.Tensor:
+    """The value without the larger one that it is a part of."""
+    reach = 1 + sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
+    if value.numel() == 0 or value.untyped_storage().nbytes() <= reach * value.itemsize:
+        return value
+    return value.as_strided((reach,), (1,)).clone().as_strided(value.shape, value.stride())
+
+
+def _spent(stage: Stage) -> list[tuple[str, ...]]:
+    """By call: what other calls have made and none behind it reads, nor a later stage."""
+    made = {name for call in stage.calls for name in call.results}
+    needed = {v.name for v in stage.sends} | {stage.loss}
+    found: list[tuple[str, ...]] = []
+    for call in reversed(stage.calls):
+        mine = {*call.arguments, *call.results} & made
+        found.append(tuple(sorted(mine - needed)))
+        needed |= mine
+    return found[::-1]
+
+
+def _real(name: str, buffer: torch.Tensor) -> torch.Tensor:
+    if buffer.is_meta:
+        raise InputError(
+            f"buffer {name} lies on the meta device and has no value: build the model with real buffers to run it"
+        )
+    return buffer

@@ -1,0 +1,82 @@
+"""Tiles come in waves, small products are bound by memory, groups share ports; published timings are met."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from partitioner import Cluster
+from partitioner.cost.op_seconds import collective_seconds, flops_per_second, gemm_seconds, state_bytes
+from partitioner.cost.op_work import Gemm
+
+A100, H100 = Cluster.load("dgx-a100", nodes=16), Cluster.load("dgx-h100", nodes=64)
+EFA = Cluster.load("p5-h100", nodes=64)
+
+
+def seconds(gemm: Gemm, cluster: Cluster = A100) -> float:
+    return gemm_seconds(gemm, cluster.device, flops_per_second(torch.bfloat16, cluster.device), 2)
+
+
+def test_a_tile_more_than_a_wave_takes_a_wave_more() -> None:
+    tiles = A100.device.multiprocessors  # of 256 x 128
+    rows = 256 * tiles // 4
+    full, more = seconds(Gemm(rows, 1024, 8192)), seconds(Gemm(rows + 1, 1024, 8192))
+    assert more > 1.2 * full
+    assert seconds(Gemm(rows - 30, 1024, 8192)) == full
+
+
+def test_a_large_product_reaches_the_ceiling() -> None:
+    gemm = Gemm(8192 * 27, 8192, 8192)
+    reached = gemm.flops / seconds(gemm) / flops_per_second(torch.bfloat16, A100.device)
+    assert 0.95 * A100.device.gemm_efficiency < reached <= A100.device.gemm_efficiency
+
+
+def test_a_thin_product_is_bound_by_memory() -> None:
+    gemm = Gemm(1, 65536, 8192)
+    moved = (8192 + 8192 * 65536 + 65536) * 2
+    assert seconds(gemm) == pytest.approx(moved / (2039e9 * A100.device.memory_efficiency))
+
+
+def test_a_shallow_product_is_slower_for_its_flops() -> None:
+    deep, shallow = Gemm(8192, 8192, 8192), Gemm(8192, 8192, 512)
+    assert shallow.flops / seconds(shallow) < 0.9 * deep.flops / seconds(deep)
+
+
+def test_members_of_a_node_share_their_ports() -> None:
+    alone = H100.route(16, stride=8)
+    together = H100.route(16, stride=4)
+    assert (alone.nodes, together.nodes) == (16, 8)
+    assert together.bytes_per_second == pytest.approx(2 * alone.bytes_per_second)
+    assert H100.route(8).nodes == 1
+    assert H100.route(16).bytes_per_second == pytest.approx(min(H100.node.speed, 8 * H100.network.speed))
+
+
+PUBLISHED = {
+    # NCCL all_reduce in one DGX A100, bytes and microseconds (stas00/ml-engineering, network/README.md)
+    "a100, 64 MB": (A100, "all_reduce", 67108864, 8, 684.6),
+    "a100, 256 MB": (A100, "all_reduce", 268435456, 8, 2420.6),
+    "a100, 1 GB": (A100, "all_reduce", 1073741824, 8, 8203.9),
+    # NCCL over EFA, 8 H100 a node, 256 MB, by bus bandwidth in GB/s (the nanotron authors' benchmark)
+    "efa, gather, 4 nodes": (EFA, "all_gather", 268435456, 32, 268435456 * 31 / 32 / 118.97e3),
+    "efa, gather, 16 nodes": (EFA, "all_gather", 268435456, 128, 268435456 * 127 / 128 / 54.97e3),
+    "efa, gather, 64 nodes": (EFA, "all_gather", 268435456, 512, 268435456 * 511 / 512 / 11.04e3),
+    "efa, reduce, 8 nodes": (EFA, "all_reduce", 268435456, 64, 2 * 268435456 * 63 / 64 / 99.56e3),
+    "efa, reduce, 16 nodes": (EFA, "all_reduce", 268435456, 128, 2 * 268435456 * 127 / 128 / 84.74e3),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_collectives_take_what_was_measured(name: str) -> None:
+    cluster, kind, size, ranks, microseconds = PUBLISHED[name]
+    found = collective_seconds(kind, size, cluster.route(ranks))
+    assert found * 1e6 == pytest.approx(microseconds, rel=0.35 if "efa" in name else 0.15)
+
+
+def test_zero_divides_optimizer_then_gradients_then_weights() -> None:
+    software = A100.software
+    held = [state_bytes(1000, 2, software, stage, 10) for stage in range(4)]
+    assert held == pytest.approx([16000, 5200, 3400, 1600])
+    mixed = dataclasses.replace(software, gradient_bytes=4.0)
+    assert state_bytes(1000, 2, mixed) == 1000 * (2 + 4 + 12)

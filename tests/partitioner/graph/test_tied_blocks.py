@@ -1,0 +1,98 @@
+"""Blocks are tied where the same of their values have a gradient, and what is priced follows from it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from partitioner import Graph, lower, search, trace
+from partitioner.graph.graph import has_gradient
+from partitioner.graph.tied_blocks import fold
+from partitioner.lowering.traffic import tally, traffic
+from partitioner.plan.sent_by_plan import volume
+from tools.verify.plan_families import cluster
+
+WIDTH, BATCH = 8, 4
+
+
+class Stack(nn.Module):
+    """Like blocks between an embedding and a head."""
+
+    def __init__(self, blocks: int = 6) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(16, WIDTH), nn.Linear(WIDTH, 16)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 16), nn.GELU(), nn.Linear(16, WIDTH))
+            for _ in range(blocks)
+        )
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        h = self.embed(x)
+        for block in self.blocks:
+            h = h + block(h)
+        return F.cross_entropy(self.head(h).flatten(0, 1), y.flatten())
+
+
+def stack(*frozen: str, blocks: int = 6) -> Graph:
+    """The graph of a stack of which some modules do not train; "0" is a block."""
+    model = Stack(blocks)
+    for name in frozen:
+        model.get_submodule(f"blocks.{name}" if name.isdigit() else name).requires_grad_(False)
+    return trace(model, {"x": torch.randint(16, (BATCH, 5)), "y": torch.randint(16, (BATCH, 5))})
+
+
+@pytest.mark.parametrize(
+    ("frozen", "sizes"),
+    [
+        ((), [6]),
+        (("embed",), [1, 5]),  # the first block's input has no gradient
+        (("embed", "0", "1"), [2, 1, 3]),  # nor what the frozen ones make
+        (("1", "3", "5"), [3, 3]),
+        (("embed", *"012345"), [6]),
+    ],
+)
+def test_blocks_are_tied_by_what_has_a_gradient(frozen: tuple[str, ...], sizes: list[int]) -> None:
+    graph = stack(*frozen)
+    folded = fold(graph)
+    assert [len(units) for units in folded.groups if units[0].is_block] == sizes
+    differentiable = has_gradient(graph.module.graph)
+    for node, representative in folded.node.items():
+        assert (node in differentiable) == (representative in folded.differentiable), node
+
+
+def test_frozen_blocks_cost_no_backward_and_keep_nothing() -> None:
+    plan = search(stack("embed", "0", "1", "2"), cluster(2), BATCH, {"pp": 2, "recompute": "off"})
+    by_unit = {name: row for row in plan.blocks for name in row.units}
+    assert [by_unit[f"blocks.{n}"].backward_seconds > 0 for n in range(6)] == [False] * 3 + [True] * 3
+    assert [by_unit[f"blocks.{n}"].saved_bytes > 0 for n in range(6)] == [False] * 3 + [True] * 3
+
+
+@pytest.mark.parametrize("frozen", [(), ("embed", "0", "1", "2")])
+def test_gradients_come_back_over_the_cuts_that_have_one(frozen: tuple[str, ...]) -> None:
+    graph = stack(*frozen)
+    plan = search(graph, cluster(2), BATCH, {"pp": 2, "schedule": "interleaved", "virtual": 2, "micro_batch": 1})
+    program = lower(graph, plan)
+    for rank in range(2):
+        sent = sum(row.bytes for row in traffic(program, rank) if row.kind == "send")
+        assert sum(row.bytes for row in volume(plan, rank) if row.kind == "send") == sent
+    sends = [row for rank in range(2) for row in tally(traffic(program, rank)) if row[1] == "send"]
+    assert sends
+
+
+class Mixing(Stack):
+    """Each block reads what came before it, and the embedding: the first reads one value twice."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        first = h = self.embed(x)
+        for block in self.blocks:
+            h = h + block(h * first)
+        return F.cross_entropy(self.head(h).flatten(0, 1), y.flatten())
+
+
+def test_a_block_that_reads_one_value_twice_has_a_port_for_each_place() -> None:
+    folded = fold(trace(Mixing(), {"x": torch.arange(12).view(4, 3), "y": torch.arange(12).view(4, 3)}))
+    (blocks,) = [units for units in folded.groups if units[0].is_block]
+    assert len(blocks) == 6
+    assert {len(folded.entering[unit]) for unit in blocks} == {2}

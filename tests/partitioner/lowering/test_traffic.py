@@ -1,0 +1,80 @@
+"""The predicted traffic of a step is what every rank logs, row by row; of the gradient sync the sum of bytes."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+
+from partitioner import Graph, Plan, lower, search, trace
+from partitioner.lowering.traffic import tally, traffic
+from runtime.mesh.groups import Groups
+from runtime.state.optimizer import factory
+from runtime.state.parameters import from_seed, materialize
+from runtime.train.engine import Engine
+from tests.runtime.plans import spawn
+from tools.models.load import load
+from tools.verify.plan_families import cluster
+
+BATCH = 8
+_SMALL: dict[str, object] = {"vocab": 100, "hidden": 32, "layers": 4, "heads": 4, "seq": 16}
+MODELS: dict[str, tuple[str, dict[str, object]]] = {
+    "gpt": ("examples/gpt.py:model", _SMALL),
+    "tied": ("examples/gpt.py:model", _SMALL | {"tied": True, "dropout": 0.1, "layers": 2}),
+    "llama": ("hf:llama", {"num_hidden_layers": 2}),
+    "deepseek": ("hf:deepseek_v3", {}),  # its router's choice passes no gradient back
+}
+
+# name: ranks, model, pins
+CASES: dict[str, tuple[int, str, dict[str, str | int]]] = {
+    "dp2": (2, "gpt", {"dp": 2, "micro_batch": 2}),
+    "tp2": (2, "gpt", {"tp": 2, "micro_batch": 2, "boundary": "whole"}),
+    "tp2, sharded": (2, "gpt", {"tp": 2, "micro_batch": 2, "boundary": "sharded"}),
+    "tp2, sharded, recompute": (2, "gpt", {"tp": 2, "micro_batch": 4, "boundary": "sharded", "recompute": "on"}),
+    "tp2, tied, dropout, recompute": (2, "tied", {"tp": 2, "micro_batch": 4, "boundary": "whole", "recompute": "on"}),
+    "pp2": (2, "gpt", {"pp": 2, "micro_batch": 2, "schedule": "1f1b"}),
+    "pp2, tied": (2, "tied", {"pp": 2, "micro_batch": 2, "schedule": "gpipe"}),
+    "pp2, interleaved": (2, "gpt", {"pp": 2, "micro_batch": 2, "schedule": "interleaved", "virtual": 2}),
+    "llama tp2": (2, "llama", {"tp": 2, "micro_batch": 4, "boundary": "sharded"}),
+    "deepseek tp2": (2, "deepseek", {"tp": 2, "micro_batch": 2, "boundary": "sharded"}),
+    "llama pp2": (2, "llama", {"pp": 2, "micro_batch": 4, "schedule": "1f1b"}),
+    "tp2 pp2": (4, "gpt", {"tp": 2, "pp": 2, "dp": 1, "micro_batch": 4, "schedule": "1f1b", "recompute": "on"}),
+    "pp2 dp2": (4, "gpt", {"pp": 2, "tp": 1, "dp": 2, "micro_batch": 2, "schedule": "1f1b"}),
+    "tp2 dp2": (4, "gpt", {"tp": 2, "pp": 1, "dp": 2, "micro_batch": 4}),
+}
+
+
+@functools.cache
+def graph_of(name: str) -> tuple[Graph, dict[str, torch.Tensor]]:
+    spec, settings = MODELS[name]
+    source = load(spec, settings, seq=None, batch=BATCH, shrink=spec.startswith("hf:"))
+    return trace(source.module, source.batch), source.batch
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_every_rank_sends_what_is_predicted(ranks: int, tmp_path: Path) -> None:
+    names = [name for name, case in CASES.items() if case[0] == ranks]
+    for n, name in enumerate(names):
+        graph, _ = graph_of(CASES[name][1])
+        pins: dict[str, str | int] = {"tp": 1, "pp": 1, "dp": 1, "recompute": "off"} | CASES[name][2]
+        search(graph, cluster(ranks), BATCH, pins).save(tmp_path / f"{n}.json")
+    spawn(compare, ranks, str(tmp_path), names)
+
+
+def compare(rank: int, folder: str, names: list[str]) -> None:
+    for n, name in enumerate(names):
+        graph, batch = graph_of(CASES[name][1])
+        program = lower(graph, Plan.load(Path(folder) / f"{n}.json"))
+        groups = Groups(program)
+        source = from_seed(0, lambda _, shape: torch.randn(shape) * 0.02)
+        parameters = materialize(program, groups.coordinates, source, "cpu")
+        engine = Engine(program, groups, parameters, factory(torch.optim.SGD, lr=0.1), clip=1.0)
+        each = program.micro_batch * program.micro_batches
+        first = groups.coordinates["dp"] * each
+        groups.log.keep = True
+        engine.step({k: t[first : first + each] for k, t in batch.items()})
+        predicted, sent = tally(traffic(program, rank)), tally(groups.log.rows)
+        assert predicted == sent, f"{name}, rank {rank}: predicted {predicted - sent}, sent {sent - predicted}"
+        assert sent

@@ -1,0 +1,87 @@
+"""Search finds what trying everything finds: every mesh, schedule and number of recomputed blocks, priced."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+
+import pytest
+from small_plans import graph_of
+
+from partitioner import Cluster, search
+from partitioner.graph.graph import Graph
+from partitioner.graph.resize_batch import resize
+from partitioner.graph.tied_blocks import fold
+from partitioner.schedule.tables import SCHEDULES, SPLIT
+from partitioner.searching.candidates import layouts
+from partitioner.searching.pins import read_pins
+from partitioner.step.cut_stages import Cuts
+from partitioner.step.split import Split, stage_sums
+from partitioner.step.step_seconds import price
+
+BATCH = 8
+CLUSTER = Cluster.load("dgx-a100", devices=4)
+FREE = dataclasses.replace(CLUSTER, device=dataclasses.replace(CLUSTER.device, allocator_share=1.0))
+
+
+def test_tensors_fill_what_an_allocator_leaves_them() -> None:
+    graph = graph_of("gpt")
+    roomy = search(graph, FREE, BATCH)
+    half = dataclasses.replace(FREE.device, memory_bytes=roomy.cost.peak_bytes * 0.9)
+    whole = dataclasses.replace(half, memory_bytes=half.memory_bytes * 2, allocator_share=0.5)
+    plans = [search(graph, dataclasses.replace(FREE, device=device), BATCH) for device in (half, whole)]
+    assert plans[0].decisions == plans[1].decisions != roomy.decisions
+    assert plans[1].cost.peak_bytes <= whole.memory_bytes / 2
+
+
+def enumerated(graph: Graph, cluster: Cluster) -> tuple[float, int]:
+    """The least step of all that fit, and how many were priced: no bound, no rule of which blocks to recompute."""
+    best, tried = math.inf, 0
+    whole = [n for n in range(1, cluster.devices + 1) if cluster.devices % n == 0]
+    for tp, micro_batch in itertools.product(whole, range(1, BATCH + 1)):
+        if BATCH % micro_batch:
+            continue
+        folded = fold(resize(graph, micro_batch))
+        priced = layouts(folded, cluster, tp, 1, micro_batch, BATCH, read_pins({}, graph))
+        for pp in whole:
+            dp, rest = divmod(cluster.devices, tp * pp)
+            if rest or BATCH % (dp * micro_batch):
+                continue
+            many = BATCH // (dp * micro_batch)
+            for kind, virtual in itertools.product(set(SCHEDULES) - set(SPLIT), (1, 2, 3, 4)):
+                units = Cuts(priced).into(pp * virtual)
+                legal = kind == "interleaved" if virtual > 1 else kind != "interleaved"
+                if not units or not legal or (pp == 1 and kind != "1f1b") or (virtual > 1 and many % pp):
+                    continue
+                sums = tuple(stage_sums(priced, u) for u in units)
+                mesh = {"pp": pp, "dp": dp, "tp": tp}
+                for counts in itertools.product(*(range(s.blocks + 1) for s in sums)):
+                    split = Split(sums, units, mesh, ("pp", "dp", "tp"), many, kind, virtual, "full", counts)
+                    cost, tried = price(priced, split), tried + 1
+                    if cost.peak_bytes <= cluster.device.room:
+                        best = min(best, cost.step_seconds)
+    return best, tried
+
+
+@pytest.mark.parametrize("name", ["gpt", "t5"])
+@pytest.mark.parametrize("room", [1.0, 0.8, 0.6])
+def test_search_finds_the_best_of_everything(name: str, room: float) -> None:
+    graph = graph_of(name)
+    needed = search(graph, FREE, BATCH).cost.peak_bytes
+    device = dataclasses.replace(FREE.device, memory_bytes=room * needed)
+    cluster = dataclasses.replace(FREE, device=device)
+    best, tried = enumerated(graph, cluster)
+    found = search(graph, cluster, BATCH)
+    assert found.cost.step_seconds == pytest.approx(best, rel=1e-9)
+    assert found.searched["walked"] < tried
+
+
+def test_a_little_less_memory_recomputes_some_blocks() -> None:
+    graph = graph_of("gpt")
+    pins = {"tp": 1, "pp": 1, "micro_batch": 2}
+    needed = search(graph, FREE, BATCH, {**pins, "recompute": "off"}).cost.peak_bytes
+    device = dataclasses.replace(FREE.device, memory_bytes=needed - 1)
+    found = search(graph, dataclasses.replace(FREE, device=device), BATCH, pins).decisions
+    assert found.recompute == "full"
+    assert 0 < found.recomputed[0] < len(graph.blocks)

@@ -1,0 +1,66 @@
+"""A rank's predicted peak bytes are those that torch's MemTracker counts, for every family of plans, within 2 %."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import pytest
+
+from partitioner import Cluster, lower, search, trace
+from runtime.dry_run.counted_peak import tracked_peak
+from runtime.dry_run.dry_run import alike
+from runtime.mesh.groups import coordinates
+from tools.models.load import load
+from tools.verify.plan_families import families
+
+GPT = f"{Path(__file__).parents[3] / 'examples' / 'gpt.py'}:model"
+RANKS, BATCH, MOST = 4, 16, 0.02
+
+
+def errors(
+    spec: str, settings: Mapping[str, object], seq: int | None = None, only: Collection[str] = ()
+) -> dict[str, float]:
+    """By family (of ``only``, or all) and pipeline rank: the share by which the prediction is off; the first of ranks
+    that are alike."""
+    source = load(spec, dict(settings), seq=seq, meta=True)
+    graph = trace(source.module, source.batch)
+    cluster = Cluster.load("dgx-a100", devices=RANKS)
+    found: dict[str, float] = {}
+    for family in (f for f in families(graph, RANKS, BATCH) if not only or f.name in only):
+        plan = search(graph, cluster, BATCH, family.pins)
+        program, pp = lower(graph, plan), plan.decisions.mesh["pp"]
+        for rank in alike(program):
+            place = coordinates(program)[rank]["pp"]
+            if f"{family.name}, {place}" not in found:
+                predicted = sum(s.peak_bytes for s in plan.cost.stages[place::pp])
+                counted = tracked_peak(program, source.batch, rank)
+                assert counted > 1e7
+                found[f"{family.name}, {place}"] = predicted / counted - 1
+    return found
+
+
+def beyond(found: Mapping[str, float], most: float = MOST) -> dict[str, float]:
+    return {name: error for name, error in found.items() if abs(error) > most}
+
+
+@pytest.mark.parametrize("options", [{}, {"tied": True, "dropout": 0.1}])
+def test_predicted_peaks_are_counted_ones(options: Mapping[str, object]) -> None:
+    size: dict[str, object] = {"vocab": 8192, "hidden": 512, "heads": 8, "seq": 256, "layers": 4}
+    found = errors(GPT, size | options)
+    assert len(found) >= 14
+    assert beyond(found) == {}
+
+
+def test_stages_that_share_an_encoders_result_and_an_embedding() -> None:
+    size = {"num_layers": 2, "d_model": 256, "d_ff": 1024, "num_heads": 4, "d_kv": 64, "vocab_size": 4096}
+    found = errors("hf:t5", size, 128, {"pp 1f1b", "pp interleaved", "pp x dp"})
+    assert len(found) == 8
+    assert beyond(found) == {}
+
+
+def test_attention_that_repeats_heads_writes_its_scores() -> None:
+    size = {"num_hidden_layers": 4, "hidden_size": 512, "num_attention_heads": 8, "vocab_size": 8192}
+    found = errors("hf:falcon", size, 256, {"tp", "pp 1f1b"})
+    assert len(found) == 5
+    assert beyond(found) == {}

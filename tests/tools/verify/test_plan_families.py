@@ -1,0 +1,35 @@
+"""Families of plans: all axes for what separates over samples, those without dp and micro-batches for what does not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from examples.gpt import model
+from partitioner import Graph, trace
+from tools.verify.plan_families import families, left_out
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    torch.manual_seed(0)
+    return trace(*model(vocab=32, hidden=16, heads=4, seq=8, layers=4, batch=2))
+
+
+def test_every_axis_is_tried(graph: Graph) -> None:
+    found = {f.name: f.pins for f in families(graph, 4, 8)}
+    assert {"dp", "tp", "tp + sequence parallel", "pp gpipe", "pp interleaved", "tp x pp", "tp x dp"} <= found.keys()
+    assert found["dp"]["dp"] == 4
+    assert left_out(graph) == ""
+
+
+@pytest.mark.parametrize(("ranks", "names"), [(2, 3), (4, 4)])
+def test_what_mixes_samples_keeps_them_together_and_says_so(graph: Graph, ranks: int, names: int) -> None:
+    mixed = replace(graph, inseparable="roll in blocks.0 mixes samples")
+    found = list(families(mixed, ranks, 8))
+    assert len(found) == names
+    assert {(f.pins["dp"], f.pins["micro_batch"]) for f in found} == {(1, 8)}
+    assert "roll in blocks.0 mixes samples" in left_out(mixed)
+    assert left_out(mixed).startswith("left out: dp and more than one micro-batch")

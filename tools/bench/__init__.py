@@ -1,0 +1,1 @@
+"""Maintainers' measurements, the gallery and the schemas."""

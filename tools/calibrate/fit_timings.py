@@ -1,0 +1,195 @@
+"""A sweep's timings become a cluster's numbers: each is the one with which ``partitioner.cost.op_seconds`` repeats the timings.
+
+product, stream, attention   the median over their samples of what the price's own formula needs
+launch                       what a tiny transformer's block takes, for each kernel that the price counts of it
+efficiency                   of everything: what larger blocks reach of the sum of their parts
+links                        latency and bandwidth by least squares of relative errors, neither below 0
+
+A relative error is (predicted - measured) / sqrt(predicted measured): twice as long is as wrong as half as long.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+from torch import nn
+
+from partitioner import trace
+from partitioner.cluster import Cluster, Device, Link, Route, Software
+from partitioner.cost.op_seconds import collective_seconds, gemm_seconds, streaming, work_seconds
+from partitioner.cost.op_work import Gemm, Work, op_work
+from partitioner.graph.tied_blocks import fold
+from partitioner.searching.candidates import layouts
+from partitioner.searching.pins import Pins
+from runtime.measure.device_probes import block
+from runtime.measure.sweep import Sample, Sweep
+
+POINTWISE_PASSES, POINTWISE_KERNELS = 13, 5  # of x by norm, gelu and sum, as work counts: 2 + 2 + 3, and back 3 + 3
+ATTENTION_READS, ATTENTION_KERNELS = 12, 3  # of q by fused attention, forward (4) and backward (8)
+ATTENTION_PRODUCTS = 3.5  # forward's and two and a half times as many backward
+ALLOCATOR_SHARE = {"cuda": 0.9}  # not measured: the presets' fit, docs/accuracy.md
+LEAST_HIDDEN = 0.5  # share that must pass beside products for a program to count on it
+LEAST_EFFICIENCY = 1e-3
+ROUNDS = 20  # of least squares, each weighted by the last's predictions
+
+
+@dataclass(frozen=True)
+class LinkFit:
+    """Latency and bytes a second of a link, and the median relative error of the samples that they were fitted to."""
+
+    latency_seconds: float
+    speed: float
+    error: float
+    samples: int
+
+
+def fit_link(samples: Sequence[Sample]) -> LinkFit | None:
+    """The alpha-beta form of ``collective_seconds`` over all kinds, sizes and groups; None without samples."""
+    if not samples:
+        return None
+    found = np.zeros(2)
+    rows = np.array([coefficients(s) for s in samples])
+    seconds = np.array([s.seconds for s in samples])
+    predicted = seconds
+    for _ in range(ROUNDS):
+        scale = 1 / np.sqrt(predicted * seconds)
+        found, _ = nnls(rows * scale[:, None], seconds * scale)
+        predicted = np.maximum(rows @ found, seconds / 100)
+    latency, per_byte = float(found[0]), max(float(found[1]), 1e-15)
+    errors = np.abs(predicted / seconds - 1)
+    return LinkFit(latency, 1 / per_byte, float(np.median(errors)), len(samples))
+
+
+def coefficients(sample: Sample) -> tuple[float, float]:
+    """How often a sample's price counts a link's latency, and how many bytes it divides by its speed."""
+    if sample.kind == "send":
+        return 1.0, float(sample.size[0])
+    # A group that spans nodes has one rank on each, so its ring and its hops are all the network's.
+    def priced(hop: float, speed: float) -> float:
+        route = Route(sample.ranks, sample.nodes, speed, speed, hop, hop)
+        return collective_seconds(sample.kind, float(sample.size[0]), route)
+
+    return priced(1.0, math.inf), priced(0.0, 1.0)
+
+
+def link_fits(sweep: Sweep) -> dict[str, LinkFit | None]:
+    """Of both links; None for one that no group saw."""
+    return {name: fit_link(_links(sweep, across)) for name, across in (("node", False), ("network", True))}
+
+
+def fit(sweep: Sweep, name: str) -> Cluster:
+    """The cluster that a sweep saw; where it saw one kind of link alone, that stands for both."""
+    inside, across = link_fits(sweep).values()
+    seen = inside or across
+    assert seen is not None
+    attention = "math" if sweep.keeps_scores else "flash"
+    best = [max((_payload_rate(s) for s in _links(sweep, n)), default=0.0) for n in (False, True)]
+    software = Software(
+        overlap_gradients=sweep.hidden_share >= LEAST_HIDDEN, overlap_sends=sweep.hidden_sends >= LEAST_HIDDEN
+    )
+    cluster = Cluster(
+        name, attention, fit_device(sweep), _link(inside or seen, best[0] or best[1]), sweep.ranks // sweep.nodes,
+        _link(across or seen, best[1] or best[0]), 1, software,
+    )  # fmt: skip
+    return fit_blocks(sweep, cluster)
+
+
+def fit_blocks(sweep: Sweep, cluster: Cluster) -> Cluster:
+    """With the host's part of a kernel, which a CPU adds to it and a GPU hides behind it; and with ``efficiency``."""
+    tiny, *rows = [s for s in sweep.samples if s.kind == "block"]
+    kernels = sum(work.kernels for work in block_work(tiny.size, cluster))
+    host = tiny.seconds / kernels
+    if sweep.kind == "cpu":
+        cluster = replace(cluster, device=replace(cluster.device, launch_seconds=host))
+    else:
+        cluster = replace(cluster, software=replace(cluster.software, dispatch_seconds=host))
+    shares = [sum(work_seconds(w, cluster) for w in block_work(s.size, cluster)) / s.seconds for s in rows]
+    return replace(cluster, software=replace(cluster.software, efficiency=_share(shares)))
+
+
+def block_work(size: tuple[int, ...], cluster: Cluster) -> list[Work]:
+    """What the price counts of a block of b, s, heads and width."""
+    return priced_work(*block(size, torch.device("meta")), cluster)
+
+
+def priced_work(module: nn.Module, batch: dict[str, torch.Tensor], cluster: Cluster) -> list[Work]:
+    """What the price counts of a module on one device, op by op, forward and backward."""
+    samples = len(next(iter(batch.values())))
+    one = replace(cluster, nodes=1, node_devices=1)
+    priced = layouts(fold(trace(module, batch)), one, 1, 1, samples, samples, Pins({}, {}))
+    strategies, folded = priced.solution.strategies, priced.folded
+    bodies = [folded.body(g) for g, units in enumerate(folded.groups) for _ in units]
+    return [work for body in bodies for n in body for work in op_work(priced.setting, n, strategies[n])]
+
+
+def _links(sweep: Sweep, across: bool) -> list[Sample]:
+    return [s for s in sweep.samples if s.ranks > 1 and (s.nodes > 1) == across]
+
+
+def _payload_rate(sample: Sample) -> float:
+    """Bytes a second of a link in one collective, latency and all."""
+    return coefficients(sample)[1] / sample.seconds
+
+
+def _link(found: LinkFit, best: float) -> Link:
+    """The best rate that any sample reached stands for the datasheet's."""
+    peak = max(best, found.speed)
+    return Link(peak, found.speed / peak, found.latency_seconds)
+
+
+def fit_device(sweep: Sweep) -> Device:
+    """Peaks are the best that was reached, efficiencies what training-sized work reaches of them."""
+    kinds = {s.kind: [r for r in sweep.samples if r.kind == s.kind] for s in sweep.samples}
+    peaks = peak_flops([*kinds["peak"], *kinds.get("gemm", ())])
+    launch = statistics.median(s.seconds / s.size[0] for s in kinds["launch"])
+    stream = max(s.size[0] / s.seconds for s in (*kinds["add"], *kinds["copy"]))
+    device = Device(
+        sweep.device, sweep.memory_bytes, stream, launch, 1.0, 1.0, 1.0, sweep.multiprocessors, sweep.spread, peaks,
+        ALLOCATOR_SHARE.get(sweep.kind, 1.0),
+    )  # fmt: skip
+    device = replace(device, memory_efficiency=_share(_pointwise(s, launch) / stream for s in kinds["pointwise"]))
+    device = replace(device, gemm_efficiency=_share(_product_share(s, device) for s in kinds["gemm"]))
+    if sweep.keeps_scores:
+        return replace(device, attention_efficiency=device.gemm_efficiency)
+    return replace(device, attention_efficiency=_share(_attention_share(s, device) for s in kinds["attention"]))
+
+
+def peak_flops(samples: Iterable[Sample]) -> dict[str, float]:
+    """The best rate of a product, by dtype."""
+    found: dict[str, float] = {}
+    for s in samples:
+        m, n, k = s.size
+        found[s.dtype] = max(found.get(s.dtype, 0.0), 2.0 * m * n * k / s.seconds)
+    return found
+
+
+def _share(values: Iterable[float]) -> float:
+    return min(1.0, max(LEAST_EFFICIENCY, statistics.median(values)))
+
+
+def _pointwise(sample: Sample, launch: float) -> float:
+    """Bytes a second, by the bytes that the price counts."""
+    itemsize = getattr(torch, sample.dtype).itemsize
+    busy = max(sample.seconds - POINTWISE_KERNELS * launch, sample.seconds / 2)
+    return POINTWISE_PASSES * itemsize * math.prod(sample.size) / busy
+
+
+def _product_share(sample: Sample, device: Device) -> float:
+    m, n, k = sample.size
+    dtype = getattr(torch, sample.dtype)
+    return gemm_seconds(Gemm(m, n, k), device, device.flops_per_second[sample.dtype], dtype.itemsize) / sample.seconds
+
+
+def _attention_share(sample: Sample, device: Device) -> float:
+    b, h, s, e = sample.size
+    itemsize = getattr(torch, sample.dtype).itemsize
+    flops = ATTENTION_PRODUCTS * 0.5 * 4.0 * b * h * s * s * e  # causal: half of both products
+    moved = ATTENTION_READS * itemsize * b * h * s * e / streaming(device)
+    busy = max(sample.seconds - moved - ATTENTION_KERNELS * device.launch_seconds, sample.seconds / 2)
+    return flops / busy / device.flops_per_second[sample.dtype]

@@ -1,0 +1,100 @@
+"""A cluster file corrected by what a run of a plan measured: ``partitioner calibrate --from REPORT``.
+
+compute          all speeds of the device alike, by what compute took against what was predicted
+communication    a link's latency and bandwidth alike, by what the axes that it carries took together
+left as it is    the pipeline's waiting, which follows from the rest; the update; memory, of which a report of a CPU
+                 tells that of the whole process
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from partitioner.cluster import Cluster, Link
+from partitioner.plan.plan import Decisions
+from runtime.report import Report
+
+LINKS = {"node": "the links inside a node", "network": "the links across nodes"}
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What was scaled: predicted and measured seconds of a step."""
+
+    what: str
+    predicted: float
+    measured: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times longer it took than predicted."""
+        return self.measured / self.predicted
+
+
+def corrected(report: Report, name: str) -> tuple[Cluster, list[Correction]]:
+    """The report's cluster as it would have predicted compute and communication right, and what was changed."""
+    cluster, found = replace(Cluster.from_dict(report.asked.cluster), name=name), list[Correction]()
+    parts = {part: (was, now) for part, was, now in report.parts()}
+    compute = Correction("compute", *parts["compute"])
+    cluster = _faster(cluster, 1 / compute.ratio)
+    found.append(compute)
+    for link, words in LINKS.items():
+        carried = [parts[f"{axis} communication"] for axis in ("tp", "cp", "dp")
+                   if f"{axis} communication" in parts and _link(axis, report.decisions, cluster) == link]  # fmt: skip
+        was, now = (sum(column) for column in zip(*carried, strict=True)) if carried else (0.0, 0.0)
+        if was > 0 and now > 0:
+            found.append(Correction(words, was, now))
+            cluster = replace(cluster, **{link: _scaled(getattr(cluster, link), now / was)})
+    return cluster, found
+
+
+def _faster(cluster: Cluster, factor: float) -> Cluster:
+    """All of the device's speeds times ``factor``, in the share that the program reaches while that is below 1."""
+    share = cluster.software.efficiency * factor
+    rest, device = max(1.0, share), cluster.device
+    peaks = {dtype: peak * rest for dtype, peak in device.flops_per_second.items()}
+    device = replace(
+        device, memory_bytes_per_second=device.memory_bytes_per_second * rest, flops_per_second=peaks,
+        launch_seconds=device.launch_seconds / rest,
+    )  # fmt: skip
+    return replace(cluster, device=device, software=replace(cluster.software, efficiency=min(1.0, share)))
+
+
+def _link(axis: str, d: Decisions, cluster: Cluster) -> str:
+    """Which link carries an axis: that inside a node where neighbours on it lie there."""
+    order = [name for name in d.order if name in d.mesh]
+    stride = 1
+    for name in order[order.index(axis) + 1 :] if axis in order else ():
+        stride *= d.mesh[name]
+    return "network" if cluster.nodes > 1 and stride * d.mesh.get(axis, 1) > cluster.node_devices else "node"
+
+
+def _scaled(link: Link, ratio: float) -> Link:
+    return replace(
+        link, bytes_per_second=link.bytes_per_second / ratio, latency_seconds=link.latency_seconds * ratio
+    )
+
+
+def cluster_toml(cluster: Cluster, comment: str) -> str:
+    """A cluster file with every field, which ``Cluster.load`` reads back."""
+    data = cluster.as_dict()
+    device, peaks = dict(data["device"]), data["device"]["flops_per_second"]
+    del device["flops_per_second"]
+    top = {key: data[key] for key in ("name", "attention", "kernels") if data[key]}
+    tables = {
+        "": top, "device": device, "device.flops_per_second": peaks,
+        "node": {"devices": data["node_devices"], **data["node"]}, "network": data["network"],
+        "software": data["software"],
+    }  # fmt: skip
+    return "\n".join([f"# {comment}", *(line for name, table in tables.items() for line in _table(name, table))]) + "\n"
+
+
+def _table(name: str, table: dict[str, Any]) -> Iterator[str]:
+    if name:
+        yield from ("", f"[{name}]")
+    for key, value in table.items():
+        if value is not None:
+            yield f"{key} = {json.dumps(value)}"

@@ -1,0 +1,1 @@
+"""``partitioner compare`` and ``partitioner diff``."""

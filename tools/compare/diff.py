@@ -1,0 +1,71 @@
+"""``partitioner diff``: which decisions two plans of one model differ in, by module name."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+
+from partitioner import Plan
+from partitioner.sharding.layout import parse_placement
+from tools.figures import figures
+from tools.screen import output
+
+EXAMPLE = "example: partitioner diff before.json after.json; exit status 1 where they differ"
+
+
+def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    command = commands.add_parser("diff", help="what changed from one plan to another", epilog=EXAMPLE)
+    command.add_argument("before", metavar="PLAN")
+    command.add_argument("after", metavar="PLAN")
+    command.set_defaults(action=diff_command)
+
+
+def diff_command(options: argparse.Namespace) -> int:
+    """One line a difference; exit status 1 when there is any."""
+    before, after = Plan.load(options.before), Plan.load(options.after)
+    lines = differences(before, after)
+    for line in lines:
+        output().print(line, markup=False)
+    if not lines:
+        output().print("the plans decide the same")
+    return 1 if lines else 0
+
+
+def differences(before: Plan, after: Plan) -> list[str]:
+    """``what: before -> after``, decisions first, then layouts of parameters."""
+    sizes = before.global_batch, after.global_batch
+    lines = [f"global batch: {sizes[0]} -> {sizes[1]}"] if sizes[0] != sizes[1] else []
+    for name, words in (("precision", figures.precision_words), ("a sample", figures.sample_words)):
+        a, b = (words(plan.model).removesuffix(" a sample") for plan in (before, after))
+        lines += [f"{name}: {a or 'no text'} -> {b or 'no text'}"] if a != b else []
+    old, new = asdict(before.decisions), asdict(after.decisions)
+    for key in _DECIDED:
+        if old[key] != new[key]:
+            lines.append(f"{key}: {_words(old[key])} -> {_words(new[key])}")
+    if old["stages"] != new["stages"]:
+        lines.append(f"stages: {[len(s) for s in old['stages']]} -> {[len(s) for s in new['stages']]} units")
+    for key in ("parameters", "boundaries"):
+        for name in sorted(set(old[key]) | set(new[key])):
+            a, b = old[key].get(name), new[key].get(name)
+            if a != b:
+                lines.append(f"{key.removesuffix('s')} {name}: {_layout(a)} -> {_layout(b)}")
+    return lines
+
+
+_DECIDED = (
+    "mesh", "order", "micro_batch", "micro_batches", "schedule", "virtual", "recompute", "recomputed", "zero", "seed",
+)  # fmt: skip
+
+
+def _words(value: object) -> str:
+    return " ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+
+
+def _layout(word: object) -> str:
+    if word is None:
+        return "absent"
+    try:
+        return str(parse_placement(word))  # type: ignore[arg-type]
+    except ValueError:
+        return ", ".join(str(parse_placement(w)) for w in word) if isinstance(word, list) else str(word)

@@ -1,0 +1,136 @@
+"""Differences between two plans in words, largest first: which decision changed, what that saves and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from partitioner import Plan
+from partitioner.plan.derived_rows import OPTIMIZER, PIPELINE
+from partitioner.plan.plan import Decisions
+from partitioner.plan.sent_by_plan import volume
+from runtime.report import Report
+from tools.figures import figures
+from tools.figures.columns import AXES, HELD, Column
+from tools.screen import seconds, size
+
+LEAST_SHARE = 0.002  # of the step, or of the memory: below it a difference is not worth a line
+# what a part of the step or of memory hangs on first of all
+_CAUSES = {
+    "compute": ("cluster", "recompute", "micro-batch", "tp", "pp", "layouts"),
+    "tp communication": ("cluster", "tp", "micro-batch", "layouts"),
+    "cp communication": ("cluster", "cp", "micro-batch"),
+    "pp communication": ("cluster", "pp", "virtual stages", "schedule", "micro-batch"),
+    "dp communication": ("cluster", "dp", "ZeRO", "pp", "tp", "layouts"),
+    "bubble": ("pp", "schedule", "virtual stages", "micro-batch", "dp"),
+    OPTIMIZER: ("tp", "pp", "ZeRO", "layouts"),
+    **dict.fromkeys(("weights", "gradients", "optimizer state"), ("tp", "pp", "ZeRO", "layouts")),
+    "activations": ("recompute", "micro-batch", "tp", "pp", "schedule", "virtual stages", "layouts"),
+    "transient": ("micro-batch", "tp", "recompute", "layouts"),
+}  # fmt: skip
+
+
+def explain(best: Column, other: Column) -> list[str]:
+    """From ``best`` to ``other``: a headline, then a line for each part, largest first."""
+    if other.kind == "infeasible":
+        return [f"{other.name}: {other.reason}"]
+    if best.plan is None or other.plan is None:
+        return [headline(best, other)]
+    a, b = best.plan, other.plan
+    changed = changes(a, b)
+    whole = a.cost.step_seconds
+    rows = [(abs(x) / whole, line) for x, line in _times(a, b, changed) if abs(x) > LEAST_SHARE * whole]
+    held = a.cost.peak_bytes
+    rows += [(abs(x) / held, line) for x, line in _bytes(a, b, changed) if abs(x) > LEAST_SHARE * held]
+    return [headline(best, other), *(f"  {line}" for _, line in sorted(rows, key=lambda row: -row[0]))]
+
+
+def headline(best: Column, other: Column) -> str:
+    """How much slower, or faster, and how much more it holds."""
+    a, b = best.values["step"], other.values["step"]
+    assert a is not None
+    assert b is not None
+    ratio = b / a
+    words = "as fast as" if round(ratio, 3) == 1 else f"{ratio:.2f}x the step of" if ratio < 10 else f"{ratio:.0f}x"
+    held, had = other.values.get("memory"), best.values.get("memory")
+    more = ""
+    if held is not None and had is not None and best.kind == other.kind:
+        more = f", {size(abs(held - had))} {'more' if held > had else 'less'} memory" if size(held) != size(had) else ""
+    return f"{other.name}: {words} {best.name} ({seconds(b)}, {seconds(a)}){more}"
+
+
+def changes(a: Plan, b: Plan) -> dict[str, str]:
+    """What was decided otherwise, by name: ``tp 8 -> 4``."""
+    found: dict[str, str] = {}
+    x, y = a.decisions, b.decisions
+    if a.cluster != b.cluster:
+        found["cluster"] = f"cluster {_cluster(a)} -> {_cluster(b)}"
+    pairs: list[tuple[str, object, object]] = [
+        *((axis, x.mesh.get(axis, 1), y.mesh.get(axis, 1)) for axis in ("tp", "cp", "pp", "dp")),
+        ("micro-batch", x.micro_batch, y.micro_batch), ("schedule", x.schedule, y.schedule),
+        ("virtual stages", x.virtual, y.virtual), ("recompute", _recompute(x), _recompute(y)), ("ZeRO", x.zero, y.zero),
+        ("order", " ".join(x.order), " ".join(y.order)),
+    ]  # fmt: skip
+    found |= {name: f"{name} {was} -> {now}" for name, was, now in pairs if was != now}
+    if "tp" not in found and x.parameters != y.parameters:
+        found["layouts"] = "other layouts"
+    return found
+
+
+def _cluster(plan: Plan) -> str:
+    return f"{plan.world} x {plan.cluster['device']['name']}"
+
+
+def _recompute(d: Decisions) -> str:
+    return figures.recompute_words(d).removeprefix("recompute ")
+
+
+def _cause(part: str, changed: dict[str, str]) -> str:
+    """The changes that a part hangs on, or, where none of those changed, all."""
+    named = [changed[name] for name in _CAUSES.get(part, ()) if name in changed]
+    return ", ".join(named or changed.values()) or "the same decisions"
+
+
+def _times(a: Plan, b: Plan, changed: dict[str, str]) -> Iterator[tuple[float, str]]:
+    was, now = figures.parts(a), figures.parts(b)
+    for part in dict.fromkeys((*was, *now)):
+        more = now.get(part, 0.0) - was.get(part, 0.0)
+        verb = "costs" if more > 0 else "saves"
+        yield more, f"{_cause(part, changed)} {verb} {seconds(abs(more))} of {_kinds(part, a, b)}"
+
+
+def _kinds(part: str, a: Plan, b: Plan) -> str:
+    """A part's name; of communication, the collectives that it is made of."""
+    axis = part.split()[0]
+    if axis not in AXES:
+        return part
+    sums: dict[str, float] = {}
+    for plan in (a, b):
+        for row in volume(plan, 0):
+            if row.axis == axis:
+                sums[row.kind] = sums.get(row.kind, 0.0) + row.bytes
+    most = sorted(sums, key=lambda kind: -sums[kind])[:2]
+    return f"{axis} {' and '.join(most)}" if most else part
+
+
+def _bytes(a: Plan, b: Plan, changed: dict[str, str]) -> Iterator[tuple[float, str]]:
+    was, now = (figures.rank_memory(p)[figures.worst_rank(p)] for p in (a, b))
+    for kind in figures.MEMORY:
+        more = now[kind] - was[kind]
+        verb = "costs" if more > 0 else "saves"
+        yield more, f"{_cause(HELD[kind], changed)} {verb} {size(abs(more))} of {HELD[kind]}"
+
+
+def off(report: Report) -> list[str]:
+    """Predicted against measured: which parts of a run's step were off, by how much, largest first."""
+    rows = [(now - was, name, was, now) for name, was, now in report.parts()]
+    predicted = report.predicted.step_seconds
+    lines = [f"measured {seconds(report.step_seconds)}, predicted {seconds(predicted)}: "
+             f"{report.step_seconds / predicted:.2f}x"]  # fmt: skip
+    for more, name, was, now in sorted(rows, key=lambda row: -abs(row[0])):
+        if abs(more) > LEAST_SHARE * predicted:
+            share = 100 * abs(more) / abs(report.step_seconds - predicted) if report.step_seconds != predicted else 0.0
+            word = "longer" if more > 0 else "shorter"
+            waits = " (bubbles and sends)" if name == PIPELINE else ""
+            lines.append(f"  {name}{waits} {seconds(abs(more))} {word}: {seconds(now)} instead of {seconds(was)}"
+                         + (f", {share:.0f} % of what the step is off" if share <= 1000 else ""))  # fmt: skip
+    return lines

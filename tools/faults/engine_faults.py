@@ -1,0 +1,131 @@
+"""Faults of the engine: which Programs can have each one, and what is done to the engine before its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from partitioner.graph.step_inputs import SAMPLE_KEYS
+from partitioner.lowering.program import Program
+from partitioner.sharding.layout import Shard
+from runtime.train.engine import Engine
+
+
+def _unsummed(axis: str) -> Callable[[Engine], None]:
+    """The gradient sync forgets an axis."""
+
+    def prepare(engine: Engine) -> None:
+        inner = engine._sync._sum
+        engine._sync._sum = lambda bucket, a: None if a == axis else inner(bucket, a)  # type: ignore[method-assign]
+
+    return prepare
+
+
+def _scaled(which: int, factor: float) -> Callable[[Engine], None]:
+    def prepare(engine: Engine) -> None:
+        parameter = engine.trained[which]
+        parameter.register_hook(lambda grad: grad * factor)
+
+    return prepare
+
+
+def _counts(change: Callable[[Engine, list[torch.Tensor]], list[torch.Tensor]]) -> Callable[[Engine], None]:
+    """Other loss counts than the global one."""
+
+    def prepare(engine: Engine) -> None:
+        inner = engine._micro_batches
+
+        def micro_batches(batch: Any) -> list[dict[str, torch.Tensor]]:
+            rows = inner(batch)
+            for count in engine.program.counts:
+                own = [engine._part(count, row) for row in rows]
+                for row, value in zip(rows, change(engine, own), strict=True):
+                    row[count.name] = value.view(count.shape)
+            return rows
+
+        engine._micro_batches = micro_batches  # type: ignore[method-assign]
+
+    return prepare
+
+
+def _mean_of_means(engine: Engine, counts: list[torch.Tensor]) -> list[torch.Tensor]:
+    return [count * len(counts) * engine.groups.size("dp") for count in counts]
+
+
+def _own_count(engine: Engine, counts: list[torch.Tensor]) -> list[torch.Tensor]:
+    return [torch.stack(counts).sum(0) * engine.groups.size("dp")] * len(counts)
+
+
+def _same_keys(engine: Engine) -> None:
+    inner = engine._sample_keys
+    engine._sample_keys = lambda m: inner(0)  # type: ignore[method-assign]
+
+
+def _norm_without(axis: str) -> Callable[[Engine], None]:
+    return lambda engine: setattr(engine._norm, "_axes", [a for a in engine._norm._axes if a != axis])
+
+
+def _every_value_counts(engine: Engine) -> None:
+    engine._norm._counted = engine.trained
+
+
+def _loss_without(axis: str) -> Callable[[Engine], None]:
+    def prepare(engine: Engine) -> None:
+        inner = engine._sum
+        engine._sum = lambda x, a: None if a == axis and x is getattr(engine, "_loss", None) else inner(x, a)  # type: ignore[method-assign]
+
+    return prepare
+
+
+def _unclipped(engine: Engine) -> None:
+    engine.clip = float("inf")
+
+
+def _forgotten(engine: Engine) -> None:
+    """The optimizer never sees the last parameter."""
+    assert engine.optimizer is not None
+    engine.optimizer.param_groups[0]["params"].pop()
+
+
+def _wider(axis: str) -> Callable[[Program], bool]:
+    return lambda program: program.mesh[axis] > 1
+
+
+def _has_keys(program: Program) -> bool:
+    return program.micro_batches > 1 and any(
+        SAMPLE_KEYS in c.arguments for s in program.stages for c in (*s.calls, s.prelude) if c
+    )
+
+
+def _always(program: Program) -> bool:
+    return True
+
+
+def _tied(program: Program) -> bool:
+    return any(len({s % program.mesh["pp"] for s in p.stages}) > 1 for p in program.parameters.values())
+
+
+def _replicated(program: Program) -> bool:
+    return program.axes[0][1] > 1 and any(not isinstance(p.layout[0], Shard) for p in program.parameters.values())
+
+
+ENGINE: dict[str, tuple[Callable[[Program], bool], Callable[[Engine], object]]] = {
+    "no gradient sum over dp": (_wider("dp"), _unsummed("dp")),
+    "no gradient sum over tp": (_replicated, _unsummed("tp")),
+    "no gradient sum of tied weights": (_tied, _unsummed("pp")),
+    "half the first gradient": (_always, _scaled(0, 0.5)),
+    "half the last gradient": (_always, _scaled(-1, 0.5)),
+    "a gradient wrong by 1e-6": (_always, _scaled(0, 1 + 1e-6)),
+    "mean of means": (lambda p: p.micro_batches > 1 and bool(p.counts), _counts(_mean_of_means)),
+    "each data rank's own count": (_wider("dp"), _counts(_own_count)),
+    "loss not summed over dp": (_wider("dp"), _loss_without("dp")),
+    "loss not summed over pp": (_wider("pp"), _loss_without("pp")),
+    "norm not summed over pp": (_wider("pp"), _norm_without("pp")),
+    "norm not summed over tp": (_wider("tp"), _norm_without("tp")),
+    "norm counts copies": (lambda p: _replicated(p) or _tied(p), _every_value_counts),
+    "the same dropout keys for all micro-batches": (_has_keys, _same_keys),
+    "gradients not clipped": (_always, _unclipped),
+    "a parameter not updated": (_always, _forgotten),
+}

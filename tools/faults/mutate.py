@@ -1,0 +1,115 @@
+"""Plants faults in lowered Programs and in the engine, and checks that the comparison of ``verify`` sees each one.
+
+python -m tools.faults.mutate [--most N]      exit status 1 when a fault survives
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from partitioner import Graph, Plan, search
+from partitioner.errors import InputError
+from runtime.ranks import launch
+from tools.faults.mutate_rank import Case, Result
+from tools.faults.rule_faults import forgetting
+from tools.screen import output, table
+from tools.verify.plan_families import cluster
+
+LIMIT = 1e-9
+SAMPLES, RANKS = 4, 2
+MOST = 16  # mutants of each plan
+LIMIT_SECONDS = 900.0
+Pins = dict[str, str | int]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model and its plans: name, pins, and the rule that is wrong while the plan is made ("" for none)."""
+
+    spec: str
+    settings: dict[str, object]
+    plans: tuple[tuple[str, Pins, str], ...]
+
+
+_GPT: dict[str, object] = {"vocab": 32, "hidden": 32, "layers": 4, "heads": 4, "seq": 8, "dropout": 0.1, "tied": True}
+_LINEAR = "aten.linear.default"
+MODELS = (
+    Model("examples/gpt.py:model", _GPT, (
+        ("gpt dp2", {"dp": 2, "micro_batch": 1}, ""),
+        ("gpt tp2", {"tp": 2, "micro_batch": 2, "boundary": "whole"}, ""),
+        ("gpt sp2", {"tp": 2, "micro_batch": 2, "boundary": "sharded"}, ""),
+        ("gpt pp2", {"pp": 2, "micro_batch": 1, "schedule": "1f1b"}, ""),
+        ("gpt tp2, linear's rule", {"tp": 2, "micro_batch": 2, "boundary": "whole"}, _LINEAR),
+        ("gpt sp2, linear's rule", {"tp": 2, "micro_batch": 2, "boundary": "sharded"}, _LINEAR),
+    )),
+    Model("hf:llama", {"num_hidden_layers": 2}, (
+        ("llama sp2", {"tp": 2, "micro_batch": 2, "boundary": "sharded"}, ""),
+        ("llama pp2", {"pp": 2, "micro_batch": 1, "schedule": "1f1b"}, ""),
+        ("llama sp2, linear's rule", {"tp": 2, "micro_batch": 2, "boundary": "sharded"}, _LINEAR),
+    )),
+)  # fmt: skip
+
+
+def run(models: Sequence[Model] = MODELS, most: int = MOST) -> list[Result]:
+    """The plans as they are and at most so many mutants of each, in one launch of two ranks."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        jobs = [_job(model, most, folder) for model in models]
+        (folder / "jobs").write_text(json.dumps(jobs))
+        result = launch.local_module("tools.faults.mutate_rank", [str(folder)], RANKS, LIMIT_SECONDS)
+        if result.failure is not None:
+            raise InputError(f"mutate stopped: {result.failure}")
+        return [Result(**row) for row in json.loads((folder / "result").read_text())]
+
+
+def _job(model: Model, most: int, folder: Path) -> dict[str, object]:
+    graph = Case.of(model.spec, model.settings, SAMPLES).graph
+    for name, pins, rule in model.plans:
+        with forgetting(rule):
+            _plan(graph, pins).save(folder / f"{name}.json")
+    plans = {name: (0 if rule else most, rule) for name, _, rule in model.plans}
+    return {"spec": model.spec, "settings": model.settings, "samples": SAMPLES, "plans": plans}
+
+
+def _plan(graph: Graph, pins: Pins) -> Plan:
+    defaults: Pins = {"tp": 1, "pp": 1, "dp": 1, "recompute": "off"}
+    return search(graph, cluster(RANKS), SAMPLES, defaults | pins)
+
+
+def is_caught(row: Result) -> bool:
+    """A difference beyond the limit, or no run at all."""
+    return bool(row.raised) or not row.error <= LIMIT
+
+
+def is_fault(row: Result) -> bool:
+    """A mutant, or a plan made with a wrong rule."""
+    return row.planted or row.plan.endswith("rule")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print each fault and what was seen of it."""
+    parser = argparse.ArgumentParser(prog="python -m tools.faults.mutate", description=__doc__)
+    parser.add_argument("--most", type=int, default=MOST, help="mutants of each plan")
+    rows = run(most=parser.parse_args(arguments).most)
+    cells = [[row.plan, row.mutant, row.raised[:60] or f"{row.error:.1e}", _verdict(row)] for row in rows]
+    output().print(table("faults, and the largest relative error they make", ("plan", "fault", "error", ""), cells))
+    faults = [row for row in rows if is_fault(row)]
+    caught = sum(is_caught(row) for row in faults)
+    output().print(f"{caught} of {len(faults)} faults caught (limit {LIMIT:g}), {sum(r.seconds for r in rows):.0f} s")
+    sound = not any(is_caught(row) for row in rows if not is_fault(row))
+    return 0 if sound and caught == len(faults) else 1
+
+
+def _verdict(row: Result) -> str:
+    if is_fault(row):
+        return "caught" if is_caught(row) else "SURVIVES"
+    return "DIFFERS" if is_caught(row) else "equal"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,129 @@
+"""What people ask of a plan in one number each."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import torch
+
+from partitioner import Cluster, Plan
+from partitioner.cost.op_seconds import flops_per_second
+from partitioner.plan.derived_rows import StageCost
+from partitioner.plan.plan import Decisions
+from partitioner.schedule.tables import stages_of
+
+MEMORY = ("weights", "gradients", "optimizer", "activations", "transient")  # kinds, in the order in which they stack
+
+
+def mesh_words(decisions: Decisions) -> str:
+    """``pp 2 x dp 1 x tp 2``."""
+    return " x ".join(f"{axis} {decisions.mesh[axis]}" for axis in decisions.order)
+
+
+def recompute_words(decisions: Decisions) -> str:
+    """``recompute off``, or of how many blocks in each stage."""
+    counts = decisions.recomputed
+    if not any(counts):
+        return "recompute off"
+    many = str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
+    return f"recompute {decisions.recompute} of {many} blocks a stage"
+
+
+def schedule_words(decisions: Decisions) -> str:
+    """``1f1b``, ``interleaved with 4 virtual stages``."""
+    return decisions.schedule + (f" with {decisions.virtual} virtual stages" if decisions.virtual > 1 else "")
+
+
+def precision_words(model: dict[str, Any]) -> str:
+    """``bfloat16``, or ``bfloat16 products of float32 parameters``."""
+    held, multiplied = model["dtype"], model["product_dtype"]
+    return held if held == multiplied else f"{multiplied} products of {held} parameters"
+
+
+def sample_words(model: dict[str, Any]) -> str:
+    """``2,048 tokens a sample``; nothing where a sample is no text."""
+    return f"{model['tokens']:,} tokens a sample" if model["tokens"] else ""
+
+
+def unit(model: dict[str, Any]) -> str:
+    """What a rate counts: ``tokens`` of text, else ``samples``."""
+    return "tokens" if model["tokens"] else "samples"
+
+
+def mfu(plan: Plan) -> float:
+    """Model FLOPs over peak FLOPs of all devices in the step's time."""
+    return mfu_of(plan.model, plan.cluster, plan.world, plan.cost.flops, plan.cost.step_seconds)
+
+
+def mfu_of(model: dict[str, Any], cluster: dict[str, Any], devices: int, flops: float, seconds: float) -> float:
+    """``flops`` of a step over what so many devices could do in ``seconds``, in the data type of most of them."""
+    peak = flops_per_second(getattr(torch, model["product_dtype"]), Cluster.from_dict(cluster).device)
+    return flops / (seconds * devices * peak)
+
+
+def rate(plan: Plan) -> float:
+    """Tokens, or samples, a second."""
+    return rate_of(plan.model, plan.global_batch, plan.cost.step_seconds)
+
+
+def rate_of(model: dict[str, Any], global_batch: int, step_seconds: float) -> float:
+    """What ``unit`` counts, a second."""
+    return global_batch * (model["tokens"] or 1) / step_seconds
+
+
+def dollars(plan: Plan) -> float | None:
+    """The price of a billion units; None where the cluster has none."""
+    return dollars_of(plan.cluster, plan.world, rate(plan))
+
+
+def dollars_of(cluster: dict[str, Any], devices: int, rate: float) -> float | None:
+    """The price of a billion units at ``rate`` of them a second."""
+    price = cluster["device"]["dollars_per_hour"]
+    return None if price is None else price * devices * 1e9 / rate / 3600
+
+
+def kilowatt_hours(plan: Plan) -> float | None:
+    """The devices' energy for a billion units at their full power; None where the cluster does not give it."""
+    return kilowatt_hours_of(plan.cluster, plan.world, rate(plan))
+
+
+def kilowatt_hours_of(cluster: dict[str, Any], devices: int, rate: float) -> float | None:
+    """The devices' energy for a billion units at ``rate`` of them a second."""
+    power = cluster["device"]["watts"]
+    return None if power is None else power * devices * 1e9 / rate / 3.6e6
+
+
+def exposed(plan: Plan) -> float:
+    """Seconds of communication that no compute hides, gradient sync included."""
+    return plan.cost.communication_seconds + plan.cost.sync_seconds
+
+
+def parts(plan: Plan) -> dict[str, float]:
+    """Where the step's seconds go; they add up to it."""
+    cost = plan.cost
+    axes = {f"{axis} communication": s for axis, s in cost.exposed_seconds.items() if s}
+    return {"compute": cost.compute_seconds, **axes, "bubble": cost.bubble_seconds, "optimizer": cost.optimizer_seconds}
+
+
+def memory(stage: StageCost) -> dict[str, float]:
+    """Bytes by kind at its rank's fullest moment."""
+    return {kind: getattr(stage, _FIELDS[kind]) for kind in MEMORY}
+
+
+_FIELDS = {kind: f.name for kind in MEMORY for f in fields(StageCost) if f.name == f"{kind.removesuffix('s')}_bytes"}
+
+
+def worst_rank(plan: Plan) -> int:
+    """The pipeline rank that holds most."""
+    rows = rank_memory(plan)
+    return max(range(len(rows)), key=lambda p: sum(rows[p].values()))
+
+
+def rank_memory(plan: Plan) -> list[dict[str, float]]:
+    """Of each pipeline rank, bytes by kind at its fullest moment, its stages added up."""
+    d = plan.decisions
+    return [
+        {kind: sum(memory(plan.cost.stages[n])[kind] for n in own) for kind in MEMORY}
+        for own in stages_of(d.mesh["pp"], d.virtual, d.schedule)
+    ]

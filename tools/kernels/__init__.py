@@ -1,0 +1,1 @@
+"""``partitioner kernels``, and what a GPU says of them."""

@@ -1,0 +1,1 @@
+"""``partitioner plan`` and ``partitioner clusters``."""

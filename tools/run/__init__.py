@@ -1,0 +1,1 @@
+"""``partitioner run``, ``import`` and ``export``."""

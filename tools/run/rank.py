@@ -1,0 +1,154 @@
+"""One rank of ``partitioner run``: loads the model on meta, trains, and tells each step, on rank 0."""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from partitioner import Graph, Plan, lower, trace
+from partitioner.errors import InputError
+from partitioner.graph.targets import classes
+from partitioner.lowering.program import Program
+from partitioner.plan.derived_rows import PIPELINE
+from runtime.data import Batches, fill, open_corpus
+from runtime.mesh.step_clock import Clock
+from runtime.parallelize import engine
+from runtime.ranks.process_group import everywhere, finish_ranks, is_first, largest, start_ranks
+from runtime.state.optimizer import warmup_cosine
+from runtime.train.engine import Engine
+from tools.models.load import load
+from tools.models.traced import with_values
+from tools.run.going_on import DEFAULTS, Settings, keep
+from tools.screen import error_line
+
+VALIDATION_STEPS = 2
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a rank needs to know. ``steps`` counts those of the checkpoint too; ``settings``: lr, optimizer, clip,
+    warmup, data, and what else is kept beside a checkpoint (``tools.run.going_on``)."""
+
+    plan: str
+    steps: int
+    settings: Settings
+    weights: str | None
+    checkpoint: str | None
+    save_every: int | None
+
+
+Event = dict[str, Any]
+Tell = Callable[[Event], object]
+MARK = "\x1e"  # before an event's JSON, as RFC 7464 has it: what the user's code prints has none
+
+
+def main(job: Job, tell: Tell) -> None:
+    """Train until ``job.steps`` are done and tell of each, on rank 0, or that there is nothing left to do."""
+    plan = Plan.load(job.plan)
+    source = load(plan.model["entry"], plan.model["settings"], seq=plan.model.get("seq"), meta=True)
+    start_ranks()
+    compared = with_values(source) if is_first() else source
+    graph = trace(compared.module, compared.batch, global_batch=plan.global_batch)
+    program = lower(graph, plan)
+    trainer, say = _trainer(job, plan, program, source.module), lambda event: tell(event) if is_first() else None
+    if trainer.steps_done >= job.steps:
+        say({"nothing left": trainer.steps_done})
+        finish_ranks()
+        return
+    batches, parts = _batches(job, plan, graph, trainer, source.batch), list[dict[str, float]]()
+    clock = trainer.groups.log.clock = Clock(trainer.groups.device)
+    saved = range(0, job.steps, job.save_every or job.steps)
+    while trainer.steps_done < job.steps:
+        began = time.perf_counter()
+        loss = float(trainer.step(fill(source.batch, next(batches))))
+        seconds = time.perf_counter() - began
+        say({"step": trainer.steps_done, "loss": loss, "seconds": seconds})
+        parts.append({"step": seconds, **clock.read()})
+        if job.checkpoint and trainer.steps_done in (job.steps, *saved):
+            _save(trainer, job.checkpoint, job.settings)
+    trainer.groups.log.clock = None
+    held = _batches(job, plan, graph, trainer, source.batch, "validation")
+    losses = [float(trainer.gradients(fill(source.batch, next(held)))) for _ in range(VALIDATION_STEPS)]
+    peak = largest(float(_peak_bytes()))
+    say(
+        {
+            "validation_loss": sum(losses) / len(losses),
+            "peak_bytes": peak,
+            "parts": min(everywhere(_median(parts)), key=lambda found: found.get(PIPELINE, 0.0)),
+            "device": trainer.groups.device.type,
+            "data": str(open_corpus(job.settings["data"])),
+            "products": dict(trainer.groups.kernels.most_common()),
+        }
+    )
+    finish_ranks()
+
+
+def _trainer(job: Job, plan: Plan, program: Program, model: nn.Module) -> Engine:
+    """As the job asks, gone on from its checkpoint where there is one."""
+    asked = job.settings
+    rate = warmup_cosine(asked["warmup"], job.steps) if asked["warmup"] else None
+    options = {"lr": DEFAULTS["lr"] if asked["lr"] is None else asked["lr"]}
+    kind, limit = OPTIMIZERS[asked["optimizer"]], plan.cost.step_seconds
+    made = engine(program, model, job.weights, kind, asked["clip"], rate, limit, options)
+    if job.checkpoint and any(Path(job.checkpoint).glob("step-*")):
+        made.load(job.checkpoint, asked["lr"])
+    return made
+
+
+def _median(steps: list[dict[str, float]]) -> dict[str, float]:
+    """Of each part over all steps but the first; what is left of a step is compute."""
+    steps = steps[1:] or steps
+    names = sorted({name for step in steps for name in step} - {"step"})
+    found = {name: statistics.median(step.get(name, 0.0) for step in steps) for name in names}
+    return {"compute": statistics.median(step["step"] for step in steps) - sum(found.values()), **found}
+
+
+def _batches(
+    job: Job, plan: Plan, graph: Graph, trainer: Engine, example: dict[str, torch.Tensor], part: str = "training"
+) -> Batches:
+    seq = next(t.shape[1] for t in example.values() if t.dim() == 2)
+    place = trainer.groups.coordinates["dp"], trainer.groups.size("dp")
+    start = trainer.samples_read if part == "training" else 0
+    corpus, seed = open_corpus(job.settings["data"]), plan.decisions.seed
+    known = classes(graph.module.graph)
+    return Batches(corpus, seq, plan.global_batch, *place, seed, known, part, start)  # type: ignore[arg-type]
+
+
+def _peak_bytes() -> int:
+    """The most memory that this process held: of the GPU where there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _save(trainer: Engine, folder: str, asked: Settings) -> None:
+    """Beside the state what the run was asked, its learning rate as it began."""
+    trainer.save(folder)
+    group = trainer.optimizer.param_groups[0]
+    if is_first():
+        keep(folder, asked | {"lr": group.get("initial_lr", group["lr"])})
+
+
+def _write(event: Event) -> None:
+    """To the process that started this one."""
+    sys.stdout.write(MARK + json.dumps(event) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    try:
+        main(Job(**json.loads(sys.argv[1])), _write)
+    except InputError as error:
+        error_line(str(error))
+        sys.exit(2)

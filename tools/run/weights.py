@@ -1,0 +1,73 @@
+"""``partitioner import`` and ``partitioner export``: Hugging Face safetensors to a checkpoint of a plan, and back."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from partitioner import Graph, Plan, trace
+from partitioner.errors import InputError
+from partitioner.lowering.program import Parameter, Program
+from partitioner.sharding.layout import WHOLE
+from runtime.mesh.groups import Groups
+from runtime.state import checkpoint
+from runtime.state.checkpoint import Progress
+from runtime.state.parameters import materialize
+from tools.models.load import Source, load, save_config
+from tools.screen import output
+
+EXAMPLES = {
+    "import": "example: partitioner import plan.json weights/ checkpoints/",
+    "export": "example: partitioner export plan.json checkpoints/ weights/",
+}
+
+
+def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add both commands."""
+    for name, action, words in (
+        ("import", import_command, "safetensors into a checkpoint that any plan of the model loads"),
+        ("export", export_command, "a checkpoint into safetensors that transformers loads"),
+    ):
+        command = commands.add_parser(name, help=words, epilog=EXAMPLES[name])
+        command.add_argument("plan", metavar="PLAN")
+        command.add_argument("source", metavar="FROM", help="a folder")
+        command.add_argument("target", metavar="TO", help="a folder")
+        command.set_defaults(action=action)
+
+
+def import_command(options: argparse.Namespace) -> int:
+    """Write a step-0 checkpoint of the weights; a run's ``--checkpoint`` takes it."""
+    program, groups, _ = _single(options.plan)
+    parameters = materialize(program, groups.coordinates, Path(options.source), "cpu")
+    made = checkpoint.save(options.target, program, groups, parameters, None, Progress(0, program.seed, 0))
+    output().print(f"written to {made}")
+    return 0
+
+
+def export_command(options: argparse.Namespace) -> int:
+    """Write ``model.safetensors`` (or its parts and index), and the configuration where the model has one."""
+    program, groups, source = _single(options.plan)
+    empty = {n: torch.nn.Parameter(torch.empty(p.shape, dtype=p.dtype), False) for n, p in program.parameters.items()}
+    progress = checkpoint.load(options.source, program, groups, empty, None)
+    checkpoint.export_safetensors(program, groups, empty, options.target)
+    save_config(source, options.target)
+    output().print(f"step {progress.step} written to {options.target}")
+    return 0
+
+
+def _single(path: str) -> tuple[Program, Groups, Source]:
+    """The plan's parameters, whole, on a mesh of one rank, and the model."""
+    plan = Plan.load(path)
+    if not plan.model.get("entry"):
+        raise InputError("the plan names no model to load: make it with partitioner plan MODEL")
+    source = load(plan.model["entry"], plan.model["settings"], seq=plan.model.get("seq"), meta=True)
+    graph: Graph = trace(source.module, source.batch)
+    parameters = {
+        n: Parameter(p.names, p.shape, p.dtype, p.requires_grad, (WHOLE,), (0,)) for n, p in graph.parameters.items()
+    }
+    mesh = {"pp": 1, "dp": 1, "tp": 1}
+    seed = plan.decisions.seed
+    program = Program((), parameters, (), None, (), mesh, ("pp", "dp", "tp"), (("tp", 1),), 1, 1, (), seed, {})
+    return program, Groups(program), source

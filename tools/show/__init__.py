@@ -1,0 +1,1 @@
+"""``partitioner show``: card and tree, drawings, timelines, the page."""

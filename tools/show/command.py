@@ -1,0 +1,138 @@
+"""``partitioner show``: the card and a tree of stages, blocks and ops; pictures, a timeline, a page."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.markup import escape
+from rich.tree import Tree
+
+from partitioner import Plan, Program, lower, trace
+from partitioner.errors import InputError
+from tools.figures.card import check_readable, summary
+from tools.figures.gemm_words import products
+from tools.figures.outline import Run, arrival, is_weighty, outline, sentence
+from tools.models.load_planned import load_plan
+from tools.screen import output, size, written
+from tools.show.drawing import LAYOUTS, block_drawing, draw, plan_graph, program_drawing
+from tools.show.html_page import page
+from tools.show.perfetto import trace_json
+
+EXAMPLES = """examples:
+  partitioner show plan.json
+  partitioner show plan.json --svg plan.svg --trace step.json --html plan.html
+  partitioner show plan.json --block model.layers.0 --png block.png
+  partitioner show plan.json --program | less"""
+
+
+def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    show = commands.add_parser(
+        "show", help="look at a plan", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    show.add_argument("plan", metavar="PLAN")
+    show.add_argument("--svg", metavar="FILE", help="draw stages, blocks, layouts and collectives")
+    show.add_argument("--png", metavar="FILE", help="the same as a bitmap")
+    show.add_argument("--block", metavar="NAME", help="draw this block op by op, or list its ops")
+    show.add_argument(
+        "--program", action="store_true", help="draw the lowered program, or print it (imports the plan's model)"
+    )
+    show.add_argument("--trace", metavar="FILE", help="write the step's timeline for Perfetto or chrome://tracing")
+    show.add_argument("--html", metavar="FILE", help="write one page that holds it all and needs no network")
+    show.add_argument("--ops", action="store_true", help="list every op, not only those that move or multiply")
+    show.add_argument("--json", action="store_true", help="print the plan's JSON and nothing else")
+    show.set_defaults(action=show_command)
+
+
+def show_command(options: argparse.Namespace) -> int:
+    """Write what was asked for; print the plan where no file was."""
+    plan = Plan.load(options.plan)
+    if options.json:
+        options.document(plan.to_json())
+        return 0
+    check_readable(plan)
+    if options.program and options.block:
+        raise InputError("--program draws all blocks: leave out --block")
+    program = _program(plan) if options.program else None
+    written = [write(plan, path) for path, write in _files(options, program) if path]
+    for path in written:
+        output().print(f"{path}: {size(Path(path).stat().st_size)}", markup=False)
+    if program is not None and not written:
+        sys.stdout.write(str(program))
+    elif options.block and not written:
+        output().print(_one_block(plan, options.block))
+    elif not written:
+        output().print(summary(plan))
+        output().print(tree(plan, options.ops))
+        output().print(LAYOUTS, style="dim")
+        output().print(products(plan))
+    return 0
+
+
+_Write = Callable[[Plan, str], str]
+
+
+def _files(options: argparse.Namespace, program: Program | None) -> list[tuple[str | None, _Write]]:
+    """The files that may be asked for, and what writes each."""
+
+    def drawing(plan: Plan, path: str) -> str:
+        if program is not None:
+            draw(program_drawing(program), path)
+        else:
+            draw(block_drawing(plan, options.block) if options.block else plan_graph(plan), path)
+        return path
+
+    return [(options.svg, drawing), (options.png, drawing), (options.trace, _timeline), (options.html, _page)]
+
+
+def _timeline(plan: Plan, path: str) -> str:
+    return written(path, trace_json(plan))
+
+
+def _page(plan: Plan, path: str) -> str:
+    return written(path, page(plan))
+
+
+def _program(plan: Plan) -> Program:
+    source = load_plan(plan, meta=True)
+    return lower(trace(source.module, source.batch), plan)
+
+
+def tree(plan: Plan, every_op: bool = False) -> Tree:
+    """Stages, under them blocks (identical ones once), under them ops with layouts and conversions."""
+    root = Tree("stages")
+    for stages in outline(plan):
+        where = f" on pipeline rank {stages.first % plan.decisions.mesh['pp']}" if stages.count == 1 else ""
+        branch = root.add(f"{stages.title}{where}")
+        for run in stages.runs:
+            leaf = branch.add(f"{escape(run.title)}  [dim]{run.times}[/dim]")
+            if run.is_first:
+                _add_ops(leaf, run, every_op)
+            else:
+                leaf.add(f"[dim]like {escape(run.row.units[0])}[/dim]")
+    return root
+
+
+def _one_block(plan: Plan, name: str) -> Tree:
+    row = next((row for row in plan.blocks if name in row.units), None)
+    if row is None:
+        known = ", ".join(row.units[0] for row in plan.blocks)
+        raise InputError(f"the plan has no block {name}: name one of {known}, or one like them")
+    run = Run((name,), row, True)
+    root = Tree(f"{escape(name)}  [dim]{run.times}, one of {len(row.units)}[/dim]")
+    _add_ops(root, run, every_op=True)
+    return root
+
+
+def _add_ops(leaf: Tree, run: Run, every_op: bool) -> None:
+    for op in run.row.ops:
+        if every_op or op.collectives or is_weighty(op):
+            text = escape(sentence(op, run.row))
+            made = leaf.add(f"[bold]{text}[/bold]" if is_weighty(op) else text)
+            for row in op.collectives:
+                made.add(f"[yellow]{escape(arrival(row))}[/yellow]")
+    for row in run.row.leaving:
+        leaf.add(f"[yellow]{escape(arrival(row))}[/yellow]")

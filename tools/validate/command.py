@@ -1,0 +1,209 @@
+"""``partitioner validate RUNS.csv``: published training runs predicted, and how far off the predictions are."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from partitioner.errors import InputError
+from tools.screen import output, seconds, size, status, table
+from tools.validate.predict_run import Rerun, sources
+from tools.validate.published_runs import Run, read
+
+LEAST_RANKED = 8  # rows of one model and GPU count for a rank correlation to mean something
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """A run beside its prediction; ``peak_bytes``: what an allocator reserves."""
+
+    run: Run
+    step_seconds: float
+    peak_bytes: float
+
+    @property
+    def error(self) -> float:
+        """Relative, above 0 where the prediction is longer."""
+        return self.step_seconds / self.run.step_seconds - 1
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A row that can't be expressed, and why."""
+
+    line: int
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Errors of some rows: shares of what was measured. ``rank`` is the median over its groups of at least 8 rows that
+    share model and GPU count of Spearman's correlation, ``regret`` of what the row predicted fastest loses."""
+
+    name: str
+    rows: int
+    mean: float
+    median: float
+    worst: float
+    bias: float
+    ranked: int
+    rank: float | None
+    regret: float | None
+    memory_rows: int
+    memory_mean: float | None
+    memory_rank: float | None
+
+
+def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    validate = commands.add_parser(
+        "validate",
+        help="predict published training runs and compare",
+        epilog="example: partitioner validate runs.csv --rows",
+    )
+    validate.add_argument("runs", metavar="RUNS.csv", help="a run a row; docs/accuracy.md has the columns")
+    validate.add_argument("--rows", action="store_true", help="list every row")
+    validate.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
+    validate.set_defaults(action=validate_command)
+
+
+def validate_command(options: argparse.Namespace) -> int:
+    """Predict every row, then sum up by group."""
+    runs = read(options.runs)
+    rerun, found, refused = Rerun(sources()), list[Predicted](), list[Refused]()
+    with status("reading") as say:
+        for number, run in enumerate(sorted(runs, key=lambda r: str(r.size))):
+            say(f"{number} of {len(runs)} runs predicted")
+            try:
+                cost, device = rerun.predict(run), rerun.cluster(run).device
+                found.append(Predicted(run, cost.step_seconds, cost.peak_bytes / device.allocator_share))
+            except InputError as error:
+                refused.append(Refused(run.line, run.name, str(error)))
+    found.sort(key=lambda p: p.run.line)
+    refused.sort(key=lambda r: r.line)
+    groups = dict.fromkeys(p.run.group for p in found)
+    rows = [summary(name, [p for p in found if p.run.group == name]) for name in groups]
+    rows.append(summary("all", found))
+    if options.json:
+        options.document(_document(found, refused, rows, noise(runs)))
+    else:
+        _print(found if options.rows else [], refused, rows, noise(runs))
+    return 0
+
+
+def summary(name: str, rows: Sequence[Predicted]) -> Summary:
+    """Errors, and rank correlations within groups, of some predictions."""
+    if not rows:
+        return Summary(name, 0, *[float("nan")] * 4, 0, None, None, 0, None, None)
+    errors = np.array([p.error for p in rows])
+    ranks = [ranked(group) for group in alike(rows)]
+    remembered = [p for p in rows if p.run.peak_bytes is not None]
+    memory = [p.peak_bytes / p.run.peak_bytes - 1 for p in remembered if p.run.peak_bytes]
+    memory_ranks = [
+        spearman([p.peak_bytes for p in g], [p.run.peak_bytes or 0.0 for p in g]) for g in alike(remembered)
+    ]
+    return Summary(
+        name, len(rows), float(np.abs(errors).mean()), float(np.median(np.abs(errors))), float(np.abs(errors).max()),
+        float(errors.mean()), len(ranks), _median([r for r, _ in ranks]), _median([r for _, r in ranks]),
+        len(remembered), float(np.abs(memory).mean()) if memory else None, _median(memory_ranks),
+    )  # fmt: skip
+
+
+def alike(rows: Sequence[Predicted]) -> list[list[Predicted]]:
+    """Groups of at least 8 rows that share source, model and GPU count."""
+    found: dict[object, list[Predicted]] = {}
+    for p in rows:
+        found.setdefault((p.run.group, p.run.model, p.run.gpus), []).append(p)
+    return [group for group in found.values() if len(group) >= LEAST_RANKED]
+
+
+def ranked(rows: Sequence[Predicted]) -> tuple[float, float]:
+    """Spearman's correlation, and how much slower the row predicted fastest is than the fastest."""
+    measured = [p.run.step_seconds for p in rows]
+    chosen = min(rows, key=lambda p: p.step_seconds)
+    return spearman([p.step_seconds for p in rows], measured), chosen.run.step_seconds / min(measured) - 1
+
+
+def spearman(a: Sequence[float], b: Sequence[float]) -> float:
+    """Pearson's correlation of ranks, equal values sharing their mean rank; 0 where one side does not vary."""
+    x, y = (_ranks(np.array(v)) for v in (a, b))
+    if not x.std() or not y.std():
+        return 0.0
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return (ends - (counts - 1) / 2)[inverse]
+
+
+def noise(runs: Sequence[Run]) -> float | None:
+    """The largest difference among rows equal in all columns but the time, a share of their mean."""
+    found: dict[object, list[float]] = {}
+    for run in runs:
+        found.setdefault(run.configuration, []).append(run.step_seconds)
+    spreads = [(max(v) - min(v)) / statistics.mean(v) for v in found.values() if len(v) > 1]
+    return max(spreads, default=None)
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return float(np.median(values)) if values else None
+
+
+def _document(
+    found: Sequence[Predicted], refused: Sequence[Refused], rows: Sequence[Summary], floor: float | None
+) -> str:
+    listed = [
+        {
+            "run_id": p.run.name, "group": p.run.group, "line": p.run.line, "measured_seconds": p.run.step_seconds,
+            "predicted_seconds": p.step_seconds, "error": p.error, "measured_bytes": p.run.peak_bytes,
+            "predicted_bytes": p.peak_bytes,
+        }
+        for p in found
+    ]  # fmt: skip
+    whole = {
+        "groups": [asdict(r) for r in rows], "noise_floor": floor, "rows": listed,
+        "refused": [asdict(r) for r in refused],
+    }  # fmt: skip
+    return json.dumps(whole, indent=1) + "\n"
+
+
+def _print(
+    found: Sequence[Predicted], refused: Sequence[Refused], rows: Sequence[Summary], floor: float | None
+) -> None:
+    console = output()
+    if found:
+        console.print(table("runs", ("run", "measured", "predicted", "error", "memory", "predicted"), _listed(found)))
+    columns = ("group", "rows", "mean error", "median", "worst", "bias", "rank", "regret", "memory", "memory rank")
+    console.print(table("step time, predicted against measured", columns, [_words(r) for r in rows]))
+    if floor is not None:
+        console.print(f"rows equal in every column differ by up to {100 * floor:.1f} %: no prediction can be closer")
+    if refused:
+        listed = [[str(r.line), r.name, r.reason] for r in refused]
+        console.print(table(f"{len(refused)} rows that can't be expressed", ("line", "run", "why"), listed))
+
+
+def _listed(found: Sequence[Predicted]) -> list[list[str]]:
+    return [
+        [
+            p.run.name, seconds(p.run.step_seconds), seconds(p.step_seconds), f"{100 * p.error:+.1f} %",
+            size(p.run.peak_bytes) if p.run.peak_bytes else "", size(p.peak_bytes),
+        ]
+        for p in found
+    ]  # fmt: skip
+
+
+def _words(row: Summary) -> list[str]:
+    percent: Callable[[float | None], str] = lambda x: "" if x is None else f"{100 * x:.1f} %"  # noqa: E731
+    number: Callable[[float | None], str] = lambda x: "" if x is None else f"{x:.3f}"  # noqa: E731
+    return [
+        row.name, str(row.rows), percent(row.mean), percent(row.median), percent(row.worst), percent(row.bias),
+        number(row.rank), percent(row.regret), percent(row.memory_mean), number(row.memory_rank),
+    ]  # fmt: skip

@@ -1,0 +1,172 @@
+"""A published run's step time and memory, predicted: its model traced, exactly its configuration priced."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import torch
+
+from partitioner import Cluster, trace
+from partitioner.cost.op_work import Setting
+from partitioner.cost.unit_cost import Priced, price_units
+from partitioner.errors import InputError
+from partitioner.graph.graph import Unit
+from partitioner.graph.resize_batch import at_batch, resize
+from partitioner.graph.tied_blocks import Folded, fold
+from partitioner.layouts.strategies import space
+from partitioner.plan.derived_rows import Cost
+from partitioner.searching.pins import read_pins
+from partitioner.solve.choices import Prices
+from partitioner.solve.solve import Solution, solve
+from partitioner.step.cut_stages import Cuts
+from partitioner.step.split import Split, stage_sums
+from partitioner.step.step_seconds import price
+from tools.models.plain_decoder import Dimensions, decoder
+from tools.validate.published_runs import DTYPES, Run
+
+_SPEED = re.compile(r"(?:(\d+)x)?(\d+) ?Gb(?:/s|ps)? ?[A-Za-z]*(?: [A-Za-z]+)? per (node|GPU)")
+
+
+MEGATRON = {
+    "tokens.weight": "shard:0", "head.weight": "shard:0", "blocks.*.attention.qkv.weight": "shard:0",
+    "blocks.*.attention.out.weight": "shard:1", "blocks.*.up.weight": "shard:0", "blocks.*.down.weight": "shard:1",
+}  # fmt: skip
+
+
+Change = Callable[[Run, Cluster], Cluster]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What tools/validate/published.toml says."""
+
+    device: Mapping[str, str]
+    cluster: Mapping[str, str]
+    link: Mapping[str, Mapping[str, float]]
+    framework: Mapping[str, Mapping[str, Any]]
+
+
+def sources() -> Sources:
+    """Read the file that comes with the tools."""
+    return Sources(**tomllib.loads(files("tools.validate").joinpath("published.toml").read_text()))
+
+
+class Rerun:
+    """Predicts runs; a shape is traced once, and each of its layouts solved once.
+
+    ``change`` may replace the cluster of a run: to fit its numbers.
+    """
+
+    def __init__(self, known: Sources, change: Change = lambda run, cluster: cluster) -> None:
+        self.known, self.change = known, change
+        self.folded = cache(_folded)
+        self.sized = cache(self._sized)
+        self.solved: dict[object, tuple[Setting, Solution]] = {}
+        self.priced: dict[object, Priced] = {}
+
+    def predict(self, run: Run) -> Cost:
+        """The run's predicted step; raises InputError with the reason why its row can't be expressed."""
+        if run.strange:
+            raise InputError(run.strange)
+        cluster = self.change(run, self.cluster(run))
+        alike = replace(cluster, nodes=1)  # layouts are of one tp group, however many there are
+        solved = self._solved(run, alike)
+        key = (id(solved), str(alike))
+        if key not in self.priced:
+            self.priced[key] = price_units(*solved, alike)
+        priced = replace(self.priced[key], cluster=cluster)
+        traits = _longest(self.known.framework, run.framework)
+        return price(priced, split_of(run, priced, traits.get("balanced", False)))
+
+    def cluster(self, run: Run) -> Cluster:
+        """The preset of the row's GPU, the network that it states, and its program's traits."""
+        name = self.known.cluster.get(run.cluster) or _longest(self.known.device, run.gpu)
+        if name is None:
+            raise InputError(f"no preset for GPU {run.gpu}")
+        traits = _longest(self.known.framework, run.framework)
+        if traits is None:
+            raise InputError(f"nothing is known of the program {run.framework}")
+        traits = {key: value for key, value in traits.items() if key != "balanced"}
+        stated = {
+            "overlap_gradients": run.overlap_gradients,
+            **({} if run.overlap_tensor is None else {"overlap_tensor": run.overlap_tensor}),
+            **({"fused": True} if run.compiled else {}),
+        }
+        found = Cluster.load(name)
+        found = replace(found, node_devices=run.gpus_per_node, nodes=max(1, run.gpus // run.gpus_per_node))
+        own = run.cluster in self.known.cluster
+        network = found.network if own else replace(found.network, bytes_per_second=_network(run, found))
+        network = replace(network, **next((v for k, v in self.known.link.items() if k in run.interconnect), {}))
+        return replace(found, network=network, software=replace(found.software, **{**traits, **stated}))
+
+    def _solved(self, run: Run, cluster: Cluster) -> tuple[Setting, Solution]:
+        """The layouts of the row's tensor parallelism: every product by columns, then by rows, tables by vocabulary."""
+        sized = self.sized(run.size, run.precision, run.micro_batch)
+        boundary = ("sharded" if run.sequence_parallel else "whole") if run.tp > 1 else ""
+        key = (id(sized), run.tp, run.cp, boundary, cluster.attention, cluster.software.fused)
+        if key not in self.solved:
+            fixed = read_pins({"boundary": boundary, **MEGATRON} if boundary else {}, sized.graph)
+            setting = Setting.of(sized, cluster, run.tp, run.cp)
+            prices = Prices.of(cluster, setting, run.global_batch // (run.dp * run.micro_batch))
+            self.solved[key] = setting, solve(sized, space(sized, run.tp), prices, fixed.allows(sized))
+        return self.solved[key]
+
+    def _sized(self, size: Dimensions, precision: str, micro_batch: int) -> Folded:
+        folded = self.folded(size, precision)
+        return at_batch(folded, micro_batch) or fold(resize(folded.graph, micro_batch))
+
+
+def _folded(size: Dimensions, precision: str) -> Folded:
+    module, batch = decoder(size, getattr(torch, DTYPES[precision]))
+    return fold(trace(module, batch))
+
+
+def _longest(table: Mapping[str, Any], name: str) -> Any:
+    """The entry with the longest key that a name begins with."""
+    keys = [key for key in table if name.startswith(key)]
+    return table[max(keys, key=len)] if keys else None
+
+
+def _network(run: Run, preset: Cluster) -> float:
+    """Bytes a second of one GPU's port: the stated speed, reached as the preset reaches its own."""
+    found = _SPEED.search(run.interconnect)
+    if found is None:
+        return preset.network.bytes_per_second
+    bits = int(found[1] or 1) * int(found[2]) * 1e9
+    devices = run.gpus_per_node if found[3] == "node" else 1
+    return bits / 8 / devices
+
+
+def split_of(run: Run, priced: Priced, balanced: bool = False) -> Split:
+    """The row's stages, recomputed blocks and mesh; ``balanced`` cuts stages by cost, not by their number of blocks."""
+    many = run.pp * run.virtual
+    even = () if balanced else _even(priced.folded.graph.units, many)
+    units = even or Cuts(priced).into(many)
+    if not units:
+        raise InputError(f"{run.size.layers} layers can't be cut into {run.pp * run.virtual} stages")
+    way = {"layers": "full"}.get(run.recompute, run.recompute)
+    known = {u: stage_sums(priced, u, () if way == "none" else (way,)) for u in dict.fromkeys(units)}
+    sums = tuple(known[u] for u in units)
+    share = {"none": 0.0, "layers": 0.5}.get(run.recompute, 1.0)
+    counts = tuple(round(s.blocks * share) for s in sums)
+    mesh = {"pp": run.pp, "dp": run.dp, "cp": run.cp, "tp": run.tp}
+    many = run.global_batch // (run.dp * run.micro_batch)
+    kind = "interleaved" if run.virtual > 1 else "1f1b"
+    return Split(
+        sums, units, mesh, ("pp", "dp", "cp", "tp"), many, kind, run.virtual, way, counts, run.zero, run.zero_group
+    )  # fmt: skip
+
+
+def _even(units: tuple[Unit, ...], stages: int) -> tuple[tuple[Unit, ...], ...]:
+    """As many blocks in each stage, what is before the blocks in the first and what is behind them in the last."""
+    blocks = [n for n, u in enumerate(units) if u.is_block]
+    if len(blocks) % stages:
+        return ()
+    bounds = [0, *(blocks[n] for n in range(len(blocks) // stages, len(blocks), len(blocks) // stages)), len(units)]
+    return tuple(units[a:b] for a, b in zip(bounds, bounds[1:], strict=False))

@@ -1,0 +1,80 @@
+"""The families of plans that ``verify`` tries: pins for each, planned on a cluster where dividing always pays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from partitioner.cluster import Cluster, Device, Link
+from partitioner.graph.graph import Graph
+
+_LINK = Link(bytes_per_second=1e12, efficiency=1.0, latency_seconds=1e-9)
+_DEVICE = Device("verify", 1e15, 1e9, 0.0, 1.0, 1.0, 1.0, 1, 0.0, {"float32": 1e12, "float64": 1e12})
+
+
+def cluster(ranks: int) -> Cluster:
+    """Ranks with fast links and slow memory, so that whatever can be divided is."""
+    return Cluster("verify", "math", _DEVICE, _LINK, ranks, _LINK)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A name and the pins that make it."""
+
+    name: str
+    pins: dict[str, str | int]
+
+
+def families(graph: Graph, ranks: int, global_batch: int) -> Iterator[Family]:
+    """dp, tp, tp with sequence parallel, pp under three schedules, and their mixes, as ranks and blocks allow.
+
+    Where samples can't be separated: those without dp, one micro-batch each.
+    """
+    if graph.inseparable is not None:
+        yield from _whole_batch(len(graph.blocks), ranks, global_batch)
+        return
+    blocks = len(graph.blocks)
+    yield _family("dp", ranks, global_batch, dp=ranks)
+    yield _family("tp", ranks, global_batch, tp=ranks, boundary="whole")
+    yield _family("tp + sequence parallel", ranks, global_batch, tp=ranks, boundary="sharded")
+    deep = max((n for n in range(2, ranks + 1) if ranks % n == 0 and n <= blocks), default=0)
+    if deep:
+        yield _family("pp gpipe", ranks, global_batch, pp=deep, dp=ranks // deep, schedule="gpipe")
+        yield _family("pp 1f1b", ranks, global_batch, pp=deep, dp=ranks // deep, schedule="1f1b")
+    if blocks >= 4 and ranks % 2 == 0:
+        pins = {"pp": 2, "dp": ranks // 2, "schedule": "interleaved", "virtual": 2}
+        yield _family("pp interleaved", ranks, global_batch, **pins)
+    if ranks % 4 == 0:
+        half = ranks // 2
+        if blocks >= 2:
+            yield _family("tp x pp", ranks, global_batch, tp=2, pp=half if half <= blocks else 2, recompute="on")
+            if ranks > 4 or half != deep:
+                yield _family("pp x dp", ranks, global_batch, pp=2, dp=half, schedule="1f1b", recompute="on")
+        yield _family("tp x dp", ranks, global_batch, tp=2, dp=half)
+    if ranks % 8 == 0 and blocks >= 2:
+        yield _family("tp x pp x dp", ranks, global_batch, tp=2, pp=2, dp=ranks // 4)
+
+
+def left_out(graph: Graph) -> str:
+    """Which families are not tried and why, "" for none."""
+    if graph.inseparable is None:
+        return ""
+    return f"left out: dp and more than one micro-batch, as samples can't be separated: {graph.inseparable}"
+
+
+def _whole_batch(blocks: int, ranks: int, global_batch: int) -> Iterator[Family]:
+    one: dict[str, str | int] = {"micro_batch": global_batch}
+    yield _family("tp", ranks, global_batch, tp=ranks, boundary="whole", **one)
+    yield _family("tp + sequence parallel", ranks, global_batch, tp=ranks, boundary="sharded", **one)
+    if ranks <= blocks:
+        yield _family("pp", ranks, global_batch, pp=ranks, **one)
+    if ranks % 4 == 0 and ranks // 2 <= blocks:
+        yield _family("tp x pp", ranks, global_batch, tp=2, pp=ranks // 2, recompute="on", **one)
+
+
+def _family(name: str, ranks: int, global_batch: int, **pins: str | int) -> Family:
+    degrees = {axis: int(pins.get(axis, 1)) for axis in ("tp", "pp", "dp")}
+    many = 2 * degrees["pp"] if degrees["pp"] > 1 else 2
+    micro_batch = max(1, global_batch // (degrees["dp"] * many))
+    defaults: dict[str, str | int] = {"schedule": "1f1b", "recompute": "off", "micro_batch": micro_batch}
+    return Family(name, {**defaults, **pins, **degrees})

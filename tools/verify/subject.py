@@ -1,0 +1,58 @@
+"""What ``verify`` compares: a model whose constants were moved, its graph at one batch size, a batch of another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from partitioner import Graph
+from partitioner.comparing.perturb import perturb
+from partitioner.comparing.resample import resample
+from tools.models.load import Source, load
+from tools.models.traced import traced
+
+EXAMPLE = 5  # samples; no size that a global batch of some ranks has, and no divisor of one
+
+
+@dataclass(frozen=True)
+class Subject:
+    """``graph`` was traced at ``graph.batch`` samples, ``batch`` has another number of them."""
+
+    source: Source
+    graph: Graph
+    batch: dict[str, torch.Tensor]
+    moved: tuple[str, ...]
+
+    @property
+    def module(self) -> nn.Module:
+        """The eager module, its constant parameters moved."""
+        return self.source.module
+
+    def remarks(self) -> list[str]:
+        """What was done to compare, for who reads the result."""
+        sizes = f"traced at {self.graph.batch} samples"
+        if not self.moved:
+            return [sizes]
+        names = ", ".join(self.moved[:3]) + (f" and {len(self.moved) - 3} more" if len(self.moved) > 3 else "")
+        return [sizes, f"constant parameters start with noise added, so that every gradient tells: {names}"]
+
+
+def subject_of(
+    spec: str, settings: Mapping[str, object], seq: int | None, batch: int | None, samples: int, shrink: bool = False
+) -> Subject:
+    """Load a model and trace it at a size that is not ``samples``, the size of the batch; the same on every rank."""
+    source = load(spec, settings, seq=seq, batch=batch, shrink=shrink)
+    moved = perturb(source.module)
+    graph = traced(replace(source, batch=_example(source.batch, samples)), compare=False)
+    return Subject(source, graph, resample(source.batch, graph.batched, samples), moved)
+
+
+def _example(batch: dict[str, torch.Tensor], samples: int) -> dict[str, torch.Tensor]:
+    """The example, one sample longer where it has the very size that it must not have."""
+    sizes = [t.shape[0] for t in batch.values() if t.dim()]
+    most = max(set(sizes), key=sizes.count)
+    names = {name for name, t in batch.items() if t.shape[:1] == (most,)}
+    return resample(batch, names, samples + 1) if most == samples else batch
