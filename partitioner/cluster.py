@@ -113,7 +113,7 @@ class Route:
 class Cluster:
     """``nodes`` times ``node_devices`` devices; ``node`` links those of one node, ``network`` those of different.
 
-    ``kernels``: the file of what GEMM kernels were measured on the device (``cutlass_ops.tuning.database``), "" for none.
+    ``kernels``: the file of what GEMM kernels were measured on the device (cutlass_ops/tuning), "" for none.
     """
 
     name: str

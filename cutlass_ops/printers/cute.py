@@ -7,7 +7,7 @@
         return {"D": v1, "store1": v0}
 
 All calls of quack (https://github.com/Dao-AILab/quack) and of the DSL are in this file. As a program,
-``python -m cutlass_ops.printers.cute DIR`` compiles DIR/kernel.json and DIR/epilogue.py to DIR/kernel.o and sees no GPU.
+``python -m cutlass_ops.printers.cute DIR`` compiles DIR/kernel.json and DIR/epilogue.py to DIR/kernel.o, with no GPU.
 """
 
 from __future__ import annotations

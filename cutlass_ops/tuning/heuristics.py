@@ -1,7 +1,7 @@
 """Tiles that NVIDIA's nvidia-matmul-heuristics ranks for a product on a device that it knows; no GPU is needed.
 
-As a program, ``python -m cutlass_ops.tuning.heuristics ARCH DTYPE LAYOUT M N K COUNT`` prints them: the library crashes as its
-process ends, so it is asked in another one.
+As a program, ``python -m cutlass_ops.tuning.heuristics ARCH DTYPE LAYOUT M N K COUNT`` prints them: the library
+crashes as its process ends, so it is asked in another one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def ranked(gemm: Gemm, arch: str, sizes: tuple[int, int, int]) -> list[Tiling]:
 
 @cache
 def _ask(arch: str, dtype: str, layout: str, sizes: tuple[int, int, int]) -> tuple[Tiling, ...]:
-    command = [sys.executable, "-P", "-m", "cutlass_ops.tuning.heuristics", arch, dtype, layout, *map(str, sizes), str(COUNT)]
+    words = [arch, dtype, layout, *map(str, sizes), str(COUNT)]
+    command = [sys.executable, "-m", "cutlass_ops.tuning.heuristics", *words]
     root = Path(__file__).parents[2]
     run = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=_SECONDS, check=False)
     lines = [line for line in run.stdout.splitlines() if line.startswith("[")]

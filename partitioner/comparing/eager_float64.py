@@ -56,7 +56,7 @@ def wide(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class Widening(TorchFunctionMode):
-    """What ``partitioner.comparing.graph_float64`` does to a graph, done to every torch call of a ``widened`` module, backward too.
+    """What graph_float64.py does to a graph, done to every torch call of a ``widened`` module, backward too.
 
     A tensor that no parameter or buffer holds (an attribute, a global) is widened where it is read. An op without a
     float64 kernel runs in float32, which ``Rounding`` sees. A model's code that asks for a dtype is told the single

@@ -1,4 +1,5 @@
 """What a unit costs under its layouts: seconds, bytes that live, bytes that are sent.
 
-    op_work --> op_seconds --> forward_peak, backward_peak, kept_activations, communication, measured_gemms --> unit_cost
+    op_work --> op_seconds --> kept_activations --> forward_peak --> backward_peak --> unit_cost
+    materialized --> communication, measured_gemms --> unit_cost
 """

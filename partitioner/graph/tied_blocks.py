@@ -33,7 +33,7 @@ class Folded:
 
     ``parameter`` maps each parameter placeholder to the one whose layout it shares; ``members`` counts them.
     ``sources`` counts, for each port, the representatives of the values that enter it. ``sized`` holds the
-    representatives: ``graph`` itself, or a copy of them alone at another batch size (batch.py).
+    representatives: ``graph`` itself, or a copy of them alone at another batch size (resize_batch.py).
     """
 
     graph: Graph

@@ -38,8 +38,8 @@ from runtime.train.worker import Named, Worker
 class Engine:
     """Trains a Program on this rank's part of the mesh.
 
-    ``parameters`` are this rank's parts by name (``runtime.state.parameters.materialize``). ``clip`` is the largest global
-    gradient norm; infinity measures the norm and clips nothing; None does neither and leaves ``grad_norm`` None.
+    ``parameters`` are this rank's parts by name (``materialize``). ``clip`` is the largest global gradient norm;
+    infinity measures the norm and clips nothing; None does neither and leaves ``grad_norm`` None.
     ``schedule`` sets every learning rate to its initial one times a factor of the step; None leaves the rates to
     whoever holds ``optimizer``. A rank that trains nothing has an optimizer too, so that all ranks may give theirs to a
     scheduler. ``predicted_seconds`` of a step set when it counts as hung; None: never.

@@ -1,4 +1,4 @@
-"""Plans to look at: ``python -m tools.bench.gallery docs/gallery`` writes their cards, and a drawing and a page of each.
+"""Plans to look at: ``python -m tools.bench.gallery docs/gallery`` writes cards, drawings and pages.
 
 The pages (``.html``) hold a copy of the charting library each and are not kept in git.
 """

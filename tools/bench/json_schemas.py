@@ -1,4 +1,4 @@
-"""The JSON Schemas of plan and report files, of the dataclasses that read them: ``python -m tools.bench.json_schemas FOLDER``."""
+"""JSON Schemas of plan and report files of their dataclasses: ``python -m tools.bench.json_schemas DIR``."""
 
 from __future__ import annotations
 

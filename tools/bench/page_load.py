@@ -1,4 +1,4 @@
-"""How large a plan's page is and how soon it can be used: ``python -m tools.bench.page_load PLAN...``, in headless Chromium.
+"""The size of a page and how soon it can be used, in Chromium: ``python -m tools.bench.page_load PLAN...``.
 
 From the start of loading a local file to the answer to a word typed into the page's search, charts drawn; a new browser
 each time.

@@ -115,7 +115,8 @@ def _local(ranks: int, quick: bool) -> Sweep | None:
             elif "done" in event:
                 bar.update(task, description=event["what"], completed=event["done"], total=event["of"])
 
-        result = launch.local_module("runtime.measure.sweep", ["quick" if quick else "full"], ranks, LIMIT_SECONDS, write)
+        words = ["quick" if quick else "full"]
+        result = launch.local_module("runtime.measure.sweep", words, ranks, LIMIT_SECONDS, write)
     return found[0] if result.failure is None and found else None
 
 

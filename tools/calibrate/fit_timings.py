@@ -1,4 +1,4 @@
-"""A sweep's timings become a cluster's numbers: each is the one with which ``partitioner.cost.op_seconds`` repeats the timings.
+"""A sweep's timings become a cluster's numbers: each is the one with which partitioner/cost repeats the timings.
 
 product, stream, attention   the median over their samples of what the price's own formula needs
 launch                       what a tiny transformer's block takes, for each kernel that the price counts of it

@@ -1,6 +1,6 @@
 """The GEMMs that ``gpu_check`` measures, out of plans of published models, and their kernels, built with no GPU.
 
-    python -m tools.kernels.gpu_table DIR [--arch sm_90a]        writes DIR/table.json and a kernel for every tile of every GEMM
+    python -m tools.kernels.gpu_table DIR [--arch sm_90a]  writes DIR/table.json and a kernel for each tile of each GEMM
 
 A model's block is traced, planned at each degree of tensor parallelism and fused like any other: the rows are what a
 program of it would run.

@@ -1,6 +1,6 @@
 """How well predictions rank plans: every plan of a small model is run, and what search picked is held against the best.
 
-    python -m tools.validate.regret --ranks 2 --cluster FILE [--model examples/gpt.py:model] [--set layers=4 ...] [--json]
+    python -m tools.validate.regret --ranks 2 --cluster FILE [--model examples/gpt.py:model] [--set layers=4] [--json]
 """
 
 from __future__ import annotations

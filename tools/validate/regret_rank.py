@@ -1,4 +1,4 @@
-"""One rank of ``tools.validate.regret``: builds every plan's engine once, then times their steps in turn, round after round."""
+"""One rank of regret.py: builds every plan's engine once, then times their steps in turn, round after round."""
 
 from __future__ import annotations
 
