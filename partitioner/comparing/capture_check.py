@@ -23,11 +23,11 @@ from partitioner.comparing.perturb import perturb
 from partitioner.comparing.resample import resample
 from partitioner.draws.eager_draws import eager_draws
 from partitioner.errors import InputError
+from partitioner.graph.dependence import module_path
 from partitioner.graph.graph import Graph
 from partitioner.graph.interpret import arguments, step_values
 from partitioner.graph.nodes import op_of
 from partitioner.graph.resize_batch import resize
-from partitioner.normalize.constant_values import module_path
 from partitioner.sharding.rules import rule_of
 from partitioner.user_code.batches import flat
 from partitioner.user_code.outputs import loss_of

@@ -12,8 +12,7 @@ from partitioner.cost.forward_peak import Liveness, Step, is_product
 from partitioner.cost.kept_activations import Key
 from partitioner.cost.materialized import ATTENTION, base
 from partitioner.cost.op_work import is_bias, scores_bytes
-from partitioner.graph.tied_blocks import is_parameter
-from partitioner.layouts.strategies import is_tensor
+from partitioner.graph.nodes import is_parameter, is_tensor
 from partitioner.sharding.layout import REPLICATE, Shard
 
 _SUMS = ("aten.add.Tensor", "aten.sub.Tensor")

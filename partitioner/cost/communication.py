@@ -14,15 +14,15 @@ from torch import fx
 
 from partitioner.cluster import Cluster, Route
 from partitioner.cost.materialized import ATTENTION
-from partitioner.cost.op_seconds import CROSS_ENTROPY, Seconds, collective_seconds, conversion, payloads, reductions
+from partitioner.cost.op_seconds import CROSS_ENTROPY, Seconds, collective_seconds, reductions
 from partitioner.cost.op_work import Setting
 from partitioner.graph.graph import Unit
-from partitioner.graph.nodes import operands
-from partitioner.graph.tied_blocks import Folded, is_parameter
-from partitioner.layouts.strategies import is_tensor
+from partitioner.graph.nodes import is_parameter, is_tensor, operands
+from partitioner.graph.tied_blocks import Folded
+from partitioner.layouts.solution import Solution
+from partitioner.ops.collectives import conversion, payloads
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import REPLICATE, WHOLE, Placement
-from partitioner.solve.solve import Solution
 
 Move = tuple[fx.Node, Placement, Placement]
 Handed = frozenset[tuple[fx.Node, Placement]]

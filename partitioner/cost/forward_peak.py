@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from torch import fx
 
 from partitioner.cost.kept_activations import Keeping, Key
-from partitioner.cost.op_seconds import conversion
 from partitioner.cost.op_work import is_bias
 from partitioner.graph.graph import loss_node
-from partitioner.graph.nodes import operands, shape_of
-from partitioner.layouts.strategies import is_tensor
-from partitioner.ops.collectives import Collective
+from partitioner.graph.nodes import is_tensor, operands, shape_of
+from partitioner.ops.collectives import Collective, conversion
 from partitioner.sharding.layout import REPLICATE, Placement
 from partitioner.sharding.rules import rule_of
 

@@ -8,12 +8,11 @@ from torch import fx
 
 from partitioner.cost.materialized import ATTENTION, base, is_copy, readers, repeats_heads
 from partitioner.cost.op_work import Setting, hidden_bytes, op_share, scores_kept
-from partitioner.graph.nodes import operands, shape_of
+from partitioner.graph.nodes import is_tensor, operands, shape_of
 from partitioner.graph.saved_by_autograd import saved
-from partitioner.layouts.strategies import is_tensor
+from partitioner.layouts.solution import Solution
 from partitioner.sharding.layout import REPLICATE, WHOLE, Placement
 from partitioner.sharding.rules import rule_of
-from partitioner.solve.solve import Solution
 
 Key = tuple[fx.Node, Placement]
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from partitioner.graph.nodes import operands, shape_of
+from partitioner.graph.nodes import is_tensor, operands, shape_of
 from partitioner.graph.tied_blocks import Folded
-from partitioner.layouts.strategies import is_tensor
 from partitioner.sharding.rules import rule_of
 
 ATTENTION = "aten.scaled_dot_product_attention.default"

@@ -17,7 +17,7 @@ from partitioner.cost.op_work import Setting
 from partitioner.emit.block_code import emit
 from partitioner.emit.product_rows import products
 from partitioner.layouts.exports import exports
-from partitioner.solve.solve import Solution
+from partitioner.layouts.solution import Solution
 
 
 def measured(

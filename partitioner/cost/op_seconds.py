@@ -8,18 +8,16 @@ collective   hops x latency + bytes / bandwidth, ring or tree, inside a node or 
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import fx
 
-from partitioner.cluster import Cluster, Device, Route, Software
+from partitioner.cluster import Cluster, Device, Route
 from partitioner.cost.op_work import Gemm, Setting, Work, op_work
 from partitioner.graph.nodes import operands
-from partitioner.ops.collectives import Collective, convert
+from partitioner.ops.collectives import conversion, payloads
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import REPLICATE, WHOLE, Placement, Shard
 
@@ -140,27 +138,6 @@ def convert_seconds(
     )
 
 
-def conversion(source: Placement, target: Placement, ranks: int, differentiable: bool) -> tuple[Collective, ...] | None:
-    """``collectives.convert``; a value without a gradient that every rank holds is anything that it can be cut into."""
-    if not differentiable and str(source) in ("W", "R"):
-        if str(target) in ("W", "R"):
-            return ()
-        assert isinstance(target, Shard) or str(target) == "P"
-        return _cut(target, ranks) if isinstance(target, Shard) else None
-    return convert(source, target, ranks)
-
-
-def _cut(target: Shard, ranks: int) -> tuple[Collective, ...]:
-    segments = [number for s in target.segments for number in (s.repeat, s.units, s.granule)]
-    return (Collective("shard", (target.dim, segments, False), "", ""),)
-
-
-def payloads(size: float, rows: tuple[Collective, ...], ranks: int, phase: str) -> list[tuple[str, float]]:
-    """(kind, bytes) of what collectives on a value of ``size`` bytes send in one phase."""
-    found = [(row.forward if phase == "forward" else row.backward) for row in rows]
-    return [(kind, size / ranks if kind == "all_to_all" else size) for kind in found if kind]
-
-
 def reductions(setting: Setting, node: fx.Node, strategy: Strategy) -> list[tuple[str, float]]:
     """(kind, bytes) of what cross entropy over divided classes sums of each token: its largest logit, then two sums,
     or three where labels are smoothed."""
@@ -170,41 +147,3 @@ def reductions(setting: Setting, node: fx.Node, strategy: Strategy) -> list[tupl
     labels, value = operands(node)[1], operands(node)[0].meta["val"]
     size = labels.meta["val"].numel() * setting.share(labels, WHOLE) * value.element_size()
     return [("all_reduce", size), ("all_reduce", (3 if node.args[3] else 2) * size)]
-
-
-class State(NamedTuple):
-    """Bytes that training holds of parameters."""
-
-    weight: float
-    gradient: float
-    optimizer: float
-
-
-@functools.lru_cache(maxsize=256)
-def state(itemsize: int, software: Software) -> State:
-    """AdamW's, of one: weight, gradient, two moments; below 4 bytes a weight, moments and a master copy are float32."""
-    moments = 8 if itemsize == 4 else 12 if itemsize < 4 else 2 * itemsize
-    pairs = (
-        (software.weight_bytes, itemsize), (software.gradient_bytes, itemsize), (software.optimizer_bytes, moments)
-    )  # fmt: skip
-    return State(*(own if given is None else given for given, own in pairs))
-
-
-def held_state(elements: float, itemsize: int, software: Software, zero: int = 0, ranks: int = 1) -> State:
-    """Of ``elements`` parameters: ZeRO 1 divides the optimizer's over ``ranks``, 2 gradients too, 3 weights too
-    (Rajbhandari et al., 2020)."""
-    own = state(itemsize, software)
-    pairs = zip(own, (3, 2, 1), strict=True)
-    return State(*(elements * size / (ranks if zero >= stage else 1) for size, stage in pairs))
-
-
-def state_bytes(elements: float, itemsize: int, software: Software, zero: int = 0, ranks: int = 1) -> float:
-    """All of ``held_state``."""
-    return sum(held_state(elements, itemsize, software, zero, ranks))
-
-
-def optimizer_seconds(elements: float, itemsize: int, cluster: Cluster) -> float:
-    """The update reads and writes all state once."""
-    own = state(itemsize, cluster.software)
-    moved = 2 * elements * (own.weight + own.gradient + own.optimizer)
-    return moved / streaming(cluster.device) / cluster.software.efficiency

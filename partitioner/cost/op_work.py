@@ -19,12 +19,11 @@ from torch import fx
 
 from partitioner.cluster import Cluster
 from partitioner.cost.materialized import ATTENTION, base, core, internal, is_copy, repeats_heads
-from partitioner.graph.nodes import op_of, operands, shape_of
+from partitioner.graph.nodes import is_parameter, is_tensor, op_of, operands, shape_of
 from partitioner.graph.saved_by_autograd import saved
-from partitioner.graph.tied_blocks import Folded, is_parameter
-from partitioner.layouts.strategies import is_tensor, local_share
+from partitioner.graph.tied_blocks import Folded
 from partitioner.sharding.equations import Strategy
-from partitioner.sharding.layout import Placement, Shard
+from partitioner.sharding.layout import Placement, Shard, local_share
 from partitioner.sharding.rules import Rule, rule_of
 
 _ACCUMULATION = 3  # times a weight gradient is streamed to be added: read, read the sum, write it

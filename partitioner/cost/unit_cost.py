@@ -24,9 +24,9 @@ from partitioner.cost.op_work import Setting, op_flops, op_work, weight_work
 from partitioner.graph.graph import Unit
 from partitioner.graph.saved_by_autograd import saved
 from partitioner.graph.tied_blocks import Folded
+from partitioner.layouts.solution import Solution
 from partitioner.sharding.layout import REPLICATE, Placement, Shard
 from partitioner.sharding.rules import rule_of
-from partitioner.solve.solve import Solution
 
 HIDDEN = 0.25  # share of a tensor-parallel collective that hides where it runs in pieces beside its product
 

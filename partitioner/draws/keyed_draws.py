@@ -19,10 +19,10 @@ from torch import fx
 
 from partitioner.draws.random_calls import is_random, read
 from partitioner.errors import InputError
+from partitioner.graph.dependence import module_path
 from partitioner.graph.graph import Unit
 from partitioner.graph.nodes import emit, shape_of
 from partitioner.graph.step_inputs import SAMPLE_KEYS, STEP_KEY, sample_keys, step_key
-from partitioner.normalize.constant_values import module_path
 from partitioner.ops.own_ops import own
 from partitioner.samples.batch_dimension import follow
 from partitioner.samples.samples_first import of_one_sample, samples_back, samples_first

@@ -14,16 +14,14 @@ import torch
 from torch import fx, nn
 
 import partitioner.ops.collectives
-from partitioner.cost.op_seconds import conversion
 from partitioner.emit.gemm_ops import gemms
 from partitioner.emit.local_sizes import localize
-from partitioner.graph.nodes import operands
-from partitioner.graph.tied_blocks import Folded, is_parameter
-from partitioner.layouts.strategies import is_tensor
-from partitioner.ops.collectives import Collective, flat
+from partitioner.graph.nodes import is_parameter, is_tensor, operands
+from partitioner.graph.tied_blocks import Folded
+from partitioner.layouts.solution import Solution
+from partitioner.ops.collectives import Collective, conversion, flat
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import WHOLE, Placement, Shard
-from partitioner.solve.solve import Solution
 
 AXIS = "tp"
 own = torch.ops.partitioner

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
+from partitioner.graph.dependence import parameter_free
 from partitioner.graph.nodes import emit, op_of, operands, shape_of
 from partitioner.graph.step_inputs import batch_share, step_input
-from partitioner.normalize.constant_values import parameter_free
 from partitioner.sharding.layout import PARTIAL
 from partitioner.sharding.rules import partial
 

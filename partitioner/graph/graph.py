@@ -12,9 +12,9 @@ from torch import fx
 
 from partitioner.errors import InputError
 from partitioner.graph.counts import Count
+from partitioner.graph.dependence import constants, module_path, parameter_free
 from partitioner.graph.nodes import op_of, operands
 from partitioner.graph.saved_by_autograd import saved_bytes
-from partitioner.normalize.constant_values import constants, module_path, parameter_free
 from partitioner.sharding.layout import Shard
 from partitioner.sharding.rules import rule_of
 
@@ -184,3 +184,25 @@ def gradient_free(graph: fx.Graph) -> tuple[tuple[str, ...], tuple[str, ...]]:
         tuple(n.name for n in calls if n in fixed),
         tuple(n.name for n in calls if n in free and n not in fixed),
     )
+
+
+def unit_names(graph: Graph) -> dict[str, Unit]:
+    """Units by a name that is theirs alone: the module's, with #n behind from the second of that name on."""
+    found: dict[str, Unit] = {}
+    seen: dict[str, int] = {}
+    for unit in graph.units:
+        n = seen[unit.name] = seen.get(unit.name, 0) + 1
+        found[unit.name if n == 1 else f"{unit.name}#{n}"] = unit
+    return found
+
+
+def stage_units(graph: Graph, stages: tuple[tuple[str, ...], ...]) -> list[list[Unit]]:
+    """The units of each stage, checked to be all units in order."""
+    known = unit_names(graph)
+    flat = [name for stage in stages for name in stage]
+    if flat != list(known):
+        strange = next((n for n in flat if n not in known), None)
+        missing = next((n for n in known if n not in flat), None)
+        what = f"names {strange}" if strange else f"lacks {missing}" if missing else "has units out of order"
+        raise InputError(f"the plan is for another model: its stages {what}; plan this model again")
+    return [[known[name] for name in stage] for stage in stages]

@@ -128,3 +128,13 @@ def emit(graph: fx.Graph, like: fx.Node, target: Callable[..., object], *args: o
     node.meta = {k: v for k, v in like.meta.items() if k in ("modules", "stack_trace")}
     node.meta["val"] = evaluate(node)
     return node
+
+
+def is_tensor(node: fx.Node) -> bool:
+    """Whether a node returns one tensor (not a tuple of them)."""
+    return isinstance(node.meta["val"], torch.Tensor)
+
+
+def is_parameter(node: fx.Node) -> bool:
+    """Whether a node is a parameter placeholder."""
+    return node.op == "placeholder" and node.meta["kind"] == "parameter"

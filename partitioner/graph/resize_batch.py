@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Mapping
+from fractions import Fraction
 
+import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
+from partitioner.errors import InputError
 from partitioner.graph.counts import Count
+from partitioner.graph.dependence import module_of
 from partitioner.graph.graph import Graph, loss_node
 from partitioner.graph.nodes import operands, propagate
 from partitioner.graph.tied_blocks import Folded
-from partitioner.samples.batch_numbers import resize_node
 from partitioner.sharding.layout import Segment, Shard
 from partitioner.sharding.rules import rule_of
 
@@ -98,3 +103,25 @@ def _twins(graph: Graph) -> dict[str, str]:
 
 def _scaled(shard: Shard, batch: int) -> Shard:
     return Shard(shard.dim, tuple(Segment(s.repeat, batch, s.granule) for s in shard.segments))
+
+
+def resize_node(node: fx.Node, more: int) -> None:
+    """Change the sizes of a node, whose slopes are noted, for ``more`` samples than it has."""
+    slopes: dict[int, Fraction] = node.meta.get("slopes", {})
+    if not slopes:
+        return
+    if any(more * slope % 1 for slope in slopes.values()):
+        unit = math.lcm(*(slope.denominator for slope in slopes.values()))
+        raise InputError(
+            f"{node.target} in {module_of(node)} takes samples by {unit}: give a batch of a multiple of {unit}"
+        )
+    if node.op == "placeholder":
+        value = node.meta["val"]
+        shape = [n + int(more * slopes.get(d, 0)) for d, n in enumerate(value.shape)]
+        node.meta["val"] = torch.empty(shape, dtype=value.dtype, device="meta")
+        return
+    leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
+    for place, slope in slopes.items():
+        leaves[place] += int(more * slope)
+    args, kwargs = pytree.tree_unflatten(leaves, spec)
+    node.args, node.kwargs = tuple(args), dict(kwargs)

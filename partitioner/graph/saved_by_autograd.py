@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from partitioner.graph.dependence import parameter_free
 from partitioner.graph.nodes import op_of, operands
-from partitioner.normalize.constant_values import parameter_free
 from partitioner.sharding.rules import rule_of
 
 

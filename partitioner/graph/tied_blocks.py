@@ -16,7 +16,7 @@ from functools import cached_property
 from torch import fx
 
 from partitioner.graph.graph import Graph, Unit, has_gradient
-from partitioner.graph.nodes import operands
+from partitioner.graph.nodes import is_parameter, operands
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,6 @@ class Folded:
 def trains(graph: Graph, node: fx.Node) -> bool:
     """Whether a placeholder is a parameter that is updated."""
     return node.meta["kind"] == "parameter" and graph.parameters[node.meta["source"]].requires_grad
-
-
-def is_parameter(node: fx.Node) -> bool:
-    """Whether a node is a parameter placeholder."""
-    return node.op == "placeholder" and node.meta["kind"] == "parameter"
 
 
 def fold(graph: Graph) -> Folded:

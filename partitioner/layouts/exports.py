@@ -8,8 +8,8 @@ from torch import fx
 
 from partitioner.graph.graph import Unit
 from partitioner.graph.tied_blocks import Folded, live_in
+from partitioner.layouts.solution import Solution
 from partitioner.sharding.layout import Placement
-from partitioner.solve.solve import Solution
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from torch import fx
@@ -10,11 +9,11 @@ from torch import fx
 from partitioner.errors import InputError
 from partitioner.graph.nodes import operands
 from partitioner.graph.tied_blocks import Folded, Port
+from partitioner.layouts.solution import Solution
 from partitioner.plan.derived_rows import BlockRow
 from partitioner.plan.plan import Plan, digest_of
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import Placement, parse_placement
-from partitioner.solve.solve import Solution
 
 
 def graph_digest(folded: Folded) -> str:
@@ -68,20 +67,3 @@ def _difference(plan: Plan, folded: Folded) -> str:
         if len(row.ops) != len(folded.body(group)):
             return f"{row.units[0]} has {len(row.ops)} ops, here {len(folded.body(group))}"
     return "its parameters have other names or shapes"
-
-
-def patterns(name: str) -> list[str]:
-    """A parameter's name with all its numbers as ``*``, with the first alone, and as it is."""
-    number = r"(?<=\.)\d+(?=\.)|^\d+(?=\.)"
-    return [re.sub(number, "*", name), re.sub(number, "*", name, count=1), name]
-
-
-def by_pattern(layouts: dict[str, Any]) -> dict[str, Any]:
-    """Layouts by the widest name pattern whose names all agree."""
-    rows: dict[str, list[Any]] = {}
-    for name, layout in layouts.items():
-        for pattern in dict.fromkeys(patterns(name)):
-            rows.setdefault(pattern, []).append(layout)
-    agreed = {p for p, found in rows.items() if all(layout == found[0] for layout in found)}
-    chosen = {next(p for p in patterns(name) if p in agreed): layout for name, layout in layouts.items()}
-    return dict(sorted(chosen.items()))

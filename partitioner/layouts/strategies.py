@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import fx
 
 from partitioner.graph.graph import op_of
-from partitioner.graph.nodes import operands, shape_of
-from partitioner.graph.tied_blocks import Folded, is_parameter
+from partitioner.graph.nodes import is_parameter, is_tensor, operands, shape_of
+from partitioner.graph.tied_blocks import Folded
 from partitioner.ops.autograd_functions import AutogradCall
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import Placement, Shard, shard_whole
@@ -47,11 +46,6 @@ def _all(node: fx.Node, found: dict[Strategy, None]) -> tuple[Strategy, ...]:
     if not is_tensor(node):
         return replicated(len(operands(node)))
     return (*replicated(len(operands(node))), *partial(op_of(node)), *found)
-
-
-def is_tensor(node: fx.Node) -> bool:
-    """Whether a node returns one tensor (not a tuple of them)."""
-    return isinstance(node.meta["val"], torch.Tensor)
 
 
 class _Builder:
@@ -128,10 +122,3 @@ class _Builder:
             self.found.setdefault(op, {})[strategy] = None
             for node, placement in shards:
                 self.add(node, placement)
-
-
-def local_share(shape: tuple[int, ...], placement: Placement, ranks: int) -> float:
-    """The share of a tensor's elements that the fullest rank holds."""
-    if not isinstance(placement, Shard) or not shape[placement.dim]:
-        return 1.0
-    return placement.local_size(0, ranks) / shape[placement.dim]

@@ -1,82 +1,10 @@
-"""Is this Graph, Plan or Program legal? Called at every door between the rooms, in production too.
-
-A plan file can be broken by hand, so what is wrong with a Plan is an InputError. A Graph or a Program that is not legal
-is a fault of this package: a ValueError.
-"""
+"""Is this Program legal? One that is not is a fault of this package: a ValueError."""
 
 from __future__ import annotations
 
-import operator
-
-from torch import fx
-
-from partitioner.errors import InputError
-from partitioner.graph.graph import Graph, loss_node
-from partitioner.graph.tied_blocks import Folded
-from partitioner.layouts.strategies import space
 from partitioner.lowering.program import Call, Program, Stage
-from partitioner.ops.autograd_functions import AutogradCall
 from partitioner.ops.collectives import OPS
-from partitioner.plan.plan import Plan
 from partitioner.schedule.tables import Action, rank_of
-from partitioner.solve.solve import Solution
-
-
-def check_graph(graph: Graph) -> None:
-    """Every op is functional, its value known; the units cover in order what has a gradient; the loss is a scalar."""
-    graph.module.graph.lint()
-    for node in graph.module.graph.nodes:
-        _check_node(node)
-    free = {*graph.constants, *graph.prelude}
-    body = [n.name for n in graph.module.graph.nodes if n.op == "call_function" and n.name not in free]
-    if [name for unit in graph.units for name in unit.nodes] != body:
-        raise ValueError("the units do not cover, in order, the ops that have a gradient")
-    loss = loss_node(graph.module.graph).meta["val"]
-    if loss.dim() or not loss.is_floating_point():
-        raise ValueError(f"the graph returns {tuple(loss.shape)} of {loss.dtype}, not a loss")
-
-
-def _check_node(node: fx.Node) -> None:
-    if node.op == "output":
-        return
-    if node.op not in ("placeholder", "call_function"):
-        raise ValueError(f"{node.name}: a {node.op} node can't stand in a Graph")
-    schema = getattr(node.target, "_schema", None)
-    if schema is not None and schema.is_mutable:
-        raise ValueError(f"{node.name}: {node.target} changes its operand")
-    known = node.target is operator.getitem or isinstance(node.target, AutogradCall)
-    if node.op == "call_function" and schema is None and not known:
-        raise ValueError(f"{node.name}: {node.target} is not an op")
-    if "val" not in node.meta:
-        raise ValueError(f"{node.name}: {node.target} has no known value")
-
-
-def check_plan(plan: Plan) -> None:
-    """The decisions agree with one another and with the global batch; raises InputError naming those that do not."""
-    decisions = plan.decisions
-    mesh = decisions.mesh
-    samples = mesh["dp"] * decisions.micro_batch * decisions.micro_batches
-    if samples != plan.global_batch:
-        raise InputError(
-            f"the plan's dp x micro_batch x micro_batches is {samples}, "
-            f"not its global batch {plan.global_batch}: plan again"
-        )
-    if len(decisions.stages) != mesh["pp"] * decisions.virtual:
-        raise InputError(
-            f"the plan has {len(decisions.stages)} stages for pp {mesh['pp']} x virtual {decisions.virtual}: plan again"
-        )
-
-
-def check_layouts(folded: Folded, solution: Solution, ranks: int) -> None:
-    """Every op runs in a way that its rule allows on ``ranks``; raises InputError naming the first that does not."""
-    options = space(folded, ranks).strategies
-    for node, strategy in solution.strategies.items():
-        if strategy not in options[node]:
-            operands = ", ".join(map(str, strategy.operands))
-            raise InputError(
-                f"the plan runs {node.name} as {operands} -> {strategy.result}, "
-                f"which the rule of {node.target} does not allow: plan again"
-            )
 
 
 def check_program(program: Program) -> None:

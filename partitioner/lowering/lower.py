@@ -12,20 +12,22 @@ from torch import fx
 from partitioner.emit.block_code import Emitted, emit
 from partitioner.emit.product_rows import with_kernels
 from partitioner.errors import InputError
-from partitioner.graph.graph import Graph, Unit, has_gradient, placeholders, reached
-from partitioner.graph.nodes import operands, shape_of
+from partitioner.graph.graph import Graph, Unit, has_gradient, placeholders, reached, stage_units
+from partitioner.graph.nodes import is_parameter, operands, shape_of
 from partitioner.graph.resize_batch import resize
-from partitioner.graph.tied_blocks import Folded, fold, is_parameter
+from partitioner.graph.tied_blocks import Folded, fold
+from partitioner.layouts.check import check_layouts
 from partitioner.layouts.exports import Export, exports
 from partitioner.layouts.from_plan import recall
-from partitioner.lowering.check import check_layouts, check_plan, check_program
+from partitioner.layouts.solution import Solution
+from partitioner.lowering.check import check_program
 from partitioner.lowering.gradient_free_calls import extract, value_name
 from partitioner.lowering.program import Call, Parameter, Program, Stage, Value
+from partitioner.plan.check import check_plan
 from partitioner.plan.derived_rows import BlockRow
 from partitioner.plan.plan import Decisions, Plan
 from partitioner.schedule.tables import schedule
 from partitioner.sharding.layout import WHOLE, local_shape
-from partitioner.solve.solve import Solution
 
 
 @dataclass(frozen=True)
@@ -77,28 +79,6 @@ def lower(graph: Graph, plan: Plan) -> Program:
     )
     check_program(program)
     return program
-
-
-def unit_names(graph: Graph) -> dict[str, Unit]:
-    """Units by a name that is theirs alone: the module's, with #n behind from the second of that name on."""
-    found: dict[str, Unit] = {}
-    seen: dict[str, int] = {}
-    for unit in graph.units:
-        n = seen[unit.name] = seen.get(unit.name, 0) + 1
-        found[unit.name if n == 1 else f"{unit.name}#{n}"] = unit
-    return found
-
-
-def stage_units(graph: Graph, stages: tuple[tuple[str, ...], ...]) -> list[list[Unit]]:
-    """The units of each stage, checked to be all units in order."""
-    known = unit_names(graph)
-    flat = [name for stage in stages for name in stage]
-    if flat != list(known):
-        strange = next((n for n in flat if n not in known), None)
-        missing = next((n for n in known if n not in flat), None)
-        what = f"names {strange}" if strange else f"lacks {missing}" if missing else "has units out of order"
-        raise InputError(f"the plan is for another model: its stages {what}; plan this model again")
-    return [[known[name] for name in stage] for stage in stages]
 
 
 def _recomputed(split: list[list[Unit]], decisions: Decisions) -> set[Unit]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from partitioner.graph.graph import Graph
-from partitioner.graph.nodes import operands
-from partitioner.graph.tied_blocks import is_parameter
-from partitioner.lowering.lower import stage_units
+from partitioner.graph.graph import Graph, stage_units
+from partitioner.graph.nodes import is_parameter, operands
 from partitioner.plan.plan import Plan
 from partitioner.sharding.layout import WHOLE, local_shape, parse_placement
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from partitioner.errors import InputError
+from partitioner.graph.dependence import constants, evaluate, input_free, module_path, parameter_free
 from partitioner.graph.nodes import emit, shape_of
 from partitioner.ops.own_ops import own
 
@@ -16,32 +16,6 @@ _ATTENTION = aten.scaled_dot_product_attention.default
 _PLACES = (aten.select.int, aten.slice.Tensor, own.part.default)
 _VIEWS = (*_PLACES, aten.reshape.default)
 _MOST_ELEMENTS = 1 << 28  # a mask of 16,384 x 16,384; above it a mask is kept as it is
-
-
-def constants(graph: fx.Graph) -> set[fx.Node]:
-    """Nodes that depend on buffers and literals only."""
-    return _closed(graph, {"buffer"})
-
-
-def input_free(graph: fx.Graph) -> set[fx.Node]:
-    """Nodes that depend on buffers, literals and parameters only."""
-    return _closed(graph, {"buffer", "parameter"})
-
-
-def parameter_free(graph: fx.Graph) -> set[fx.Node]:
-    """Nodes that depend on buffers, literals and batch inputs only: nothing in them has a gradient."""
-    return _closed(graph, {"buffer", "input"})
-
-
-def _closed(graph: fx.Graph, kinds: set[str]) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            if node.meta["kind"] in kinds:
-                found.add(node)
-        elif node.op == "call_function" and all(n in found for n in node.all_input_nodes):
-            found.add(node)
-    return found
 
 
 def fold_masks(module: fx.GraphModule, buffers: dict[str, torch.Tensor], batch: int) -> None:
@@ -78,42 +52,6 @@ def _is_interesting(node: fx.Node) -> bool:
     masks = any(u.target == _ATTENTION for u in node.users)
     wanted = len(shape_of(node)) > 0 and (masks or bool(node.meta.get("batch_dims")))
     return wanted and node.op == "call_function" and node.meta["val"].numel() <= _MOST_ELEMENTS
-
-
-def evaluate(
-    graph: fx.Graph, fixed: set[fx.Node], wanted: set[fx.Node], buffers: dict[str, torch.Tensor]
-) -> dict[fx.Node, torch.Tensor]:
-    """The values of the constants ``wanted``, computed from ``buffers`` and literals."""
-    needed: set[fx.Node] = set()
-    stack = list(wanted)
-    while stack:
-        node = stack.pop()
-        if node not in needed:
-            needed.add(node)
-            stack += node.all_input_nodes
-    values: dict[fx.Node, Any] = {}
-    remaining = {n: sum(u in needed for u in n.users) for n in needed}
-    for node in [n for n in graph.nodes if n in needed]:
-        values[node] = _run(node, values, buffers)
-        for source in node.all_input_nodes:
-            remaining[source] -= 1
-            if not remaining[source] and source not in wanted:
-                del values[source]
-    return {n: values[n] for n in graph.nodes if n in wanted}
-
-
-def _run(node: fx.Node, values: dict[fx.Node, Any], buffers: dict[str, torch.Tensor]) -> Any:
-    if node.op == "placeholder":
-        buffer = buffers[node.meta["source"]]
-        if buffer.is_meta:
-            raise InputError(
-                f"buffer {node.meta['source']} lies on the meta device and has no value: "
-                "build the model with real buffers"
-            )
-        return buffer.cpu()
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
-    with torch.no_grad():
-        return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def _set_mask_flag(users: list[fx.Node], mask: torch.Tensor) -> None:
@@ -203,8 +141,3 @@ def is_parameter(node: fx.Node) -> bool:
 def _inside(user: fx.Node, node: fx.Node) -> bool:
     own, other = module_path(node), module_path(user)
     return user.op == "output" or other[: len(own)] == own
-
-
-def module_path(node: fx.Node) -> tuple[str, ...]:
-    """Names of the nested modules whose forward made the node, outermost first."""
-    return node.meta.get("modules", ())

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from partitioner.graph.dependence import constants, evaluate, input_free
 from partitioner.graph.nodes import emit, shape_of
-from partitioner.normalize.constant_values import constants, evaluate, input_free
 
 aten = torch.ops.aten
 _INTEGERS = (torch.int64, torch.int32)

@@ -109,3 +109,24 @@ def _to_shard(source: Placement, target: Shard) -> tuple[Collective, ...] | None
     if source == WHOLE:
         return (Collective("shard", (target.dim, segments, True), "", "all_gather"),)
     return (Collective("shard", (target.dim, segments, False), "", ""),)
+
+
+def conversion(source: Placement, target: Placement, ranks: int, differentiable: bool) -> tuple[Collective, ...] | None:
+    """``collectives.convert``; a value without a gradient that every rank holds is anything that it can be cut into."""
+    if not differentiable and str(source) in ("W", "R"):
+        if str(target) in ("W", "R"):
+            return ()
+        assert isinstance(target, Shard) or str(target) == "P"
+        return _cut(target, ranks) if isinstance(target, Shard) else None
+    return convert(source, target, ranks)
+
+
+def _cut(target: Shard, ranks: int) -> tuple[Collective, ...]:
+    segments = [number for s in target.segments for number in (s.repeat, s.units, s.granule)]
+    return (Collective("shard", (target.dim, segments, False), "", ""),)
+
+
+def payloads(size: float, rows: tuple[Collective, ...], ranks: int, phase: str) -> list[tuple[str, float]]:
+    """(kind, bytes) of what collectives on a value of ``size`` bytes send in one phase."""
+    found = [(row.forward if phase == "forward" else row.backward) for row in rows]
+    return [(kind, size / ranks if kind == "all_to_all" else size) for kind in found if kind]

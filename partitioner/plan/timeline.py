@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from partitioner.errors import InputError
 from partitioner.plan.plan import Plan
-from partitioner.schedule.tables import Action, ends, schedule, simulate, stages_of
+from partitioner.schedule.simulate import ends, simulate
+from partitioner.schedule.tables import Action, schedule, stages_of
 
 MOST_ACTIONS = 2_000_000
 

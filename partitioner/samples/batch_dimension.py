@@ -10,9 +10,9 @@ import torch
 from torch import fx
 
 from partitioner.graph.counts import Count, Separation
+from partitioner.graph.dependence import constants, module_path
 from partitioner.graph.graph import loss_node, placeholders
 from partitioner.graph.nodes import op_of, operands, shape_of
-from partitioner.normalize.constant_values import constants, module_path
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import PARTIAL, REPLICATE, Segment, Shard
 from partitioner.sharding.rules import complete, rule_of

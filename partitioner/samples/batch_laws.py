@@ -17,9 +17,10 @@ import torch
 from torch import fx
 
 from partitioner.errors import InputError
+from partitioner.graph.dependence import module_of
 from partitioner.graph.nodes import emit
 from partitioner.graph.step_inputs import sample_count
-from partitioner.samples.paired_captures import Sizes, module_of
+from partitioner.samples.paired_captures import Sizes
 
 aten = torch.ops.aten
 Buffers = dict[str, torch.Tensor]

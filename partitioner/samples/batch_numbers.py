@@ -18,15 +18,13 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from partitioner.errors import InputError
+from partitioner.graph.dependence import constants, evaluate, module_of
 from partitioner.graph.nodes import emit, propagate_node, shape_of
-from partitioner.normalize.constant_values import constants, evaluate
 from partitioner.samples.batch_laws import Buffers, Law, is_size, law_of
-from partitioner.samples.paired_captures import Sizes, module_of, pairs, unlike
+from partitioner.samples.paired_captures import Sizes, pairs, unlike
 
 aten = torch.ops.aten
 _MEAN = aten.mean.dim
-
-
 
 
 def name_batch_numbers(
@@ -194,25 +192,3 @@ def note_sizes(first: fx.Graph, second: fx.Graph, sizes: Sizes) -> None:
         rows = list(enumerate(zip(here, there, strict=True)))
         different = {i: (x, y) for i, (x, y) in rows if isinstance(x, int) and type(x) is type(y) and x != y}
         a.meta["slopes"] = {i: Fraction(y - x, more) for i, (x, y) in different.items()}
-
-
-def resize_node(node: fx.Node, more: int) -> None:
-    """Change the sizes of a node, whose slopes are noted, for ``more`` samples than it has."""
-    slopes: dict[int, Fraction] = node.meta.get("slopes", {})
-    if not slopes:
-        return
-    if any(more * slope % 1 for slope in slopes.values()):
-        unit = math.lcm(*(slope.denominator for slope in slopes.values()))
-        raise InputError(
-            f"{node.target} in {module_of(node)} takes samples by {unit}: give a batch of a multiple of {unit}"
-        )
-    if node.op == "placeholder":
-        value = node.meta["val"]
-        shape = [n + int(more * slopes.get(d, 0)) for d, n in enumerate(value.shape)]
-        node.meta["val"] = torch.empty(shape, dtype=value.dtype, device="meta")
-        return
-    leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
-    for place, slope in slopes.items():
-        leaves[place] += int(more * slope)
-    args, kwargs = pytree.tree_unflatten(leaves, spec)
-    node.args, node.kwargs = tuple(args), dict(kwargs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from partitioner.errors import InputError
-from partitioner.normalize.constant_values import module_path
+from partitioner.graph.dependence import module_of
 
 Sizes = tuple[int, int]
 
@@ -30,8 +30,3 @@ def unlike(a: fx.Node, b: fx.Node, sizes: Sizes) -> InputError:
         f"the model is not the same for every batch: first {words[0]} with {sizes[0]} samples, {words[1]} with "
         f"{sizes[1]}; what forward does must not depend on the batch size, on chance or on earlier calls"
     )
-
-
-def module_of(node: fx.Node) -> str:
-    """The innermost module that made a node, for messages."""
-    return ".".join(module_path(node)[-1:]) or "the model"

@@ -7,15 +7,14 @@ from collections.abc import Mapping
 from partitioner.cluster import Cluster
 from partitioner.cost.op_work import Setting
 from partitioner.cost.unit_cost import price_units
-from partitioner.graph.graph import Graph, Unit
+from partitioner.graph.graph import Graph, Unit, unit_names
 from partitioner.graph.resize_batch import at_batch, resize
 from partitioner.graph.tied_blocks import fold
 from partitioner.layouts.from_plan import recall
-from partitioner.lowering.lower import unit_names
+from partitioner.layouts.solution import Solution
 from partitioner.plan.derived_rows import Cost
 from partitioner.plan.plan import Plan
 from partitioner.searching.candidates import Tried
-from partitioner.solve.solve import Solution
 from partitioner.step.rank_memory import Memory
 from partitioner.step.split import Split, stage_sums
 from partitioner.step.step_seconds import bound, price

@@ -9,29 +9,23 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from partitioner.cluster import Cluster
 from partitioner.errors import DoesNotFit, InputError
 from partitioner.gc_pause import uncollected
 from partitioner.graph.graph import Graph
-from partitioner.layouts.from_plan import by_pattern, graph_digest
-from partitioner.lowering.lower import unit_names
-from partitioner.plan.derived_rows import Candidate, Cost
-from partitioner.plan.plan import Decisions, Plan
-from partitioner.schedule.tables import SPLIT
-from partitioner.searching.assumed import assumed
+from partitioner.plan.derived_rows import Cost
+from partitioner.plan.plan import Plan
 from partitioner.searching.candidates import Progress, Tried, candidates
 from partitioner.searching.pin_conflicts import conflict
 from partitioner.searching.pins import read_pins
-from partitioner.searching.write_plan import block_rows, notes, unit_reads
-from partitioner.sharding.layout import placement_json
+from partitioner.searching.write_plan import Ranking, plan_of
 from partitioner.step.split import Split
 from partitioner.step.step_seconds import price
 
 KEPT = 10
 FRONT_STEP = 0.01  # share of time that a plan of more memory must save to stand on the front
-Ranking = list[tuple[Tried, Cost]]
 
 
 @uncollected()
@@ -151,57 +145,3 @@ def too_large(tightest: Tried, room: float) -> str:
         f"{split.recompute}) misses {tightest.peak_bytes - room:,.0f} bytes a device; stage {worst} of "
         f"{len(cost.stages)} holds {words}; what would help: {', '.join(mends)}"
     )
-
-
-def plan_of(
-    ranking: Ranking, front: Ranking, searched: dict[str, int], global_batch: int, pins: Mapping[str, str | int],
-    model: Mapping[str, object],
-) -> Plan:  # fmt: skip
-    """The first of a ranking as a Plan, all of it as its candidates; and the front of time and memory."""
-    best, cost = ranking[0]
-    fixed = read_pins(pins, best.priced.folded.graph)
-    priced, split, folded = best.priced, best.split, best.priced.folded
-    names = {unit: name for name, unit in unit_names(folded.graph).items()}
-    layouts = {n.meta["source"]: placement_json(priced.solution.parameters[r]) for n, r in folded.parameter.items()}
-    boundaries = {
-        names[units[0]]: tuple(placement_json(priced.solution.ports[p]) for p in folded.sources if p.group == g)
-        for g, units in enumerate(folded.groups)
-    }
-    decisions = Decisions(
-        mesh=dict(split.mesh), order=split.order,
-        micro_batch=best.micro_batch, micro_batches=split.micro_batches, schedule=split.schedule, virtual=split.virtual,
-        stages=tuple(tuple(names[u] for u in units) for units in split.units), recompute=split.recompute,
-        recomputed=split.recomputed, parameters=by_pattern(layouts), boundaries=boundaries, zero=split.zero,
-        plan_only=tuple(_not_executed(split)),
-    )  # fmt: skip
-    return Plan(
-        model={**model, "digest": graph_digest(folded), "blocks": len(folded.graph.blocks),
-               "parameters": sum(n.meta["val"].numel() for n in folded.parameter), **assumed(folded.graph)},
-        cluster=priced.cluster.as_dict(), global_batch=global_batch, pins={k: str(v) for k, v in pins.items()},
-        decisions=decisions, blocks=tuple(block_rows(priced, names, split.micro_batches, fixed)),
-        parameters=dict(sorted(layouts.items())), reads=unit_reads(folded, names),
-        cost=cost, searched=searched, notes=tuple(notes(priced)),
-        candidates=tuple(_candidate(tried, cost) for tried, cost in ranking),
-        front=tuple(_candidate(tried, cost) for tried, cost in front),
-    ).stamped()  # fmt: skip
-
-
-def _not_executed(split: Split) -> Iterator[str]:
-    """What of a plan the runtime has no way to execute yet."""
-    if split.mesh.get("cp", 1) > 1:
-        yield f"cp {split.mesh['cp']}"
-    if split.zero:
-        yield f"ZeRO {split.zero}"
-    if split.recompute == "selective":
-        yield "selective recompute"
-    if split.schedule in SPLIT:
-        yield f"schedule {split.schedule}"
-
-
-def _candidate(tried: Tried, cost: Cost) -> Candidate:
-    split = tried.split
-    return Candidate(
-        dict(split.mesh), tried.micro_batch, split.schedule, split.virtual, split.recompute, split.zero, split.order,
-        cost.step_seconds, cost.compute_seconds, cost.communication_seconds + cost.sync_seconds, cost.bubble_seconds,
-        cost.peak_bytes,
-    )  # fmt: skip

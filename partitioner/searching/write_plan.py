@@ -12,18 +12,25 @@ from partitioner.cost.op_work import op_flops
 from partitioner.cost.unit_cost import Priced, last_kept
 from partitioner.emit.block_code import emit
 from partitioner.emit.product_rows import products
-from partitioner.graph.graph import Unit
-from partitioner.graph.nodes import operands
-from partitioner.graph.tied_blocks import Folded, Port, is_parameter
+from partitioner.graph.dependence import module_path
+from partitioner.graph.graph import Unit, unit_names
+from partitioner.graph.nodes import is_parameter, is_tensor, operands
+from partitioner.graph.tied_blocks import Folded, Port
 from partitioner.layouts.exports import Export, exports
-from partitioner.layouts.strategies import is_tensor, space
-from partitioner.normalize.constant_values import module_path
-from partitioner.plan.derived_rows import BlockRow, CollectiveRow, OpRow, OtherRow, ProductRow
-from partitioner.searching.pins import Pins
+from partitioner.layouts.from_plan import graph_digest
+from partitioner.layouts.strategies import space
+from partitioner.plan.derived_rows import BlockRow, Candidate, CollectiveRow, Cost, OpRow, OtherRow, ProductRow
+from partitioner.plan.name_patterns import by_pattern
+from partitioner.plan.plan import Decisions, Plan
+from partitioner.schedule.tables import SPLIT
+from partitioner.searching.assumed import assumed
+from partitioner.searching.candidates import Tried
+from partitioner.searching.pins import Pins, read_pins
 from partitioner.sharding.layout import placement_json
 from partitioner.sharding.rules import rule_of
 from partitioner.solve.choices import Choices, Prices
 from partitioner.solve.solve import increases
+from partitioner.step.split import Split
 
 OTHERS = 3
 NOTHING = Sent("", 0.0, 0.0)
@@ -127,3 +134,60 @@ def _products(priced: Priced, group: int, out: tuple[Export, ...]) -> tuple[Prod
     wanted = tuple((first.nodes.index(e.node.name), e.placement) for e in out)
     module = emit(priced.folded, priced.solution, ranks, group, wanted).module
     return tuple(found.row for found in products(module, ranks, priced.cluster))
+
+
+Ranking = list[tuple[Tried, Cost]]
+
+
+def plan_of(
+    ranking: Ranking, front: Ranking, searched: dict[str, int], global_batch: int, pins: Mapping[str, str | int],
+    model: Mapping[str, object],
+) -> Plan:  # fmt: skip
+    """The first of a ranking as a Plan, all of it as its candidates; and the front of time and memory."""
+    best, cost = ranking[0]
+    fixed = read_pins(pins, best.priced.folded.graph)
+    priced, split, folded = best.priced, best.split, best.priced.folded
+    names = {unit: name for name, unit in unit_names(folded.graph).items()}
+    layouts = {n.meta["source"]: placement_json(priced.solution.parameters[r]) for n, r in folded.parameter.items()}
+    boundaries = {
+        names[units[0]]: tuple(placement_json(priced.solution.ports[p]) for p in folded.sources if p.group == g)
+        for g, units in enumerate(folded.groups)
+    }
+    decisions = Decisions(
+        mesh=dict(split.mesh), order=split.order,
+        micro_batch=best.micro_batch, micro_batches=split.micro_batches, schedule=split.schedule, virtual=split.virtual,
+        stages=tuple(tuple(names[u] for u in units) for units in split.units), recompute=split.recompute,
+        recomputed=split.recomputed, parameters=by_pattern(layouts), boundaries=boundaries, zero=split.zero,
+        plan_only=tuple(_not_executed(split)),
+    )  # fmt: skip
+    return Plan(
+        model={**model, "digest": graph_digest(folded), "blocks": len(folded.graph.blocks),
+               "parameters": sum(n.meta["val"].numel() for n in folded.parameter), **assumed(folded.graph)},
+        cluster=priced.cluster.as_dict(), global_batch=global_batch, pins={k: str(v) for k, v in pins.items()},
+        decisions=decisions, blocks=tuple(block_rows(priced, names, split.micro_batches, fixed)),
+        parameters=dict(sorted(layouts.items())), reads=unit_reads(folded, names),
+        cost=cost, searched=searched, notes=tuple(notes(priced)),
+        candidates=tuple(_candidate(tried, cost) for tried, cost in ranking),
+        front=tuple(_candidate(tried, cost) for tried, cost in front),
+    ).stamped()  # fmt: skip
+
+
+def _not_executed(split: Split) -> Iterator[str]:
+    """What of a plan the runtime has no way to execute yet."""
+    if split.mesh.get("cp", 1) > 1:
+        yield f"cp {split.mesh['cp']}"
+    if split.zero:
+        yield f"ZeRO {split.zero}"
+    if split.recompute == "selective":
+        yield "selective recompute"
+    if split.schedule in SPLIT:
+        yield f"schedule {split.schedule}"
+
+
+def _candidate(tried: Tried, cost: Cost) -> Candidate:
+    split = tried.split
+    return Candidate(
+        dict(split.mesh), tried.micro_batch, split.schedule, split.virtual, split.recompute, split.zero, split.order,
+        cost.step_seconds, cost.compute_seconds, cost.communication_seconds + cost.sync_seconds, cost.bubble_seconds,
+        cost.peak_bytes,
+    )  # fmt: skip

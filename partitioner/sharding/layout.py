@@ -213,3 +213,10 @@ def placement_json(placement: Placement) -> str | list[object]:
     if isinstance(placement, Word):
         return placement.name
     return [placement.dim, [[s.repeat, s.units, s.granule] for s in placement.segments]]
+
+
+def local_share(shape: tuple[int, ...], placement: Placement, ranks: int) -> float:
+    """The share of a tensor's elements that the fullest rank holds."""
+    if not isinstance(placement, Shard) or not shape[placement.dim]:
+        return 1.0
+    return placement.local_size(0, ranks) / shape[placement.dim]

@@ -15,16 +15,17 @@ from functools import cached_property
 from torch import fx
 
 from partitioner.cluster import Cluster, Route
-from partitioner.cost.op_seconds import collective_seconds, convert_seconds, op_seconds, reductions, state_bytes
+from partitioner.cost.op_seconds import collective_seconds, convert_seconds, op_seconds, reductions
 from partitioner.cost.op_work import Setting
+from partitioner.cost.state_bytes import state_bytes
 from partitioner.errors import InputError
-from partitioner.graph.nodes import operands
-from partitioner.graph.tied_blocks import Folded, Port, is_parameter
-from partitioner.layouts.strategies import Space, is_tensor
+from partitioner.graph.nodes import is_parameter, is_tensor, operands
+from partitioner.graph.tied_blocks import Folded, Port
+from partitioner.layouts.solution import Value
+from partitioner.layouts.strategies import Space
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import PARTIAL, REPLICATE, WHOLE, Placement, Shard
 
-Value = fx.Node | Port
 Allowed = Callable[[Value, Placement], bool]
 TIE_BYTES = 1e-4  # of a byte's price: among equal times, hold fewer bytes
 TIE_COLLECTIVE = 1e-9  # seconds: among equal bytes, fewer collectives

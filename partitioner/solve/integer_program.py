@@ -18,8 +18,9 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
 from partitioner.errors import InputError
+from partitioner.layouts.solution import Value
 from partitioner.sharding.layout import Placement
-from partitioner.solve.choices import Choices, Read, Value
+from partitioner.solve.choices import Choices, Read
 
 LIMIT_SECONDS = 600.0
 _SCALE = 1e6  # microseconds: HiGHS's tolerances are absolute

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -17,39 +16,16 @@ from torch import fx
 
 from partitioner.errors import InputError
 from partitioner.graph.tied_blocks import Folded, Port
+from partitioner.layouts.solution import Solution, Value
 from partitioner.layouts.strategies import Space
-from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import Placement
 from partitioner.solve import variable_elimination
-from partitioner.solve.choices import Allowed, Choices, Prices, Read, Value
+from partitioner.solve.choices import Allowed, Choices, Prices, Read
 from partitioner.solve.integer_program import minimize01
 from partitioner.solve.variable_elimination import Array, Table, TooWide, minimize
 
 T = TypeVar("T")
 MOST_JOINED = 100_000  # entries of a value's table over all its readers; beyond, each conversion is a variable
-
-
-@dataclass(frozen=True)
-class Solution:
-    """The chosen strategy of every representative op, the placement of every port and representative parameter.
-
-    ``seconds`` is the objective: one micro-batch of all blocks, a step's gradient sync and the price of bytes held.
-    """
-
-    strategies: dict[fx.Node, Strategy]
-    ports: dict[Port, Placement]
-    parameters: dict[fx.Node, Placement]
-    seconds: float
-
-    def made(self, value: Value) -> Placement:
-        """Where a value lies when it is made."""
-        if isinstance(value, Port):
-            return self.ports[value]
-        if value in self.parameters:
-            return self.parameters[value]
-        result = self.strategies[value].result
-        assert not isinstance(result, tuple)
-        return result
 
 
 def solve(folded: Folded, options: Space, prices: Prices, allowed: Allowed = lambda value, placement: True) -> Solution:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import fx
 
-from partitioner.cost.op_seconds import State, held_state, state
+from partitioner.cost.state_bytes import State, held_state, state
 from partitioner.cost.unit_cost import Priced
 from partitioner.schedule.fullest_moments import Array, moments
 from partitioner.step.split import Held, Split, StageSums

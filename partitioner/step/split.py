@@ -9,7 +9,8 @@ from functools import cached_property
 import numpy as np
 from torch import fx
 
-from partitioner.cost.op_seconds import ZERO, Seconds, state
+from partitioner.cost.op_seconds import ZERO, Seconds
+from partitioner.cost.state_bytes import state
 from partitioner.cost.unit_cost import Kept, Priced
 from partitioner.graph.graph import Unit
 from partitioner.schedule.fullest_moments import Array

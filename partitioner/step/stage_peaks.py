@@ -13,7 +13,7 @@ import numpy as np
 from torch import fx
 
 from partitioner.cost.backward_peak import Peaks
-from partitioner.cost.op_seconds import state
+from partitioner.cost.state_bytes import state
 from partitioner.cost.unit_cost import Kept, Priced
 from partitioner.graph.graph import Unit
 from partitioner.schedule.fullest_moments import Array

@@ -12,10 +12,12 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 
 from partitioner.cluster import Route
-from partitioner.cost.op_seconds import ZERO, Seconds, collective_seconds, optimizer_seconds
+from partitioner.cost.op_seconds import ZERO, Seconds, collective_seconds
+from partitioner.cost.state_bytes import optimizer_seconds
 from partitioner.cost.unit_cost import Priced
 from partitioner.plan.derived_rows import Cost, StageCost
-from partitioner.schedule.tables import SPLIT, most_in_flight, rank_of, schedule, simulate
+from partitioner.schedule.simulate import most_in_flight, simulate
+from partitioner.schedule.tables import SPLIT, rank_of, schedule
 from partitioner.step.rank_memory import Memory
 from partitioner.step.split import Split, StageSums
 

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import fx
 
+from partitioner.graph.dependence import input_free, module_path, parameter_free
 from partitioner.graph.graph import Unit
 from partitioner.graph.nodes import operands, shape_of
-from partitioner.normalize.constant_values import input_free, module_path, parameter_free
 from partitioner.sharding.rules import rule_of
 from partitioner.tracing.block_reads import part_reads
 

@@ -12,8 +12,9 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from partitioner.errors import InputError
+from partitioner.graph.dependence import module_of
 from partitioner.samples.batch_laws import is_size, law_of
-from partitioner.samples.paired_captures import module_of, pairs, unlike
+from partitioner.samples.paired_captures import pairs, unlike
 from partitioner.tracing.capture import Captured, Example, capture
 from partitioner.tracing.repeated_modules import Run
 

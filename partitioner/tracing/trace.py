@@ -13,9 +13,9 @@ from partitioner.comparing.capture_check import check_capture
 from partitioner.draws.keyed_draws import separate_units
 from partitioner.errors import InputError
 from partitioner.gc_pause import uncollected
+from partitioner.graph.check import check_graph
 from partitioner.graph.counts import Count
 from partitioner.graph.graph import Graph, gradient_free, placeholders
-from partitioner.lowering.check import check_graph
 from partitioner.normalize.constant_values import merge_equal
 from partitioner.normalize.normalize import normal_samples
 from partitioner.samples.batch_numbers import name_batch_numbers, note_sizes

@@ -14,9 +14,9 @@ from itertools import groupby
 
 from torch import fx
 
+from partitioner.graph.dependence import module_path
 from partitioner.graph.graph import placeholders
 from partitioner.graph.nodes import evaluate_like, operands
-from partitioner.normalize.constant_values import module_path
 from partitioner.tracing.find_blocks import words
 from partitioner.tracing.repeated_modules import Run
 

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from partitioner.errors import InputError
 from partitioner.lowering.traffic import Sending
 from partitioner.schedule.tables import Action
-from runtime.mesh.groups import Log
+from runtime.mesh.communication_log import Log
 
 NAME = "tape"
 

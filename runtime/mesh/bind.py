@@ -17,7 +17,7 @@ import partitioner.ops.collectives
 import partitioner.ops.own_ops
 from cutlass_ops.linear import fused, gemm, layer
 from cutlass_ops.spec import notation
-from runtime.mesh import collectives, column_linears, first, vocab_parallel
+from runtime.mesh import collectives, column_linears, vocab_parallel
 from runtime.mesh.collectives import Axis, Bound
 from runtime.mesh.groups import Groups
 
@@ -28,7 +28,7 @@ _SCHEMAS = (partitioner.ops.collectives, partitioner.ops.own_ops)  # importing t
 _ROWS: dict[object, tuple[tuple[int, ...], int, Callable[..., Bound]]] = {
     own.all_reduce.default: ((0,), 1, collectives.all_reduce),
     own.copy.default: ((0,), 1, collectives.copy),
-    own.on_first.default: ((0,), 1, first.on_first),
+    own.on_first.default: ((0,), 1, collectives.on_first),
     own.all_gather.default: ((0,), 1, collectives.all_gather),
     own.reduce_scatter.default: ((0,), 1, collectives.reduce_scatter),
     own.shard.default: ((0,), 1, collectives.shard),

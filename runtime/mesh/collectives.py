@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 
 from partitioner.sharding.layout import Segment, Shard, assemble, take
-from runtime.mesh.groups import Groups, Log
+from runtime.mesh.communication_log import Log
+from runtime.mesh.groups import Groups
 
 # torch 2.13 renamed these two and warns of the old names.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -256,3 +257,19 @@ def all_to_all(axis: Axis, source: int, source_segments: list[int], target: int,
     """Shard of one dimension to Shard of another."""
     here, there = Shard(source, segments_of(source_segments)), Shard(target, segments_of(target_segments))
     return lambda x: _AllToAll.apply(x, axis, here, there)
+
+
+class _OnFirst(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, is_first: bool, backward: bool) -> torch.Tensor:
+        ctx.keeps = is_first or not backward
+        return x.view_as(x) if is_first else torch.zeros_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return grad if ctx.keeps else torch.zeros_like(grad), None, None
+
+
+def on_first(axis: Axis, backward: bool) -> Bound:
+    """WHOLE to PARTIAL: the gradient of either is whole. REPLICATE to PARTIAL (``backward``): a Partial comes back."""
+    return lambda x: _OnFirst.apply(x, axis.rank == 0, backward)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from itertools import product
 
 import torch
@@ -15,45 +13,9 @@ import torch.distributed as dist
 
 from partitioner.errors import InputError
 from partitioner.lowering.program import Program
-from partitioner.lowering.traffic import Sending
-from partitioner.schedule.tables import Action
-from runtime.mesh.step_clock import Clock
+from runtime.mesh.communication_log import Log
 
 Coordinates = Mapping[str, int]
-
-
-@dataclass
-class Log:
-    """What a rank communicated, when ``keep`` is set. ``phase`` is what the step is doing now."""
-
-    keep: bool = False
-    phase: str = "control"
-    rows: list[Sending] = field(default_factory=list)
-    message: tuple[Action, str] | None = None  # what is sent or expected now: the value's name and its reader
-    clock: Clock | None = None
-
-    def add(self, axis: str, kind: str, tensor: torch.Tensor, phase: str | None = None) -> None:
-        """Note one communication of ``tensor``."""
-        if self.keep:
-            self.rows.append(Sending(axis, kind, phase or self.phase, tensor.numel() * tensor.element_size()))
-
-    def timed(self, part: str) -> AbstractContextManager[object]:
-        """Count what runs inside as a part of the step, where a clock runs."""
-        return self.clock.during(part) if self.clock else nullcontext()
-
-    @property
-    def forward(self) -> str:
-        """The phase of a forward op: within a backward, activations are being recomputed."""
-        return "recompute" if self.phase == "backward" else self.phase
-
-    @contextmanager
-    def during(self, phase: str) -> Iterator[None]:
-        """Set the phase for a while."""
-        before, self.phase = self.phase, phase
-        try:
-            yield
-        finally:
-            self.phase = before
 
 
 class Groups:

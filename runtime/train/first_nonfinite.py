@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import fx
 
-from partitioner.normalize.constant_values import module_path
+from partitioner.graph.dependence import module_path
 from partitioner.ops.own_ops import has_values
 from runtime.train.worker import BoundCall, Named, Worker
 

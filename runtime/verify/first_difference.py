@@ -17,14 +17,15 @@ import torch
 import torch.distributed as dist
 from torch import fx
 
+from partitioner.graph.dependence import module_path
 from partitioner.graph.graph import Graph, Unit, has_gradient
 from partitioner.graph.interpret import arguments, samples_of, step_values
 from partitioner.graph.nodes import operands
 from partitioner.graph.resize_batch import resize
 from partitioner.graph.step_inputs import SAMPLE_KEYS
 from partitioner.lowering.program import Program
-from partitioner.normalize.constant_values import module_path
-from runtime.mesh.groups import Groups, Log
+from runtime.mesh.communication_log import Log
+from runtime.mesh.groups import Groups
 from runtime.ranks.process_group import everywhere
 from runtime.train.engine import Engine
 from runtime.train.worker import BoundCall

@@ -8,8 +8,8 @@ import math
 from torch import fx
 
 from partitioner.cost.op_seconds import convert_seconds
-from partitioner.graph.nodes import operands
-from partitioner.graph.tied_blocks import Folded, Port, is_parameter
+from partitioner.graph.nodes import is_parameter, operands
+from partitioner.graph.tied_blocks import Folded, Port
 from partitioner.layouts.strategies import Space
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import PARTIAL, WHOLE, Placement

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tools.figures.columns import Column
-from tools.plan.command import read_pins
+from tools.plan.edits_as_pins import read_pins
 from tools.plan.replan import attempted, source_plan
 
 

@@ -123,3 +123,12 @@ def memory_bar(held: dict[str, float], most: float) -> Text:
     for kind, many in held.items():
         bar.append(BLOCKS[kind] * round(MEMORY_BAR * many / most), COLOURS[kind])
     return bar
+
+
+def looked_at(plan: Plan) -> str:
+    """How many candidates there were and why the others are out."""
+    n = plan.searched
+    return (
+        f"{n['candidates']} candidates: {n['over_memory']} need more memory than a device has, "
+        f"{n['walked']} were priced action by action, {n['beaten_by_bound']} cannot beat those"
+    )

@@ -11,11 +11,11 @@ from partitioner import Cluster, Plan, search
 from partitioner.cluster import presets
 from partitioner.errors import InputError
 from partitioner.plan.derived_rows import Candidate
-from tools.figures.card import summary
+from tools.figures.card import looked_at, summary
 from tools.models.entry_point import parse_settings
 from tools.models.load import load
 from tools.models.traced import traced, with_values
-from tools.plan.edits_as_pins import edits
+from tools.plan.edits_as_pins import edits, read_pins
 from tools.plan.replan import planned
 from tools.screen import output, seconds, size, status, table
 
@@ -104,17 +104,6 @@ def _edited(options: argparse.Namespace) -> Plan:
     return replace(plan, decisions=replace(plan.decisions, seed=before.decisions.seed)).stamped()
 
 
-def read_pins(words: list[str]) -> dict[str, str | int]:
-    """``["tp=8"]`` as a dict; raises InputError for a word without ``=``."""
-    pins: dict[str, str | int] = {}
-    for word in words:
-        key, equals, value = word.rpartition("=")
-        if not equals or not key or not value:
-            raise InputError(f"--pin takes name=value, not {word!r}")
-        pins[key] = value
-    return pins
-
-
 def candidates(title: str, listed: Sequence[Candidate], best: float) -> object:
     """Candidates beside the time of the chosen one."""
     rows = [
@@ -128,15 +117,6 @@ def candidates(title: str, listed: Sequence[Candidate], best: float) -> object:
     ]  # fmt: skip
     columns = ("mesh", "micro-batch", "schedule", "recompute", "step", "against best", "memory")
     return table(title, columns, rows)
-
-
-def looked_at(plan: Plan) -> str:
-    """How many candidates there were and why the others are out."""
-    n = plan.searched
-    return (
-        f"{n['candidates']} candidates: {n['over_memory']} need more memory than a device has, "
-        f"{n['walked']} were priced action by action, {n['beaten_by_bound']} cannot beat those"
-    )
 
 
 def clusters_command(options: argparse.Namespace) -> int:

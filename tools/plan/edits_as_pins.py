@@ -78,3 +78,14 @@ _KEPT = {
     "boundaries": _boundaries,
     **dict.fromkeys(("seed", "cluster", "global_batch"), lambda plan: {}),  # taken as they are
 }
+
+
+def read_pins(words: list[str]) -> dict[str, str | int]:
+    """``["tp=8"]`` as a dict; raises InputError for a word without ``=``."""
+    pins: dict[str, str | int] = {}
+    for word in words:
+        key, equals, value = word.rpartition("=")
+        if not equals or not key or not value:
+            raise InputError(f"--pin takes name=value, not {word!r}")
+        pins[key] = value
+    return pins

@@ -16,9 +16,8 @@ from partitioner import Plan
 from partitioner.plan.derived_rows import BlockRow, CollectiveRow, OpRow, OtherRow
 from tools.figures import figures
 from tools.figures.block_graph import movings
-from tools.figures.card import facts, headline, stale_words
+from tools.figures.card import facts, headline, looked_at, stale_words
 from tools.figures.outline import arrival, kind, outline, place, shape, word
-from tools.plan.command import looked_at
 from tools.screen import seconds, size
 from tools.show import charts
 from tools.show.drawing import block_drawing, plan_graph, rendered

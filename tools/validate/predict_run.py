@@ -19,11 +19,12 @@ from partitioner.errors import InputError
 from partitioner.graph.graph import Unit
 from partitioner.graph.resize_batch import at_batch, resize
 from partitioner.graph.tied_blocks import Folded, fold
+from partitioner.layouts.solution import Solution
 from partitioner.layouts.strategies import space
 from partitioner.plan.derived_rows import Cost
 from partitioner.searching.pins import read_pins
 from partitioner.solve.choices import Prices
-from partitioner.solve.solve import Solution, solve
+from partitioner.solve.solve import solve
 from partitioner.step.cut_stages import Cuts
 from partitioner.step.split import Split, stage_sums
 from partitioner.step.step_seconds import price

@@ -18,12 +18,13 @@ from partitioner import Cluster, Plan, lower, trace
 from partitioner.errors import DoesNotFit, InputError
 from partitioner.searching.candidates import candidates
 from partitioner.searching.pins import read_pins
-from partitioner.searching.search import plan_of, too_large
+from partitioner.searching.search import too_large
+from partitioner.searching.write_plan import plan_of
 from partitioner.step.step_seconds import price
 from runtime.ranks import launch
 from tools.models.entry_point import parse_settings
 from tools.models.load import load
-from tools.plan.command import read_pins as read_words
+from tools.plan.edits_as_pins import read_pins as read_words
 from tools.screen import error_line, output, seconds, status, table
 from tools.streams import Print, document_alone
 from tools.validate.command import spearman

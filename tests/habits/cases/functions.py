@@ -190,7 +190,6 @@ def compiled_in_place(batch: int) -> Made:
     return module, text(batch)
 
 
-
 class Checkpointed(Stack):
     def __init__(self, reentrant: bool) -> None:
         super().__init__()

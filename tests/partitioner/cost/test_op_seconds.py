@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from partitioner import Cluster
-from partitioner.cost.op_seconds import collective_seconds, flops_per_second, gemm_seconds, state_bytes
+from partitioner.cost.op_seconds import collective_seconds, flops_per_second, gemm_seconds
 from partitioner.cost.op_work import Gemm
+from partitioner.cost.state_bytes import state_bytes
 
 A100, H100 = Cluster.load("dgx-a100", nodes=16), Cluster.load("dgx-h100", nodes=64)
 EFA = Cluster.load("p5-h100", nodes=64)

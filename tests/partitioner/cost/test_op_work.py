@@ -17,9 +17,10 @@ from partitioner.cost.unit_cost import price_units
 from partitioner.graph.graph import Graph
 from partitioner.graph.saved_by_autograd import saved_bytes as saved_of_graph
 from partitioner.graph.tied_blocks import Folded, fold
+from partitioner.layouts.solution import Solution
 from partitioner.layouts.strategies import space
 from partitioner.solve.choices import Prices
-from partitioner.solve.solve import Solution, solve
+from partitioner.solve.solve import solve
 from tools.models.plain_decoder import Dimensions, decoder
 
 CLUSTER = Cluster.load("dgx-a100")

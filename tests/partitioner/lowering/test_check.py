@@ -13,7 +13,8 @@ from small_plans import graph_of
 from partitioner import Cluster, Graph, Plan, Program, lower, search
 from partitioner.cluster import Link
 from partitioner.errors import InputError
-from partitioner.lowering.check import check_graph, check_program
+from partitioner.graph.check import check_graph
+from partitioner.lowering.check import check_program
 from partitioner.lowering.program import Stage
 
 

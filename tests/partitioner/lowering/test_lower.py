@@ -20,12 +20,6 @@ from partitioner.sharding.layout import local_shape
 NAMES = ("gpt", "llama", "t5", "mixtral", "gemma2")
 
 
-
-
-
-
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_every_value_that_is_read_was_made_or_received(name: str) -> None:
     program = program_of(name, tp=2, pp=2)

@@ -10,18 +10,8 @@ import pytest
 from torch.distributed.pipelining import ScheduleInterleavedZeroBubble, ScheduleZBVZeroBubble
 
 from partitioner.errors import InputError
-from partitioner.schedule.tables import (
-    SCHEDULES,
-    SPLIT,
-    STAGES,
-    Action,
-    Table,
-    in_flight,
-    most_in_flight,
-    rank_of,
-    schedule,
-    simulate,
-)
+from partitioner.schedule.simulate import in_flight, most_in_flight, simulate
+from partitioner.schedule.tables import SCHEDULES, SPLIT, STAGES, Action, Table, rank_of, schedule
 
 TABLES = {
     ("gpipe", 2, 1, 3): (

@@ -19,12 +19,13 @@ from partitioner.graph.graph import Graph
 from partitioner.graph.resize_batch import resize
 from partitioner.graph.tied_blocks import Folded, Port, fold
 from partitioner.layouts.exports import exports
+from partitioner.layouts.solution import Solution
 from partitioner.layouts.strategies import space
 from partitioner.ops.collectives import OPS
 from partitioner.searching.search import search
 from partitioner.sharding.layout import REPLICATE, WHOLE, Placement, Shard, parse_placement
 from partitioner.solve.choices import Prices
-from partitioner.solve.solve import Solution, solve
+from partitioner.solve.solve import solve
 from partitioner.tracing.trace import trace
 
 HIDDEN, SEQ, VOCAB, HEADS = 4096, 2048, 51200, 32

@@ -61,12 +61,6 @@ def test_loss_and_gradients_are_the_models(name: str) -> None:
     assert error(interpret(graph, model, batch), run_eagerly(model, batch)) < 1e-6
 
 
-
-
-
-
-
-
 def _traced(model: nn.Module) -> list[tuple[int, int]]:
     """The runs that were taken, the graph proven right."""
     traced = Traced(*deep(model))

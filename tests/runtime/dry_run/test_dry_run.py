@@ -21,7 +21,8 @@ from partitioner.schedule.tables import Action
 from runtime.dry_run.dry_run import Rank, alike, rehearse
 from runtime.mesh import vocab_parallel
 from runtime.mesh.collectives import Axis
-from runtime.mesh.groups import Groups, Log
+from runtime.mesh.communication_log import Log
+from runtime.mesh.groups import Groups
 from runtime.state.optimizer import factory
 from runtime.state.parameters import from_seed, materialize
 from runtime.train.engine import Engine

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from partitioner.errors import InputError
 from runtime.dry_run.match_tapes import Problem, meet
 from runtime.dry_run.recording_group import Tape, world_of
-from runtime.mesh.groups import Log
+from runtime.mesh.communication_log import Log
 
 
 def tape(rank: int, *asks: tuple[Any, ...]) -> Tape:

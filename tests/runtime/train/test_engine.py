@@ -22,12 +22,6 @@ from runtime.train.engine import Engine
 STEPS = 3
 
 
-
-
-
-
-
-
 def check(options: dict[str, Any]) -> None:
     """Loss, gradients, norm, and parameters after some steps of AdamW, against the plain model."""
     program = small.program(**options)
@@ -55,8 +49,6 @@ def check(options: dict[str, Any]) -> None:
         held = engine.parameters.get(name)
         full = gather(program, engine.groups, name, held.detach() if held is not None else None)
         close(full, parameter.detach(), name)
-
-
 
 
 CASES: dict[int, list[dict[str, Any]]] = {

@@ -18,8 +18,6 @@ from tools.show.html_page import page
 MOST_BYTES = 3_000_000
 
 
-
-
 class Opened:
     """A plan's page in a tab, what it reported and what it asked of the network."""
 
