@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from browser import READY, tab
+from browser import READY
 from playwright.sync_api import Page
 from shown import CLUSTER, graph, plan
 
