@@ -24,7 +24,6 @@ from tools.figures.columns import ROWS, of_plan, of_report, winners
 from tools.main import main
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-assert tab  # the fixture
 
 
 def report(**slower: float) -> Report:
