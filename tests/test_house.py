@@ -1,4 +1,5 @@
-"""The import rule: tools -> runtime -> partitioner -> cutlass_ops -> torch, never back; and files stay short."""
+"""The import rule: tools -> runtime -> partitioner -> cutlass_ops -> torch, never back, and inside each the arrows between
+rooms that rooms.py lists; rooms stay small and files short."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from rooms import ROOMS
 
 ROOT = Path(__file__).parents[1]
 FLOORS = ("cutlass_ops", "partitioner", "runtime", "tools")  # a floor imports itself and those before it
@@ -25,7 +27,8 @@ GPU_PACKAGES = {"quack", "tvm_ffi", "nvMatmulHeuristics", "triton", "cuda"}  # o
 COLLECTIVE_FILES = {"tools/calibrate/command.py"}  # beside runtime/, the only ones to touch process groups
 PROCESS_GROUPS = "torch.distributed"
 PURE_OF_DISTRIBUTED = {"torch.distributed.tensor", "torch.distributed._tools"}
-LONGEST = 330
+LONGEST = 330  # lines of a file
+MOST = 12  # files of a room
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,46 @@ def test_modules_import_each_other_without_cycles() -> None:
 def test_a_cycle_would_be_found() -> None:
     assert _cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c", "d"]
     assert not _cycle({"a": {"b", "c"}, "b": {"c"}, "d": {"a"}})
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_rooms_import_what_the_table_says(floor: str) -> None:
+    assert arrows(all_imports(floor), floor) == {room: {*below.split()} for room, below in ROOMS[floor].items()}
+
+
+def test_another_arrow_would_be_found() -> None:
+    planted = imports_of("from partitioner.searching.search import search", Path("partitioner/graph/planted.py"))
+    assert arrows(list(planted), "partitioner") == {"graph": {"searching"}}
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_no_room_lies_above_one_that_it_serves(floor: str) -> None:
+    assert _cycle({room: {*below.split()} for room, below in ROOMS[floor].items()}) == []
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_rooms_stay_small(floor: str) -> None:
+    held = {folder: len(list(folder.glob("*.py"))) - 1 for folder in (ROOT / floor).iterdir() if folder.is_dir()}
+    assert {folder.name: files for folder, files in held.items() if files > MOST} == {}
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_a_room_opens_with_what_it_is_and_hands_nothing_on(floor: str) -> None:
+    for file in (ROOT / floor).glob("*/__init__.py"):
+        (sentence,) = ast.parse(file.read_text()).body
+        assert isinstance(sentence, ast.Expr), file
+
+
+def arrows(imports: list[Import], floor: str) -> dict[str, set[str]]:
+    """Which rooms, or files beside them, each one imports."""
+    found: dict[str, set[str]] = {}
+    for item in imports:
+        room = item.file.parts[1].removesuffix(".py")
+        if room != "__init__":
+            below = found.setdefault(room, set())
+            if item.package == floor and (other := item.module.split(".")[1]) != room:
+                below.add(other)
+    return found
 
 
 def _name(path: Path) -> str:
