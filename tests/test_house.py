@@ -1,5 +1,5 @@
-"""The import rule: tools -> runtime -> partitioner -> cutlass_ops -> torch, never back, and inside each the arrows between
-rooms that rooms.py lists; rooms stay small and files short."""
+"""tools -> runtime -> partitioner -> cutlass_ops -> torch, never back; inside each the arrows between rooms of rooms.py;
+rooms stay small and files short."""
 
 from __future__ import annotations
 
