@@ -1,5 +1,5 @@
-"""tools -> runtime -> partitioner -> cutlass_ops -> torch, never back; inside each the arrows between rooms of rooms.py;
-rooms stay small and files short."""
+"""tools -> runtime -> partitioner -> cutlass_ops -> torch, never back; inside each the arrows of rooms.py; and files stay
+short, rooms small."""
 
 from __future__ import annotations
 
