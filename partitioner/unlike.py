@@ -32,10 +32,11 @@ def unlike_blocks(modules: Modules, live: np.ndarray, span: Span, alone: bool) -
     ``live``: bytes that cross before each op. ``alone``: whether a module whose parts are each added to what they read
     may be divided where nothing else can.
     """
-    found = modules.parts(span, 0, False)
-    if len(found) < 2 and alone:
-        found = modules.parts(span, 0, True)
-    return _merged(_touching(found, span, modules, live), modules.products) if len(found) > 1 else []
+    parts = modules.parts(span, 0, False)
+    if len(parts) < 2 and alone:
+        parts = modules.parts(span, 0, True)
+    found = _touching(parts, span, modules, live) if parts else []
+    return _merged(found, modules.products) if len(found) > 1 else []
 
 
 class Modules:
@@ -109,12 +110,14 @@ def _touching(spans: list[Span], whole: Span, modules: Modules, live: np.ndarray
     def cost(at: int) -> tuple[float, float, int, int]:
         return float(values[at]), float(live[at]), shared_depth(modules.body, at), at
 
+    cuts = [min(range(a[1], b[0] + 1), key=cost) for a, b in pairwise(spans)]
+    cuts = [at for at in cuts if values[at] < len(modules.body)]
     first, last = spans[0][0], spans[-1][1]
-    before = [at for at in range(max(whole[0], 1), first) if products[at] == products[first]]
+    before = [at for at in range(whole[0], first) if products[at] == products[first] and values[at]]
     after = [at for at in range(last + 1, whole[1]) if products[at] == products[last]]
     start = min([first, *before], key=lambda at: (values[at], -at))
     end = min([last, *after], key=lambda at: (values[at], at))
-    return list(pairwise([start, *(min(range(a[1], b[0] + 1), key=cost) for a, b in pairwise(spans)), end]))
+    return list(pairwise([start, *cuts, end]))
 
 
 def main_module(nodes: Sequence[fx.Node]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cases.hierarchical import U, Widths, Windows, images, one_layer_each
-from stack import Block, Stack, text
+from stack import Block, text
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -67,65 +67,68 @@ def test_an_encoder_and_a_decoder_of_a_layer_each_are_two_blocks() -> None:
     assert _names(graph) == ["model.encoder.layers.0", "model.decoder.layers.0"]
 
 
-class Added(nn.Module):
-    """The model itself adds what each part makes to what the part read: attention and an MLP, or whole blocks."""
+class Sum(nn.Module):
+    """Adds what each part makes to what the part read: attention and an MLP, or whole blocks."""
 
-    def __init__(self, *parts: nn.Module) -> None:
+    def __init__(self, width: int, *hidden: int) -> None:
         super().__init__()
-        self.emb, self.parts, self.head = nn.Embedding(64, 32), nn.ModuleList(parts), nn.Linear(32, 64)
+        self.parts = nn.ModuleList(_mlp(width, h) for h in hidden)
 
-    def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        x = self.emb(tokens)
+    def forward(self, x: Tensor) -> Tensor:
         for part in self.parts:
-            x = x + part(F.layer_norm(x, (32,)))
-        return F.cross_entropy(self.head(x).flatten(0, -2), labels.flatten())
+            x = x + part(F.layer_norm(x, x.shape[-1:]))
+        return x
 
 
-def _mlp(width: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(32, width), nn.GELU(), nn.Linear(width, 32))
+def _mlp(width: int, hidden: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+
+def _text_model(body: nn.Module, width: int = 32) -> nn.Module:
+    class Text(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.emb, self.body, self.head = nn.Embedding(64, width), body, nn.Linear(32, 64)
+
+        def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
+            return F.cross_entropy(self.head(self.body(self.emb(tokens))).flatten(0, -2), labels.flatten())
+
+    return Text()
 
 
 def test_parts_that_are_added_are_cut_behind_the_sum_where_nothing_else_is() -> None:
-    graph = trace(Added(*(_mlp(w) for w in (64, 96, 128, 160))), text(4))
-    assert _names(graph) == [f"parts.{n}" for n in range(4)]
+    graph = trace(_text_model(Sum(32, 64, 96, 128, 160)), text(4))
+    assert _names(graph) == [f"body.parts.{n}" for n in range(4)]
     assert _crossing(graph) == [1, 1, 1, 1]
 
 
-class Decoder(nn.Module):
-    """A block of another width ahead of blocks that are alike."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ahead, self.grow, self.stack = Block(16), nn.Linear(16, 32), Stack(blocks=3)
-        self.emb = nn.Embedding(64, 16)
-
-    def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        x = self.stack.body(self.grow(self.ahead(self.emb(tokens))))
-        return self.stack.loss(self.stack.head(x), labels)
+def test_parts_that_are_added_are_one_block_where_there_are_others() -> None:
+    graph = trace(_text_model(nn.Sequential(Sum(32, 64, 96), Sum(32, 48, 80))), text(4))
+    assert _names(graph) == ["body.0", "body.1"]
 
 
 def test_one_unlike_block_beside_blocks_that_are_alike_is_none() -> None:
-    graph = trace(Decoder(), text(4))
-    assert _names(graph) == [f"stack.blocks.{n}" for n in range(3)]
+    ahead = nn.Sequential(Sum(16, 24, 48), nn.Linear(16, 32))
+    graph = trace(_text_model(nn.Sequential(ahead, *(Block() for _ in range(3))), 16), text(4))
+    assert _names(graph) == ["body.1", "body.2", "body.3"]
 
 
 class Side(nn.Module):
-    """Towers of one block each, which read the same."""
+    """Parts that all read the same."""
 
-    def __init__(self, *widths: int) -> None:
+    def __init__(self, *hidden: int) -> None:
         super().__init__()
-        self.emb, self.head = nn.Embedding(64, 32), nn.Linear(32, 64)
-        self.towers = nn.ModuleList(_mlp(w) for w in widths)
+        self.parts = nn.ModuleList(_mlp(32, h) for h in hidden)
 
-    def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        x = self.emb(tokens)
-        y = torch.stack([tower(x) for tower in self.towers]).sum(0)
-        return F.cross_entropy(self.head(y).flatten(0, -2), labels.flatten())
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([part(x) for part in self.parts]).sum(0)
 
 
 def test_what_stands_side_by_side_is_not_divided() -> None:
     """Experts, towers: nothing follows from one to the next."""
-    assert _names(trace(Side(32, 48, 64), text(4))) == []
+    assert _names(trace(_text_model(Side(32, 48, 64)), text(4))) == []
+    graph = trace(_text_model(nn.Sequential(Side(32, 48, 64), Side(80, 96, 112))), text(4))
+    assert _names(graph) == ["body.0", "body.1"]
 
 
 def test_many_unlike_blocks_are_joined() -> None:
