@@ -6,6 +6,8 @@
 
     ops          e e  a b c d  a b c d  x  a b c d  a b c d  x  h
     spaced 4          |        |        |  |        |        |      a few extras stand between some blocks
+
+What is left between them is divided by its modules (unlike.py): two or more blocks that have no twin.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from partitioner.block_reads import part_reads
 from partitioner.constants import input_free, module_path, parameter_free
 from partitioner.graph import Unit
 from partitioner.shapes import operands, shape_of
-from partitioner.unlike import Modules, is_weighty, main_module, shared_depth, unlike_blocks
+from partitioner.unlike import Modules, is_weighty, shared_depth, unlike_blocks
 
 MOST_EXTRAS, SHORTEST = (
     4,
@@ -34,9 +36,9 @@ def find_units(graph: fx.Graph) -> tuple[Unit, ...]:
     cuts: list[tuple[int, int]] = []
     _split(_signatures(body), live, body, 0, len(body), cuts)
     modules, alone = Modules(body, ahead), not cuts
-    unlike = [cut for gap in _gaps(cuts, len(body)) for cut in unlike_blocks(modules, live, gap, alone)]
-    names = {body[start]: main_module(body[start:end]) for start, end in unlike}
-    cuts += unlike
+    unlike = [unlike_blocks(modules, live, gap, alone) for gap in _gaps(cuts, len(body))]
+    names = {body[start]: name for found in unlike for (start, _), name in found.items()}
+    cuts += [cut for found in unlike for cut in found]
     blocks = [body[start:end] for start, end in sorted(cuts)]
     part_reads(graph, blocks, set(body))
     body = _body(graph)

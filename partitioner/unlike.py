@@ -10,7 +10,6 @@ or each of its parts is added to what the part read (attention, then an MLP). Cu
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby, pairwise
 
@@ -26,8 +25,8 @@ PRODUCTS, MOST = 2, 16  # with parameters that a block holds at least; blocks wi
 Span = tuple[int, int]
 
 
-def unlike_blocks(modules: Modules, live: np.ndarray, span: Span, alone: bool) -> list[Span]:
-    """Blocks of the stretch ``span`` of the body in order, one behind the other; none where there are not two.
+def unlike_blocks(modules: Modules, live: np.ndarray, span: Span, alone: bool) -> dict[Span, str]:
+    """Blocks of the stretch ``span`` of the body by name, one behind the other; none where there are not two.
 
     ``live``: bytes that cross before each op. ``alone``: whether a module whose parts are each added to what they read
     may be divided where nothing else can.
@@ -35,8 +34,8 @@ def unlike_blocks(modules: Modules, live: np.ndarray, span: Span, alone: bool) -
     parts = modules.parts(span, 0, False)
     if len(parts) < 2 and alone:
         parts = modules.parts(span, 0, True)
-    found = _touching(parts, span, modules, live) if parts else []
-    return _merged(found, modules.products) if len(found) > 1 else []
+    found = _merged(_touching(parts, span, modules, live), modules.products) if parts else []
+    return {block: _name(modules.body, block, parts) for block in found} if len(found) > 1 else {}
 
 
 class Modules:
@@ -120,12 +119,10 @@ def _touching(spans: list[Span], whole: Span, modules: Modules, live: np.ndarray
     return list(pairwise([start, *cuts, end]))
 
 
-def main_module(nodes: Sequence[fx.Node]) -> str:
-    """The deepest module that holds more than half of the products of ``nodes``; "" where only the outermost does."""
-    weighty = [module_path(n) for n in nodes if is_weighty(n)]
-    counts = Counter(path[: depth + 1] for path in weighty for depth in range(len(path)))
-    most = [path for path, count in counts.items() if 2 * count > len(weighty)]
-    return max(most, key=len)[-1] if most else ""
+def _name(body: Sequence[fx.Node], block: Span, parts: list[Span]) -> str:
+    """The deepest module that holds those of ``parts`` that lie in a block; "" where only the outermost does."""
+    inside = [n for a, b in parts if block[0] <= a and b <= block[1] for n in body[a:b]]
+    return (shared_path([module_path(n) for n in inside]) or ("",))[-1]
 
 
 def _merged(spans: list[Span], products: np.ndarray) -> list[Span]:
