@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from partitioner.constants import constants, evaluate, module_path
 from partitioner.errors import InputError
+from partitioner.sample_inputs import UnlikeBatches, inputs_of
 from partitioner.shapes import emit, propagate_node, shape_of
 from partitioner.step_inputs import sample_count
 
@@ -42,11 +43,12 @@ def pairs(first: fx.Graph, second: fx.Graph, sizes: Sizes) -> list[tuple[fx.Node
     return list(twin.items())
 
 
-def _unlike(a: fx.Node, b: fx.Node, sizes: Sizes) -> InputError:
+def _unlike(a: fx.Node, b: fx.Node, sizes: Sizes) -> UnlikeBatches:
     words = [f"{n.target if n.op == 'call_function' else n.op} in {_module(n)}" for n in (a, b)]
-    return InputError(
+    return UnlikeBatches(
         f"the model is not the same for every batch: first {words[0]} with {sizes[0]} samples, {words[1]} with "
-        f"{sizes[1]}; what forward does must not depend on the batch size, on chance or on earlier calls"
+        f"{sizes[1]}; what forward does must not depend on the batch size, on chance or on earlier calls",
+        inputs_of([a, b]),
     )
 
 

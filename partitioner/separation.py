@@ -15,6 +15,7 @@ from partitioner.equations import Strategy
 from partitioner.graph import loss_node, placeholders
 from partitioner.layout import PARTIAL, REPLICATE, Segment, Shard
 from partitioner.rules import complete, rule_of
+from partitioner.sample_inputs import Mixed, inputs_of
 from partitioner.shapes import op_of, operands, shape_of
 
 MOST_ELEMENTS = 50_000_000  # of the operands and the result of an op that is tried out
@@ -29,7 +30,7 @@ class Followed:
     mixed: dict[fx.Node, str]
 
 
-def separate(graph: fx.Graph, batch: int) -> tuple[tuple[Count, ...], str | None]:
+def separate(graph: fx.Graph, batch: int) -> tuple[tuple[Count, ...], Mixed | None]:
     """Rewrite ``graph`` so that the losses of its micro-batches add up to that of the global batch, where they can.
 
     Notes in ``meta["samples"]`` how the batch lies in each node that carries it. Returns the counts that a step needs,
@@ -41,7 +42,7 @@ def separate(graph: fx.Graph, batch: int) -> tuple[tuple[Count, ...], str | None
     for node, shard in followed.layout.items():
         node.meta["samples"] = shard
     mixed = followed.mixed | {n: f"{_named(n)} mixes samples" for n in work.mixed}
-    first = next((mixed[n] for n in graph.nodes if n in mixed), None)
+    first = next((Mixed(mixed[n], inputs_of([n])) for n in graph.nodes if n in mixed), None)
     return tuple(work.counts), first
 
 

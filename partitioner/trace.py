@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from itertools import combinations
 from typing import Any
 
 from torch import fx, nn
@@ -24,10 +23,11 @@ from partitioner.hooks import refuse_hooks
 from partitioner.normalize import normal_samples
 from partitioner.rehearse import CantRehearse
 from partitioner.runs import Run
+from partitioner.sample_choices import Traced, first_that_holds
+from partitioner.size_laws import Sizes, grow_evenly, sizes_in
 from partitioner.unroll import UnlikeError, unroll
 from partitioner.untouched import untouched
 
-MOST_UNCERTAIN = 3  # inputs as long as the batch that may stay as they are
 Progress = Callable[[str], None]
 
 
@@ -51,65 +51,103 @@ def trace(
 def _trace_plain(model: nn.Module, batch: Mapping[str, Any], progress: Progress, compare: bool) -> Graph:
     progress("tracing: looking for blocks that run alike")
     refuse_hooks(model)
-    given, notes = example(batch), list[str]()
+    given = example(batch)
     try:
-        graph, sizes = _trace(model, given, alike_blocks(model, given), notes, progress)
+        return _told_apart(model, batch, given, alike_blocks(model, given), [], progress, compare)
     except (CantRehearse, UnlikeError) as error:
         notes = [f"every block was traced by itself: {error}"]
-        graph, sizes = _trace(model, given, (), notes, progress)
-    if not compare:
-        return graph
-    progress("tracing: comparing the graph with the module")
-    with untouched(model, lambda: None):
-        said = check_capture(graph, model, batch, sizes)
-    return replace(graph, notes=(*graph.notes, said)) if said else graph
+        return _told_apart(model, batch, given, (), notes, progress, compare)
+
+
+def _told_apart(
+    model: nn.Module, batch: Mapping[str, Any], given: Example, runs: tuple[Run, ...], notes: list[str],
+    progress: Progress, compare: bool,
+) -> Graph:  # fmt: skip
+    """The graph of ``model``, of which export does not see the blocks that ``runs`` skip, with its samples found."""
+    progress(f"tracing: capturing, {'alike blocks once' if runs else 'every block by itself'}")
+    ready = [capture(model, given, runs, notes)]
+    progress(f"tracing: {len(ready[0].module.graph.nodes):,} ops captured, again with another batch size")
+
+    def at_size(choice: Example, size: int) -> Traced:
+        second = _resized(model, choice, size, runs)
+        first = ready.pop() if ready else capture(model, choice, runs, notes)
+        traced, sizes = _trace(model, choice, (first, second), size, runs, notes, progress)
+        return replace(traced, graph=_compared(traced.graph, model, batch, sizes, progress)) if compare else traced
+
+    def attempt(choice: Example) -> Traced:
+        failure: InputError | None = None
+        for size in (choice.samples + 1, 2 * choice.samples):  # some models take only even batches
+            try:
+                return at_size(choice, size)
+            except InputError as error:
+                failure = failure or error
+        assert failure is not None
+        raise failure
+
+    return first_that_holds(given, attempt)
+
+
+def _resized(model: nn.Module, choice: Example, size: int, runs: tuple[Run, ...]) -> Captured:
+    try:
+        return capture(model, choice.resized(size, choice.long), runs, [])
+    except InputError as error:
+        raise InputError(f"the model runs with {choice.samples} samples and not with {size}: {error}") from error
 
 
 def _trace(
-    model: nn.Module, batch: Example, runs: tuple[Run, ...], notes: list[str], progress: Progress
-) -> tuple[Graph, tuple[int, int]]:
-    """The graph of ``model``, of which export does not see the blocks that ``runs`` skip, and the sizes traced.
-
-    Captured twice, at two batch sizes: what differs follows from the batch.
-    """
-    progress(f"tracing: capturing, {'alike blocks once' if runs else 'every block by itself'}")
-    first = capture(model, batch, runs, notes)
-    progress(f"tracing: {len(first.module.graph.nodes):,} ops captured, again with another batch size")
-    second, more = _at_another_size(model, batch, runs)
+    model: nn.Module, batch: Example, captured: tuple[Captured, Captured], size: int, runs: tuple[Run, ...],
+    notes: list[str], progress: Progress,
+) -> tuple[Traced, tuple[int, int]]:  # fmt: skip
+    """The graph of two captures, of ``batch`` and of one of ``size``: what differs follows from the batch."""
     progress("tracing: telling samples apart")
-    graphs, sizes = (first.module.graph, second.module.graph), (batch.samples, more.samples)
+    first, second = captured
+    graphs, sizes = (first.module.graph, second.module.graph), (batch.samples, size)
+    literal = [sizes_in(graph) for graph in graphs]
     name_batch_numbers(*graphs, sizes, (first.buffers, second.buffers))
     counts, mixed = normal_samples(first.module, first.buffers, sizes[0])
+    if mixed is not None:
+        _check_growth(model, batch, literal, size, runs)
     others, _ = normal_samples(second.module, second.buffers, sizes[1])
     note_sizes(*graphs, sizes)
     for count, other in zip(counts, others, strict=True):
         note_sizes(count.module.graph, other.module.graph, sizes)
-    graph = _graph(first, unroll(first.module.graph, runs), batch, counts, mixed, tuple(dict.fromkeys(notes)))
+    said = tuple(dict.fromkeys((*notes, *_tables(batch))))
+    graph = _graph(first, unroll(first.module.graph, runs), batch, counts, mixed and mixed.words, said)
     progress(f"tracing: {len(graph.nodes):,} ops in {len(graph.blocks)} blocks")
-    return graph, sizes
+    return Traced(graph, mixed.read if mixed else frozenset()), sizes
 
 
-def _at_another_size(model: nn.Module, batch: Example, runs: tuple[Run, ...]) -> tuple[Captured, Example]:
-    """A capture with more samples than ``batch`` has, and those.
-
-    Every input whose first dimension is as long as the batch grows, unless the model can't run so: then as few of them
-    as need be stay as they are (positions of a sequence as long as the batch). Some models take only even batches.
-    """
-    failure: InputError | None = None
-    for names in _grown_inputs(batch.long):
-        for size in (batch.samples + 1, 2 * batch.samples):
-            grown = batch.resized(size, names)
-            try:
-                return capture(model, grown, runs, []), grown
-            except InputError as error:
-                failure = failure or error
-    raise InputError(f"the model runs with {batch.samples} samples and not with {batch.samples + 1}: {failure}")
+def _check_growth(model: nn.Module, batch: Example, literal: list[Sizes], size: int, runs: tuple[Run, ...]) -> None:
+    """What takes a batch apart by itself may do so by halves: a third size tells, where the model runs with it."""
+    third = 2 * batch.samples
+    if third == size:
+        return
+    try:
+        captured = capture(model, batch.resized(third, batch.long), runs, [])
+    except InputError:
+        return
+    if not grow_evenly(*literal, sizes_in(captured.module.graph), (batch.samples, size, third)):
+        raise InputError(f"what the model makes of {batch.samples}, {size} and {third} samples does not grow evenly")
 
 
-def _grown_inputs(names: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Inputs that may carry samples: all that are as long as the batch, then fewer."""
-    for fewer in range(min(len(names), MOST_UNCERTAIN)):
-        yield from combinations(names, len(names) - fewer)
+def _tables(batch: Example) -> list[str]:
+    """What is said of inputs that are as long as the batch and carry no samples."""
+    tensors = batch.flat.tensors.items()
+    names = [n for n, t in tensors if t.dim() and t.shape[0] == batch.samples and n not in batch.long]
+    return [f"the same for all samples, though as long as the batch: {', '.join(names)}"] if names else []
+
+
+def _compared(
+    graph: Graph, model: nn.Module, batch: Mapping[str, Any], sizes: tuple[int, int], progress: Progress
+) -> Graph:  # fmt: skip
+    progress("tracing: comparing the graph with the module")
+    try:
+        with untouched(model, lambda: None):
+            said = check_capture(graph, model, batch, sizes)
+    except (RuntimeError, IndexError, ValueError) as error:  # a graph that does not run at another size
+        words = next(iter(str(error).splitlines()), "")
+        raise InputError(f"what was traced does not run with another number of samples: {words}") from error
+    return replace(graph, notes=(*graph.notes, said)) if said else graph
 
 
 def _graph(
