@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from fractions import Fraction
 from typing import Any
 
 import torch
@@ -44,7 +43,7 @@ def pairs(first: fx.Graph, second: fx.Graph, sizes: Sizes) -> list[tuple[fx.Node
 
 
 def _unlike(a: fx.Node, b: fx.Node, sizes: Sizes) -> UnlikeBatches:
-    words = [f"{n.target if n.op == 'call_function' else n.op} in {_module(n)}" for n in (a, b)]
+    words = [f"{n.target if n.op == 'call_function' else n.op} in {module_name(n)}" for n in (a, b)]
     return UnlikeBatches(
         f"the model is not the same for every batch: first {words[0]} with {sizes[0]} samples, {words[1]} with "
         f"{sizes[1]}; what forward does must not depend on the batch size, on chance or on earlier calls",
@@ -52,7 +51,8 @@ def _unlike(a: fx.Node, b: fx.Node, sizes: Sizes) -> UnlikeBatches:
     )
 
 
-def _module(node: fx.Node) -> str:
+def module_name(node: fx.Node) -> str:
+    """The module whose forward made a node."""
     return ".".join(module_path(node)[-1:]) or "the model"
 
 
@@ -191,20 +191,33 @@ def _number(x: float, y: float, sizes: Sizes, node: fx.Node) -> Number:
         return lambda graph, like, dtype: _times(graph, like, _samples(graph, like, dtype), factor)
     if math.isclose(x * n, y * m, rel_tol=1e-12):
         return lambda graph, like, dtype: _times(graph, like, _reciprocal(graph, like, dtype), x * n)
+    for less in (0, 1):  # pairs of samples, a sample with itself or not
+        of_pairs = n * (n - less), m * (m - less)
+        if math.isclose(x * of_pairs[1], y * of_pairs[0], rel_tol=1e-12):
+            factor = x // of_pairs[0] if isinstance(x, int) and x % of_pairs[0] == 0 else x / of_pairs[0]
+            return lambda graph, like, dtype: _times(graph, like, _pairs(graph, like, dtype, less), factor)
     if isinstance(x, int) and isinstance(y, int) and (y - x) % (m - n) == 0:
         slope = (y - x) // (m - n)
         return lambda graph, like, dtype: emit(
             graph, like, aten.add.Tensor, _times(graph, like, _samples(graph, like, dtype), slope), x - slope * n
         )
     raise InputError(
-        f"{node.target} in {_module(node)} has the number {x} for {n} samples and {y} for {m}: of the batch size only "
-        "multiples, multiples of its reciprocal and integers that grow with it evenly are understood"
+        f"{node.target} in {module_name(node)} has the number {x} for {n} samples and {y} for {m}: of the batch size "
+        "only multiples, multiples of its reciprocal and of the number of pairs, and integers that grow with it evenly "
+        "are understood"
     )
 
 
 def _samples(graph: fx.Graph, like: fx.Node, dtype: torch.dtype) -> fx.Node:
     samples = sample_count(graph)
     return emit(graph, like, aten.to.dtype, samples, dtype) if dtype.is_floating_point else samples
+
+
+def _pairs(graph: fx.Graph, like: fx.Node, dtype: torch.dtype, less: int) -> fx.Node:
+    """How many pairs the samples make, each with all but ``less`` of them."""
+    samples = _samples(graph, like, dtype)
+    others = emit(graph, like, aten.add.Tensor, samples, -less) if less else samples
+    return emit(graph, like, aten.mul.Tensor, samples, others)
 
 
 def _reciprocal(graph: fx.Graph, like: fx.Node, dtype: torch.dtype) -> fx.Node:
@@ -218,6 +231,9 @@ def _times(graph: fx.Graph, like: fx.Node, node: fx.Node, factor: float) -> fx.N
 
 def _substitute(node: fx.Node, place: int, number: Number) -> None:
     """The argument ``place`` of a call is now a tensor, its result of the same dtype as before."""
+    if node.target == aten.full.default:
+        _fill(node, number)
+        return
     graph, dtype = node.graph, node.meta["val"].dtype
     if (target := _OF_TENSORS.get(node.target)) is not None:  # type: ignore[call-overload]
         node.target = target
@@ -231,7 +247,8 @@ def _substitute(node: fx.Node, place: int, number: Number) -> None:
         propagate_node(node)
     except RuntimeError as error:
         raise InputError(
-            f"{node.target} in {_module(node)} takes a number that follows from the batch size, and only as a number"
+            f"{node.target} in {module_name(node)} takes a number that follows from the batch size, and only as a "
+            "number: make it a tensor of it (torch.tensor(len(x)))"
         ) from error
     if node.meta["val"].dtype != dtype:
         with graph.inserting_after(node):
@@ -239,6 +256,19 @@ def _substitute(node: fx.Node, place: int, number: Number) -> None:
         cast.meta = dict(node.meta)
         node.replace_all_uses_with(cast, delete_user_cb=lambda user: user is not cast)
         propagate_node(cast)
+
+
+def _fill(node: fx.Node, number: Number) -> None:
+    """A tensor full of a number of the batch: that number, expanded."""
+    graph, dtype, shape = node.graph, node.meta["val"].dtype, list(shape_of(node))
+    with graph.inserting_before(node):
+        new = number(graph, node, dtype if dtype in (torch.float64, torch.int64) else torch.float32)
+        new = emit(graph, node, aten.to.dtype, new, dtype) if new.meta["val"].dtype != dtype else new
+        if shape:
+            new = emit(graph, node, aten.expand.default, new, shape)
+            new.meta["batch_dims"] = node.meta["batch_dims"]
+    node.replace_all_uses_with(new)
+    graph.erase_node(node)
 
 
 _OF_TENSORS = {
@@ -254,43 +284,3 @@ _OF_TENSORS = {
     aten.clamp.default: aten.clamp.Tensor,
     aten.where.ScalarOther: aten.where.self,
 }
-
-
-def note_sizes(first: fx.Graph, second: fx.Graph, sizes: Sizes) -> None:
-    """Note in ``meta["slopes"]`` of the first trace by how much each of its sizes grows with each further sample.
-
-    Of an op by the number of the argument among all (nested ones flattened), of a placeholder by its dimension.
-    """
-    more = sizes[1] - sizes[0]
-    for a, b in pairs(first, second, sizes):
-        if a.op == "output":
-            continue
-        if a.op == "placeholder":
-            here, there = list(a.meta["val"].shape), list(b.meta["val"].shape)
-        else:
-            here, there = (pytree.tree_leaves((n.args, n.kwargs)) for n in (a, b))
-        rows = list(enumerate(zip(here, there, strict=True)))
-        different = {i: (x, y) for i, (x, y) in rows if isinstance(x, int) and type(x) is type(y) and x != y}
-        a.meta["slopes"] = {i: Fraction(y - x, more) for i, (x, y) in different.items()}
-
-
-def resize_node(node: fx.Node, more: int) -> None:
-    """Change the sizes of a node, whose slopes are noted, for ``more`` samples than it has."""
-    slopes: dict[int, Fraction] = node.meta.get("slopes", {})
-    if not slopes:
-        return
-    if any(more * slope % 1 for slope in slopes.values()):
-        unit = math.lcm(*(slope.denominator for slope in slopes.values()))
-        raise InputError(
-            f"{node.target} in {_module(node)} takes samples by {unit}: give a batch of a multiple of {unit}"
-        )
-    if node.op == "placeholder":
-        value = node.meta["val"]
-        shape = [n + int(more * slopes.get(d, 0)) for d, n in enumerate(value.shape)]
-        node.meta["val"] = torch.empty(shape, dtype=value.dtype, device="meta")
-        return
-    leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
-    for place, slope in slopes.items():
-        leaves[place] += int(more * slope)
-    args, kwargs = pytree.tree_unflatten(leaves, spec)
-    node.args, node.kwargs = tuple(args), dict(kwargs)

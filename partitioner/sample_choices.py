@@ -61,8 +61,9 @@ def first_that_holds(given: Example, attempt: Attempt) -> Graph:
 
 def _works_on_samples(graph: Graph) -> bool:
     """Whether most of what is made of inputs carries samples, or the batch is but an input at the side."""
-    fixed = input_free(graph.module.graph) | parameter_free(graph.module.graph)
-    sizes = [(n.name, n.meta["val"].numel()) for n in graph.module.graph.nodes if n.op == "call_function" and n not in fixed]
+    nodes = graph.module.graph
+    fixed = input_free(nodes) | parameter_free(nodes)
+    sizes = [(n.name, n.meta["val"].numel()) for n in nodes.nodes if n.op == "call_function" and n not in fixed]
     return 2 * sum(size for name, size in sizes if name in graph.batch_layout) >= sum(size for _, size in sizes)
 
 
@@ -80,7 +81,7 @@ class _Choices:
             yield (self.likely or self.others).pop(0)
 
     def fewer(self, choice: Example, read: frozenset[str]) -> None:
-        """Go on with what ``choice`` has less each input of ``read``; where that says nothing, less those of a shape."""
+        """Go on with ``choice`` less each input of ``read``; where that says nothing, less those of a shape."""
         singles = [(n,) for n in choice.long if n in read] if read else [(n,) for n in choice.long]
         self._add(choice, singles if read else _alike(choice), self.likely)
         self._add(choice, singles, self.others)

@@ -11,7 +11,7 @@ from partitioner.errors import InputError
 
 
 class UnlikeBatches(InputError):
-    """Two traces at two batch sizes are not the same ops; ``read``: the inputs that the first unlike ops are made of."""
+    """Two traces at two batch sizes are not the same ops; ``read``: what inputs the first unlike ones are made of."""
 
     def __init__(self, words: str, read: frozenset[str]) -> None:
         super().__init__(words)

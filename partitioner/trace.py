@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from partitioner.batch_numbers import name_batch_numbers, note_sizes
+from partitioner.batch_numbers import name_batch_numbers
 from partitioner.blocks import find_units
 from partitioner.capture import Captured, Example, alike_blocks, capture, example
 from partitioner.capture_check import check_capture
@@ -24,7 +24,7 @@ from partitioner.normalize import normal_samples
 from partitioner.rehearse import CantRehearse
 from partitioner.runs import Run
 from partitioner.sample_choices import Traced, first_that_holds
-from partitioner.size_laws import Sizes, grow_evenly, sizes_in
+from partitioner.size_laws import Ints, grow_evenly, note_sizes, sizes_in
 from partitioner.unroll import UnlikeError, unroll
 from partitioner.untouched import untouched
 
@@ -117,7 +117,7 @@ def _trace(
     return Traced(graph, mixed.read if mixed else frozenset()), sizes
 
 
-def _check_growth(model: nn.Module, batch: Example, literal: list[Sizes], size: int, runs: tuple[Run, ...]) -> None:
+def _check_growth(model: nn.Module, batch: Example, literal: list[Ints], size: int, runs: tuple[Run, ...]) -> None:
     """What takes a batch apart by itself may do so by halves: a third size tells, where the model runs with it."""
     third = 2 * batch.samples
     if third == size:
@@ -126,7 +126,8 @@ def _check_growth(model: nn.Module, batch: Example, literal: list[Sizes], size: 
         captured = capture(model, batch.resized(third, batch.long), runs, [])
     except InputError:
         return
-    if not grow_evenly(*literal, sizes_in(captured.module.graph), (batch.samples, size, third)):
+    first, second = literal
+    if not grow_evenly(first, second, sizes_in(captured.module.graph), (batch.samples, size, third)):
         raise InputError(f"what the model makes of {batch.samples}, {size} and {third} samples does not grow evenly")
 
 
