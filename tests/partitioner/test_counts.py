@@ -62,6 +62,28 @@ def _soft(y: torch.Tensor) -> torch.Tensor:
     return F.one_hot(_safe(y), CLASSES).to(torch.get_default_dtype()) * 0.9 + 0.02
 
 
+def _each(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(z.transpose(1, 2), _safe(y), reduction="none")
+
+
+def _sum(net: Net, z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return (_each(z, y) * net.m).sum()
+
+
+def _of_classes(net: Net, z: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum of losses and count of each class; all occur."""
+    each = F.one_hot(_safe(y), CLASSES) + 0.1
+    return (_each(z, y)[..., None] * each).sum((0, 1)), each.sum((0, 1))
+
+
+def _likely(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return -F.cross_entropy(z.transpose(1, 2), y, reduction="none").sum(1)
+
+
+def _preferred(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
+    return -F.logsigmoid(0.1 * (chosen - rejected)).mean()
+
+
 SEPARATE: dict[str, Loss] = {
     "cross entropy": lambda net, z, y, h: _flat(z, y),
     "classes second": lambda net, z, y, h: F.cross_entropy(z.transpose(1, 2), y),
@@ -136,6 +158,46 @@ SEPARATE: dict[str, Loss] = {
     "numbers of the batch, made as tensors": lambda net, z, y, h: _flat(z, y, reduction="sum")
     / torch.ones(len(y), SEQ).sum() + torch.ones(len(y)).sum() * net.scale.square(),
     "nothing of the batch": lambda net, z, y, h: net.scale.square(),
+    "none where nothing counts": lambda net, z, y, h: torch.where(net.m.sum() > 0, _sum(net, z, y) / net.m.sum(), 0.0),
+    "another value where nothing counts": lambda net, z, y, h: torch.where(
+        net.m.sum() == 0, net.scale, _sum(net, z, y) / net.m.sum()
+    ),
+    "zeros like the sum where nothing counts": lambda net, z, y, h: torch.where(
+        net.m.sum() > 0, _sum(net, z, y) / net.m.sum(), torch.zeros_like(_sum(net, z, y))
+    ),
+    "filled where nothing counts": lambda net, z, y, h: (_sum(net, z, y) / net.m.sum()).masked_fill(
+        net.m.sum() == 0, 0.5
+    ),
+    "a number of what may be none": lambda net, z, y, h: torch.nan_to_num(_sum(net, z, y) / net.m.sum()),
+    "a number of what may be none, and a term": lambda net, z, y, h: (_sum(net, z, y) / net.m.sum()).nan_to_num(0.5)
+    + net.scale.square(),
+    "a number of what may be none, of each class": lambda net, z, y, h: (
+        torch.nan_to_num(_of_classes(net, z, y)[0] / _of_classes(net, z, y)[1]).mean()
+    ),
+    "a number of a sum": lambda net, z, y, h: torch.nan_to_num(_flat(z, y)) + torch.nan_to_num(z.square().sum(), 1.0),
+    "where it is no number": lambda net, z, y, h: (
+        lambda loss: torch.where(loss.isnan(), torch.zeros_like(loss), loss)
+    )(_sum(net, z, y) / net.m.sum()),
+    "where it is finite": lambda net, z, y, h: (lambda loss: loss.masked_fill(~loss.isfinite(), 0.0))(
+        _sum(net, z, y) / net.m.sum()
+    ),
+    "the larger of count and one": lambda net, z, y, h: _sum(net, z, y)
+    / torch.max(net.m.sum(), torch.ones_like(net.m.sum())),
+    "count and a little": lambda net, z, y, h: _sum(net, z, y) / (net.m.sum() + 1e-8),
+    "if any counts": lambda net, z, y, h: _flat(z, y) * (y != -100).any()
+    + torch.where((y == -100).all(), 0.0, _flat(net.other(h), y)),
+    "count of what is not zero": lambda net, z, y, h: _sum(net, z, y) / torch.count_nonzero(net.m),
+    "sum of numbers": lambda net, z, y, h: torch.nansum(
+        _each(z, y).masked_fill(net.m == 0, torch.nan)
+    ) / net.m.sum(),
+    "a tensor full of the batch size": lambda net, z, y, h: _flat(z, y, reduction="sum") / torch.full((), len(y))
+    + _flat(z, y, reduction="sum") / z.new_full((1,), float(len(y))).sum(),
+    "each sample by the batch size": lambda net, z, y, h: (
+        _each(z, y).sum(1) * torch.full((len(y),), 1 / len(y))
+    ).sum(),
+    "added along tokens": lambda net, z, y, h: z.new_zeros(len(y), CLASSES)
+    .scatter_add(1, _safe(y), _each(z, y)).square().mean(),
+    "a sum by the number of pairs": lambda net, z, y, h: _flat(z, y, reduction="sum") / (len(y) * (len(y) - 1) / 2),
 }
 MIXING: dict[str, Loss] = {
     "balance": lambda net, z, y, h: _flat(z, y) + (z.softmax(-1).mean((0, 1)) * z.softmax(-1).mean((0, 1))).sum(),
@@ -151,6 +213,43 @@ MIXING: dict[str, Loss] = {
     "in-batch variance": lambda net, z, y, h: z.var(0).mean(),
     "a sample's place": lambda net, z, y, h: (z.mean((1, 2)) * torch.arange(len(y))).sum(),
     "loss by its own value": lambda net, z, y, h: _flat(z, y) / _flat(z, y).detach(),
+    "preference, halves": lambda net, z, y, h: _preferred(*_likely(z, y).chunk(2, 0)),
+    "preference, first and last half": lambda net, z, y, h: _preferred(
+        _likely(z, y)[: len(y) // 2], _likely(z, y)[len(y) // 2 :]
+    ),
+    "preference, narrow": lambda net, z, y, h: _preferred(
+        *(_likely(z, y).narrow(0, n * (len(y) // 2), len(y) // 2) for n in range(2))
+    ),
+    "preference, split logits": lambda net, z, y, h: _preferred(
+        *(_likely(a, b) for a, b in zip(z.split(len(z) // 2), y.split(len(y) // 2), strict=True))
+    ),
+    "preference, picked": lambda net, z, y, h: _preferred(
+        *(_likely(z, y)[torch.arange(len(y) // 2) + n * (len(y) // 2)] for n in range(2))
+    ),
+    "preference, pairs": lambda net, z, y, h: _preferred(*_likely(z, y).view(len(y) // 2, 2).unbind(1)),
+    "preference, every other": lambda net, z, y, h: _preferred(_likely(z, y)[0::2], _likely(z, y)[1::2]),
+    "preference and likelihood": lambda net, z, y, h: _preferred(*_likely(z, y).chunk(2))
+    + _flat(z[: len(z) // 2], y[: len(y) // 2]),
+    "contrast of halves": lambda net, z, y, h: F.cross_entropy(
+        h.mean(1)[: len(h) // 2] @ h.mean(1)[len(h) // 2 :].T, torch.arange(len(h) // 2)
+    ),
+    "mean of all pairs": lambda net, z, y, h: (h.mean(1)[:, None] - h.mean(1)[None]).square().mean(),
+    "pairs by their number": lambda net, z, y, h: (h.mean(1) @ h.mean(1).T).tanh().triu(1).sum()
+    / (len(h) * (len(h) - 1) // 2),
+    "distances": lambda net, z, y, h: torch.cdist(h.mean(1), h.mean(1).flip(0) + 1).mean(),
+    "advantage": lambda net, z, y, h: (
+        lambda r: -(_likely(z, y) * (r - r.mean()) / (r.std() + 1e-6)).mean()
+    )(net.m.sum(1)),
+    "advantage in groups": lambda net, z, y, h: (
+        lambda r: -(_likely(z, y) * (r - r.mean(1, keepdim=True)).flatten()).mean()
+    )(net.m.sum(1).view(-1, 2)),
+    "scattered to rows": lambda net, z, y, h: z.new_zeros(y.numel())
+    .index_add_(0, torch.arange(y.numel()), _each(z, y).flatten()).square().mean(),
+    "scattered by class": lambda net, z, y, h: z.new_zeros(CLASSES)
+    .index_add(0, _safe(y).flatten(), _each(z, y).flatten()).square().sum(),
+    "put where a mask says": lambda net, z, y, h: torch.zeros_like(z)
+    .masked_scatter_((net.m > 0)[..., None].expand_as(z), z).square().mean(),
+    "padded along samples": lambda net, z, y, h: (F.pad(_each(z, y), (0, 0, 1, 0))[:-1] * _each(z, y)).mean(),
 }
 
 
@@ -229,3 +328,14 @@ def test_every_spelling_of_a_cross_entropy_is_one_op(name: str) -> None:
 def test_a_number_of_another_law_is_refused() -> None:
     with pytest.raises(InputError, match=r"aten.mul.Tensor in the model has the number 2.0 for 4 samples and 2.236"):
         _of(lambda net, z, y, h: _flat(z, y) * len(y) ** 0.5)
+
+
+@pytest.mark.usefixtures("_float64")
+@pytest.mark.parametrize("name", [n for n in SEPARATE if "nothing counts" in n or "may be none" in n or "where it" in n])
+def test_where_nothing_is_counted_the_loss_is_the_modules(name: str) -> None:
+    """Its gradient is the module's too, which is no number where it divides by zero."""
+    net, graph = _of(SEPARATE[name])
+    batch = {n: t.double() if t.is_floating_point() else t for n, t in _batch(MICRO * MANY).items()}
+    batch["m"].zero_()
+    found, wanted = _in_micro_batches(net, graph, batch, MICRO), _eagerly(net, batch)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-14, equal_nan=True)
