@@ -10,21 +10,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from partitioner.constants import constants, evaluate, module_path
+from partitioner.batch_laws import Number, Sizes, module_name, number_of
+from partitioner.constants import constants, evaluate
 from partitioner.errors import InputError
 from partitioner.sample_inputs import UnlikeBatches, inputs_of
 from partitioner.shapes import emit, propagate_node, shape_of
-from partitioner.step_inputs import sample_count
 
 aten = torch.ops.aten
-Sizes = tuple[int, int]
 _COUNTING = (aten.arange.default, aten.arange.start, aten.arange.start_step)  # their numbers are sizes
 _MEAN = aten.mean.dim
 
@@ -49,11 +47,6 @@ def _unlike(a: fx.Node, b: fx.Node, sizes: Sizes) -> UnlikeBatches:
         f"{sizes[1]}; what forward does must not depend on the batch size, on chance or on earlier calls",
         inputs_of([a, b]),
     )
-
-
-def module_name(node: fx.Node) -> str:
-    """The module whose forward made a node."""
-    return ".".join(module_path(node)[-1:]) or "the model"
 
 
 Buffers = dict[str, torch.Tensor]
@@ -100,7 +93,7 @@ def _name_made(a: fx.Node, b: fx.Node, sizes: Sizes, values: tuple[torch.Tensor,
     if x.dim() or x.is_complex():
         a.meta["sized"] = b.meta["sized"] = True
         return
-    number = _number(x.item(), y.item(), sizes, a)
+    number = number_of(x.item(), y.item(), sizes, a)
     for node in (a, b):
         with node.graph.inserting_before(node):
             new = number(node.graph, node, node.meta["val"].dtype)
@@ -117,7 +110,7 @@ def _name_constant(a: fx.Node, b: fx.Node, sizes: Sizes, buffers: tuple[Buffers,
             f"forward makes a tensor of numbers of Python, {tuple(x.shape)} with {sizes[0]} samples, that is another "
             f"one with {sizes[1]}: make it of the batch's tensors"
         )
-    number = _number(x.item(), y.item(), sizes, a)
+    number = number_of(x.item(), y.item(), sizes, a)
     for node in (a, b):
         like = next(iter(node.users))
         with node.graph.inserting_before(like):
@@ -140,7 +133,7 @@ def _elements(node: fx.Node) -> int:
 
 def _divided_sum(a: fx.Node, b: fx.Node, sizes: Sizes) -> None:
     """A mean over samples as a sum in at least float32, divided by a number of the global batch."""
-    counted = _number(_elements(a), _elements(b), sizes, a)
+    counted = number_of(_elements(a), _elements(b), sizes, a)
     for node in (a, b):
         graph, dtype = node.graph, node.meta["val"].dtype
         wide = dtype if dtype in (torch.float32, torch.float64) else torch.float32
@@ -159,16 +152,16 @@ def _name_numbers(a: fx.Node, b: fx.Node, sizes: Sizes) -> None:
     if spec != other_spec:
         raise _unlike(a, b, sizes)
     for place, ((path, x), (_, y)) in enumerate(zip(leaves, others, strict=True)):
-        if isinstance(x, fx.Node) or type(x) is type(y) and (x == y or x != x) or _is_size(a, path):
+        if isinstance(x, fx.Node) or type(x) is type(y) and (x == y or x != x) or is_size(a, path):
             continue
         if not isinstance(x, int | float) or not isinstance(y, int | float) or isinstance(x, bool):
             raise _unlike(a, b, sizes)
-        number = _number(x, y, sizes, a)
+        number = number_of(x, y, sizes, a)
         for node in (a, b):
             _substitute(node, place, number)
 
 
-def _is_size(node: fx.Node, path: tuple[Any, ...]) -> bool:
+def is_size(node: fx.Node, path: tuple[Any, ...]) -> bool:
     """Whether an argument counts elements, and is no value."""
     if node.target in _COUNTING:
         return True
@@ -178,55 +171,6 @@ def _is_size(node: fx.Node, path: tuple[Any, ...]) -> bool:
     which, key = path[0].idx, path[1]
     argument = schema.arguments[key.idx] if which == 0 else next(a for a in schema.arguments if a.name == key.key)
     return "int" in str(argument.type)
-
-
-Number = Callable[[fx.Graph, fx.Node, torch.dtype], fx.Node]
-
-
-def _number(x: float, y: float, sizes: Sizes, node: fx.Node) -> Number:
-    """A number that is ``x`` for the first size and ``y`` for the second, as a function of the samples."""
-    n, m = sizes
-    if math.isclose(x * m, y * n, rel_tol=1e-12):
-        factor = x // n if isinstance(x, int) and x % n == 0 else x / n
-        return lambda graph, like, dtype: _times(graph, like, _samples(graph, like, dtype), factor)
-    if math.isclose(x * n, y * m, rel_tol=1e-12):
-        return lambda graph, like, dtype: _times(graph, like, _reciprocal(graph, like, dtype), x * n)
-    for less in (0, 1):  # pairs of samples, a sample with itself or not
-        of_pairs = n * (n - less), m * (m - less)
-        if math.isclose(x * of_pairs[1], y * of_pairs[0], rel_tol=1e-12):
-            factor = x // of_pairs[0] if isinstance(x, int) and x % of_pairs[0] == 0 else x / of_pairs[0]
-            return lambda graph, like, dtype: _times(graph, like, _pairs(graph, like, dtype, less), factor)
-    if isinstance(x, int) and isinstance(y, int) and (y - x) % (m - n) == 0:
-        slope = (y - x) // (m - n)
-        return lambda graph, like, dtype: emit(
-            graph, like, aten.add.Tensor, _times(graph, like, _samples(graph, like, dtype), slope), x - slope * n
-        )
-    raise InputError(
-        f"{node.target} in {module_name(node)} has the number {x} for {n} samples and {y} for {m}: of the batch size "
-        "only multiples, multiples of its reciprocal and of the number of pairs, and integers that grow with it evenly "
-        "are understood"
-    )
-
-
-def _samples(graph: fx.Graph, like: fx.Node, dtype: torch.dtype) -> fx.Node:
-    samples = sample_count(graph)
-    return emit(graph, like, aten.to.dtype, samples, dtype) if dtype.is_floating_point else samples
-
-
-def _pairs(graph: fx.Graph, like: fx.Node, dtype: torch.dtype, less: int) -> fx.Node:
-    """How many pairs the samples make, each with all but ``less`` of them."""
-    samples = _samples(graph, like, dtype)
-    others = emit(graph, like, aten.add.Tensor, samples, -less) if less else samples
-    return emit(graph, like, aten.mul.Tensor, samples, others)
-
-
-def _reciprocal(graph: fx.Graph, like: fx.Node, dtype: torch.dtype) -> fx.Node:
-    wide = dtype if dtype.is_floating_point else torch.float32
-    return emit(graph, like, aten.reciprocal.default, _samples(graph, like, wide))
-
-
-def _times(graph: fx.Graph, like: fx.Node, node: fx.Node, factor: float) -> fx.Node:
-    return node if factor == 1 else emit(graph, like, aten.mul.Tensor, node, factor)
 
 
 def _substitute(node: fx.Node, place: int, number: Number) -> None:

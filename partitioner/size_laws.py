@@ -1,4 +1,4 @@
-"""How the sizes of a graph grow with the batch: two traces say by how much each does, a third whether it is evenly.
+"""How the sizes of a graph grow with the batch: two traces say by how much each does, a third whether it goes on so.
 
                       at 4     at 5     at 8      evenly?
     x.shape[0]        4        5        8         yes: 1 a sample
@@ -8,40 +8,62 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from partitioner.batch_numbers import module_name, pairs
+from partitioner.batch_laws import expected, module_name
+from partitioner.batch_numbers import is_size, pairs
 from partitioner.errors import InputError
 
-Ints = list[list[int]]  # of each op
+
+@dataclass(frozen=True)
+class Numbers:
+    """Of one op: ``sizes`` of its result and among its arguments, and the other numbers among these."""
+
+    name: str
+    sizes: tuple[int, ...]
+    values: tuple[float, ...]
 
 
-def sizes_in(graph: fx.Graph) -> Ints:
-    """Every integer among an op's arguments and every size of its result."""
+def numbers_in(graph: fx.Graph) -> list[Numbers]:
+    """Of every op and placeholder, in order."""
     return [_of(node) for node in graph.nodes if node.op != "output"]
 
 
-def grow_evenly(first: Ints, second: Ints, third: Ints, samples: tuple[int, int, int]) -> bool:
-    """Whether what grows from the first trace to the second goes on to do so up to the third, if that is the same ops.
+def uneven(first: list[Numbers], second: list[Numbers], third: list[Numbers], samples: tuple[int, int, int]) -> str:
+    """The first op whose numbers do not grow from the second trace to the third as they did before; "" for none.
 
-    It may be others there, where a slice takes all that there is.
+    The third may be other ops, where a slice takes all that there is: then it does not tell.
     """
-    rows = [[len(row) for row in sizes] for sizes in (first, second, third)]
-    if rows[0] != rows[1] or rows[0] != rows[2]:
-        return True
     n, m, p = samples
-    flat = ([x for row in sizes for x in row] for sizes in (first, second, third))
-    return all((b - a) * (p - n) == (c - a) * (m - n) for a, b, c in zip(*flat, strict=True))
+    rows = list(zip(first, second, third, strict=False))
+    if any(len({len(x.sizes) for x in row}) > 1 or len({len(x.values) for x in row}) > 1 for row in rows):
+        return ""
+    for a, b, c in rows:
+        sizes = zip(a.sizes, b.sizes, c.sizes, strict=True)
+        values = zip(a.values, b.values, c.values, strict=True)
+        even = all((y - x) * (p - n) == (z - x) * (m - n) for x, y, z in sizes)
+        if not even or not all(_is(expected(x, y, (n, m), p), z) for x, y, z in values):
+            return a.name
+    return ""
 
 
-def _of(node: fx.Node) -> list[int]:
-    leaves = [x for x in pytree.tree_leaves((node.args, node.kwargs)) if type(x) is int]
+def _is(wanted: float | None, found: float) -> bool:
+    return wanted is None or wanted == found or math.isclose(wanted, found, rel_tol=1e-12) or found != found
+
+
+def _of(node: fx.Node) -> Numbers:
+    leaves = pytree.tree_leaves_with_path((node.args, node.kwargs))
+    found = [(x, is_size(node, path)) for path, x in leaves if type(x) in (int, float)]
     value = node.meta.get("val")
-    return [*leaves, *(value.shape if isinstance(value, torch.Tensor) else ())]
+    shape = value.shape if isinstance(value, torch.Tensor) else ()
+    sizes, values = ([x for x, size in found if size is kind] for kind in (True, False))
+    words = f"{node.target} in {module_name(node)}"
+    return Numbers(words, (*(int(x) for x in sizes), *shape), tuple(values))
 
 
 def note_sizes(first: fx.Graph, second: fx.Graph, sizes: tuple[int, int]) -> None:

@@ -24,7 +24,7 @@ from partitioner.normalize import normal_samples
 from partitioner.rehearse import CantRehearse
 from partitioner.runs import Run
 from partitioner.sample_choices import Traced, first_that_holds
-from partitioner.size_laws import Ints, grow_evenly, note_sizes, sizes_in
+from partitioner.size_laws import Numbers, note_sizes, numbers_in, uneven
 from partitioner.unroll import UnlikeError, unroll
 from partitioner.untouched import untouched
 
@@ -102,11 +102,11 @@ def _trace(
     progress("tracing: telling samples apart")
     first, second = captured
     graphs, sizes = (first.module.graph, second.module.graph), (batch.samples, size)
-    literal = [sizes_in(graph) for graph in graphs]
+    seen = [numbers_in(graph) for graph in graphs]
     name_batch_numbers(*graphs, sizes, (first.buffers, second.buffers))
     counts, mixed = normal_samples(first.module, first.buffers, sizes[0])
     if mixed is not None:
-        _check_growth(model, batch, literal, size, runs)
+        _check_growth(model, batch, seen, size, runs)
     others, _ = normal_samples(second.module, second.buffers, sizes[1])
     note_sizes(*graphs, sizes)
     for count, other in zip(counts, others, strict=True):
@@ -117,18 +117,21 @@ def _trace(
     return Traced(graph, mixed.read if mixed else frozenset()), sizes
 
 
-def _check_growth(model: nn.Module, batch: Example, literal: list[Ints], size: int, runs: tuple[Run, ...]) -> None:
-    """What takes a batch apart by itself may do so by halves: a third size tells, where the model runs with it."""
-    third = 2 * batch.samples
-    if third == size:
-        return
+def _check_growth(
+    model: nn.Module, batch: Example, seen: list[list[Numbers]], size: int, runs: tuple[Run, ...]
+) -> None:  # fmt: skip
+    """What takes a batch apart may do so by halves or pairs: a third size tells, where the model runs with it."""
+    third = (2 if size != 2 * batch.samples else 3) * batch.samples
     try:
         captured = capture(model, batch.resized(third, batch.long), runs, [])
     except InputError:
         return
-    first, second = literal
-    if not grow_evenly(first, second, sizes_in(captured.module.graph), (batch.samples, size, third)):
-        raise InputError(f"what the model makes of {batch.samples}, {size} and {third} samples does not grow evenly")
+    first, second = seen
+    if where := uneven(first, second, numbers_in(captured.module.graph), (batch.samples, size, third)):
+        raise InputError(
+            f"{where} has sizes or numbers that do not grow evenly from {batch.samples} to {size} and {third} samples: "
+            "let them be so many for each sample (keep two dimensions of samples apart, do not flatten them into one)"
+        )
 
 
 def _tables(batch: Example) -> list[str]:

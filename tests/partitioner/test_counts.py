@@ -331,7 +331,7 @@ def test_a_number_of_another_law_is_refused() -> None:
 
 
 @pytest.mark.usefixtures("_float64")
-@pytest.mark.parametrize("name", [n for n in SEPARATE if "nothing counts" in n or "may be none" in n or "where it" in n])
+@pytest.mark.parametrize("name", [n for n in SEPARATE if n.endswith(("nothing counts", "be none")) or "where it" in n])
 def test_where_nothing_is_counted_the_loss_is_the_modules(name: str) -> None:
     """Its gradient is the module's too, which is no number where it divides by zero."""
     net, graph = _of(SEPARATE[name])
@@ -339,3 +339,20 @@ def test_where_nothing_is_counted_the_loss_is_the_modules(name: str) -> None:
     batch["m"].zero_()
     found, wanted = _in_micro_batches(net, graph, batch, MICRO), _eagerly(net, batch)
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-14, equal_nan=True)
+
+
+@pytest.mark.usefixtures("_float64")
+@pytest.mark.parametrize("name", [n for n in MIXING if "preference" in n or "pairs" in n or "halves" in n])
+def test_what_takes_halves_or_pairs_is_right_though_it_was_not_compared(name: str) -> None:
+    """Half of four is half of five: other sizes are traced."""
+    torch.manual_seed(0)
+    net = Net(MIXING[name])
+    graph = trace(net, _batch(TRACED), compare=False)
+    batch = {n: t.double() if t.is_floating_point() else t for n, t in _batch(6).items()}
+    found, wanted = _in_micro_batches(net, graph, batch, 6), _eagerly(net, batch)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-14)
+
+
+def test_two_dimensions_of_samples_made_one_are_refused() -> None:
+    with pytest.raises(InputError, match=r"(reshape|flatten)\S* in the model .* do not grow evenly"):
+        _of(lambda net, z, y, h: (h.mean(1) @ h.mean(1).T).flatten().logsumexp(0))
