@@ -26,7 +26,7 @@ MOST_CHOICES = 64  # that are tried of one model
 
 @dataclass(frozen=True)
 class Traced:
-    """The graph of one choice, and the inputs that the first op is made of that mixes samples, if one does."""
+    """The graph of one choice; ``read``: the inputs of which the first op that mixes samples, if any, takes rows."""
 
     graph: Graph
     read: frozenset[str] = frozenset()
@@ -52,6 +52,8 @@ def first_that_holds(given: Example, attempt: Attempt) -> Graph:
             if works and traced.graph.inseparable is None:
                 return traced.graph
             second = second or (traced.graph if works or choice is given else None)
+            if second is not None and works and not traced.read:
+                return second  # it mixes samples by itself, not by rows of a table
             choices.fewer(choice, traced.read)
     if second is None:
         assert failure is not None

@@ -20,7 +20,7 @@ class UnlikeBatches(InputError):
 
 @dataclass(frozen=True)
 class Mixed:
-    """The first op that mixes samples, in words, and the inputs that it is made of."""
+    """The first op that mixes samples, in words; ``read``: what inputs it takes rows of, as is done with tables."""
 
     words: str
     read: frozenset[str]

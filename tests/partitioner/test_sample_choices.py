@@ -124,7 +124,7 @@ def test_a_table_that_samples_look_up_carries_none() -> None:
 
 
 class Weighted(nn.Module):
-    """Each sample's loss by its weight, of which ``unread`` is another."""
+    """Each sample's loss by its weight, or all by the weights' deviation; ``unread`` are others."""
 
     def __init__(self, mixes: bool) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class Weighted(nn.Module):
 
     def forward(self, x: torch.Tensor, y: torch.Tensor, w: torch.Tensor, unread: torch.Tensor) -> torch.Tensor:
         each = F.cross_entropy(self.linear(x), y, reduction="none")
-        return (each.softmax(0) if self.mixes else each * w).sum() / w.sum()
+        return each.mean() * w.std() if self.mixes else (each * w).sum() / w.sum()
 
 
 @pytest.mark.parametrize("mixes", [True, False])
