@@ -8,13 +8,13 @@ from collections.abc import Mapping
 
 from torch import fx, nn
 
-from partitioner.batch_numbers import resize_node
 from partitioner.counts import Count
 from partitioner.fold import Folded
 from partitioner.graph import Graph, loss_node
 from partitioner.layout import Segment, Shard
 from partitioner.rules import rule_of
 from partitioner.shapes import operands, propagate
+from partitioner.size_laws import resize_node
 
 
 def resize(graph: Graph, batch: int) -> Graph:

@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from partitioner.attentions import attention
+from partitioner.counting import COUNTING
 from partitioner.moves import MOVES
 from partitioner.picks import extreme, take_along, topk
 from partitioner.shapes import emit, shape_of
@@ -138,6 +139,7 @@ def _strip_device(graph: fx.Graph, node: fx.Node) -> None:
 
 _CANONICAL: dict[object, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
     **MOVES,
+    **COUNTING,
     **dict.fromkeys((aten.conj.default, aten._conj.default), _conjugate),
     **dict.fromkeys(
         (

@@ -20,6 +20,7 @@ from partitioner.indexes import aligned_indexes, plain_indexes, slice_indexes
 from partitioner.loss_forms import loss_forms
 from partitioner.ops import own
 from partitioner.picks import in_order
+from partitioner.sample_inputs import Mixed
 from partitioner.separation import separate
 from partitioner.shapes import propagate, shape_of, to_meta
 
@@ -49,7 +50,7 @@ def normal_ops(module: fx.GraphModule, buffers: dict[str, torch.Tensor]) -> None
 
 def normal_samples(
     module: fx.GraphModule, buffers: dict[str, torch.Tensor], batch: int
-) -> tuple[tuple[Count, ...], str | None]:
+) -> tuple[tuple[Count, ...], Mixed | None]:
     """Rewrite ``module``, whose batch dimension has ``batch`` samples, so that the samples can be divided.
 
     Returns the counts of a step, and what mixes samples (None for nothing).

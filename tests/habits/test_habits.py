@@ -10,7 +10,8 @@ from case import Case
 from world import World
 
 MODULES = (
-    "losses", "inplace", "frozen", "batches", "randomness", "functions", "state", "precision", "shapes", "hierarchical",
+    "losses", "mixing", "inplace", "frozen", "batches", "randomness", "functions", "state", "precision", "shapes",
+    "hierarchical",
 )  # fmt: skip
 QUICK = {"plain", "sliced", "zero_outputs", "tied_by_product"}  # of every kind that costs little; make test runs them
 CASES = {
