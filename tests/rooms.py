@@ -22,7 +22,7 @@ ROOMS: dict[str, dict[str, str]] = {
         "user_code": "errors ops",
         "functionalize": "errors graph user_code",
         "layouts": "errors sharding ops graph plan",
-        "samples": "errors sharding graph",
+        "samples": "errors sharding ops graph",
         "draws": "errors sharding ops graph samples",
         "emit": "errors sharding cluster ops graph plan layouts",
         "comparing": "errors sharding graph user_code draws",

@@ -1,5 +1,4 @@
-"""tools -> runtime -> partitioner -> cutlass_ops -> torch, never back; inside each the arrows of rooms.py; and files stay
-short, rooms small."""
+"""tools -> runtime -> partitioner -> cutlass_ops -> torch, never back; in each the arrows of rooms.py; short files."""
 
 from __future__ import annotations
 

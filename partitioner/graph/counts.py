@@ -27,9 +27,11 @@ from partitioner.sharding.layout import PARTIAL
 from partitioner.sharding.rules import partial
 
 aten = torch.ops.aten
-_LINEAR_LITERAL = {  # ops linear in operands of which one may be a number: the numbers' place
-    aten.add.Tensor: 1, aten.sub.Tensor: 1, aten.where.ScalarOther: 2, aten.where.ScalarSelf: 1,
+_LINEAR_LITERAL = {  # ops linear in an operand and a number together: the operand among all, the number's place
+    aten.add.Tensor: (0, 1), aten.sub.Tensor: (0, 1), aten.where.ScalarOther: (1, 2), aten.where.ScalarSelf: (1, 1),
+    aten.masked_fill.Scalar: (0, 2),
 }  # fmt: skip
+_CHOOSING = {aten.where.self: (1, 2), aten.masked_fill.Tensor: (0, 2)}  # linear in these operands together
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,10 @@ class Separation:
         """Follow the sums over samples to the loss."""
         for node in list(self.graph.nodes):
             if node.op == "call_function":
-                self._visit(node)
+                told = self._told_by_count(node)
+                loss = told if node is loss else loss
+                if told is node or told not in self.sums:
+                    self._visit(told)
         output = next(n for n in self.graph.nodes if n.op == "output")
         if loss not in self.sums:
             output.replace_input_with(loss, self._shared(output, loss))
@@ -100,14 +105,43 @@ class Separation:
                 return
         self.mixed.append(node)
 
+    def _told_by_count(self, node: fx.Node) -> fx.Node:
+        """What asks a sum of samples by a count whether it is a number asks the count; ``node``, or what it became.
+
+        A sum that is none itself is left as it is: then the loss is no number either, which a run refuses.
+        """
+        source = node.args[0] if node.target in _ASKING else None
+        if not isinstance(source, fx.Node) or source not in self.sums or source in self.free:
+            return node
+        count = _divisor(source)
+        if node.target == aten.nan_to_num.default:
+            with self.graph.inserting_before(node):
+                new = source if count is None else self._where_none(node, source, count)
+        elif count is None or not all(_takes(user, source) for user in _readers(node)):
+            return node
+        else:
+            with self.graph.inserting_before(node):
+                new = emit(self.graph, node, _ASKING[node.target], count, 0)  # type: ignore[index]
+        node.replace_all_uses_with(new)
+        self.graph.erase_node(node)
+        return new
+
+    def _where_none(self, node: fx.Node, source: fx.Node, count: fx.Node) -> fx.Node:
+        """``source``, or what ``node`` makes of no number, where nothing is counted."""
+        nothing = emit(self.graph, node, aten.eq.Scalar, count, 0)
+        self.free.add(nothing)
+        instead = dict(enumerate(node.args)).get(1, node.kwargs.get("nan")) or 0.0
+        return emit(self.graph, node, aten.where.ScalarSelf, nothing, instead, source)
+
     def _linear(self, node: fx.Node) -> list[frozenset[int]]:
         """Sets of operands that ``node`` is linear in together, those first that hold most sums."""
         found = [
             frozenset(i for i, p in enumerate(s.operands) if p == PARTIAL) for s in partial(op_of(node))
         ]  # fmt: skip
-        place = _LINEAR_LITERAL.get(node.target)  # type: ignore[call-overload]
+        slot, place = _LINEAR_LITERAL.get(node.target, (0, None))  # type: ignore[call-overload]
         if place is not None and not any(isinstance(a, fx.Node) for a in node.args[place : place + 1]):
-            found.append(frozenset({len(operands(node)) - 1}))
+            found.append(frozenset({slot}))
+        found.append(frozenset(_CHOOSING.get(node.target, ())))  # type: ignore[call-overload]
         sums = [i for i, n in enumerate(operands(node)) if n in self.sums]
         found = [slots for slots in found if any(i in slots for i in sums)]
         return sorted(found, key=lambda slots: -sum(i in slots for i in sums))
@@ -141,7 +175,7 @@ class Separation:
         return part
 
     def _share_literal(self, node: fx.Node) -> None:
-        place = _LINEAR_LITERAL.get(node.target)  # type: ignore[call-overload]
+        _, place = _LINEAR_LITERAL.get(node.target, (0, None))  # type: ignore[call-overload]
         number = node.args[place] if place is not None and place < len(node.args) else None
         if place is None or isinstance(number, fx.Node) or number is None or number == 0:
             return
@@ -181,4 +215,32 @@ class Separation:
         return Count(name, fx.GraphModule(nn.Module(), new), tuple(names), level, divides)
 
 
-_OF_TENSORS = {aten.where.ScalarOther: aten.where.self, aten.where.ScalarSelf: aten.where.self}
+_OF_TENSORS = {
+    aten.where.ScalarOther: aten.where.self, aten.where.ScalarSelf: aten.where.self,
+    aten.masked_fill.Scalar: aten.masked_fill.Tensor,
+}  # fmt: skip
+_ASKING = {
+    aten.nan_to_num.default: None, aten.isnan.default: aten.eq.Scalar, aten.isfinite.default: aten.ne.Scalar,
+}  # fmt: skip
+
+
+def _divisor(node: fx.Node) -> fx.Node | None:
+    """What a quotient, or a cast of one, is divided by; None where it is none or that is a number."""
+    while node.target == aten.to.dtype:
+        node = node.args[0]  # type: ignore[assignment]
+    divisor = node.args[1] if node.target == aten.div.Tensor else None
+    return divisor if isinstance(divisor, fx.Node) else None
+
+
+def _readers(node: fx.Node) -> list[fx.Node]:
+    """Who reads a test, or its opposite."""
+    opposite = [u for u in node.users if u.target in (aten.logical_not.default, aten.bitwise_not.default)]
+    return [u for n in (node, *opposite) for u in n.users if u not in opposite]
+
+
+def _takes(node: fx.Node, source: fx.Node) -> bool:
+    """Whether an op puts something in the place of ``source`` where a test says so."""
+    return node.target in _CHOOSES and source in operands(node)
+
+
+_CHOOSES = (*_CHOOSING, aten.where.ScalarOther, aten.where.ScalarSelf, aten.masked_fill.Scalar)

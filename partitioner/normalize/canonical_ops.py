@@ -9,6 +9,7 @@ from torch import fx
 
 from partitioner.graph.nodes import emit, shape_of
 from partitioner.normalize.attention_ops import attention
+from partitioner.normalize.counting_ops import COUNTING
 from partitioner.normalize.movement_ops import MOVES
 from partitioner.normalize.selection_ops import extreme, take_along, topk
 
@@ -138,6 +139,7 @@ def _strip_device(graph: fx.Graph, node: fx.Node) -> None:
 
 _CANONICAL: dict[object, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
     **MOVES,
+    **COUNTING,
     **dict.fromkeys((aten.conj.default, aten._conj.default), _conjugate),
     **dict.fromkeys(
         (

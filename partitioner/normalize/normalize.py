@@ -22,6 +22,7 @@ from partitioner.normalize.selection_ops import in_order
 from partitioner.normalize.unsorted_experts import undo_sorting
 from partitioner.ops.own_ops import own
 from partitioner.samples.batch_dimension import separate
+from partitioner.samples.sample_inputs import Mixed
 
 aten = torch.ops.aten
 
@@ -49,7 +50,7 @@ def normal_ops(module: fx.GraphModule, buffers: dict[str, torch.Tensor]) -> None
 
 def normal_samples(
     module: fx.GraphModule, buffers: dict[str, torch.Tensor], batch: int
-) -> tuple[tuple[Count, ...], str | None]:
+) -> tuple[tuple[Count, ...], Mixed | None]:
     """Rewrite ``module``, whose batch dimension has ``batch`` samples, so that the samples can be divided.
 
     Returns the counts of a step, and what mixes samples (None for nothing).

@@ -13,10 +13,18 @@ from partitioner.graph.counts import Count, Separation
 from partitioner.graph.dependence import constants, module_path
 from partitioner.graph.graph import loss_node, placeholders
 from partitioner.graph.nodes import op_of, operands, shape_of
+from partitioner.ops.own_ops import own
+from partitioner.samples.sample_inputs import Mixed, inputs_of
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import PARTIAL, REPLICATE, Segment, Shard
 from partitioner.sharding.rules import complete, rule_of
 
+aten = torch.ops.aten
+
+_TAKE_ROWS = (
+    aten.slice.Tensor, own.part.default, aten.select.int, aten.index.Tensor, aten.index_select.default,
+    aten.embedding.default, aten.gather.default,
+)  # fmt: skip
 MOST_ELEMENTS = 50_000_000  # of the operands and the result of an op that is tried out
 
 
@@ -29,7 +37,7 @@ class Followed:
     mixed: dict[fx.Node, str]
 
 
-def separate(graph: fx.Graph, batch: int) -> tuple[tuple[Count, ...], str | None]:
+def separate(graph: fx.Graph, batch: int) -> tuple[tuple[Count, ...], Mixed | None]:
     """Rewrite ``graph`` so that the losses of its micro-batches add up to that of the global batch, where they can.
 
     Notes in ``meta["samples"]`` how the batch lies in each node that carries it. Returns the counts that a step needs,
@@ -41,8 +49,10 @@ def separate(graph: fx.Graph, batch: int) -> tuple[tuple[Count, ...], str | None
     for node, shard in followed.layout.items():
         node.meta["samples"] = shard
     mixed = followed.mixed | {n: f"{_named(n)} mixes samples" for n in work.mixed}
-    first = next((mixed[n] for n in graph.nodes if n in mixed), None)
-    return tuple(work.counts), first
+    first = next((n for n in graph.nodes if n in mixed), None)
+    if first is None:
+        return tuple(work.counts), None
+    return tuple(work.counts), Mixed(mixed[first], inputs_of([first] if first.target in _TAKE_ROWS else []))
 
 
 def follow(graph: fx.Graph, batch: int) -> Followed:

@@ -1,17 +1,19 @@
-"""How a number of a traced graph follows from the batch size: told from two captures, held against a third.
+"""The laws that a number may follow with the batch size: told from two captures, then a function of the samples.
 
-    4 samples   5 samples   law                       at 64 samples
-    64          80          16 x samples              1,024
-    1/4         1/5         1 / samples               1/64
-    3           4           samples - 1               63
-    4           5           samples                   6: ``min(samples, 6)`` is no such law, and is refused
+    at 4     at 5     law                             at 64
+    64       80       16 n                            1,024
+    1/4      1/5      1 / n                           1/64
+    16       25       n n, pairs of samples           4,096
+    6        10       n (n - 1) / 2, pairs of two     2,016
+    19       24       5 n - 1                         319
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import fx
@@ -23,31 +25,7 @@ from partitioner.graph.step_inputs import sample_count
 from partitioner.samples.paired_captures import Sizes
 
 aten = torch.ops.aten
-Buffers = dict[str, torch.Tensor]
-_COUNTING = (aten.arange.default, aten.arange.start, aten.arange.start_step)  # their numbers are sizes
-
-
-@dataclass(frozen=True)
-class Law:
-    """``factor * samples ** power + constant``; a power is 1 or -1."""
-
-    power: int
-    factor: float
-    constant: int = 0
-
-    def at(self, samples: int) -> float:
-        """The number for so many samples."""
-        return self.factor * samples**self.power + self.constant
-
-    def emit(self, graph: fx.Graph, like: fx.Node, dtype: torch.dtype) -> fx.Node:
-        """The number for the step's samples, as a scalar tensor of ``dtype`` (a reciprocal is no integer)."""
-        if self.power == 1:
-            value = _samples(graph, like, dtype)
-        else:
-            wide = dtype if dtype.is_floating_point else torch.float32
-            value = emit(graph, like, aten.reciprocal.default, _samples(graph, like, wide))
-        value = value if self.factor == 1 else emit(graph, like, aten.mul.Tensor, value, self.factor)
-        return emit(graph, like, aten.add.Tensor, value, self.constant) if self.constant else value
+Build = Callable[[fx.Graph, fx.Node, torch.dtype], fx.Node]
 
 
 def _samples(graph: fx.Graph, like: fx.Node, dtype: torch.dtype) -> fx.Node:
@@ -55,29 +33,74 @@ def _samples(graph: fx.Graph, like: fx.Node, dtype: torch.dtype) -> fx.Node:
     return emit(graph, like, aten.to.dtype, samples, dtype) if dtype.is_floating_point else samples
 
 
-def law_of(x: float, y: float, sizes: Sizes, node: fx.Node) -> Law:
-    """Of a number of ``node`` that is ``x`` for the first size and ``y`` for the second; raises InputError."""
+def _reciprocal(graph: fx.Graph, like: fx.Node, dtype: torch.dtype) -> fx.Node:
+    wide = dtype if dtype.is_floating_point else torch.float32
+    return emit(graph, like, aten.reciprocal.default, _samples(graph, like, wide))
+
+
+def _squared(graph: fx.Graph, like: fx.Node, dtype: torch.dtype) -> fx.Node:
+    samples = _samples(graph, like, dtype)
+    return emit(graph, like, aten.mul.Tensor, samples, samples)
+
+
+def _pairs(graph: fx.Graph, like: fx.Node, dtype: torch.dtype) -> fx.Node:
+    samples = _samples(graph, like, dtype)
+    return emit(graph, like, aten.mul.Tensor, samples, emit(graph, like, aten.add.Tensor, samples, -1))
+
+
+class Basis(NamedTuple):
+    """What a law is a multiple of: for so many samples, and in a graph."""
+
+    at: Callable[[int], float]
+    build: Build
+
+
+_SAMPLES = Basis(lambda n: n, _samples)
+_BASES = (
+    _SAMPLES, Basis(lambda n: 1 / n, _reciprocal), Basis(lambda n: n * n, _squared),
+    Basis(lambda n: n * (n - 1), _pairs),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Law:
+    """``factor`` times a basis, plus ``constant``."""
+
+    basis: Basis
+    factor: float
+    constant: int = 0
+
+    def at(self, samples: int) -> float:
+        """The number for so many samples."""
+        return self.factor * self.basis.at(samples) + self.constant
+
+    def emit(self, graph: fx.Graph, like: fx.Node, dtype: torch.dtype) -> fx.Node:
+        """The number for the step's samples, as a scalar tensor of ``dtype`` (a reciprocal is no integer)."""
+        value = self.basis.build(graph, like, dtype)
+        value = value if self.factor == 1 else emit(graph, like, aten.mul.Tensor, value, self.factor)
+        return emit(graph, like, aten.add.Tensor, value, self.constant) if self.constant else value
+
+
+def law_of(x: float, y: float, sizes: Sizes) -> Law | None:
+    """Of a number that is ``x`` for the first size and ``y``, another, for the second; None where it follows none."""
     n, m = sizes
-    if math.isclose(x * m, y * n, rel_tol=1e-12):
-        return Law(1, x // n if isinstance(x, int) and x % n == 0 else x / n)
-    if math.isclose(x * n, y * m, rel_tol=1e-12):
-        return Law(-1, x * n)
+    for basis in _BASES:
+        one, other = basis.at(n), basis.at(m)
+        if math.isclose(x * other, y * one, rel_tol=1e-12):
+            return Law(basis, x // one if isinstance(x, int) and x % one == 0 else x / one)
     if isinstance(x, int) and isinstance(y, int) and (y - x) % (m - n) == 0:
         slope = (y - x) // (m - n)
-        return Law(1, slope, x - slope * n)
-    raise InputError(
-        f"{node.target} in {module_of(node)} has the number {x} for {n} samples and {y} for {m}: of the batch size "
-        "only multiples, multiples of its reciprocal and integers that grow with it evenly are understood"
-    )
+        return Law(_SAMPLES, slope, x - slope * n)
+    return None
 
 
-def is_size(node: fx.Node, path: tuple[Any, ...]) -> bool:
-    """Whether the argument at a path of the tree (args, kwargs) counts elements, and is no value."""
-    if node.target in _COUNTING:
-        return True
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return False
-    which, key = path[0].idx, path[1]
-    argument = schema.arguments[key.idx] if which == 0 else next(a for a in schema.arguments if a.name == key.key)
-    return "int" in str(argument.type)
+def known_law(x: float, y: float, sizes: Sizes, node: fx.Node) -> Law:
+    """``law_of`` a number of ``node``; raises InputError where it follows none."""
+    law = law_of(x, y, sizes)
+    if law is None:
+        raise InputError(
+            f"{node.target} in {module_of(node)} has the number {x} for {sizes[0]} samples and {y} for {sizes[1]}: of "
+            "the batch size only multiples, multiples of its reciprocal and of the number of pairs, and integers that "
+            "grow with it evenly are understood"
+        )
+    return law

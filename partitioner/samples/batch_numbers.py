@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 from typing import Any
 
 import torch
@@ -20,11 +19,14 @@ from torch.utils import _pytree as pytree
 from partitioner.errors import InputError
 from partitioner.graph.dependence import constants, evaluate, module_of
 from partitioner.graph.nodes import emit, propagate_node, shape_of
-from partitioner.samples.batch_laws import Buffers, Law, is_size, law_of
-from partitioner.samples.paired_captures import Sizes, pairs, unlike
+from partitioner.samples.batch_laws import Build, known_law
+from partitioner.samples.paired_captures import Sizes, is_size, pairs, unlike
 
 aten = torch.ops.aten
 _MEAN = aten.mean.dim
+
+
+Buffers = dict[str, torch.Tensor]
 
 
 def name_batch_numbers(
@@ -68,10 +70,10 @@ def _name_made(a: fx.Node, b: fx.Node, sizes: Sizes, values: tuple[torch.Tensor,
     if x.dim() or x.is_complex():
         a.meta["sized"] = b.meta["sized"] = True
         return
-    law = law_of(x.item(), y.item(), sizes, a)
+    number = known_law(x.item(), y.item(), sizes, a).emit
     for node in (a, b):
         with node.graph.inserting_before(node):
-            new = law.emit(node.graph, node, node.meta["val"].dtype)
+            new = number(node.graph, node, node.meta["val"].dtype)
         node.replace_all_uses_with(new)
 
 
@@ -85,11 +87,11 @@ def _name_constant(a: fx.Node, b: fx.Node, sizes: Sizes, buffers: tuple[Buffers,
             f"forward makes a tensor of numbers of Python, {tuple(x.shape)} with {sizes[0]} samples, that is another "
             f"one with {sizes[1]}: make it of the batch's tensors"
         )
-    law = law_of(x.item(), y.item(), sizes, a)
+    number = known_law(x.item(), y.item(), sizes, a).emit
     for node in (a, b):
         like = next(iter(node.users))
         with node.graph.inserting_before(like):
-            new = law.emit(node.graph, like, node.meta["val"].dtype)
+            new = number(node.graph, like, node.meta["val"].dtype)
         node.replace_all_uses_with(new)
 
 
@@ -108,13 +110,13 @@ def _elements(node: fx.Node) -> int:
 
 def _divided_sum(a: fx.Node, b: fx.Node, sizes: Sizes) -> None:
     """A mean over samples as a sum in at least float32, divided by a number of the global batch."""
-    counted = law_of(_elements(a), _elements(b), sizes, a)
+    counted = known_law(_elements(a), _elements(b), sizes, a).emit
     for node in (a, b):
         graph, dtype = node.graph, node.meta["val"].dtype
         wide = dtype if dtype in (torch.float32, torch.float64) else torch.float32
         with graph.inserting_before(node):
             total = emit(graph, node, aten.sum.dim_IntList, *node.args, dtype=wide)
-            mean = emit(graph, node, aten.div.Tensor, total, counted.emit(graph, node, wide))
+            mean = emit(graph, node, aten.div.Tensor, total, counted(graph, node, wide))
             mean = mean if wide == dtype else emit(graph, node, aten.to.dtype, mean, dtype)
         mean.meta["batch_dims"] = total.meta["batch_dims"] = node.meta["batch_dims"]
         node.replace_all_uses_with(mean)
@@ -131,18 +133,21 @@ def _name_numbers(a: fx.Node, b: fx.Node, sizes: Sizes) -> None:
             continue
         if not isinstance(x, int | float) or not isinstance(y, int | float) or isinstance(x, bool):
             raise unlike(a, b, sizes)
-        law = law_of(x, y, sizes, a)
+        number = known_law(x, y, sizes, a).emit
         for node in (a, b):
-            _substitute(node, place, law)
+            _substitute(node, place, number)
 
 
-def _substitute(node: fx.Node, place: int, law: Law) -> None:
+def _substitute(node: fx.Node, place: int, number: Build) -> None:
     """The argument ``place`` of a call is now a tensor, its result of the same dtype as before."""
+    if node.target == aten.full.default:
+        _fill(node, number)
+        return
     graph, dtype = node.graph, node.meta["val"].dtype
     if (target := _OF_TENSORS.get(node.target)) is not None:  # type: ignore[call-overload]
         node.target = target
     with graph.inserting_before(node):
-        value = law.emit(graph, node, dtype if dtype in (torch.float64, torch.int64) else torch.float32)
+        value = number(graph, node, dtype if dtype in (torch.float64, torch.int64) else torch.float32)
     leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
     leaves[place] = value
     args, kwargs = pytree.tree_unflatten(leaves, spec)
@@ -151,7 +156,8 @@ def _substitute(node: fx.Node, place: int, law: Law) -> None:
         propagate_node(node)
     except RuntimeError as error:
         raise InputError(
-            f"{node.target} in {module_of(node)} takes a number that follows from the batch size, and only as a number"
+            f"{node.target} in {module_of(node)} takes a number that follows from the batch size, and only as a "
+            "number: make it a tensor of it (torch.tensor(len(x)))"
         ) from error
     if node.meta["val"].dtype != dtype:
         with graph.inserting_after(node):
@@ -159,6 +165,19 @@ def _substitute(node: fx.Node, place: int, law: Law) -> None:
         cast.meta = dict(node.meta)
         node.replace_all_uses_with(cast, delete_user_cb=lambda user: user is not cast)
         propagate_node(cast)
+
+
+def _fill(node: fx.Node, number: Build) -> None:
+    """A tensor full of a number of the batch: that number, expanded."""
+    graph, dtype, shape = node.graph, node.meta["val"].dtype, list(shape_of(node))
+    with graph.inserting_before(node):
+        new = number(graph, node, dtype if dtype in (torch.float64, torch.int64) else torch.float32)
+        new = emit(graph, node, aten.to.dtype, new, dtype) if new.meta["val"].dtype != dtype else new
+        if shape:
+            new = emit(graph, node, aten.expand.default, new, shape)
+            new.meta["batch_dims"] = node.meta["batch_dims"]
+    node.replace_all_uses_with(new)
+    graph.erase_node(node)
 
 
 _OF_TENSORS = {
@@ -174,21 +193,3 @@ _OF_TENSORS = {
     aten.clamp.default: aten.clamp.Tensor,
     aten.where.ScalarOther: aten.where.self,
 }
-
-
-def note_sizes(first: fx.Graph, second: fx.Graph, sizes: Sizes) -> None:
-    """Note in ``meta["slopes"]`` of the first trace by how much each of its sizes grows with each further sample.
-
-    Of an op by the number of the argument among all (nested ones flattened), of a placeholder by its dimension.
-    """
-    more = sizes[1] - sizes[0]
-    for a, b in pairs(first, second, sizes):
-        if a.op == "output":
-            continue
-        if a.op == "placeholder":
-            here, there = list(a.meta["val"].shape), list(b.meta["val"].shape)
-        else:
-            here, there = (pytree.tree_leaves((n.args, n.kwargs)) for n in (a, b))
-        rows = list(enumerate(zip(here, there, strict=True)))
-        different = {i: (x, y) for i, (x, y) in rows if isinstance(x, int) and type(x) is type(y) and x != y}
-        a.meta["slopes"] = {i: Fraction(y - x, more) for i, (x, y) in different.items()}

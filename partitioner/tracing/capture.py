@@ -34,22 +34,22 @@ from partitioner.user_code.untouched import untouched
 
 @dataclass(frozen=True)
 class Example:
-    """A batch of at least two samples (size 1 would broadcast); ``long`` names the tensors as long as the batch."""
+    """A batch of at least two samples (size 1 would broadcast); ``long`` names the tensors that carry them."""
 
     flat: Flat
     samples: int
     long: tuple[str, ...]
 
-    def resized(self, samples: int, names: tuple[str, ...]) -> Example:
-        """The same samples again and again, of the tensors ``names`` alone."""
+    def resized(self, samples: int) -> Example:
+        """The same samples again and again."""
         rows = torch.arange(samples) % self.samples
-        tensors = {n: t[rows] if n in names else t for n, t in self.flat.tensors.items()}
+        tensors = {n: t[rows] if n in self.long else t for n, t in self.flat.tensors.items()}
         return replace(self, flat=replace(self.flat, tensors=tensors), samples=samples)
 
-    def hollow(self, samples: int, names: tuple[str, ...]) -> Example:
-        """So many samples, without values, of the tensors ``names`` alone."""
-        tensors = self.flat.tensors
-        made = {n: torch.empty(samples, *t.shape[1:], dtype=t.dtype) if n in names else t for n, t in tensors.items()}
+    def hollow(self, samples: int) -> Example:
+        """So many samples, without values."""
+        tensors, long = self.flat.tensors, self.long
+        made = {n: torch.empty(samples, *t.shape[1:], dtype=t.dtype) if n in long else t for n, t in tensors.items()}
         return replace(self, flat=replace(self.flat, tensors=made), samples=samples)
 
     def arguments(self) -> dict[str, torch.Tensor]:

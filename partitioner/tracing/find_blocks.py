@@ -6,21 +6,22 @@
 
     ops          e e  a b c d  a b c d  x  a b c d  a b c d  x  h
     spaced 4          |        |        |  |        |        |      a few extras stand between some blocks
+
+What is left between them is divided by its modules (unlike.py): two or more blocks that have no twin.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 
 import numpy as np
-import torch
 from torch import fx
 
 from partitioner.graph.dependence import input_free, module_path, parameter_free
 from partitioner.graph.graph import Unit
 from partitioner.graph.nodes import operands, shape_of
-from partitioner.sharding.rules import rule_of
 from partitioner.tracing.block_reads import part_reads
+from partitioner.tracing.unlike_blocks import Modules, is_weighty, shared_depth, unlike_blocks
 
 MOST_EXTRAS, SHORTEST = (
     4,
@@ -30,15 +31,25 @@ MOST_EXTRAS, SHORTEST = (
 
 def find_units(graph: fx.Graph) -> tuple[Unit, ...]:
     """Cover the ops that have a gradient, in order, by blocks and by what stands between them."""
-    body = _body(graph)
-    live = _live_bytes(body, input_free(graph))
+    body, ahead = _body(graph), input_free(graph)
+    live = _live_bytes(body, ahead)
     cuts: list[tuple[int, int]] = []
     _split(_signatures(body), live, body, 0, len(body), cuts)
+    modules, alone = Modules(body, ahead), not cuts
+    unlike = [unlike_blocks(modules, live, gap, alone) for gap in _gaps(cuts, len(body))]
+    names = {body[start]: name for found in unlike for (start, _), name in found.items()}
+    cuts += [cut for found in unlike for cut in found]
     blocks = [body[start:end] for start, end in sorted(cuts)]
     part_reads(graph, blocks, set(body))
     body = _body(graph)
     place = {n: i for i, n in enumerate(body)}
-    return _units(body, [(place[nodes[0]], place[nodes[-1]] + 1) for nodes in blocks])
+    return _units(body, [(place[nodes[0]], place[nodes[-1]] + 1) for nodes in blocks], names)
+
+
+def _gaps(cuts: list[tuple[int, int]], end: int) -> list[tuple[int, int]]:
+    """What lies between the blocks, ahead of and behind them."""
+    starts, ends = zip(*sorted(cuts), strict=True) if cuts else ((), ())
+    return [(a, b) for a, b in zip((0, *ends), (*starts, end), strict=True) if a < b]
 
 
 def _body(graph: fx.Graph) -> list[fx.Node]:
@@ -107,7 +118,7 @@ def _best_spaced(
         runs = [run for run in runs if len(run) == most and run[-1] + 2 * period > covered + run[0]]
         runs = [run for run in runs if _is_chain(body[run[0] : run[1] + period], period)]
         if runs:
-            run = min(runs, key=lambda r: (max(live[c] for c in r[1:]), -_depth(body, r[1]), r[0]))
+            run = min(runs, key=lambda r: (max(live[c] for c in r[1:]), -shared_depth(body, r[1]), r[0]))
             best = [(at, at + period) for at in run]
     return best
 
@@ -132,21 +143,8 @@ def _spaced(marks: np.ndarray, period: int) -> list[list[int]]:
 def _is_chain(nodes: list[fx.Node], period: int) -> bool:
     """Whether a period holds a product with a parameter, and the next one reads what it computes."""
     first, second = nodes[:period], set(nodes[period:])
-    weighty = any(_has_flops(n) and any(_is_parameter(o) for o in operands(n)) for n in first)
+    weighty = any(is_weighty(n) for n in first)
     return weighty and any(user in second for n in first for user in n.users)
-
-
-def _has_flops(node: fx.Node) -> bool:
-    rule = rule_of(str(node.target))
-    return rule is not None and rule.flops is not None
-
-
-def _is_parameter(node: fx.Node) -> bool:
-    """Whether ``node`` is a parameter, or a view or a cast of one."""
-    rule = rule_of(str(node.target))
-    if node.op == "call_function" and (node.target == torch.ops.aten.to.dtype or (rule is not None and rule.view)):
-        return _is_parameter(operands(node)[0])
-    return node.op == "placeholder" and node.meta["kind"] == "parameter"
 
 
 def _longest(equal: np.ndarray) -> tuple[int, int]:
@@ -180,7 +178,7 @@ def _phase(live: np.ndarray, body: list[fx.Node], start: int, length: int, perio
     def key(phase: int) -> tuple[float, int, int, int]:
         blocks = (length - phase) // period
         cuts = [start + phase + i * period for i in range(blocks)]
-        return float(max(live[c] for c in cuts[1:])), -blocks, _depth(body, cuts[1]), phase
+        return float(max(live[c] for c in cuts[1:])), -blocks, shared_depth(body, cuts[1]), phase
 
     phases = [p for p in range(period) if (length - p) // period >= 2]
     if not phases:
@@ -189,29 +187,27 @@ def _phase(live: np.ndarray, body: list[fx.Node], start: int, length: int, perio
     return start + phase, (length - phase) // period
 
 
-def _depth(body: list[fx.Node], cut: int) -> int:
-    """How deep the module is that both sides of a cut share: a layer boundary is shallow."""
-    before, after = module_path(body[cut - 1]), module_path(body[cut])
-    return sum(1 for a, b in zip(before, after, strict=False) if a == b)
-
-
-def _units(body: list[fx.Node], cuts: list[tuple[int, int]]) -> tuple[Unit, ...]:
+def _units(body: list[fx.Node], cuts: list[tuple[int, int]], named: Mapping[fx.Node, str]) -> tuple[Unit, ...]:
+    """``named``: blocks by their first node that are not named by what they all hold."""
     kinds: dict[Hashable, int] = {}
     names: dict[str, int] = {}
     units: list[Unit] = []
     position = 0
     for start, end in [*cuts, (len(body), len(body))]:
         if position < start:
-            units.append(_unit(body[position:start], kinds, names, False))
+            nodes = body[position:start]
+            units.append(_unit(nodes, _name(nodes, False), kinds, names, False))
         if start < end:
-            units.append(_unit(body[start:end], kinds, names, True))
+            nodes = body[start:end]
+            units.append(_unit(nodes, named.get(nodes[0]) or _name(nodes, True), kinds, names, True))
         position = end
     return tuple(units)
 
 
-def _unit(nodes: list[fx.Node], kinds: dict[Hashable, int], names: dict[str, int], is_block: bool) -> Unit:
+def _unit(
+    nodes: list[fx.Node], name: str, kinds: dict[Hashable, int], names: dict[str, int], is_block: bool
+) -> Unit:  # fmt: skip
     kind = kinds.setdefault(_deep(nodes) if is_block else nodes[0].name, len(kinds))
-    name = _name(nodes, is_block)
     names[name] = names.get(name, 0) + 1
     unique = name if names[name] == 1 else f"{name}#{names[name]}"
     return Unit(unique, tuple(n.name for n in nodes), kind, is_block)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
-from itertools import combinations
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx, nn
@@ -18,18 +17,19 @@ from partitioner.graph.counts import Count
 from partitioner.graph.graph import Graph, gradient_free, placeholders
 from partitioner.normalize.constant_values import merge_equal
 from partitioner.normalize.normalize import normal_samples
-from partitioner.samples.batch_numbers import name_batch_numbers, note_sizes
+from partitioner.samples.batch_numbers import name_batch_numbers
+from partitioner.samples.size_laws import note_sizes
 from partitioner.tracing.capture import Captured, Example, alike_blocks, capture, example
 from partitioner.tracing.find_blocks import find_units
 from partitioner.tracing.record_calls import CantRehearse
 from partitioner.tracing.repeated_modules import Run
-from partitioner.tracing.third_capture import check_at
+from partitioner.tracing.sample_choices import Traced, first_that_holds
+from partitioner.tracing.third_capture import Seen, check_laws, numbers_in, same_ops
 from partitioner.tracing.unroll_blocks import UnlikeError, unroll
 from partitioner.user_code.compiled import as_written
 from partitioner.user_code.hooks import refuse_hooks
 from partitioner.user_code.untouched import untouched
 
-MOST_UNCERTAIN = 3  # inputs as long as the batch that may stay as they are
 Progress = Callable[[str], None]
 
 
@@ -46,82 +46,124 @@ def trace(
     small enough (capture_check.py), and is refused where the two differ; a note says where they were not compared.
     ``compare=False`` leaves that to the caller. With ``global_batch``, the samples of a step, what was seen to follow
     from the batch size is held against a capture of that size, without values (not of one: there what broadcasts
-    is another op). What is under ``torch.compile`` is
-    traced as it was written, and named as without it.
+    is another op). What is under ``torch.compile`` is traced as it was written, and named as without it.
     """
     with as_written(model) as plain:
-        return _trace_plain(plain, batch, progress, compare, global_batch)
-
-
-def _trace_plain(
-    model: nn.Module, batch: Mapping[str, Any], progress: Progress, compare: bool, global_batch: int | None
-) -> Graph:
-    progress("tracing: looking for blocks that run alike")
-    refuse_hooks(model)
-    given, notes = example(batch), list[str]()
-    with uncollected():
+        refuse_hooks(plain)
+        progress("tracing: looking for blocks that run alike")
+        tracing = _Tracing(plain, batch, progress, compare, global_batch)
+        given = example(batch)
         try:
-            graph, sizes = _trace(model, given, alike_blocks(model, given), notes, progress, global_batch)
+            with uncollected():
+                runs = alike_blocks(plain, given)
+            return tracing.told_apart(given, runs, [])
         except (CantRehearse, UnlikeError) as error:
-            notes = [f"every block was traced by itself: {error}"]
-            graph, sizes = _trace(model, given, (), notes, progress, global_batch)
-    if not compare:
-        return graph
-    progress("tracing: comparing the graph with the module")
-    with untouched(model, lambda: None):
-        said = check_capture(graph, model, batch, sizes)
-    return replace(graph, notes=(*graph.notes, said)) if said else graph
+            return tracing.told_apart(given, (), [f"every block was traced by itself: {error}"])
 
 
-def _trace(
-    model: nn.Module, batch: Example, runs: tuple[Run, ...], notes: list[str], progress: Progress,
-    global_batch: int | None,
-) -> tuple[Graph, tuple[int, int]]:  # fmt: skip
-    """The graph of ``model``, of which export does not see the blocks that ``runs`` skip, and the sizes traced.
+@dataclass(frozen=True)
+class _Tracing:
+    """What is asked of one trace."""
 
-    Captured twice, at two batch sizes: what differs follows from the batch. A third time at ``global_batch``.
-    """
-    progress(f"tracing: capturing, {'alike blocks once' if runs else 'every block by itself'}")
-    first = capture(model, batch, runs, notes)
-    progress(f"tracing: {len(first.module.graph.nodes):,} ops captured, again with another batch size")
-    second, more = _at_another_size(model, batch, runs)
-    if global_batch not in (None, 1, batch.samples, more.samples):  # of one sample nothing is broadcast
-        progress(f"tracing: once more with the {global_batch:,} samples of a step")
-        check_at(global_batch, model, (first, second), (batch, more), runs)
-    progress("tracing: telling samples apart")
-    graphs, sizes = (first.module.graph, second.module.graph), (batch.samples, more.samples)
-    name_batch_numbers(*graphs, sizes, (first.buffers, second.buffers))
-    counts, mixed = normal_samples(first.module, first.buffers, sizes[0])
-    others, _ = normal_samples(second.module, second.buffers, sizes[1])
-    note_sizes(*graphs, sizes)
-    for count, other in zip(counts, others, strict=True):
-        note_sizes(count.module.graph, other.module.graph, sizes)
-    graph = _graph(first, unroll(first.module.graph, runs), batch, counts, mixed, tuple(dict.fromkeys(notes)))
-    progress(f"tracing: {len(graph.nodes):,} ops in {len(graph.blocks)} blocks")
-    return graph, sizes
+    model: nn.Module
+    batch: Mapping[str, Any]
+    progress: Progress
+    compare: bool
+    global_batch: int | None
+
+    def told_apart(self, given: Example, runs: tuple[Run, ...], notes: list[str]) -> Graph:
+        """The graph of the model, of which export does not see the blocks that ``runs`` skip, its samples found."""
+        self.progress(f"tracing: capturing, {'alike blocks once' if runs else 'every block by itself'}")
+        with uncollected():
+            ready = [capture(self.model, given, runs, notes)]
+        self.progress(f"tracing: {len(ready[0].module.graph.nodes):,} ops captured, again with another batch size")
+
+        def at_size(choice: Example, size: int) -> Traced:
+            with uncollected():
+                second = self._resized(choice, size, runs)
+                first = ready.pop() if ready else capture(self.model, choice, runs, notes)
+                traced = self._traced(choice, (first, second), size, runs, notes)
+            return self._compared(traced, (choice.samples, size)) if self.compare else traced
+
+        def attempt(choice: Example) -> Traced:
+            failure: InputError | None = None
+            for size in (choice.samples + 1, 2 * choice.samples):  # some models take only even batches
+                try:
+                    return at_size(choice, size)
+                except InputError as error:
+                    failure = failure or error
+            assert failure is not None
+            raise failure
+
+        return first_that_holds(given, attempt)
+
+    def _resized(self, choice: Example, size: int, runs: tuple[Run, ...]) -> Captured:
+        try:
+            return capture(self.model, choice.resized(size), runs, [])
+        except InputError as error:
+            raise InputError(f"the model runs with {choice.samples} samples and not with {size}: {error}") from error
+
+    def _traced(
+        self, choice: Example, captured: tuple[Captured, Captured], size: int, runs: tuple[Run, ...], notes: list[str]
+    ) -> Traced:  # fmt: skip
+        """The graph of two captures, of ``choice`` and of ``size`` samples: what differs follows from the batch."""
+        first, second = captured
+        graphs, sizes = (first.module.graph, second.module.graph), (choice.samples, size)
+        seen = numbers_in(first), numbers_in(second)
+        if self.global_batch not in (None, 1, *sizes):  # of one sample nothing is broadcast
+            self.progress(f"tracing: once more with the {self.global_batch:,} samples of a step")
+            self._check_step(choice, seen, sizes, runs)
+        self.progress("tracing: telling samples apart")
+        name_batch_numbers(*graphs, sizes, (first.buffers, second.buffers))
+        counts, mixed = normal_samples(first.module, first.buffers, sizes[0])
+        if mixed is not None:
+            self._check_growth(choice, seen, sizes, runs)
+        others, _ = normal_samples(second.module, second.buffers, sizes[1])
+        note_sizes(*graphs, sizes)
+        for count, other in zip(counts, others, strict=True):
+            note_sizes(count.module.graph, other.module.graph, sizes)
+        said = tuple(dict.fromkeys((*notes, *_tables(choice))))
+        graph = _graph(first, unroll(first.module.graph, runs), choice, counts, mixed and mixed.words, said)
+        self.progress(f"tracing: {len(graph.nodes):,} ops in {len(graph.blocks)} blocks")
+        return Traced(graph, mixed.read if mixed else frozenset())
+
+    def _check_step(
+        self, choice: Example, seen: tuple[Seen, Seen], sizes: tuple[int, int], runs: tuple[Run, ...]
+    ) -> None:  # fmt: skip
+        """Raises InputError where the model does not do with the samples of a step what it does with few."""
+        assert self.global_batch is not None
+        third = numbers_in(capture(self.model, choice.hollow(self.global_batch), runs, []))
+        same_ops(seen[0], third, (sizes[0], self.global_batch))
+        check_laws(*seen, third, (*sizes, self.global_batch))
+
+    def _check_growth(
+        self, choice: Example, seen: tuple[Seen, Seen], sizes: tuple[int, int], runs: tuple[Run, ...]
+    ) -> None:  # fmt: skip
+        """What takes a batch apart may do so by halves or pairs: a third size tells, where the model runs with it."""
+        third = (2 if sizes[1] != 2 * sizes[0] else 3) * sizes[0]
+        try:
+            captured = capture(self.model, choice.hollow(third), runs, [])
+        except InputError:
+            return
+        check_laws(*seen, numbers_in(captured), (*sizes, third))
+
+    def _compared(self, traced: Traced, sizes: tuple[int, int]) -> Traced:
+        self.progress("tracing: comparing the graph with the module")
+        try:
+            with untouched(self.model, lambda: None):
+                said = check_capture(traced.graph, self.model, self.batch, sizes)
+        except (RuntimeError, IndexError, ValueError) as error:  # a graph that does not run at another size
+            words = next(iter(str(error).splitlines()), "")
+            raise InputError(f"what was traced does not run with another number of samples: {words}") from error
+        graph = traced.graph
+        return replace(traced, graph=replace(graph, notes=(*graph.notes, said))) if said else traced
 
 
-def _at_another_size(model: nn.Module, batch: Example, runs: tuple[Run, ...]) -> tuple[Captured, Example]:
-    """A capture with more samples than ``batch`` has, and those.
-
-    Every input whose first dimension is as long as the batch grows, unless the model can't run so: then as few of them
-    as need be stay as they are (positions of a sequence as long as the batch). Some models take only even batches.
-    """
-    failure: InputError | None = None
-    for names in _grown_inputs(batch.long):
-        for size in (batch.samples + 1, 2 * batch.samples):
-            grown = batch.resized(size, names)
-            try:
-                return capture(model, grown, runs, []), grown
-            except InputError as error:
-                failure = failure or error
-    raise InputError(f"the model runs with {batch.samples} samples and not with {batch.samples + 1}: {failure}")
-
-
-def _grown_inputs(names: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Inputs that may carry samples: all that are as long as the batch, then fewer."""
-    for fewer in range(min(len(names), MOST_UNCERTAIN)):
-        yield from combinations(names, len(names) - fewer)
+def _tables(batch: Example) -> list[str]:
+    """What is said of inputs that are as long as the batch and carry no samples."""
+    tensors = batch.flat.tensors.items()
+    names = [n for n, t in tensors if t.dim() and t.shape[0] == batch.samples and n not in batch.long]
+    return [f"the same for all samples, though as long as the batch: {', '.join(names)}"] if names else []
 
 
 def _graph(

@@ -9,7 +9,10 @@ import pytest
 from case import Case
 from world import World
 
-MODULES = ("losses", "inplace", "frozen", "batches", "randomness", "functions", "state", "precision", "shapes")
+MODULES = (
+    "losses", "mixing", "inplace", "frozen", "batches", "randomness", "functions", "state", "precision", "shapes",
+    "hierarchical",
+)  # fmt: skip
 QUICK = {"plain", "sliced", "zero_outputs", "tied_by_product"}  # of every kind that costs little; make test runs them
 CASES = {
     f"{name}-{case.name}": (f"cases.{name}", case)

@@ -25,6 +25,37 @@ def positions_as_long_as_the_batch(batch: int) -> Made:
     return Positioned(), text(batch, 4) | {"position_ids": torch.arange(4)}
 
 
+class Turned(Stack):
+    """Rotary tables come with the batch, and a mask; each is cut to the tokens."""
+
+    def forward(self, tokens: Tensor, labels: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+        x, n = self.emb(tokens), tokens.shape[1]
+        for block in self.blocks:
+            h = block.norm1(x)
+            q, k, v = (t.unflatten(-1, (HEADS, -1)).transpose(1, 2) for t in block.attention.qkv(h).chunk(3, -1))
+            q, k = (t * cos[:n] + torch.cat([-t[..., 4:], t[..., :4]], -1) * sin[:n] for t in (q, k))
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:n, :n]).transpose(1, 2).flatten(2)
+            x = x + block.attention.out(y)
+            x = x + block.mlp(block.norm2(x))
+        return self.loss(self.head(self.norm(x)), labels)
+
+
+def _tables(rows: int) -> dict[str, Tensor]:
+    turns = torch.arange(rows)[:, None] * torch.linspace(0.2, 1.0, HIDDEN // HEADS)[None]
+    mask = torch.ones(rows, rows, dtype=torch.bool).tril().triu(-2)
+    return {"cos": turns.cos(), "sin": turns.sin(), "mask": mask}
+
+
+def tables_as_long_as_the_batch(batch: int) -> Made:
+    """Four tokens and rows, and four samples in the example."""
+    return Turned(), text(batch, 4) | _tables(4)
+
+
+def tables_longer_than_the_tokens(batch: int) -> Made:
+    """More tensors are as long as the tables than as long as the batch."""
+    return Turned(), text(batch, 4) | _tables(6)
+
+
 def positions_without_samples(batch: int) -> Made:
     return Positioned(), text(batch) | {"position_ids": torch.arange(SEQ)}
 
@@ -224,8 +255,9 @@ def shuffled_with_batch(batch: int) -> Made:
 
 CASES = named(
     equal(
-        positions_as_long_as_the_batch, positions_without_samples, positions_of_one_row, square, loss_mask,
-        loss_mask_of_bool, weight_a_sample, number_of_items, documents, padding_mask, last_token, gathered_token,
+        positions_as_long_as_the_batch, tables_as_long_as_the_batch, tables_longer_than_the_tokens,
+        positions_without_samples, positions_of_one_row, square, loss_mask, loss_mask_of_bool, weight_a_sample,
+        number_of_items, documents, padding_mask, last_token, gathered_token,
         nested, unread_input,
     ),
     refused("masked_select|nonzero|index|data-dependent|size", masked_select, nonzero),

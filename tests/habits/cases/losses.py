@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from case import equal, equal_unsplit, named
+from case import equal, named
 from stack import HIDDEN, VOCAB, Made, Stack, text, uneven
 from torch import Tensor, nn
 
@@ -25,7 +25,8 @@ class Model(Stack):
         return self.function(self.head(hidden), labels, hidden, self)
 
 
-def _with(function: Loss, batch: int) -> Made:
+def spelled(function: Loss, batch: int) -> Made:
+    """A model with a loss, on text."""
     return Model(function), text(batch)
 
 
@@ -34,27 +35,27 @@ def flat(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def nll(batch: int) -> Made:
-    return _with(lambda z, y, h, m: F.nll_loss(F.log_softmax(z, -1).flatten(0, 1), y.flatten()), batch)
+    return spelled(lambda z, y, h, m: F.nll_loss(F.log_softmax(z, -1).flatten(0, 1), y.flatten()), batch)
 
 
 def log_softmax_gathered(batch: int) -> Made:
-    return _with(lambda z, y, h, m: -z.log_softmax(-1).gather(-1, y[..., None]).squeeze(-1).mean(), batch)
+    return spelled(lambda z, y, h, m: -z.log_softmax(-1).gather(-1, y[..., None]).squeeze(-1).mean(), batch)
 
 
 def logsumexp_minus_target(batch: int) -> Made:
-    return _with(lambda z, y, h, m: (z.logsumexp(-1) - z.gather(-1, y[..., None]).squeeze(-1)).mean(), batch)
+    return spelled(lambda z, y, h, m: (z.logsumexp(-1) - z.gather(-1, y[..., None]).squeeze(-1)).mean(), batch)
 
 
 def log_of_softmax(batch: int) -> Made:
-    return _with(lambda z, y, h, m: -(z.softmax(-1).log() * F.one_hot(y, VOCAB)).sum(-1).mean(), batch)
+    return spelled(lambda z, y, h, m: -(z.softmax(-1).log() * F.one_hot(y, VOCAB)).sum(-1).mean(), batch)
 
 
 def none_then_mean(batch: int) -> Made:
-    return _with(lambda z, y, h, m: F.cross_entropy(*flat(z, y), reduction="none").mean(), batch)
+    return spelled(lambda z, y, h, m: F.cross_entropy(*flat(z, y), reduction="none").mean(), batch)
 
 
 def none_then_sum_by_size(batch: int) -> Made:
-    return _with(lambda z, y, h, m: F.cross_entropy(*flat(z, y), reduction="none").sum() / y.numel(), batch)
+    return spelled(lambda z, y, h, m: F.cross_entropy(*flat(z, y), reduction="none").sum() / y.numel(), batch)
 
 
 def mean_a_sample(batch: int) -> Made:
@@ -72,7 +73,7 @@ def masked_mean(batch: int) -> Made:
         kept = (y % 3 != 0).flatten().float()
         return (F.cross_entropy(*flat(z, y), reduction="none") * kept).sum() / kept.sum()
 
-    return _with(loss, batch)
+    return spelled(loss, batch)
 
 
 def masked_mean_clamped(batch: int) -> Made:
@@ -80,7 +81,7 @@ def masked_mean_clamped(batch: int) -> Made:
         kept = (y % 3 != 0).flatten().float()
         return (F.cross_entropy(*flat(z, y), reduction="none") * kept).sum() / kept.sum().clamp(min=1)
 
-    return _with(loss, batch)
+    return spelled(loss, batch)
 
 
 def count_with_epsilon(batch: int) -> Made:
@@ -88,7 +89,19 @@ def count_with_epsilon(batch: int) -> Made:
         kept = (y % 3 != 0).flatten().float()
         return (F.cross_entropy(*flat(z, y), reduction="none") * kept).sum() / (kept.sum() + 1e-5)
 
-    return _with(loss, batch)
+    return spelled(loss, batch)
+
+
+def nothing_where_none_counts(batch: int) -> Made:
+    """Guards against a batch of no labels: a choice, and what is no number made one."""
+
+    def loss(z: Tensor, y: Tensor, h: Tensor, m: Model) -> Tensor:
+        kept = y != -100
+        total = F.cross_entropy(*flat(z, y), reduction="sum")
+        mean = torch.where(kept.any(), total / kept.sum(), torch.zeros_like(total))
+        return mean + 0.1 * torch.nan_to_num((z.logsumexp(-1) * kept).sum() / kept.sum())
+
+    return Model(loss), uneven(batch)
 
 
 def kl_batchmean(batch: int) -> Made:
@@ -96,7 +109,7 @@ def kl_batchmean(batch: int) -> Made:
         target = F.one_hot(y, VOCAB).float().softmax(-1)
         return F.kl_div(F.log_softmax(z, -1).flatten(0, 1), target.flatten(0, 1), reduction="batchmean")
 
-    return _with(loss, batch)
+    return spelled(loss, batch)
 
 
 def kl_log_target(batch: int) -> Made:
@@ -104,18 +117,18 @@ def kl_log_target(batch: int) -> Made:
         target = (3 * F.one_hot(y, VOCAB).float()).log_softmax(-1)
         return F.kl_div(z.log_softmax(-1), target, reduction="none", log_target=True).sum(-1).mean()
 
-    return _with(loss, batch)
+    return spelled(loss, batch)
 
 
 def soft_targets(batch: int) -> Made:
     def loss(z: Tensor, y: Tensor, h: Tensor, m: Model) -> Tensor:
         return F.cross_entropy(z.flatten(0, 1), (5 * F.one_hot(y, VOCAB).float()).softmax(-1).flatten(0, 1))
 
-    return _with(loss, batch)
+    return spelled(loss, batch)
 
 
 def class_weights(batch: int) -> Made:
-    return _with(lambda z, y, h, m: F.cross_entropy(*flat(z, y), weight=torch.linspace(0.5, 1.5, VOCAB)), batch)
+    return spelled(lambda z, y, h, m: F.cross_entropy(*flat(z, y), weight=torch.linspace(0.5, 1.5, VOCAB)), batch)
 
 
 def class_weights_and_ignored(batch: int) -> Made:
@@ -136,15 +149,15 @@ def smoothing(batch: int) -> Made:
 
 
 def mse(batch: int) -> Made:
-    return _with(lambda z, y, h, m: F.mse_loss(z, F.one_hot(y, VOCAB).float()), batch)
+    return spelled(lambda z, y, h, m: F.mse_loss(z, F.one_hot(y, VOCAB).float()), batch)
 
 
 def l1(batch: int) -> Made:
-    return _with(lambda z, y, h, m: F.l1_loss(z, F.one_hot(y, VOCAB).float()), batch)
+    return spelled(lambda z, y, h, m: F.l1_loss(z, F.one_hot(y, VOCAB).float()), batch)
 
 
 def smooth_l1(batch: int) -> Made:
-    return _with(lambda z, y, h, m: F.smooth_l1_loss(z, 3 * F.one_hot(y, VOCAB).float()), batch)
+    return spelled(lambda z, y, h, m: F.smooth_l1_loss(z, 3 * F.one_hot(y, VOCAB).float()), batch)
 
 
 def huber_written_out(batch: int) -> Made:
@@ -152,15 +165,15 @@ def huber_written_out(batch: int) -> Made:
         apart = (z - F.one_hot(y, VOCAB)).abs()
         return torch.where(apart < 0.5, apart.pow(2), apart - 0.25).mean()
 
-    return _with(loss, batch)
+    return spelled(loss, batch)
 
 
 def bce(batch: int) -> Made:
-    return _with(lambda z, y, h, m: F.binary_cross_entropy_with_logits(z, F.one_hot(y, VOCAB).float()), batch)
+    return spelled(lambda z, y, h, m: F.binary_cross_entropy_with_logits(z, F.one_hot(y, VOCAB).float()), batch)
 
 
 def hinge(batch: int) -> Made:
-    return _with(lambda z, y, h, m: F.relu(1 - z * (2.0 * F.one_hot(y, VOCAB) - 1)).mean(), batch)
+    return spelled(lambda z, y, h, m: F.relu(1 - z * (2.0 * F.one_hot(y, VOCAB) - 1)).mean(), batch)
 
 
 def two_heads(batch: int) -> Made:
@@ -195,7 +208,7 @@ def mean_of_depths(batch: int) -> Made:
 
 
 def z_loss(batch: int) -> Made:
-    return _with(lambda z, y, h, m: F.cross_entropy(*flat(z, y)) + 1e-2 * z.logsumexp(-1).pow(2).mean(), batch)
+    return spelled(lambda z, y, h, m: F.cross_entropy(*flat(z, y)) + 1e-2 * z.logsumexp(-1).pow(2).mean(), batch)
 
 
 def z_loss_masked(batch: int) -> Made:
@@ -208,14 +221,14 @@ def z_loss_masked(batch: int) -> Made:
 
 
 def weight_penalty(batch: int) -> Made:
-    return _with(lambda z, y, h, m: F.cross_entropy(*flat(z, y)) + 1e-2 * m.head.weight.pow(2).sum(), batch)
+    return spelled(lambda z, y, h, m: F.cross_entropy(*flat(z, y)) + 1e-2 * m.head.weight.pow(2).sum(), batch)
 
 
 def penalty_on_all(batch: int) -> Made:
     def loss(z: Tensor, y: Tensor, h: Tensor, m: Model) -> Tensor:
         return F.cross_entropy(*flat(z, y)) + 1e-4 * sum(p.pow(2).sum() for p in m.parameters())
 
-    return _with(loss, batch)
+    return spelled(loss, batch)
 
 
 def orthogonality_penalty(batch: int) -> Made:
@@ -223,19 +236,19 @@ def orthogonality_penalty(batch: int) -> Made:
         w = m.head.weight
         return F.cross_entropy(*flat(z, y)) + 1e-3 * (w.T @ w - torch.eye(HIDDEN)).pow(2).sum()
 
-    return _with(loss, batch)
+    return spelled(loss, batch)
 
 
 def minus_constant(batch: int) -> Made:
-    return _with(lambda z, y, h, m: F.cross_entropy(*flat(z, y)) - 0.5, batch)
+    return spelled(lambda z, y, h, m: F.cross_entropy(*flat(z, y)) - 0.5, batch)
 
 
 def scaled(batch: int) -> Made:
-    return _with(lambda z, y, h, m: F.cross_entropy(*flat(z, y)) * 0.5, batch)
+    return spelled(lambda z, y, h, m: F.cross_entropy(*flat(z, y)) * 0.5, batch)
 
 
 def negated_twice(batch: int) -> Made:
-    return _with(lambda z, y, h, m: -F.cross_entropy(*flat(z, y), reduction="sum") / -y.numel(), batch)
+    return spelled(lambda z, y, h, m: -F.cross_entropy(*flat(z, y), reduction="sum") / -y.numel(), batch)
 
 
 def in_chunks(batch: int) -> Made:
@@ -243,24 +256,24 @@ def in_chunks(batch: int) -> Made:
         parts = zip(z.chunk(2, 1), y.chunk(2, 1), strict=True)
         return sum(F.cross_entropy(*flat(a, b), reduction="sum") for a, b in parts) / y.numel()  # type: ignore[return-value]
 
-    return _with(loss, batch)
+    return spelled(loss, batch)
 
 
 def sum_over_batch(batch: int) -> Made:
-    return _with(lambda z, y, h, m: F.cross_entropy(*flat(z, y), reduction="sum") / y.shape[0], batch)
+    return spelled(lambda z, y, h, m: F.cross_entropy(*flat(z, y), reduction="sum") / y.shape[0], batch)
 
 
 def sum_over_tokens(batch: int) -> Made:
-    return _with(lambda z, y, h, m: F.cross_entropy(*flat(z, y), reduction="sum") / y.numel(), batch)
+    return spelled(lambda z, y, h, m: F.cross_entropy(*flat(z, y), reduction="sum") / y.numel(), batch)
 
 
 def sum_over_len(batch: int) -> Made:
-    return _with(lambda z, y, h, m: F.cross_entropy(*flat(z, y), reduction="sum") / len(y) / y.size(1), batch)
+    return spelled(lambda z, y, h, m: F.cross_entropy(*flat(z, y), reduction="sum") / len(y) / y.size(1), batch)
 
 
 def scaled_by_batch(batch: int) -> Made:
     """A number of Python multiplies: the mean times the number of samples."""
-    return _with(lambda z, y, h, m: F.cross_entropy(*flat(z, y)) * (y.shape[0] / 8), batch)
+    return spelled(lambda z, y, h, m: F.cross_entropy(*flat(z, y)) * (y.shape[0] / 8), batch)
 
 
 def sum_over_count(batch: int) -> Made:
@@ -274,46 +287,21 @@ def sum_over_count_of_other_id(batch: int) -> Made:
     def loss(z: Tensor, y: Tensor, h: Tensor, m: Model) -> Tensor:
         return F.cross_entropy(*flat(z, y), reduction="sum", ignore_index=0) / y.ne(0).float().sum()
 
-    return _with(loss, batch)
+    return spelled(loss, batch)
 
 
 def sum_of_all(batch: int) -> Made:
-    return _with(lambda z, y, h, m: F.cross_entropy(*flat(z, y), reduction="sum"), batch)
-
-
-def aux_of_means(batch: int) -> Made:
-    """A balance term: the product of two means over the batch is no sum over samples."""
-
-    def loss(z: Tensor, y: Tensor, h: Tensor, m: Model) -> Tensor:
-        mean = h.softmax(-1).mean((0, 1))
-        return F.cross_entropy(*flat(z, y)) + 0.32 * (mean * mean).sum()
-
-    return _with(loss, batch)
-
-
-def contrastive(batch: int) -> Made:
-    """Every sample against all others."""
-
-    def loss(z: Tensor, y: Tensor, h: Tensor, m: Model) -> Tensor:
-        a, b = F.normalize(h.mean(1), dim=-1), F.normalize(h[:, 0], dim=-1)
-        return F.cross_entropy(a @ b.T / 0.1, torch.arange(len(a)))
-
-    return _with(loss, batch)
-
-
-def exponent_of_mean(batch: int) -> Made:
-    """Perplexity itself."""
-    return _with(lambda z, y, h, m: F.cross_entropy(*flat(z, y)).mul(0.25).exp(), batch)
+    return spelled(lambda z, y, h, m: F.cross_entropy(*flat(z, y), reduction="sum"), batch)
 
 
 CASES = named(
     equal(
         nll, log_softmax_gathered, logsumexp_minus_target, log_of_softmax, none_then_mean, none_then_sum_by_size,
-        mean_a_sample, masked_mean, masked_mean_clamped, count_with_epsilon, kl_batchmean, kl_log_target, soft_targets,
+        mean_a_sample, masked_mean, masked_mean_clamped, count_with_epsilon,
+        nothing_where_none_counts, kl_batchmean, kl_log_target, soft_targets,
         class_weights, class_weights_and_ignored, smoothing, mse, l1, smooth_l1, huber_written_out, bce, hinge,
         two_heads, token_and_sample_losses, mean_of_depths, z_loss, z_loss_masked, weight_penalty, penalty_on_all,
         orthogonality_penalty, minus_constant, scaled, negated_twice, in_chunks, sum_over_batch, sum_over_tokens,
         sum_over_len, scaled_by_batch, sum_over_count, sum_over_count_of_other_id, sum_of_all,
     ),
-    equal_unsplit("mixes? samples|separate", aux_of_means, contrastive, exponent_of_mean),
 )  # fmt: skip

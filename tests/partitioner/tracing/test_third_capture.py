@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from partitioner import trace
 from partitioner.errors import InputError
-from partitioner.samples.batch_laws import Law, law_of
+from partitioner.samples.batch_laws import law_of
 
 TOKENS = torch.arange(32).reshape(4, 8) % 16
 Loss = Callable[[Tensor, Tensor, int], Tensor]
@@ -66,15 +66,14 @@ def test_one_law_for_all_sizes_is_taken(name: str, samples: int | None) -> None:
 
 
 def test_a_number_that_small_batches_cap_differently_is_refused() -> None:
-    with pytest.raises(InputError, match=r"div.Tensor in the model has the number 4 for 4 samples, 4 for 5 and 2"):
+    with pytest.raises(InputError, match=r"div.Tensor in the model .* \(4 for 4, 4 for 5, 2 for 2\)"):
         _traced(lambda z, y, b: _summed(z, y) / min(b, 4), 2)
 
 
 @pytest.mark.parametrize(
-    ("x", "y", "law", "at_64"),
-    [(64, 80, Law(1, 16), 1024), (0.25, 0.2, Law(-1, 1.0), 1 / 64), (3, 4, Law(1, 1, -1), 63)],
+    ("x", "y", "at_64"),
+    [(64, 80, 1024), (0.25, 0.2, 1 / 64), (3, 4, 63), (16, 25, 4096), (6, 10, 2016), (19, 24, 319), (2.0, 2.2, None)],
 )
-def test_laws_of_the_batch_size(x: float, y: float, law: Law, at_64: float) -> None:
-    found = law_of(x, y, (4, 5), torch.fx.Graph().placeholder("x"))
-    assert found == law
-    assert found.at(64) == at_64
+def test_laws_of_the_batch_size(x: float, y: float, at_64: float | None) -> None:
+    law = law_of(x, y, (4, 5))
+    assert (law and law.at(64)) == at_64
