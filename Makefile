@@ -30,7 +30,7 @@ PURE := tests/partitioner tests/cutlass_ops tests/test_house.py \
 	$(patsubst %,tests/tools/%,compare figures kernels models plan show test_configs.py)
 
 test: install
-	$(BIN)/python -m pytest -n 2 -m "not parity and not kernels and not habits" $(PURE)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not parity and not kernels and not habits" $(PURE)
 	$(BIN)/python -m pytest -m "not parity and not kernels and not habits" $(PURE:%=--ignore=%)
 
 parity: install

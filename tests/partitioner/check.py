@@ -19,7 +19,7 @@ Result = tuple[torch.Tensor, dict[str, torch.Tensor]]
 def traced(name: str, dropout: float = 0.0) -> tuple[nn.Module, Graph]:
     """One of the fifteen models and its graph, made once for all tests."""
     model, batch = make(name, dropout=dropout)
-    return model, trace(model, batch)
+    return model, trace(model, batch, compare=False)
 
 
 def interpret(graph: Graph, model: nn.Module, batch: dict[str, torch.Tensor]) -> Result:

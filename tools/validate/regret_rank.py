@@ -36,7 +36,7 @@ def main(job: Job) -> None:
     torch.set_num_threads(1)
     first = Plan.load(job.plans[0])
     source = load(first.model["entry"], first.model["settings"], meta=True)
-    graph = trace(source.module, source.batch)
+    graph = trace(source.module, source.batch, compare=False)
     start_ranks()
     steps: list[Callable[[int], object]] = []
     for n, path in enumerate(job.plans):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from models import NAMES, make
 from torch import fx, nn
 from torch.nn import functional as F
 
@@ -80,3 +81,8 @@ def test_a_module_that_fails_itself_is_told_in_one_line() -> None:
 
     with pytest.raises(InputError, match=r"Picky itself fails on a batch of x \(2, 6\), y \(2,\): IndexError: only"):
         trace(Picky(), _batch())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_public_models_are_compared_and_equal(name: str) -> None:
+    assert trace(*make(name, dropout=0.1)).notes == ()

@@ -134,7 +134,7 @@ def test_nothing_depends_on_names(name: str) -> None:
     model, batch = make(name, dropout=0.1)
     want = traced(name, 0.1)[1]
     renamed = Wrapper(Wrapper(_rename(model), list(batch)), list(batch)).train()
-    found = trace(renamed, batch)
+    found = trace(renamed, batch, compare=False)
     assert _structure(found) == _structure(want)
     assert not {*found.parameters} & {*want.parameters}
 

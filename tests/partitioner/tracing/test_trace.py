@@ -187,7 +187,7 @@ def test_dropout_sites_draw_different_masks() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_resized_graph_is_the_graph_traced_at_that_size(name: str) -> None:
     """Shapes and kept storages of all that has a gradient, though identical blocks are evaluated once."""
-    found, wanted = resize(traced(name)[1], 3), trace(*make(name, 3))
+    found, wanted = resize(traced(name)[1], 3), trace(*make(name, 3), compare=False)
     assert [n.name for n in found.module.graph.nodes] == [n.name for n in wanted.module.graph.nodes]
     rows = [[g.digraph.nodes[n] for n in g.digraph] for g in (found, wanted)]
     for a, b in zip(*rows, strict=True):

@@ -17,7 +17,7 @@ from tools.models.load import load
 
 def test_a_row_that_was_not_predicted_is_told() -> None:
     source = load("examples/gpt.py:model", {"vocab": 32, "hidden": 16, "heads": 2, "seq": 8, "layers": 2}, batch=2)
-    graph = trace(source.module, source.batch)
+    graph = trace(source.module, source.batch, compare=False)
     program = lower(graph, search(graph, Cluster.load("local-cpu", devices=1), 2))
     groups = Groups(program)
     assert unforeseen(program, groups) == ""
