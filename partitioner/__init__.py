@@ -1,14 +1,31 @@
 """The compiler: ``trace`` a model, ``search`` a plan for a cluster, ``lower`` both to a program."""
 
-from partitioner.cluster import Cluster
-from partitioner.graph.graph import Graph
-from partitioner.lowering.lower import lower
-from partitioner.lowering.program import Program
-from partitioner.ops import collectives, own_ops
-from partitioner.plan.plan import Plan
-from partitioner.searching.search import search
-from partitioner.tracing.trace import trace
+from __future__ import annotations
 
-_REGISTRARS = (collectives, own_ops)  # importing them registers the ops that graphs and programs hold
+import importlib
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from partitioner.cluster import Cluster
+    from partitioner.graph.graph import Graph
+    from partitioner.lowering.lower import lower
+    from partitioner.lowering.program import Program
+    from partitioner.plan.plan import Plan
+    from partitioner.searching.search import search
+    from partitioner.tracing.trace import trace
 
 __all__ = ["Cluster", "Graph", "Plan", "Program", "lower", "search", "trace"]
+__version__ = version("partitioner")
+
+_ROOMS = {  # where each name is; imported when it is asked for, since torch and solvers take seconds
+    "Cluster": "cluster", "Graph": "graph.graph", "Plan": "plan.plan", "Program": "lowering.program",
+    "lower": "lowering.lower", "search": "searching.search", "trace": "tracing.trace",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    found = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    return found

@@ -11,11 +11,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from partitioner.errors import InputError
 
 T = TypeVar("T")
+DTYPES = (  # by torch's names, of which products can be
+    "float64", "float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz",
+    "float4_e2m1fn_x2", "int8",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,13 @@ class Device:
     allocator_share: float = 1.0
     dollars_per_hour: float | None = None
     watts: float | None = None
+
+    def peak(self, dtype: str) -> float:
+        """FLOPs a second in ``dtype``; raises InputError where the device has none."""
+        if dtype not in self.flops_per_second:
+            known = ", ".join(self.flops_per_second)
+            raise InputError(f"{self.name} has no peak for products in {dtype}: give the model one of {known}")
+        return self.flops_per_second[dtype]
 
     @property
     def room(self) -> float:
@@ -212,8 +221,8 @@ def _cluster(data: Mapping[str, Any], origin: str) -> Cluster:
     if not flops:
         raise InputError(f"{origin}: device.flops_per_second names no dtype")
     for dtype, value in flops.items():
-        if not isinstance(getattr(torch, dtype, None), torch.dtype):
-            raise InputError(f"{origin}: device.flops_per_second.{dtype} is no dtype of torch")
+        if dtype not in DTYPES:
+            raise InputError(f"{origin}: device.flops_per_second.{dtype} is no dtype of torch that products have")
         _number(value, f"device.flops_per_second.{dtype}", origin)
     made = _built(Device, {**device, "flops_per_second": flops}, "device", origin)
     links = [_built(Link, table, key, origin) for table, key in ((node, "node"), (network, "network"))]

@@ -5,20 +5,24 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from importlib.metadata import version
 
 import shtab
 
 from partitioner.errors import DoesNotFit, InputError
+from tools.calibrate import arguments as calibrate
+from tools.compare import arguments as compare
+from tools.kernels import arguments as kernels
+from tools.plan import arguments as plan
+from tools.run import arguments as run
 from tools.screen import error_line
+from tools.show import arguments as show
 from tools.streams import document_alone
+from tools.validate import arguments as validate
+from tools.verify import arguments as verify
 
 EXIT_INPUT, EXIT_MEMORY = 2, 3
-COMMANDS = {  # and the modules of tools that declare them; one that is asked for is imported alone
-    "plan": "plan.command", "clusters": "plan.command", "show": "show.command", "compare": "compare.command",
-    "diff": "compare.diff", "verify": "verify.command", "validate": "validate.command", "run": "run.command",
-    "import": "run.weights", "export": "run.weights", "calibrate": "calibrate.command", "kernels": "kernels.command",
-}  # fmt: skip
+ROOMS = (plan, show, compare, verify, validate, run, calibrate, kernels)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -26,14 +30,14 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (see {self.prog} --help)")
 
 
-def parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """All sub-commands, each declared by its own module; only that which ``words`` start with, where they do."""
+def parser() -> argparse.ArgumentParser:
+    """All sub-commands, each declared by its room; what does it is named alone, since importing it takes seconds."""
     top = _Parser(prog="partitioner", description="Automatic parallelization of transformer training.")
+    top.add_argument("--version", action="version", version=f"partitioner {version('partitioner')}")
     shtab.add_argument_to(top, "--print-completion", help="print a completion script for this shell, to be sourced")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    asked = [COMMANDS[word] for word in words[:1] if word in COMMANDS]
-    for module in asked or dict.fromkeys(COMMANDS.values()):
-        importlib.import_module(f"tools.{module}").declare(commands)
+    for room in ROOMS:
+        room.declare(commands)
     for command in dict.fromkeys(commands.choices.values()):
         _complete_files(command)
     return top
@@ -54,9 +58,10 @@ def main(arguments: list[str] | None = None) -> int:
     """
     try:
         words = sys.argv[1:] if arguments is None else arguments
-        options = parser(words).parse_args(words)
+        options = parser().parse_args(words)
         with document_alone(getattr(options, "json", False), restore=arguments is not None) as options.document:
-            return int(options.action(options) or 0)
+            module, _, action = options.action.partition(":")
+            return int(getattr(importlib.import_module(module), action)(options) or 0)
     except InputError as error:
         error_line(str(error))
         return EXIT_INPUT

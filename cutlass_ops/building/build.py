@@ -30,10 +30,10 @@ from types import ModuleType
 from cutlass_ops.building import sass
 from cutlass_ops.building.sass import Code
 from cutlass_ops.printers import cpp, cute
-from cutlass_ops.spec import kernel
+from cutlass_ops.spec import kernel, targets
 from cutlass_ops.spec.kernel import Kernel
 
-PRINTERS: dict[str, ModuleType] = {"cute": cute, "cpp": cpp}
+PRINTERS: dict[str, ModuleType] = dict(zip(targets.PRINTERS, (cute, cpp), strict=True))
 SECONDS = 900.0
 
 

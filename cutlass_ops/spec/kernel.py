@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from cutlass_ops.spec import spec
 from cutlass_ops.spec.spec import Gemm
 
-ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_120a")
-
 
 @dataclass(frozen=True)
 class Tiling:

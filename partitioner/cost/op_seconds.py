@@ -57,7 +57,7 @@ def op_seconds(setting: Setting, node: fx.Node, strategy: Strategy, cluster: Clu
 def work_seconds(work: Work, cluster: Cluster) -> float:
     """What an op does, one part after the other."""
     device = cluster.device
-    peak = flops_per_second(work.dtype, device)
+    peak = device.peak(dtype_name(work.dtype)) if work.gemms or work.attention_flops else math.inf
     products = sum(gemm_seconds(g, device, peak, work.dtype.itemsize) for g in work.gemms)
     attention = work.attention_flops / (peak * device.attention_efficiency)
     whole = products + attention + work.streamed_bytes / streaming(device) + work.kernels * device.launch_seconds
@@ -90,10 +90,9 @@ def streaming(device: Device) -> float:
     return device.memory_bytes_per_second * device.memory_efficiency
 
 
-def flops_per_second(dtype: torch.dtype, device: Device) -> float:
-    """The device's peak for a dtype; the slowest known where the dtype is not listed."""
-    table = device.flops_per_second
-    return table.get(str(dtype).removeprefix("torch."), min(table.values()))
+def dtype_name(dtype: torch.dtype) -> str:
+    """As cluster files have it; a complex product is priced in the type of its parts."""
+    return str(dtype.to_real() if dtype.is_complex else dtype).removeprefix("torch.")
 
 
 def collective_seconds(kind: str, payload: float, route: Route) -> float:

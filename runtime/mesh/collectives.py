@@ -17,7 +17,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from partitioner.sharding.layout import Segment, Shard, assemble, take
+from partitioner.sharding.cut_tensors import assemble, take
+from partitioner.sharding.layout import Segment, Shard
 from runtime.mesh.communication_log import Log
 from runtime.mesh.groups import Groups
 

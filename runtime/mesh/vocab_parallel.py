@@ -15,7 +15,8 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 from partitioner.ops.own_ops import dropout_mask, has_values
-from partitioner.sharding.layout import Shard, take
+from partitioner.sharding.cut_tensors import take
+from partitioner.sharding.layout import Shard
 from runtime.mesh.collectives import Axis, segments_of
 
 aten = torch.ops.aten

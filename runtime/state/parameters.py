@@ -23,7 +23,8 @@ from torch import nn
 
 from partitioner.errors import InputError
 from partitioner.lowering.program import Parameter, Program
-from partitioner.sharding.layout import Shard, assemble
+from partitioner.sharding.cut_tensors import assemble
+from partitioner.sharding.layout import Shard
 from partitioner.user_code.compiled import unwrapped, written_parameters
 from runtime.state.safetensors_files import from_safetensors
 from runtime.state.shard_pieces import Part, cut, held, part, part_of, places

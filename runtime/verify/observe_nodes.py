@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from partitioner.sharding.layout import PARTIAL, REPLICATE, Placement, Shard, assemble, local_shape
+from partitioner.sharding.cut_tensors import assemble
+from partitioner.sharding.layout import PARTIAL, REPLICATE, Placement, Shard, local_shape
 
 LIMIT = 1e-10  # of a value's size, or of its floor where that is larger
 FLOOR = 1e-3  # of the median size

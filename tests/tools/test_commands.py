@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+import partitioner
 from partitioner import Plan
 from runtime.report import Report
 from tools.main import main
@@ -272,3 +275,15 @@ def test_what_fits_nowhere_names_the_tightest(tmp_path: Path, capsys: pytest.Cap
     tiny.write_text(re.sub("memory_bytes = .*", "memory_bytes = 1e5", text, count=1))
     assert main(["plan", GPT, *SMALL, "--cluster", str(tiny), "--global-batch", "8"]) == 3
     assert "tightest" in capsys.readouterr().err
+
+
+def test_what_only_reads_files_needs_no_torch() -> None:
+    code = "import sys, tools.main, tools.plan.clusters, tools.compare.diff; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert not {"torch", "numpy", "scipy", "networkx", "bokeh", "pygraphviz"} & set(ran.stdout.split())
+
+
+def test_it_tells_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"partitioner {partitioner.__version__}\n"

@@ -16,10 +16,10 @@ from torch import nn
 
 from partitioner import Plan, lower, trace
 from runtime.measure.step_timing import timed
-from runtime.parallelize import engine
 from runtime.ranks.process_group import finish_ranks, start_ranks
 from runtime.state.parameters import gather
 from runtime.train.engine import Engine
+from runtime.train.parallelize import engine
 
 FLOOR = 1e-2  # of the median update: a bias without a true gradient moves by rounding alone
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from partitioner import Plan
 from partitioner.errors import DoesNotFit, InputError
 from partitioner.searching.candidates import divisors
+from tools.compare.arguments import BASELINES
 from tools.figures.columns import Column, infeasible, of_plan
 from tools.plan.replan import attempted, planned, source_plan
 
@@ -55,4 +56,4 @@ def _ddp(plan: Plan) -> Column:
     return attempted("ddp", plan, {"tp": 1, "pp": 1})
 
 
-RULES: dict[str, Callable[[Plan], Column]] = {"megatron": _megatron, "fsdp": _fsdp, "ddp": _ddp}
+RULES: dict[str, Callable[[Plan], Column]] = dict(zip(BASELINES, (_megatron, _fsdp, _ddp), strict=True))

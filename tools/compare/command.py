@@ -20,40 +20,6 @@ from tools.figures.card import stale_words
 from tools.figures.columns import WORDS, Column, as_json, load_all, shown_rows, winners
 from tools.screen import error_line, output, size, table, written
 
-EXAMPLES = """examples:
-  partitioner compare a.json b.json
-  partitioner compare plan.json report.json                a plan and a run of it: which parts were off
-  partitioner compare plan.json --baseline megatron fsdp   what an expert would have set by rules of thumb
-  partitioner compare plan.json --why-not tp=4             the best plan with that pin, and what it loses
-  partitioner compare a.json b.json --sensitivity          break-even points of bandwidth, memory and price
-  partitioner compare a.json b.json --html compare.html"""
-
-
-def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command."""
-    command = commands.add_parser(
-        "compare", help="compare plans and runs by cost", epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    command.add_argument("files", nargs="+", metavar="PLAN|REPORT")
-    command.add_argument(
-        "--baseline", nargs="+", choices=tuple(baselines.RULES), default=[], metavar="|".join(baselines.RULES),
-        help="plans by rules of thumb for the first file's model and cluster (imports its model)",
-    )  # fmt: skip
-    command.add_argument(
-        "--why-not", action="append", default=[], metavar="tp=4",
-        help="the best plan with this pin for the first file's model (imports it)",
-    )  # fmt: skip
-    command.add_argument(
-        "--sensitivity", action="store_true",
-        help="how the ranking changes with bandwidth, memory and price (imports the models)",
-    )  # fmt: skip
-    command.add_argument("--html", metavar="FILE", help="write one page that needs no network")
-    command.add_argument("--markdown", action="store_true", help="print a Markdown table")
-    command.add_argument("--csv", action="store_true", help="print comma-separated values, seconds and bytes")
-    command.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
-    command.set_defaults(action=compare_command)
-
 
 def compare_command(options: argparse.Namespace) -> int:
     """Set the columns side by side in the form that was asked for."""

@@ -10,16 +10,6 @@ from partitioner.sharding.layout import parse_placement
 from tools.figures import figures
 from tools.screen import output
 
-EXAMPLE = "example: partitioner diff before.json after.json; exit status 1 where they differ"
-
-
-def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command."""
-    command = commands.add_parser("diff", help="what changed from one plan to another", epilog=EXAMPLE)
-    command.add_argument("before", metavar="PLAN")
-    command.add_argument("after", metavar="PLAN")
-    command.set_defaults(action=diff_command)
-
 
 def diff_command(options: argparse.Namespace) -> int:
     """One line a difference; exit status 1 when there is any."""

@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-import torch
-
 from partitioner import Cluster, Plan
-from partitioner.cost.op_seconds import flops_per_second
 from partitioner.plan.derived_rows import StageCost
 from partitioner.plan.plan import Decisions
 from partitioner.schedule.tables import stages_of
@@ -58,7 +55,7 @@ def mfu(plan: Plan) -> float:
 
 def mfu_of(model: dict[str, Any], cluster: dict[str, Any], devices: int, flops: float, seconds: float) -> float:
     """``flops`` of a step over what so many devices could do in ``seconds``, in the data type of most of them."""
-    peak = flops_per_second(getattr(torch, model["product_dtype"]), Cluster.from_dict(cluster).device)
+    peak = Cluster.from_dict(cluster).device.peak(model["product_dtype"])
     return flops / (seconds * devices * peak)
 
 

@@ -16,16 +16,14 @@ import torch
 
 from cutlass_ops.building import build
 from cutlass_ops.building.build import Entry
-from cutlass_ops.spec.kernel import ARCHITECTURES
 from cutlass_ops.spec.spec import Gemm
 from cutlass_ops.tuning import candidates, tune
 from cutlass_ops.tuning.database import Measured
 from partitioner import Plan
 from partitioner.emit.product_rows import ROLES, Sizes, gemms
 from partitioner.errors import InputError
+from tools.kernels.arguments import HALF
 from tools.screen import output, seconds, status, table
-
-HALF = ("bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -37,30 +35,6 @@ class Need:
     sizes: list[Sizes] = field(default_factory=list)
     entries: tuple[Entry, ...] = ()
     reason: str = ""
-
-
-def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command and its verbs."""
-    kernels = commands.add_parser(
-        "kernels", help="compile a plan's kernels, list them", epilog="example: partitioner kernels build plan.json"
-    )
-    verbs = kernels.add_subparsers(dest="verb", required=True, metavar="build|list|tune")
-    compile_ = verbs.add_parser("build", help="compile what a plan needs")
-    listing = verbs.add_parser("list", help="what is built")
-    timing = verbs.add_parser("tune", help="time what is built on this machine's GPU, against torch")
-    for verb in (compile_, listing, timing):
-        verb.add_argument("plan", metavar="PLAN", nargs="?" if verb is listing else None)
-        verb.add_argument("--dtype", choices=HALF, help="instead of the plan's, which may have no tensor cores")
-    for verb in (compile_, listing):
-        verb.add_argument("--arch", choices=ARCHITECTURES, default="sm_90a" if verb is compile_ else None)
-        verb.add_argument("--json", action="store_true")
-    compile_.add_argument("--printer", choices=tuple(build.PRINTERS), help="default: cute from sm_90, else cpp")
-    compile_.add_argument("--every", action="store_true", help="all tiles, for tune to choose from")
-    timing.add_argument("-o", "--output", metavar="FILE", required=True, help="the database to write")
-    timing.add_argument("--no-compile", action="store_true", help="leave torch.compile out of the rivals")
-    compile_.set_defaults(action=build_command)
-    listing.set_defaults(action=list_command)
-    timing.set_defaults(action=tune_command)
 
 
 def build_command(options: argparse.Namespace) -> int:

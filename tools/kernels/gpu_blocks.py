@@ -23,8 +23,8 @@ from cutlass_ops.tuning.tune import COMPILED, accelerator
 from partitioner import Cluster, Plan, lower, search, trace
 from runtime.mesh.bind import bind
 from runtime.mesh.groups import Groups
-from runtime.parallelize import parallelize
 from runtime.ranks.process_group import start_ranks
+from runtime.train.parallelize import parallelize
 from tools.kernels.gpu_table import MODELS
 from tools.models.plain_decoder import Block, Decoder, Dimensions, decoder
 

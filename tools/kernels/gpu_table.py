@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 from cutlass_ops.spec import spec
-from cutlass_ops.spec.kernel import ARCHITECTURES
 from cutlass_ops.spec.spec import Gemm
+from cutlass_ops.spec.targets import ARCHITECTURES
 from cutlass_ops.tuning import candidates
 from partitioner import Cluster, search, trace
 from partitioner.emit.product_rows import ROLES, Sizes, gemms

@@ -1,14 +1,12 @@
-"""``partitioner plan`` and ``partitioner clusters``."""
+"""``partitioner plan``: search, show the card and the candidates, write the file."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 
 from partitioner import Cluster, Plan, search
-from partitioner.cluster import presets
 from partitioner.errors import InputError
 from partitioner.plan.derived_rows import Candidate
 from tools.figures.card import looked_at, summary
@@ -18,41 +16,6 @@ from tools.models.traced import traced, with_values
 from tools.plan.edits_as_pins import edits, read_pins
 from tools.plan.replan import planned
 from tools.screen import output, seconds, size, status, table
-
-EXAMPLES = """examples:
-  partitioner plan examples/gpt.py:model --cluster local-cpu --global-batch 16 -o plan.json
-  partitioner plan hf:llama --set num_hidden_layers=8 dtype=bfloat16 --cluster dgx-h100 --global-batch 64
-  partitioner plan examples/gpt.py:model --cluster local-cpu --global-batch 16 --pin tp=2 --pin "blocks.*.mlp=replicate"
-  partitioner plan --edit plan.json --pin schedule=1f1b -o other.json"""
-
-
-def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add both commands."""
-    plan = commands.add_parser(
-        "plan",
-        help="search the best plan for a model on a cluster",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    plan.add_argument("model", metavar="MODEL", nargs="?", help="file.py:function, hf:TYPE or hf:config.json")
-    plan.add_argument("--edit", metavar="PLAN", help="solve a plan file again around its hand edits and more pins")
-    plan.add_argument("--cluster", metavar="NAME", help="a preset (see clusters) or a .toml file")
-    plan.add_argument("--nodes", type=int, metavar="N", help="default: 1")
-    plan.add_argument("--devices", type=int, metavar="N", help="use N devices of one node")
-    plan.add_argument("--global-batch", type=int, metavar="B", help="samples a step, all ranks together")
-    plan.add_argument(
-        "--seq", type=int, metavar="S", help="tokens a sample; default: what an hf: configuration allows, up to 8,192"
-    )
-    plan.add_argument("--set", action="append", default=[], nargs="+", metavar="k=v", help="model settings")
-    plan.add_argument("--pin", action="append", default=[], metavar="tp=8", help="fix a decision or a layout")
-    plan.add_argument("-o", "--output", metavar="FILE", help="write plan.json")
-    plan.add_argument("--top", type=int, default=5, metavar="K", help="candidates to list")
-    plan.add_argument("--plan-only", action="store_true", help="also propose what can't be executed yet (cp, ZeRO)")
-    plan.add_argument("--json", action="store_true", help="print the plan as JSON and nothing else")
-    plan.set_defaults(action=plan_command)
-    clusters = commands.add_parser("clusters", help="list the cluster presets", epilog="example: partitioner clusters")
-    clusters.add_argument("--json", action="store_true")
-    clusters.set_defaults(action=clusters_command)
 
 
 def plan_command(options: argparse.Namespace) -> int:
@@ -117,22 +80,3 @@ def candidates(title: str, listed: Sequence[Candidate], best: float) -> object:
     ]  # fmt: skip
     columns = ("mesh", "micro-batch", "schedule", "recompute", "step", "against best", "memory")
     return table(title, columns, rows)
-
-
-def clusters_command(options: argparse.Namespace) -> int:
-    """Every preset, one a row."""
-    found = [Cluster.load(name) for name in presets()]
-    if options.json:
-        options.document(json.dumps([c.as_dict() for c in found], indent=1) + "\n")
-        return 0
-    rows = [
-        [
-            c.name, c.device.name, str(c.node_devices), size(c.device.memory_bytes),
-            f"{max(c.device.flops_per_second.values()) / 1e12:g} TFLOP/s", size(c.node.speed) + "/s",
-            size(c.network.speed) + "/s",
-        ]
-        for c in found
-    ]  # fmt: skip
-    columns = ("cluster", "device", "a node", "memory", "peak", "in a node", "across nodes")
-    output().print(table("clusters", columns, rows))
-    return 0

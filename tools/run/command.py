@@ -20,35 +20,10 @@ from partitioner.plan.plan import Asked
 from runtime.ranks import launch
 from runtime.report import MEASURED_MEMORY, Report
 from tools.run import going_on, rank
-from tools.run.going_on import DEFAULTS
 from tools.run.rank import MARK, Event, Job
 from tools.screen import errors, output, seconds, size, table
 
 LIMIT_SECONDS = 7 * 24 * 3600.0
-
-
-def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command."""
-    run = commands.add_parser(
-        "run", help="train a plan", epilog="example: partitioner run plan.json --steps 40 --data corpus.txt"
-    )
-    run.add_argument("plan", metavar="PLAN")
-    run.add_argument("--steps", type=int, required=True, metavar="N", help="in all, those of a checkpoint included")
-    run.add_argument("--data", metavar="PATH", help="a text file or folder; default: Python's standard library")
-    run.add_argument("--lr", type=float, help=_default("lr"))
-    run.add_argument("--optimizer", choices=("adamw", "sgd"), help=_default("optimizer"))
-    run.add_argument("--clip", type=float, help=f"largest gradient norm; {_default('clip')}")
-    run.add_argument("--warmup", type=int, metavar="N", help="steps of linear warm-up before a cosine down to 0")
-    run.add_argument("--weights", metavar="DIR", help="initial weights, Hugging Face safetensors")
-    run.add_argument("--checkpoint", metavar="DIR", help="save there when done, go on from there when it holds one")
-    run.add_argument("--save-every", type=int, metavar="N", help="save also every N steps")
-    run.add_argument("--report", metavar="FILE", help="write report.json")
-    run.add_argument("--json", action="store_true", help="print the report's JSON and nothing else")
-    run.set_defaults(action=run_command)
-
-
-def _default(name: str) -> str:
-    return f"default: that of the checkpoint, else {DEFAULTS[name]}"
 
 
 def run_command(options: argparse.Namespace) -> int:

@@ -22,10 +22,10 @@ from partitioner.lowering.program import Program
 from partitioner.plan.derived_rows import PIPELINE
 from runtime.data import Batches, fill, open_corpus
 from runtime.mesh.step_clock import Clock
-from runtime.parallelize import engine
 from runtime.ranks.process_group import everywhere, finish_ranks, is_first, largest, start_ranks
 from runtime.state.optimizer import warmup_cosine
 from runtime.train.engine import Engine
+from runtime.train.parallelize import engine
 from tools.models.load import load
 from tools.models.traced import with_values
 from tools.run.going_on import DEFAULTS, Settings, keep

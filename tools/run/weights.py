@@ -18,24 +18,6 @@ from runtime.state.parameters import materialize
 from tools.models.load import Source, load, save_config
 from tools.screen import output
 
-EXAMPLES = {
-    "import": "example: partitioner import plan.json weights/ checkpoints/",
-    "export": "example: partitioner export plan.json checkpoints/ weights/",
-}
-
-
-def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add both commands."""
-    for name, action, words in (
-        ("import", import_command, "safetensors into a checkpoint that any plan of the model loads"),
-        ("export", export_command, "a checkpoint into safetensors that transformers loads"),
-    ):
-        command = commands.add_parser(name, help=words, epilog=EXAMPLES[name])
-        command.add_argument("plan", metavar="PLAN")
-        command.add_argument("source", metavar="FROM", help="a folder")
-        command.add_argument("target", metavar="TO", help="a folder")
-        command.set_defaults(action=action)
-
 
 def import_command(options: argparse.Namespace) -> int:
     """Write a step-0 checkpoint of the weights; a run's ``--checkpoint`` takes it."""

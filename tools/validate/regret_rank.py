@@ -15,9 +15,9 @@ import torch
 
 from partitioner import Plan, lower, trace
 from runtime.measure.step_timing import timed
-from runtime.parallelize import engine
 from runtime.ranks.process_group import everywhere, finish_ranks, is_first, start_ranks
 from runtime.train.engine import Engine
+from runtime.train.parallelize import engine
 from tools.models.load import load
 
 

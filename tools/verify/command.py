@@ -29,24 +29,6 @@ EMPTY = 0.5  # share of gradients that are exactly 0: beyond it, equality would 
 LIMIT_SECONDS = 1800.0
 
 
-def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command."""
-    verify = commands.add_parser(
-        "verify",
-        help="compare plans with the plain model on local ranks",
-        epilog="example: partitioner verify hf:llama --ranks 4",
-    )
-    verify.add_argument("what", metavar="MODEL|PLAN", help="file.py:function, hf:TYPE, or a plan.json")
-    verify.add_argument("--ranks", type=int, default=2, metavar="N")
-    verify.add_argument("--set", action="append", default=[], nargs="+", metavar="k=v")
-    verify.add_argument("--seq", type=int, metavar="S")
-    verify.add_argument("--json", action="store_true")
-    verify.add_argument("--dry-run", action="store_true", help="all ranks of a PLAN here, without values or machines")
-    verify.add_argument("--backend", choices=("nccl", "gloo"), default="nccl", help="whose ways a dry run follows")
-    verify.add_argument("--every", action="store_true", help="a dry run executes all micro-batches, slowly")
-    verify.set_defaults(action=verify_command)
-
-
 @dataclass(frozen=True)
 class Row:
     """One plan's result; what its tp layout divides of parameters and FLOPs, and ``least`` of both asked.

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-import torch
 
 from partitioner import Cluster
-from partitioner.cost.op_seconds import collective_seconds, flops_per_second, gemm_seconds
+from partitioner.cost.op_seconds import collective_seconds, gemm_seconds
 from partitioner.cost.op_work import Gemm
 from partitioner.cost.state_bytes import state_bytes
 
@@ -17,7 +16,7 @@ EFA = Cluster.load("p5-h100", nodes=64)
 
 
 def seconds(gemm: Gemm, cluster: Cluster = A100) -> float:
-    return gemm_seconds(gemm, cluster.device, flops_per_second(torch.bfloat16, cluster.device), 2)
+    return gemm_seconds(gemm, cluster.device, cluster.device.peak("bfloat16"), 2)
 
 
 def test_a_tile_more_than_a_wave_takes_a_wave_more() -> None:
@@ -30,7 +29,7 @@ def test_a_tile_more_than_a_wave_takes_a_wave_more() -> None:
 
 def test_a_large_product_reaches_the_ceiling() -> None:
     gemm = Gemm(8192 * 27, 8192, 8192)
-    reached = gemm.flops / seconds(gemm) / flops_per_second(torch.bfloat16, A100.device)
+    reached = gemm.flops / seconds(gemm) / A100.device.peak("bfloat16")
     assert 0.95 * A100.device.gemm_efficiency < reached <= A100.device.gemm_efficiency
 
 

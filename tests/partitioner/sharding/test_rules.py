@@ -13,18 +13,9 @@ from torch import fx
 from partitioner.emit.local_sizes import localize
 from partitioner.graph.graph import op_of
 from partitioner.graph.nodes import operands, propagate
+from partitioner.sharding.cut_tensors import assemble, take
 from partitioner.sharding.equations import Strategy
-from partitioner.sharding.layout import (
-    PARTIAL,
-    REPLICATE,
-    WHOLE,
-    Placement,
-    Segment,
-    Shard,
-    assemble,
-    shard_whole,
-    take,
-)
+from partitioner.sharding.layout import PARTIAL, REPLICATE, WHOLE, Placement, Segment, Shard, shard_whole
 from partitioner.sharding.rules import RULES, complete, partial, replicated, rule_of
 
 # Rules that forbid more than mathematics does: queries and keys, and values' width, are sharded by no plan of ours.

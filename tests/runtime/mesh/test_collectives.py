@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from partitioner.ops.collectives import flat
 from partitioner.ops.own_ops import dropout, dropout_mask
-from partitioner.sharding.layout import Segment, Shard, shard_whole, take
+from partitioner.sharding.cut_tensors import take
+from partitioner.sharding.layout import Segment, Shard, shard_whole
 from runtime.mesh.bind import bind
 from runtime.mesh.collectives import join, split
 from runtime.mesh.groups import Groups

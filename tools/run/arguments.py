@@ -1,0 +1,48 @@
+"""The arguments of ``partitioner run``, ``import`` and ``export``."""
+
+from __future__ import annotations
+
+import argparse
+
+from tools.run.going_on import DEFAULTS
+
+WEIGHTS = (
+    (
+        "import", "safetensors into a checkpoint that any plan of the model loads",
+        "partitioner import plan.json weights/ checkpoints/",
+    ),
+    (
+        "export", "a checkpoint into safetensors that transformers loads",
+        "partitioner export plan.json checkpoints/ weights/",
+    ),
+)  # fmt: skip
+
+
+def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the three commands."""
+    run = commands.add_parser(
+        "run", help="train a plan", epilog="example: partitioner run plan.json --steps 40 --data corpus.txt"
+    )
+    run.add_argument("plan", metavar="PLAN")
+    run.add_argument("--steps", type=int, required=True, metavar="N", help="in all, those of a checkpoint included")
+    run.add_argument("--data", metavar="PATH", help="a text file or folder; default: Python's standard library")
+    run.add_argument("--lr", type=float, help=_default("lr"))
+    run.add_argument("--optimizer", choices=("adamw", "sgd"), help=_default("optimizer"))
+    run.add_argument("--clip", type=float, help=f"largest gradient norm; {_default('clip')}")
+    run.add_argument("--warmup", type=int, metavar="N", help="steps of linear warm-up before a cosine down to 0")
+    run.add_argument("--weights", metavar="DIR", help="initial weights, Hugging Face safetensors")
+    run.add_argument("--checkpoint", metavar="DIR", help="save there when done, go on from there when it holds one")
+    run.add_argument("--save-every", type=int, metavar="N", help="save also every N steps")
+    run.add_argument("--report", metavar="FILE", help="write report.json")
+    run.add_argument("--json", action="store_true", help="print the report's JSON and nothing else")
+    run.set_defaults(action="tools.run.command:run_command")
+    for name, words, example in WEIGHTS:
+        command = commands.add_parser(name, help=words, epilog=f"example: {example}")
+        command.add_argument("plan", metavar="PLAN")
+        command.add_argument("source", metavar="FROM", help="a folder")
+        command.add_argument("target", metavar="TO", help="a folder")
+        command.set_defaults(action=f"tools.run.weights:{name}_command")
+
+
+def _default(name: str) -> str:
+    return f"default: that of the checkpoint, else {DEFAULTS[name]}"

@@ -1,0 +1,18 @@
+"""The arguments of ``partitioner validate``."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    validate = commands.add_parser(
+        "validate",
+        help="predict published training runs and compare",
+        epilog="example: partitioner validate runs.csv --rows",
+    )
+    validate.add_argument("runs", metavar="RUNS.csv", help="a run a row; docs/accuracy.md has the columns")
+    validate.add_argument("--rows", action="store_true", help="list every row")
+    validate.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
+    validate.set_defaults(action="tools.validate.command:validate_command")
