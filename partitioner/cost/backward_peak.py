@@ -187,9 +187,9 @@ class _Backward:
         softmax."""
         node = step.made[0]
         if str(node.target) == _CROSS_ENTROPY:
-            divided = isinstance(step.reads[0][1], Shard)
-            size = self.keeping.hidden.get(node, 0.0)
-            return -size if divided else size  # the divided one turns its log-softmax into the gradient in place
+            logits, size = step.reads[0][1], self.keeping.hidden.get(node, 0.0)
+            by_class = isinstance(logits, Shard) and logits.dim == 1
+            return -size if by_class else size  # divided by class it turns its log-softmax into the gradient in place
         if self.live.setting.writes_scores(node):
             return 2 * scores_bytes(self.live.setting, node, self.live.solution.strategies[node])
         return 0.0
