@@ -10,15 +10,14 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import product
 from typing import Any, NamedTuple
 
 import torch
 from torch import fx
 
-from partitioner.lowering.program import Call, Parameter, Program, Stage, Value
+from partitioner.lowering.program import Call, Coordinates, Parameter, Program, Stage, Value, coordinates
 from partitioner.ops.payloads import ROWS, Shape
-from partitioner.schedule.tables import Action, rank_of
+from partitioner.schedule.tables import Action, reader
 from partitioner.sharding.layout import REPLICATE, local_shape
 
 SCALAR = 8  # bytes of a float64
@@ -81,7 +80,7 @@ def traffic(program: Program, rank: int = 0, clipped: bool = True) -> list[Sendi
 
     ``clipped``: whether the step measures the gradient norm.
     """
-    here = coordinates(program, rank)
+    here = coordinates(program)[rank]
     trip = _Trip(program, here)
     rows = [row for action in program.actions[here["pp"]] for row in trip.rows(action)]
     return [*rows, *_sync(program, here), *_control(program, clipped)]
@@ -99,18 +98,10 @@ def tally(rows: Iterable[Sending]) -> Counter[tuple[str, str, str, int]]:
     return found + Counter({(*key, size): 1 for key, size in total.items()})
 
 
-def coordinates(program: Program, rank: int) -> dict[str, int]:
-    """A rank's index on each axis of the mesh and each of ``program.axes``."""
-    rows = list(product(*(range(program.mesh[axis]) for axis in program.order)))
-    found = dict(zip(program.order, rows[rank], strict=True))
-    cells = list(product(*(range(size) for _, size in program.axes)))
-    return found | dict(zip((axis for axis, _ in program.axes), cells[found["tp"]], strict=True))
-
-
 class _Trip:
     """One micro-batch through each stage of a pipeline rank."""
 
-    def __init__(self, program: Program, here: dict[str, int]) -> None:
+    def __init__(self, program: Program, here: Coordinates) -> None:
         self.program, self.here = program, here
         self.axes = dict(program.axes)
         self.known = _fixed(program, here)
@@ -121,10 +112,9 @@ class _Trip:
         """What one action communicates."""
         forward, backward = self.stages[action.stage]
         yield from forward if action.kind == "F" else backward
-        step = 1 if action.kind == "F" else -1
-        reader, pp = action.stage + step, self.program.mesh["pp"]
-        if 0 <= reader < len(self.program.stages) and rank_of(reader, pp) != rank_of(action.stage, pp):
-            for value in self.sent(self.program.stages[action.stage], action.kind):
+        stage, waiting = self.program.stages[action.stage], reader(action, len(self.program.stages))
+        if waiting and self.program.stages[waiting.stage].rank != stage.rank:
+            for value in self.sent(stage, action.kind):
                 yield Sending("pp", "send", "send", math.prod(value.shape) * value.dtype.itemsize)
 
     def sent(self, stage: Stage, kind: str) -> Iterable[Value]:
@@ -176,7 +166,7 @@ def _without_gradient(call: Call) -> Named:
     return {n: _Tensor(tuple(v.shape), v.dtype, False) for n, v in zip(call.results, values, strict=True)}
 
 
-def _fixed(program: Program, here: dict[str, int]) -> Named:
+def _fixed(program: Program, here: Coordinates) -> Named:
     """Parameters, buffers and batch inputs; the inputs as the modules' placeholders saw them."""
     found = {f"buffer:{n}": _Tensor(tuple(b.shape), b.dtype, False) for n, b in program.buffers.items()}
     for call in (c for s in program.stages for c in (s.constants, s.prelude, *s.calls) if c is not None):
@@ -189,19 +179,18 @@ def _fixed(program: Program, here: dict[str, int]) -> Named:
     return found
 
 
-def _local(program: Program, parameter: Parameter, here: dict[str, int]) -> Shape:
+def _local(program: Program, parameter: Parameter, here: Coordinates) -> Shape:
     shape = parameter.shape
     for placement, (axis, ranks) in zip(parameter.layout, program.axes, strict=True):
         shape = local_shape(shape, placement, here[axis], ranks)
     return shape
 
 
-def _sync(program: Program, here: dict[str, int]) -> Iterator[Sending]:
+def _sync(program: Program, here: Coordinates) -> Iterator[Sending]:
     """Partial gradients over their axes, those of tied weights over their stages, all of them over dp."""
-    pp = program.mesh["pp"]
     sizes: dict[str, int] = {}
     for parameter in program.parameters.values():
-        owners = {rank_of(stage, pp) for stage in parameter.stages}
+        owners = program.ranks_of(parameter.stages)
         if not parameter.requires_grad or here["pp"] not in owners:
             continue
         rows = zip(parameter.layout, program.axes, strict=True)
@@ -243,7 +232,7 @@ class _Stand(torch.autograd.Function):
 class _Reader(fx.Interpreter):
     """Runs a call on meta tensors and notes what it would send."""
 
-    def __init__(self, call: Call, axes: dict[str, int], here: dict[str, int]) -> None:
+    def __init__(self, call: Call, axes: dict[str, int], here: Coordinates) -> None:
         super().__init__(call.module)
         self.call, self.axes, self.here = call, axes, here
         self.forward: list[Sending] = []

@@ -17,7 +17,7 @@ from partitioner.cost.state_bytes import optimizer_seconds
 from partitioner.cost.unit_cost import Priced
 from partitioner.plan.derived_rows import Cost, StageCost
 from partitioner.schedule.simulate import most_in_flight, simulate
-from partitioner.schedule.tables import SPLIT, rank_of, schedule
+from partitioner.schedule.tables import SCHEDULES, rank_of, schedule
 from partitioner.step.rank_memory import Memory
 from partitioner.step.split import Split, StageSums
 
@@ -109,7 +109,7 @@ class Walk:
     def put_off(self) -> list[float]:
         """Of each stage, what of a micro-batch's backward W does: weights' gradients, as large a share of it as they
         are of the device's."""
-        if self.split.schedule not in SPLIT:
+        if not SCHEDULES[self.split.schedule].puts_off:
             return [0.0] * len(self.split.stages)
         found = list[float]()
         for n, (stage, time) in enumerate(zip(self.split.stages, self.times, strict=True)):
@@ -233,7 +233,7 @@ def bound(priced: Priced, split: Split) -> float:
     last backward they run those. What was put off is left after it of no more micro-batches than are in flight.
     """
     walk = Walk(priced, split)
-    put_off = split.schedule in SPLIT
+    put_off = SCHEDULES[split.schedule].puts_off
     flying = most_in_flight(split.schedule, split.pp, split.virtual, split.micro_batches) if put_off else ()
     totals = [time.total for time in walk.times]
     least, before, after = 0.0, 0.0, walk.put_off[0]

@@ -22,7 +22,7 @@ from torch import nn
 
 from partitioner.lowering.program import Parameter, Program
 from partitioner.sharding.layout import REPLICATE, Shard
-from runtime.mesh.groups import Groups, tied_ranks
+from runtime.mesh.groups import Groups
 
 BUCKET_BYTES = 25_000_000
 
@@ -65,7 +65,7 @@ class GradientSync:
         found: dict[tuple[tuple[str, ...], tuple[int, ...], torch.dtype], list[str]] = {}
         for parameter in reversed(rows):
             axes = partial_axes(program, parameter)
-            tied = tied_ranks(program, parameter.stages)
+            tied = program.ranks_of(parameter.stages)
             tied = tied if len(tied) > 1 else ()
             if axes or tied or self._dp:
                 found.setdefault((axes, tied, self._parameters[parameter.name].dtype), []).append(parameter.name)
