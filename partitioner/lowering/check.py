@@ -47,7 +47,7 @@ def _check_call(call: Call, known: set[str], axes: dict[str, int]) -> None:
             raise ValueError(f"{node.name} of {call.block} communicates over {node.args[1]!r}, which is no axis")
 
 
-_AXIS = {f"partitioner.{name}.default" for name in OPS}
+_AXIS = {op.target for op in OPS.values()}
 
 
 def _check_actions(program: Program) -> None:

@@ -16,7 +16,9 @@ import torch
 from torch import fx
 
 from partitioner.lowering.program import Call, Coordinates, Parameter, Program, Stage, Value, coordinates
-from partitioner.ops.payloads import ROWS, Shape
+from partitioner.ops.collective_kinds import ALL_REDUCE
+from partitioner.ops.collectives import Shape
+from partitioner.ops.payloads import ROWS
 from partitioner.schedule.tables import Action, reader
 from partitioner.sharding.layout import REPLICATE, local_shape
 
@@ -200,7 +202,7 @@ def _sync(program: Program, here: Coordinates) -> Iterator[Sending]:
         size = math.prod(_local(program, parameter, here)) * parameter.dtype.itemsize
         for axis in axes:
             sizes[axis] = sizes.get(axis, 0) + size
-    return (Sending(axis, "all_reduce", "sync", size) for axis, size in sizes.items())
+    return (Sending(axis, ALL_REDUCE, "sync", size) for axis, size in sizes.items())
 
 
 def _control(program: Program, clipped: bool) -> Iterator[Sending]:
@@ -212,7 +214,7 @@ def _control(program: Program, clipped: bool) -> Iterator[Sending]:
     sizes += [("dp", SCALAR), ("pp", SCALAR)]
     wide = dict(mesh) | dict(program.axes)
     sizes += [(axis, SCALAR) for axis in ("pp", *(axis for axis, _ in program.axes)) if clipped]
-    return (Sending(axis, "all_reduce", "control", size) for axis, size in sizes if wide[axis] > 1)
+    return (Sending(axis, ALL_REDUCE, "control", size) for axis, size in sizes if wide[axis] > 1)
 
 
 class _Stand(torch.autograd.Function):
@@ -268,10 +270,10 @@ class _Reader(fx.Interpreter):
         axis = "" if row.axis is None else str(args[row.axis])
         shape = row.shape(self.axes.get(axis, 1), self.here.get(axis, 0), *args)
         whole = max(math.prod(shape), args[0].numel()) * args[0].element_size()
-        self.forward += [Sending(axis, kind, "forward", size) for kind, size in row.forward(whole, *args)]
+        self.forward += [Sending(axis, kind, "forward", int(size)) for kind, size in row.forward(whole, *args)]
         out = _Stand.apply(shape, row.keeps, *args[: row.tensors])
         if out.requires_grad:
-            sent = [Sending(axis, kind, "backward", size) for kind, size in row.backward(whole, *args)]
+            sent = [Sending(axis, kind, "backward", int(size)) for kind, size in row.backward(whole, *args)]
             self.backward += [(out.grad_fn, sending) for sending in sent]
         return out
 
