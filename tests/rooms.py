@@ -39,7 +39,7 @@ ROOMS: dict[str, dict[str, str]] = {
         "mesh": "",
         "ranks": "",
         "report": "",
-        "state": "",
+        "state": "ranks",
         "measure": "mesh ranks",
         "train": "mesh ranks state",
         "dry_run": "mesh state train",

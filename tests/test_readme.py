@@ -71,7 +71,7 @@ def test_every_python_block_is_executed_and_bash_ones_but_the_installation() -> 
     found = blocks(README)
     assert [b for b in found if b.language == "python" and not b.action] == []
     assert [b.text.split()[:2] for b in found if b.language == "bash" and not b.action] == [["make", "install"]]
-    assert {b.action for b in found} == {"", "run", "file=train.py"}
+    assert {b.action for b in found} == {"", "run", "file=my_model.py", "file=train.py"}
 
 
 def test_a_failing_block_is_noticed(folder: Path) -> None:

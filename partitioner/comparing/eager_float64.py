@@ -12,13 +12,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from partitioner.comparing.graph_float64 import WIDE
 from partitioner.errors import InputError
 from partitioner.user_code.closures import deep_copy
 from partitioner.user_code.compiled import unwrapped, written_parameters
 
 _WIDE: dict[Any, Any] = {
-    torch.float32: torch.float64, torch.bfloat16: torch.float64, torch.float16: torch.float64,
-    torch.complex64: torch.complex128, torch.complex32: torch.complex128,
+    **WIDE, torch.complex32: torch.complex128,
     torch.FloatTensor: torch.DoubleTensor, torch.HalfTensor: torch.DoubleTensor,
     torch.BFloat16Tensor: torch.DoubleTensor,
     "torch.FloatTensor": "torch.DoubleTensor", "torch.HalfTensor": "torch.DoubleTensor",

@@ -11,7 +11,7 @@ from torch import fx
 from partitioner.graph.graph import Graph
 from partitioner.graph.nodes import propagate
 
-_WIDE = {
+WIDE = {
     **dict.fromkeys((torch.float32, torch.bfloat16, torch.float16), torch.float64),
     torch.complex64: torch.complex128,
 }
@@ -43,7 +43,7 @@ def _promoted(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def _dtype(word: Any) -> Any:
-    return _WIDE.get(word, word) if isinstance(word, torch.dtype) else word
+    return WIDE.get(word, word) if isinstance(word, torch.dtype) else word
 
 
 def _value(tensor: torch.Tensor) -> torch.Tensor:

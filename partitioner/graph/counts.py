@@ -21,7 +21,7 @@ import torch
 from torch import fx, nn
 
 from partitioner.graph.dependence import parameter_free
-from partitioner.graph.nodes import emit, op_of, operands, shape_of
+from partitioner.graph.nodes import emit, op_of, operands, shape_of, value_name
 from partitioner.graph.step_inputs import batch_share, step_input
 from partitioner.sharding.layout import PARTIAL
 from partitioner.sharding.rules import partial
@@ -209,7 +209,7 @@ class Separation:
             copies[one] = new.node_copy(one, lambda n: copies[n])
             copies[one].meta = dict(one.meta)
             if one.op == "placeholder":
-                names.append(("buffer:" if one.meta["kind"] == "buffer" else "") + one.meta["source"])
+                names.append(value_name(one))
         new.output(copies[node])
         level = 1 + max((levels[n] for n in names if n in levels), default=-1)
         return Count(name, fx.GraphModule(nn.Module(), new), tuple(names), level, divides)

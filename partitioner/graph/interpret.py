@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from partitioner.graph.graph import Graph
+from partitioner.graph.nodes import buffer_name
 from partitioner.graph.step_inputs import BATCH_SHARE, SAMPLE_COUNT, SAMPLE_KEYS, STEP_KEY
 from partitioner.ops.own_ops import mix64
 
@@ -29,7 +30,7 @@ def step_values(graph: Graph, batch: Named, seed: int = 0, step: int = 0) -> dic
     values[SAMPLE_COUNT] = torch.tensor(graph.batch)
     values[BATCH_SHARE] = torch.tensor(1.0, dtype=torch.float64)
     for count in graph.counts:
-        given = {f"buffer:{n}": b for n, b in graph.buffers.items()} | values
+        given = {buffer_name(n): b for n, b in graph.buffers.items()} | values
         values[count.name] = count.module(*(given[n] for n in count.arguments))
     return values
 

@@ -138,3 +138,15 @@ def is_tensor(node: fx.Node) -> bool:
 def is_parameter(node: fx.Node) -> bool:
     """Whether a node is a parameter placeholder."""
     return node.op == "placeholder" and node.meta["kind"] == "parameter"
+
+
+def buffer_name(source: str) -> str:
+    """The name that a buffer has among the values of a step, whose inputs and parameters have their own."""
+    return f"buffer:{source}"
+
+
+def value_name(node: fx.Node) -> str:
+    """The name that a value without a layout has among the values of a step."""
+    if node.op != "placeholder":
+        return node.name
+    return buffer_name(node.meta["source"]) if node.meta["kind"] == "buffer" else node.meta["source"]

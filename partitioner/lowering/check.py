@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from partitioner.graph.nodes import buffer_name
 from partitioner.lowering.program import Call, Program, Stage
 from partitioner.ops.collectives import OPS
 from partitioner.schedule.tables import TOWARDS, Action
@@ -9,7 +10,7 @@ from partitioner.schedule.tables import TOWARDS, Action
 
 def check_program(program: Program) -> None:
     """What is read was made, what is sent is received, every axis exists, every stage runs every micro-batch once."""
-    everywhere = {*program.step_inputs, *(f"buffer:{name}" for name in program.buffers)}
+    everywhere = {*program.step_inputs, *(buffer_name(name) for name in program.buffers)}
     arriving: tuple[object, ...] = ()
     for stage in program.stages:
         if stage.receives != arriving:

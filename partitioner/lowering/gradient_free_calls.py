@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from torch import fx, nn
 
 from partitioner.graph.graph import Graph
+from partitioner.graph.nodes import value_name
 from partitioner.lowering.program import Call
 
 
@@ -31,13 +32,6 @@ def extract(graph: Graph, among: tuple[str, ...], wanted: Iterable[str], name: s
     new.output(tuple(values[graph.nodes[n]] for n in results))
     module = fx.GraphModule(nn.Module(), new)
     return Call(name, module, tuple(value_name(n) for n in inputs), tuple(results))
-
-
-def value_name(node: fx.Node) -> str:
-    """The name that a value without a layout has in a Program."""
-    if node.op != "placeholder":
-        return node.name
-    return f"buffer:{node.meta['source']}" if node.meta["kind"] == "buffer" else node.meta["source"]
 
 
 def _closure(graph: Graph, among: set[str], results: list[str]) -> set[str]:

@@ -13,7 +13,7 @@ from partitioner.emit.block_code import Emitted, emit
 from partitioner.emit.product_rows import with_kernels
 from partitioner.errors import InputError
 from partitioner.graph.graph import Graph, Unit, has_gradient, placeholders, reached, stage_units
-from partitioner.graph.nodes import is_parameter, operands, shape_of
+from partitioner.graph.nodes import is_parameter, operands, shape_of, value_name
 from partitioner.graph.resize_batch import resize
 from partitioner.graph.tied_blocks import Folded, fold
 from partitioner.layouts.check import check_layouts
@@ -21,7 +21,7 @@ from partitioner.layouts.exports import Export, exports
 from partitioner.layouts.from_plan import recall
 from partitioner.layouts.solution import Solution
 from partitioner.lowering.check import check_program
-from partitioner.lowering.gradient_free_calls import extract, value_name
+from partitioner.lowering.gradient_free_calls import extract
 from partitioner.lowering.program import Call, Parameter, Program, Stage, Value
 from partitioner.plan.check import check_plan
 from partitioner.plan.derived_rows import BlockRow

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 
+from partitioner.graph.nodes import buffer_name
 from partitioner.lowering.program import Call, Coordinates, Parameter, Program, Stage, Value, coordinates
 from partitioner.ops.collective_kinds import ALL_REDUCE
 from partitioner.ops.collectives import Shape
@@ -170,7 +171,7 @@ def _without_gradient(call: Call) -> Named:
 
 def _fixed(program: Program, here: Coordinates) -> Named:
     """Parameters, buffers and batch inputs; the inputs as the modules' placeholders saw them."""
-    found = {f"buffer:{n}": _Tensor(tuple(b.shape), b.dtype, False) for n, b in program.buffers.items()}
+    found = {buffer_name(n): _Tensor(tuple(b.shape), b.dtype, False) for n, b in program.buffers.items()}
     for call in (c for s in program.stages for c in (s.constants, s.prelude, *s.calls) if c is not None):
         nodes = (n for n in call.module.graph.nodes if n.op == "placeholder")
         for name, node in zip(call.arguments, nodes, strict=True):

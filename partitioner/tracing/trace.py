@@ -15,6 +15,7 @@ from partitioner.gc_pause import uncollected
 from partitioner.graph.check import check_graph
 from partitioner.graph.counts import Count
 from partitioner.graph.graph import Graph, gradient_free, placeholders
+from partitioner.graph.nodes import buffer_name
 from partitioner.normalize.constant_values import merge_equal
 from partitioner.normalize.normalize import normal_samples
 from partitioner.samples.batch_numbers import name_batch_numbers
@@ -174,11 +175,11 @@ def _graph(
     units = find_units(nodes)
     separate_units(nodes, units)
     fixed, prelude = gradient_free(nodes)
-    read = {*placeholders(nodes, "buffer"), *(n.removeprefix("buffer:") for c in counts for n in c.arguments)}
-    inputs = placeholders(nodes, "input")
+    counted = {n for c in counts for n in c.arguments}
+    inputs, read = placeholders(nodes, "input"), placeholders(nodes, "buffer")
     graph = Graph(
         module=fx.GraphModule(nn.Module(), nodes), parameters=captured.parameters,
-        buffers={name: b for name, b in captured.buffers.items() if name in read},
+        buffers={n: b for n, b in captured.buffers.items() if n in read or buffer_name(n) in counted},
         inputs=captured.inputs, batch=batch.samples, units=units, constants=fixed, prelude=prelude,
         batch_layout={n.name: n.meta["samples"] for n in nodes.nodes if "samples" in n.meta}, inseparable=mixed,
         counts=counts, batched=tuple(n for n in captured.inputs if inputs[n].meta.get("slopes")),

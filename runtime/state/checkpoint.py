@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from partitioner.errors import InputError
 from partitioner.lowering.program import Program
+from runtime.ranks.process_group import is_first
 from runtime.state.dcp_chunks import Entry, LoadPlanner, SavePlanner
 from runtime.state.optimizer import Hyper, hyper_parameters, restored
 from runtime.state.parameters import Groups, gather
@@ -61,14 +62,14 @@ def save(
     """
     target = Path(folder) / f"step-{progress.step:08d}"
     writing = target.with_suffix(".writing")
-    if _is_first():
+    if is_first():
         shutil.rmtree(writing, ignore_errors=True)
     _barrier()
     entries = _entries(program, groups, parameters, _states(parameters, optimizer))
     planner = SavePlanner(flatten_state_dict=False)
     with _quiet():
         dcp.save(entries, storage_writer=dcp.FileSystemWriter(writing), planner=planner)
-    if _is_first():
+    if is_first():
         _publish(writing, target, progress, optimizer)
     _barrier()
     return target
@@ -116,7 +117,7 @@ def export_safetensors(
     Program's dtypes.
     """
     rows = _full(program, groups, parameters, buffers or {}, dtype)
-    if _is_first():
+    if is_first():
         write_safetensors(Path(folder), rows, file_bytes)
     else:
         for _ in rows:
@@ -267,10 +268,6 @@ def _agreed(read: Callable[[], T]) -> T:
     for text in filter(None, messages):
         raise InputError(text)
     return value[0]
-
-
-def _is_first() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def _barrier() -> None:

@@ -14,6 +14,7 @@ from torch import fx, nn
 from torch.utils.checkpoint import checkpoint
 
 from partitioner.errors import InputError
+from partitioner.graph.nodes import buffer_name
 from partitioner.lowering.program import Call, Program, Stage
 from partitioner.schedule.tables import Action
 from runtime.mesh.bind import bind
@@ -76,7 +77,7 @@ class Worker:
         own = [stage for stage in program.stages if stage.rank == here]
         self.stages = {stage.index: self._bind_stage(stage) for stage in own}
         self.transport = Transport(program, groups)
-        self.buffers = {f"buffer:{name}": _real(name, b).to(groups.device) for name, b in program.buffers.items()}
+        self.buffers = {buffer_name(name): _real(name, b).to(groups.device) for name, b in program.buffers.items()}
         self._fixed = self._run_constants(parameters)
         self._kept: dict[tuple[int, int], Kept] = {}
         self._now: Action | None = None

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import fx
 
+from partitioner.comparing.capture_check import LIMIT
 from partitioner.graph.dependence import module_path
 from partitioner.graph.graph import Graph, Unit, has_gradient
 from partitioner.graph.interpret import arguments, samples_of, step_values
@@ -30,7 +31,7 @@ from runtime.ranks.process_group import everywhere
 from runtime.train.engine import Engine
 from runtime.train.worker import BoundCall
 from runtime.verify.observe_nodes import Observing, Seen, differs, total, whole
-from runtime.verify.parity import LIMIT, Difference, engine_of, own_samples
+from runtime.verify.parity import Difference, engine_of, own_samples
 
 
 @dataclass(frozen=True, order=True)

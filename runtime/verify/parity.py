@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from partitioner.comparing.capture_check import largest_of_modules
+from partitioner.comparing.capture_check import FLOOR, largest_of_modules
 from partitioner.lowering.program import Program
 from partitioner.lowering.traffic import tally, traffic
 from runtime.mesh.groups import Groups
@@ -21,8 +21,6 @@ from runtime.train.engine import Engine
 from runtime.verify.plain_steps import Steps
 
 STEPS, CLIP, LR = 3, 1.0, 1e-3
-LIMIT = 1e-9  # a larger relative error is a difference
-FLOOR = 1e-3  # of the median size, of a gradient its module's largest too: an error is measured against no less
 ZERO = 1e-9  # of the median size: a gradient below it is structurally zero
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -287,3 +288,15 @@ def test_it_tells_its_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--version"])
     assert capsys.readouterr().out == f"partitioner {partitioner.__version__}\n"
+
+
+def test_a_project_may_have_folders_of_our_names(tmp_path: Path) -> None:
+    for name in ("tools", "runtime", "partitioner"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('the project's own')")
+    plan, command = tmp_path / "plan.json", [sys.executable, "-P", "-m", "tools.main"]
+    for words in (["plan", GPT, *PLACE, *SMALL, *SPLIT, "-o", str(plan)], ["run", str(plan), "--steps", "1"]):
+        ran = subprocess.run(
+            [*command, *words], cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+        )
+        assert ran.returncode == 0, ran.stderr
