@@ -13,6 +13,7 @@ from partitioner.cost.kept_activations import Key
 from partitioner.cost.materialized import ATTENTION, base
 from partitioner.cost.op_work import is_bias, scores_bytes
 from partitioner.graph.nodes import is_parameter, is_tensor
+from partitioner.ops.collectives import OPS
 from partitioner.sharding.layout import REPLICATE, Shard
 
 _SUMS = ("aten.add.Tensor", "aten.sub.Tensor")
@@ -111,13 +112,12 @@ class _Backward:
     def convert(self, step: Step, gradient: _Gradient) -> None:
         """A sum's gradient passes, or is summed in a copy; else it is gathered, scattered, exchanged."""
         rows = step.rows or ()
-        names = [row.op for row in rows]
-        if names in ([], ["on_first"]) or (names == ["all_reduce"] and not any(row.backward for row in rows)):
+        if all(OPS[row.op].passes and not row.backward for row in rows):
             gradient.holders += 1
             self.give(step.reads[0], gradient)
             return
         made = self.new(self.live.bytes(step.reads[0]))
-        if names == ["copy"] and gradient.holders == 1:
+        if all(OPS[row.op].view for row in rows) and gradient.holders == 1:
             self.drop(made)  # the linears' common gradient is summed where it lies
             gradient.holders += 1
             made = gradient

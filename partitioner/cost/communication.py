@@ -20,6 +20,7 @@ from partitioner.graph.graph import Unit
 from partitioner.graph.nodes import is_parameter, is_tensor, operands
 from partitioner.graph.tied_blocks import Folded
 from partitioner.layouts.solution import Solution
+from partitioner.ops.collective_kinds import ALL_GATHER, REDUCE_SCATTER
 from partitioner.ops.collectives import conversion, payloads
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import REPLICATE, WHOLE, Placement
@@ -125,7 +126,7 @@ def _context(setting: Setting, node: fx.Node, strategy: Strategy, route: Route) 
     found = list[Moved]()
     for value, placement in list(zip(operands(node), strategy.operands, strict=True))[1:3]:
         size = setting.bytes(value, placement) * setting.cp
-        gathered, scattered = _sent([("all_gather", size)], route), _sent([("reduce_scatter", size)], route)
+        gathered, scattered = _sent([(ALL_GATHER, size)], route), _sent([(REDUCE_SCATTER, size)], route)
         found.append(Moved(value, placement, placement, "cp", gathered, (*gathered, *scattered)))
     return found
 

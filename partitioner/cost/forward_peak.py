@@ -15,7 +15,8 @@ from partitioner.cost.kept_activations import Keeping, Key
 from partitioner.cost.op_work import is_bias
 from partitioner.graph.graph import loss_node
 from partitioner.graph.nodes import is_tensor, operands, shape_of
-from partitioner.ops.collectives import Collective, conversion
+from partitioner.ops.collective_kinds import KINDS
+from partitioner.ops.collectives import OPS, Collective, conversion
 from partitioner.sharding.layout import REPLICATE, Placement
 from partitioner.sharding.rules import rule_of
 
@@ -80,13 +81,15 @@ class Liveness:
         """Whether an op's result replaces its operand in its place: a bias in its product, a sum over ranks."""
         node = step.made[0]
         if step.rows is not None:
-            return [row.op for row in step.rows] == ["all_reduce"] and is_product(node) and len(node.users) == 1
+            kinds = [KINDS[row.forward] if row.forward else None for row in step.rows]
+            summed = bool(kinds) and all(kind is not None and kind.in_place for kind in kinds)
+            return summed and is_product(node) and len(node.users) == 1
         return is_bias(node) and step.reads[0][1] == self.keeping.made(operands(node)[0])
 
     def is_view(self, step: Step) -> bool:
         """Whether a result lies in its operand's memory as it is."""
         if step.rows is not None:
-            return [row.op for row in step.rows] in ([], ["copy"])
+            return all(OPS[row.op].view for row in step.rows)
         rule = rule_of(str(step.made[0].target))
         return rule is not None and rule.view and not self.keeping.is_copy(step.made[0])
 
@@ -133,11 +136,12 @@ class Liveness:
 
 def _packed(kind: str, row: Collective, shape: tuple[int, ...], whole: float, ranks: int) -> float:
     """Bytes of the copy whose parts lie one behind the other, where those of the value don't."""
-    if kind == "all_to_all":
-        return 2 * whole / ranks
-    dim = row.arguments[0] if kind in ("all_gather", "reduce_scatter") else 0
+    copies = KINDS[kind].copies * KINDS[kind].payload(whole, ranks) if kind else 0.0
+    if not copies or KINDS[kind].own_part:
+        return copies
+    dim = row.arguments[0]
     assert isinstance(dim, int)
-    return 0.0 if all(size == 1 for size in shape[:dim]) else whole
+    return 0.0 if all(size == 1 for size in shape[:dim]) else copies
 
 
 def is_product(node: fx.Node) -> bool:

@@ -17,7 +17,9 @@ from torch import fx
 from partitioner.cluster import Cluster, Device, Route
 from partitioner.cost.op_work import Gemm, Setting, Work, op_work
 from partitioner.graph.nodes import operands
+from partitioner.ops.collective_kinds import KINDS
 from partitioner.ops.collectives import conversion, payloads
+from partitioner.ops.payloads import vocabulary_sums
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import REPLICATE, WHOLE, Placement, Shard
 
@@ -27,7 +29,6 @@ _TILE_DEPTH = 128  # steps of the inner dimension in which filling and draining 
 _BEST_TILE = 256 * 128 / (256 + 128)
 _TREE_HOPS = 2  # messages that a node of a binary tree waits for at each level, one from each child
 CROSS_ENTROPY = "partitioner.cross_entropy.default"
-_PHASES = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "all_to_all": 1}
 
 
 @dataclass(frozen=True)
@@ -103,15 +104,15 @@ def collective_seconds(kind: str, payload: float, route: Route) -> float:
     ranks = route.ranks
     if not kind or ranks == 1 or not payload:
         return 0.0
-    phases = _PHASES[kind]
-    if kind == "all_to_all":
+    row = KINDS[kind]
+    if row.own_part:
         far = payload * (ranks - ranks / route.nodes) / ranks / route.far_bytes_per_second if route.nodes > 1 else 0.0
         return _hops(route, route.nodes - 1) + max(far, payload * (ranks - 1) / ranks / route.bytes_per_second)
-    moved = phases * payload * (ranks - 1) / ranks / route.bytes_per_second
+    moved = row.phases * payload * (ranks - 1) / ranks / route.bytes_per_second
     far_hops = route.nodes - 1
-    if kind == "all_reduce":
+    if row.tree:
         far_hops = min(far_hops, _TREE_HOPS * math.ceil(math.log2(route.nodes)))
-    return phases * _hops(route, far_hops) + moved
+    return row.phases * _hops(route, far_hops) + moved
 
 
 def _hops(route: Route, far: int) -> float:
@@ -138,11 +139,10 @@ def convert_seconds(
 
 
 def reductions(setting: Setting, node: fx.Node, strategy: Strategy) -> list[tuple[str, float]]:
-    """(kind, bytes) of what cross entropy over divided classes sums of each token: its largest logit, then two sums,
-    or three where labels are smoothed."""
+    """(kind, bytes) of what cross entropy over divided classes sums of each token."""
     logits = strategy.operands[0] if str(node.target) == CROSS_ENTROPY else None
     if not isinstance(logits, Shard) or logits.dim != 1:
         return []
     labels, value = operands(node)[1], operands(node)[0].meta["val"]
     size = labels.meta["val"].numel() * setting.share(labels, WHOLE) * value.element_size()
-    return [("all_reduce", size), ("all_reduce", (3 if node.args[3] else 2) * size)]
+    return vocabulary_sums(size, node.args[3])

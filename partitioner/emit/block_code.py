@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-import partitioner.ops.collectives
 from partitioner.emit.gemm_ops import gemms
 from partitioner.emit.local_sizes import localize
 from partitioner.graph.nodes import is_parameter, is_tensor, operands
 from partitioner.graph.tied_blocks import Folded
 from partitioner.layouts.solution import Solution
-from partitioner.ops.collectives import Collective, conversion, flat
+from partitioner.ops.collectives import OPS, Collective, conversion, flat
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import WHOLE, Placement, Shard
 
@@ -162,5 +161,5 @@ _RANKED = {
 
 def collective_nodes(module: fx.GraphModule) -> Iterator[fx.Node]:
     """The nodes of a module that communicate, in order."""
-    names = {f"partitioner.{name}.default" for name in partitioner.ops.collectives.OPS} - {"partitioner.shard.default"}
+    names = {op.target for op in OPS.values() if not op.cuts}
     return (n for n in module.graph.nodes if n.op == "call_function" and str(n.target) in names)

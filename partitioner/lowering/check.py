@@ -5,7 +5,7 @@ from __future__ import annotations
 from partitioner.graph.nodes import buffer_name
 from partitioner.lowering.program import Call, Program, Stage
 from partitioner.ops.collectives import OPS
-from partitioner.schedule.tables import Action, rank_of
+from partitioner.schedule.tables import TOWARDS, Action
 
 
 def check_program(program: Program) -> None:
@@ -48,17 +48,17 @@ def _check_call(call: Call, known: set[str], axes: dict[str, int]) -> None:
             raise ValueError(f"{node.name} of {call.block} communicates over {node.args[1]!r}, which is no axis")
 
 
-_AXIS = {f"partitioner.{name}.default" for name in OPS}
+_AXIS = {op.target for op in OPS.values()}
 
 
 def _check_actions(program: Program) -> None:
-    pp = program.mesh["pp"]
     rows = [(rank, action) for rank, row in enumerate(program.actions) for action in row]
+    kinds = {*TOWARDS, *(action.kind for _, action in rows)}
     wanted = {
-        Action(stage.index, kind, m) for stage in program.stages for kind in "FB" for m in range(program.micro_batches)
+        Action(stage.index, kind, m) for stage in program.stages for kind in kinds for m in range(program.micro_batches)
     }
     if len(rows) != len(wanted) or {action for _, action in rows} != wanted:
         raise ValueError("the action table does not run each stage once forward and once backward a micro-batch")
     for rank, action in rows:
-        if rank_of(action.stage, pp) != rank:
+        if program.stages[action.stage].rank != rank:
             raise ValueError(f"{action} stands in the row of pipeline rank {rank}")

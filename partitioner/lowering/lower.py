@@ -26,7 +26,7 @@ from partitioner.lowering.program import Call, Parameter, Program, Stage, Value
 from partitioner.plan.check import check_plan
 from partitioner.plan.derived_rows import BlockRow
 from partitioner.plan.plan import Decisions, Plan
-from partitioner.schedule.tables import schedule
+from partitioner.schedule.tables import rank_of, schedule
 from partitioner.sharding.layout import WHOLE, local_shape
 
 
@@ -59,7 +59,7 @@ def lower(graph: Graph, plan: Plan) -> Program:
     again = _recomputed(split, decisions)
     lowered = _Lowered(graph, folded, solution, ranks, out, _calls(folded, solution, plan.blocks, ranks, out, again))
     program = Program(
-        stages=_stages(lowered, split),
+        stages=_stages(lowered, split, decisions),
         parameters=_parameters(lowered, split),
         inputs=graph.inputs,
         batched=graph.batched,
@@ -129,7 +129,7 @@ def _value_name(folded: Folded, solution: Solution, node: fx.Node, port: object)
     return value_name(node)
 
 
-def _stages(lowered: _Lowered, split: list[list[Unit]]) -> tuple[Stage, ...]:
+def _stages(lowered: _Lowered, split: list[list[Unit]], decisions: Decisions) -> tuple[Stage, ...]:
     graph = lowered.graph
     stage_of = {u: n for n, units in enumerate(split) for u in units}
     made = {e.name: (e, stage_of[u]) for u, rows in lowered.exports.items() for e in rows}
@@ -152,7 +152,8 @@ def _stages(lowered: _Lowered, split: list[list[Unit]]) -> tuple[Stage, ...]:
         asked = needed | dict.fromkeys(prelude.arguments if prelude else ())
         constants = extract(graph, graph.constants, asked, f"constants {n}")
         final = loss.name if n == len(split) - 1 else None
-        rows.append(Stage(n, constants, prelude, calls, crossing[n], crossing[n + 1], _read(graph, asked), final))
+        rank, read = rank_of(n, decisions.mesh["pp"], decisions.schedule), _read(graph, asked)
+        rows.append(Stage(n, rank, constants, prelude, calls, crossing[n], crossing[n + 1], read, final))
     return tuple(rows)
 
 

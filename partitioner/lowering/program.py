@@ -7,8 +7,9 @@ which of them go in and what names the results get, so that identical blocks sha
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 
 import torch
 from torch import fx
@@ -45,7 +46,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Stage:
-    """One (virtual) pipeline stage.
+    """One (virtual) pipeline stage, which lies on pipeline rank ``rank``.
 
     ``constants`` depend on buffers only and run once a step; ``prelude`` depends on batch inputs and constants, has no
     gradient, and runs once a micro-batch; ``calls`` are differentiable. ``receives`` come from stage ``index - 1``
@@ -53,6 +54,7 @@ class Stage:
     """
 
     index: int
+    rank: int
     constants: Call | None
     prelude: Call | None
     calls: tuple[Call, ...]
@@ -95,9 +97,9 @@ class Program:
     ``inputs`` are the batch's names, ``batched`` those that carry samples along dimension 0; the others are whole in
     every micro-batch. Calls may also read the inputs of step_inputs.py, and each of ``counts`` by its name, summed over
     the micro-batches of the global batch.
-    ``actions[p]`` is what pipeline rank p does, in order; stage s lies on pipeline rank ``s % pp``. ``buffers`` are the
-    source model's, whole on every rank; calls name them ``buffer:NAME``. ``plain`` are the batch's values
-    that are no tensors, as they must stay; ``shapes`` those that ``inputs`` have in a micro-batch, as they must be.
+    ``actions[p]`` is what pipeline rank p does, in order. ``buffers`` are the source model's, whole on every rank;
+    calls name them ``buffer:NAME``. ``plain`` are the batch's values that are no tensors, as they must stay; ``shapes``
+    those that ``inputs`` have in a micro-batch, as they must be.
     """
 
     stages: tuple[Stage, ...]
@@ -115,6 +117,10 @@ class Program:
     buffers: dict[str, torch.Tensor]
     plain: Mapping[str, object] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def ranks_of(self, stages: Iterable[int]) -> tuple[int, ...]:
+        """The pipeline ranks on which these stages lie, rising."""
+        return tuple(sorted({self.stages[n].rank for n in stages}))
 
     @property
     def counted(self) -> tuple[int, ...]:
@@ -136,6 +142,18 @@ class Program:
     def __str__(self) -> str:
         """Readable Python."""
         return listing(self)
+
+
+Coordinates = Mapping[str, int]
+
+
+def coordinates(program: Program) -> list[Coordinates]:
+    """Of each rank: its index on each axis of the mesh and each of ``program.axes``."""
+    cells = list(product(*(range(size) for _, size in program.axes)))
+    refined = [dict(zip((axis for axis, _ in program.axes), cell, strict=True)) for cell in cells]
+    places = product(*(range(program.mesh[axis]) for axis in program.order))
+    rows = (dict(zip(program.order, place, strict=True)) for place in places)
+    return [row | refined[row["tp"]] for row in rows]
 
 
 def listing(program: Program) -> str:

@@ -10,16 +10,17 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import product
 from typing import Any, NamedTuple
 
 import torch
 from torch import fx
 
 from partitioner.graph.nodes import buffer_name
-from partitioner.lowering.program import Call, Parameter, Program, Stage, Value
-from partitioner.ops.payloads import ROWS, Shape
-from partitioner.schedule.tables import Action, rank_of
+from partitioner.lowering.program import Call, Coordinates, Parameter, Program, Stage, Value, coordinates
+from partitioner.ops.collective_kinds import ALL_REDUCE
+from partitioner.ops.collectives import Shape
+from partitioner.ops.payloads import ROWS
+from partitioner.schedule.tables import Action, reader
 from partitioner.sharding.layout import REPLICATE, local_shape
 
 SCALAR = 8  # bytes of a float64
@@ -82,7 +83,7 @@ def traffic(program: Program, rank: int = 0, clipped: bool = True) -> list[Sendi
 
     ``clipped``: whether the step measures the gradient norm.
     """
-    here = coordinates(program, rank)
+    here = coordinates(program)[rank]
     trip = _Trip(program, here)
     rows = [row for action in program.actions[here["pp"]] for row in trip.rows(action)]
     return [*rows, *_sync(program, here), *_control(program, clipped)]
@@ -100,18 +101,10 @@ def tally(rows: Iterable[Sending]) -> Counter[tuple[str, str, str, int]]:
     return found + Counter({(*key, size): 1 for key, size in total.items()})
 
 
-def coordinates(program: Program, rank: int) -> dict[str, int]:
-    """A rank's index on each axis of the mesh and each of ``program.axes``."""
-    rows = list(product(*(range(program.mesh[axis]) for axis in program.order)))
-    found = dict(zip(program.order, rows[rank], strict=True))
-    cells = list(product(*(range(size) for _, size in program.axes)))
-    return found | dict(zip((axis for axis, _ in program.axes), cells[found["tp"]], strict=True))
-
-
 class _Trip:
     """One micro-batch through each stage of a pipeline rank."""
 
-    def __init__(self, program: Program, here: dict[str, int]) -> None:
+    def __init__(self, program: Program, here: Coordinates) -> None:
         self.program, self.here = program, here
         self.axes = dict(program.axes)
         self.known = _fixed(program, here)
@@ -122,10 +115,9 @@ class _Trip:
         """What one action communicates."""
         forward, backward = self.stages[action.stage]
         yield from forward if action.kind == "F" else backward
-        step = 1 if action.kind == "F" else -1
-        reader, pp = action.stage + step, self.program.mesh["pp"]
-        if 0 <= reader < len(self.program.stages) and rank_of(reader, pp) != rank_of(action.stage, pp):
-            for value in self.sent(self.program.stages[action.stage], action.kind):
+        stage, waiting = self.program.stages[action.stage], reader(action, len(self.program.stages))
+        if waiting and self.program.stages[waiting.stage].rank != stage.rank:
+            for value in self.sent(stage, action.kind):
                 yield Sending("pp", "send", "send", math.prod(value.shape) * value.dtype.itemsize)
 
     def sent(self, stage: Stage, kind: str) -> Iterable[Value]:
@@ -177,7 +169,7 @@ def _without_gradient(call: Call) -> Named:
     return {n: _Tensor(tuple(v.shape), v.dtype, False) for n, v in zip(call.results, values, strict=True)}
 
 
-def _fixed(program: Program, here: dict[str, int]) -> Named:
+def _fixed(program: Program, here: Coordinates) -> Named:
     """Parameters, buffers and batch inputs; the inputs as the modules' placeholders saw them."""
     found = {buffer_name(n): _Tensor(tuple(b.shape), b.dtype, False) for n, b in program.buffers.items()}
     for call in (c for s in program.stages for c in (s.constants, s.prelude, *s.calls) if c is not None):
@@ -190,19 +182,18 @@ def _fixed(program: Program, here: dict[str, int]) -> Named:
     return found
 
 
-def _local(program: Program, parameter: Parameter, here: dict[str, int]) -> Shape:
+def _local(program: Program, parameter: Parameter, here: Coordinates) -> Shape:
     shape = parameter.shape
     for placement, (axis, ranks) in zip(parameter.layout, program.axes, strict=True):
         shape = local_shape(shape, placement, here[axis], ranks)
     return shape
 
 
-def _sync(program: Program, here: dict[str, int]) -> Iterator[Sending]:
+def _sync(program: Program, here: Coordinates) -> Iterator[Sending]:
     """Partial gradients over their axes, those of tied weights over their stages, all of them over dp."""
-    pp = program.mesh["pp"]
     sizes: dict[str, int] = {}
     for parameter in program.parameters.values():
-        owners = {rank_of(stage, pp) for stage in parameter.stages}
+        owners = program.ranks_of(parameter.stages)
         if not parameter.requires_grad or here["pp"] not in owners:
             continue
         rows = zip(parameter.layout, program.axes, strict=True)
@@ -212,7 +203,7 @@ def _sync(program: Program, here: dict[str, int]) -> Iterator[Sending]:
         size = math.prod(_local(program, parameter, here)) * parameter.dtype.itemsize
         for axis in axes:
             sizes[axis] = sizes.get(axis, 0) + size
-    return (Sending(axis, "all_reduce", "sync", size) for axis, size in sizes.items())
+    return (Sending(axis, ALL_REDUCE, "sync", size) for axis, size in sizes.items())
 
 
 def _control(program: Program, clipped: bool) -> Iterator[Sending]:
@@ -224,7 +215,7 @@ def _control(program: Program, clipped: bool) -> Iterator[Sending]:
     sizes += [("dp", SCALAR), ("pp", SCALAR)]
     wide = dict(mesh) | dict(program.axes)
     sizes += [(axis, SCALAR) for axis in ("pp", *(axis for axis, _ in program.axes)) if clipped]
-    return (Sending(axis, "all_reduce", "control", size) for axis, size in sizes if wide[axis] > 1)
+    return (Sending(axis, ALL_REDUCE, "control", size) for axis, size in sizes if wide[axis] > 1)
 
 
 class _Stand(torch.autograd.Function):
@@ -244,7 +235,7 @@ class _Stand(torch.autograd.Function):
 class _Reader(fx.Interpreter):
     """Runs a call on meta tensors and notes what it would send."""
 
-    def __init__(self, call: Call, axes: dict[str, int], here: dict[str, int]) -> None:
+    def __init__(self, call: Call, axes: dict[str, int], here: Coordinates) -> None:
         super().__init__(call.module)
         self.call, self.axes, self.here = call, axes, here
         self.forward: list[Sending] = []
@@ -280,10 +271,10 @@ class _Reader(fx.Interpreter):
         axis = "" if row.axis is None else str(args[row.axis])
         shape = row.shape(self.axes.get(axis, 1), self.here.get(axis, 0), *args)
         whole = max(math.prod(shape), args[0].numel()) * args[0].element_size()
-        self.forward += [Sending(axis, kind, "forward", size) for kind, size in row.forward(whole, *args)]
+        self.forward += [Sending(axis, kind, "forward", int(size)) for kind, size in row.forward(whole, *args)]
         out = _Stand.apply(shape, row.keeps, *args[: row.tensors])
         if out.requires_grad:
-            sent = [Sending(axis, kind, "backward", size) for kind, size in row.backward(whole, *args)]
+            sent = [Sending(axis, kind, "backward", int(size)) for kind, size in row.backward(whole, *args)]
             self.backward += [(out.grad_fn, sending) for sending in sent]
         return out
 

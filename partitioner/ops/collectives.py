@@ -14,30 +14,93 @@
     REPLICATE -> Shard   shard            none (own part)  none (own part, zero elsewhere)
     Shard -> Shard       all_to_all       all_to_all       all_to_all
 
-The schemas are registered here so that a Program can be built, printed and shape-checked with no process group; the
-runtime binds them to groups. ``segments`` are written flat: [repeat, units, granule, ...].
+All that is known of each op stands here, of what it sends in ``collective_kinds``. The schemas are registered so that a
+Program can be built, printed and shape-checked with no process group; the runtime binds them to groups. ``segments``
+are written flat: [repeat, units, granule, ...].
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from partitioner.ops.collective_kinds import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, KINDS, REDUCE_SCATTER
 from partitioner.sharding.layout import PARTIAL, REPLICATE, WHOLE, Placement, Segment, Shard
 
-_LIBRARY = torch.library.Library("partitioner", "DEF")
-_LIBRARY.define("all_reduce(Tensor x, str axis, bool backward) -> Tensor")
-_LIBRARY.define("copy(Tensor x, str axis) -> Tensor")
-_LIBRARY.define("on_first(Tensor x, str axis, bool backward) -> Tensor")
-_LIBRARY.define("all_gather(Tensor x, str axis, int dim, int[] segments, bool backward) -> Tensor")
-_LIBRARY.define("reduce_scatter(Tensor x, str axis, int dim, int[] segments) -> Tensor")
-_LIBRARY.define("shard(Tensor x, str axis, int dim, int[] segments, bool backward) -> Tensor")
-_LIBRARY.define(
-    "all_to_all(Tensor x, str axis, int source, int[] source_segments, int target, int[] target_segments) -> Tensor"
-)
+Shape = tuple[int, ...]
 
-OPS = ("all_reduce", "copy", "on_first", "all_gather", "reduce_scatter", "shard", "all_to_all")
+
+def same(ranks: int, rank: int, x: torch.Tensor, *_: object) -> Shape:
+    """The shape of a result that is as large as its operand."""
+    return tuple(x.shape)
+
+
+def _scaled(shape: Shape, dim: int, size: int) -> Shape:
+    return (*shape[:dim], size, *shape[dim + 1 :])
+
+
+def _gathered(ranks: int, rank: int, x: torch.Tensor, axis: str, dim: int, *_: object) -> Shape:
+    return _scaled(tuple(x.shape), dim, x.shape[dim] * ranks)
+
+
+def _divided(ranks: int, rank: int, x: torch.Tensor, axis: str, dim: int, segments: list[int], *_: object) -> Shape:
+    return _scaled(tuple(x.shape), dim, Shard(dim, unflat(segments)).local_size(rank, ranks))
+
+
+def _exchanged(
+    ranks: int, rank: int, x: torch.Tensor, axis: str, source: int, _: list[int], target: int, segments: list[int]
+) -> Shape:
+    return _divided(ranks, rank, x.new_empty(_gathered(ranks, rank, x, axis, source)), axis, target, segments)
+
+
+@dataclass(frozen=True)
+class Op:
+    """A collective op: what it sends each way, "" for nothing; where the last argument is ``backward`` and not set,
+    nothing is sent back.
+
+    ``arguments``: of the schema, behind ``Tensor x, str axis``. ``shape``: the result's, of ranks, rank and arguments.
+    ``view``: the result lies where the operand lies. ``cuts``: the result is the rank's own part of the operand.
+    ``passes``: where nothing is sent back, the gradient passes as it is.
+    """
+
+    name: str
+    arguments: str
+    forward: str
+    backward: str
+    shape: Callable[..., Shape] = same
+    view: bool = False
+    cuts: bool = False
+    passes: bool = False
+
+    @property
+    def target(self) -> str:
+        """As a node of a graph names it."""
+        return f"partitioner.{self.name}.default"
+
+    def back(self, *arguments: object) -> str:
+        """What it sends back with these arguments."""
+        return self.backward if not self.arguments.endswith("bool backward") or arguments[-1] else ""
+
+
+_OPS = (
+    Op(ALL_REDUCE, ", bool backward", ALL_REDUCE, ALL_REDUCE, passes=True),
+    Op("copy", "", "", ALL_REDUCE, view=True),
+    Op("on_first", ", bool backward", "", "", passes=True),
+    Op(ALL_GATHER, ", int dim, int[] segments, bool backward", ALL_GATHER, REDUCE_SCATTER, _gathered),
+    Op(REDUCE_SCATTER, ", int dim, int[] segments", REDUCE_SCATTER, ALL_GATHER, _divided),
+    Op("shard", ", int dim, int[] segments, bool backward", "", ALL_GATHER, _divided, cuts=True),
+    Op(
+        ALL_TO_ALL, ", int source, int[] source_segments, int target, int[] target_segments", ALL_TO_ALL, ALL_TO_ALL,
+        _exchanged,
+    ),
+)  # fmt: skip
+OPS = {op.name: op for op in _OPS}
+
+_LIBRARY = torch.library.Library("partitioner", "DEF")
+for _op in _OPS:
+    _LIBRARY.define(f"{_op.name}(Tensor x, str axis{_op.arguments}) -> Tensor")
 
 
 @dataclass(frozen=True)
@@ -52,13 +115,18 @@ class Collective:
     forward: str
     backward: str
 
+    @staticmethod
+    def of(op: str, *arguments: object) -> Collective:
+        """The op with these arguments."""
+        return Collective(op, arguments, OPS[op].forward, OPS[op].back(*arguments))
+
 
 def flat(segments: tuple[Segment, ...]) -> list[int]:
     """Segments as the flat integer list that op schemas carry."""
     return [number for s in segments for number in (s.repeat, s.units, s.granule)]
 
 
-def unflat(numbers: list[int]) -> tuple[Segment, ...]:
+def unflat(numbers: Sequence[int]) -> tuple[Segment, ...]:
     """The inverse of ``flat``."""
     return tuple(Segment(*numbers[i : i + 3]) for i in range(0, len(numbers), 3))
 
@@ -80,11 +148,11 @@ def convert(source: Placement, target: Placement, ranks: int) -> tuple[Collectiv
 
 
 _WORDS: dict[tuple[Placement, Placement], Collective] = {
-    (PARTIAL, WHOLE): Collective("all_reduce", (False,), "all_reduce", ""),
-    (PARTIAL, REPLICATE): Collective("all_reduce", (True,), "all_reduce", "all_reduce"),
-    (WHOLE, REPLICATE): Collective("copy", (), "", "all_reduce"),
-    (WHOLE, PARTIAL): Collective("on_first", (False,), "", ""),
-    (REPLICATE, PARTIAL): Collective("on_first", (True,), "", ""),
+    (PARTIAL, WHOLE): Collective.of(ALL_REDUCE, False),
+    (PARTIAL, REPLICATE): Collective.of(ALL_REDUCE, True),
+    (WHOLE, REPLICATE): Collective.of("copy"),
+    (WHOLE, PARTIAL): Collective.of("on_first", False),
+    (REPLICATE, PARTIAL): Collective.of("on_first", True),
 }
 
 
@@ -93,22 +161,21 @@ def _from_shard(source: Shard, target: Placement) -> tuple[Collective, ...] | No
     if isinstance(target, Shard):
         if target.dim == source.dim:
             return None
-        arguments = (source.dim, segments, target.dim, flat(target.segments))
-        return (Collective("all_to_all", arguments, "all_to_all", "all_to_all"),)
+        return (Collective.of(ALL_TO_ALL, source.dim, segments, target.dim, flat(target.segments)),)
     if target == WHOLE:
-        return (Collective("all_gather", (source.dim, segments, False), "all_gather", ""),)
+        return (Collective.of(ALL_GATHER, source.dim, segments, False),)
     if target == REPLICATE:
-        return (Collective("all_gather", (source.dim, segments, True), "all_gather", "reduce_scatter"),)
+        return (Collective.of(ALL_GATHER, source.dim, segments, True),)
     return None
 
 
 def _to_shard(source: Placement, target: Shard) -> tuple[Collective, ...] | None:
     segments = flat(target.segments)
     if source == PARTIAL:
-        return (Collective("reduce_scatter", (target.dim, segments), "reduce_scatter", "all_gather"),)
+        return (Collective.of(REDUCE_SCATTER, target.dim, segments),)
     if source == WHOLE:
-        return (Collective("shard", (target.dim, segments, True), "", "all_gather"),)
-    return (Collective("shard", (target.dim, segments, False), "", ""),)
+        return (Collective.of("shard", target.dim, segments, True),)
+    return _cut(target)
 
 
 def conversion(source: Placement, target: Placement, ranks: int, differentiable: bool) -> tuple[Collective, ...] | None:
@@ -117,16 +184,15 @@ def conversion(source: Placement, target: Placement, ranks: int, differentiable:
         if str(target) in ("W", "R"):
             return ()
         assert isinstance(target, Shard) or str(target) == "P"
-        return _cut(target, ranks) if isinstance(target, Shard) else None
+        return _cut(target) if isinstance(target, Shard) else None
     return convert(source, target, ranks)
 
 
-def _cut(target: Shard, ranks: int) -> tuple[Collective, ...]:
-    segments = [number for s in target.segments for number in (s.repeat, s.units, s.granule)]
-    return (Collective("shard", (target.dim, segments, False), "", ""),)
+def _cut(target: Shard) -> tuple[Collective, ...]:
+    return (Collective.of("shard", target.dim, flat(target.segments), False),)
 
 
 def payloads(size: float, rows: tuple[Collective, ...], ranks: int, phase: str) -> list[tuple[str, float]]:
     """(kind, bytes) of what collectives on a value of ``size`` bytes send in one phase."""
     found = [(row.forward if phase == "forward" else row.backward) for row in rows]
-    return [(kind, size / ranks if kind == "all_to_all" else size) for kind in found if kind]
+    return [(kind, KINDS[kind].payload(size, ranks)) for kind in found if kind]

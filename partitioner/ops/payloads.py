@@ -5,37 +5,13 @@ The payload is the whole tensor of an all_reduce, all_gather or reduce_scatter, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from partitioner.ops.collectives import unflat
-from partitioner.sharding.layout import Shard
-
-Shape = tuple[int, ...]
-
-
-def _same(ranks: int, rank: int, x: torch.Tensor, *_: object) -> Shape:
-    return tuple(x.shape)
-
-
-def _scaled(shape: Shape, dim: int, size: int) -> Shape:
-    return (*shape[:dim], size, *shape[dim + 1 :])
-
-
-def _gathered(ranks: int, rank: int, x: torch.Tensor, axis: str, dim: int, *_: object) -> Shape:
-    return _scaled(tuple(x.shape), dim, x.shape[dim] * ranks)
-
-
-def _divided(ranks: int, rank: int, x: torch.Tensor, axis: str, dim: int, segments: list[int], *_: object) -> Shape:
-    return _scaled(tuple(x.shape), dim, Shard(dim, unflat(segments)).local_size(rank, ranks))
-
-
-def _exchanged(
-    ranks: int, rank: int, x: torch.Tensor, axis: str, source: int, _: list[int], target: int, segments: list[int]
-) -> Shape:
-    return _divided(ranks, rank, x.new_empty(_gathered(ranks, rank, x, axis, source)), axis, target, segments)
+from partitioner.ops.collective_kinds import ALL_REDUCE
+from partitioner.ops.collectives import OPS, Op, Shape, same
 
 
 def _rows(ranks: int, rank: int, logits: torch.Tensor, *_: object) -> Shape:
@@ -50,28 +26,23 @@ def _projected(ranks: int, rank: int, x: torch.Tensor, weight: torch.Tensor, *_:
     return (x.shape[0], weight.shape[2])
 
 
-Payloads = list[tuple[str, int]]
+Payloads = Sequence[tuple[str, float]]
 
 
 def _nothing(whole: int, *_: object) -> Payloads:
     return []
 
 
-def _whole(kind: str) -> Callable[..., Payloads]:
-    return lambda whole, *_: [(kind, whole)]
-
-
-def _if(position: int, kind: str) -> Callable[..., Payloads]:
-    """``kind`` where the op's argument at ``position`` says so."""
-    return lambda whole, *args: [(kind, whole)] if args[position] else []
+def vocabulary_sums(size: float, smoothing: object) -> list[tuple[str, float]]:
+    """(kind, bytes) of cross entropy over a divided vocabulary, of whose tokens a number each has ``size`` bytes: the
+    largest logit, then two sums, or three where labels are smoothed."""
+    return [(ALL_REDUCE, size), (ALL_REDUCE, (3 if smoothing else 2) * size)]
 
 
 def _summed(
     whole: int, logits: torch.Tensor, target: torch.Tensor, ignored: int, smoothing: float, *_: object
 ) -> Payloads:
-    """Cross entropy over a divided vocabulary: of each token the largest logit, then two or three sums."""
-    size = target.numel() * logits.element_size()
-    return [("all_reduce", size), ("all_reduce", (3 if smoothing else 2) * size)]
+    return vocabulary_sums(target.numel() * logits.element_size(), smoothing)
 
 
 @dataclass(frozen=True)
@@ -89,16 +60,21 @@ class Row:
     keeps: bool = False
 
 
+def _of(op: Op) -> Row:
+    def forward(whole: int, *_: object) -> Payloads:
+        return [(op.forward, whole)] if op.forward else []
+
+    def backward(whole: int, *arguments: object) -> Payloads:
+        kind = op.back(*arguments)
+        return [(kind, whole)] if kind else []
+
+    return Row(op.shape, 1, 1, forward, backward)
+
+
 ROWS: dict[str, Row] = {
-    "partitioner.all_reduce.default": Row(_same, 1, 1, _whole("all_reduce"), _if(2, "all_reduce")),
-    "partitioner.copy.default": Row(_same, 1, 1, _nothing, _whole("all_reduce")),
-    "partitioner.on_first.default": Row(_same, 1, 1),
-    "partitioner.all_gather.default": Row(_gathered, 1, 1, _whole("all_gather"), _if(4, "reduce_scatter")),
-    "partitioner.reduce_scatter.default": Row(_divided, 1, 1, _whole("reduce_scatter"), _whole("all_gather")),
-    "partitioner.shard.default": Row(_divided, 1, 1, _nothing, _if(4, "all_gather")),
-    "partitioner.all_to_all.default": Row(_exchanged, 1, 1, _whole("all_to_all"), _whole("all_to_all")),
+    **{op.target: _of(op) for op in OPS.values()},
     "partitioner.vocab_parallel_cross_entropy.default": Row(_rows, 2, 4, _summed, keeps=True),
     "partitioner.vocab_parallel_embedding.default": Row(_looked_up, 2, 3, keeps=True),
-    "partitioner.dropout.default": Row(_same, keeps=True),
+    "partitioner.dropout.default": Row(same, keeps=True),
     "partitioner.expert_linear.default": Row(_projected, 2, keeps=True),
 }

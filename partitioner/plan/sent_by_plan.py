@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from partitioner.ops.collective_kinds import ALL_GATHER, ALL_REDUCE, REDUCE_SCATTER
 from partitioner.plan.derived_rows import CollectiveRow
 from partitioner.plan.plan import Plan
 from partitioner.schedule.tables import rank_of, stages_of
@@ -84,10 +85,10 @@ def _sync(plan: Plan, stage: int) -> Iterator[_Row]:
     """Once a step; with ZeRO 2 and 3 for each micro-batch."""
     d, row = plan.decisions, plan.cost.stages[stage]
     if d.mesh["tp"] > 1:
-        yield "tp", "all_reduce", "sync", 1, row.partial_bytes
+        yield "tp", ALL_REDUCE, "sync", 1, row.partial_bytes
     if d.mesh["dp"] * d.mesh.get("cp", 1) > 1:
         if not d.zero:
-            yield "dp", "all_reduce", "sync", 1, row.synced_bytes
+            yield "dp", ALL_REDUCE, "sync", 1, row.synced_bytes
         else:
-            yield "dp", "reduce_scatter", "sync", d.micro_batches if d.zero > 1 else 1, row.synced_bytes
-            yield "dp", "all_gather", "sync", 2 * d.micro_batches if d.zero == 3 else 1, row.gathered_bytes
+            yield "dp", REDUCE_SCATTER, "sync", d.micro_batches if d.zero > 1 else 1, row.synced_bytes
+            yield "dp", ALL_GATHER, "sync", 2 * d.micro_batches if d.zero == 3 else 1, row.gathered_bytes

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from partitioner.errors import InputError
 from partitioner.plan.plan import Plan
 from partitioner.schedule.simulate import ends, simulate
-from partitioner.schedule.tables import Action, schedule, stages_of
+from partitioner.schedule.tables import Action, frees, schedule, stages_of
 
 MOST_ACTIONS = 2_000_000
 
@@ -62,7 +62,7 @@ def holdings(plan: Plan, spans: tuple[Span, ...], rank: int) -> list[Holding]:
     d, cost = plan.decisions, plan.cost
     own = stages_of(d.mesh["pp"], d.virtual, d.schedule)[rank]
     flying, grown = dict.fromkeys(own, 0), dict.fromkeys(own, False)
-    last = "W" if any(span.action.kind == "W" for span in spans) else "B"
+    last = frees(span.action for span in spans)
     found: list[Holding] = []
     for (stage, kind, _), start, end in spans:
         row = cost.stages[stage]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from partitioner.schedule.tables import SCHEDULES, Row, stages_of
+from partitioner.schedule.tables import SCHEDULES, Row, frees, stages_of
 
 FORWARD, BACKWARD, FIRST = range(3)  # actions; the first backward of a stage in a step finds no gradients there
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -43,7 +43,8 @@ def moments(kind: str, pp: int, virtual: int, micro_batches: int) -> Moments:
 
 def _enough(kind: str, pp: int, micro_batches: int) -> int:
     """So many micro-batches make every rank as full as it gets."""
-    return micro_batches if kind == "gpipe" else min(micro_batches, pp + 1 if kind == "1f1b" else 3 * pp)
+    filled = SCHEDULES[kind].filled
+    return micro_batches if filled is None else min(micro_batches, filled(pp))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -51,25 +52,24 @@ def _moments(kind: str, pp: int, virtual: int, micro_batches: int) -> Moments:
     starts, found = list[int](), list[tuple[Any, ...]]()
     for p, own in enumerate(stages_of(pp, virtual, kind)):
         starts.append(len(found))
-        if kind == "gpipe":
+        if SCHEDULES[kind].filled is None:
             rows = _all_forward_first(p, micro_batches)
         else:
-            rows = _largest(_walk(SCHEDULES[kind](p, pp, virtual, micro_batches), own))
+            rows = _largest(_walk(SCHEDULES[kind].make(p, pp, virtual, micro_batches), own))
         found += [(own, *row) for row in rows]
     return Moments(np.array(starts), *(np.array(column) for column in zip(*found, strict=True)))
 
 
 def _all_forward_first(stage: int, many: int) -> list[_Moment]:
-    """gpipe's, whose rows are as long as there are micro-batches."""
+    """Those of one stage that holds all micro-batches, whose row is as long as there are of them."""
     rows: list[_Moment] = [(stage, FORWARD, (many - 1,), (False,)), (stage, FIRST, (many,), (False,))]
     return rows + ([(stage, BACKWARD, (many - 1,), (True,))] if many > 1 else [])
 
 
 def _walk(row: Row, own: Sequence[int]) -> Iterator[_Moment]:
-    """What was put off is held until its end."""
     place = {stage: n for n, stage in enumerate(own)}
     flying, grown = [0] * len(own), [False] * len(own)
-    last = "W" if any(action.kind == "W" for action in row) else "B"
+    last = frees(row)
     for stage, kind, _ in row:
         n = place[stage]
         yield stage, FORWARD if kind == "F" else BACKWARD if grown[n] else FIRST, tuple(flying), tuple(grown)

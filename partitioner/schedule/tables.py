@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from partitioner.errors import InputError
@@ -37,6 +38,30 @@ Row = tuple[Action, ...]
 Table = tuple[Row, ...]
 
 
+TOWARDS = {"F": 1, "B": -1}  # how many stages on the one lies that waits for what an action of the kind makes
+
+
+def reader(action: Action, stages: int) -> Action | None:
+    """The action that waits for what this one makes, of ``stages`` stages; None where none does."""
+    return _across(action, TOWARDS.get(action.kind, 0), stages)
+
+
+def maker(action: Action, stages: int) -> Action | None:
+    """The action of another stage for which this one waits; None where it waits for none."""
+    return _across(action, -TOWARDS.get(action.kind, 0), stages)
+
+
+def _across(action: Action, step: int, stages: int) -> Action | None:
+    stage = action.stage + step
+    return action._replace(stage=stage) if step and 0 <= stage < stages else None
+
+
+def frees(actions: Iterable[Action]) -> str:
+    """The kind of action after which a rank with these actions keeps nothing more of a micro-batch: what was put off is
+    held until its end."""
+    return "W" if any(action.kind == "W" for action in actions) else "B"
+
+
 @functools.lru_cache(maxsize=8)
 def schedule(kind: str, pp: int, virtual: int, micro_batches: int) -> Table:
     """The table of ``kind`` for pp ranks of ``virtual`` stages each; one row a rank.
@@ -44,20 +69,21 @@ def schedule(kind: str, pp: int, virtual: int, micro_batches: int) -> Table:
     Raises InputError for an unknown kind, for a number of stages a rank that the kind does not have, and for a number
     of micro-batches that interleaving does not divide.
     """
-    if kind not in SCHEDULES:
+    row = SCHEDULES.get(kind)
+    if row is None:
         raise InputError(f"schedule {kind!r} is unknown: choose one of {', '.join(SCHEDULES)}")
     if min(pp, virtual, micro_batches) < 1:
         given = f"{pp}, {virtual}, {micro_batches}"
         raise InputError(f"a schedule needs at least 1 rank, stage and micro-batch, not {given}")
-    if virtual != STAGES.get(kind, virtual):
-        mend = "interleaved" if virtual > 1 else "zero_bubble"
-        raise InputError(f"schedule {kind} takes virtual {STAGES[kind]}, not {virtual}: choose {mend}")
-    return tuple(SCHEDULES[kind](rank, pp, virtual, micro_batches) for rank in range(pp))
+    if row.most is not None and not row.takes(virtual):
+        alike = (s for s in SCHEDULES.values() if s.takes(virtual) and (s.most is None or s.puts_off == row.puts_off))
+        raise InputError(f"schedule {kind} takes virtual {row.most}, not {virtual}: choose {next(alike).name}")
+    return tuple(row.make(rank, pp, virtual, micro_batches) for rank in range(pp))
 
 
-def rank_of(stage: int, pp: int, kind: str = "1f1b") -> int:
-    """The pipeline rank on which a stage lies: round after round, or down the ranks and up again."""
-    return 2 * pp - 1 - stage if kind == "zbv" and stage >= pp else stage % pp
+def rank_of(stage: int, pp: int, kind: str) -> int:
+    """The pipeline rank on which a stage of a schedule lies."""
+    return SCHEDULES[kind].lies(stage, pp)
 
 
 @functools.lru_cache(maxsize=256)
@@ -136,12 +162,50 @@ def _zbv(rank: int, pp: int, virtual: int, micro_batches: int) -> Row:
     return tuple(action for action in row if action.micro_batch < micro_batches)
 
 
-SCHEDULES: dict[str, Callable[[int, int, int, int], Row]] = {
-    "gpipe": _gpipe,
-    "1f1b": _one_forward_one_backward,
-    "interleaved": _interleaved,
-    "zero_bubble": _zero_bubble,
-    "zbv": _zbv,
-}
-STAGES = {"gpipe": 1, "1f1b": 1, "zero_bubble": 1, "zbv": 2}  # a rank, of the kinds where that is fixed
-SPLIT = frozenset({"zero_bubble", "zbv"})  # kinds that put off the weights' gradients
+def _round_after_round(stage: int, pp: int) -> int:
+    return stage % pp
+
+
+def _down_and_up(stage: int, pp: int) -> int:
+    return 2 * pp - 1 - stage if stage >= pp else stage
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """All that is known of a schedule.
+
+    ``make``: the row of a rank, of pp, virtual and micro-batches. ``fewest`` to ``most`` stages lie on a rank (None:
+    any number). ``lies``: the pipeline rank of a stage, of pp. ``filled``: so many micro-batches, of pp, make ranks as
+    full as they get; None: all are in flight at once. ``rounds``: micro-batches pass in rounds of pp. ``puts_off``:
+    weights' gradients wait. ``executed``: the runtime has all that it needs.
+    """
+
+    name: str
+    make: Callable[[int, int, int, int], Row]
+    fewest: int = 1
+    most: int | None = 1
+    lies: Callable[[int, int], int] = _round_after_round
+    filled: Callable[[int], int] | None = lambda pp: 3 * pp
+    rounds: bool = False
+    puts_off: bool = False
+    executed: bool = True
+
+    def takes(self, virtual: int) -> bool:
+        """Whether it is of so many stages a rank."""
+        return self.fewest <= virtual and (self.most is None or virtual <= self.most)
+
+
+_ROWS = (
+    Schedule("gpipe", _gpipe, filled=None),
+    Schedule("1f1b", _one_forward_one_backward, filled=lambda pp: pp + 1),
+    Schedule("interleaved", _interleaved, fewest=2, most=None, rounds=True),
+    Schedule("zero_bubble", _zero_bubble, puts_off=True, executed=False),
+    Schedule("zbv", _zbv, fewest=2, most=2, lies=_down_and_up, puts_off=True, executed=False),
+)
+SCHEDULES = {row.name: row for row in _ROWS}
+PLAIN = "1f1b"  # the one of a single stage, and where nothing asks for another
+
+
+def plainest(virtual: int) -> str:
+    """The schedule of so many stages a rank where nothing asks for another."""
+    return PLAIN if virtual == 1 else next(row.name for row in _ROWS if row.executed and row.takes(virtual))

@@ -17,6 +17,7 @@ from partitioner.graph.graph import Graph, Unit
 from partitioner.graph.resize_batch import at_batch, resize
 from partitioner.graph.tied_blocks import Folded, fold
 from partitioner.layouts.strategies import space
+from partitioner.schedule.tables import PLAIN, SCHEDULES
 from partitioner.searching.pins import Pins
 from partitioner.solve.choices import Prices
 from partitioner.solve.solve import solve
@@ -184,13 +185,9 @@ class _Cutting:
 
 def schedules(pp: int, blocks: int, micro_batches: int, plan_only: bool) -> Iterator[tuple[str, int]]:
     """Kinds and virtual stages that fit."""
-    yield "1f1b", 1
-    if pp > 1:
-        yield "gpipe", 1
-        if micro_batches % pp == 0:
-            for virtual in range(2, min(MOST_VIRTUAL, blocks // pp) + 1):
-                yield "interleaved", virtual
-        if plan_only:
-            yield "zero_bubble", 1
-            if 2 * pp <= blocks:
-                yield "zbv", 2
+    for row in SCHEDULES.values():
+        fits = (row.name == PLAIN or pp > 1) and not (row.rounds and micro_batches % pp)
+        if fits and (row.executed or plan_only):
+            for virtual in range(row.fewest, (row.most or MOST_VIRTUAL) + 1):
+                if virtual == 1 or pp * virtual <= blocks:
+                    yield row.name, virtual

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from partitioner.cluster import Cluster
 from partitioner.graph.graph import Graph
-from partitioner.schedule.tables import SPLIT, STAGES
+from partitioner.schedule.tables import PLAIN, SCHEDULES, Schedule
 from partitioner.searching.candidates import MOST_CP, admits_micro_batch, divisors, schedules, stays_inside
 from partitioner.searching.pins import Pins
 
@@ -129,7 +129,7 @@ def _cut(graph: Graph, counts: tuple[int, ...], pp: int | None) -> Iterator[str]
 
 def _unexecuted(fixed: Pins, plan_only: bool) -> Iterator[str]:
     wanted = [f"{axis}={n}" for axis, least in (("cp", 2), ("zero", 1)) if (n := fixed.number(axis) or 0) >= least]
-    words = (("recompute", ("selective",)), ("schedule", SPLIT))
+    words = (("recompute", ("selective",)), ("schedule", [row.name for row in SCHEDULES.values() if not row.executed]))
     wanted += [f"{name}={fixed.fixed[name]}" for name, looked_at in words if fixed.fixed.get(name) in looked_at]
     if wanted and not plan_only:
         yield f"pin {wanted[0]} asks for what can't be executed yet: add --plan-only to look at such plans"
@@ -137,16 +137,21 @@ def _unexecuted(fixed: Pins, plan_only: bool) -> Iterator[str]:
 
 def _stages(fixed: Pins, pp: int | None, blocks: int) -> Iterator[str]:
     kind, virtual = str(fixed.fixed.get("schedule", "")), fixed.number("virtual")
-    own = STAGES.get(kind)
-    if virtual and own and virtual != own:
-        other = "only interleaved and zbv have more than 1 stage" if own == 1 else f"{kind} has {own} stages"
-        yield f"pins schedule={kind} and virtual={virtual} conflict: {other} a rank"
-    if kind == "interleaved" and virtual == 1:
-        yield "pins schedule=interleaved and virtual=1 conflict: interleaved has at least 2 stages a rank"
-    if pp == 1 and (kind not in ("", "1f1b") or (virtual or 1) > 1):
-        what = f"schedule={kind}" if kind not in ("", "1f1b") else f"virtual={virtual}"
+    row = SCHEDULES.get(kind)
+    own = row.most if row else None
+    if virtual and row and not row.takes(virtual):
+        yield f"pins schedule={kind} and virtual={virtual} conflict: {_has(row)} a rank"
+    if pp == 1 and (kind not in ("", PLAIN) or (virtual or 1) > 1):
+        what = f"schedule={kind}" if kind not in ("", PLAIN) else f"virtual={virtual}"
         yield f"pins pp=1 and {what} conflict: one stage needs no schedule; pin pp to at least 2"
     if pp and virtual and pp * virtual > blocks:
         yield f"pins pp={pp} and virtual={virtual} conflict: {pp * virtual} stages, the model has {blocks} blocks"
     elif pp and own and pp * own > blocks:
         yield f"pins pp={pp} and schedule={kind} conflict: {pp * own} stages, the model has {blocks} blocks"
+
+
+def _has(row: Schedule) -> str:
+    """How many stages."""
+    if row.most == 1:
+        return f"only {' and '.join(s.name for s in SCHEDULES.values() if s.most != 1)} have more than 1 stage"
+    return f"{row.name} has {'at least ' if row.most is None else ''}{row.fewest} stages"

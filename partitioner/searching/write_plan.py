@@ -22,7 +22,7 @@ from partitioner.layouts.strategies import space
 from partitioner.plan.derived_rows import BlockRow, Candidate, CollectiveRow, Cost, OpRow, OtherRow, ProductRow
 from partitioner.plan.name_patterns import by_pattern
 from partitioner.plan.plan import Decisions, Plan
-from partitioner.schedule.tables import SPLIT
+from partitioner.schedule.tables import SCHEDULES
 from partitioner.searching.assumed import assumed
 from partitioner.searching.candidates import Tried
 from partitioner.searching.pins import Pins, read_pins
@@ -180,7 +180,7 @@ def _not_executed(split: Split) -> Iterator[str]:
         yield f"ZeRO {split.zero}"
     if split.recompute == "selective":
         yield "selective recompute"
-    if split.schedule in SPLIT:
+    if not SCHEDULES[split.schedule].executed:
         yield f"schedule {split.schedule}"
 
 

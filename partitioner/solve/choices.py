@@ -23,6 +23,7 @@ from partitioner.graph.nodes import is_parameter, is_tensor, operands
 from partitioner.graph.tied_blocks import Folded, Port
 from partitioner.layouts.solution import Value
 from partitioner.layouts.strategies import Space
+from partitioner.ops.collective_kinds import ALL_REDUCE
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import PARTIAL, REPLICATE, WHOLE, Placement, Shard
 
@@ -118,7 +119,7 @@ class Choices:
         elements = value.numel() * prices.setting.share(node, placement)
         held = state_bytes(elements, value.element_size(), prices.cluster.software) * prices.byte_seconds
         gradient = prices.setting.bytes(node, REPLICATE)
-        sync = collective_seconds("all_reduce", gradient, prices.route) if placement == REPLICATE else 0.0
+        sync = collective_seconds(ALL_REDUCE, gradient, prices.route) if placement == REPLICATE else 0.0
         return (held + sync / prices.micro_batches) * self.folded.members[node]
 
     def op_cost(self, node: fx.Node, strategy: Strategy, count: int) -> float:

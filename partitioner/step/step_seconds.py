@@ -15,9 +15,10 @@ from partitioner.cluster import Route
 from partitioner.cost.op_seconds import ZERO, Seconds, collective_seconds
 from partitioner.cost.state_bytes import optimizer_seconds
 from partitioner.cost.unit_cost import Priced
+from partitioner.ops.collective_kinds import ALL_GATHER, ALL_REDUCE, REDUCE_SCATTER
 from partitioner.plan.derived_rows import Cost, StageCost
 from partitioner.schedule.simulate import most_in_flight, simulate
-from partitioner.schedule.tables import SPLIT, rank_of, schedule
+from partitioner.schedule.tables import SCHEDULES, rank_of, schedule
 from partitioner.step.rank_memory import Memory
 from partitioner.step.split import Split, StageSums
 
@@ -109,7 +110,7 @@ class Walk:
     def put_off(self) -> list[float]:
         """Of each stage, what of a micro-batch's backward W does: weights' gradients, as large a share of it as they
         are of the device's."""
-        if self.split.schedule not in SPLIT:
+        if not SCHEDULES[self.split.schedule].puts_off:
             return [0.0] * len(self.split.stages)
         found = list[float]()
         for n, (stage, time) in enumerate(zip(self.split.stages, self.times, strict=True)):
@@ -126,10 +127,10 @@ class Walk:
         return [self.software.dispatch_seconds * (k + c) + each * c for k, c in pairs]
 
     def gather(self, stage: StageSums) -> float:
-        return collective_seconds("all_gather", stage.weight_bytes, self.sharing)
+        return collective_seconds(ALL_GATHER, stage.weight_bytes, self.sharing)
 
     def scatter(self, stage: StageSums) -> float:
-        return collective_seconds("reduce_scatter", stage.gradient_bytes, self.sharing)
+        return collective_seconds(REDUCE_SCATTER, stage.gradient_bytes, self.sharing)
 
     def beside(self, moved: float, compute: float, stage: StageSums) -> float:
         """What communication adds to compute that hides it: its first piece, what is too long, and what it slows."""
@@ -167,7 +168,7 @@ class Walk:
         """Partial gradients over tp, then all over the replicas, less what one micro-batch's backward, or W, hides."""
         stages, own, software = self.stages(p), self.split.own(p), self.software
         partial = sum(stage.partial_bytes for stage in stages)
-        over_tp = collective_seconds("all_reduce", partial, self.cluster.route(self.priced.ranks))
+        over_tp = collective_seconds(ALL_REDUCE, partial, self.cluster.route(self.priced.ranks))
         gradients, weights = sum(s.gradient_bytes for s in stages), sum(s.weight_bytes for s in stages)
         blocks = max(1, sum(stage.blocks for stage in stages))
         backward = sum(self.put_off[n] or self.times[n].backward for n in own) / len(own)
@@ -183,12 +184,12 @@ class Walk:
         if split.replicas == 1:
             return 0.0, 0.0
         if split.zero == 0:
-            return collective_seconds("all_reduce", gradients, self.route(("dp", "cp"), split.replicas)), 0.0
+            return collective_seconds(ALL_REDUCE, gradients, self.route(("dp", "cp"), split.replicas)), 0.0
         rest = split.replicas // split.shards
         across = self.cluster.route(rest, min(split.stride(a) for a in ("dp", "cp") if a in split.mesh) * split.shards)
-        scatter = collective_seconds("reduce_scatter", gradients, self.sharing) if split.zero == 1 else 0.0
-        gather = blocks * collective_seconds("all_gather", weights / blocks, self.sharing) if split.zero < 3 else 0.0
-        return scatter + collective_seconds("all_reduce", gradients / split.shards, across), gather
+        scatter = collective_seconds(REDUCE_SCATTER, gradients, self.sharing) if split.zero == 1 else 0.0
+        gather = blocks * collective_seconds(ALL_GATHER, weights / blocks, self.sharing) if split.zero < 3 else 0.0
+        return scatter + collective_seconds(ALL_REDUCE, gradients / split.shards, across), gather
 
 
 def price(priced: Priced, split: Split) -> Cost:
@@ -233,7 +234,7 @@ def bound(priced: Priced, split: Split) -> float:
     last backward they run those. What was put off is left after it of no more micro-batches than are in flight.
     """
     walk = Walk(priced, split)
-    put_off = split.schedule in SPLIT
+    put_off = SCHEDULES[split.schedule].puts_off
     flying = most_in_flight(split.schedule, split.pp, split.virtual, split.micro_batches) if put_off else ()
     totals = [time.total for time in walk.times]
     least, before, after = 0.0, 0.0, walk.put_off[0]

@@ -19,14 +19,14 @@ from typing import Any
 import torch
 
 from partitioner.errors import InputError
-from partitioner.lowering.program import Call, Parameter, Program
+from partitioner.lowering.program import Call, Coordinates, Parameter, Program, coordinates
 from partitioner.lowering.traffic import tally, traffic
 from partitioner.sharding.layout import local_shape
 from partitioner.user_code.batches import flat
 from runtime.dry_run.match_tapes import meet
 from runtime.dry_run.recording_group import Tape, world_of
 from runtime.dry_run.replay_worker import Replaying
-from runtime.mesh.groups import Coordinates, Groups, coordinates
+from runtime.mesh.groups import Groups
 from runtime.state.optimizer import factory
 from runtime.state.parameters import materialize
 from runtime.state.shard_pieces import Part, held

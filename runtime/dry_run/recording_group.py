@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from partitioner.errors import InputError
 from partitioner.lowering.traffic import Sending
+from partitioner.ops.collective_kinds import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, REDUCE_SCATTER
 from partitioner.schedule.tables import Action
 from runtime.mesh.communication_log import Log
 
@@ -147,25 +148,25 @@ class TapeGroup(dist.ProcessGroup):
         """In place."""
         (x,) = tensors
         word = "" if opts is None else str(opts.reduceOp.op).rpartition(".")[2]
-        return self.tape.start(self, "all_reduce", _dense(x), _bytes(x), reduction=word)
+        return self.tape.start(self, ALL_REDUCE, _dense(x), _bytes(x), reduction=word)
 
     def all_gather_single(self, output: torch.Tensor, x: torch.Tensor, opts: Any = None) -> _Recorded:
         """All ranks' parts, one behind the other."""
-        self._fits(output, x, "all_gather")
-        return self.tape.start(self, "all_gather", _dense(x), _bytes(_dense(output)))
+        self._fits(output, x, ALL_GATHER)
+        return self.tape.start(self, ALL_GATHER, _dense(x), _bytes(_dense(output)))
 
     def reduce_scatter_single(self, output: torch.Tensor, x: torch.Tensor, opts: Any = None) -> _Recorded:
         """This rank's part of the sum."""
-        self._fits(x, output, "reduce_scatter")
-        return self.tape.start(self, "reduce_scatter", _dense(x), _bytes(_dense(output)) * len(self.ranks))
+        self._fits(x, output, REDUCE_SCATTER)
+        return self.tape.start(self, REDUCE_SCATTER, _dense(x), _bytes(_dense(output)) * len(self.ranks))
 
     def all_to_all_single(
         self, output: torch.Tensor, x: torch.Tensor, received: list[int], sent: list[int], opts: Any = None
     ) -> _Recorded:
         """Equal parts from and to every rank."""
         if output.shape != x.shape or output.dtype != x.dtype or received or sent or x.shape[0] % len(self.ranks):
-            raise ValueError(f"all_to_all of {_words(x)} into {_words(output)} on {len(self.ranks)} ranks")
-        return self.tape.start(self, "all_to_all", _dense(x), _bytes(_dense(output)))
+            raise ValueError(f"{ALL_TO_ALL} of {_words(x)} into {_words(output)} on {len(self.ranks)} ranks")
+        return self.tape.start(self, ALL_TO_ALL, _dense(x), _bytes(_dense(output)))
 
     def send(self, tensors: list[torch.Tensor], peer: int, tag: int) -> _Recorded:
         """To a rank of the group."""

@@ -46,21 +46,22 @@ class Replaying(Worker):
         last = {action.micro_batch for action in self._last.values()}
         self._mind = _Mind(tape, set(range(self.program.micro_batches)) if every else {0, *last})
 
-    def forward(self, action: Action, batch: Named) -> None:
+    def forward(self, action: Action, batch: Named) -> torch.Tensor | None:
         """Executed or played."""
         if action.micro_batch in self._mind.executed:
             start = self._begin()
-            super().forward(action, batch)
-            self._learn(action, start, self._kept[action.stage, action.micro_batch].loss)
+            loss = super().forward(action, batch)
+            self._learn(action, start, loss)
         else:
             loss = self._play(action)
             self._kept[action.stage, action.micro_batch] = Kept([], [], loss)
+        return loss
 
-    def backward(self, action: Action) -> None:
+    def backward(self, action: Action, batch: Named) -> None:
         """Executed or played."""
         if action.micro_batch in self._mind.executed:
             start = self._begin()
-            super().backward(action)
+            super().backward(action, batch)
             self._learn(action, start, None)
         else:
             self._kept.pop((action.stage, action.micro_batch))

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from partitioner.sharding.layout import Shard, shard_whole
+from partitioner.ops.collective_kinds import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, REDUCE_SCATTER
+from partitioner.ops.collectives import flat
+from partitioner.sharding.layout import shard_whole
 from runtime.measure.device_probes import Call, Probe
 from runtime.mesh import collectives
 from runtime.mesh.collectives import Axis
@@ -77,10 +79,6 @@ def _both_ways(run: Autograd, x: torch.Tensor) -> Call:
     return lambda: torch.autograd.grad(run(x), x, gradient)
 
 
-def _numbers(shard: Shard) -> list[int]:
-    return [number for s in shard.segments for number in (s.repeat, s.units, s.granule)]
-
-
 def _all_reduce(link: Link, elements: int, device: torch.device) -> Call:
     """Backward sums what entered, forward what leaves."""
     enter, leave = collectives.copy(_axis(link)), collectives.all_reduce(_axis(link), False)
@@ -91,14 +89,14 @@ def _all_gather(link: Link, elements: int, device: torch.device) -> Call:
     """Backward reduces and scatters."""
     width = elements // 2 // link.ranks
     shard = shard_whole(1, width * link.ranks, link.ranks)
-    run = collectives.all_gather(_axis(link), 1, _numbers(shard), True)
+    run = collectives.all_gather(_axis(link), 1, flat(shard.segments), True)
     return _both_ways(run, torch.ones(2, width, device=device))
 
 
 def _reduce_scatter(link: Link, elements: int, device: torch.device) -> Call:
     """Backward gathers."""
     width = elements // 2 // link.ranks * link.ranks
-    run = collectives.reduce_scatter(_axis(link), 1, _numbers(shard_whole(1, width, link.ranks)))
+    run = collectives.reduce_scatter(_axis(link), 1, flat(shard_whole(1, width, link.ranks).segments))
     return _both_ways(run, torch.ones(2, width, device=device))
 
 
@@ -106,7 +104,7 @@ def _all_to_all(link: Link, elements: int, device: torch.device) -> Call:
     """A rank holds ``elements``: its part of dimension 0, all of dimension 1."""
     width = elements // link.ranks // link.ranks * link.ranks
     here, there = shard_whole(0, link.ranks**2, link.ranks), shard_whole(1, width, link.ranks)
-    run = collectives.all_to_all(_axis(link), 0, _numbers(here), 1, _numbers(there))
+    run = collectives.all_to_all(_axis(link), 0, flat(here.segments), 1, flat(there.segments))
     return _both_ways(run, torch.ones(link.ranks, width, device=device))
 
 
@@ -131,6 +129,6 @@ def exchange(x: torch.Tensor, y: torch.Tensor, link: Link) -> list[dist.Work]:
 
 
 _KINDS: dict[str, tuple[Callable[[Link, int, torch.device], Call], int]] = {
-    "all_reduce": (_all_reduce, 2), "all_gather": (_all_gather, 2), "reduce_scatter": (_reduce_scatter, 2),
-    "all_to_all": (_all_to_all, 2), "send": (_send, 1),
+    ALL_REDUCE: (_all_reduce, 2), ALL_GATHER: (_all_gather, 2), REDUCE_SCATTER: (_reduce_scatter, 2),
+    ALL_TO_ALL: (_all_to_all, 2), "send": (_send, 1),
 }  # fmt: skip

@@ -26,13 +26,7 @@ _SCHEMAS = (partitioner.ops.collectives, partitioner.ops.own_ops)  # importing t
 
 # op: its tensor operands, the position of the axis name, and what makes the bound function of the other literals
 _ROWS: dict[object, tuple[tuple[int, ...], int, Callable[..., Bound]]] = {
-    own.all_reduce.default: ((0,), 1, collectives.all_reduce),
-    own.copy.default: ((0,), 1, collectives.copy),
-    own.on_first.default: ((0,), 1, collectives.on_first),
-    own.all_gather.default: ((0,), 1, collectives.all_gather),
-    own.reduce_scatter.default: ((0,), 1, collectives.reduce_scatter),
-    own.shard.default: ((0,), 1, collectives.shard),
-    own.all_to_all.default: ((0,), 1, collectives.all_to_all),
+    **{getattr(own, name).default: ((0,), 1, make) for name, make in collectives.BINDINGS.items()},
     own.vocab_parallel_cross_entropy.default: ((0, 1), 4, vocab_parallel.cross_entropy),
     own.vocab_parallel_embedding.default: ((0, 1), 3, vocab_parallel.embedding),
     own.dropout.default: ((0, 2), 4, vocab_parallel.dropout),

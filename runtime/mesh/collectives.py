@@ -17,8 +17,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from partitioner.ops.collective_kinds import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, REDUCE_SCATTER
+from partitioner.ops.collectives import unflat
 from partitioner.sharding.cut_tensors import assemble, take
-from partitioner.sharding.layout import Segment, Shard
+from partitioner.sharding.layout import Shard
 from runtime.mesh.communication_log import Log
 from runtime.mesh.groups import Groups
 
@@ -47,7 +49,7 @@ class Axis:
     def sum(self, x: torch.Tensor, phase: str, owned: bool = False) -> torch.Tensor:
         """The sum over the axis, in place where ``x`` is ``owned``."""
         x = x.contiguous() if owned else x.clone(memory_format=torch.contiguous_format)
-        self.log.add(self.name, "all_reduce", x, phase)
+        self.log.add(self.name, ALL_REDUCE, x, phase)
         with self._timed():
             dist.all_reduce(x, group=self.group)
         return x
@@ -57,7 +59,7 @@ class Axis:
 
     def sum_async(self, x: torch.Tensor, phase: str) -> Callable[[], torch.Tensor]:
         """Start summing a contiguous tensor in place; the function returned waits for it."""
-        self.log.add(self.name, "all_reduce", x, phase)
+        self.log.add(self.name, ALL_REDUCE, x, phase)
         work = dist.all_reduce(x, group=self.group, async_op=True)
 
         def finish() -> torch.Tensor:
@@ -70,7 +72,7 @@ class Axis:
     def gather(self, x: torch.Tensor, shard: Shard, phase: str) -> torch.Tensor:
         """The whole of what lies as ``shard``."""
         packed = x.new_empty((self.ranks, *x.shape))
-        self.log.add(self.name, "all_gather", packed, phase)
+        self.log.add(self.name, ALL_GATHER, packed, phase)
         with self._timed():
             _all_gather(flat(packed), flat(x.contiguous()), group=self.group)
         return join(packed, shard)
@@ -82,7 +84,7 @@ class Axis:
     def scatter_async(self, x: torch.Tensor, shard: Shard, phase: str) -> Callable[[], torch.Tensor]:
         """Start ``scatter``; the function returned waits for it."""
         packed = split(x, shard, self.ranks)
-        self.log.add(self.name, "reduce_scatter", packed, phase)
+        self.log.add(self.name, REDUCE_SCATTER, packed, phase)
         received = torch.empty_like(packed[0] if self.scatters else packed)
         run = _reduce_scatter if self.scatters else dist.all_to_all_single
         work = run(flat(received), flat(packed), group=self.group, async_op=True)
@@ -100,7 +102,7 @@ class Axis:
         """From parts of one dimension to parts of another."""
         packed = split(x, target, self.ranks)
         received = torch.empty_like(packed)
-        self.log.add(self.name, "all_to_all", packed, phase)
+        self.log.add(self.name, ALL_TO_ALL, packed, phase)
         with self._timed():
             dist.all_to_all_single(flat(received), flat(packed), group=self.group)
         return join(received, source)
@@ -214,11 +216,6 @@ class _AllToAll(torch.autograd.Function):
 Bound = Callable[..., torch.Tensor]
 
 
-def segments_of(numbers: tuple[int, ...] | list[int]) -> tuple[Segment, ...]:
-    """Segments from the flat list that op schemas carry."""
-    return tuple(Segment(*numbers[i : i + 3]) for i in range(0, len(numbers), 3))
-
-
 def all_reduce(axis: Axis, backward: bool, owned: bool = False) -> Bound:
     """PARTIAL to WHOLE, or to REPLICATE when ``backward``; ``owned``: the operand is read by nothing else."""
     return lambda x: _AllReduce.apply(x, axis, backward, owned)
@@ -231,19 +228,19 @@ def copy(axis: Axis) -> Bound:
 
 def all_gather(axis: Axis, dim: int, segments: list[int], backward: bool) -> Bound:
     """Shard to WHOLE, or to REPLICATE when ``backward``."""
-    shard = Shard(dim, segments_of(segments))
+    shard = Shard(dim, unflat(segments))
     return lambda x: _AllGather.apply(x, axis, shard, backward)
 
 
 def reduce_scatter(axis: Axis, dim: int, segments: list[int]) -> Bound:
     """PARTIAL to Shard."""
-    shard = Shard(dim, segments_of(segments))
+    shard = Shard(dim, unflat(segments))
     return lambda x: _ReduceScatter.apply(x, axis, shard)
 
 
 def shard(axis: Axis, dim: int, segments: list[int], backward: bool) -> Bound:
     """WHOLE to Shard, or REPLICATE to Shard when not ``backward``."""
-    placement = Shard(dim, segments_of(segments))
+    placement = Shard(dim, unflat(segments))
     if backward:
         return lambda x: _Shard.apply(x, axis, placement)
     return lambda x: _part(x, axis, placement)
@@ -256,7 +253,7 @@ def _part(x: torch.Tensor, axis: Axis, shard: Shard) -> torch.Tensor:
 
 def all_to_all(axis: Axis, source: int, source_segments: list[int], target: int, target_segments: list[int]) -> Bound:
     """Shard of one dimension to Shard of another."""
-    here, there = Shard(source, segments_of(source_segments)), Shard(target, segments_of(target_segments))
+    here, there = Shard(source, unflat(source_segments)), Shard(target, unflat(target_segments))
     return lambda x: _AllToAll.apply(x, axis, here, there)
 
 
@@ -274,3 +271,9 @@ class _OnFirst(torch.autograd.Function):
 def on_first(axis: Axis, backward: bool) -> Bound:
     """WHOLE to PARTIAL: the gradient of either is whole. REPLICATE to PARTIAL (``backward``): a Partial comes back."""
     return lambda x: _OnFirst.apply(x, axis.rank == 0, backward)
+
+
+# by the op's name, what makes its bound function of the axis and of the literals behind it
+BINDINGS: dict[str, Callable[..., Bound]] = {
+    make.__name__: make for make in (all_reduce, copy, on_first, all_gather, reduce_scatter, shard, all_to_all)
+}

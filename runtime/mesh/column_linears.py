@@ -19,8 +19,9 @@ from torch import fx
 from cutlass_ops.linear import fused, gemm, layer
 from cutlass_ops.linear.layer import Layer, Product
 from cutlass_ops.spec import notation
+from partitioner.ops.collectives import unflat
 from partitioner.sharding.layout import Shard
-from runtime.mesh.collectives import Axis, Bound, segments_of
+from runtime.mesh.collectives import Axis, Bound
 
 own = torch.ops.partitioner
 SOURCES = (own.copy.default, own.all_gather.default)
@@ -184,7 +185,7 @@ def fuse(node: fx.Node, axis: Axis, product: Product) -> bool:
         return False  # one of them waits for what another made
     shard = None
     if node.target == own.all_gather.default:
-        shard = Shard(node.args[2], segments_of(node.args[3]))  # type: ignore[arg-type]
+        shard = Shard(node.args[2], unflat(node.args[3]))  # type: ignore[arg-type]
     function = columns(axis, shard, tuple(readers), product)
     function.__name__ = "columns"  # type: ignore[attr-defined]
     with node.graph.inserting_before(linears[0]):

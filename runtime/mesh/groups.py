@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from itertools import product
+from collections.abc import Iterable
+from itertools import pairwise
 
 import torch
 import torch.distributed as dist
 
 from partitioner.errors import InputError
-from partitioner.lowering.program import Program
+from partitioner.lowering.program import Coordinates, Program, Stage, coordinates
 from runtime.mesh.communication_log import Log
-
-Coordinates = Mapping[str, int]
 
 
 class Groups:
@@ -45,9 +43,9 @@ class Groups:
             if axis not in self._groups:
                 others = [a for a, _ in program.axes if a != axis]
                 self._groups[axis] = self._make(rows, [axis], hidden=["tp"], kept=others)
-        tied = {tied_ranks(program, p.stages) for p in program.parameters.values()}
+        tied = {program.ranks_of(p.stages) for p in program.parameters.values()}
         self._tied = {ranks: self._make(rows, ["pp"], among=ranks) for ranks in sorted(tied) if len(ranks) > 1}
-        self._lanes = self._make_lanes(rows)
+        self._lanes = self._make_lanes(rows, program.stages)
 
     def size(self, axis: str) -> int:
         """The ranks on an axis."""
@@ -65,13 +63,14 @@ class Groups:
         """The group and tag of what pipeline rank ``source`` sends to ``target`` in one phase, in one order."""
         return _present(self._lanes.get((source, target, backward)) or self._groups["pp"]), int(backward)
 
-    def _make_lanes(self, rows: list[Coordinates]) -> dict[tuple[int, int, bool], dist.ProcessGroup | None]:
+    def _make_lanes(
+        self, rows: list[Coordinates], stages: tuple[Stage, ...]
+    ) -> dict[tuple[int, int, bool], dist.ProcessGroup | None]:
         """NCCL has no tags and a communicator runs its sends in order: there each lane is a group of its own."""
-        pp = self._mesh["pp"]
-        if pp == 1 or self.backend != "nccl":
+        if self.backend != "nccl":
             return {}
-        edges = [(a, b, False) for a in range(pp) for b in [(a + 1) % pp]]
-        edges += [(b, a, True) for a, b, _ in edges]
+        apart = dict.fromkeys((a.rank, b.rank) for a, b in pairwise(stages) if a.rank != b.rank)
+        edges = [*((a, b, False) for a, b in apart), *((b, a, True) for a, b in apart)]
         return {edge: self._make(rows, ["pp"], among=tuple(sorted(edge[:2])), fresh=True) for edge in edges}
 
     def _make(
@@ -106,20 +105,6 @@ class Groups:
             assert group is not None
             self._made[ranks] = group
         return self._made[ranks]
-
-
-def tied_ranks(program: Program, stages: tuple[int, ...]) -> tuple[int, ...]:
-    """The pipeline ranks on which these stages lie."""
-    return tuple(sorted({stage % program.mesh["pp"] for stage in stages}))
-
-
-def coordinates(program: Program) -> list[Coordinates]:
-    """Of all ranks."""
-    cells = list(product(*(range(size) for _, size in program.axes)))
-    refined = [dict(zip((axis for axis, _ in program.axes), cell, strict=True)) for cell in cells]
-    places = product(*(range(program.mesh[axis]) for axis in program.order))
-    rows = (dict(zip(program.order, place, strict=True)) for place in places)
-    return [row | refined[row["tp"]] for row in rows]
 
 
 def _device() -> torch.device:

@@ -14,10 +14,12 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
+from partitioner.ops.collective_kinds import ALL_REDUCE
+from partitioner.ops.collectives import unflat
 from partitioner.ops.own_ops import dropout_mask, has_values
 from partitioner.sharding.cut_tensors import take
 from partitioner.sharding.layout import Shard
-from runtime.mesh.collectives import Axis, segments_of
+from runtime.mesh.collectives import Axis
 
 aten = torch.ops.aten
 
@@ -61,7 +63,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _reduce(axis: Axis, x: torch.Tensor, op: dist.ReduceOp.RedOpType) -> None:
-    axis.log.add(axis.name, "all_reduce", x, axis.log.forward)
+    axis.log.add(axis.name, ALL_REDUCE, x, axis.log.forward)
     dist.all_reduce(x, op, axis.group)
 
 
@@ -103,7 +105,7 @@ def embedding(
 
 def dropout(axis: Axis, p: float, site: int, dim: int, segments: list[int]) -> Callable[..., torch.Tensor]:
     """``dropout`` of this rank's part: the same part of the mask that the whole tensor would get."""
-    shard = Shard(dim - 1, segments_of(segments))
+    shard = Shard(dim - 1, unflat(segments))
 
     def run(x: torch.Tensor, sample_keys: torch.Tensor) -> torch.Tensor:
         shape = list(x.shape[1:])
@@ -120,7 +122,7 @@ def dropout(axis: Axis, p: float, site: int, dim: int, segments: list[int]) -> C
 
 
 def _range(axis: Axis, segments: list[int]) -> tuple[int, int]:
-    segment = segments_of(segments)[0]
+    segment = unflat(segments)[0]
     if len(segments) != 3 or segment.repeat != 1:
         raise ValueError(f"a vocabulary is divided by one segment of repeat 1, not by {segments}")
     start, end = segment.unit_range(axis.rank, axis.ranks)

@@ -67,8 +67,7 @@ def places(program: Program, coordinates: Mapping[str, int]) -> tuple[tuple[int,
 
 def held(program: Program, pipeline_rank: int) -> list[Parameter]:
     """The parameters that the stages of one pipeline rank read, in the Program's order."""
-    pp = program.mesh["pp"]
-    return [p for p in program.parameters.values() if any(stage % pp == pipeline_rank for stage in p.stages)]
+    return [p for p in program.parameters.values() if pipeline_rank in program.ranks_of(p.stages)]
 
 
 def part_of(program: Program, parameter: Parameter, coordinates: Mapping[str, int]) -> Part:

@@ -21,6 +21,7 @@ from partitioner.graph.counts import Count
 from partitioner.graph.step_inputs import BATCH_SHARE, SAMPLE_COUNT, SAMPLE_KEYS, STEP_KEY
 from partitioner.lowering.check import check_program
 from partitioner.lowering.program import Program
+from partitioner.ops.collective_kinds import ALL_REDUCE
 from partitioner.ops.own_ops import mix64
 from partitioner.plan.derived_rows import OPTIMIZER, PIPELINE, SYNC
 from partitioner.user_code.batches import flat
@@ -186,7 +187,7 @@ class Engine:
             )
 
     def _sum(self, x: torch.Tensor, axis: str) -> None:
-        self.groups.log.add(axis, "all_reduce", x, "control")
+        self.groups.log.add(axis, ALL_REDUCE, x, "control")
         dist.all_reduce(x, group=self.groups.group(axis))
 
     def _gradients(self, batches: list[Named]) -> None:

@@ -21,8 +21,9 @@ import torch.distributed as dist
 from torch import nn
 
 from partitioner.lowering.program import Parameter, Program
+from partitioner.ops.collective_kinds import ALL_REDUCE
 from partitioner.sharding.layout import REPLICATE, Shard
-from runtime.mesh.groups import Groups, tied_ranks
+from runtime.mesh.groups import Groups
 
 BUCKET_BYTES = 25_000_000
 
@@ -65,7 +66,7 @@ class GradientSync:
         found: dict[tuple[tuple[str, ...], tuple[int, ...], torch.dtype], list[str]] = {}
         for parameter in reversed(rows):
             axes = partial_axes(program, parameter)
-            tied = tied_ranks(program, parameter.stages)
+            tied = program.ranks_of(parameter.stages)
             tied = tied if len(tied) > 1 else ()
             if axes or tied or self._dp:
                 found.setdefault((axes, tied, self._parameters[parameter.name].dtype), []).append(parameter.name)
@@ -124,7 +125,7 @@ class GradientSync:
 
     def _sum(self, bucket: _Bucket, axis: str) -> dist.Work | None:
         group = self._groups.tied(bucket.tied) if axis == "pp" else self._groups.group(axis)
-        self._groups.log.add(axis, "all_reduce", bucket.flat, "sync")
+        self._groups.log.add(axis, ALL_REDUCE, bucket.flat, "sync")
         return dist.all_reduce(bucket.flat, group=group, async_op=True)
 
     def finish(self) -> None:
@@ -174,6 +175,6 @@ class GradientNorm:
             wide = None if grads[0].dtype.itemsize >= 4 else torch.float32
             total += torch.stack(torch._foreach_norm(grads, 2, wide)).double().square().sum()
         for axis in self._axes:
-            self._groups.log.add(axis, "all_reduce", total, "control")
+            self._groups.log.add(axis, ALL_REDUCE, total, "control")
             dist.all_reduce(total, group=self._groups.group(axis))
         return total.sqrt()

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from partitioner.errors import InputError
+from partitioner.ops.collective_kinds import ALL_REDUCE
 from partitioner.ops.own_ops import has_values
 from runtime.mesh.groups import Groups
 
@@ -19,7 +20,7 @@ def check_shared(inputs: Mapping[str, torch.Tensor], groups: Groups) -> None:
         return
     own = [_fingerprint(t) for t in inputs.values()]
     both = torch.tensor([*own, *(-n for n in own)], dtype=torch.int64, device=groups.device)
-    groups.log.add("dp", "all_reduce", both, "control")
+    groups.log.add("dp", ALL_REDUCE, both, "control")
     dist.all_reduce(both, dist.ReduceOp.MAX, groups.group("dp"))
     if not has_values(both):
         return

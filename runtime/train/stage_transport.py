@@ -1,6 +1,6 @@
 """Values between adjacent stages: sends that are not waited for, receives that are posted before they are needed.
 
-    stage s on rank p      F: Stage.sends  -->     stage s + 1 on rank p + 1
+    stage s on its rank    F: Stage.sends  -->     stage s + 1 on its rank
                            B:      <-- their gradients
 
 A lane is what one rank sends to another in one phase; its messages arrive in the order in which the sender acts, so the
@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.distributed as dist
 
 from partitioner.lowering.program import Program, Value
 from partitioner.plan.derived_rows import PIPELINE
-from partitioner.schedule.tables import Action
+from partitioner.schedule.tables import TOWARDS, Action, maker, reader
 from runtime.mesh.collectives import flat
 from runtime.mesh.groups import Groups
 
@@ -42,20 +43,20 @@ class Transport:
     def __init__(self, program: Program, groups: Groups) -> None:
         self._program, self._groups = program, groups
         self._pp, self._here = program.mesh["pp"], groups.coordinates["pp"]
-        ends = [(peer, kind) for peer in self._peers() for kind in "FB"]
+        ends = [(peer, kind) for peer in self._peers() for kind in TOWARDS]
         self._lanes = {end: lane for end in ends if (lane := self._lane(*end))}
         self._arrived: dict[Action, tuple[Tensors, list[dist.Work]]] = {}
         self._sent: deque[tuple[dist.Work, torch.Tensor]] = deque()
 
     def _peers(self) -> set[int]:
-        return {(self._here + step) % self._pp for step in (-1, 1)} - {self._here}
+        """The ranks of the stages beside its own."""
+        beside = [{a.rank, b.rank} for a, b in pairwise(self._program.stages)]
+        return set[int]().union(*(ranks for ranks in beside if self._here in ranks)) - {self._here}
 
     def _lane(self, peer: int, kind: str) -> _Lane | None:
-        stages = len(self._program.stages)
-        step = 1 if kind == "F" else -1
-        acts = (a for a in self._program.actions[peer] if a.kind == kind)
-        moved = (Action(a.stage + step, kind, a.micro_batch) for a in acts)
-        order = tuple(a for a in moved if 0 <= a.stage < stages and a.stage % self._pp == self._here)
+        stages = self._program.stages
+        waiting = (reader(a, len(stages)) for a in self._program.actions[peer] if a.kind == kind)
+        order = tuple(a for a in waiting if a and stages[a.stage].rank == self._here)
         if not order:
             return None
         group, tag = self._groups.lane(peer, self._here, kind == "B")
@@ -67,9 +68,10 @@ class Transport:
             return self._program.stages[action.stage].receives
         return tuple(v for v in self._program.stages[action.stage].sends if v.differentiable)
 
-    def source(self, action: Action) -> int:
+    def source(self, action: Action) -> int | None:
         """The pipeline rank whose action makes what ``action`` receives."""
-        return (action.stage + (-1 if action.kind == "F" else 1)) % self._pp
+        made = maker(action, len(self._program.stages))
+        return None if made is None else self._program.stages[made.stage].rank
 
     def begin(self) -> None:
         """Before the first action of a step."""
@@ -78,7 +80,8 @@ class Transport:
 
     def expect(self, action: Action) -> None:
         """Post the receives of ``action``, behind those that its sender sends before."""
-        lane = self._lanes.get((self.source(action), action.kind))
+        source = self.source(action)
+        lane = None if source is None else self._lanes.get((source, action.kind))
         if lane is None or not self.values(action) or action in self._arrived:
             return
         while lane.posted < len(lane.order):
@@ -115,16 +118,17 @@ class Transport:
 
     def send(self, action: Action, tensors: Tensors) -> None:
         """Hand what ``action`` made to the action that needs it."""
-        step = 1 if action.kind == "F" else -1
-        reader = Action(action.stage + step, action.kind, action.micro_batch)
-        target = reader.stage % self._pp
+        waiting = reader(action, len(self._program.stages))
+        if waiting is None:
+            raise ValueError(f"no stage waits for what {action} made")
+        target = self._program.stages[waiting.stage].rank
         if target == self._here:
-            self._arrived[reader] = (tensors, [])
+            self._arrived[waiting] = (tensors, [])
             return
         group, tag = self._groups.lane(self._here, target, action.kind == "B")
         number = target if group.size() == self._pp else int(target > self._here)
-        for value, tensor in zip(self.values(reader), tensors, strict=True):
-            self._groups.log.message = reader, value.name
+        for value, tensor in zip(self.values(waiting), tensors, strict=True):
+            self._groups.log.message = waiting, value.name
             self._groups.log.add("pp", "send", tensor, "send")
             work = dist.isend(flat(tensor), group=group, group_dst=number, tag=tag)
             if work is not None:

@@ -74,7 +74,7 @@ class Worker:
         here = groups.coordinates["pp"]
         self.row = program.actions[here]
         self._bound: dict[int, fx.GraphModule] = {}
-        own = [stage for stage in program.stages if stage.index % program.mesh["pp"] == here]
+        own = [stage for stage in program.stages if stage.rank == here]
         self.stages = {stage.index: self._bind_stage(stage) for stage in own}
         self.transport = Transport(program, groups)
         self.buffers = {buffer_name(name): _real(name, b).to(groups.device) for name, b in program.buffers.items()}
@@ -141,19 +141,15 @@ class Worker:
             for ahead in self.row[n : n + 2]:
                 self.transport.expect(ahead)
             self._now = action
-            if action.kind == "F":
-                self.forward(action, batches[action.micro_batch])
-                loss = self._kept[action.stage, action.micro_batch].loss
-                if loss is not None:
-                    losses[action.micro_batch] = loss.detach()
-            else:
-                self.backward(action)
+            loss = _ACTS[action.kind](self, action, batches[action.micro_batch])
+            if loss is not None:
+                losses[action.micro_batch] = loss.detach()
         self._now = None
         self.transport.finish()
         return [losses[m] for m in sorted(losses)]
 
-    def forward(self, action: Action, batch: Named) -> None:
-        """Run a stage on one micro-batch."""
+    def forward(self, action: Action, batch: Named) -> torch.Tensor | None:
+        """Run a stage on one micro-batch; its loss, if it makes one."""
         self.groups.log.phase = "forward"
         stage = self.stages[action.stage].stage
         inputs = self.transport.receive(action)
@@ -169,6 +165,7 @@ class Worker:
         given = [t for v, t in zip(stage.receives, inputs, strict=True) if v.differentiable]
         loss = values[stage.loss] if stage.loss else None
         self._kept[action.stage, action.micro_batch] = Kept(given, carried, loss)
+        return loss
 
     def send(self, action: Action, tensors: list[torch.Tensor]) -> None:
         """Hand on what an action made."""
@@ -184,7 +181,7 @@ class Worker:
                 bound.prelude(values)
         return values
 
-    def backward(self, action: Action) -> None:
+    def backward(self, action: Action, batch: Named) -> None:
         """Gradients of what a stage sent, then of its parameters and of what it received; one passed on adds up."""
         self.groups.log.phase = "backward"
         kept = self._kept.pop((action.stage, action.micro_batch))
@@ -198,6 +195,13 @@ class Worker:
         if kept.inputs:
             grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in kept.inputs]
             self.send(action, [g.contiguous() for g in grads])
+
+
+_ACTS: dict[str, Callable[[Worker, Action, Named], torch.Tensor | None]] = {
+    "F": lambda worker, action, batch: worker.forward(action, batch),
+    "B": lambda worker, action, batch: worker.backward(action, batch),
+}
+KINDS = frozenset(_ACTS)  # of actions that can be executed
 
 
 def _alone(value: torch.Tensor) -> torch.Tensor:

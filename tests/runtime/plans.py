@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from partitioner.lowering.program import Parameter, Program
+from partitioner.lowering.program import Parameter, Program, Stage
 from partitioner.sharding.cut_tensors import take
 from partitioner.sharding.layout import REPLICATE, WHOLE, Layout, Segment, Shard, local_shape, shard_whole
 from runtime.ranks.launch import free_port
@@ -78,8 +78,9 @@ def of(
     order: tuple[str, ...] = ("pp", "dp", "tp"),
     seed: int = 7,
 ) -> Program:
-    """A Program that has parameters and a mesh, and nothing to run."""
-    return Program((), parameters, (), None, (), mesh, order, axes, 1, 1, (), seed, {})
+    """A Program that has parameters and a mesh, and stages with nothing to run."""
+    stages = tuple(Stage(n, n, None, None, (), (), (), (), None) for n in range(mesh["pp"]))
+    return Program(stages, parameters, (), None, (), mesh, order, axes, 1, 1, (), seed, {})
 
 
 PLANS: dict[str, dict[str, object]] = {

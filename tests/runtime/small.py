@@ -13,7 +13,7 @@ from cutlass_ops.linear import gemm
 from partitioner.graph.counts import Count
 from partitioner.lowering.program import Call, Parameter, Program, Stage, Value
 from partitioner.ops.own_ops import dropout_mask, mix64
-from partitioner.schedule.tables import schedule
+from partitioner.schedule.tables import rank_of, schedule
 from partitioner.sharding.layout import REPLICATE, WHOLE, Layout, Placement, Segment, Shard, shard_whole
 
 VOCAB, HIDDEN, INNER, SEQ, BLOCKS, MICRO = 11, 6, 8, 4, 4, 2
@@ -186,7 +186,8 @@ def program(
         crossing = [tuple(Value(n, local, torch.float64, True) for n in row) for row in names]
         received, sent = crossing[0] if s else (), () if end else crossing[1]
         held = tuple(dict.fromkeys(n for c in calls for n in c.arguments if n.split(".")[-1] in ("embed", *SHAPES)))
-        rows.append(Stage(s, None, prelude, tuple(calls), received, sent, held, "loss" if end else None))
+        end, rank = "loss" if end else None, rank_of(s, pp, kind)
+        rows.append(Stage(s, rank, None, prelude, tuple(calls), received, sent, held, end))
     return Program(
         tuple(rows), _parameters(tp, sequence, stages, per), ("tokens", "labels"), ("tokens", "labels"),
         (labels_counted(),),

@@ -24,6 +24,7 @@ import torch
 
 from partitioner import Cluster, search, trace
 from partitioner.errors import InputError
+from partitioner.schedule.tables import PLAIN
 from runtime.ranks import launch
 from tools.bench.runtime_rank import Job, WithLoss, batches, native_module
 from tools.screen import output, table
@@ -51,7 +52,7 @@ class Config:
         """What search may not change."""
         each = sizes["batch"] // self.dp
         fixed: dict[str, str | int] = {
-            "pp": self.pp, "dp": self.dp, "tp": self.tp, "schedule": "1f1b", "recompute": "off",
+            "pp": self.pp, "dp": self.dp, "tp": self.tp, "schedule": PLAIN, "recompute": "off",
             "micro_batch": each // sizes["micro"] if self.pp > 1 else each,
         }  # fmt: skip
         return fixed | ({"boundary": "whole"} if self.tp > 1 else {})

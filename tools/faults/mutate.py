@@ -14,6 +14,7 @@ from pathlib import Path
 
 from partitioner import Graph, Plan, search
 from partitioner.errors import InputError
+from partitioner.schedule.tables import PLAIN
 from runtime.ranks import launch
 from tools.faults.mutate_rank import Case, Result
 from tools.faults.rule_faults import forgetting
@@ -43,13 +44,13 @@ MODELS = (
         ("gpt dp2", {"dp": 2, "micro_batch": 1}, ""),
         ("gpt tp2", {"tp": 2, "micro_batch": 2, "boundary": "whole"}, ""),
         ("gpt sp2", {"tp": 2, "micro_batch": 2, "boundary": "sharded"}, ""),
-        ("gpt pp2", {"pp": 2, "micro_batch": 1, "schedule": "1f1b"}, ""),
+        ("gpt pp2", {"pp": 2, "micro_batch": 1, "schedule": PLAIN}, ""),
         ("gpt tp2, linear's rule", {"tp": 2, "micro_batch": 2, "boundary": "whole"}, _LINEAR),
         ("gpt sp2, linear's rule", {"tp": 2, "micro_batch": 2, "boundary": "sharded"}, _LINEAR),
     )),
     Model("hf:llama", {"num_hidden_layers": 2}, (
         ("llama sp2", {"tp": 2, "micro_batch": 2, "boundary": "sharded"}, ""),
-        ("llama pp2", {"pp": 2, "micro_batch": 1, "schedule": "1f1b"}, ""),
+        ("llama pp2", {"pp": 2, "micro_batch": 1, "schedule": PLAIN}, ""),
         ("llama sp2, linear's rule", {"tp": 2, "micro_batch": 2, "boundary": "sharded"}, _LINEAR),
     )),
 )  # fmt: skip

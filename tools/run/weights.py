@@ -9,7 +9,7 @@ import torch
 
 from partitioner import Graph, Plan, trace
 from partitioner.errors import InputError
-from partitioner.lowering.program import Parameter, Program
+from partitioner.lowering.program import Parameter, Program, Stage
 from partitioner.sharding.layout import WHOLE
 from runtime.mesh.groups import Groups
 from runtime.state import checkpoint
@@ -51,5 +51,6 @@ def _single(path: str) -> tuple[Program, Groups, Source]:
     }
     mesh = {"pp": 1, "dp": 1, "tp": 1}
     seed = plan.decisions.seed
-    program = Program((), parameters, (), None, (), mesh, ("pp", "dp", "tp"), (("tp", 1),), 1, 1, (), seed, {})
+    stage = Stage(0, 0, None, None, (), (), (), tuple(parameters), None)  # it holds all and calls nothing
+    program = Program((stage,), parameters, (), (), (), mesh, ("pp", "dp", "tp"), (("tp", 1),), 1, 1, (), seed, {})
     return program, Groups(program), source

@@ -16,7 +16,7 @@ from typing import Any
 
 from partitioner import Plan
 from partitioner.plan.timeline import Span, holdings, timeline
-from partitioner.schedule.tables import rank_of
+from partitioner.schedule.tables import rank_of, reader
 from tools.figures import figures
 from tools.figures.stage_pieces import KINDS, Piece, backward_pieces, forward_pieces, summed
 
@@ -116,16 +116,14 @@ def _sends(plan: Plan, rows: tuple[tuple[Span, ...], ...]) -> Iterator[Event]:
     for p, row in enumerate(rows):
         for pid in processes[p]:
             yield {"ph": "M", "pid": pid, "tid": 1, "name": "thread_name", "args": {"name": "sends"}}
-        for (stage, kind, micro_batch), _, stop in row:
-            reader = stage + (1 if kind == "F" else -1)
-            if kind == "W" or not 0 <= reader < len(d.stages):
-                continue
-            to = rank_of(reader, d.mesh["pp"], d.schedule)
-            waiting = next(a for a in starts if a == (reader, kind, micro_batch))
-            if to == p:
+        for action, _, stop in row:
+            stage, kind, micro_batch = action
+            waiting = reader(action, len(d.stages))
+            to = p if waiting is None else rank_of(waiting.stage, d.mesh["pp"], d.schedule)
+            if waiting is None or to == p:
                 continue
             what = "activations" if kind == "F" else "gradients"
-            name = f"{what} of micro-batch {micro_batch} to stage {reader}"
+            name = f"{what} of micro-batch {micro_batch} to stage {waiting.stage}"
             sender = plan.cost.stages[stage]
             facts = {"bytes": sender.sent_bytes if kind == "F" else sender.sent_back_bytes}
             for here, there in zip(processes[p], processes[to], strict=True):

@@ -22,6 +22,7 @@ from partitioner.graph.tied_blocks import Folded, fold
 from partitioner.layouts.solution import Solution
 from partitioner.layouts.strategies import space
 from partitioner.plan.derived_rows import Cost
+from partitioner.schedule.tables import plainest
 from partitioner.searching.pins import read_pins
 from partitioner.solve.choices import Prices
 from partitioner.solve.solve import solve
@@ -158,9 +159,9 @@ def split_of(run: Run, priced: Priced, balanced: bool = False) -> Split:
     counts = tuple(round(s.blocks * share) for s in sums)
     mesh = {"pp": run.pp, "dp": run.dp, "cp": run.cp, "tp": run.tp}
     many = run.global_batch // (run.dp * run.micro_batch)
-    kind = "interleaved" if run.virtual > 1 else "1f1b"
     return Split(
-        sums, units, mesh, ("pp", "dp", "cp", "tp"), many, kind, run.virtual, way, counts, run.zero, run.zero_group
+        sums, units, mesh, ("pp", "dp", "cp", "tp"), many, plainest(run.virtual), run.virtual, way, counts, run.zero,
+        run.zero_group,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from partitioner.cluster import Cluster, Device, Link
 from partitioner.graph.graph import Graph
+from partitioner.schedule.tables import PLAIN, SCHEDULES
 
 _LINK = Link(bytes_per_second=1e12, efficiency=1.0, latency_seconds=1e-9)
 _DEVICE = Device("verify", 1e15, 1e9, 0.0, 1.0, 1.0, 1.0, 1, 0.0, {"float32": 1e12, "float64": 1e12})
@@ -26,7 +27,7 @@ class Family:
 
 
 def families(graph: Graph, ranks: int, global_batch: int) -> Iterator[Family]:
-    """dp, tp, tp with sequence parallel, pp under three schedules, and their mixes, as ranks and blocks allow.
+    """dp, tp, tp with sequence parallel, pp under each schedule that runs, and their mixes, as ranks and blocks allow.
 
     Where samples can't be separated: those without dp, one micro-batch each.
     """
@@ -39,17 +40,18 @@ def families(graph: Graph, ranks: int, global_batch: int) -> Iterator[Family]:
     yield _family("tp + sequence parallel", ranks, global_batch, tp=ranks, boundary="sharded")
     deep = max((n for n in range(2, ranks + 1) if ranks % n == 0 and n <= blocks), default=0)
     if deep:
-        yield _family("pp gpipe", ranks, global_batch, pp=deep, dp=ranks // deep, schedule="gpipe")
-        yield _family("pp 1f1b", ranks, global_batch, pp=deep, dp=ranks // deep, schedule="1f1b")
-    if blocks >= 4 and ranks % 2 == 0:
-        pins = {"pp": 2, "dp": ranks // 2, "schedule": "interleaved", "virtual": 2}
-        yield _family("pp interleaved", ranks, global_batch, **pins)
+        for row in (s for s in SCHEDULES.values() if s.executed and s.fewest == 1):
+            yield _family(f"pp {row.name}", ranks, global_batch, pp=deep, dp=ranks // deep, schedule=row.name)
+    for row in (s for s in SCHEDULES.values() if s.executed and s.fewest > 1):
+        if blocks >= 2 * row.fewest and ranks % 2 == 0:
+            pins = {"pp": 2, "dp": ranks // 2, "schedule": row.name, "virtual": row.fewest}
+            yield _family(f"pp {row.name}", ranks, global_batch, **pins)
     if ranks % 4 == 0:
         half = ranks // 2
         if blocks >= 2:
             yield _family("tp x pp", ranks, global_batch, tp=2, pp=half if half <= blocks else 2, recompute="on")
             if ranks > 4 or half != deep:
-                yield _family("pp x dp", ranks, global_batch, pp=2, dp=half, schedule="1f1b", recompute="on")
+                yield _family("pp x dp", ranks, global_batch, pp=2, dp=half, recompute="on")
         yield _family("tp x dp", ranks, global_batch, tp=2, dp=half)
     if ranks % 8 == 0 and blocks >= 2:
         yield _family("tp x pp x dp", ranks, global_batch, tp=2, pp=2, dp=ranks // 4)
@@ -76,5 +78,5 @@ def _family(name: str, ranks: int, global_batch: int, **pins: str | int) -> Fami
     degrees = {axis: int(pins.get(axis, 1)) for axis in ("tp", "pp", "dp")}
     many = 2 * degrees["pp"] if degrees["pp"] > 1 else 2
     micro_batch = max(1, global_batch // (degrees["dp"] * many))
-    defaults: dict[str, str | int] = {"schedule": "1f1b", "recompute": "off", "micro_batch": micro_batch}
+    defaults: dict[str, str | int] = {"schedule": PLAIN, "recompute": "off", "micro_batch": micro_batch}
     return Family(name, {**defaults, **pins, **degrees})

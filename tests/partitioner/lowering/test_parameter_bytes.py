@@ -6,7 +6,7 @@ import math
 
 from partitioner import lower, search, trace
 from partitioner.lowering.parameter_bytes import held_bytes
-from runtime.mesh.groups import coordinates
+from partitioner.lowering.program import coordinates
 from runtime.state.shard_pieces import held, part_of
 from tools.models.load import load
 from tools.verify.plan_families import cluster

@@ -13,7 +13,7 @@ from partitioner import Cluster, search
 from partitioner.graph.graph import Graph
 from partitioner.graph.resize_batch import resize
 from partitioner.graph.tied_blocks import fold
-from partitioner.schedule.tables import SCHEDULES, SPLIT
+from partitioner.schedule.tables import SCHEDULES
 from partitioner.searching.candidates import layouts
 from partitioner.searching.pins import read_pins
 from partitioner.step.cut_stages import Cuts
@@ -49,7 +49,8 @@ def enumerated(graph: Graph, cluster: Cluster) -> tuple[float, int]:
             if rest or BATCH % (dp * micro_batch):
                 continue
             many = BATCH // (dp * micro_batch)
-            for kind, virtual in itertools.product(set(SCHEDULES) - set(SPLIT), (1, 2, 3, 4)):
+            executed = [row.name for row in SCHEDULES.values() if row.executed]
+            for kind, virtual in itertools.product(executed, (1, 2, 3, 4)):
                 units = Cuts(priced).into(pp * virtual)
                 legal = kind == "interleaved" if virtual > 1 else kind != "interleaved"
                 if not units or not legal or (pp == 1 and kind != "1f1b") or (virtual > 1 and many % pp):

@@ -16,7 +16,7 @@ from partitioner.cost.op_work import Setting
 from partitioner.cost.unit_cost import Priced, price_units
 from partitioner.graph.tied_blocks import fold
 from partitioner.layouts.strategies import space
-from partitioner.schedule.tables import SPLIT
+from partitioner.schedule.tables import SCHEDULES
 from partitioner.searching.candidates import Tried, candidates
 from partitioner.searching.pins import read_pins
 from partitioner.solve.choices import Prices
@@ -188,7 +188,7 @@ def test_pruning_loses_nothing(name: str, plan_only: bool, monkeypatch: pytest.M
     monkeypatch.setattr(importlib.import_module("partitioner.searching.candidates"), "bound", lambda priced, split: 0.0)
     brute = search(graph_of(name), CLUSTER, 16, pins, plan_only=plan_only)
     assert brute.searched["beaten_by_bound"] == 0
-    assert not plan_only or any(c.schedule in SPLIT for c in brute.candidates + brute.front)
+    assert not plan_only or any(SCHEDULES[c.schedule].puts_off for c in brute.candidates + brute.front)
     assert asdict(brute.cost) == asdict(pruned.cost)
     assert brute.decisions == pruned.decisions
     assert brute.candidates[:10] == pruned.candidates[:10]

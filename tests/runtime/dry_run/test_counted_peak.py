@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from partitioner import Cluster, lower, search, trace
+from partitioner.lowering.program import coordinates
 from runtime.dry_run.counted_peak import tracked_peak
 from runtime.dry_run.dry_run import alike
-from runtime.mesh.groups import coordinates
 from tools.models.load import load
 from tools.verify.plan_families import families
 
