@@ -79,9 +79,10 @@ class UnitCost:
         return self.compute + self.communication
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Priced:
-    """A folded graph whose layouts are chosen, with the price of each unit; alike ones share it."""
+    """A folded graph whose layouts are chosen, with the price of each unit; alike ones share it. Equal to itself alone.
+    """
 
     setting: Setting
     solution: Solution

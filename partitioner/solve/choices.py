@@ -8,8 +8,9 @@ One conversion of a value serves all of its readers that need the same placement
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from torch import fx
@@ -85,14 +86,25 @@ class Choices:
         self.counts = {n: len(units) for g, units in enumerate(folded.groups) for n in folded.body(g)}
         self.of: dict[Value, tuple[Choice, ...]] = {}
         self.converted: dict[tuple[float, bool, Placement, Placement], float | None] = {}
-        for node in dict.fromkeys(folded.parameter.values()):
-            self.of[node] = tuple(Choice(self.parameter_cost(node, p), p) for p in self.parameter_placements(node))
+        self.trained = {n: self.parameter_placements(n) for n in dict.fromkeys(folded.parameter.values())}
+        self.of |= self.parameters()
         for port in folded.sources:
             self.of[port] = tuple(Choice(0.0, p) for p in self.port_placements(port))
         loss = next(n for n in folded.graph.module.graph.nodes if n.op == "output").all_input_nodes[0]
         for node, count in self.counts.items():
             rows = [Choice(self.op_cost(node, s, count), result(s), s) for s in options.strategies[node]]
             self.of[node] = tuple(c for c in rows if node is not folded.node[loss] or c.placement == WHOLE)
+
+    def parameters(self) -> dict[Value, tuple[Choice, ...]]:
+        """Their choices: the only ones whose price depends on how many micro-batches share a step."""
+        return {n: tuple(Choice(self.parameter_cost(n, p), p) for p in rows) for n, rows in self.trained.items()}
+
+    def at(self, micro_batches: int) -> Choices:
+        """The same, where so many micro-batches share a step; what does not depend on it is shared."""
+        found = copy.copy(self)
+        found.prices = replace(self.prices, micro_batches=micro_batches)
+        found.of = self.of | found.parameters()
+        return found
 
     def parameter_placements(self, node: fx.Node) -> list[Placement]:
         found = [WHOLE, REPLICATE, *self.options.shards.get(node, ())] if self.prices.ranks > 1 else [WHOLE]
@@ -117,9 +129,14 @@ class Choices:
         value, prices = node.meta["val"], self.prices
         elements = value.numel() * prices.setting.share(node, placement)
         held = state_bytes(elements, value.element_size(), prices.cluster.software) * prices.byte_seconds
-        gradient = prices.setting.bytes(node, REPLICATE)
-        sync = collective_seconds("all_reduce", gradient, prices.route) if placement == REPLICATE else 0.0
-        return (held + sync / prices.micro_batches) * self.folded.members[node]
+        return held * self.folded.members[node] + self.sync_seconds(node, placement) / prices.micro_batches
+
+    def sync_seconds(self, node: fx.Node, placement: Placement) -> float:
+        """What summing a parameter's gradients over tp takes once a step, in all of its units."""
+        if placement != REPLICATE:
+            return 0.0
+        gradient = self.prices.setting.bytes(node, REPLICATE)
+        return collective_seconds("all_reduce", gradient, self.prices.route) * self.folded.members[node]
 
     def op_cost(self, node: fx.Node, strategy: Strategy, count: int) -> float:
         prices = self.prices
@@ -128,6 +145,7 @@ class Choices:
         held = prices.setting.bytes(node, result(strategy)) * prices.byte_seconds * TIE_BYTES
         return (seconds + held) * count
 
+    @cached_property
     def reads(self) -> list[Read]:
         """Every value with its readers inside a unit, and once more with each port that it enters."""
         found: dict[tuple[Value, Value | None], dict[Value, list[tuple[Placement, ...]]]] = {}

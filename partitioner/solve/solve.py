@@ -8,7 +8,7 @@ another. A block whose tables grow too wide for that goes to HiGHS as a 0/1 prog
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -25,6 +25,7 @@ from partitioner.solve.integer_program import minimize01
 from partitioner.solve.variable_elimination import Array, Table, TooWide, minimize
 
 T = TypeVar("T")
+_SAME = 1e-12  # of the seconds: rounding
 MOST_JOINED = 100_000  # entries of a value's table over all its readers; beyond, each conversion is a variable
 
 
@@ -33,14 +34,36 @@ def solve(folded: Folded, options: Space, prices: Prices, allowed: Allowed = lam
 
     Raises InputError when the pins leave no legal layout.
     """
-    choices = Choices(folded, options, prices, allowed)
-    try:
-        seconds, chosen = _eliminated(choices)
-    except TooWide:
-        seconds, chosen = minimize01(choices)
-    if not math.isfinite(seconds):
-        raise InputError("no layout satisfies the pins: relax one")
-    return _solution(choices, seconds, chosen)
+    return _Solver(Choices(folded, options, prices, allowed)).at(prices.micro_batches)
+
+
+def solve_each(
+    folded: Folded, options: Space, prices: Prices, counts: Iterable[int],
+    allowed: Allowed = lambda value, placement: True,
+) -> dict[int, Solution]:  # fmt: skip
+    """The cheapest layouts for each of ``counts`` micro-batches that may share a step, one object where one is enough.
+
+    Layouts cost a constant and a step's sync times 1 / count, so the least over all of them is concave in 1 / count:
+    what is cheapest at two counts is cheapest at all between. Raises InputError as ``solve`` does.
+    """
+    rising = sorted(set(counts))
+    return _between(_Solver(Choices(folded, options, prices, allowed)), rising, {}) if rising else {}
+
+
+def _between(solver: _Solver, rising: Sequence[int], ends: dict[int, Solution]) -> dict[int, Solution]:
+    """``ends``: what is known of the first and the last of ``rising``."""
+    first, last = rising[0], rising[-1]
+    most = ends[last] if last in ends else solver.at(last)
+    if first == last or not solver.synced(most):  # a sync that weighs more makes nothing else cheaper
+        return dict.fromkeys(rising, most)
+    least = ends[first] if first in ends else solver.at(first)
+    if most.seconds + solver.synced(most) * (1 / first - 1 / last) <= least.seconds * (1 + _SAME):
+        return dict.fromkeys(rising, most)
+    if len(rising) == 2:
+        return {first: least, last: most}
+    middle = len(rising) // 2
+    found = _between(solver, rising[: middle + 1], {first: least})
+    return found | _between(solver, rising[middle:], {rising[middle]: found[rising[middle]], last: most})
 
 
 def increases(choices: Choices) -> dict[Value, Array]:
@@ -61,10 +84,29 @@ def _solution(choices: Choices, seconds: float, chosen: Mapping[Value, int]) -> 
     return Solution(strategies, ports, parameters, seconds)
 
 
-def _eliminated(choices: Choices) -> tuple[float, dict[Value, int]]:
-    tables = _Tables(choices)
-    seconds, chosen = minimize(tables.domains, tables.found)
-    return seconds, {value: chosen[n] for value, n in tables.variable.items()}
+class _Solver:
+    """The choices' minimum at any number of micro-batches, what does not depend on it made once."""
+
+    def __init__(self, choices: Choices) -> None:
+        self.choices, self.tables = choices, _Tables(choices)
+
+    def at(self, micro_batches: int) -> Solution:
+        choices = self.choices.at(micro_batches)
+        try:
+            seconds, chosen = self.eliminated(choices)
+        except TooWide:
+            seconds, chosen = minimize01(choices)
+        if not math.isfinite(seconds):
+            raise InputError("no layout satisfies the pins: relax one")
+        return _solution(choices, seconds, chosen)
+
+    def synced(self, solution: Solution) -> float:
+        """Seconds once a step."""
+        return sum(self.choices.sync_seconds(node, placement) for node, placement in solution.parameters.items())
+
+    def eliminated(self, choices: Choices) -> tuple[float, dict[Value, int]]:
+        seconds, chosen = minimize(self.tables.domains, self.tables.at(choices))
+        return seconds, {value: chosen[n] for value, n in self.tables.variable.items()}
 
 
 class _Tables:
@@ -74,9 +116,17 @@ class _Tables:
         self.choices = choices
         self.variable = {value: n for n, value in enumerate(choices.of)}
         self.domains = [len(rows) for rows in choices.of.values()]
-        self.found = [Table((n,), np.array([c.seconds for c in choices.of[v]])) for v, n in self.variable.items()]
-        for read in choices.reads():
+        self.found = self.own(choices)
+        for read in choices.reads:
             self.read(read)
+
+    def own(self, choices: Choices) -> list[Table]:
+        """Of each value what its choices cost by themselves."""
+        return [Table((n,), np.array([c.seconds for c in choices.of[v]])) for v, n in self.variable.items()]
+
+    def at(self, choices: Choices) -> list[Table]:
+        """All tables, with the values' own prices from ``choices``."""
+        return [*self.own(choices), *self.found[len(self.variable) :]]
 
     def read(self, read: Read) -> None:
         """One table over the value and its readers, or where that is large, a variable for each conversion."""
