@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 
 from partitioner.cluster import Cluster
 from partitioner.cost.op_work import Setting
-from partitioner.cost.unit_cost import Priced, price_units
+from partitioner.cost.unit_cost import Priced, price_each
 from partitioner.graph.graph import Graph, Unit
 from partitioner.graph.resize_batch import at_batch, resize
 from partitioner.graph.tied_blocks import Folded, fold
 from partitioner.layouts.strategies import space
 from partitioner.searching.pins import Pins
-from partitioner.solve.choices import Prices
+from partitioner.solve.choices import NoLayout, Prices
 from partitioner.solve.solve import solve_each
 from partitioner.step.cut_stages import Cuts
 from partitioner.step.least_recompute import least_recomputed
@@ -55,7 +55,11 @@ class Tried:
 def candidates(
     graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, plan_only: bool, progress: Progress
 ) -> Iterator[Tried]:
-    """All of them that the pins admit; with ``plan_only`` also what the runtime can't execute yet."""
+    """All of them that the pins admit; with ``plan_only`` also what the runtime can't execute yet.
+
+    A tp whose layouts the pins exclude has none; raises NoLayout where that leaves nothing at all.
+    """
+    refused, found = list[NoLayout](), False
     folded = fold(graph)
     degrees = [n for n in divisors(cluster.devices) if stays_inside("tp", n, cluster, fixed)]
     contexts = [n for n in divisors(cluster.devices) if n <= MOST_CP] if plan_only else [1]
@@ -71,11 +75,19 @@ def candidates(
             assert sized is not None
             counts = micro_batches(sized, cluster.devices // (tp * cp), micro_batch, global_batch, fixed)
             depths: dict[Priced, list[int]] = {}
-            priced = layouts(sized, cluster, tp, cp, set(counts.values()), fixed)
+            try:
+                priced = layouts(sized, cluster, tp, cp, set(counts.values()), fixed)
+            except NoLayout as error:
+                refused.append(error)
+                continue
             for pp, many in counts.items():
                 depths.setdefault(priced[many], []).append(pp)
             for alike, pps in depths.items():
-                yield from _Cutting(alike, cp, micro_batch, global_batch, fixed, plan_only).splits(pps)
+                for tried in _Cutting(alike, cp, micro_batch, global_batch, fixed, plan_only).splits(pps):
+                    found = True
+                    yield tried
+    if refused and not found:
+        raise refused[-1]
 
 
 def layouts(
@@ -85,7 +97,7 @@ def layouts(
     setting = Setting.of(sized, cluster, tp, cp)
     found = solve_each(sized, space(sized, tp), Prices.of(cluster, setting, 1), counts, fixed.allows(sized))
     distinct = {id(solution): solution for solution in found.values()}
-    priced = {key: price_units(setting, solution, cluster) for key, solution in distinct.items()}
+    priced = dict(zip(distinct, price_each(setting, distinct.values(), cluster), strict=True))
     return {many: priced[id(solution)] for many, solution in found.items()}
 
 

@@ -32,6 +32,10 @@ TIE_BYTES = 1e-4  # of a byte's price: among equal times, hold fewer bytes
 TIE_COLLECTIVE = 1e-9  # seconds: among equal bytes, fewer collectives
 
 
+class NoLayout(InputError):
+    """The pins leave no layout on this axis; on another degree of it they may."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """One way to make a value: its seconds in a step's micro-batch, where it then lies, and an op's strategy."""
@@ -79,7 +83,7 @@ class Prices:
 
 
 class Choices:
-    """The choices of every value of a folded graph. Raises InputError when pins leave a parameter none."""
+    """The choices of every value of a folded graph. Raises NoLayout when pins leave a parameter or a port none."""
 
     def __init__(self, folded: Folded, options: Space, prices: Prices, allowed: Allowed) -> None:
         self.folded, self.options, self.prices, self.allowed = folded, options, prices, allowed
@@ -110,19 +114,23 @@ class Choices:
         found = [WHOLE, REPLICATE, *self.options.shards.get(node, ())] if self.prices.ranks > 1 else [WHOLE]
         kept = [p for p in found if self.allowed(node, p)]
         if not kept:
-            raise InputError(f"no layout of {node.meta['source']} satisfies the pins: relax one")
+            raise NoLayout(f"no layout of {node.meta['source']} satisfies the pins: relax one")
         return kept
 
     def port_placements(self, port: Port) -> list[Placement]:
-        if self.prices.ranks == 1:
-            return [WHOLE]
-        first = next(iter(self.folded.sources[port]))
+        first, ranks = next(iter(self.folded.sources[port])), self.prices.ranks
         shards = set(self.options.shards.get(first, ()))
         for other in self.folded.sources[port]:
             shards &= set(self.options.shards.get(other, ()))
-        found = [WHOLE, REPLICATE, *sorted(s for s in shards if s.is_even(self.prices.ranks))]
-        kept = [p for p in found if self.allowed(port, p)]
-        return kept or found
+        divided = [REPLICATE, *sorted(s for s in shards if s.is_even(ranks))] if ranks > 1 else []
+        kept = [p for p in (WHOLE, *divided) if self.allowed(port, p)]
+        if not kept:
+            unit = self.folded.groups[port.group][0].name
+            raise NoLayout(
+                f"pin boundary=sharded: tp {ranks} can't divide {first.name} evenly where it enters {unit}: "
+                "drop the pin, or pin another tp"
+            )
+        return kept
 
     def parameter_cost(self, node: fx.Node, placement: Placement) -> float:
         """State bytes at their price; a replicated gradient is summed once a step, shared by the micro-batches."""

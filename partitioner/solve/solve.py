@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
 from torch import fx
 
-from partitioner.errors import InputError
 from partitioner.graph.tied_blocks import Folded, Port
 from partitioner.layouts.solution import Solution, Value
 from partitioner.layouts.strategies import Space
 from partitioner.sharding.layout import Placement
 from partitioner.solve import variable_elimination
-from partitioner.solve.choices import Allowed, Choices, Prices, Read
+from partitioner.solve.choices import Allowed, Choices, NoLayout, Prices, Read
 from partitioner.solve.integer_program import minimize01
-from partitioner.solve.variable_elimination import Array, Table, TooWide, minimize
+from partitioner.solve.variable_elimination import Array, Order, Table, TooWide, elimination_order, minimize
 
 T = TypeVar("T")
 _SAME = 1e-12  # of the seconds: rounding
@@ -32,7 +32,7 @@ MOST_JOINED = 100_000  # entries of a value's table over all its readers; beyond
 def solve(folded: Folded, options: Space, prices: Prices, allowed: Allowed = lambda value, placement: True) -> Solution:
     """The cheapest layouts. ``allowed(value, placement)`` restricts a parameter or a port (a pin).
 
-    Raises InputError when the pins leave no legal layout.
+    Raises NoLayout when the pins leave none.
     """
     return _Solver(Choices(folded, options, prices, allowed)).at(prices.micro_batches)
 
@@ -44,7 +44,7 @@ def solve_each(
     """The cheapest layouts for each of ``counts`` micro-batches that may share a step, one object where one is enough.
 
     Layouts cost a constant and a step's sync times 1 / count, so the least over all of them is concave in 1 / count:
-    what is cheapest at two counts is cheapest at all between. Raises InputError as ``solve`` does.
+    what is cheapest at two counts is cheapest at all between. Raises NoLayout as ``solve`` does.
     """
     rising = sorted(set(counts))
     return _between(_Solver(Choices(folded, options, prices, allowed)), rising, {}) if rising else {}
@@ -90,6 +90,10 @@ class _Solver:
     def __init__(self, choices: Choices) -> None:
         self.choices, self.tables = choices, _Tables(choices)
 
+    @cached_property
+    def order(self) -> Order:
+        return elimination_order(self.tables.domains, self.tables.found)
+
     def at(self, micro_batches: int) -> Solution:
         choices = self.choices.at(micro_batches)
         try:
@@ -97,7 +101,7 @@ class _Solver:
         except TooWide:
             seconds, chosen = minimize01(choices)
         if not math.isfinite(seconds):
-            raise InputError("no layout satisfies the pins: relax one")
+            raise NoLayout("no layout satisfies the pins: relax one")
         return _solution(choices, seconds, chosen)
 
     def synced(self, solution: Solution) -> float:
@@ -105,7 +109,7 @@ class _Solver:
         return sum(self.choices.sync_seconds(node, placement) for node, placement in solution.parameters.items())
 
     def eliminated(self, choices: Choices) -> tuple[float, dict[Value, int]]:
-        seconds, chosen = minimize(self.tables.domains, self.tables.at(choices))
+        seconds, chosen = minimize(self.tables.domains, self.tables.at(choices), self.order)
         return seconds, {value: chosen[n] for value, n in self.tables.variable.items()}
 
 
