@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from torch import fx
@@ -47,23 +47,35 @@ def solve_each(
     what is cheapest at two counts is cheapest at all between. Raises NoLayout as ``solve`` does.
     """
     rising = sorted(set(counts))
-    return _between(_Solver(Choices(folded, options, prices, allowed)), rising, {}) if rising else {}
+    solver = _Solver(Choices(folded, options, prices, allowed))
+    return {n: line.solution for n, line in _between(solver, rising, {}).items()} if rising else {}
 
 
-def _between(solver: _Solver, rising: Sequence[int], ends: dict[int, Solution]) -> dict[int, Solution]:
-    """``ends``: what is known of the first and the last of ``rising``."""
+class _Line(NamedTuple):
+    """Layouts whose objective is a line in 1 / micro-batches: seconds each, and once a step."""
+
+    solution: Solution
+    each: float
+    once: float
+
+    def at(self, micro_batches: int) -> float:
+        return self.each + self.once / micro_batches
+
+
+def _between(solver: _Solver, rising: Sequence[int], ends: Mapping[int, _Line]) -> dict[int, _Line]:
+    """``ends``: what is known to be the cheapest at the first and the last of ``rising``."""
     first, last = rising[0], rising[-1]
-    most = ends[last] if last in ends else solver.at(last)
-    if first == last or not solver.synced(most):  # a sync that weighs more makes nothing else cheaper
+    most = ends[last] if last in ends else solver.line(last)
+    if first == last or not most.once:  # a sync that weighs more makes nothing else cheaper
         return dict.fromkeys(rising, most)
-    least = ends[first] if first in ends else solver.at(first)
-    if most.seconds + solver.synced(most) * (1 / first - 1 / last) <= least.seconds * (1 + _SAME):
+    least = ends[first] if first in ends else solver.line(first)
+    if most.at(first) <= least.at(first) * (1 + _SAME):
         return dict.fromkeys(rising, most)
     if len(rising) == 2:
         return {first: least, last: most}
     middle = len(rising) // 2
-    found = _between(solver, rising[: middle + 1], {first: least})
-    return found | _between(solver, rising[middle:], {rising[middle]: found[rising[middle]], last: most})
+    upper = _between(solver, rising[middle:], {last: most})
+    return _between(solver, rising[: middle + 1], {first: least, rising[middle]: upper[rising[middle]]}) | upper
 
 
 def increases(choices: Choices) -> dict[Value, Array]:
@@ -104,9 +116,10 @@ class _Solver:
             raise NoLayout("no layout satisfies the pins: relax one")
         return _solution(choices, seconds, chosen)
 
-    def synced(self, solution: Solution) -> float:
-        """Seconds once a step."""
-        return sum(self.choices.sync_seconds(node, placement) for node, placement in solution.parameters.items())
+    def line(self, micro_batches: int) -> _Line:
+        found = self.at(micro_batches)
+        once = sum(self.choices.sync_seconds(node, placement) for node, placement in found.parameters.items())
+        return _Line(found, found.seconds - once / micro_batches, once)
 
     def eliminated(self, choices: Choices) -> tuple[float, dict[Value, int]]:
         seconds, chosen = minimize(self.tables.domains, self.tables.at(choices), self.order)
