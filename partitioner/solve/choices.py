@@ -59,7 +59,7 @@ class Read:
 
 @dataclass(frozen=True)
 class Prices:
-    """What the objective adds up: work on a cluster, the micro-batches that share a step, seconds for a byte held."""
+    """What the objective adds up: work on a cluster, a step's sync over its micro-batches, seconds for a byte held."""
 
     cluster: Cluster
     setting: Setting
@@ -68,7 +68,7 @@ class Prices:
 
     @staticmethod
     def of(cluster: Cluster, setting: Setting, micro_batches: int, scarcity: float = 1.0) -> Prices:
-        """A byte held costs one pass of memory a step, times ``scarcity``."""
+        """A byte held costs one pass of memory a micro-batch, times ``scarcity``."""
         return Prices(cluster, setting, micro_batches, scarcity / cluster.device.memory_bytes_per_second)
 
     @property
