@@ -16,7 +16,7 @@ from partitioner.sharding.layout import Placement
 class Solution:
     """The chosen strategy of every representative op, the placement of every port and representative parameter.
 
-    ``seconds`` is the objective where it was solved: a micro-batch of all blocks, its part of a step's sync, bytes held.
+    ``seconds`` is the objective where it was solved: a micro-batch of all blocks, its part of a sync, bytes held.
     """
 
     strategies: dict[fx.Node, Strategy]
