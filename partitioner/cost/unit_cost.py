@@ -5,7 +5,7 @@ Of one micro-batch, on the fullest rank.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -24,7 +24,7 @@ from partitioner.cost.op_work import Setting, op_flops, op_work, weight_work
 from partitioner.graph.graph import Unit
 from partitioner.graph.saved_by_autograd import saved
 from partitioner.graph.tied_blocks import Folded
-from partitioner.layouts.solution import Solution
+from partitioner.layouts.solution import Solution, group_layouts
 from partitioner.sharding.layout import REPLICATE, Placement, Shard
 from partitioner.sharding.rules import rule_of
 
@@ -79,9 +79,10 @@ class UnitCost:
         return self.compute + self.communication
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Priced:
-    """A folded graph whose layouts are chosen, with the price of each unit; alike ones share it."""
+    """A folded graph whose layouts are chosen, with the price of each unit; alike ones share it. Equal to itself alone.
+    """
 
     setting: Setting
     solution: Solution
@@ -178,12 +179,24 @@ class Priced:
 
 def price_units(setting: Setting, solution: Solution, cluster: Cluster) -> Priced:
     """Price every group of units once, and once more where its units hand on other layouts of what they make."""
+    return price_each(setting, [solution], cluster)[0]
+
+
+def price_each(setting: Setting, solutions: Iterable[Solution], cluster: Cluster) -> list[Priced]:
+    """Price several layouts; a group of units that lies alike in two of them is priced once."""
+    known: dict[tuple[object, ...], _Pricing] = {}
+    return [Priced(setting, solution, cluster, _units(setting, solution, cluster, known)) for solution in solutions]
+
+
+def _units(
+    setting: Setting, solution: Solution, cluster: Cluster, known: dict[tuple[object, ...], _Pricing]
+) -> dict[Unit, UnitCost]:
     wanted, found = handed_on(setting.folded, solution), dict[Unit, UnitCost]()
     for g, units in enumerate(setting.folded.groups):
-        pricing = _Pricing(setting, solution, cluster, g)
-        costs = {keys: pricing.cost(keys) for keys in dict.fromkeys(wanted[unit] for unit in units)}
-        found |= {unit: costs[wanted[unit]] for unit in units}
-    return Priced(setting, solution, cluster, found)
+        key = g, *group_layouts(setting.folded, solution, g)
+        pricing = known.get(key) or known.setdefault(key, _Pricing(setting, solution, cluster, g))
+        found |= {unit: pricing.cost(wanted[unit]) for unit in units}
+    return found
 
 
 class _Pricing:
@@ -192,6 +205,7 @@ class _Pricing:
     def __init__(self, setting: Setting, solution: Solution, cluster: Cluster, group: int) -> None:
         self.setting, self.solution, self.cluster, self.group = setting, solution, cluster, group
         self.folded = setting.folded
+        self.costs: dict[Handed, UnitCost] = {}
         self.body = self.folded.body(group)
         self.work = {n: op_work(setting, n, solution.strategies[n]) for n in self.body}
         self.seconds = {n: Seconds(*(work_seconds(w, cluster) for w in pair)) for n, pair in self.work.items()}
@@ -200,6 +214,11 @@ class _Pricing:
 
     def cost(self, handed: Handed) -> UnitCost:
         """Of a unit that hands on these layouts of what it makes."""
+        if handed not in self.costs:
+            self.costs[handed] = self.summed(handed)
+        return self.costs[handed]
+
+    def summed(self, handed: Handed) -> UnitCost:
         compute, sent, over_cp, again, count = ZERO, ZERO, 0.0, (0.0, 0.0), [0, 0]
         last = last_kept(self.folded, self.group)
         for reader in (*self.body, None):

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from partitioner.graph.tied_blocks import Port
+from partitioner.graph.nodes import is_parameter, operands
+from partitioner.graph.tied_blocks import Folded, Port
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import Placement
 
@@ -15,7 +16,7 @@ from partitioner.sharding.layout import Placement
 class Solution:
     """The chosen strategy of every representative op, the placement of every port and representative parameter.
 
-    ``seconds`` is the objective: one micro-batch of all blocks, a step's gradient sync and the price of bytes held.
+    ``seconds`` is the objective where it was solved: a micro-batch of all blocks, its part of a sync, bytes held.
     """
 
     strategies: dict[fx.Node, Strategy]
@@ -32,6 +33,17 @@ class Solution:
         result = self.strategies[value].result
         assert not isinstance(result, tuple)
         return result
+
+
+def group_layouts(folded: Folded, solution: Solution, group: int) -> tuple[object, ...]:
+    """All of a solution that a group's units can see: their ops, their parameters, what enters, what it enters next."""
+    body = folded.body(group)
+    read = {folded.parameter[o] for node in body for o in operands(node) if is_parameter(o)}
+    ports = [p for p, sources in folded.sources.items() if p.group == group or not sources.keys().isdisjoint(body)]
+    return (
+        *(solution.strategies[node] for node in body), *(solution.ports[port] for port in ports),
+        *(solution.parameters[node] for node in folded.parameter.values() if node in read),
+    )  # fmt: skip
 
 
 Value = fx.Node | Port

@@ -1,26 +1,27 @@
 """Every way to cut a step that search may propose, each with a bound on its time and its exact memory.
 
-for each tp, cp, micro-batch           resize, enumerate, solve      (the layouts)
-for each pp, dp, order, schedule       cut stages
+for each tp, cp, micro-batch           resize, enumerate
+for each pp, dp                        solve for the micro-batches that a step then has      (the layouts)
+for each order, schedule               cut stages
 for each ZeRO stage                    as few recomputed blocks as fit in memory, of each stage its own number; or all
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from partitioner.cluster import Cluster
 from partitioner.cost.op_work import Setting
-from partitioner.cost.unit_cost import Priced, price_units
+from partitioner.cost.unit_cost import Priced, price_each
 from partitioner.graph.graph import Graph, Unit
 from partitioner.graph.resize_batch import at_batch, resize
 from partitioner.graph.tied_blocks import Folded, fold
 from partitioner.layouts.strategies import space
 from partitioner.schedule.tables import PLAIN, SCHEDULES
 from partitioner.searching.pins import Pins
-from partitioner.solve.choices import Prices
-from partitioner.solve.solve import solve
+from partitioner.solve.choices import NoLayout, Prices
+from partitioner.solve.solve import solve_each
 from partitioner.step.cut_stages import Cuts
 from partitioner.step.least_recompute import least_recomputed
 from partitioner.step.rank_memory import Memory
@@ -55,7 +56,11 @@ class Tried:
 def candidates(
     graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, plan_only: bool, progress: Progress
 ) -> Iterator[Tried]:
-    """All of them that the pins admit; with ``plan_only`` also what the runtime can't execute yet."""
+    """All of them that the pins admit; with ``plan_only`` also what the runtime can't execute yet.
+
+    A tp whose layouts the pins exclude has none; raises NoLayout where that leaves nothing at all.
+    """
+    refused, found = list[NoLayout](), False
     folded = fold(graph)
     degrees = [n for n in divisors(cluster.devices) if stays_inside("tp", n, cluster, fixed)]
     contexts = [n for n in divisors(cluster.devices) if n <= MOST_CP] if plan_only else [1]
@@ -69,18 +74,40 @@ def candidates(
         for tp, cp in pairs:
             progress(f"layouts at tp {tp}, cp {cp}, micro-batch {micro_batch}")
             assert sized is not None
-            priced = layouts(sized, cluster, tp, cp, micro_batch, global_batch, fixed)
-            yield from _Cutting(priced, cp, micro_batch, global_batch, fixed, plan_only).splits()
+            counts = micro_batches(sized, cluster.devices // (tp * cp), micro_batch, global_batch, fixed)
+            depths: dict[Priced, list[int]] = {}
+            try:
+                priced = layouts(sized, cluster, tp, cp, set(counts.values()), fixed)
+            except NoLayout as error:
+                refused.append(error)
+                continue
+            for pp, many in counts.items():
+                depths.setdefault(priced[many], []).append(pp)
+            for alike, pps in depths.items():
+                for tried in _Cutting(alike, cp, micro_batch, global_batch, fixed, plan_only).splits(pps):
+                    found = True
+                    yield tried
+    if refused and not found:
+        raise refused[-1]
 
 
 def layouts(
-    sized: Folded, cluster: Cluster, tp: int, cp: int, micro_batch: int, global_batch: int, fixed: Pins
-) -> Priced:
-    """The best layouts of one tp and micro-batch, priced."""
-    steps = max(1, global_batch * tp * cp // (cluster.devices * micro_batch))
+    sized: Folded, cluster: Cluster, tp: int, cp: int, counts: Iterable[int], fixed: Pins
+) -> dict[int, Priced]:
+    """The best layouts of one tp, cp and micro-batch, priced, for each of ``counts`` micro-batches a step."""
     setting = Setting.of(sized, cluster, tp, cp)
-    solution = solve(sized, space(sized, tp), Prices.of(cluster, setting, steps), fixed.allows(sized))
-    return price_units(setting, solution, cluster)
+    found = solve_each(sized, space(sized, tp), Prices.of(cluster, setting, 1), counts, fixed.allows(sized))
+    distinct = {id(solution): solution for solution in found.values()}
+    priced = dict(zip(distinct, price_each(setting, distinct.values(), cluster), strict=True))
+    return {many: priced[id(solution)] for many, solution in found.items()}
+
+
+def micro_batches(sized: Folded, ranks: int, micro_batch: int, global_batch: int, fixed: Pins) -> dict[int, int]:
+    """By each pp that ``ranks`` and the pins admit, how many micro-batches a step has."""
+    blocks = sum(u.is_block for u in sized.graph.units)
+    pairs = [(pp, ranks // pp) for pp in divisors(ranks) if pp <= max(1, blocks)]
+    admitted = [(pp, dp) for pp, dp in pairs if fixed.admits("pp", pp) and fixed.admits("dp", dp)]
+    return {pp: global_batch // (dp * micro_batch) for pp, dp in admitted if global_batch % (dp * micro_batch) == 0}
 
 
 def divisors(n: int) -> list[int]:
@@ -113,13 +140,11 @@ class _Cutting:
         self.ways = ("full", "selective") if plan_only else ("full",)
         self.stages: dict[int, tuple[tuple[Unit, ...], ...]] = {}
 
-    def splits(self) -> Iterator[Tried]:
-        rest = self.cluster.devices // (self.priced.ranks * self.cp)
-        for pp in [n for n in divisors(rest) if n <= max(1, self.blocks)]:
-            dp, samples = rest // pp, rest // pp * self.micro_batch
-            if not (self.fixed.admits("pp", pp) and self.fixed.admits("dp", dp)) or self.global_batch % samples:
-                continue
-            for kind, virtual in schedules(pp, self.blocks, self.global_batch // samples, self.plan_only):
+    def splits(self, depths: Iterable[int]) -> Iterator[Tried]:
+        for pp in depths:
+            dp = self.cluster.devices // (self.priced.ranks * self.cp * pp)
+            many = self.global_batch // (dp * self.micro_batch)
+            for kind, virtual in schedules(pp, self.blocks, many, self.plan_only):
                 if self.fixed.admits("schedule", kind) and self.fixed.admits("virtual", virtual):
                     yield from self.cut(pp, dp, kind, virtual)
 

@@ -8,8 +8,9 @@ One conversion of a value serves all of its readers that need the same placement
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from torch import fx
@@ -30,6 +31,10 @@ from partitioner.sharding.layout import PARTIAL, REPLICATE, WHOLE, Placement, Sh
 Allowed = Callable[[Value, Placement], bool]
 TIE_BYTES = 1e-4  # of a byte's price: among equal times, hold fewer bytes
 TIE_COLLECTIVE = 1e-9  # seconds: among equal bytes, fewer collectives
+
+
+class NoLayout(InputError):
+    """The pins leave no layout on this axis; on another degree of it they may."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Read:
 
 @dataclass(frozen=True)
 class Prices:
-    """What the objective adds up: work on a cluster, the micro-batches that share a step, seconds for a byte held."""
+    """What the objective adds up: work on a cluster, a step's sync over its micro-batches, seconds for a byte held."""
 
     cluster: Cluster
     setting: Setting
@@ -64,7 +69,7 @@ class Prices:
 
     @staticmethod
     def of(cluster: Cluster, setting: Setting, micro_batches: int, scarcity: float = 1.0) -> Prices:
-        """A byte held costs one pass of memory a step, times ``scarcity``."""
+        """A byte held costs one pass of memory a micro-batch, times ``scarcity``."""
         return Prices(cluster, setting, micro_batches, scarcity / cluster.device.memory_bytes_per_second)
 
     @property
@@ -79,15 +84,15 @@ class Prices:
 
 
 class Choices:
-    """The choices of every value of a folded graph. Raises InputError when pins leave a parameter none."""
+    """The choices of every value of a folded graph. Raises NoLayout when pins leave a parameter or a port none."""
 
     def __init__(self, folded: Folded, options: Space, prices: Prices, allowed: Allowed) -> None:
         self.folded, self.options, self.prices, self.allowed = folded, options, prices, allowed
         self.counts = {n: len(units) for g, units in enumerate(folded.groups) for n in folded.body(g)}
         self.of: dict[Value, tuple[Choice, ...]] = {}
         self.converted: dict[tuple[float, bool, Placement, Placement], float | None] = {}
-        for node in dict.fromkeys(folded.parameter.values()):
-            self.of[node] = tuple(Choice(self.parameter_cost(node, p), p) for p in self.parameter_placements(node))
+        self.trained = {n: self.parameter_placements(n) for n in dict.fromkeys(folded.parameter.values())}
+        self.of |= self.parameters()
         for port in folded.sources:
             self.of[port] = tuple(Choice(0.0, p) for p in self.port_placements(port))
         loss = next(n for n in folded.graph.module.graph.nodes if n.op == "output").all_input_nodes[0]
@@ -95,32 +100,52 @@ class Choices:
             rows = [Choice(self.op_cost(node, s, count), result(s), s) for s in options.strategies[node]]
             self.of[node] = tuple(c for c in rows if node is not folded.node[loss] or c.placement == WHOLE)
 
+    def parameters(self) -> dict[Value, tuple[Choice, ...]]:
+        """Their choices: the only ones whose price depends on how many micro-batches share a step."""
+        return {n: tuple(Choice(self.parameter_cost(n, p), p) for p in rows) for n, rows in self.trained.items()}
+
+    def at(self, micro_batches: int) -> Choices:
+        """The same, where so many micro-batches share a step; what does not depend on it is shared."""
+        found = copy.copy(self)
+        found.prices = replace(self.prices, micro_batches=micro_batches)
+        found.of = self.of | found.parameters()
+        return found
+
     def parameter_placements(self, node: fx.Node) -> list[Placement]:
         found = [WHOLE, REPLICATE, *self.options.shards.get(node, ())] if self.prices.ranks > 1 else [WHOLE]
         kept = [p for p in found if self.allowed(node, p)]
         if not kept:
-            raise InputError(f"no layout of {node.meta['source']} satisfies the pins: relax one")
+            raise NoLayout(f"no layout of {node.meta['source']} satisfies the pins: relax one")
         return kept
 
     def port_placements(self, port: Port) -> list[Placement]:
-        if self.prices.ranks == 1:
-            return [WHOLE]
-        first = next(iter(self.folded.sources[port]))
+        first, ranks = next(iter(self.folded.sources[port])), self.prices.ranks
         shards = set(self.options.shards.get(first, ()))
         for other in self.folded.sources[port]:
             shards &= set(self.options.shards.get(other, ()))
-        found = [WHOLE, REPLICATE, *sorted(s for s in shards if s.is_even(self.prices.ranks))]
-        kept = [p for p in found if self.allowed(port, p)]
-        return kept or found
+        divided = [REPLICATE, *sorted(s for s in shards if s.is_even(ranks))] if ranks > 1 else []
+        kept = [p for p in (WHOLE, *divided) if self.allowed(port, p)]
+        if not kept:
+            unit = self.folded.groups[port.group][0].name
+            raise NoLayout(
+                f"pin boundary=sharded: tp {ranks} can't divide {first.name} evenly where it enters {unit}: "
+                "drop the pin, or pin another tp"
+            )
+        return kept
 
     def parameter_cost(self, node: fx.Node, placement: Placement) -> float:
         """State bytes at their price; a replicated gradient is summed once a step, shared by the micro-batches."""
         value, prices = node.meta["val"], self.prices
         elements = value.numel() * prices.setting.share(node, placement)
         held = state_bytes(elements, value.element_size(), prices.cluster.software) * prices.byte_seconds
-        gradient = prices.setting.bytes(node, REPLICATE)
-        sync = collective_seconds(ALL_REDUCE, gradient, prices.route) if placement == REPLICATE else 0.0
-        return (held + sync / prices.micro_batches) * self.folded.members[node]
+        return held * self.folded.members[node] + self.sync_seconds(node, placement) / prices.micro_batches
+
+    def sync_seconds(self, node: fx.Node, placement: Placement) -> float:
+        """What summing a parameter's gradients over tp takes once a step, in all of its units."""
+        if placement != REPLICATE:
+            return 0.0
+        gradient = self.prices.setting.bytes(node, REPLICATE)
+        return collective_seconds(ALL_REDUCE, gradient, self.prices.route) * self.folded.members[node]
 
     def op_cost(self, node: fx.Node, strategy: Strategy, count: int) -> float:
         prices = self.prices
@@ -129,6 +154,7 @@ class Choices:
         held = prices.setting.bytes(node, result(strategy)) * prices.byte_seconds * TIE_BYTES
         return (seconds + held) * count
 
+    @cached_property
     def reads(self) -> list[Read]:
         """Every value with its readers inside a unit, and once more with each port that it enters."""
         found: dict[tuple[Value, Value | None], dict[Value, list[tuple[Placement, ...]]]] = {}

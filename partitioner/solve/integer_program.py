@@ -32,7 +32,7 @@ def minimize01(choices: Choices) -> tuple[float, dict[Value, int]]:
     Raises InputError when optimality is not proved in LIMIT_SECONDS.
     """
     problem = _Problem(choices)
-    for read in choices.reads():
+    for read in choices.reads:
         problem.link(read)
     return problem.run()
 

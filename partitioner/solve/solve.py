@@ -8,39 +8,74 @@ another. A block whose tables grow too wide for that goes to HiGHS as a 0/1 prog
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from torch import fx
 
-from partitioner.errors import InputError
 from partitioner.graph.tied_blocks import Folded, Port
 from partitioner.layouts.solution import Solution, Value
 from partitioner.layouts.strategies import Space
 from partitioner.sharding.layout import Placement
 from partitioner.solve import variable_elimination
-from partitioner.solve.choices import Allowed, Choices, Prices, Read
+from partitioner.solve.choices import Allowed, Choices, NoLayout, Prices, Read
 from partitioner.solve.integer_program import minimize01
-from partitioner.solve.variable_elimination import Array, Table, TooWide, minimize
+from partitioner.solve.variable_elimination import Array, Order, Table, TooWide, elimination_order, minimize
 
 T = TypeVar("T")
+_SAME = 1e-12  # of the seconds: rounding
 MOST_JOINED = 100_000  # entries of a value's table over all its readers; beyond, each conversion is a variable
 
 
 def solve(folded: Folded, options: Space, prices: Prices, allowed: Allowed = lambda value, placement: True) -> Solution:
     """The cheapest layouts. ``allowed(value, placement)`` restricts a parameter or a port (a pin).
 
-    Raises InputError when the pins leave no legal layout.
+    Raises NoLayout when the pins leave none.
     """
-    choices = Choices(folded, options, prices, allowed)
-    try:
-        seconds, chosen = _eliminated(choices)
-    except TooWide:
-        seconds, chosen = minimize01(choices)
-    if not math.isfinite(seconds):
-        raise InputError("no layout satisfies the pins: relax one")
-    return _solution(choices, seconds, chosen)
+    return _Solver(Choices(folded, options, prices, allowed)).at(prices.micro_batches)
+
+
+def solve_each(
+    folded: Folded, options: Space, prices: Prices, counts: Iterable[int],
+    allowed: Allowed = lambda value, placement: True,
+) -> dict[int, Solution]:  # fmt: skip
+    """The cheapest layouts for each of ``counts`` micro-batches that may share a step, one object where one is enough.
+
+    Layouts cost a constant and a step's sync times 1 / count, so the least over all of them is concave in 1 / count:
+    what is cheapest at two counts is cheapest at all between. Raises NoLayout as ``solve`` does.
+    """
+    rising = sorted(set(counts))
+    solver = _Solver(Choices(folded, options, prices, allowed))
+    return {n: line.solution for n, line in _between(solver, rising, {}).items()} if rising else {}
+
+
+class _Line(NamedTuple):
+    """Layouts whose objective is a line in 1 / micro-batches: seconds each, and once a step."""
+
+    solution: Solution
+    each: float
+    once: float
+
+    def at(self, micro_batches: int) -> float:
+        return self.each + self.once / micro_batches
+
+
+def _between(solver: _Solver, rising: Sequence[int], ends: Mapping[int, _Line]) -> dict[int, _Line]:
+    """``ends``: what is known to be the cheapest at the first and the last of ``rising``."""
+    first, last = rising[0], rising[-1]
+    most = ends[last] if last in ends else solver.line(last)
+    if first == last or not most.once:  # a sync that weighs more makes nothing else cheaper
+        return dict.fromkeys(rising, most)
+    least = ends[first] if first in ends else solver.line(first)
+    if most.at(first) <= least.at(first) * (1 + _SAME):
+        return dict.fromkeys(rising, most)
+    if len(rising) == 2:
+        return {first: least, last: most}
+    middle = len(rising) // 2
+    upper = _between(solver, rising[middle:], {last: most})
+    return _between(solver, rising[: middle + 1], {first: least, rising[middle]: upper[rising[middle]]}) | upper
 
 
 def increases(choices: Choices) -> dict[Value, Array]:
@@ -61,10 +96,34 @@ def _solution(choices: Choices, seconds: float, chosen: Mapping[Value, int]) -> 
     return Solution(strategies, ports, parameters, seconds)
 
 
-def _eliminated(choices: Choices) -> tuple[float, dict[Value, int]]:
-    tables = _Tables(choices)
-    seconds, chosen = minimize(tables.domains, tables.found)
-    return seconds, {value: chosen[n] for value, n in tables.variable.items()}
+class _Solver:
+    """The choices' minimum at any number of micro-batches, what does not depend on it made once."""
+
+    def __init__(self, choices: Choices) -> None:
+        self.choices, self.tables = choices, _Tables(choices)
+
+    @cached_property
+    def order(self) -> Order:
+        return elimination_order(self.tables.domains, self.tables.found)
+
+    def at(self, micro_batches: int) -> Solution:
+        choices = self.choices.at(micro_batches)
+        try:
+            seconds, chosen = self.eliminated(choices)
+        except TooWide:
+            seconds, chosen = minimize01(choices)
+        if not math.isfinite(seconds):
+            raise NoLayout("no layout satisfies the pins: relax one")
+        return _solution(choices, seconds, chosen)
+
+    def line(self, micro_batches: int) -> _Line:
+        found = self.at(micro_batches)
+        once = sum(self.choices.sync_seconds(node, placement) for node, placement in found.parameters.items())
+        return _Line(found, found.seconds - once / micro_batches, once)
+
+    def eliminated(self, choices: Choices) -> tuple[float, dict[Value, int]]:
+        seconds, chosen = minimize(self.tables.domains, self.tables.at(choices), self.order)
+        return seconds, {value: chosen[n] for value, n in self.tables.variable.items()}
 
 
 class _Tables:
@@ -74,9 +133,17 @@ class _Tables:
         self.choices = choices
         self.variable = {value: n for n, value in enumerate(choices.of)}
         self.domains = [len(rows) for rows in choices.of.values()]
-        self.found = [Table((n,), np.array([c.seconds for c in choices.of[v]])) for v, n in self.variable.items()]
-        for read in choices.reads():
+        self.found = self.own(choices)
+        for read in choices.reads:
             self.read(read)
+
+    def own(self, choices: Choices) -> list[Table]:
+        """Of each value what its choices cost by themselves."""
+        return [Table((n,), np.array([c.seconds for c in choices.of[v]])) for v, n in self.variable.items()]
+
+    def at(self, choices: Choices) -> list[Table]:
+        """All tables, with the values' own prices from ``choices``."""
+        return [*self.own(choices), *self.found[len(self.variable) :]]
 
     def read(self, read: Read) -> None:
         """One table over the value and its readers, or where that is large, a variable for each conversion."""

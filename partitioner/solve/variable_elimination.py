@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
+Order = list[tuple[int, tuple[int, ...]]]
 MOST_ENTRIES = 20_000_000
 
 
@@ -41,11 +42,14 @@ class _Bucket(NamedTuple):
     left: Table
 
 
-def minimize(domains: Sequence[int], tables: Sequence[Table]) -> tuple[float, list[int]]:
-    """The least total cost, infinite where nothing is legal, and each variable's choice; the first among equals."""
+def minimize(domains: Sequence[int], tables: Sequence[Table], order: Order | None = None) -> tuple[float, list[int]]:
+    """The least total cost, infinite where nothing is legal, and each variable's choice; the first among equals.
+
+    ``order``: that of ``elimination_order``, for tables whose scopes have been looked at already.
+    """
     total = float(sum(float(t.costs) for t in tables if not t.scope))
     decided: list[tuple[int, tuple[int, ...], Array]] = []
-    for bucket in _buckets(domains, tables):
+    for bucket in _buckets(domains, tables, elimination_order(domains, tables) if order is None else order):
         decided.append((bucket.variable, bucket.scope, bucket.joined.argmin(axis=0)))
         total += 0.0 if bucket.scope else float(bucket.left.costs)
     chosen = [0] * len(domains)
@@ -59,7 +63,7 @@ def increases(domains: Sequence[int], tables: Sequence[Table]) -> list[Array]:
 
     What ``minimize`` hands down the line of buckets comes back up: of each, the least of all the rest.
     """
-    buckets = list(_buckets(domains, tables))
+    buckets = list(_buckets(domains, tables, elimination_order(domains, tables)))
     outside = {id(bucket.left): np.zeros(bucket.left.costs.shape) for bucket in buckets}
     found: list[Array] = [np.zeros(0)] * len(domains)
     for bucket in reversed(buckets):
@@ -77,21 +81,37 @@ def increases(domains: Sequence[int], tables: Sequence[Table]) -> list[Array]:
     return found
 
 
-def _buckets(domains: Sequence[int], tables: Sequence[Table]) -> Iterator[_Bucket]:
-    live = {v: [t for t in tables if v in t.scope] for v in range(len(domains))}
-    near = {v: {u for t in rows for u in t.scope} - {v} for v, rows in live.items()}
+def elimination_order(domains: Sequence[int], tables: Sequence[Table]) -> Order:
+    """Each variable with those that its elimination joins, the smallest table first. Raises TooWide."""
+    near: dict[int, set[int]] = {v: set() for v in range(len(domains))}
+    for table in tables:
+        for v in table.scope:
+            near[v] |= set(table.scope) - {v}
+    found: Order = []
     entries = {v: _entries(domains, v, others) for v, others in near.items()}
     while near:
         variable = min(entries, key=lambda v: (entries[v], v))
         if entries.pop(variable) > MOST_ENTRIES:
             raise TooWide
-        scope, own = tuple(sorted(near.pop(variable))), live.pop(variable)
+        scope = tuple(sorted(near.pop(variable)))
+        found.append((variable, scope))
+        for u in scope:
+            near[u] = (near[u] | set(scope)) - {u, variable}
+            entries[u] = _entries(domains, u, near[u])
+    return found
+
+
+def _buckets(domains: Sequence[int], tables: Sequence[Table], order: Order) -> Iterator[_Bucket]:
+    live: dict[int, list[Table]] = {v: [] for v in range(len(domains))}
+    for table in tables:
+        for v in table.scope:
+            live[v].append(table)
+    for variable, scope in order:
+        own = live.pop(variable)
         joined = _joined(domains, (variable, *scope), own)
         left = Table(scope, joined.min(axis=0))
         for u in scope:
             live[u] = [t for t in live[u] if variable not in t.scope] + [left]
-            near[u] = (near[u] | set(scope)) - {u, variable}
-            entries[u] = _entries(domains, u, near[u])
         yield _Bucket(variable, scope, own, joined, left)
 
 

@@ -120,9 +120,8 @@ def block_work(size: tuple[int, ...], cluster: Cluster) -> list[Work]:
 
 def priced_work(module: nn.Module, batch: dict[str, torch.Tensor], cluster: Cluster) -> list[Work]:
     """What the price counts of a module on one device, op by op, forward and backward."""
-    samples = len(next(iter(batch.values())))
     one = replace(cluster, nodes=1, node_devices=1)
-    priced = layouts(fold(trace(module, batch)), one, 1, 1, samples, samples, Pins({}, {}))
+    priced = layouts(fold(trace(module, batch)), one, 1, 1, [1], Pins({}, {}))[1]
     strategies, folded = priced.solution.strategies, priced.folded
     bodies = [folded.body(g) for g, units in enumerate(folded.groups) for _ in units]
     return [work for body in bodies for n in body for work in op_work(priced.setting, n, strategies[n])]

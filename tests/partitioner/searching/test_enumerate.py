@@ -43,12 +43,12 @@ def enumerated(graph: Graph, cluster: Cluster) -> tuple[float, int]:
         if BATCH % micro_batch:
             continue
         folded = fold(resize(graph, micro_batch))
-        priced = layouts(folded, cluster, tp, 1, micro_batch, BATCH, read_pins({}, graph))
         for pp in whole:
             dp, rest = divmod(cluster.devices, tp * pp)
             if rest or BATCH % (dp * micro_batch):
                 continue
             many = BATCH // (dp * micro_batch)
+            priced = layouts(folded, cluster, tp, 1, [many], read_pins({}, graph))[many]
             executed = [row.name for row in SCHEDULES.values() if row.executed]
             for kind, virtual in itertools.product(executed, (1, 2, 3, 4)):
                 units = Cuts(priced).into(pp * virtual)

@@ -15,10 +15,9 @@ from partitioner.cluster import Link
 from partitioner.cost.op_work import Setting
 from partitioner.graph.tied_blocks import fold
 from partitioner.layouts.strategies import space
-from partitioner.solve import variable_elimination
+from partitioner.solve import solve, variable_elimination
 from partitioner.solve.choices import Choices, Prices
 from partitioner.solve.integer_program import minimize01
-from partitioner.solve.solve import solve
 from partitioner.solve.variable_elimination import Table, TooWide, minimize
 
 
