@@ -28,7 +28,7 @@ from partitioner.graph.graph import Graph
 from partitioner.graph.interpret import arguments, step_values
 from partitioner.graph.nodes import op_of
 from partitioner.graph.resize_batch import resize
-from partitioner.sharding.rules import rule_of
+from partitioner.sharding.op_rules import rule_of
 from partitioner.user_code.batches import flat
 from partitioner.user_code.outputs import loss_of
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from partitioner.cost.collective_seconds import CROSS_ENTROPY
 from partitioner.cost.forward_peak import Liveness, Step, is_product
 from partitioner.cost.kept_activations import Key
 from partitioner.cost.materialized import ATTENTION, base
@@ -17,7 +18,6 @@ from partitioner.ops.collectives import OPS
 from partitioner.sharding.layout import REPLICATE, Shard
 
 _SUMS = ("aten.add.Tensor", "aten.sub.Tensor")
-_CROSS_ENTROPY = "partitioner.cross_entropy.default"
 _PERMUTE = "aten.permute.default"
 
 
@@ -186,7 +186,7 @@ class _Backward:
         """What an op's backward has of its own: cross entropy the gradient of the log-softmax, math attention of the
         softmax."""
         node = step.made[0]
-        if str(node.target) == _CROSS_ENTROPY:
+        if str(node.target) == CROSS_ENTROPY:
             logits, size = step.reads[0][1], self.keeping.hidden.get(node, 0.0)
             by_class = isinstance(logits, Shard) and logits.dim == 1
             return -size if by_class else size  # divided by class it turns its log-softmax into the gradient in place

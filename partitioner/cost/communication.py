@@ -13,8 +13,9 @@ from typing import NamedTuple
 from torch import fx
 
 from partitioner.cluster import Cluster, Route
+from partitioner.cost.collective_seconds import CROSS_ENTROPY, collective_seconds, reductions
 from partitioner.cost.materialized import ATTENTION
-from partitioner.cost.op_seconds import CROSS_ENTROPY, Seconds, collective_seconds, reductions
+from partitioner.cost.op_seconds import Seconds
 from partitioner.cost.op_work import Setting
 from partitioner.graph.graph import Unit
 from partitioner.graph.nodes import is_parameter, is_tensor, operands

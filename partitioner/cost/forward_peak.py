@@ -18,7 +18,7 @@ from partitioner.graph.nodes import is_tensor, operands, shape_of
 from partitioner.ops.collective_kinds import KINDS
 from partitioner.ops.collectives import OPS, Collective, conversion
 from partitioner.sharding.layout import REPLICATE, Placement
-from partitioner.sharding.rules import rule_of
+from partitioner.sharding.op_rules import rule_of
 
 Held = tuple[Key, float]
 

@@ -12,7 +12,7 @@ from partitioner.graph.nodes import is_tensor, operands, shape_of
 from partitioner.graph.saved_by_autograd import saved
 from partitioner.layouts.solution import Solution
 from partitioner.sharding.layout import REPLICATE, WHOLE, Placement
-from partitioner.sharding.rules import rule_of
+from partitioner.sharding.op_rules import rule_of
 
 Key = tuple[fx.Node, Placement]
 

@@ -7,7 +7,7 @@ from torch import fx
 
 from partitioner.graph.nodes import is_tensor, operands, shape_of
 from partitioner.graph.tied_blocks import Folded
-from partitioner.sharding.rules import rule_of
+from partitioner.sharding.op_rules import rule_of
 
 ATTENTION = "aten.scaled_dot_product_attention.default"
 

@@ -24,7 +24,7 @@ from partitioner.graph.saved_by_autograd import saved
 from partitioner.graph.tied_blocks import Folded
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import Placement, Shard, local_share
-from partitioner.sharding.rules import Rule, rule_of
+from partitioner.sharding.op_rules import Rule, rule_of
 
 _ACCUMULATION = 3  # times a weight gradient is streamed to be added: read, read the sum, write it
 _FLASH_BACKWARD = 2.5  # products of attention's backward over those of its forward: five over two (Dao, 2022)

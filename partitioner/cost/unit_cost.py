@@ -26,7 +26,7 @@ from partitioner.graph.saved_by_autograd import saved
 from partitioner.graph.tied_blocks import Folded
 from partitioner.layouts.solution import Solution, group_layouts
 from partitioner.sharding.layout import REPLICATE, Placement, Shard
-from partitioner.sharding.rules import rule_of
+from partitioner.sharding.op_rules import rule_of
 
 HIDDEN = 0.25  # share of a tensor-parallel collective that hides where it runs in pieces beside its product
 

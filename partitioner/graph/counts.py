@@ -24,7 +24,7 @@ from partitioner.graph.dependence import parameter_free
 from partitioner.graph.nodes import emit, op_of, operands, shape_of, value_name
 from partitioner.graph.step_inputs import batch_share, step_input
 from partitioner.sharding.layout import PARTIAL
-from partitioner.sharding.rules import partial
+from partitioner.sharding.op_rules import partial
 
 aten = torch.ops.aten
 _LINEAR_LITERAL = {  # ops linear in an operand and a number together: the operand among all, the number's place

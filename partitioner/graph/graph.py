@@ -16,7 +16,7 @@ from partitioner.graph.dependence import constants, module_path, parameter_free
 from partitioner.graph.nodes import op_of, operands
 from partitioner.graph.saved_by_autograd import saved_bytes
 from partitioner.sharding.layout import Shard
-from partitioner.sharding.rules import rule_of
+from partitioner.sharding.op_rules import rule_of
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from partitioner.graph.graph import Graph, loss_node
 from partitioner.graph.nodes import operands, propagate
 from partitioner.graph.tied_blocks import Folded
 from partitioner.sharding.layout import Segment, Shard
-from partitioner.sharding.rules import rule_of
+from partitioner.sharding.op_rules import rule_of
 
 
 def resize(graph: Graph, batch: int) -> Graph:

@@ -7,7 +7,7 @@ from torch import fx
 
 from partitioner.graph.dependence import parameter_free
 from partitioner.graph.nodes import op_of, operands
-from partitioner.sharding.rules import rule_of
+from partitioner.sharding.op_rules import rule_of
 
 
 def saved_bytes(graph: fx.Graph, differentiable: set[fx.Node]) -> dict[fx.Node, int]:

@@ -12,7 +12,7 @@ from partitioner.graph.tied_blocks import Folded
 from partitioner.ops.autograd_functions import AutogradCall
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import Placement, Shard, shard_whole
-from partitioner.sharding.rules import complete, partial, replicated
+from partitioner.sharding.op_rules import complete, partial, replicated
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from partitioner.graph.graph import op_of
 from partitioner.graph.nodes import emit, operands, shape_of
 from partitioner.ops.own_ops import own
 from partitioner.sharding.layout import Shard, shard_whole
-from partitioner.sharding.rules import complete
+from partitioner.sharding.op_rules import complete
 
 aten = torch.ops.aten
 _COUNTS = (aten.histc.default, aten.bincount.default)

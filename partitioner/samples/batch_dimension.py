@@ -17,7 +17,7 @@ from partitioner.ops.own_ops import own
 from partitioner.samples.sample_inputs import Mixed, inputs_of
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import PARTIAL, REPLICATE, Segment, Shard
-from partitioner.sharding.rules import complete, rule_of
+from partitioner.sharding.op_rules import complete, rule_of
 
 aten = torch.ops.aten
 

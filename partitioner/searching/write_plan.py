@@ -27,7 +27,7 @@ from partitioner.searching.assumed import assumed
 from partitioner.searching.candidates import Tried
 from partitioner.searching.pins import Pins, read_pins
 from partitioner.sharding.layout import placement_json
-from partitioner.sharding.rules import rule_of
+from partitioner.sharding.op_rules import rule_of
 from partitioner.solve.choices import Choices, Prices
 from partitioner.solve.solve import increases
 from partitioner.step.split import Split

@@ -16,7 +16,8 @@ from functools import cached_property
 from torch import fx
 
 from partitioner.cluster import Cluster, Route
-from partitioner.cost.op_seconds import collective_seconds, convert_seconds, op_seconds, reductions
+from partitioner.cost.collective_seconds import collective_seconds, convert_seconds, reductions
+from partitioner.cost.op_seconds import op_seconds
 from partitioner.cost.op_work import Setting
 from partitioner.cost.state_bytes import state_bytes
 from partitioner.errors import InputError

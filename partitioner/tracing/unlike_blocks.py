@@ -19,7 +19,7 @@ from torch import fx
 
 from partitioner.graph.dependence import module_path
 from partitioner.graph.nodes import operands
-from partitioner.sharding.rules import rule_of
+from partitioner.sharding.op_rules import rule_of
 
 PRODUCTS, MOST = 2, 16  # with parameters that a block holds at least; blocks without a twin of one stretch
 Span = tuple[int, int]

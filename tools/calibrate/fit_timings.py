@@ -22,7 +22,8 @@ from torch import nn
 
 from partitioner import trace
 from partitioner.cluster import Cluster, Device, Link, Route, Software
-from partitioner.cost.op_seconds import collective_seconds, gemm_seconds, streaming, work_seconds
+from partitioner.cost.collective_seconds import collective_seconds
+from partitioner.cost.op_seconds import gemm_seconds, streaming, work_seconds
 from partitioner.cost.op_work import Gemm, Work, op_work
 from partitioner.graph.tied_blocks import fold
 from partitioner.searching.candidates import layouts

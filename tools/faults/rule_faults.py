@@ -9,7 +9,7 @@ from dataclasses import replace
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import PARTIAL, REPLICATE, Shard
 from partitioner.sharding.op_equations import Op
-from partitioner.sharding.rules import RULES
+from partitioner.sharding.op_rules import RULES
 
 
 @contextmanager

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from partitioner import Cluster
-from partitioner.cost.op_seconds import collective_seconds, gemm_seconds
+from partitioner.cost.collective_seconds import collective_seconds
+from partitioner.cost.op_seconds import gemm_seconds
 from partitioner.cost.op_work import Gemm
 from partitioner.cost.state_bytes import state_bytes
 

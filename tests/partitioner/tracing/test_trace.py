@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from partitioner.errors import InputError
 from partitioner.graph.resize_batch import resize
-from partitioner.sharding.rules import rule_of
+from partitioner.sharding.op_rules import rule_of
 from partitioner.tracing.trace import trace
 from runtime.verify.captured_graph import captured
 

@@ -13,7 +13,7 @@ from partitioner import trace
 from partitioner.comparing.resample import resample
 from partitioner.errors import InputError
 from partitioner.ops.autograd_functions import AutogradCall
-from partitioner.sharding.rules import rule_of
+from partitioner.sharding.op_rules import rule_of
 from runtime.verify.captured_graph import captured
 from tools.models.entry_point import Entry, parse, parse_settings
 from tools.models.load import Source, load, parameters_on_meta

@@ -16,7 +16,7 @@ from partitioner.graph.nodes import operands, propagate
 from partitioner.sharding.cut_tensors import assemble, take
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import PARTIAL, REPLICATE, WHOLE, Placement, Segment, Shard, shard_whole
-from partitioner.sharding.rules import RULES, complete, partial, replicated, rule_of
+from partitioner.sharding.op_rules import RULES, complete, partial, replicated, rule_of
 
 # Rules that forbid more than mathematics does: queries and keys, and values' width, are sharded by no plan of ours.
 _STRICT = {"aten.scaled_dot_product_attention.default", "aten.embedding.default"}
