@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from importlib.metadata import version
 
 import shtab
 
+import partitioner
 from partitioner.errors import DoesNotFit, InputError
 from tools.calibrate import arguments as calibrate
 from tools.compare import arguments as compare
@@ -33,7 +33,7 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """All sub-commands, each declared by its room; what does it is named alone, since importing it takes seconds."""
     top = _Parser(prog="partitioner", description="Automatic parallelization of transformer training.")
-    top.add_argument("--version", action="version", version=f"partitioner {version('partitioner')}")
+    top.add_argument("--version", action="version", version=f"partitioner {partitioner.__version__}")
     shtab.add_argument_to(top, "--print-completion", help="print a completion script for this shell, to be sourced")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     for room in ROOMS:
