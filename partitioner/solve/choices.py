@@ -84,6 +84,13 @@ class Prices:
         return self.cluster.route(self.ranks)
 
 
+def _activations(folded: Folded) -> set[fx.Node]:
+    """Of the values with a gradient that units hand on the largest: what a boundary pin is about."""
+    handed = {n for sources in folded.sources.values() for n in sources if n in folded.differentiable}
+    most = max((n.meta["val"].numel() for n in handed), default=0)
+    return {n for n in handed if n.meta["val"].numel() == most}
+
+
 class Choices:
     """The choices of every value of a folded graph. Raises NoLayout when pins leave a parameter or a port none."""
 
@@ -94,6 +101,7 @@ class Choices:
         self.converted: dict[tuple[float, bool, Placement, Placement], float | None] = {}
         self.trained = {n: self.parameter_placements(n) for n in dict.fromkeys(folded.parameter.values())}
         self.of |= self.parameters()
+        self.activations = _activations(folded)
         for port in folded.sources:
             self.of[port] = tuple(Choice(0.0, p) for p in self.port_placements(port))
         loss = next(n for n in folded.graph.module.graph.nodes if n.op == "output").all_input_nodes[0]
@@ -126,6 +134,8 @@ class Choices:
             shards &= set(self.options.shards.get(other, ()))
         divided = [REPLICATE, *sorted(s for s in shards if s.is_even(ranks))] if ranks > 1 else []
         kept = [p for p in (WHOLE, *divided) if self.allowed(port, p)]
+        if not kept and first not in self.activations:  # a scale, a mask: no boundary is meant
+            return [WHOLE, *divided]
         if not kept:
             unit = self.folded.groups[port.group][0].name
             raise NoLayout(

@@ -195,7 +195,7 @@ def test_interrupting_the_launcher_stops_all_ranks(tmp_path: Path, number: signa
         "(pathlib.Path(sys.argv[1]) / os.environ['RANK']).write_text(str(os.getpid()))\ntime.sleep(100)\n"
     )
     program = (
-        "import signal\nfrom runtime import launch\n"
+        "import signal\nfrom runtime.ranks import launch\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs start with it ignored
         f"launch.local({[sys.executable, str(path), str(tmp_path)]!r}, 2, 100)"
     )
