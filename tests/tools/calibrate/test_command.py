@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -212,8 +213,8 @@ def test_bad_input_is_one_line(words: list[str], told: str, capsys: pytest.Captu
 
 
 def test_a_rank_that_fails_writes_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(command: list[str], *others: object) -> Result:
-        return local([command[0], "-c", "raise SystemExit(3)"], 2, 20.0)
+    def broken(*arguments: object) -> Result:
+        return local([sys.executable, "-c", "raise SystemExit(3)"], 2, 20.0)
 
     monkeypatch.setattr(command.launch, "local_module", broken)
     path = tmp_path / "here.toml"
