@@ -1,4 +1,4 @@
-"""One place for every fact: a schedule and a collective are named in their tables, and by nobody else.
+"""One place for every fact: an op, a schedule and a collective are named in their tables, and by nobody else.
 
 Allowed are docstrings, and sentences for people: three words or more. Torch's own functions are attributes, no texts.
 """
@@ -14,7 +14,9 @@ import pytest
 
 from partitioner.ops.collective_kinds import KINDS
 from partitioner.ops.collectives import OPS
+from partitioner.ops.payloads import ROWS
 from partitioner.schedule.tables import SCHEDULES
+from partitioner.sharding.op_rules import RULES
 from runtime.mesh.collectives import BINDINGS
 from runtime.train.worker import KINDS as EXECUTED
 
@@ -26,7 +28,11 @@ TABLES = {  # names, and where they may stand
         (set(KINDS) | set(OPS)) - WORDS, {"partitioner/ops/collective_kinds.py", "partitioner/ops/collectives.py"},
     ),
     "op of a collective": ({op.target for op in OPS.values()}, {"partitioner/ops/collectives.py"}),
+    "op": (set(RULES) | set(ROWS), {"partitioner/sharding/op_rules.py", "partitioner/ops/payloads.py"}),
 }  # fmt: skip
+# rooms that turn one spelling of an op into another, file by file, and see none as what it costs or how it divides
+REWRITING = {"comparing", "draws", "functionalize", "graph", "normalize", "samples", "tracing", "user_code", "ops"}
+GEMM_FORMS = {"epilogue_words.py", "gemm_ops.py", "write_fusions.py"}  # and into a GEMM kernel's words
 
 
 def texts(source: str) -> Iterator[tuple[int, str]]:
@@ -45,10 +51,8 @@ def texts(source: str) -> Iterator[tuple[int, str]]:
 
 def named(source: str, names: set[str]) -> list[tuple[int, str]]:
     """Line and name of what a source names as a text, as a whole word of it."""
-    return [
-        (line, name) for line, text in texts(source) for name in sorted(names)
-        if re.search(rf"(?<![\w.]){re.escape(name)}(?![\w.])", text)
-    ]  # fmt: skip
+    words = re.compile(rf"(?<![\w.])(?:{'|'.join(map(re.escape, sorted(names)))})(?![\w.])")
+    return [(line, name) for line, text in texts(source) for name in words.findall(text)]
 
 
 @pytest.mark.parametrize("what", TABLES)
@@ -64,10 +68,32 @@ def test_no_name_stands_outside_its_table(what: str) -> None:
     assert not found, "\n".join(found)
 
 
+def attributes(source: str) -> list[tuple[int, str]]:
+    """Line and name of every op that is named as an attribute: ``aten.add.Tensor``, ``torch.ops.partitioner.part``."""
+    tree = ast.parse(source)
+    rows = ((node, ast.unparse(node)) for node in ast.walk(tree) if isinstance(node, ast.Attribute))
+    return sorted((node.lineno, name) for node, name in rows if re.fullmatch(r"(aten|torch\.ops\.\w+)\.\w+", name))
+
+
+def test_what_costs_and_divides_names_no_op() -> None:
+    files = [
+        path for room in sorted((ROOT / "partitioner").iterdir()) if room.is_dir() and room.name not in REWRITING
+        for path in sorted(room.glob("*.py")) if path.name not in GEMM_FORMS
+    ]  # fmt: skip
+    found = [f"{path.relative_to(ROOT)}:{line} {name}" for path in files for line, name in attributes(path.read_text())]
+    assert len(files) > 60
+    assert not found, "\n".join(found)
+
+
+def test_an_attribute_of_an_op_is_seen() -> None:
+    assert attributes("x = aten.add.Tensor\ny = torch.ops.aten.mul") == [(1, "aten.add"), (2, "torch.ops.aten.mul")]
+
+
 @pytest.mark.parametrize(
     ("source", "found"),
     [
         ('kind = "1f1b"', ["1f1b"]),
+        ('if str(node.target) == "aten.linear.default": pass', ["aten.linear.default"]),
         ('found = {f"pp gpipe": 1}', ["gpipe"]),
         ('axis.log.add("tp", "all_reduce", x)', ["all_reduce"]),
         ('if str(node.target) == "partitioner.shard.default": pass', ["partitioner.shard.default"]),

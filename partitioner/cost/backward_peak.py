@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from partitioner.cost.collective_seconds import CROSS_ENTROPY
-from partitioner.cost.forward_peak import Liveness, Step, is_product
+from partitioner.cost.forward_peak import Liveness, Step, is_fresh
 from partitioner.cost.kept_activations import Key
-from partitioner.cost.materialized import ATTENTION, base
-from partitioner.cost.op_work import is_bias, scores_bytes
+from partitioner.cost.materialized import base, is_attention
+from partitioner.cost.op_work import scores_bytes
 from partitioner.graph.nodes import is_parameter, is_tensor
 from partitioner.ops.collectives import OPS
-from partitioner.sharding.layout import REPLICATE, Shard
-
-_SUMS = ("aten.add.Tensor", "aten.sub.Tensor")
-_PERMUTE = "aten.permute.default"
+from partitioner.sharding.layout import REPLICATE
+from partitioner.sharding.op_equations import undivided
+from partitioner.sharding.op_rules import rule_of
+from partitioner.sharding.rule import Rule
 
 
 class Peaks(NamedTuple):
@@ -103,7 +102,7 @@ class _Backward:
             self.convert(step, gradient)
         elif self.live.is_view(step):
             self.view(step, gradient)
-        elif str(step.made[0].target) in _SUMS or is_bias(step.made[0]):
+        elif _rule(step).sum:
             self.add(step, gradient)
         else:
             self.differentiate(step, gradient)
@@ -136,7 +135,7 @@ class _Backward:
             self.see()
             self.give(source, made)
         else:
-            permuted = str(node.target) == _PERMUTE
+            permuted = _rule(step).reorders
             if not permuted and not gradient.dense:
                 made = self.new(self.live.bytes(source))
                 self.see()
@@ -176,23 +175,19 @@ class _Backward:
         inside = [k for k in dict.fromkeys(trained) if not is_parameter(base(k[0]))]
         made: list[_Gradient] = []
         for key in inside:
-            joins = is_product(node) and key in self.pending and self.pending[key].holders == 1
-            made.append(self.new(0.0 if joins else self.live.bytes(key), str(node.target) != ATTENTION))
+            joins = is_fresh(node) and key in self.pending and self.pending[key].holders == 1
+            made.append(self.new(0.0 if joins else self.live.bytes(key), not is_attention(node)))
         self.weights([k for k in trained if is_parameter(base(k[0]))], self.scratch(step))
         for key, found in zip(inside, made, strict=True):
             self.give(key, found)
 
     def scratch(self, step: Step) -> float:
-        """What an op's backward has of its own: cross entropy the gradient of the log-softmax, math attention of the
-        softmax."""
+        """What an op's backward has of its own, as its rule says; math attention has the softmax' gradient."""
         node = step.made[0]
-        if str(node.target) == CROSS_ENTROPY:
-            logits, size = step.reads[0][1], self.keeping.hidden.get(node, 0.0)
-            by_class = isinstance(logits, Shard) and logits.dim == 1
-            return -size if by_class else size  # divided by class it turns its log-softmax into the gradient in place
+        strategy = self.live.solution.strategies[node]
         if self.live.setting.writes_scores(node):
-            return 2 * scores_bytes(self.live.setting, node, self.live.solution.strategies[node])
-        return 0.0
+            return 2 * scores_bytes(self.live.setting, node, strategy)
+        return _rule(step).scratch(strategy) * self.keeping.hidden.get(node, 0.0)
 
     def let_go(self, step: Step) -> None:
         """What only this op still needed."""
@@ -205,3 +200,11 @@ class _Backward:
                 nodes.discard(node)
                 if not nodes:
                     self.now -= self.keeping.storages[key]
+
+
+_NOTHING = Rule(undivided)
+
+
+def _rule(step: Step) -> Rule:
+    """What is known of the op of a step."""
+    return rule_of(str(step.made[0].target)) or _NOTHING

@@ -6,21 +6,21 @@ hops x latency + bytes / bandwidth, by a ring or a tree, inside a node or throug
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from torch import fx
 
 from partitioner.cluster import Route
 from partitioner.cost.op_seconds import ZERO, Seconds
 from partitioner.cost.op_work import Setting
-from partitioner.graph.nodes import operands
 from partitioner.ops.collective_kinds import KINDS
 from partitioner.ops.collectives import conversion, payloads
-from partitioner.ops.payloads import vocabulary_sums
+from partitioner.ops.payloads import ROWS
+from partitioner.ops.rank_form import rank_form
 from partitioner.sharding.equations import Strategy
-from partitioner.sharding.layout import REPLICATE, WHOLE, Placement, Shard
+from partitioner.sharding.layout import REPLICATE, Placement
 
 _TREE_HOPS = 2  # messages that a node of a binary tree waits for at each level, one from each child
-CROSS_ENTROPY = "partitioner.cross_entropy.default"
 
 
 def collective_seconds(kind: str, payload: float, route: Route) -> float:
@@ -66,10 +66,10 @@ def convert_seconds(
 
 
 def reductions(setting: Setting, node: fx.Node, strategy: Strategy) -> list[tuple[str, float]]:
-    """(kind, bytes) of what cross entropy over divided classes sums of each token."""
-    logits = strategy.operands[0] if str(node.target) == CROSS_ENTROPY else None
-    if not isinstance(logits, Shard) or logits.dim != 1:
+    """(kind, bytes) of what an op of ours sends on a rank in the place of ``node``, of all tokens of the rank."""
+    form = rank_form(str(node.target), node.args, strategy, "")
+    row = ROWS.get(str(form[0])) if form else None
+    if form is None or row is None:
         return []
-    labels, value = operands(node)[1], operands(node)[0].meta["val"]
-    size = labels.meta["val"].numel() * setting.share(labels, WHOLE) * value.element_size()
-    return vocabulary_sums(size, node.args[3])
+    args: tuple[Any, ...] = fx.map_arg(form[1], lambda n: n.meta["val"])  # type: ignore[assignment]
+    return [(kind, size * setting.tokens(node)) for kind, size in row.forward(0, *args)]

@@ -1,7 +1,7 @@
 """What a unit communicates for the sake of its layouts, in one micro-batch, as one rank sends it.
 
 conversion    of a value that lies otherwise than an op, or a later unit, needs it      over tp
-inside        an op: cross entropy over a divided vocabulary                            over tp
+inside        an op of ours: cross entropy over a divided vocabulary                    over tp
 context       attention's keys and values, where ranks share a sample's tokens          over cp
 """
 
@@ -13,8 +13,8 @@ from typing import NamedTuple
 from torch import fx
 
 from partitioner.cluster import Cluster, Route
-from partitioner.cost.collective_seconds import CROSS_ENTROPY, collective_seconds, reductions
-from partitioner.cost.materialized import ATTENTION
+from partitioner.cost.collective_seconds import collective_seconds, reductions
+from partitioner.cost.materialized import is_attention
 from partitioner.cost.op_seconds import Seconds
 from partitioner.cost.op_work import Setting
 from partitioner.graph.graph import Unit
@@ -60,10 +60,11 @@ def moved(setting: Setting, solution: Solution, cluster: Cluster, group: int) ->
     for reader, rows in conversions(setting.folded, solution, group).items():
         found[reader] = [_converted(setting, move, route) for move in rows]
     for node in setting.folded.body(group):
-        strategy, target = solution.strategies[node], str(node.target)
-        if target == CROSS_ENTROPY:
-            found.setdefault(node, []).extend(_inside(setting, node, strategy, route))
-        if setting.cp > 1 and target == ATTENTION:
+        strategy = solution.strategies[node]
+        inside = _inside(setting, node, strategy, route)
+        if inside:
+            found.setdefault(node, []).extend(inside)
+        if setting.cp > 1 and is_attention(node):
             across = cluster.route(setting.cp, setting.ranks)
             found.setdefault(node, []).extend(_context(setting, node, strategy, across))
     return found

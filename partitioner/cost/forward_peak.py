@@ -83,7 +83,7 @@ class Liveness:
         if step.rows is not None:
             kinds = [KINDS[row.forward] if row.forward else None for row in step.rows]
             summed = bool(kinds) and all(kind is not None and kind.in_place for kind in kinds)
-            return summed and is_product(node) and len(node.users) == 1
+            return summed and is_fresh(node) and len(node.users) == 1
         return is_bias(node) and step.reads[0][1] == self.keeping.made(operands(node)[0])
 
     def is_view(self, step: Step) -> bool:
@@ -144,5 +144,7 @@ def _packed(kind: str, row: Collective, shape: tuple[int, ...], whole: float, ra
     return 0.0 if all(size == 1 for size in shape[:dim]) else copies
 
 
-def is_product(node: fx.Node) -> bool:
-    return str(node.target) in ("aten.linear.default", "aten.matmul.default", "aten.embedding.default")
+def is_fresh(node: fx.Node) -> bool:
+    """Whether an op makes sums over its operands' dimensions that backward does not need."""
+    rule = rule_of(str(node.target))
+    return rule is not None and (rule.lookup or bool(rule.weight))

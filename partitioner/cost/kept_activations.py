@@ -6,7 +6,7 @@ from functools import cached_property
 
 from torch import fx
 
-from partitioner.cost.materialized import ATTENTION, base, is_copy, readers, repeats_heads
+from partitioner.cost.materialized import base, is_attention, is_copy, readers, repeats_heads
 from partitioner.cost.op_work import Setting, hidden_bytes, op_share, scores_kept
 from partitioner.graph.nodes import is_tensor, operands, shape_of
 from partitioner.graph.saved_by_autograd import saved
@@ -51,7 +51,7 @@ class Keeping:
             return 0.0
         if setting.writes_scores(node):
             return 0.0 if node in self.without else scores_kept(setting, node, strategy)
-        if not rule or not rule.hidden or (node in self.without and str(node.target) != ATTENTION):
+        if not rule or not rule.hidden or (node in self.without and not is_attention(node)):
             return 0.0
         return hidden_bytes(setting, node) * op_share(setting, node, strategy)
 
@@ -95,9 +95,9 @@ class Keeping:
 
     def _repeats_one(self, node: fx.Node) -> bool:
         source = operands(node)[0]
-        if any(str(reader.target) != ATTENTION for reader in readers(node)):
+        if not all(is_attention(reader) for reader in readers(node)):
             return False
-        if str(source.target) != "aten.expand.default" or len(shape_of(source)) != len(shape_of(operands(source)[0])):
+        if not _grows(source) or len(shape_of(source)) != len(shape_of(operands(source)[0])):
             return False
         pairs = enumerate(zip(shape_of(operands(source)[0]), shape_of(source), strict=True))
         repeated = [dim for dim, (before, after) in pairs if before != after]
@@ -115,3 +115,9 @@ class Keeping:
         if value is node:
             return self.result(node)
         return self.solution.strategies[node].operands[operands(node).index(value)]
+
+
+def _grows(node: fx.Node) -> bool:
+    """Whether a node repeats dimensions of its operand."""
+    rule = rule_of(str(node.target))
+    return rule is not None and rule.literals is not None and rule.literals.kind == "grown"

@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from partitioner.graph.nodes import is_tensor, operands, shape_of
+from partitioner.graph.nodes import is_tensor, op_of, operands, shape_of
 from partitioner.graph.tied_blocks import Folded
 from partitioner.sharding.op_rules import rule_of
-
-ATTENTION = "aten.scaled_dot_product_attention.default"
+from partitioner.sharding.rule import Rule
 
 
 def internal(folded: Folded) -> frozenset[fx.Node]:
@@ -21,15 +20,16 @@ def internal(folded: Folded) -> frozenset[fx.Node]:
         body = set(folded.body(group))
         for node in body:
             reading = readers(node)
-            inside = all(r in body and (_is_fusible(r) or str(r.target) in _SINKS) for r in reading)
+            inside = all(r in body and (_is_fusible(r) or _fuses(r) == "sink") for r in reading)
             if reading and inside and _is_fusible(node) and not _is_view(node) and not _reach(node) & leaving:
                 found.add(node)
     return frozenset(found)
 
 
 def core(body: list[fx.Node]) -> list[fx.Node]:
-    """The core of attention: products of two computed values, and all between them; or the fused kernel."""
-    ends = [n for n in body if _is_core_product(n)]
+    """The core of attention: products of two values that hang on samples, and all between; or the fused kernel."""
+    fixed = _without_samples(body)
+    ends = [n for n in body if is_attention(n) or (is_product(n) and not {*operands(n)[:2]} & fixed)]
     below: set[fx.Node] = set(ends)
     for node in body:
         below |= {node} if any(n in below for n in operands(node)) else set()
@@ -48,21 +48,40 @@ def base(node: fx.Node) -> fx.Node:
 
 def repeats_heads(node: fx.Node) -> bool:
     """Whether attention broadcasts fewer heads of keys than of queries, which no fused kernel does unless told to."""
-    if str(node.target) != ATTENTION or node.kwargs.get("enable_gqa", False):
+    if not is_attention(node) or op_of(node).literal("enable_gqa"):
         return False
     query, key = (shape_of(n)[:-2] for n in operands(node)[:2])
     return query != key
 
 
-def _is_core_product(node: fx.Node) -> bool:
-    made = [base(n) for n in operands(node)[:2]]
-    product = str(node.target) == "aten.matmul.default" and all(n.op == "call_function" for n in made)
-    return product or str(node.target) == ATTENTION
+def _without_samples(body: list[fx.Node]) -> set[fx.Node]:
+    """Parameters, buffers and what the ops of a unit make of them alone."""
+    read = {n for node in body for n in operands(node)}
+    found = {n for n in read if n.op == "placeholder" and n.meta["kind"] != "input"}
+    for node in body:
+        found |= {node} if all(n in found for n in operands(node)) else set()
+    return found
+
+
+def is_product(node: fx.Node) -> bool:
+    """Whether a node is a product of two operands."""
+    rule = _rule(node)
+    return rule is not None and rule.gemm is not None and len(operands(node)) > 1
+
+
+def is_attention(node: fx.Node) -> bool:
+    """Whether a node is attention as one op."""
+    rule = _rule(node)
+    return rule is not None and rule.attention is not None
+
+
+def _rule(node: fx.Node) -> Rule | None:
+    return rule_of(str(node.target)) if node.op == "call_function" else None
 
 
 def _is_view(node: fx.Node) -> bool:
     """Whether a node moves nothing; a kernel reads repeated heads (an expanded value, reshaped) where they lie."""
-    rule = rule_of(str(node.target)) if node.op == "call_function" else None
+    rule = _rule(node)
     return rule is not None and rule.view
 
 
@@ -76,11 +95,12 @@ def is_copy(node: fx.Node) -> bool:
 
 def _is_fusible(node: fx.Node) -> bool:
     tags = getattr(node.target, "tags", ())
-    return _is_view(node) or torch.Tag.pointwise in tags or str(node.target) in _FUSED
+    return _is_view(node) or torch.Tag.pointwise in tags or _fuses(node) == "chain"
 
 
-_SINKS = ("aten.softmax.int",)  # read what a chain makes in the same kernel, and write their result
-_FUSED = ("partitioner.dropout.default", "aten.cat.default", "aten.mean.dim", "aten.to.dtype")
+def _fuses(node: fx.Node) -> str:
+    rule = _rule(node)
+    return rule.fuses if rule else ""
 
 
 def _reach(node: fx.Node) -> set[fx.Node]:

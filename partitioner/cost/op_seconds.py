@@ -14,8 +14,9 @@ import torch
 from torch import fx
 
 from partitioner.cluster import Cluster, Device
-from partitioner.cost.op_work import Gemm, Setting, Work, op_work
+from partitioner.cost.op_work import Setting, Work, op_work
 from partitioner.sharding.equations import Strategy
+from partitioner.sharding.products import Gemm
 
 TILES = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 64))
 _TILE_LOSS = 10.0  # a tile's rate is i / (i + loss) of the best, i its products for each element read

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,33 +17,20 @@ import torch
 from torch import fx
 
 from partitioner.cluster import Cluster
-from partitioner.cost.materialized import ATTENTION, base, core, internal, is_copy, repeats_heads
+from partitioner.cost.materialized import base, core, internal, is_attention, is_copy, is_product, repeats_heads
 from partitioner.graph.nodes import is_parameter, is_tensor, op_of, operands, shape_of
 from partitioner.graph.saved_by_autograd import saved
 from partitioner.graph.tied_blocks import Folded
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import Placement, Shard, local_share
-from partitioner.sharding.op_rules import Rule, rule_of
+from partitioner.sharding.op_rules import rule_of
+from partitioner.sharding.products import Gemm
+from partitioner.sharding.rule import Rule
 
 _ACCUMULATION = 3  # times a weight gradient is streamed to be added: read, read the sum, write it
 _FLASH_BACKWARD = 2.5  # products of attention's backward over those of its forward: five over two (Dao, 2022)
 _SOFTMAX_PASSES = (2, 3)  # of the scores, by softmax and scale in one kernel: read and write; and its gradient's three
 _DROPOUT_PASSES = 2.5  # of the scores: read, write, a byte of mask
-
-
-@dataclass(frozen=True)
-class Gemm:
-    """``count`` products of m x k by k x n."""
-
-    m: float
-    n: float
-    k: float
-    count: float = 1.0
-
-    @property
-    def flops(self) -> float:
-        """Multiplications and additions."""
-        return 2.0 * self.m * self.n * self.k * self.count
 
 
 @dataclass(frozen=True)
@@ -78,7 +64,7 @@ class Setting:
 
     def writes_scores(self, node: fx.Node) -> bool:
         """Whether an op is attention that no fused kernel computes."""
-        return str(node.target) == ATTENTION and self.attention == "math" or repeats_heads(node)
+        return is_attention(node) and self.attention == "math" or repeats_heads(node)
 
     def share(self, node: fx.Node, placement: Placement) -> float:
         """The share of a value that the fullest rank holds."""
@@ -126,9 +112,9 @@ def op_work(setting: Setting, node: fx.Node, strategy: Strategy) -> tuple[Work, 
     nothing = Work(dtype)
     if not is_tensor(node) or (rule and rule.view and (setting.fused or not is_copy(node))):
         return nothing, nothing
-    if str(node.target) == ATTENTION:
+    if is_attention(node):
         forward, backward = _attention(setting, node, strategy)
-    elif str(node.target) in _GEMMS:
+    elif is_product(node):
         forward, backward = _product(setting, node, strategy)
     elif is_bias(node):
         forward, backward = nothing, _streamed(dtype, setting.bytes(node, _result(strategy)))
@@ -151,7 +137,10 @@ def _product(setting: Setting, node: fx.Node, strategy: Strategy) -> tuple[Work,
 
 def _gemm(setting: Setting, node: fx.Node, strategy: Strategy) -> Gemm:
     sides = [setting.local(n, p) for n, p in zip(operands(node)[:2], strategy.operands, strict=False)]
-    gemm = _GEMMS[str(node.target)](sides[0], sides[1], setting.local(node, _result(strategy)))
+    rule, op = rule_of(str(node.target)), op_of(node)
+    assert rule is not None
+    assert rule.gemm is not None
+    gemm = rule.gemm(op, sides[0], sides[1], setting.local(node, _result(strategy)))
     return Gemm(gemm.m * setting.tokens(node), gemm.n, gemm.k, gemm.count)
 
 
@@ -165,8 +154,7 @@ def _second_gradient(setting: Setting, node: fx.Node, strategy: Strategy, gemm: 
 
 def weight_work(setting: Setting, node: fx.Node, strategy: Strategy) -> Work:
     """The part of an op's backward that makes and accumulates a weight's gradient, which no earlier op waits for."""
-    product = str(node.target) in _GEMMS and is_parameter(base(operands(node)[1]))
-    if not product or node not in setting.folded.differentiable:
+    if not (is_product(node) and is_parameter(base(operands(node)[1]))) or node not in setting.folded.differentiable:
         return Work(_dtype(node))
     return _second_gradient(setting, node, strategy, _gemm(setting, node, strategy))
 
@@ -181,15 +169,13 @@ def _differentiable(node: fx.Node, differentiable: set[fx.Node]) -> bool:
 
 
 def _attention(setting: Setting, node: fx.Node, strategy: Strategy) -> tuple[Work, Work]:
-    rule, dtype = rule_of(ATTENTION), _dtype(node)
-    assert rule is not None
-    assert rule.flops is not None
+    dtype = _dtype(node)
     part = op_share(setting, node, strategy)
     gather = setting.cp  # keys and values are whole again on each rank
     reads = setting.bytes(operands(node)[0], strategy.operands[0]) + setting.bytes(node, _result(strategy))
     reads += sum(setting.bytes(n, p) * gather for n, p in zip(operands(node)[1:3], strategy.operands[1:3], strict=True))
     if not setting.writes_scores(node):
-        flops = rule.flops(op_of(node)) * part
+        flops = op_flops(node) * part
         forward = Work(dtype, (), flops, reads, 1)
         return forward, Work(dtype, (), _FLASH_BACKWARD * flops, 2 * reads, 2)
     query, key, value = (shape_of(n) for n in operands(node)[:3])
@@ -237,7 +223,7 @@ def _other(setting: Setting, node: fx.Node, strategy: Strategy, rule: Rule | Non
         for n, p in zip(operands(node), strategy.operands, strict=True)
     ]
     hidden = hidden_bytes(setting, node) * op_share(setting, node, strategy)
-    looked_up = str(node.target) == "aten.embedding.default"
+    looked_up = rule is not None and rule.lookup
     entering = result if looked_up else sum(size for _, size in read)
     forward = _streamed(dtype, entering + result + hidden)
     trained = {n: size for n, size in read if n in differentiable}
@@ -251,12 +237,10 @@ def _other(setting: Setting, node: fx.Node, strategy: Strategy, rule: Rule | Non
 
 
 def hidden_bytes(setting: Setting, node: fx.Node) -> float:
-    """What only backward sees of an unsharded op; a fused dropout keeps a byte of mask, not a scaled one."""
-    rule, size = rule_of(str(node.target)), node.meta["val"].element_size()
-    if rule is None or rule.hidden is None:
-        return 0.0
-    masked = setting.fused and str(node.target) == "partitioner.dropout.default"
-    return rule.hidden(op_of(node), 1 if masked else size)
+    """What only backward sees of an unsharded op."""
+    rule = rule_of(str(node.target))
+    hidden = (setting.fused and rule.fused_hidden) or rule.hidden if rule else None
+    return hidden(op_of(node), node.meta["val"].element_size()) if hidden else 0.0
 
 
 def _streamed(dtype: torch.dtype, size: float) -> Work:
@@ -273,15 +257,16 @@ def op_share(setting: Setting, node: fx.Node, strategy: Strategy) -> float:
 def op_flops(node: fx.Node) -> float:
     """FLOPs of one op, forward, unsharded."""
     rule = rule_of(str(node.target))
-    return rule.flops(op_of(node)) if rule and rule.flops else 0.0
+    return rule.flops(op_of(node)) if rule else 0.0
 
 
 def is_bias(node: fx.Node) -> bool:
     """Whether an op adds a bias to a product that nothing else reads, so that the GEMM does it."""
-    found = operands(node)
-    if str(node.target) != "aten.add.Tensor" or len(found) != 2 or len(shape_of(found[1])) != 1:
+    found, rule = operands(node), rule_of(str(node.target))
+    if rule is None or not rule.bias or len(found) != 2 or len(shape_of(found[1])) != 1:
         return False
-    return str(found[0].target) in ("aten.linear.default", "aten.matmul.default") and len(found[0].users) == 1
+    product = rule_of(str(found[0].target))
+    return product is not None and bool(product.weight) and len(found[0].users) == 1
 
 
 def _result(strategy: Strategy) -> Placement:
@@ -292,33 +277,3 @@ def _result(strategy: Strategy) -> Placement:
 def _dtype(node: fx.Node) -> torch.dtype:
     value = node.meta["val"]
     return value.dtype if isinstance(value, torch.Tensor) else value[0].dtype
-
-
-Shape = list[float]
-
-
-def _linear(x: Shape, weight: Shape, result: Shape) -> Gemm:
-    return Gemm(math.prod(x[:-1]), weight[0], x[-1])
-
-
-def _matmul(x: Shape, y: Shape, result: Shape) -> Gemm:
-    if len(y) <= 2:
-        return Gemm(math.prod(x[:-1]), y[-1], x[-1])
-    return Gemm(result[-2], result[-1], x[-1], math.prod(result[:-2]))
-
-
-def _experts(x: Shape, weight: Shape, result: Shape) -> Gemm:
-    return Gemm(x[0] / weight[0], weight[2], x[1], weight[0])
-
-
-def _convolution(x: Shape, weight: Shape, result: Shape) -> Gemm:
-    return Gemm(math.prod(result) / result[1], weight[0], math.prod(weight[1:]))
-
-
-_GEMMS: dict[str, Callable[[Shape, Shape, Shape], Gemm]] = {
-    "aten.linear.default": _linear,
-    "aten.matmul.default": _matmul,
-    "partitioner.expert_linear.default": _experts,
-    "aten.conv1d.default": _convolution,
-    "aten.conv2d.default": _convolution,
-}

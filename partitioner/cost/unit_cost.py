@@ -17,7 +17,7 @@ from partitioner.cost.backward_peak import Peaks, peaks
 from partitioner.cost.communication import Handed, Moved, conversions, handed_on, moved
 from partitioner.cost.forward_peak import Liveness
 from partitioner.cost.kept_activations import Keeping
-from partitioner.cost.materialized import ATTENTION
+from partitioner.cost.materialized import is_attention, is_product
 from partitioner.cost.measured_gemms import measured
 from partitioner.cost.op_seconds import ZERO, Seconds, work_seconds
 from partitioner.cost.op_work import Setting, op_flops, op_work, weight_work
@@ -276,7 +276,7 @@ class _Pricing:
         core = self.setting.core(self.group)
         outside = Keeping(self.setting, self.solution, self.group, frozenset(core)).bytes
         entering = sum(port.bytes for port in self.ports)
-        products, attention = [n for n in self.body if _is_product(n)], self.attention()
+        products, attention = [n for n in self.body if is_product(n)], self.attention()
         outputs = sum(self.made_bytes(n) for n in products) / 2 + sum(self.made_bytes(n) for n in attention)
         cheap = sum(self.seconds[n].forward for n in self.body if n not in {*products, *attention})
         half = sum(self.seconds[n].forward for n in products) / 2
@@ -293,7 +293,7 @@ class _Pricing:
         }  # fmt: skip
 
     def attention(self) -> list[fx.Node]:
-        return [n for n in self.body if str(n.target) == ATTENTION]
+        return [n for n in self.body if is_attention(n)]
 
     def made_bytes(self, node: fx.Node) -> float:
         return self.setting.bytes(node, self.solution.made(node))
@@ -318,8 +318,3 @@ def last_kept(folded: Folded, group: int) -> fx.Node | None:
         if node in differentiable and ((rule and rule.hidden) or saved(node, differentiable)):
             found = node
     return found
-
-
-def _is_product(node: fx.Node) -> bool:
-    rule = rule_of(str(node.target))
-    return rule is not None and rule.flops is not None and str(node.target) != ATTENTION

@@ -18,9 +18,10 @@ from partitioner.emit.local_sizes import localize
 from partitioner.graph.nodes import is_parameter, is_tensor, operands
 from partitioner.graph.tied_blocks import Folded
 from partitioner.layouts.solution import Solution
-from partitioner.ops.collectives import OPS, Collective, conversion, flat
+from partitioner.ops.collectives import OPS, Collective, conversion
+from partitioner.ops.rank_form import rank_form
 from partitioner.sharding.equations import Strategy
-from partitioner.sharding.layout import WHOLE, Placement, Shard
+from partitioner.sharding.layout import WHOLE, Placement
 
 AXIS = "tp"
 own = torch.ops.partitioner
@@ -127,36 +128,8 @@ def _local(node: fx.Node, strategy: Strategy, ranks: int) -> tuple[Any, tuple[An
     result = strategy.result
     assert not isinstance(result, tuple)
     args, kwargs = localize(node, result, ranks)
-    row = _RANKED.get(str(node.target))
-    ranked = row(args, strategy) if row else None
-    return (*ranked, {}) if ranked else (node.target, args, kwargs)
-
-
-def _embedding(args: tuple[Any, ...], strategy: Strategy) -> tuple[Any, tuple[Any, ...]] | None:
-    table = strategy.operands[0]
-    if not isinstance(table, Shard) or table.dim != 0:
-        return None
-    padding = args[2] if len(args) > 2 else -1
-    return own.vocab_parallel_embedding.default, (*args[:2], padding, AXIS, flat(table.segments))
-
-
-def _cross_entropy(args: tuple[Any, ...], strategy: Strategy) -> tuple[Any, tuple[Any, ...]] | None:
-    logits = strategy.operands[0]
-    if not isinstance(logits, Shard) or logits.dim != 1:
-        return None
-    return own.vocab_parallel_cross_entropy.default, (*args, AXIS, flat(logits.segments))
-
-
-def _dropout(args: tuple[Any, ...], strategy: Strategy) -> tuple[Any, tuple[Any, ...]] | None:
-    x = strategy.operands[0]
-    return (own.dropout.default, (*args, AXIS, x.dim, flat(x.segments))) if isinstance(x, Shard) else None
-
-
-_RANKED = {
-    "aten.embedding.default": _embedding,
-    "partitioner.cross_entropy.default": _cross_entropy,
-    "partitioner.dropout.default": _dropout,
-}
+    form = rank_form(str(node.target), args, strategy, AXIS)
+    return (*form, {}) if form else (node.target, args, kwargs)
 
 
 def collective_nodes(module: fx.GraphModule) -> Iterator[fx.Node]:

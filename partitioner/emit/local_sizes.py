@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 from torch import fx
 
+from partitioner.graph.nodes import argument_place, op_of
 from partitioner.sharding.layout import Placement, Shard
-
-_SHAPES = {"aten.reshape.default": 1, "aten.expand.default": 1, "aten.full.default": 0}
-_PART = "partitioner.part.default"
-_GROUPS = {
-    **{f"aten.conv{n}d.{name}": 6 for n in (1, 2, 3) for name in ("default", "padding")},
-    "aten.conv_transpose1d.default": 6,
-    "aten.conv_transpose2d.input": 6,
-    "aten.group_norm.default": 1,
-}
+from partitioner.sharding.op_rules import rule_of
 
 Arguments = tuple[tuple[object, ...], dict[str, object]]
 
@@ -34,24 +28,34 @@ def localize(node: fx.Node, result: Placement, ranks: int) -> Arguments:
 
 def resized(node: fx.Node, dim: int, change: Callable[[int], int]) -> Arguments:
     """The arguments of ``node`` when dimension ``dim`` of its result has ``change`` of its size."""
-    args, name = list(node.args), str(node.target)
-    if name in _SHAPES:
-        shape = list(node.meta["val"].shape)
-        shape[dim] = change(node.meta["val"].shape[dim])
-        args[_SHAPES[name]] = shape
-    elif name == _PART and args[1] == dim:
-        args[2] = [change(size) for size in args[2]]  # type: ignore[union-attr, operator]
-    elif _in_groups(name, args) and dim == len(node.meta["val"].shape) - _space(node) - 1:
-        args[_GROUPS[name]] = change(args[_GROUPS[name]])  # type: ignore[arg-type]
+    args: list[Any] = list(node.args)
+    rule = rule_of(str(node.target))
+    place = argument_place(node, rule.literals.argument) if rule and rule.literals else len(args)
+    if rule and rule.literals and place < len(args):
+        args[place] = _CHANGED[rule.literals.kind](node, args[place], dim, change)
     return tuple(args), dict(node.kwargs)
 
 
-def _in_groups(name: str, args: Sequence[object]) -> bool:
-    place = _GROUPS.get(name)
-    return place is not None and len(args) > place and args[place] != 1
+def _shape(node: fx.Node, _: Any, dim: int, change: Callable[[int], int]) -> list[int]:
+    shape = list(node.meta["val"].shape)
+    shape[dim] = change(shape[dim])
+    return shape
+
+
+def _parts(node: fx.Node, sizes: Any, dim: int, change: Callable[[int], int]) -> list[int]:
+    return [change(size) for size in sizes] if op_of(node).literal("dim") == dim else sizes
+
+
+def _groups(node: fx.Node, groups: Any, dim: int, change: Callable[[int], int]) -> int:
+    return change(groups) if groups != 1 and dim == len(node.meta["val"].shape) - _space(node) - 1 else groups
 
 
 def _space(node: fx.Node) -> int:
     """Dimensions behind the channels: as many as a kernel has, of a norm all but the samples."""
     weight = node.args[1]
     return len((weight if isinstance(weight, fx.Node) else node).meta["val"].shape) - 2
+
+
+_CHANGED: dict[str, Callable[[fx.Node, Any, int, Callable[[int], int]], object]] = {
+    "shape": _shape, "grown": _shape, "parts": _parts, "groups": _groups,
+}  # fmt: skip

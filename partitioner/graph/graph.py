@@ -147,7 +147,7 @@ def _digraph(graph: Graph) -> nx.DiGraph[str]:
         tensor = node.meta["val"] if isinstance(node.meta["val"], torch.Tensor) else node.meta["val"][0]
         size = tensor.numel() * tensor.element_size()
         rule = rule_of(str(node.target))
-        flops = rule.flops(op_of(node)) if call and rule and rule.flops else 0.0
+        flops = rule.flops(op_of(node)) if call and rule else 0.0
         result.add_node(
             node.name,
             target=str(node.target) if call else node.meta["kind"],

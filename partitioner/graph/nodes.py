@@ -11,6 +11,7 @@ from torch import fx
 from torch.fx.node import map_aggregate
 
 from partitioner.sharding.op_equations import TENSOR, Op
+from partitioner.sharding.op_rules import rule_of
 
 Tensors = torch.Tensor | tuple[torch.Tensor, ...]
 
@@ -36,6 +37,11 @@ def op_of(node: fx.Node) -> Op:
     result = tuple(value.shape) if isinstance(value, torch.Tensor) else ()
     arguments = defaults | {name: _literal(a) for name, a in given.items()}
     return Op(str(node.target), shapes, result, arguments, tuple(n.meta["val"].dtype for n in operands(node)))
+
+
+def argument_place(node: fx.Node, name: str) -> int:
+    """Where an op's argument stands that is known by a name. Raises ValueError where it has none of that name."""
+    return list(_defaults(node.target)).index(name)
 
 
 @functools.cache
@@ -106,7 +112,8 @@ def evaluate(node: fx.Node) -> Any:
     args: Any
     kwargs: Any
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-    if node.target == torch.ops.aten.scaled_dot_product_attention.default:
+    rule = rule_of(str(node.target))
+    if rule and rule.attention:
         query, _, value, *_ = args
         if query.shape[-1] == value.shape[-1]:
             return torch.empty_like(query)  # fused kernels lay the result out as the query

@@ -36,7 +36,7 @@ def saved(node: fx.Node, differentiable: set[fx.Node]) -> list[fx.Node]:
             found.append(node)
         elif isinstance(word, int) and word < len(sources):
             others = [n for i, n in enumerate(sources) if i != word]
-            if not (rule and rule.product) or any(n in differentiable for n in others):
+            if not (rule and rule.bilinear) or any(n in differentiable for n in others):
                 found.append(sources[word])
     return found
 

@@ -12,7 +12,7 @@ from partitioner.graph.tied_blocks import Folded
 from partitioner.ops.autograd_functions import AutogradCall
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import Placement, Shard, shard_whole
-from partitioner.sharding.op_rules import complete, partial, replicated
+from partitioner.sharding.op_rules import complete, partial, replicated, rule_of
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,11 @@ class _Builder:
         result = strategy.result
         if not isinstance(result, Shard) or result.is_even(self.ranks):
             return True
-        if str(op.target) == "partitioner.part.default":
-            return bool(op.args[1] != result.dim)
-        return str(op.target) != "aten.expand.default" or isinstance(strategy.operands[0], Shard)
+        rule = rule_of(str(op.target))
+        kind = rule.literals.kind if rule and rule.literals else ""
+        if kind == "parts":
+            return op_of(op).literal("dim") != result.dim
+        return kind != "grown" or isinstance(strategy.operands[0], Shard)
 
     def spread(self, nodes: list[fx.Node]) -> None:
         users: dict[fx.Node, list[tuple[fx.Node, int]]] = {}

@@ -21,13 +21,13 @@ are written flat: [repeat, units, granule, ...].
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from partitioner.ops.collective_kinds import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, KINDS, REDUCE_SCATTER
-from partitioner.sharding.layout import PARTIAL, REPLICATE, WHOLE, Placement, Segment, Shard
+from partitioner.sharding.layout import PARTIAL, REPLICATE, WHOLE, Placement, Shard, flat, unflat
 
 Shape = tuple[int, ...]
 
@@ -119,16 +119,6 @@ class Collective:
     def of(op: str, *arguments: object) -> Collective:
         """The op with these arguments."""
         return Collective(op, arguments, OPS[op].forward, OPS[op].back(*arguments))
-
-
-def flat(segments: tuple[Segment, ...]) -> list[int]:
-    """Segments as the flat integer list that op schemas carry."""
-    return [number for s in segments for number in (s.repeat, s.units, s.granule)]
-
-
-def unflat(numbers: Sequence[int]) -> tuple[Segment, ...]:
-    """The inverse of ``flat``."""
-    return tuple(Segment(*numbers[i : i + 3]) for i in range(0, len(numbers), 3))
 
 
 def convert(source: Placement, target: Placement, ranks: int) -> tuple[Collective, ...] | None:

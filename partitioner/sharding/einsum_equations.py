@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 from partitioner.sharding.op_equations import Op
 
@@ -23,22 +24,27 @@ def _word(letter: str, term: int, place: int, twice: bool) -> str:
     return "*rest" if letter == REST else f"{letter}{term}x{place}!" if twice else letter
 
 
-def einsum_flops(op: Op) -> float:
-    """Operands are multiplied from left to right; what neither a later one nor the result has is summed over."""
+def products(op: Op, shapes: Sequence[Sequence[float]]) -> list[tuple[float, float, float, float]]:
+    """m, n, k and count of each product of operands of these shapes, which are multiplied from left to right.
+
+    What neither a later operand nor the result has is summed over.
+    """
     terms = _terms(op)
-    sizes: dict[str, int] = {}
-    for term, shape in zip(terms, op.operands, strict=False):
+    sizes: dict[str, float] = {}
+    for term, shape in zip(terms, shapes, strict=False):
         for letter, size in _sizes(term, shape):
-            sizes[letter] = max(size, sizes.get(letter, 1))
-    total, held = 0.0, {*terms[0]}
-    for n in range(1, len(op.operands)):
-        held |= {*terms[n]}
-        total += 2.0 * math.prod(sizes.get(letter, 1) for letter in held)
-        held &= {letter for term in terms[n + 1 :] for letter in term}
-    return total
+            sizes[letter] = max(size, sizes.get(letter, 1.0))
+    found, left = list[tuple[float, float, float, float]](), {*terms[0]}
+    for n in range(1, len(shapes)):
+        right, wanted = {*terms[n]}, {letter for term in terms[n + 1 :] for letter in term}
+        parts = (left & wanted) - right, (right & wanted) - left, (left | right) - wanted, left & right & wanted
+        rows, columns, depth, count = (math.prod(sizes[letter] for letter in part) for part in parts)
+        found.append((rows, columns, depth, count))
+        left = (left | right) & wanted
+    return found
 
 
-def _sizes(term: list[str], shape: tuple[int, ...]) -> list[tuple[str, int]]:
+def _sizes(term: list[str], shape: Sequence[float]) -> list[tuple[str, float]]:
     """Each letter's size; the three dots are as large as all dimensions that they stand for."""
     if REST not in term:
         return [*zip(term, shape, strict=True)]

@@ -16,6 +16,7 @@ Megatron's f and g: f turns WHOLE into REPLICATE, g turns PARTIAL into WHOLE.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -112,6 +113,16 @@ PARTIAL = Word("P")
 
 Placement = Shard | Word
 Layout = tuple[Placement, ...]
+
+
+def flat(segments: tuple[Segment, ...]) -> list[int]:
+    """Segments as the flat integer list that op schemas carry."""
+    return [number for s in segments for number in (s.repeat, s.units, s.granule)]
+
+
+def unflat(numbers: Sequence[int]) -> tuple[Segment, ...]:
+    """The inverse of ``flat``."""
+    return tuple(Segment(*numbers[i : i + 3]) for i in range(0, len(numbers), 3))
 
 
 def shard_whole(dim: int, size: int, ranks: int) -> Shard:

@@ -56,6 +56,11 @@ def equation(text: str | Text) -> Complete:
     return complete
 
 
+def undivided(op: Op, slot: int, shard: Shard, ranks: int) -> Strategy | None:
+    """Every rank makes all of it."""
+    return None
+
+
 def elementwise(operands: int) -> Complete:
     return equation(", ".join(["*m"] * operands) + " -> *m")
 

@@ -1,8 +1,6 @@
-"""One line an op: its sharding equation, the operands it is linear in, and what its backward saves.
+"""One row an op, of all that is known of it: how it divides, what its backward saves, the product that it is.
 
-A rule answers two questions. ``complete``: if one operand (or the result) lies as this shard, how must the others lie?
-``linear``: which sets of operands may be Partial together and leave the result Partial? An op that torch tags as
-pointwise needs no row. Any other op with no row stays replicated, and the plan says so.
+An op that torch tags as pointwise needs no row. Any other op with no row stays replicated, and the plan says so.
 """
 
 from __future__ import annotations
@@ -10,16 +8,15 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
+from partitioner.sharding import products, rank_forms
 from partitioner.sharding.channel_equations import batch_norm, convolution, group_norm, instance_norm, prelu
-from partitioner.sharding.einsum_equations import einsum, einsum_flops
+from partitioner.sharding.einsum_equations import einsum
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import PARTIAL, REPLICATE, WHOLE, Placement, Shard
 from partitioner.sharding.op_equations import (
-    Complete,
     Op,
     along,
     attention,
@@ -44,33 +41,12 @@ from partitioner.sharding.op_equations import (
     sliced,
     sum_over,
     trailing,
+    undivided,
     unreduced,
     windows,
 )
+from partitioner.sharding.rule import Literals, Rule
 from partitioner.sharding.view_equations import cat, expand, part, permute, reshape
-
-
-@dataclass(frozen=True)
-class Rule:
-    """``saves`` names what backward keeps: operand indices, and "out" for the result; with ``product`` an operand is
-    kept only where another one has a gradient. ``hidden`` are bytes of what only backward sees (masks, statistics),
-    given the result's element size. ``flops`` are the forward's. With ``arity`` it is ``linear`` only in a call of so
-    many operands; ``joint``: it is linear in all operands together.
-    """
-
-    complete: Complete
-    linear: tuple[tuple[int, ...], ...] = ()
-    saves: tuple[int | str, ...] = ()
-    flops: Callable[[Op], float] | None = None
-    view: bool = False
-    product: bool = False
-    hidden: Callable[[Op, int], float] | None = None
-    arity: int | None = None
-    joint: bool = False
-
-
-def _matmul_flops(op: Op) -> float:
-    return 2.0 * math.prod(op.result) * op.operands[0][-1]
 
 
 def _attention_flops(op: Op) -> float:
@@ -79,17 +55,15 @@ def _attention_flops(op: Op) -> float:
     return causal * 2.0 * math.prod(queries[:-1]) * keys[-2] * (queries[-1] + op.operands[2][-1])
 
 
-def _conv_flops(op: Op) -> float:
-    return 2.0 * math.prod(op.result) * math.prod(op.operands[1][1:])
-
-
-def _transposed_flops(op: Op) -> float:
-    return 2.0 * math.prod(op.operands[0]) * math.prod(op.operands[1][1:])
-
-
 def _statistics(count: int) -> Callable[[Op, int], float]:
     """``count`` float32 numbers for each normalized row."""
     return lambda op, _: 4.0 * count * math.prod(op.result[: -len(op.dims("normalized_shape", 1))])
+
+
+def _log_softmax_gradient(strategy: Strategy) -> int:
+    """Over divided classes it is written where the log-softmax lay."""
+    logits = strategy.operands[0]
+    return -1 if isinstance(logits, Shard) and logits.dim == 1 else 1
 
 
 def _unary(*, saves: tuple[int | str, ...] = (), linear: bool = False) -> Rule:
@@ -102,33 +76,42 @@ def _binary(*, linear: tuple[tuple[int, ...], ...] = ()) -> Rule:
 
 _FIRST = ((0,),)
 _REDUCED = Rule(equation(along("dim")), (), (0,))
-_KEPT = Rule(equation(along("dim")), (), ("out",))
 _MOVED = Rule(equation(along("dims")), _FIRST)
-_CONVOLUTION = Rule(convolution(), (), (0, 1), _conv_flops)
-_TRANSPOSED = Rule(convolution(transposed=True), (), (0, 1), _transposed_flops)
+_GROUPS = Literals("groups", "groups")
+_CONVOLUTION = Rule(convolution(), (), (0, 1), gemm=products.convolution, literals=_GROUPS)
+_TRANSPOSED = Rule(
+    convolution(transposed=True), (), (0, 1), gemm=products.transposed_convolution, literals=_GROUPS
+)  # fmt: skip
 _FLAT, _AREA = (Rule(equation(trailing(n)), (), (0,)) for n in (1, 2))
 
 RULES: dict[str, Rule] = {
     # products
-    "aten.linear.default": Rule(equation(linear), _FIRST, (0, 1), _matmul_flops, product=True, arity=2),
-    "aten.matmul.default": Rule(equation(matmul), ((0,), (1,)), (0, 1), _matmul_flops, product=True),
-    "aten.einsum.default": Rule(equation(einsum), ((0,), (1,), (2,), (3,)), (0, 1, 2, 3), einsum_flops, product=True),
+    "aten.linear.default": Rule(
+        equation(linear), _FIRST, (0, 1), arity=2, bilinear=True, gemm=products.linear, weight="n k"
+    ),
+    "aten.matmul.default": Rule(
+        equation(matmul), ((0,), (1,)), (0, 1), bilinear=True, gemm=products.matmul, weight="k n"
+    ),
+    "aten.einsum.default": Rule(
+        equation(einsum), ((0,), (1,), (2,), (3,)), (0, 1, 2, 3), bilinear=True, gemm=products.einsum
+    ),
     "aten.scaled_dot_product_attention.default": Rule(
-        equation(attention), (), (0, 1, 2, "out"), _attention_flops,
+        equation(attention), (), (0, 1, 2, "out"), attention=_attention_flops,
         hidden=lambda op, _: 4.0 * math.prod(op.result[:-1]),
     ),
     **{f"aten.conv{n}d.{name}": _CONVOLUTION for n in (1, 2, 3) for name in ("default", "padding")},
     "aten.conv_transpose1d.default": _TRANSPOSED,
     "aten.conv_transpose2d.input": _TRANSPOSED,
     "partitioner.expert_linear.default": Rule(
-        equation("t k, g! k n, t -> t n"), ((0,), (1,)), (0, 1), _matmul_flops, product=True
+        equation("t k, g! k n, t -> t n"), ((0,), (1,)), (0, 1), bilinear=True, gemm=products.experts
     ),
     # tables and losses
-    "aten.embedding.default": Rule(equation(embedding), (), (1,)),
+    "aten.embedding.default": Rule(equation(embedding), (), (1,), lookup=True, on_rank=rank_forms.by_vocabulary),
     "aten.one_hot.default": Rule(equation(hot)),
     "aten.bucketize.Tensor": Rule(equation("*m, edges! -> *m")),
     "partitioner.cross_entropy.default": Rule(
-        cross_entropy, (), (), hidden=lambda op, size: size * math.prod(op.operands[0])  # the log-softmax
+        cross_entropy, hidden=lambda op, size: size * math.prod(op.operands[0]),  # the log-softmax
+        scratch=_log_softmax_gradient, on_rank=rank_forms.by_class,
     ),
     **{f"aten.{name}.default": Rule(unreduced, (), (0, 1)) for name in (
         "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "kl_div", "binary_cross_entropy",
@@ -148,16 +131,17 @@ RULES: dict[str, Rule] = {
     # norms and softmax
     "aten.layer_norm.default": Rule(equation(norm), (), (0,), hidden=_statistics(2)),
     "aten.rms_norm.default": Rule(equation(norm), (), (0,), hidden=_statistics(1)),
-    "aten.group_norm.default": Rule(group_norm, (), (0,)),
+    "aten.group_norm.default": Rule(group_norm, (), (0,), literals=Literals("num_groups", "groups")),
     "aten.instance_norm.default": Rule(equation(instance_norm), (), (0,)),
     "aten.batch_norm.default": Rule(equation(batch_norm), (), (0,)),
-    "aten.softmax.int": _KEPT,
-    "aten.log_softmax.int": _KEPT,
+    "aten.softmax.int": Rule(equation(along("dim")), (), ("out",), fuses="sink"),
+    "aten.log_softmax.int": Rule(equation(along("dim")), (), ("out",)),
     # views
-    "aten.reshape.default": Rule(reshape, _FIRST, view=True),
-    "aten.permute.default": Rule(permute, _FIRST, view=True),
-    "aten.expand.default": Rule(expand, _FIRST, view=True),
-    "partitioner.part.default": Rule(part, _FIRST, view=True),
+    "aten.reshape.default": Rule(reshape, _FIRST, view=True, literals=Literals("shape", "shape")),
+    "aten.permute.default": Rule(permute, _FIRST, view=True, reorders=True),
+    "aten.expand.default": Rule(expand, _FIRST, view=True, literals=Literals("size", "grown")),
+    "partitioner.part.default": Rule(part, _FIRST, view=True, literals=Literals("sizes", "parts")),
+    "aten.full.default": Rule(undivided, literals=Literals("size", "shape")),
     "aten.slice.Tensor": Rule(equation(sliced), _FIRST, view=True),
     "aten.select.int": Rule(equation(along("dim")), _FIRST, view=True),
     "aten.unfold.default": Rule(equation(windows), _FIRST),
@@ -168,14 +152,14 @@ RULES: dict[str, Rule] = {
     "aten.constant_pad_nd.default": Rule(equation(padded)),
     "aten.slice_scatter.default": Rule(equation(scatter)),
     "aten.select_scatter.default": Rule(equation(scatter)),
-    "aten.cat.default": Rule(cat, joint=True),
+    "aten.cat.default": Rule(cat, joint=True, fuses="chain"),
     "aten.roll.default": _MOVED,
     "aten.flip.default": _MOVED,
     **{f"aten.{name}.default": Rule(equation(trailing(2)), _FIRST) for name in ("tril", "triu")},
     # reductions
     "aten.sum.dim_IntList": Rule(equation(sum_over), _FIRST),
     "aten.sum.default": Rule(equation(sum_over), _FIRST),
-    "aten.mean.dim": Rule(equation(along("dim")), _FIRST),
+    "aten.mean.dim": Rule(equation(along("dim")), _FIRST, fuses="chain"),
     "aten.cumsum.default": Rule(equation(along("dim")), _FIRST),
     **{f"aten.{name}": _REDUCED for name in (
         "var.dim", "var.correction", "std.dim", "std.correction", "prod.dim_int", "cumprod.default", "glu.default",
@@ -197,13 +181,16 @@ RULES: dict[str, Rule] = {
     )},
     # elementwise, by what backward keeps
     "partitioner.dropout.default": Rule(
-        equation("b *m, b -> b *m"), ((0,),), hidden=lambda op, size: size * math.prod(op.result)  # the scaled mask
+        equation("b *m, b -> b *m"), _FIRST, hidden=lambda op, size: size * math.prod(op.result),  # the scaled mask
+        fused_hidden=lambda op, _: math.prod(op.result), fuses="chain", on_rank=rank_forms.by_element,
     ),
-    **{name: _binary(linear=((0, 1),)) for name in ("aten.add.Tensor", "aten.sub.Tensor")},
-    "aten.mul.Tensor": Rule(elementwise(2), ((0,), (1,)), (0, 1), product=True),
-    "aten.div.Tensor": Rule(elementwise(2), ((0,),), (0, 1), product=True),
+    "aten.add.Tensor": Rule(elementwise(2), ((0, 1),), sum=True, bias=True),
+    "aten.sub.Tensor": Rule(elementwise(2), ((0, 1),), sum=True),
+    "aten.mul.Tensor": Rule(elementwise(2), ((0,), (1,)), (0, 1), bilinear=True),
+    "aten.div.Tensor": Rule(elementwise(2), ((0,),), (0, 1), bilinear=True),
+    "aten.to.dtype": Rule(elementwise(1), _FIRST, fuses="chain"),
     **{name: _unary(linear=True) for name in (
-        "aten.neg.default", "aten.to.dtype", "aten.clone.default", "aten.conj_physical.default",
+        "aten.neg.default", "aten.clone.default", "aten.conj_physical.default",
     )},
     "aten.complex.default": _binary(linear=((0, 1),)),
     "aten.polar.default": Rule(elementwise(2), (), (0, 1)),

@@ -148,7 +148,7 @@ def _values(body: Sequence[fx.Node], ahead: set[fx.Node]) -> np.ndarray:
 def is_weighty(node: fx.Node) -> bool:
     """Whether a node is a product with a parameter."""
     rule = rule_of(str(node.target))
-    return rule is not None and rule.flops is not None and any(_is_parameter(o) for o in operands(node))
+    return rule is not None and rule.computes and any(_is_parameter(o) for o in operands(node))
 
 
 def _is_parameter(node: fx.Node) -> bool:

@@ -14,7 +14,6 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from partitioner.cluster import Cluster, Link
-from partitioner.cost.op_work import ATTENTION
 from partitioner.errors import InputError
 from runtime.measure.sweep import Sample, Sweep, sweep
 from runtime.ranks import launch
@@ -180,7 +179,7 @@ def toml(cluster: Cluster, found: Sweep, day: datetime.date) -> str:
     lines = [
         f"# Measured by partitioner calibrate on {day.isoformat()}: {one}, {found.kind}, torch {found.torch}.",
         f"name = {json.dumps(cluster.name)}",
-        f'attention = "{cluster.attention}"  # what autograd keeps of {ATTENTION.split(".")[1]} here',
+        f'attention = "{cluster.attention}"  # what autograd keeps of scaled_dot_product_attention here',
         "",
         "[device]",
         f"name = {json.dumps(device.name)}",

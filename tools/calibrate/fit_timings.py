@@ -24,10 +24,11 @@ from partitioner import trace
 from partitioner.cluster import Cluster, Device, Link, Route, Software
 from partitioner.cost.collective_seconds import collective_seconds
 from partitioner.cost.op_seconds import gemm_seconds, streaming, work_seconds
-from partitioner.cost.op_work import Gemm, Work, op_work
+from partitioner.cost.op_work import Work, op_work
 from partitioner.graph.tied_blocks import fold
 from partitioner.searching.candidates import layouts
 from partitioner.searching.pins import Pins
+from partitioner.sharding.products import Gemm
 from runtime.measure.device_probes import block
 from runtime.measure.sweep import Sample, Sweep
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from partitioner import Graph, Plan, search
 from partitioner.errors import InputError
 from partitioner.schedule.tables import PLAIN
+from partitioner.sharding.op_rules import RULES
 from runtime.ranks import launch
 from tools.faults.mutate_rank import Case, Result
 from tools.faults.rule_faults import forgetting
@@ -38,7 +39,7 @@ class Model:
 
 
 _GPT: dict[str, object] = {"vocab": 32, "hidden": 32, "layers": 4, "heads": 4, "seq": 8, "dropout": 0.1, "tied": True}
-_LINEAR = "aten.linear.default"
+_LINEAR = next(name for name, rule in RULES.items() if rule.weight == "n k")
 MODELS = (
     Model("examples/gpt.py:model", _GPT, (
         ("gpt dp2", {"dp": 2, "micro_batch": 1}, ""),

@@ -9,8 +9,8 @@ import pytest
 from partitioner import Cluster
 from partitioner.cost.collective_seconds import collective_seconds
 from partitioner.cost.op_seconds import gemm_seconds
-from partitioner.cost.op_work import Gemm
 from partitioner.cost.state_bytes import state_bytes
+from partitioner.sharding.products import Gemm
 
 A100, H100 = Cluster.load("dgx-a100", nodes=16), Cluster.load("dgx-h100", nodes=64)
 EFA = Cluster.load("p5-h100", nodes=64)

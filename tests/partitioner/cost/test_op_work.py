@@ -11,7 +11,7 @@ from torch import fx
 
 from partitioner import Cluster, trace
 from partitioner.cost.kept_activations import Keeping
-from partitioner.cost.materialized import ATTENTION
+from partitioner.cost.materialized import is_attention
 from partitioner.cost.op_work import Setting, op_flops, op_work, weight_work
 from partitioner.cost.unit_cost import price_units
 from partitioner.graph.graph import Graph
@@ -155,7 +155,8 @@ def test_the_core_of_attention_is_found_written_out_or_fused() -> None:
     assert {"softmax", "dropout"} <= {*core}
     assert "linear" not in core
     block = next(g for g, units in enumerate(fused.folded.groups) if units[0].is_block)
-    assert [str(n.target) for n in fused.setting.core(block)] == [ATTENTION]
+    (core,) = fused.setting.core(block)
+    assert is_attention(core)
 
 
 def test_recomputing_the_core_drops_the_scores() -> None:
@@ -167,3 +168,25 @@ def test_recomputing_the_core_drops_the_scores() -> None:
     assert freed == pytest.approx(scores * (2 + 2 + 1))  # the softmax, the product with the mask, the mask
     assert 0 < block.kept["selective"].compute < block.kept["full"].compute
     assert block.kept["full"].bytes < block.kept["operators"].bytes < block.kept["none"].bytes
+
+
+class Einsums(torch.nn.Module):
+    """Attention as einsum, by weights that are scaled before they are used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(3, 8, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (torch.nn.functional.linear(x, weight * 0.5) for weight in self.weight.unbind())
+        scores = torch.einsum("bqd,bkd->bqk", q, k).softmax(-1)
+        return torch.einsum("bqk,bkd->bqd", scores, v).sum()
+
+
+def test_an_equation_is_a_product_and_the_core_of_attention() -> None:
+    """Priced by its FLOPs; a product by what is made of weights alone is no part of the core."""
+    found = solved(trace(Einsums(), {"x": torch.randn(4, 6, 8)}))
+    assert found.flops(0) == 3 * 2 * 4 * 6 * 8 * 8 + 2 * 2 * 4 * 6 * 6 * 8
+    assert found.flops(1) == 3 * 2 * 4 * 6 * 8 * 8 + 2 * 2 * 2 * 4 * 6 * 6 * 8, "the samples have no gradient"
+    core = [str(n.target).split(".")[1] for n in found.setting.core(0)]
+    assert core == ["einsum", "softmax", "einsum"]

@@ -19,7 +19,7 @@ from partitioner import Cluster
 from partitioner.cluster import Device, Link, Software
 from partitioner.cost.collective_seconds import collective_seconds
 from partitioner.cost.op_seconds import gemm_seconds, streaming, work_seconds
-from partitioner.cost.op_work import Gemm
+from partitioner.sharding.products import Gemm
 from runtime.measure import device_probes
 from runtime.measure.sweep import Sample, Sweep
 from runtime.ranks.launch import Result, local
