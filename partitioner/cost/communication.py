@@ -17,17 +17,13 @@ from partitioner.cost.collective_seconds import collective_seconds, reductions
 from partitioner.cost.materialized import is_attention
 from partitioner.cost.op_seconds import Seconds
 from partitioner.cost.op_work import Setting
-from partitioner.graph.graph import Unit
-from partitioner.graph.nodes import is_parameter, is_tensor, operands
-from partitioner.graph.tied_blocks import Folded
+from partitioner.graph.nodes import operands
+from partitioner.layouts.conversions import Conversion, conversions
 from partitioner.layouts.solution import Solution
 from partitioner.ops.collective_kinds import ALL_GATHER, REDUCE_SCATTER
 from partitioner.ops.collectives import conversion, payloads
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import REPLICATE, WHOLE, Placement
-
-Move = tuple[fx.Node, Placement, Placement]
-Handed = frozenset[tuple[fx.Node, Placement]]
 
 
 class Sent(NamedTuple):
@@ -70,46 +66,7 @@ def moved(setting: Setting, solution: Solution, cluster: Cluster, group: int) ->
     return found
 
 
-def conversions(folded: Folded, solution: Solution, group: int) -> dict[fx.Node | None, list[Move]]:
-    """(value, from, to) of each conversion that a unit of the group makes, each once, by the op that first needs it.
-
-    None stands for what later units need.
-    """
-    found: dict[Move, fx.Node | None] = {}
-    for node in folded.body(group):
-        for operand, target in zip(operands(node), solution.strategies[node].operands, strict=True):
-            port = folded.port_of.get((group, operand))
-            if port is None and (is_parameter(operand) or operand not in folded.node):
-                continue
-            source = solution.made(port if port is not None else folded.node[operand])
-            if source != target and is_tensor(operand):
-                found.setdefault((operand, source, target), node)
-    for node in folded.body(group):
-        for port, sources in folded.sources.items():
-            if node in sources and solution.made(node) != solution.ports[port]:
-                found.setdefault((node, solution.made(node), solution.ports[port]), None)
-    rows: dict[fx.Node | None, list[Move]] = {}
-    for move, reader in found.items():
-        rows.setdefault(reader, []).append(move)
-    return rows
-
-
-def handed_on(folded: Folded, solution: Solution) -> dict[Unit, Handed]:
-    """Of each unit, what later units want of it in other layouts than it makes."""
-    graph = folded.graph
-    home = {graph.nodes[name]: unit for unit in graph.units for name in unit.nodes}
-    found: dict[Unit, set[tuple[fx.Node, Placement]]] = {unit: set() for unit in graph.units}
-    for group, units in enumerate(folded.groups):
-        ports = sorted((p for p in folded.sources if p.group == group), key=lambda p: p.index)
-        for unit in units:
-            for value, port in zip(folded.entering[unit], ports, strict=True):
-                made = folded.node[value]
-                if solution.made(made) != solution.ports[port]:
-                    found[home[value]].add((made, solution.ports[port]))
-    return {unit: frozenset(rows) for unit, rows in found.items()}
-
-
-def _converted(setting: Setting, move: Move, route: Route) -> Moved:
+def _converted(setting: Setting, move: Conversion, route: Route) -> Moved:
     value, source, target = move
     differentiable = value in setting.folded.differentiable
     rows, size = conversion(source, target, setting.ranks, differentiable) or (), setting.bytes(value, REPLICATE)

@@ -15,9 +15,10 @@ from partitioner.cost.kept_activations import Keeping, Key
 from partitioner.cost.op_work import is_bias
 from partitioner.graph.graph import loss_node
 from partitioner.graph.nodes import is_tensor, operands, shape_of
+from partitioner.layouts.conversions import Conversion
 from partitioner.ops.collective_kinds import KINDS
 from partitioner.ops.collectives import OPS, Collective, conversion
-from partitioner.sharding.layout import REPLICATE, Placement
+from partitioner.sharding.layout import REPLICATE
 from partitioner.sharding.op_rules import rule_of
 
 Held = tuple[Key, float]
@@ -36,18 +37,15 @@ class Step:
         return self.rows is not None
 
 
-Move = tuple[fx.Node, Placement, Placement]
-
-
 class Liveness:
     """One unit's lowered ops and their tensors. ``moves``: conversions by the op that first needs them."""
 
-    def __init__(self, keeping: Keeping, moves: dict[fx.Node | None, list[Move]]) -> None:
+    def __init__(self, keeping: Keeping, moves: dict[fx.Node | None, list[Conversion]]) -> None:
         self.keeping, self.setting, self.solution = keeping, keeping.setting, keeping.solution
         self.folded, self.group = keeping.setting.folded, keeping.group
         self.differentiable = self.folded.differentiable
         self.steps = list(self._steps(moves))
-        self.ports = {n: self.solution.ports[p] for (g, n), p in self.folded.port_of.items() if g == self.group}
+        self.ports = {n: self.solution.ports[p] for n, p in self.folded.inputs(self.group)}
         self.joined = {step.reads[0]: step.made for step in self.steps if self._joins(step)}
         self.storage: dict[Key, Held] = {key: (key, self.bytes(key)) for key in self.ports.items()}
         for step in self.steps:
@@ -57,12 +55,11 @@ class Liveness:
     def _exported(self) -> Iterator[Key]:
         """What later units read, and the loss."""
         loss = loss_node(self.folded.sized.module.graph)
-        for node in self.folded.body(self.group):
-            yield from ((node, self.solution.ports[p]) for p, sources in self.folded.sources.items() if node in sources)
-            if node is loss:
-                yield node, self.keeping.result(node)
+        yield from ((node, self.solution.ports[port]) for node, port in self.folded.handed_on(self.group))
+        if loss in self.folded.body(self.group):
+            yield loss, self.keeping.made(loss)
 
-    def _steps(self, moves: dict[fx.Node | None, list[Move]]) -> Iterator[Step]:
+    def _steps(self, moves: dict[fx.Node | None, list[Conversion]]) -> Iterator[Step]:
         for node in (*self.folded.body(self.group), None):
             for value, source, target in moves.get(node, ()):
                 rows = conversion(source, target, self.setting.ranks, value in self.differentiable)

@@ -76,10 +76,7 @@ class Keeping:
 
     def made(self, value: fx.Node) -> Placement:
         """How a value arrives or is made."""
-        port = self.folded.port_of.get((self.group, value))
-        if port is not None:
-            return self.solution.ports[port]
-        return self.result(value) if value in self.solution.strategies else WHOLE
+        return self.solution.arrives(self.folded, self.group, value)
 
     def _is_port(self, value: fx.Node) -> bool:
         return (self.group, value) in self.folded.port_of
@@ -106,9 +103,7 @@ class Keeping:
 
     def result(self, node: fx.Node) -> Placement:
         """How an op makes its result."""
-        found = self.solution.strategies[node].result
-        assert not isinstance(found, tuple)
-        return found
+        return self.solution.made(node)
 
     def _placement(self, node: fx.Node, value: fx.Node) -> Placement:
         """How ``node`` has the value that it keeps: as its result, or as an operand."""

@@ -13,8 +13,7 @@ from partitioner.sharding.rule import Rule
 
 def internal(folded: Folded) -> frozenset[fx.Node]:
     """Values that never leave a fused kernel: all that reads them is pointwise too, and of the same unit."""
-    ports = {node for _, node in folded.port_of}
-    leaving = {n for sources in folded.sources.values() for n in sources} | ports
+    leaving = {node for _, node in folded.port_of} | {node for sources in folded.sources.values() for node in sources}
     found: set[fx.Node] = set()
     for group in range(len(folded.groups)):
         body = set(folded.body(group))

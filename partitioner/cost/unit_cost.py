@@ -14,7 +14,7 @@ from torch import fx
 
 from partitioner.cluster import Cluster
 from partitioner.cost.backward_peak import Peaks, peaks
-from partitioner.cost.communication import Handed, Moved, conversions, handed_on, moved
+from partitioner.cost.communication import Moved, moved
 from partitioner.cost.forward_peak import Liveness
 from partitioner.cost.kept_activations import Keeping
 from partitioner.cost.materialized import is_attention, is_product
@@ -24,6 +24,7 @@ from partitioner.cost.op_work import Setting, op_flops, op_work, weight_work
 from partitioner.graph.graph import Unit
 from partitioner.graph.saved_by_autograd import saved
 from partitioner.graph.tied_blocks import Folded
+from partitioner.layouts.conversions import Handed, conversions, handed_on
 from partitioner.layouts.solution import Solution, group_layouts
 from partitioner.sharding.layout import REPLICATE, Placement, Shard
 from partitioner.sharding.op_rules import rule_of
@@ -150,7 +151,7 @@ class Priced:
     def spans(self) -> dict[tuple[fx.Node, Placement], tuple[int, int, float]]:
         """Of each value that units hand on: the places of its maker and of its last reader, and bytes."""
         units = self.folded.graph.units
-        made = {self.folded.graph.nodes[name]: n for n, unit in enumerate(units) for name in unit.nodes}
+        made = {node: self.place[unit] for node, unit in self.folded.home.items()}
         found = {}
         for n, unit in enumerate(units):
             for node, port in zip(self.folded.entering[unit], self.unit(unit).ports, strict=True):
@@ -301,13 +302,11 @@ class _Pricing:
     @cached_property
     def ports(self) -> tuple[Entering, ...]:
         kept = self.keeping.storages
-        rows = {p: n for (g, n), p in self.folded.port_of.items() if g == self.group}
-        keys = [(rows[p], self.solution.ports[p]) for p in sorted(rows, key=lambda p: p.index)]
+        keys = [(value, self.solution.ports[port]) for value, port in self.folded.inputs(self.group)]
         return tuple(Entering(key[1], self.setting.bytes(*key), kept.get(key, 0.0)) for key in keys)
 
     def output(self) -> float:
-        made = [n for n in self.body if any(n in sources for sources in self.folded.sources.values())]
-        return sum(self.made_bytes(n) for n in made)
+        return sum(self.made_bytes(n) for n in {node for node, _ in self.folded.handed_on(self.group)})
 
 
 def last_kept(folded: Folded, group: int) -> fx.Node | None:

@@ -15,13 +15,13 @@ from torch import fx, nn
 
 from partitioner.emit.gemm_ops import gemms
 from partitioner.emit.local_sizes import localize
-from partitioner.graph.nodes import is_parameter, is_tensor, operands
+from partitioner.graph.nodes import is_tensor, operands
 from partitioner.graph.tied_blocks import Folded
 from partitioner.layouts.solution import Solution
 from partitioner.ops.collectives import OPS, Collective, conversion
 from partitioner.ops.rank_form import rank_form
 from partitioner.sharding.equations import Strategy
-from partitioner.sharding.layout import WHOLE, Placement
+from partitioner.sharding.layout import Placement
 
 AXIS = "tp"
 own = torch.ops.partitioner
@@ -78,12 +78,7 @@ class _Writer:
 
     def made(self, node: fx.Node) -> Placement:
         """Where an operand of the representative lies when it arrives or is made."""
-        port = self.folded.port_of.get((self.group, node))
-        if port is not None:
-            return self.solution.ports[port]
-        if is_parameter(node):
-            return self.solution.parameters[self.folded.parameter[node]]
-        return self.solution.made(node) if node in self.folded.node else WHOLE
+        return self.solution.arrives(self.folded, self.group, node)
 
     def get(self, node: fx.Node, wanted: Placement) -> fx.Node:
         """The emitted value of ``node`` in a placement, converted once for all its readers."""

@@ -27,6 +27,9 @@ class Port:
     index: int
 
 
+Value = fx.Node | Port  # an op's result or a parameter, by its representative; what enters a block
+
+
 @dataclass(frozen=True)
 class Folded:
     """``groups``: units that share everything, in order of first appearance. ``node``: each body node's representative.
@@ -48,6 +51,32 @@ class Folded:
     def differentiable(self) -> set[fx.Node]:
         """Representative nodes that have a gradient."""
         return {n for n in has_gradient(self.sized.module.graph) if n.op != "placeholder" or trains(self.graph, n)}
+
+    @cached_property
+    def home(self) -> dict[fx.Node, Unit]:
+        """The unit that makes each value of ``graph``."""
+        return {self.graph.nodes[name]: unit for unit in self.graph.units for name in unit.nodes}
+
+    def ports(self, group: int) -> tuple[Port, ...]:
+        """What units of a group read of earlier ones, in order."""
+        return tuple(sorted((p for p in self.sources if p.group == group), key=lambda p: p.index))
+
+    def inputs(self, group: int) -> list[tuple[fx.Node, Port]]:
+        """What the ops of a group's first unit read of earlier units, by the port through which it enters."""
+        found = [(node, port) for (g, node), port in self.port_of.items() if g == group]
+        return sorted(found, key=lambda row: row[1].index)
+
+    def handed_on(self, group: int) -> list[tuple[fx.Node, Port]]:
+        """The representatives of a group that later units read, each with each port that it enters."""
+        entered = [(node, port) for port, sources in self.sources.items() for node in sources]
+        order = {node: n for n, node in enumerate(self.body(group))}
+        return sorted((row for row in entered if row[0] in order), key=lambda row: order[row[0]])
+
+    def value_of(self, group: int, operand: fx.Node) -> Value | None:
+        """What an operand of a representative stands for; None for what needs no gradient and every rank can make."""
+        if is_parameter(operand):
+            return self.parameter[operand]
+        return self.port_of.get((group, operand)) or self.node.get(operand)
 
     @cached_property
     def entering(self) -> dict[Unit, tuple[fx.Node, ...]]:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from partitioner.graph.graph import Unit
-from partitioner.graph.tied_blocks import Folded, live_in
+from partitioner.graph.graph import Unit, loss_node
+from partitioner.graph.tied_blocks import Folded
 from partitioner.layouts.solution import Solution
 from partitioner.sharding.layout import Placement
 
@@ -28,16 +28,14 @@ class Export:
 
 def exports(folded: Folded, solution: Solution) -> dict[Unit, tuple[Export, ...]]:
     """By unit; the unit that makes the loss exports it."""
-    graph = folded.graph
-    home = {graph.nodes[name]: unit for unit in graph.units for name in unit.nodes}
+    graph, home = folded.graph, folded.home
     found: dict[Unit, dict[Export, None]] = {unit: {} for unit in graph.units}
     for group, units in enumerate(folded.groups):
-        ports = {p.index: p for p in folded.sources if p.group == group}
+        ports = folded.ports(group)
         for unit in units:
-            for index, value in enumerate(live_in(graph, unit, folded.node)):
-                wanted = solution.ports[ports[index]]
-                found[home[value]][_export(folded, solution, value, wanted)] = None
-    loss = next(n for n in graph.module.graph.nodes if n.op == "output").all_input_nodes[0]
+            for value, port in zip(folded.entering[unit], ports, strict=True):
+                found[home[value]][_export(folded, solution, value, solution.ports[port])] = None
+    loss = loss_node(graph.module.graph)
     found[home[loss]][_export(folded, solution, loss, solution.made(folded.node[loss]))] = None
     order = {name: n for n, name in enumerate(graph.nodes)}
     return {u: tuple(sorted(rows, key=lambda e: (order[e.node.name], e.name))) for u, rows in found.items()}

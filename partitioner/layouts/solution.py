@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from torch import fx
 
 from partitioner.graph.nodes import is_parameter, operands
-from partitioner.graph.tied_blocks import Folded, Port
+from partitioner.graph.tied_blocks import Folded, Port, Value
 from partitioner.sharding.equations import Strategy
-from partitioner.sharding.layout import Placement
+from partitioner.sharding.layout import WHOLE, Placement
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,11 @@ class Solution:
         assert not isinstance(result, tuple)
         return result
 
+    def arrives(self, folded: Folded, group: int, operand: fx.Node) -> Placement:
+        """Where an operand of a group's representative lies before it is converted."""
+        value = folded.value_of(group, operand)
+        return WHOLE if value is None else self.made(value)
+
 
 def group_layouts(folded: Folded, solution: Solution, group: int) -> tuple[object, ...]:
     """All of a solution that a group's units can see: their ops, their parameters, what enters, what it enters next."""
@@ -44,6 +49,3 @@ def group_layouts(folded: Folded, solution: Solution, group: int) -> tuple[objec
         *(solution.strategies[node] for node in body), *(solution.ports[port] for port in ports),
         *(solution.parameters[node] for node in folded.parameter.values() if node in read),
     )  # fmt: skip
-
-
-Value = fx.Node | Port

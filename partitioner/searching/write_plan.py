@@ -42,7 +42,7 @@ def block_rows(priced: Priced, names: Mapping[Unit, str], micro_batches: int, pi
     folded, solution = priced.folded, priced.solution
     out, others = exports(folded, solution), _others(priced, micro_batches, pins)
     for g, units in enumerate(folded.groups):
-        ports = sorted((p for p in folded.sources if p.group == g), key=lambda p: p.index)
+        ports = folded.ports(g)
         cost, (ops, leaving) = priced.groups[g], _ops(priced, g, others)
         yield BlockRow(
             tuple(names[u] for u in units), units[0].is_block, tuple(placement_json(solution.ports[p]) for p in ports),
@@ -150,7 +150,7 @@ def plan_of(
     names = {unit: name for name, unit in unit_names(folded.graph).items()}
     layouts = {n.meta["source"]: placement_json(priced.solution.parameters[r]) for n, r in folded.parameter.items()}
     boundaries = {
-        names[units[0]]: tuple(placement_json(priced.solution.ports[p]) for p in folded.sources if p.group == g)
+        names[units[0]]: tuple(placement_json(priced.solution.ports[p]) for p in folded.ports(g))
         for g, units in enumerate(folded.groups)
     }
     decisions = Decisions(

@@ -22,8 +22,7 @@ from partitioner.cost.op_work import Setting
 from partitioner.cost.state_bytes import state_bytes
 from partitioner.errors import InputError
 from partitioner.graph.nodes import is_parameter, is_tensor, operands
-from partitioner.graph.tied_blocks import Folded, Port
-from partitioner.layouts.solution import Value
+from partitioner.graph.tied_blocks import Folded, Port, Value
 from partitioner.layouts.strategies import Space
 from partitioner.ops.collective_kinds import ALL_REDUCE
 from partitioner.sharding.equations import Strategy
@@ -173,7 +172,7 @@ class Choices:
             for node in self.folded.body(g):
                 slots: dict[Value, list[int]] = {}
                 for slot, operand in enumerate(operands(node)):
-                    value = self.operand_value(g, operand)
+                    value = self.folded.value_of(g, operand)
                     if value is not None:
                         slots.setdefault(value, []).append(slot)
                 for value, own in slots.items():
@@ -191,14 +190,6 @@ class Choices:
     def needed(choice: Choice, slot: int) -> Placement:
         assert choice.strategy is not None
         return choice.strategy.operands[slot]
-
-    def operand_value(self, group: int, operand: fx.Node) -> Value | None:
-        """What an operand of a representative stands for; None for what needs no gradient and every rank can make."""
-        if is_parameter(operand):
-            return self.folded.parameter[operand]
-        if (group, operand) in self.folded.port_of:
-            return self.folded.port_of[group, operand]
-        return self.folded.node.get(operand)
 
     def count(self, value: Value, port: Value | None) -> float:
         """How often a value is converted: in each of its units, or at each entry into a port's."""

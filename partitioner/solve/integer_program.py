@@ -18,7 +18,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
 from partitioner.errors import InputError
-from partitioner.layouts.solution import Value
+from partitioner.graph.tied_blocks import Value
 from partitioner.sharding.layout import Placement
 from partitioner.solve.choices import Choices, Read
 

@@ -15,8 +15,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from torch import fx
 
-from partitioner.graph.tied_blocks import Folded, Port
-from partitioner.layouts.solution import Solution, Value
+from partitioner.graph.tied_blocks import Folded, Port, Value
+from partitioner.layouts.solution import Solution
 from partitioner.layouts.strategies import Space
 from partitioner.sharding.layout import Placement
 from partitioner.solve import variable_elimination

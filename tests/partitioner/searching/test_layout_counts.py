@@ -12,8 +12,7 @@ from partitioner import Cluster, Graph, search, trace
 from partitioner.cost.op_work import Setting
 from partitioner.errors import InputError
 from partitioner.graph.resize_batch import resize
-from partitioner.graph.tied_blocks import fold
-from partitioner.layouts.solution import Value
+from partitioner.graph.tied_blocks import Value, fold
 from partitioner.layouts.strategies import space
 from partitioner.searching.reprice import Repricer
 from partitioner.sharding.layout import Placement

@@ -17,8 +17,8 @@ from partitioner.cost.unit_cost import Priced, price_each
 from partitioner.graph.graph import Unit
 from partitioner.graph.nodes import operands
 from partitioner.graph.resize_batch import resize
-from partitioner.graph.tied_blocks import Folded, Port, fold
-from partitioner.layouts.solution import Solution, Value
+from partitioner.graph.tied_blocks import Folded, Port, Value, fold
+from partitioner.layouts.solution import Solution
 from partitioner.layouts.strategies import space
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import PARTIAL, WHOLE, Placement
