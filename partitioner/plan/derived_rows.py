@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from partitioner.plan.json_document import Among
+from partitioner.plan.parallelism import Parallelism
 
 PIPELINE, OPTIMIZER, SYNC = "pipeline", "optimizer", "dp communication"  # parts of a step as a run can measure them
 
@@ -174,17 +177,17 @@ class Cost:
     flops: float = 0.0
 
 
-@dataclass(frozen=True)
+_CANDIDATE = """
+    mesh micro_batch schedule virtual recompute zero order step_seconds compute_seconds exposed_seconds bubble_seconds
+    peak_bytes
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Candidate:
     """A row of the ranking: what was tried and its price; ``exposed_seconds``: of communication, sync included."""
 
-    mesh: dict[str, int]
-    micro_batch: int
-    schedule: str
-    virtual: int
-    recompute: str
-    zero: int
-    order: tuple[str, ...]
+    parallelism: Annotated[Parallelism, Among(_CANDIDATE, micro_batches=0)]
     step_seconds: float
     compute_seconds: float
     exposed_seconds: float

@@ -18,6 +18,8 @@ from partitioner.graph.graph import Graph, Unit
 from partitioner.graph.resize_batch import at_batch, resize
 from partitioner.graph.tied_blocks import Folded, fold
 from partitioner.layouts.strategies import space
+from partitioner.plan.executed import EXECUTED, is_searched
+from partitioner.plan.parallelism import NO_RECOMPUTE, Parallelism, mesh_of
 from partitioner.schedule.tables import PLAIN, SCHEDULES
 from partitioner.searching.pins import Pins
 from partitioner.solve.choices import NoLayout, Prices
@@ -30,27 +32,25 @@ from partitioner.step.step_seconds import bound
 
 MOST_MICRO_BATCH = 16
 MOST_VIRTUAL = 4
-MOST_CP = 16
 Progress = Callable[[str], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tried:
     """A candidate: no schedule of its stages takes less than ``least_seconds``."""
 
     priced: Priced
     split: Split
-    micro_batch: int
     least_seconds: float
     peak_bytes: float
 
     @property
     def plainness(self) -> tuple[object, ...]:
         """Among equal times: fewest bytes, then the plainest mesh."""
-        split, mesh = self.split, self.split.mesh
-        degrees = (mesh["pp"], mesh.get("cp", 1), mesh["tp"], mesh["dp"])
-        ways = (split.virtual, split.zero, sum(split.recomputed), split.recompute)
-        return (self.peak_bytes, *degrees, *ways, split.schedule, self.micro_batch, split.order)
+        own = self.split.parallelism
+        degrees = (own.degree(axis) for axis in ("pp", "cp", "tp", "dp"))
+        ways = (own.virtual, own.zero, sum(self.split.recomputed), own.recompute)
+        return (self.peak_bytes, *degrees, *ways, own.schedule, own.micro_batch, own.order)
 
 
 def candidates(
@@ -63,7 +63,7 @@ def candidates(
     refused, found = list[NoLayout](), False
     folded = fold(graph)
     degrees = [n for n in divisors(cluster.devices) if stays_inside("tp", n, cluster, fixed)]
-    contexts = [n for n in divisors(cluster.devices) if n <= MOST_CP] if plan_only else [1]
+    contexts = [n for n in divisors(cluster.devices) if is_searched("cp", n, plan_only)]
     for micro_batch in divisors(global_batch):
         pairs = [
             (tp, cp) for tp in degrees for cp in contexts
@@ -137,7 +137,7 @@ class _Cutting:
         self.cluster, self.cuts = priced.cluster, Cuts(priced)
         self.blocks = sum(u.is_block for u in priced.folded.graph.units)
         self.sums: dict[tuple[float, ...], StageSums] = {}
-        self.ways = ("full", "selective") if plan_only else ("full",)
+        self.ways = tuple(way for way in EXECUTED["recompute"].searched(plan_only) if way != NO_RECOMPUTE)
         self.stages: dict[int, tuple[tuple[Unit, ...], ...]] = {}
 
     def splits(self, depths: Iterable[int]) -> Iterator[Tried]:
@@ -146,27 +146,32 @@ class _Cutting:
             many = self.global_batch // (dp * self.micro_batch)
             for kind, virtual in schedules(pp, self.blocks, many, self.plan_only):
                 if self.fixed.admits("schedule", kind) and self.fixed.admits("virtual", virtual):
-                    yield from self.cut(pp, dp, kind, virtual)
+                    mesh = mesh_of(pp=pp, dp=dp, cp=self.cp, tp=self.priced.ranks)
+                    yield from self.cut(
+                        Parallelism(
+                            mesh=mesh, order=tuple(mesh), micro_batch=self.micro_batch, micro_batches=many,
+                            schedule=kind, virtual=virtual, recompute=NO_RECOMPUTE,
+                        )
+                    )  # fmt: skip
 
-    def cut(self, pp: int, dp: int, kind: str, virtual: int) -> Iterator[Tried]:
-        units = self.into(pp * virtual)
+    def cut(self, parallelism: Parallelism) -> Iterator[Tried]:
+        units = self.into(parallelism.stage_count)
         if not units:
             return
-        stages = tuple(self.sum(u) for u in units)
-        mesh = {"pp": pp, "dp": dp, **({"cp": self.cp} if self.cp > 1 else {}), "tp": self.priced.ranks}
-        many = self.global_batch // (dp * self.micro_batch)
-        orders = self.orders(mesh)
-        for zero in self.zeros(dp * self.cp):
-            plain = Split(stages, units, mesh, orders[0], many, kind, virtual, "none", (0,) * len(stages), zero)
+        stages, orders = tuple(self.sum(u) for u in units), self.orders(parallelism.mesh)
+        for zero in self.zeros(parallelism.replicas):
+            sharded = replace(parallelism, zero=zero)
+            plain = Split(parallelism=sharded, stages=stages, units=units, recomputed=(0,) * len(stages))
             for split, peak_bytes in self.recomputed(plain):
                 for order in orders:
-                    ordered = replace(split, order=order)
-                    yield Tried(self.priced, ordered, self.micro_batch, bound(self.priced, ordered), peak_bytes)
+                    ordered = replace(split, parallelism=replace(split.parallelism, order=order))
+                    least = bound(self.priced, ordered)
+                    yield Tried(priced=self.priced, split=ordered, least_seconds=least, peak_bytes=peak_bytes)
 
     def recomputed(self, plain: Split) -> Iterator[tuple[Split, float]]:
         """Nothing; of each way that is admitted the least that fits, and all blocks; with peak bytes."""
         ways, room = self.ways, self.cluster.device.room
-        if self.fixed.admits("recompute", "none"):
+        if self.fixed.admits("recompute", NO_RECOMPUTE):
             peak_bytes = Memory(self.priced, plain).peak(plain.recomputed)
             yield plain, peak_bytes
             if peak_bytes <= room and "recompute" not in self.fixed.fixed:
@@ -197,14 +202,13 @@ class _Cutting:
 
     def orders(self, mesh: dict[str, int]) -> list[tuple[str, ...]]:
         """Stages outermost; or where both span nodes, data parallel outermost, so that neighbouring stages are near."""
-        inner = (*(("cp",) if "cp" in mesh else ()), "tp")
-        usual = ("pp", "dp", *inner)
+        usual = tuple(mesh)
         if self.cluster.nodes == 1 or mesh["pp"] == 1 or mesh["dp"] == 1:
             return [usual]
-        return [usual, ("dp", "pp", *inner)]
+        return [usual, ("dp", "pp", *(axis for axis in usual if axis not in ("dp", "pp")))]
 
     def zeros(self, replicas: int) -> list[int]:
-        found = range(4) if self.plan_only and replicas > 1 else range(1)
+        found = EXECUTED["zero"].searched(self.plan_only) if replicas > 1 else (0,)
         return [n for n in found if self.fixed.admits("zero", n)]
 
 
@@ -212,7 +216,7 @@ def schedules(pp: int, blocks: int, micro_batches: int, plan_only: bool) -> Iter
     """Kinds and virtual stages that fit."""
     for row in SCHEDULES.values():
         fits = (row.name == PLAIN or pp > 1) and not (row.rounds and micro_batches % pp)
-        if fits and (row.executed or plan_only):
+        if fits and is_searched("schedule", row.name, plan_only):
             for virtual in range(row.fewest, (row.most or MOST_VIRTUAL) + 1):
                 if virtual == 1 or pp * virtual <= blocks:
                     yield row.name, virtual

@@ -12,13 +12,16 @@ from torch import fx
 from partitioner.errors import InputError
 from partitioner.graph.graph import Graph
 from partitioner.graph.tied_blocks import Folded, Port
+from partitioner.plan.executed import EXECUTED
+from partitioner.plan.parallelism import FULL_RECOMPUTE, NO_RECOMPUTE
 from partitioner.schedule.tables import SCHEDULES
 from partitioner.sharding.layout import REPLICATE, WHOLE, Placement, Shard
 
 _NUMBERS = ("tp", "pp", "dp", "cp", "micro_batch", "virtual", "zero")
+_WAYS = EXECUTED["recompute"].searched(plan_only=True)
 _WORDS: dict[str, dict[str, object]] = {
     "schedule": {kind: kind for kind in sorted(SCHEDULES)},
-    "recompute": {"on": "full", "off": "none", "none": "none", "full": "full", "selective": "selective"},
+    "recompute": {"on": FULL_RECOMPUTE, "off": NO_RECOMPUTE, **{way: way for way in _WAYS}},
     "boundary": {"whole": "whole", "sharded": "sharded"},
 }
 

@@ -16,12 +16,13 @@ from partitioner.errors import DoesNotFit, InputError
 from partitioner.gc_pause import uncollected
 from partitioner.graph.graph import Graph
 from partitioner.plan.derived_rows import Cost
+from partitioner.plan.executed import is_executed
+from partitioner.plan.parallelism import NO_RECOMPUTE
 from partitioner.plan.plan import Plan
 from partitioner.searching.candidates import Progress, Tried, candidates
 from partitioner.searching.pin_conflicts import conflict
 from partitioner.searching.pins import read_pins
 from partitioner.searching.write_plan import Ranking, plan_of
-from partitioner.step.split import Split
 from partitioner.step.step_seconds import price
 
 KEPT = 10
@@ -118,14 +119,9 @@ def _front(fitting: list[Tried], prices: _Prices) -> Ranking:
     return found
 
 
-def describe(split: Split) -> str:
-    """A mesh in words."""
-    return ", ".join(f"{axis} {split.mesh[axis]}" for axis in split.order)
-
-
 def too_large(tightest: Tried, room: float) -> str:
     """Which part of memory overflows on which stage of the plan that needs least, and what would make it fit."""
-    split, cost = tightest.split, price(tightest.priced, tightest.split)
+    own, cost = tightest.split.parallelism, price(tightest.priced, tightest.split)
     worst = max(range(len(cost.stages)), key=lambda n: cost.stages[n].peak_bytes)
     stage = cost.stages[worst]
     parts = {
@@ -136,12 +132,14 @@ def too_large(tightest: Tried, room: float) -> str:
     largest = max(parts, key=lambda name: parts[name])
     mends = ["more devices"]
     if largest.startswith("weights"):
-        mends += ["ZeRO (--plan-only)"] if not split.zero else []
+        zero = "ZeRO" if is_executed("zero", 1) else "ZeRO (--plan-only)"
+        mends += [zero] if not own.zero else []
     else:
-        mends += ["a smaller micro-batch"] if tightest.micro_batch > 1 else []
-        mends += ["recompute"] if split.recompute == "none" else []
+        mends += ["a smaller micro-batch"] if own.micro_batch > 1 else []
+        mends += ["recompute"] if own.recompute == NO_RECOMPUTE else []
+    mesh = ", ".join(f"{axis} {own.mesh[axis]}" for axis in own.order)
     return (
-        f"no plan fits: the tightest ({describe(split)}, micro-batch {tightest.micro_batch}, recompute "
-        f"{split.recompute}) misses {tightest.peak_bytes - room:,.0f} bytes a device; stage {worst} of "
+        f"no plan fits: the tightest ({mesh}, micro-batch {own.micro_batch}, recompute "
+        f"{own.recompute}) misses {tightest.peak_bytes - room:,.0f} bytes a device; stage {worst} of "
         f"{len(cost.stages)} holds {words}; what would help: {', '.join(mends)}"
     )

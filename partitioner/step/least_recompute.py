@@ -19,7 +19,7 @@ def least_recomputed(memory: Memory, room: float) -> tuple[int, ...] | None:
     if (memory.rank_peaks(everything) > room).any():
         return None
     steps = _steps(split, memory.own)
-    least, most = np.zeros(split.pp, dtype=int), everything[memory.own].sum(1)
+    least, most = np.zeros(split.parallelism.mesh["pp"], dtype=int), everything[memory.own].sum(1)
     while (least < most).any():
         middle = (least + most) // 2
         fits = memory.rank_peaks(_counts(memory, steps, middle)) <= room
@@ -40,7 +40,7 @@ def _steps(split: Split, own: Array) -> Array:
     for row in own:
         key = tuple(id(split.stages[n]) for n in row)
         if key not in known:
-            known[key] = _one_by_one([split.stages[n].sizes[split.recompute][:, 0] for n in row])
+            known[key] = _one_by_one([split.stages[n].sizes[split.parallelism.recompute][:, 0] for n in row])
     rows = [known[tuple(id(split.stages[n]) for n in row)] for row in own]
     longest = max(map(len, rows))
     return np.array([row + row[-1:] * (longest - len(row)) for row in rows])

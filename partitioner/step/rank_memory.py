@@ -36,9 +36,10 @@ class Memory:
     """
 
     def __init__(self, priced: Priced, split: Split) -> None:
-        self.split, self.software = split, priced.cluster.software
-        self.samples = priced.input_bytes * split.micro_batches
-        self.moments = moments(split.schedule, split.pp, split.virtual, split.micro_batches)
+        self.split, self.parallelism, self.software = split, split.parallelism, priced.cluster.software
+        self.samples = priced.input_bytes * self.parallelism.micro_batches
+        own = self.parallelism
+        self.moments = moments(own.schedule, own.mesh["pp"], own.virtual, own.micro_batches)
         self.own = self.moments.stages[self.moments.starts]
         distinct = {id(stage): n for n, stage in enumerate(split.stages)}
         alike = np.array([distinct[id(stage)] for stage in split.stages])
@@ -46,7 +47,7 @@ class Memory:
         states, self.grown, gathered = (np.array(rows) for rows in zip(*(held[n] for n in alike), strict=True))
         self.state = states - self._twice()
         self.fixed = self.state.sum(1) - self.grown
-        tables = [split.stages[n].sizes[split.recompute] for n in distinct.values()]
+        tables = [split.stages[n].sizes[self.parallelism.recompute] for n in distinct.values()]
         starts = dict(zip(distinct.values(), np.cumsum([0, *map(len, tables)]), strict=False))
         self._table, self._starts = np.concatenate(tables), np.array([starts[n] for n in alike])
         received = np.array([0.0, *(stage.input_bytes for stage in split.stages[1:])])
@@ -86,7 +87,7 @@ class Memory:
         """What each stage keeps of a micro-batch (s), what each of its actions holds beside that and beside state
         (s, action): its own, weights gathered, the next action's receive; and bytes above what is fixed (m)."""
         moments, (kept, forward, backward, first, alone) = self.moments, self._table[self._starts + counts].T
-        first = np.where(self.grown > 0, first if self.split.pp > 1 else alone, backward)
+        first = np.where(self.grown > 0, first if self.parallelism.mesh["pp"] > 1 else alone, backward)
         actions = np.stack((forward, backward - kept, first - kept), 1) + self.beside[:, None]
         inside = (moments.in_flight * kept[moments.stages]).sum(1) + (moments.grown * self.grown[moments.stages]).sum(1)
         return kept, actions, inside + actions[moments.acting, moments.action]
@@ -105,15 +106,15 @@ class Memory:
     def _held(self, stage: StageSums) -> tuple[Array, float, float]:
         """Bytes of a stage's state by kind, those of gradients that each step makes anew, and of ZeRO's gathered
         weights."""
-        split, software = self.split, self.software
-        gathered = 2.0 * stage.largest * stage.held[0][1] if split.zero == 3 and stage.held else 0.0
-        own = software.gradient_bytes is None and split.replicas == 1
+        software = self.software
+        gathered = 2.0 * stage.largest * stage.held[0][1] if self.parallelism.zero == 3 and stage.held else 0.0
+        own = software.gradient_bytes is None and self.parallelism.replicas == 1
         grown = sum(n * state(s, software).gradient for n, s, is_partial in stage.held if own and not is_partial)
-        if own and split.pp > 1:
+        if own and self.parallelism.mesh["pp"] > 1:
             grown -= sum(n * state(s, software).gradient for n, s, is_partial in stage.tied.values() if not is_partial)
         return self._state(stage.held), grown, gathered
 
     def _state(self, rows: Iterable[Held]) -> Array:
-        zero, shards = self.split.zero, self.split.shards
+        zero, shards = self.parallelism.zero, self.split.shards
         found = [held_state(n, size, self.software, zero, shards) for n, size, _ in rows]
         return np.array(found).sum(0) if found else np.zeros(len(State._fields))

@@ -13,8 +13,8 @@ from partitioner.cost.op_seconds import ZERO, Seconds
 from partitioner.cost.state_bytes import state
 from partitioner.cost.unit_cost import Kept, Priced
 from partitioner.graph.graph import Unit
+from partitioner.plan.parallelism import Parallelism
 from partitioner.schedule.fullest_moments import Array
-from partitioner.schedule.tables import stages_of
 from partitioner.step.stage_peaks import stage_kept
 
 Held = tuple[float, int, bool]  # elements a rank holds, bytes an element, whether the gradient is Partial
@@ -91,56 +91,30 @@ def stage_sums(priced: Priced, units: Sequence[Unit], ways: Sequence[str] = ("fu
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Split:
-    """How a step is cut: stages of units, and the decisions that price needs.
+    """How a step is cut: its parallelism and the stages that follow from it.
 
-    ``recomputed``: of each stage, how many of its blocks are recomputed in the way that ``recompute`` names. ``order``:
-    mesh axes, outermost first. ``zero``: ZeRO's stage, over ``zero_group`` ranks or all of dp and cp.
+    ``recomputed``: of each stage, how many of its blocks are recomputed in the way of the parallelism. ``zero_group``:
+    ranks over which ZeRO divides state, None for all of dp and cp.
     """
 
+    parallelism: Parallelism
     stages: tuple[StageSums, ...]
     units: tuple[tuple[Unit, ...], ...]
-    mesh: Mapping[str, int]
-    order: tuple[str, ...]
-    micro_batches: int
-    schedule: str
-    virtual: int
-    recompute: str
     recomputed: tuple[int, ...]
-    zero: int = 0
     zero_group: int | None = None
-
-    @property
-    def pp(self) -> int:
-        """Pipeline ranks."""
-        return self.mesh["pp"]
-
-    @property
-    def replicas(self) -> int:
-        """Ranks that hold the same parameters: dp and cp."""
-        return self.mesh["dp"] * self.mesh.get("cp", 1)
 
     @property
     def shards(self) -> int:
         """Ranks over which ZeRO divides state."""
-        return self.replicas if self.zero_group is None else min(self.zero_group, self.replicas)
-
-    def stride(self, axis: str) -> int:
-        """Ranks between neighbours on an axis."""
-        found = 1
-        for name in self.order[self.order.index(axis) + 1 :]:
-            found *= self.mesh[name]
-        return found
-
-    def own(self, p: int) -> tuple[int, ...]:
-        """The stages of a pipeline rank."""
-        return stages_of(self.pp, self.virtual, self.schedule)[p]
+        replicas = self.parallelism.replicas
+        return replicas if self.zero_group is None else min(self.zero_group, replicas)
 
     def recomputing(self, way: str, counts: tuple[int, ...]) -> Split:
         """The same, recomputing so many blocks of each stage."""
-        return replace(self, recompute=way, recomputed=counts)
+        return replace(self, parallelism=replace(self.parallelism, recompute=way), recomputed=counts)
 
     def kept(self, stage: int) -> Kept:
         """What a stage keeps, rebuilds and runs again."""
-        return self.stages[stage].kept[self.recompute][self.recomputed[stage]]
+        return self.stages[stage].kept[self.parallelism.recompute][self.recomputed[stage]]

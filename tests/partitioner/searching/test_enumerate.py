@@ -8,6 +8,7 @@ import math
 
 import pytest
 from small_plans import graph_of
+from splits import split_of
 
 from partitioner import Cluster, search
 from partitioner.graph.graph import Graph
@@ -17,7 +18,7 @@ from partitioner.schedule.tables import SCHEDULES
 from partitioner.searching.candidates import layouts
 from partitioner.searching.pins import read_pins
 from partitioner.step.cut_stages import Cuts
-from partitioner.step.split import Split, stage_sums
+from partitioner.step.split import stage_sums
 from partitioner.step.step_seconds import price
 
 BATCH = 8
@@ -56,9 +57,8 @@ def enumerated(graph: Graph, cluster: Cluster) -> tuple[float, int]:
                 if not units or not legal or (pp == 1 and kind != "1f1b") or (virtual > 1 and many % pp):
                     continue
                 sums = tuple(stage_sums(priced, u) for u in units)
-                mesh = {"pp": pp, "dp": dp, "tp": tp}
                 for counts in itertools.product(*(range(s.blocks + 1) for s in sums)):
-                    split = Split(sums, units, mesh, ("pp", "dp", "tp"), many, kind, virtual, "full", counts)
+                    split = split_of(sums, units, many, kind, virtual, counts, pp=pp, dp=dp, tp=tp)
                     cost, tried = price(priced, split), tried + 1
                     if cost.peak_bytes <= cluster.device.room:
                         best = min(best, cost.step_seconds)
