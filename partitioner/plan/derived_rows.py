@@ -11,7 +11,7 @@ from partitioner.plan.parallelism import Parallelism
 PIPELINE, OPTIMIZER, SYNC = "pipeline", "optimizer", "dp communication"  # parts of a step as a run can measure them
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CollectiveRow:
     """What becomes of ``value``, from one layout to another, and what one rank sends for it each way.
 
@@ -42,7 +42,7 @@ class OtherRow:
     seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OpRow:
     """One op of a representative block: what it is, how its operands and result lie, its seconds per micro-batch.
 
@@ -88,7 +88,7 @@ class ProductRow:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BlockRow:
     """Identical units and their one layout; ``ports`` are the placements of what they read of earlier units.
 
@@ -106,7 +106,7 @@ class BlockRow:
     products: tuple[ProductRow, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StageCost:
     """One (virtual) stage on its fullest rank: seconds of a micro-batch, bytes at the rank's fullest moment.
 
@@ -155,7 +155,7 @@ class StageCost:
         return self.held_bytes + self.transient_bytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cost:
     """A step's price. The parts add up to ``step_seconds``; ``peak_bytes`` is of the fullest rank.
 

@@ -170,10 +170,13 @@ class Document:
 
 
 def _document(plan: Plan) -> Document:
+    derived = Derived(
+        parameters=plan.parameters, reads=plan.reads, blocks=plan.blocks, candidates=plan.candidates, front=plan.front
+    )
     return Document(
-        VERSION, Asked(plan.model, plan.cluster, plan.global_batch, plan.pins),
-        Found(dict(plan.digests), plan.cost, plan.searched, plan.notes), plan.decisions,
-        Derived(plan.parameters, plan.reads, plan.blocks, plan.candidates, plan.front),
+        version=VERSION, asked=Asked(plan.model, plan.cluster, plan.global_batch, plan.pins),
+        found=Found(dict(plan.digests), plan.cost, plan.searched, plan.notes), decisions=plan.decisions,
+        derived=derived,
     )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from partitioner.layouts.strategies import space
 from partitioner.plan.derived_rows import BlockRow, Candidate, CollectiveRow, Cost, OpRow, OtherRow, ProductRow
 from partitioner.plan.executed import not_executed
 from partitioner.plan.name_patterns import by_pattern
+from partitioner.plan.parallelism import NO_RECOMPUTE
 from partitioner.plan.plan import Decisions, Plan
 from partitioner.searching.assumed import assumed
 from partitioner.searching.candidates import Tried
@@ -44,9 +45,10 @@ def block_rows(priced: Priced, names: Mapping[Unit, str], micro_batches: int, pi
         ports = sorted((p for p in folded.sources if p.group == g), key=lambda p: p.index)
         cost, (ops, leaving) = priced.groups[g], _ops(priced, g, others)
         yield BlockRow(
-            tuple(names[u] for u in units), units[0].is_block, tuple(placement_json(solution.ports[p]) for p in ports),
-            cost.seconds.forward, cost.seconds.backward, cost.kept["none"].bytes, ops, leaving,
-            _products(priced, g, out[units[0]]),
+            units=tuple(names[u] for u in units), is_block=units[0].is_block,
+            ports=tuple(placement_json(solution.ports[p]) for p in ports), forward_seconds=cost.seconds.forward,
+            backward_seconds=cost.seconds.backward, saved_bytes=cost.kept[NO_RECOMPUTE].bytes, ops=ops,
+            leaving=leaving, products=_products(priced, g, out[units[0]]),
         )  # fmt: skip
 
 
@@ -83,12 +85,13 @@ def _ops(priced: Priced, group: int, others: _Others) -> tuple[tuple[OpRow, ...]
         assert not isinstance(strategy.result, tuple)
         rows.append(
             OpRow(
-                node.name, str(node.target), next((name for name in reversed(module_path(node)) if name), ""),
-                tuple(node.meta["val"].shape) if is_tensor(node) else (),
-                tuple(n.meta["source"] if is_parameter(n) else n.name for n in operands(node)),
-                tuple(placement_json(p) for p in strategy.operands), placement_json(strategy.result),
-                op_flops(node), seconds.forward, seconds.backward, _collectives(moves.get(node, ()), runs_again),
-                others.get(node, ()),
+                name=node.name, op=str(node.target),
+                module=next((name for name in reversed(module_path(node)) if name), ""),
+                shape=tuple(node.meta["val"].shape) if is_tensor(node) else (),
+                inputs=tuple(n.meta["source"] if is_parameter(n) else n.name for n in operands(node)),
+                operands=tuple(placement_json(p) for p in strategy.operands), result=placement_json(strategy.result),
+                flops=op_flops(node), forward_seconds=seconds.forward, backward_seconds=seconds.backward,
+                collectives=_collectives(moves.get(node, ()), runs_again), others=others.get(node, ()),
             )
         )  # fmt: skip
         runs_again = runs_again and node is not last
@@ -102,10 +105,12 @@ def _collectives(moves: list[Moved] | tuple[()], again: bool) -> tuple[Collectiv
 def _sent(move: Moved, again: bool) -> Iterator[CollectiveRow]:
     """A row for each collective of a conversion; one for a conversion that sends nothing."""
     for n in range(max(1, len(move.forward), len(move.backward))):
-        ways = [sent[n] if n < len(sent) else NOTHING for sent in (move.forward, move.backward)]
+        forward, backward = (sent[n] if n < len(sent) else NOTHING for sent in (move.forward, move.backward))
         yield CollectiveRow(
-            move.value.name, str(move.source), str(move.target), move.axis, *ways[0], *ways[1], again
-        )
+            value=move.value.name, source=str(move.source), target=str(move.target), axis=move.axis,
+            forward=forward.kind, forward_bytes=forward.bytes, forward_seconds=forward.seconds,
+            backward=backward.kind, backward_bytes=backward.bytes, backward_seconds=backward.seconds, again=again,
+        )  # fmt: skip
 
 
 def _others(priced: Priced, micro_batches: int, pins: Pins) -> dict[fx.Node, tuple[OtherRow, ...]]:

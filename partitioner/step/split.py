@@ -20,7 +20,7 @@ from partitioner.step.stage_peaks import stage_kept
 Held = tuple[float, int, bool]  # elements a rank holds, bytes an element, whether the gradient is Partial
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StageSums:
     """What one micro-batch takes of a stage's units; ``blocks`` of them may be recomputed.
 
@@ -60,8 +60,8 @@ class StageSums:
 
 def stage_sums(priced: Priced, units: Sequence[Unit], ways: Sequence[str] = ("full",)) -> StageSums:
     """Add up a stage; ``ways``: of recomputing, those that are asked for beside none."""
-    rows, end, software = [priced.unit(u) for u in units], priced.place[units[-1]] + 1, priced.cluster.software
-    tied = priced.setting.tied
+    start, end = priced.place[units[0]], priced.place[units[-1]] + 1
+    rows, software, tied = [priced.unit(u) for u in units], priced.cluster.software, priced.setting.tied
     parameters: dict[fx.Node, Held] = {}
     for unit in units:
         parameters |= priced.held[unit]
@@ -69,25 +69,25 @@ def stage_sums(priced: Priced, units: Sequence[Unit], ways: Sequence[str] = ("fu
     for elements, size, is_partial in parameters.values():
         held[size, is_partial] = held.get((size, is_partial), 0.0) + elements
     return StageSums(
-        sum((c.seconds for c in rows), ZERO),
-        sum(c.weight for c in rows),
-        sum(c.communication.total for c in rows),
-        sum(c.communication.total * c.over_cp for c in rows),
-        (sum(c.collectives[0] for c in rows), sum(c.collectives[1] for c in rows)),
-        (sum(c.kernels[0] for c in rows), sum(c.kernels[1] for c in rows)),
-        sum(u.is_block for u in units),
-        stage_kept(priced, units, ways),
-        priced.crossing[priced.place[units[0]]],
-        priced.crossing[end],
-        priced.sent[end],
-        priced.sent_back[priced.place[units[0]]],
-        sum(c.flops for c in rows),
-        tuple((elements, size, is_partial) for (size, is_partial), elements in held.items()),
-        sum(n * min(size, state(size, software).weight) for (size, _), n in held.items()),
-        sum(n * state(size, software).gradient for (size, _), n in held.items()),
-        sum(n * state(size, software).gradient for (size, is_partial), n in held.items() if is_partial),
-        {node: row for node, row in parameters.items() if tied and priced.folded.own(node) in tied},
-        max(sum(elements for elements, _, _ in priced.held[u].values()) for u in units),
+        seconds=sum((c.seconds for c in rows), ZERO),
+        weight=sum(c.weight for c in rows),
+        communication=sum(c.communication.total for c in rows),
+        over_cp=sum(c.communication.total * c.over_cp for c in rows),
+        collectives=(sum(c.collectives[0] for c in rows), sum(c.collectives[1] for c in rows)),
+        kernels=(sum(c.kernels[0] for c in rows), sum(c.kernels[1] for c in rows)),
+        blocks=sum(u.is_block for u in units),
+        kept=stage_kept(priced, units, ways),
+        input_bytes=priced.crossing[start],
+        output_bytes=priced.crossing[end],
+        sent_bytes=priced.sent[end],
+        sent_back_bytes=priced.sent_back[start],
+        flops=sum(c.flops for c in rows),
+        held=tuple((elements, size, is_partial) for (size, is_partial), elements in held.items()),
+        weight_bytes=sum(n * min(size, state(size, software).weight) for (size, _), n in held.items()),
+        gradient_bytes=sum(n * state(size, software).gradient for (size, _), n in held.items()),
+        partial_bytes=sum(n * state(size, software).gradient for (size, is_partial), n in held.items() if is_partial),
+        tied={node: row for node, row in parameters.items() if tied and priced.folded.own(node) in tied},
+        largest=max(sum(elements for elements, _, _ in priced.held[u].values()) for u in units),
     )
 
 

@@ -208,8 +208,10 @@ def price(priced: Priced, split: Split) -> Cost:
     memory = Memory(priced, split)
     flops = 3.0 * own.mesh["dp"] * own.micro_batches * sum(s.flops for s in split.stages)
     return Cost(
-        makespan + sync + update, busy[worst] - communication, communication, makespan - busy[worst], sync, update,
-        memory.peak(split.recomputed), exposed, walk.delay, memory.samples, tuple(_stages(walk, memory)), flops,
+        step_seconds=makespan + sync + update, compute_seconds=busy[worst] - communication,
+        communication_seconds=communication, bubble_seconds=makespan - busy[worst], sync_seconds=sync,
+        optimizer_seconds=update, peak_bytes=memory.peak(split.recomputed), exposed_seconds=exposed,
+        send_seconds=walk.delay, input_bytes=memory.samples, stages=tuple(_stages(walk, memory)), flops=flops,
     )  # fmt: skip
 
 
@@ -222,9 +224,12 @@ def _stages(walk: Walk, memory: Memory) -> Iterator[StageCost]:
         back = stage.sent_back_bytes if n and pp > 1 else 0.0
         forward, backward, first = map(float, acting[n])
         yield StageCost(
-            time.forward, time.backward, walk.put_off[n], *part, float(memory.state[n, 1]), float(memory.grown[n]),
-            float(kept[n]), (forward, backward, first), sent, back, stage.gradient_bytes, stage.partial_bytes,
-            stage.weight_bytes,
+            forward_seconds=time.forward, backward_seconds=time.backward, put_off_seconds=walk.put_off[n],
+            weight_bytes=part.weights, gradient_bytes=part.gradients, optimizer_bytes=part.optimizer,
+            activation_bytes=part.activations, transient_bytes=part.transient, grown_bytes=float(memory.state[n, 1]),
+            new_bytes=float(memory.grown[n]), kept_bytes=float(kept[n]), acting_bytes=(forward, backward, first),
+            sent_bytes=sent, sent_back_bytes=back, synced_bytes=stage.gradient_bytes,
+            partial_bytes=stage.partial_bytes, gathered_bytes=stage.weight_bytes,
         )  # fmt: skip
 
 
