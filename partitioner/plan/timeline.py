@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 from partitioner.errors import InputError
 from partitioner.plan.plan import Plan
+from partitioner.schedule.fullest_moments import moment_of
 from partitioner.schedule.simulate import ends, simulate
-from partitioner.schedule.tables import Action, frees
+from partitioner.schedule.tables import KINDS, Action, frees
 
 MOST_ACTIONS = 2_000_000
 
@@ -46,7 +47,7 @@ def timeline(plan: Plan) -> tuple[tuple[Span, ...], ...]:
     backward = [s.backward_seconds - s.put_off_seconds for s in stages]
     weight = [s.put_off_seconds for s in stages]
     walked = simulate(table, own.mesh["pp"], forward, backward, plan.cost.send_seconds, weight)
-    taken = {"F": forward, "B": backward, "W": weight}
+    taken = dict(zip(KINDS, (forward, backward, weight), strict=True))
     return tuple(
         tuple(Span(a, end - taken[a.kind][a.stage], end) for a, end in zip(row, ended, strict=True))
         for row, ended in zip(table, ends(walked, table, len(stages)), strict=True)
@@ -65,16 +66,11 @@ def holdings(plan: Plan, spans: tuple[Span, ...], rank: int) -> list[Holding]:
     found: list[Holding] = []
     for (stage, kind, _), start, end in spans:
         row = plan.cost.stages[stage]
-        found.append(_holding(plan, start, flying, grown, row.acting_bytes[_act(kind, grown[stage])]))
-        flying[stage] += (kind == "F") - (kind == last)
-        grown[stage] = grown[stage] or kind == "B"
+        found.append(_holding(plan, start, flying, grown, row.acting_bytes[moment_of(kind, grown[stage])]))
+        flying[stage] += KINDS[kind].is_forward - (kind == last)
+        grown[stage] = grown[stage] or not KINDS[kind].is_forward
         found.append(_holding(plan, end, flying, grown, 0.0))
     return found
-
-
-def _act(kind: str, grown: bool) -> int:
-    """Which of a stage's ``acting_bytes``."""
-    return 0 if kind == "F" else 1 if grown else 2
 
 
 def _holding(plan: Plan, second: float, flying: dict[int, int], grown: dict[int, bool], transient: float) -> Holding:

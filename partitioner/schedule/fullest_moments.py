@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from partitioner.schedule.tables import SCHEDULES, Row, frees, stages_of
+from partitioner.schedule.tables import KINDS, SCHEDULES, Row, frees, stages_of
 
-FORWARD, BACKWARD, FIRST = range(3)  # actions; the first backward of a stage in a step finds no gradients there
+IN_FORWARD, IN_BACKWARD, IN_FIRST_BACKWARD = range(3)  # the first of a stage in a step finds no gradients there
 Array = np.ndarray[Any, np.dtype[Any]]
 _Moment = tuple[int, int, tuple[int, ...], tuple[bool, ...]]
 
@@ -41,6 +41,11 @@ def moments(kind: str, pp: int, virtual: int, micro_batches: int) -> Moments:
     return _moments(kind, pp, virtual, _enough(kind, pp, micro_batches))
 
 
+def moment_of(kind: str, grown: bool) -> int:
+    """What a stage is in with an action of a kind, when its gradients are there or not yet."""
+    return IN_FORWARD if KINDS[kind].is_forward else IN_BACKWARD if grown else IN_FIRST_BACKWARD
+
+
 def _enough(kind: str, pp: int, micro_batches: int) -> int:
     """So many micro-batches make every rank as full as it gets."""
     filled = SCHEDULES[kind].filled
@@ -62,8 +67,10 @@ def _moments(kind: str, pp: int, virtual: int, micro_batches: int) -> Moments:
 
 def _all_forward_first(stage: int, many: int) -> list[_Moment]:
     """Those of one stage that holds all micro-batches, whose row is as long as there are of them."""
-    rows: list[_Moment] = [(stage, FORWARD, (many - 1,), (False,)), (stage, FIRST, (many,), (False,))]
-    return rows + ([(stage, BACKWARD, (many - 1,), (True,))] if many > 1 else [])
+    rows: list[_Moment] = [
+        (stage, IN_FORWARD, (many - 1,), (False,)), (stage, IN_FIRST_BACKWARD, (many,), (False,)),
+    ]  # fmt: skip
+    return rows + ([(stage, IN_BACKWARD, (many - 1,), (True,))] if many > 1 else [])
 
 
 def _walk(row: Row, own: Sequence[int]) -> Iterator[_Moment]:
@@ -72,9 +79,9 @@ def _walk(row: Row, own: Sequence[int]) -> Iterator[_Moment]:
     last = frees(row)
     for stage, kind, _ in row:
         n = place[stage]
-        yield stage, FORWARD if kind == "F" else BACKWARD if grown[n] else FIRST, tuple(flying), tuple(grown)
-        flying[n] += (kind == "F") - (kind == last)
-        grown[n] = grown[n] or kind == "B"
+        yield stage, moment_of(kind, grown[n]), tuple(flying), tuple(grown)
+        flying[n] += KINDS[kind].is_forward - (kind == last)
+        grown[n] = grown[n] or not KINDS[kind].is_forward
 
 
 def _largest(rows: Iterator[_Moment]) -> list[_Moment]:

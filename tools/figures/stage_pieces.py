@@ -12,8 +12,6 @@ from partitioner.plan.parallelism import FULL_RECOMPUTE
 from partitioner.plan.sent_by_plan import leaving
 from tools.figures.outline import kind, place
 
-KINDS = {"F": "forward", "B": "backward", "W": "weight gradients"}  # of actions, by their letter
-
 
 @dataclass(frozen=True)
 class Piece:

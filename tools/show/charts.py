@@ -14,10 +14,9 @@ from partitioner import Cluster, Plan
 from partitioner.plan.derived_rows import Candidate
 from partitioner.plan.sent_by_plan import volume
 from partitioner.plan.timeline import Span, holdings, timeline
-from partitioner.schedule.tables import Action
+from partitioner.schedule.tables import KINDS, Action
 from tools.figures import figures
 from tools.figures.columns import HELD, Column
-from tools.figures.stage_pieces import KINDS
 from tools.screen import seconds, size
 
 INK, GRID = "#7c8696", "#7c86964d"
@@ -40,7 +39,8 @@ def spans_chart(plan: Plan) -> tuple[Any, Legend, str]:
                     y_range=Range1d(len(rows) - 0.5, -0.5), tools="xpan,xwheel_zoom,xbox_zoom,reset,save",
                     active_scroll="xwheel_zoom")  # fmt: skip
     for letter, kind in KINDS.items():
-        _add_bars(chart, [(p, span) for p, row in enumerate(shown) for span in row if span.action.kind == letter], kind)
+        bars = [(p, span) for p, row in enumerate(shown) for span in row if span.action.kind == letter]
+        _add_bars(chart, bars, kind.name)
     if not words:
         end = max(row[-1].end for row in rows)
         synced = end + plan.cost.sync_seconds

@@ -16,9 +16,9 @@ from typing import Any
 
 from partitioner import Plan
 from partitioner.plan.timeline import Span, holdings, timeline
-from partitioner.schedule.tables import reader
+from partitioner.schedule.tables import KINDS, SENDING, reader
 from tools.figures import figures
-from tools.figures.stage_pieces import KINDS, Piece, backward_pieces, forward_pieces, summed
+from tools.figures.stage_pieces import Piece, backward_pieces, forward_pieces, summed
 
 MOST_RANKS = 16  # beyond, one row for each pipeline rank
 MOST_PIECES = 30_000  # beyond, an action's pieces are added up by kind
@@ -67,7 +67,7 @@ class _Pieces:
 
     def of(self, stage: int, kind: str) -> list[tuple[Piece, float]]:
         if (stage, kind) not in self.known:
-            found = forward_pieces(self.plan, stage) if kind == "F" else backward_pieces(self.plan, stage)
+            found = forward_pieces(self.plan, stage) if KINDS[kind].is_forward else backward_pieces(self.plan, stage)
             found = found if self.whole else summed(found)
             whole = sum(piece.seconds for piece in found)
             self.known[stage, kind] = [(piece, piece.seconds / whole) for piece in found if piece.seconds]
@@ -80,8 +80,8 @@ def _actions(plan: Plan, rows: tuple[tuple[Span, ...], ...], p: int, pid: int, p
         if start > now * (1 + 1e-9):
             yield _slice(pid, "bubble", "bubble", now, start)
         args = {"stage": action.stage, "micro_batch": action.micro_batch}
-        yield _slice(pid, str(action), KINDS[action.kind], start, stop, args)
-        if action.kind != "W":
+        yield _slice(pid, str(action), KINDS[action.kind].name, start, stop, args)
+        if action.kind in SENDING:
             at = start
             for piece, share in pieces.of(action.stage, action.kind):
                 yield _slice(pid, piece.name, piece.kind, at, at + share * (stop - start), piece.facts)
@@ -121,10 +121,9 @@ def _sends(plan: Plan, rows: tuple[tuple[Span, ...], ...]) -> Iterator[Event]:
             to = p if waiting is None else own.pipeline_rank(waiting.stage)
             if waiting is None or to == p:
                 continue
-            what = "activations" if kind == "F" else "gradients"
-            name = f"{what} of micro-batch {micro_batch} to stage {waiting.stage}"
+            name = f"{KINDS[kind].sends} of micro-batch {micro_batch} to stage {waiting.stage}"
             sender = plan.cost.stages[stage]
-            facts = {"bytes": sender.sent_bytes if kind == "F" else sender.sent_back_bytes}
+            facts = {"bytes": sender.sent_bytes if KINDS[kind].is_forward else sender.sent_back_bytes}
             for here, there in zip(processes[p], processes[to], strict=True):
                 arrived = stop + plan.cost.send_seconds
                 yield _slice(here, name, "send", stop, arrived, facts, tid=1)

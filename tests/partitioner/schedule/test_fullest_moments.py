@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from partitioner.schedule.fullest_moments import BACKWARD, FIRST, FORWARD, moments
+from partitioner.schedule.fullest_moments import IN_BACKWARD, IN_FIRST_BACKWARD, IN_FORWARD, moments
 from partitioner.schedule.tables import rank_of, schedule
 
 CASES = [
@@ -27,7 +27,7 @@ def fullest(kind: str, pp: int, virtual: int, many: int, p: int, kept: list[floa
     most = 0.0
     for action in row:
         n = own.index(action.stage)
-        what = FORWARD if action.kind == "F" else BACKWARD if action.stage in seen else FIRST
+        what = IN_FORWARD if action.kind == "F" else IN_BACKWARD if action.stage in seen else IN_FIRST_BACKWARD
         held = sum(kept[i] * flying[s] for i, s in enumerate(own))
         there = sum(7.0 * (i + 1) for i, s in enumerate(own) if s in seen)
         most = max(most, held + there + acts[n][what])
