@@ -120,6 +120,6 @@ def test_every_collective_is_bound() -> None:
 
 def test_the_runtime_has_what_an_executed_schedule_needs() -> None:
     for row in SCHEDULES.values():
-        kinds = {action.kind for action in row.make(0, 2, row.fewest, 4)}
+        kinds = {action.kind for action in row.rank_actions(0, 2, row.fewest_stages, 4)}
         assert row.executed == (kinds <= EXECUTED)
         assert (row.name in EXECUTED_VALUES["schedule"].executed) == row.executed

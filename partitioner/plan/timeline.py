@@ -8,7 +8,7 @@ from partitioner.errors import InputError
 from partitioner.plan.plan import Plan
 from partitioner.schedule.fullest_moments import moment_of
 from partitioner.schedule.simulate import ends, simulate
-from partitioner.schedule.tables import KINDS, Action, frees
+from partitioner.schedule.tables import KINDS, Action, releasing_kind
 
 MOST_ACTIONS = 2_000_000
 
@@ -62,7 +62,7 @@ def holdings(plan: Plan, spans: tuple[Span, ...], rank: int) -> list[Holding]:
     """
     own = plan.parallelism.rank_stages[rank]
     flying, grown = dict.fromkeys(own, 0), dict.fromkeys(own, False)
-    last = frees(span.action for span in spans)
+    last = releasing_kind(span.action for span in spans)
     found: list[Holding] = []
     for (stage, kind, _), start, end in spans:
         row = plan.cost.stages[stage]

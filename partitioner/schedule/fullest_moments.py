@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from partitioner.schedule.tables import KINDS, SCHEDULES, Row, frees, stages_of
+from partitioner.schedule.tables import KINDS, SCHEDULES, Row, releasing_kind, stages_of
 
 IN_FORWARD, IN_BACKWARD, IN_FIRST_BACKWARD = range(3)  # the first of a stage in a step finds no gradients there
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -23,32 +23,32 @@ _Moment = tuple[int, int, tuple[int, ...], tuple[bool, ...]]
 class Moments(NamedTuple):
     """Distinct moments m of all pipeline ranks p, rank after rank; ranks have v stages each.
 
-    ``starts`` (p): each rank's first moment. ``stages`` (m, v): those of the moment's rank. ``acting`` (m): the stage
-    that acts, ``action`` (m): what it does. ``in_flight`` (m, v): micro-batches, with the acting one before its
-    backward, without it before its forward. ``grown`` (m, v): whether gradients are there.
+    ``starts`` (p): each rank's first moment. ``stages`` (m, v): those of the moment's rank. ``acting_stage`` (m): the
+    one that acts, ``action`` (m): what it does. ``in_flight`` (m, v): micro-batches, with the acting one before its
+    backward, without it before its forward. ``has_gradients`` (m, v): whether gradients are there.
     """
 
     starts: Array
     stages: Array
-    acting: Array
+    acting_stage: Array
     action: Array
     in_flight: Array
-    grown: Array
+    has_gradients: Array
 
 
 def moments(kind: str, pp: int, virtual: int, micro_batches: int) -> Moments:
     """Those of a schedule that none of the same rank and action exceeds in every number."""
-    return _moments(kind, pp, virtual, _enough(kind, pp, micro_batches))
+    return _moments(kind, pp, virtual, _filling(kind, pp, micro_batches))
 
 
-def moment_of(kind: str, grown: bool) -> int:
+def moment_of(kind: str, has_gradients: bool) -> int:
     """What a stage is in with an action of a kind, when its gradients are there or not yet."""
-    return IN_FORWARD if KINDS[kind].is_forward else IN_BACKWARD if grown else IN_FIRST_BACKWARD
+    return IN_FORWARD if KINDS[kind].is_forward else IN_BACKWARD if has_gradients else IN_FIRST_BACKWARD
 
 
-def _enough(kind: str, pp: int, micro_batches: int) -> int:
+def _filling(kind: str, pp: int, micro_batches: int) -> int:
     """So many micro-batches make every rank as full as it gets."""
-    filled = SCHEDULES[kind].filled
+    filled = SCHEDULES[kind].filling_micro_batches
     return micro_batches if filled is None else min(micro_batches, filled(pp))
 
 
@@ -57,10 +57,10 @@ def _moments(kind: str, pp: int, virtual: int, micro_batches: int) -> Moments:
     starts, found = list[int](), list[tuple[Any, ...]]()
     for p, own in enumerate(stages_of(pp, virtual, kind)):
         starts.append(len(found))
-        if SCHEDULES[kind].filled is None:
+        if SCHEDULES[kind].filling_micro_batches is None:
             rows = _all_forward_first(p, micro_batches)
         else:
-            rows = _largest(_walk(SCHEDULES[kind].make(p, pp, virtual, micro_batches), own))
+            rows = _undominated(_walk(SCHEDULES[kind].rank_actions(p, pp, virtual, micro_batches), own))
         found += [(own, *row) for row in rows]
     return Moments(np.array(starts), *(np.array(column) for column in zip(*found, strict=True)))
 
@@ -74,17 +74,17 @@ def _all_forward_first(stage: int, many: int) -> list[_Moment]:
 
 
 def _walk(row: Row, own: Sequence[int]) -> Iterator[_Moment]:
-    place = {stage: n for n, stage in enumerate(own)}
-    flying, grown = [0] * len(own), [False] * len(own)
-    last = frees(row)
+    number_of = {stage: n for n, stage in enumerate(own)}
+    in_flight_now, has_gradients = [0] * len(own), [False] * len(own)
+    last = releasing_kind(row)
     for stage, kind, _ in row:
-        n = place[stage]
-        yield stage, moment_of(kind, grown[n]), tuple(flying), tuple(grown)
-        flying[n] += KINDS[kind].is_forward - (kind == last)
-        grown[n] = grown[n] or not KINDS[kind].is_forward
+        n = number_of[stage]
+        yield stage, moment_of(kind, has_gradients[n]), tuple(in_flight_now), tuple(has_gradients)
+        in_flight_now[n] += KINDS[kind].is_forward - (kind == last)
+        has_gradients[n] = has_gradients[n] or not KINDS[kind].is_forward
 
 
-def _largest(rows: Iterator[_Moment]) -> list[_Moment]:
+def _undominated(rows: Iterator[_Moment]) -> list[_Moment]:
     """Without those that another of the same action exceeds or equals in every number, or that lie between two."""
     alike: dict[tuple[int, int], dict[tuple[int, ...], _Moment]] = {}
     for row in rows:

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from partitioner.schedule.tables import KINDS, SCHEDULES, Row, Table, frees, schedule
+from partitioner.schedule.tables import KINDS, SCHEDULES, Row, Table, releasing_kind, schedule
 
 
 class Timeline(NamedTuple):
@@ -95,7 +95,7 @@ def in_flight(actions: Table, stages: int) -> tuple[int, ...]:
     that it leaves for W.
     """
     now, most = [0] * stages, [0] * stages
-    last = frees(actions[0])
+    last = releasing_kind(actions[0])
     for action in (action for row in actions for action in row):
         now[action.stage] += KINDS[action.kind].is_forward - (action.kind == last)
         most[action.stage] = max(most[action.stage], now[action.stage])
@@ -105,7 +105,7 @@ def in_flight(actions: Table, stages: int) -> tuple[int, ...]:
 @functools.lru_cache(maxsize=4096)
 def most_in_flight(kind: str, pp: int, virtual: int, micro_batches: int) -> tuple[int, ...]:
     """``in_flight`` of a schedule: all, or no more than in a few rounds of pp micro-batches."""
-    if SCHEDULES[kind].filled is None:
+    if SCHEDULES[kind].filling_micro_batches is None:
         return (micro_batches,) * (pp * virtual)
     few = min(micro_batches, 4 * pp)
     return in_flight(schedule(kind, pp, virtual, few), pp * virtual)

@@ -86,7 +86,7 @@ def _across(action: Action, step: int, stages: int) -> Action | None:
     return action._replace(stage=stage) if step and 0 <= stage < stages else None
 
 
-def frees(actions: Iterable[Action]) -> str:
+def releasing_kind(actions: Iterable[Action]) -> str:
     """The kind of action after which a rank with these actions keeps nothing more of a micro-batch: what was put off is
     held until its end."""
     return WEIGHT_GRADIENT if any(action.kind == WEIGHT_GRADIENT for action in actions) else BACKWARD
@@ -105,15 +105,16 @@ def schedule(kind: str, pp: int, virtual: int, micro_batches: int) -> Table:
     if min(pp, virtual, micro_batches) < 1:
         given = f"{pp}, {virtual}, {micro_batches}"
         raise InputError(f"a schedule needs at least 1 rank, stage and micro-batch, not {given}")
-    if row.most is not None and not row.takes(virtual):
-        alike = (s for s in SCHEDULES.values() if s.takes(virtual) and (s.most is None or s.puts_off == row.puts_off))
-        raise InputError(f"schedule {kind} takes virtual {row.most}, not {virtual}: choose {next(alike).name}")
-    return tuple(row.make(rank, pp, virtual, micro_batches) for rank in range(pp))
+    if row.most_stages is not None and not row.takes(virtual):
+        others = (s for s in SCHEDULES.values() if s.takes(virtual))
+        alike = next(s.name for s in others if s.most_stages is None or s.defers_weights == row.defers_weights)
+        raise InputError(f"schedule {kind} takes virtual {row.most_stages}, not {virtual}: choose {alike}")
+    return tuple(row.rank_actions(rank, pp, virtual, micro_batches) for rank in range(pp))
 
 
 def rank_of(stage: int, pp: int, kind: str) -> int:
     """The pipeline rank on which a stage of a schedule lies."""
-    return SCHEDULES[kind].lies(stage, pp)
+    return SCHEDULES[kind].stage_rank(stage, pp)
 
 
 @functools.lru_cache(maxsize=256)
@@ -205,33 +206,33 @@ def _down_and_up(stage: int, pp: int) -> int:
 class Schedule:
     """All that is known of a schedule.
 
-    ``make``: the row of a rank, of pp, virtual and micro-batches. ``fewest`` to ``most`` stages lie on a rank (None:
-    any number). ``lies``: the pipeline rank of a stage, of pp. ``filled``: so many micro-batches, of pp, make ranks as
-    full as they get; None: all are in flight at once. ``rounds``: micro-batches pass in rounds of pp. ``puts_off``:
-    weights' gradients wait. ``executed``: the runtime has all that it needs.
+    ``rank_actions``: those of a rank, of pp, virtual and micro-batches. ``fewest_stages`` to ``most_stages`` lie on a
+    rank (None: any number). ``stage_rank``: the pipeline rank of a stage, of pp. ``filling_micro_batches``: so many, of
+    pp, make ranks as full as they get; None: all are in flight at once. ``in_rounds``: micro-batches pass in rounds of
+    pp. ``defers_weights``: their gradients wait. ``executed``: the runtime has all that it needs.
     """
 
     name: str
-    make: Callable[[int, int, int, int], Row]
-    fewest: int = 1
-    most: int | None = 1
-    lies: Callable[[int, int], int] = _round_after_round
-    filled: Callable[[int], int] | None = lambda pp: 3 * pp
-    rounds: bool = False
-    puts_off: bool = False
+    rank_actions: Callable[[int, int, int, int], Row]
+    fewest_stages: int = 1
+    most_stages: int | None = 1
+    stage_rank: Callable[[int, int], int] = _round_after_round
+    filling_micro_batches: Callable[[int], int] | None = lambda pp: 3 * pp
+    in_rounds: bool = False
+    defers_weights: bool = False
     executed: bool = True
 
     def takes(self, virtual: int) -> bool:
         """Whether it is of so many stages a rank."""
-        return self.fewest <= virtual and (self.most is None or virtual <= self.most)
+        return self.fewest_stages <= virtual and (self.most_stages is None or virtual <= self.most_stages)
 
 
 _ROWS = (
-    Schedule("gpipe", _gpipe, filled=None),
-    Schedule("1f1b", _one_forward_one_backward, filled=lambda pp: pp + 1),
-    Schedule("interleaved", _interleaved, fewest=2, most=None, rounds=True),
-    Schedule("zero_bubble", _zero_bubble, puts_off=True, executed=False),
-    Schedule("zbv", _zbv, fewest=2, most=2, lies=_down_and_up, puts_off=True, executed=False),
+    Schedule("gpipe", _gpipe, filling_micro_batches=None),
+    Schedule("1f1b", _one_forward_one_backward, filling_micro_batches=lambda pp: pp + 1),
+    Schedule("interleaved", _interleaved, fewest_stages=2, most_stages=None, in_rounds=True),
+    Schedule("zero_bubble", _zero_bubble, defers_weights=True, executed=False),
+    Schedule("zbv", _zbv, fewest_stages=2, most_stages=2, stage_rank=_down_and_up, defers_weights=True, executed=False),
 )
 SCHEDULES = {row.name: row for row in _ROWS}
 PLAIN = "1f1b"  # the one of a single stage, and where nothing asks for another

@@ -24,9 +24,9 @@ from partitioner.schedule.tables import PLAIN, SCHEDULES
 from partitioner.searching.pins import Pins
 from partitioner.solve.choices import NoLayout, Prices
 from partitioner.solve.solve import solve_each
-from partitioner.step.cut_stages import Cuts
+from partitioner.step.cut_stages import StageCuts
 from partitioner.step.least_recompute import least_recomputed
-from partitioner.step.rank_memory import Memory
+from partitioner.step.rank_memory import RankMemory
 from partitioner.step.split import Split, StageSums, stage_sums
 from partitioner.step.step_seconds import bound
 
@@ -84,7 +84,7 @@ def candidates(
             for pp, many in counts.items():
                 depths.setdefault(priced[many], []).append(pp)
             for alike, pps in depths.items():
-                for tried in _Cutting(alike, cp, micro_batch, global_batch, fixed, plan_only).splits(pps):
+                for tried in _Splits(alike, cp, micro_batch, global_batch, fixed, plan_only).all_of(pps):
                     found = True
                     yield tried
     if refused and not found:
@@ -126,7 +126,7 @@ def admits_micro_batch(size: int, global_batch: int, ranks: int, fixed: Pins) ->
     return small and fixed.admits("micro_batch", size) and any(global_batch % (d * size) == 0 for d in divisors(ranks))
 
 
-class _Cutting:
+class _Splits:
     """The stages of one priced graph, and every split of a step into them."""
 
     def __init__(
@@ -134,31 +134,31 @@ class _Cutting:
     ) -> None:
         self.priced, self.cp, self.micro_batch, self.global_batch = priced, cp, micro_batch, global_batch
         self.fixed, self.plan_only = fixed, plan_only
-        self.cluster, self.cuts = priced.cluster, Cuts(priced)
+        self.cluster, self.cuts = priced.cluster, StageCuts(priced)
         self.blocks = sum(u.is_block for u in priced.folded.graph.units)
         self.sums: dict[tuple[float, ...], StageSums] = {}
         self.ways = tuple(way for way in EXECUTED["recompute"].searched(plan_only) if way != NO_RECOMPUTE)
         self.stages: dict[int, tuple[tuple[Unit, ...], ...]] = {}
 
-    def splits(self, depths: Iterable[int]) -> Iterator[Tried]:
+    def all_of(self, depths: Iterable[int]) -> Iterator[Tried]:
         for pp in depths:
             dp = self.cluster.devices // (self.priced.ranks * self.cp * pp)
             many = self.global_batch // (dp * self.micro_batch)
             for kind, virtual in schedules(pp, self.blocks, many, self.plan_only):
                 if self.fixed.admits("schedule", kind) and self.fixed.admits("virtual", virtual):
                     mesh = mesh_of(pp=pp, dp=dp, cp=self.cp, tp=self.priced.ranks)
-                    yield from self.cut(
+                    yield from self.sharded_and_recomputed(
                         Parallelism(
                             mesh=mesh, order=tuple(mesh), micro_batch=self.micro_batch, micro_batches=many,
                             schedule=kind, virtual=virtual, recompute=NO_RECOMPUTE,
                         )
                     )  # fmt: skip
 
-    def cut(self, parallelism: Parallelism) -> Iterator[Tried]:
-        units = self.into(parallelism.stage_count)
+    def sharded_and_recomputed(self, parallelism: Parallelism) -> Iterator[Tried]:
+        units = self.stage_units(parallelism.stage_count)
         if not units:
             return
-        stages, orders = tuple(self.sum(u) for u in units), self.orders(parallelism.mesh)
+        stages, orders = tuple(self.sums_of(u) for u in units), self.orders(parallelism.mesh)
         for zero in self.zeros(parallelism.replicas):
             sharded = replace(parallelism, zero=zero)
             plain = Split(parallelism=sharded, stages=stages, units=units, recomputed=(0,) * len(stages))
@@ -172,26 +172,26 @@ class _Cutting:
         """Nothing; of each way that is admitted the least that fits, and all blocks; with peak bytes."""
         ways, room = self.ways, self.cluster.device.room
         if self.fixed.admits("recompute", NO_RECOMPUTE):
-            peak_bytes = Memory(self.priced, plain).peak(plain.recomputed)
+            peak_bytes = RankMemory(self.priced, plain).peak_bytes(plain.recomputed)
             yield plain, peak_bytes
-            if peak_bytes <= room and "recompute" not in self.fixed.fixed:
+            if peak_bytes <= room and "recompute" not in self.fixed.decided:
                 ways = ()
         everything = tuple(s.blocks for s in plain.stages)
         for way in (w for w in ways if self.fixed.admits("recompute", w)):
             split = plain.recomputing(way, everything)
-            memory = Memory(self.priced, split)
+            memory = RankMemory(self.priced, split)
             least = least_recomputed(memory, room)
-            if least is not None and least != everything and "recompute" not in self.fixed.fixed:
-                yield plain.recomputing(way, least), memory.peak(least)
-            yield split, memory.peak(everything)
+            if least is not None and least != everything and "recompute" not in self.fixed.decided:
+                yield plain.recomputing(way, least), memory.peak_bytes(least)
+            yield split, memory.peak_bytes(everything)
 
-    def into(self, stages: int) -> tuple[tuple[Unit, ...], ...]:
+    def stage_units(self, stages: int) -> tuple[tuple[Unit, ...], ...]:
         if stages not in self.stages:
             pinned = self.fixed.stages
-            self.stages[stages] = self.cuts.into(stages) if pinned is None else self.cuts.at(pinned, stages)
+            self.stages[stages] = self.cuts.evenest(stages) if pinned is None else self.cuts.of_counts(pinned, stages)
         return self.stages[stages]
 
-    def sum(self, units: tuple[Unit, ...]) -> StageSums:
+    def sums_of(self, units: tuple[Unit, ...]) -> StageSums:
         """Stages of units that cost the same, and that receive and send the same, cost the same."""
         start, end = self.priced.place[units[0]], self.priced.place[units[-1]] + 1
         ends = [row[cut] for row in (self.priced.crossing, self.priced.returned) for cut in (start, end)]
@@ -215,8 +215,8 @@ class _Cutting:
 def schedules(pp: int, blocks: int, micro_batches: int, plan_only: bool) -> Iterator[tuple[str, int]]:
     """Kinds and virtual stages that fit."""
     for row in SCHEDULES.values():
-        fits = (row.name == PLAIN or pp > 1) and not (row.rounds and micro_batches % pp)
+        fits = (row.name == PLAIN or pp > 1) and not (row.in_rounds and micro_batches % pp)
         if fits and is_searched("schedule", row.name, plan_only):
-            for virtual in range(row.fewest, (row.most or MOST_VIRTUAL) + 1):
+            for virtual in range(row.fewest_stages, (row.most_stages or MOST_VIRTUAL) + 1):
                 if virtual == 1 or pp * virtual <= blocks:
                     yield row.name, virtual

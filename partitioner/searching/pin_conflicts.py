@@ -72,8 +72,8 @@ def _listed(rows: Iterable[tuple[str, object]]) -> str:
 
 def _together(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, plan_only: bool) -> str:
     """The fewest pins that no cut of a step has together, and what they are measured by."""
-    left = dict(fixed.fixed)
-    for name in fixed.fixed:
+    left = dict(fixed.decided)
+    for name in fixed.decided:
         fewer = {key: value for key, value in left.items() if key != name}
         if not _possible(graph, cluster, global_batch, Pins(fewer, fixed.layouts), plan_only):
             left = fewer
@@ -130,16 +130,16 @@ def _cut(graph: Graph, counts: tuple[int, ...], pp: int | None) -> Iterator[str]
 
 
 def _unexecuted(fixed: Pins, plan_only: bool) -> Iterator[str]:
-    pinned = [(name, fixed.fixed[name]) for name in EXECUTED if name in fixed.fixed]
+    pinned = [(name, fixed.decided[name]) for name in EXECUTED if name in fixed.decided]
     wanted = [f"{name}={value}" for name, value in pinned if not is_executed(name, value)]
     if wanted and not plan_only:
         yield f"pin {wanted[0]} asks for what can't be executed yet: add --plan-only to look at such plans"
 
 
 def _stages(fixed: Pins, pp: int | None, blocks: int) -> Iterator[str]:
-    kind, virtual = str(fixed.fixed.get("schedule", "")), fixed.number("virtual")
+    kind, virtual = str(fixed.decided.get("schedule", "")), fixed.number("virtual")
     row = SCHEDULES.get(kind)
-    own = row.most if row else None
+    own = row.most_stages if row else None
     if virtual and row and not row.takes(virtual):
         yield f"pins schedule={kind} and virtual={virtual} conflict: {_has(row)} a rank"
     if pp == 1 and (kind not in ("", PLAIN) or (virtual or 1) > 1):
@@ -153,6 +153,6 @@ def _stages(fixed: Pins, pp: int | None, blocks: int) -> Iterator[str]:
 
 def _has(row: Schedule) -> str:
     """How many stages."""
-    if row.most == 1:
-        return f"only {' and '.join(s.name for s in SCHEDULES.values() if s.most != 1)} have more than 1 stage"
-    return f"{row.name} has {'at least ' if row.most is None else ''}{row.fewest} stages"
+    if row.most_stages == 1:
+        return f"only {' and '.join(s.name for s in SCHEDULES.values() if s.most_stages != 1)} have more than 1 stage"
+    return f"{row.name} has {'at least ' if row.most_stages is None else ''}{row.fewest_stages} stages"

@@ -28,18 +28,18 @@ _WORDS: dict[str, dict[str, object]] = {
 
 @dataclass(frozen=True)
 class Pins:
-    """``fixed`` decisions by name, ``layouts`` by parameter-name pattern."""
+    """``decided``: values of decisions by name, ``layouts`` by parameter-name pattern."""
 
-    fixed: Mapping[str, object]
+    decided: Mapping[str, object]
     layouts: Mapping[str, str]
 
     def admits(self, name: str, value: object) -> bool:
         """Whether a decision may have this value."""
-        return name not in self.fixed or self.fixed[name] == value
+        return name not in self.decided or self.decided[name] == value
 
     def number(self, name: str) -> int | None:
         """The pinned number or None."""
-        found = self.fixed.get(name)
+        found = self.decided.get(name)
         return found if isinstance(found, int) else None
 
     def with_whole_batch(self, global_batch: int, why: str) -> Pins:
@@ -48,15 +48,15 @@ class Pins:
         for name, value in whole.items():
             if not self.admits(name, value):
                 raise InputError(
-                    f"pin {name}={self.fixed[name]}: {why}, so that one micro-batch must hold the whole batch of "
+                    f"pin {name}={self.decided[name]}: {why}, so that one micro-batch must hold the whole batch of "
                     f"{global_batch} (dp 1): drop the pin, divide by tp and pp"
                 )
-        return Pins({**self.fixed, **whole}, self.layouts)
+        return Pins({**self.decided, **whole}, self.layouts)
 
     @property
     def stages(self) -> tuple[int, ...] | None:
         """The pinned number of units of each stage or None."""
-        found = self.fixed.get("stages")
+        found = self.decided.get("stages")
         return found if isinstance(found, tuple) else None
 
     def allows(self, folded: Folded) -> Callable[[fx.Node | Port, Placement], bool]:
@@ -65,7 +65,7 @@ class Pins:
         for node, representative in folded.parameter.items():
             for name in folded.graph.parameters[node.meta["source"]].names:
                 wanted.setdefault(representative, []).extend(w for p, w in self.layouts.items() if matches(p, name))
-        boundary = self.fixed.get("boundary")
+        boundary = self.decided.get("boundary")
 
         def allowed(value: fx.Node | Port, placement: Placement) -> bool:
             if isinstance(value, Port):

@@ -16,7 +16,7 @@ from partitioner.plan.derived_rows import Cost
 from partitioner.plan.parallelism import NO_RECOMPUTE
 from partitioner.plan.plan import Plan
 from partitioner.searching.candidates import Tried
-from partitioner.step.rank_memory import Memory
+from partitioner.step.rank_memory import RankMemory
 from partitioner.step.split import Split, stage_sums
 from partitioner.step.step_seconds import bound, price
 
@@ -44,7 +44,7 @@ class Repricer:
         ways = {parallelism.recompute} - {NO_RECOMPUTE}
         stages = tuple(stage_sums(priced, own, tuple(ways)) for own in units)
         split = Split(parallelism=parallelism, stages=stages, units=units, recomputed=decisions.recomputed)
-        peak_bytes = Memory(priced, split).peak(split.recomputed)
+        peak_bytes = RankMemory(priced, split).peak_bytes(split.recomputed)
         return Tried(priced=priced, split=split, least_seconds=bound(priced, split), peak_bytes=peak_bytes)
 
     def cost(self, cluster: Cluster) -> Cost:

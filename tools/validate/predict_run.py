@@ -27,7 +27,7 @@ from partitioner.schedule.tables import plainest
 from partitioner.searching.pins import read_pins
 from partitioner.solve.choices import Prices
 from partitioner.solve.solve import solve
-from partitioner.step.cut_stages import Cuts
+from partitioner.step.cut_stages import StageCuts
 from partitioner.step.split import Split, stage_sums
 from partitioner.step.step_seconds import price
 from tools.models.plain_decoder import Dimensions, decoder
@@ -150,7 +150,7 @@ def split_of(run: Run, priced: Priced, balanced: bool = False) -> Split:
     """The row's stages, recomputed blocks and mesh; ``balanced`` cuts stages by cost, not by their number of blocks."""
     many = run.pp * run.virtual
     even = () if balanced else _even(priced.folded.graph.units, many)
-    units = even or Cuts(priced).into(many)
+    units = even or StageCuts(priced).evenest(many)
     if not units:
         raise InputError(f"{run.size.layers} layers can't be cut into {run.pp * run.virtual} stages")
     way = {"layers": "full"}.get(run.recompute, run.recompute)

@@ -17,7 +17,7 @@ from partitioner.graph.tied_blocks import fold
 from partitioner.schedule.tables import SCHEDULES
 from partitioner.searching.candidates import layouts
 from partitioner.searching.pins import read_pins
-from partitioner.step.cut_stages import Cuts
+from partitioner.step.cut_stages import StageCuts
 from partitioner.step.split import stage_sums
 from partitioner.step.step_seconds import price
 
@@ -52,7 +52,7 @@ def enumerated(graph: Graph, cluster: Cluster) -> tuple[float, int]:
             priced = layouts(folded, cluster, tp, 1, [many], read_pins({}, graph))[many]
             executed = [row.name for row in SCHEDULES.values() if row.executed]
             for kind, virtual in itertools.product(executed, (1, 2, 3, 4)):
-                units = Cuts(priced).into(pp * virtual)
+                units = StageCuts(priced).evenest(pp * virtual)
                 legal = kind == "interleaved" if virtual > 1 else kind != "interleaved"
                 if not units or not legal or (pp == 1 and kind != "1f1b") or (virtual > 1 and many % pp):
                     continue

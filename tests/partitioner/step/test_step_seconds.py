@@ -22,7 +22,7 @@ from partitioner.searching.candidates import Tried, candidates
 from partitioner.searching.pins import read_pins
 from partitioner.solve.choices import Prices
 from partitioner.solve.solve import solve
-from partitioner.step.cut_stages import Cuts
+from partitioner.step.cut_stages import StageCuts
 from partitioner.step.split import StageSums, stage_sums
 from partitioner.step.step_seconds import bound, price
 
@@ -41,9 +41,9 @@ KINDS = (("gpipe", 1), ("1f1b", 1), ("interleaved", 2), ("zero_bubble", 1), ("zb
 @pytest.mark.parametrize("name", ["gpt", "t5", "gemma2"])
 def test_the_bound_is_below_the_price(name: str) -> None:
     priced = priced_graph(name, 2)
-    cuts, even = Cuts(priced), 0
+    cuts, even = StageCuts(priced), 0
     for (kind, virtual), pp, m, again in itertools.product(KINDS, (1, 2, 3), (6, 12), (False, True)):
-        stages = cuts.into(pp * virtual)
+        stages = cuts.evenest(pp * virtual)
         if not stages or (pp == 1 and kind != "1f1b"):
             continue
         sums = tuple(stage_sums(priced, s) for s in stages)
@@ -95,14 +95,14 @@ def drawn(plain: StageSums, draw: random.Random) -> StageSums:
     """A stage of other seconds, so long that no host counts."""
     backward = draw.uniform(1.0, 4.0)
     seconds = Seconds(draw.uniform(1.0, 2.0), backward)
-    return replace(plain, seconds=seconds, weight=draw.choice((0.0, 0.1, 0.5, 0.9)) * backward)
+    return replace(plain, seconds=seconds, weight_gradient_seconds=draw.choice((0.0, 0.1, 0.5, 0.9)) * backward)
 
 
 def test_even_stages_put_off_as_the_paper_says() -> None:
     """(pp - 1)(F + B - W) of bubble; 1f1b's is (pp - 1)(F + B + W), and both do the same work and hold the same."""
     priced, pp, m = priced_graph("gpt", 1), 4, 8
     sums, units = stage_sums(priced, priced.folded.graph.units), priced.folded.graph.units
-    sums = replace(sums, seconds=Seconds(1.0, 2.0), weight=0.9, output_bytes=0.0)
+    sums = replace(sums, seconds=Seconds(1.0, 2.0), weight_gradient_seconds=0.9, output_bytes=0.0)
     costs = {
         kind: price(priced, split_of((sums,) * pp, (units,) * pp, m, kind, pp=pp))
         for kind in ("1f1b", "zero_bubble")
@@ -118,7 +118,7 @@ def test_even_stages_put_off_as_the_paper_says() -> None:
 def test_a_recomputed_block_puts_nothing_off() -> None:
     """Else what was rebuilt for B would have to be held for W."""
     priced = priced_graph("gpt", 1)
-    (units,) = Cuts(priced).into(1)
+    (units,) = StageCuts(priced).evenest(1)
     sums = stage_sums(priced, units)
     kept = sums.kept["full"]
     blocks = [u for u in units if u.is_block]
@@ -140,7 +140,7 @@ def test_cuts_are_the_best_of_all(stages: int) -> None:
         sums = [sum(seconds[a:b]) for a, b in runs]
         return max(sums), sum(s * s for s in sums)
 
-    found = Cuts(priced).into(stages)
+    found = StageCuts(priced).evenest(stages)
     ends = tuple(itertools.accumulate(len(run) for run in found))[:-1]
     best = min(slowest(b) for b in itertools.combinations(range(1, len(units)), stages - 1))
     assert slowest(ends)[0] == pytest.approx(best[0])
@@ -164,7 +164,7 @@ def test_every_candidate_knows_its_bytes(name: str, plan_only: bool) -> None:
 
 
 def test_too_few_blocks_cannot_be_cut() -> None:
-    assert Cuts(priced_graph("gpt", 1)).into(9) == ()
+    assert StageCuts(priced_graph("gpt", 1)).evenest(9) == ()
 
 
 def test_zero_bubble_plans_are_to_look_at() -> None:
@@ -185,7 +185,8 @@ def test_pruning_loses_nothing(name: str, plan_only: bool, monkeypatch: pytest.M
     monkeypatch.setattr(importlib.import_module("partitioner.searching.candidates"), "bound", lambda priced, split: 0.0)
     brute = search(graph_of(name), CLUSTER, 16, pins, plan_only=plan_only)
     assert brute.searched["beaten_by_bound"] == 0
-    assert not plan_only or any(SCHEDULES[c.parallelism.schedule].puts_off for c in brute.candidates + brute.front)
+    kinds = {c.parallelism.schedule for c in brute.candidates + brute.front}
+    assert not plan_only or any(SCHEDULES[kind].defers_weights for kind in kinds)
     assert asdict(brute.cost) == asdict(pruned.cost)
     assert brute.decisions == pruned.decisions
     assert brute.candidates[:10] == pruned.candidates[:10]
