@@ -84,5 +84,5 @@ def test_a_little_less_memory_recomputes_some_blocks() -> None:
     needed = search(graph, FREE, BATCH, {**pins, "recompute": "off"}).cost.peak_bytes
     device = dataclasses.replace(FREE.device, memory_bytes=needed - 1)
     found = search(graph, dataclasses.replace(FREE, device=device), BATCH, pins).decisions
-    assert found.recompute == "full"
+    assert found.parallelism.recompute == "full"
     assert 0 < found.recomputed[0] < len(graph.blocks)
