@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from partitioner.errors import InputError
 from partitioner.plan.derived_rows import OPTIMIZER, PIPELINE, Cost
-from partitioner.plan.json_document import read, write
+from partitioner.plan.json_document import plain, read, write
 from partitioner.plan.plan import Asked, Decisions
 
 KIND = "report"
@@ -59,7 +59,7 @@ class Report:
 
     def to_json(self) -> str:
         """The document."""
-        return write({"kind": KIND, **asdict(self)})
+        return write({"kind": KIND, **plain(self)})
 
     @staticmethod
     def of(data: dict[str, object], origin: str) -> Report:

@@ -1,4 +1,4 @@
-"""One place for every fact: an op, a schedule and a collective are named in their tables, and by nobody else.
+"""One place for every fact: an op, a schedule, a kind of action, a collective are named in their tables alone.
 
 Allowed are docstrings, and sentences for people: three words or more. Torch's own functions are attributes, no texts.
 """
@@ -15,6 +15,8 @@ import pytest
 from partitioner.ops.collective_kinds import KINDS
 from partitioner.ops.collectives import OPS
 from partitioner.ops.payloads import ROWS
+from partitioner.plan.executed import EXECUTED as EXECUTED_VALUES
+from partitioner.schedule.tables import KINDS as ACTIONS
 from partitioner.schedule.tables import SCHEDULES
 from partitioner.sharding.op_rules import RULES
 from runtime.mesh.collectives import BINDINGS
@@ -107,11 +109,43 @@ def test_a_planted_name_is_seen(source: str, found: list[str]) -> None:
     assert [name for _, name in named(source, names)] == found
 
 
+def lettered(source: str) -> list[int]:
+    """Lines that know a kind of action by its letter: beside what is called a kind, as a dict's key, in an Action."""
+    found = list[int]()
+    for node in ast.walk(ast.parse(source)):
+        sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+        beside = sides if any(ast.unparse(side).endswith("kind") for side in sides) else []
+        keys = [key for key in node.keys if key] if isinstance(node, ast.Dict) else []
+        made = node.args if isinstance(node, ast.Call) and ast.unparse(node.func) == "Action" else []
+        constants = [c for side in (*beside, *made) for c in ast.walk(side) if isinstance(c, ast.Constant)]
+        found += [c.lineno for c in (*constants, *keys) if isinstance(c, ast.Constant) and c.value in set(ACTIONS)]
+    return found
+
+
+def test_no_letter_of_an_action_stands_outside_its_table() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{line} asks no table"
+        for package in ("partitioner", "runtime", "tools")
+        for path in sorted((ROOT / package).rglob("*.py"))
+        if str(path.relative_to(ROOT)) not in TABLES["schedule"][1]
+        for line in lettered(path.read_text())
+    ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "source", ['x = kind == "F"', 'x = a.kind != "W"', 'x = a.kind in ("F", "B")', 'x = {"B": 1}', 'Action(0, "F", 1)']
+)
+def test_a_planted_letter_is_seen(source: str) -> None:
+    assert set(lettered(source)) == {1}
+
+
 def test_every_collective_is_bound() -> None:
     assert BINDINGS.keys() == OPS.keys()
 
 
 def test_the_runtime_has_what_an_executed_schedule_needs() -> None:
     for row in SCHEDULES.values():
-        kinds = {action.kind for action in row.make(0, 2, row.fewest, 4)}
+        kinds = {action.kind for action in row.rank_actions(0, 2, row.fewest_stages, 4)}
         assert row.executed == (kinds <= EXECUTED)
+        assert (row.name in EXECUTED_VALUES["schedule"].executed) == row.executed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from partitioner.graph.nodes import buffer_name
 from partitioner.lowering.program import Call, Program, Stage
 from partitioner.ops.collectives import OPS
-from partitioner.schedule.tables import TOWARDS, Action
+from partitioner.schedule.tables import SENDING, Action
 
 
 def check_program(program: Program) -> None:
@@ -53,7 +53,7 @@ _AXIS = {op.target for op in OPS.values()}
 
 def _check_actions(program: Program) -> None:
     rows = [(rank, action) for rank, row in enumerate(program.actions) for action in row]
-    kinds = {*TOWARDS, *(action.kind for _, action in rows)}
+    kinds = {*SENDING, *(action.kind for _, action in rows)}
     wanted = {
         Action(stage.index, kind, m) for stage in program.stages for kind in kinds for m in range(program.micro_batches)
     }

@@ -25,8 +25,9 @@ from partitioner.lowering.gradient_free_calls import extract
 from partitioner.lowering.program import Call, Parameter, Program, Stage, Value
 from partitioner.plan.check import check_plan
 from partitioner.plan.derived_rows import BlockRow
+from partitioner.plan.executed import not_executed
+from partitioner.plan.parallelism import Parallelism
 from partitioner.plan.plan import Decisions, Plan
-from partitioner.schedule.tables import rank_of, schedule
 from partitioner.sharding.layout import WHOLE, local_shape
 
 
@@ -46,30 +47,30 @@ def lower(graph: Graph, plan: Plan) -> Program:
     Raises InputError when the plan is stale or was made for another model, naming the first thing that differs.
     """
     check_plan(plan)
-    decisions = plan.decisions
-    if decisions.plan_only:
-        raise InputError(f"the plan is to look at: {', '.join(decisions.plan_only)} can't be executed yet; plan anew")
-    graph = resize(graph, decisions.micro_batch)
+    decisions, parallelism = plan.decisions, plan.parallelism
+    if refused := ", ".join(not_executed(parallelism)):
+        raise InputError(f"the plan is to look at: {refused} can't be executed yet; plan anew")
+    graph = resize(graph, parallelism.micro_batch)
     folded = fold(graph)
     solution = recall(plan, folded)
-    ranks = decisions.mesh["tp"]
+    ranks = parallelism.mesh["tp"]
     check_layouts(folded, solution, ranks)
     out = exports(folded, solution)
     split = stage_units(graph, decisions.stages)
     again = _recomputed(split, decisions)
     lowered = _Lowered(graph, folded, solution, ranks, out, _calls(folded, solution, plan.blocks, ranks, out, again))
     program = Program(
-        stages=_stages(lowered, split, decisions),
+        stages=_stages(lowered, split, parallelism),
         parameters=_parameters(lowered, split),
         inputs=graph.inputs,
         batched=graph.batched,
         counts=graph.counts,
-        mesh=dict(decisions.mesh),
-        order=decisions.order,
+        mesh=dict(parallelism.mesh),
+        order=parallelism.order,
         axes=(("tp", ranks),),
-        micro_batch=decisions.micro_batch,
-        micro_batches=decisions.micro_batches,
-        actions=schedule(decisions.schedule, decisions.mesh["pp"], decisions.virtual, decisions.micro_batches),
+        micro_batch=parallelism.micro_batch,
+        micro_batches=parallelism.micro_batches,
+        actions=parallelism.actions,
         seed=decisions.seed,
         buffers=dict(graph.buffers),
         plain=graph.plain,
@@ -129,7 +130,7 @@ def _value_name(folded: Folded, solution: Solution, node: fx.Node, port: object)
     return value_name(node)
 
 
-def _stages(lowered: _Lowered, split: list[list[Unit]], decisions: Decisions) -> tuple[Stage, ...]:
+def _stages(lowered: _Lowered, split: list[list[Unit]], parallelism: Parallelism) -> tuple[Stage, ...]:
     graph = lowered.graph
     stage_of = {u: n for n, units in enumerate(split) for u in units}
     made = {e.name: (e, stage_of[u]) for u, rows in lowered.exports.items() for e in rows}
@@ -152,7 +153,7 @@ def _stages(lowered: _Lowered, split: list[list[Unit]], decisions: Decisions) ->
         asked = needed | dict.fromkeys(prelude.arguments if prelude else ())
         constants = extract(graph, graph.constants, asked, f"constants {n}")
         final = loss.name if n == len(split) - 1 else None
-        rank, read = rank_of(n, decisions.mesh["pp"], decisions.schedule), _read(graph, asked)
+        rank, read = parallelism.pipeline_rank(n), _read(graph, asked)
         rows.append(Stage(n, rank, constants, prelude, calls, crossing[n], crossing[n + 1], read, final))
     return tuple(rows)
 

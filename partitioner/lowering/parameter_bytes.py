@@ -16,9 +16,9 @@ def held_bytes(graph: Graph, plan: Plan, place: Mapping[str, int]) -> dict[str, 
 
     What no op reads lies whole on the first stage.
     """
-    mesh = plan.decisions.mesh
+    mesh = plan.parallelism.mesh
     split = stage_units(graph, plan.decisions.stages)
-    own = {u for n, units in enumerate(split) if n % mesh["pp"] == place["pp"] for u in units}
+    own = {u for n, units in enumerate(split) if plan.parallelism.pipeline_rank(n) == place["pp"] for u in units}
     nodes = [graph.nodes[name] for unit in graph.units if unit in own for name in unit.nodes]
     read = {a.meta["source"] for node in nodes for a in operands(node) if is_parameter(a)}
     unread = graph.parameters.keys() - plan.parameters.keys() if place["pp"] == 0 else set[str]()

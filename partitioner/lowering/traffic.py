@@ -20,7 +20,7 @@ from partitioner.lowering.program import Call, Coordinates, Parameter, Program, 
 from partitioner.ops.collective_kinds import ALL_REDUCE
 from partitioner.ops.collectives import Shape
 from partitioner.ops.payloads import ROWS
-from partitioner.schedule.tables import Action, reader
+from partitioner.schedule.tables import KINDS, Action, reader
 from partitioner.sharding.layout import REPLICATE, local_shape
 
 SCALAR = 8  # bytes of a float64
@@ -114,7 +114,7 @@ class _Trip:
     def rows(self, action: Action) -> Iterator[Sending]:
         """What one action communicates."""
         forward, backward = self.stages[action.stage]
-        yield from forward if action.kind == "F" else backward
+        yield from forward if KINDS[action.kind].is_forward else backward
         stage, waiting = self.program.stages[action.stage], reader(action, len(self.program.stages))
         if waiting and self.program.stages[waiting.stage].rank != stage.rank:
             for value in self.sent(stage, action.kind):
@@ -122,7 +122,7 @@ class _Trip:
 
     def sent(self, stage: Stage, kind: str) -> Iterable[Value]:
         """Values forward; backward the gradients of those received that have one."""
-        return stage.sends if kind == "F" else [v for v in stage.receives if v.differentiable]
+        return stage.sends if KINDS[kind].is_forward else [v for v in stage.receives if v.differentiable]
 
     def stage(self, stage: Stage) -> tuple[list[Sending], list[Sending]]:
         """The rows of a stage's forward and of its backward."""

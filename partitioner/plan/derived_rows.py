@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from partitioner.plan.json_document import Among
+from partitioner.plan.parallelism import Parallelism
 
 PIPELINE, OPTIMIZER, SYNC = "pipeline", "optimizer", "dp communication"  # parts of a step as a run can measure them
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CollectiveRow:
     """What becomes of ``value``, from one layout to another, and what one rank sends for it each way.
 
@@ -39,7 +42,7 @@ class OtherRow:
     seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OpRow:
     """One op of a representative block: what it is, how its operands and result lie, its seconds per micro-batch.
 
@@ -85,7 +88,7 @@ class ProductRow:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BlockRow:
     """Identical units and their one layout; ``ports`` are the placements of what they read of earlier units.
 
@@ -103,7 +106,7 @@ class BlockRow:
     products: tuple[ProductRow, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StageCost:
     """One (virtual) stage on its fullest rank: seconds of a micro-batch, bytes at the rank's fullest moment.
 
@@ -152,7 +155,7 @@ class StageCost:
         return self.held_bytes + self.transient_bytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cost:
     """A step's price. The parts add up to ``step_seconds``; ``peak_bytes`` is of the fullest rank.
 
@@ -174,17 +177,17 @@ class Cost:
     flops: float = 0.0
 
 
-@dataclass(frozen=True)
+_CANDIDATE = """
+    mesh micro_batch schedule virtual recompute zero order step_seconds compute_seconds exposed_seconds bubble_seconds
+    peak_bytes
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Candidate:
     """A row of the ranking: what was tried and its price; ``exposed_seconds``: of communication, sync included."""
 
-    mesh: dict[str, int]
-    micro_batch: int
-    schedule: str
-    virtual: int
-    recompute: str
-    zero: int
-    order: tuple[str, ...]
+    parallelism: Annotated[Parallelism, Among(_CANDIDATE, micro_batches=0)]
     step_seconds: float
     compute_seconds: float
     exposed_seconds: float

@@ -7,7 +7,7 @@ import functools
 import json
 from collections.abc import Callable, Iterator
 from types import NoneType, UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from partitioner.errors import InputError
 
@@ -18,6 +18,16 @@ _SCALARS: dict[type, tuple[str, tuple[type, ...]]] = {
     bool: ("boolean", (bool,)), int: ("integer", (int,)), float: ("number", (int, float)), str: ("string", (str,)),
     NoneType: ("null", (NoneType,)), dict: ("object", (dict,)),
 }  # fmt: skip
+
+
+class Among:
+    """Annotates a dataclass that a dataclass holds: in JSON its fields stand among those of its holder.
+
+    ``keys``: those of the holder's object, in order. ``unwritten``: what fields that are not there are once read.
+    """
+
+    def __init__(self, keys: str, **unwritten: object) -> None:
+        self.keys, self.unwritten = tuple(keys.split()), unwritten
 
 
 def read(cls: type[T], data: object, origin: str) -> T:
@@ -33,6 +43,15 @@ def write(data: object) -> str:
     return "".join(_lines(data, 0, 0)) + "\n"
 
 
+def plain(value: Any) -> Any:
+    """A dataclass, and all that it holds, as the objects that JSON has for it."""
+    if dataclasses.is_dataclass(value):
+        return {name: plain(own) for name, own in _values(value).items()}
+    if isinstance(value, dict):
+        return {key: plain(own) for key, own in value.items()}
+    return type(value)(map(plain, value)) if isinstance(value, list | tuple) else value
+
+
 def schema(cls: type, title: str) -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of what ``read`` takes for ``cls``, descriptions from the docstrings."""
     definitions: dict[str, Any] = {}
@@ -41,10 +60,40 @@ def schema(cls: type, title: str) -> dict[str, Any]:
 
 
 @functools.cache
-def hints(cls: type) -> dict[str, Any]:
-    """The types of a dataclass's fields, in order."""
-    found = get_type_hints(cls)
-    return {field.name: found[field.name] for field in dataclasses.fields(cls)}
+def _held(cls: type) -> tuple[str, type, Among] | None:
+    """The field of a dataclass whose fields stand among its own, its type, and how."""
+    for name, hint in get_type_hints(cls, include_extras=True).items():
+        if get_origin(hint) is Annotated:
+            return name, hint.__origin__, hint.__metadata__[0]
+    return None
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """The types of a dataclass's fields, in the order in which JSON has them."""
+    found, held = get_type_hints(cls), _held(cls)
+    own = {field.name: found[field.name] for field in dataclasses.fields(cls)}
+    if held is None:
+        return own
+    return {key: (own | _hints(held[1]))[key] for key in held[2].keys}
+
+
+def _values(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass's instance, as JSON has them."""
+    held = _held(type(value))
+    inner = _values(getattr(value, held[0])) if held else {}
+    return {name: inner[name] if name in inner else getattr(value, name) for name in _hints(type(value))}
+
+
+def _built(cls: type, values: dict[str, Any]) -> Any:
+    """The instance with these fields."""
+    held = _held(cls)
+    if held is None:
+        return cls(**values)
+    name, inner, among = held
+    own = {field.name for field in dataclasses.fields(cls)}
+    fields = {key: value for key, value in values.items() if key not in own}
+    return cls(**{name: inner(**among.unwritten, **fields)}, **{key: values[key] for key in values if key in own})
 
 
 class _Wrong(Exception):
@@ -84,8 +133,8 @@ def _reader(hint: Any) -> Reader:
 
 
 def _of_class(cls: type) -> Reader:
-    readers = [(name, _reader(hint)) for name, hint in hints(cls).items()]
-    known = frozenset(hints(cls))
+    readers = [(name, _reader(hint)) for name, hint in _hints(cls).items()]
+    known = frozenset(_hints(cls))
 
     def found(value: Any) -> Any:
         if type(value) is not dict:
@@ -101,7 +150,7 @@ def _of_class(cls: type) -> Reader:
                 made[name] = reader(value[name])
             except _Wrong as wrong:
                 raise wrong.under(f".{name}") from None
-        return cls(**made)
+        return _built(cls, made)
 
     return found
 
@@ -190,7 +239,7 @@ def _lines(data: object, indent: int, used: int) -> Iterator[str]:
 
 
 def _described(cls: type, definitions: dict[str, Any]) -> dict[str, Any]:
-    properties = {name: _schema_of(hint, definitions) for name, hint in hints(cls).items()}
+    properties = {name: _schema_of(hint, definitions) for name, hint in _hints(cls).items()}
     return {
         "type": "object", "description": " ".join((cls.__doc__ or "").split()), "properties": properties,
         "required": list(properties), "additionalProperties": False,

@@ -10,24 +10,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from partitioner.cluster import Cluster
 from partitioner.errors import InputError
 from partitioner.gc_pause import uncollected
 from partitioner.plan.derived_rows import BlockRow, Candidate, Cost
-from partitioner.plan.json_document import read, write
+from partitioner.plan.json_document import Among, plain, read, write
+from partitioner.plan.parallelism import Parallelism, mesh_error
 
 VERSION = 6
-AXES = ("pp", "dp", "tp")  # and "cp" in plans that are not executed
 _MOST_BYTES = 16_000_000
 
 
-@dataclass(frozen=True)
+_DECISIONS = """
+    mesh order micro_batch micro_batches schedule virtual stages recompute recomputed parameters boundaries zero
+    plan_only seed
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Decisions:
     """What was decided. ``stages``: names of each stage's units. Layouts are W, R, P or [dim, segments].
 
@@ -35,23 +40,16 @@ class Decisions:
     or "selective": attention's scores). ``zero``: ZeRO's stage. ``plan_only`` names what the runtime can't execute yet.
     """
 
-    mesh: dict[str, int]
-    order: tuple[str, ...]
-    micro_batch: int
-    micro_batches: int
-    schedule: str
-    virtual: int
+    parallelism: Annotated[Parallelism, Among(_DECISIONS)]
     stages: tuple[tuple[str, ...], ...]
-    recompute: str
     recomputed: tuple[int, ...]
     parameters: dict[str, Any]
     boundaries: dict[str, tuple[Any, ...]]
-    zero: int = 0
     plan_only: tuple[str, ...] = ()
     seed: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """All that show, compare, diff, lower and run need; ``model`` tells the entry point and the graph's digest.
 
@@ -76,9 +74,14 @@ class Plan:
     digests: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def parallelism(self) -> Parallelism:
+        """How its step is divided."""
+        return self.decisions.parallelism
+
+    @property
     def world(self) -> int:
         """Ranks that the plan needs."""
-        return math.prod(self.decisions.mesh.values())
+        return self.parallelism.world
 
     @property
     def stale(self) -> bool:
@@ -104,7 +107,7 @@ class Plan:
 
     def to_json(self) -> str:
         """The document, the same text for the same plan."""
-        return write(asdict(_document(self)))
+        return write(plain(_document(self)))
 
     @staticmethod
     @uncollected()
@@ -167,17 +170,20 @@ class Document:
 
 
 def _document(plan: Plan) -> Document:
+    derived = Derived(
+        parameters=plan.parameters, reads=plan.reads, blocks=plan.blocks, candidates=plan.candidates, front=plan.front
+    )
     return Document(
-        VERSION, Asked(plan.model, plan.cluster, plan.global_batch, plan.pins),
-        Found(dict(plan.digests), plan.cost, plan.searched, plan.notes), plan.decisions,
-        Derived(plan.parameters, plan.reads, plan.blocks, plan.candidates, plan.front),
+        version=VERSION, asked=Asked(plan.model, plan.cluster, plan.global_batch, plan.pins),
+        found=Found(dict(plan.digests), plan.cost, plan.searched, plan.notes), decisions=plan.decisions,
+        derived=derived,
     )  # fmt: skip
 
 
 def _digests(plan: Plan) -> dict[str, str]:
     """A short hash of each thing that the price hangs on."""
     asked = {"cluster": plan.cluster, "global_batch": plan.global_batch}
-    return {name: digest_of(value) for name, value in (asdict(plan.decisions) | asked).items()}
+    return {name: digest_of(value) for name, value in (plain(plan.decisions) | asked).items()}
 
 
 def digest_of(data: object) -> str:
@@ -194,10 +200,25 @@ def _plan(data: Any, origin: str) -> Plan:
     _check(document.decisions, origin)
     _check_asked(asked, origin)
     return Plan(
-        asked.model, asked.cluster, asked.global_batch, asked.pins, document.decisions, derived.blocks,
-        derived.parameters, derived.reads, found.cost, found.searched, found.notes, derived.candidates, derived.front,
-        found.digests,
+        model=asked.model, cluster=asked.cluster, global_batch=asked.global_batch, pins=asked.pins,
+        decisions=document.decisions, blocks=derived.blocks, parameters=derived.parameters, reads=derived.reads,
+        cost=found.cost, searched=found.searched, notes=found.notes,
+        candidates=_counted(derived.candidates, asked.global_batch, f"{origin}: derived.candidates"),
+        front=_counted(derived.front, asked.global_batch, f"{origin}: derived.front"), digests=found.digests,
     )  # fmt: skip
+
+
+def _counted(rows: tuple[Candidate, ...], global_batch: int, place: str) -> tuple[Candidate, ...]:
+    """Candidates with the micro-batches of a step, which a file does not repeat in each."""
+    found = list[Candidate]()
+    for n, row in enumerate(rows):
+        own = row.parallelism
+        wrong = mesh_error(own.mesh, own.order)
+        if wrong or own.micro_batch < 1:
+            raise InputError(f"{place}[{n}].{wrong or 'micro_batch must be positive'}")
+        many = global_batch // (own.mesh["dp"] * own.micro_batch)
+        found.append(replace(row, parallelism=replace(own, micro_batches=many)))
+    return tuple(found)
 
 
 def _check_asked(asked: Asked, origin: str) -> None:
@@ -210,11 +231,8 @@ def _check_asked(asked: Asked, origin: str) -> None:
 
 
 def _check(decisions: Decisions, origin: str) -> None:
-    mesh, counts = decisions.mesh, decisions.recomputed
-    axes = sorted({*AXES, *({"cp"} & set(mesh))})
-    if sorted(mesh) != axes or min(mesh.values()) < 1:
-        raise InputError(f"{origin}: decisions.mesh must give a positive size to each of {', '.join(AXES)}")
-    if sorted(decisions.order) != axes:
-        raise InputError(f"{origin}: decisions.order must hold each of {', '.join(axes)} once")
+    parallelism, counts = decisions.parallelism, decisions.recomputed
+    if wrong := mesh_error(parallelism.mesh, parallelism.order):
+        raise InputError(f"{origin}: decisions.{wrong}")
     if len(counts) != len(decisions.stages) or min(counts, default=0) < 0:
         raise InputError(f"{origin}: decisions.recomputed must give a number of blocks for each of the stages")

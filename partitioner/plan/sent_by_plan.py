@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from partitioner.ops.collective_kinds import ALL_GATHER, ALL_REDUCE, REDUCE_SCATTER
 from partitioner.plan.derived_rows import CollectiveRow
+from partitioner.plan.parallelism import FULL_RECOMPUTE
 from partitioner.plan.plan import Plan
-from partitioner.schedule.tables import rank_of, stages_of
 from partitioner.sharding.layout import parse_placement
 
 
@@ -28,9 +28,8 @@ def volume(plan: Plan, rank: int) -> tuple[Volume, ...]:
 
     Left out: control scalars, and the gradients of tied weights between stages.
     """
-    d = plan.decisions
     found: dict[tuple[str, str, str], tuple[int, float]] = {}
-    for n in stages_of(d.mesh["pp"], d.virtual, d.schedule)[rank]:
+    for n in plan.parallelism.rank_stages[rank]:
         for axis, kind, phase, count, size in (*_collectives(plan, n), *_sends(plan, n), *_sync(plan, n)):
             if kind and size and count:
                 many, whole = found.get((axis, kind, phase), (0, 0.0))
@@ -42,16 +41,16 @@ _Row = tuple[str, str, str, int, float]
 
 
 def _collectives(plan: Plan, stage: int) -> Iterator[_Row]:
-    d, rows = plan.decisions, {name: row for row in plan.blocks for name in row.units}
-    recomputed = d.recomputed[stage] if d.recompute == "full" else 0
-    for name in d.stages[stage]:
+    rows, many = {name: row for row in plan.blocks for name in row.units}, plan.parallelism.micro_batches
+    recomputed = plan.decisions.recomputed[stage] if plan.parallelism.recompute == FULL_RECOMPUTE else 0
+    for name in plan.decisions.stages[stage]:
         again = rows[name].is_block and recomputed > 0
         recomputed -= again
         for move in moves(plan, name):
-            yield move.axis, move.forward, "forward", d.micro_batches, move.forward_bytes
-            yield move.axis, move.backward, "backward", d.micro_batches, move.backward_bytes
+            yield move.axis, move.forward, "forward", many, move.forward_bytes
+            yield move.axis, move.backward, "backward", many, move.backward_bytes
             if again and move.again:
-                yield move.axis, move.forward, "recompute", d.micro_batches, move.forward_bytes
+                yield move.axis, move.forward, "recompute", many, move.forward_bytes
 
 
 def moves(plan: Plan, unit: str) -> Iterable[CollectiveRow]:
@@ -73,22 +72,22 @@ def leaving(plan: Plan, unit: str) -> list[CollectiveRow]:
 
 def _sends(plan: Plan, stage: int) -> Iterator[_Row]:
     """Results to the next stage, gradients to the one before, where those lie on other ranks."""
-    d = plan.decisions
-    here = rank_of(stage, d.mesh["pp"], d.schedule)
-    if stage + 1 < len(d.stages) and rank_of(stage + 1, d.mesh["pp"], d.schedule) != here:
-        yield "pp", "send", "send", d.micro_batches, plan.cost.stages[stage].sent_bytes
-    if stage and rank_of(stage - 1, d.mesh["pp"], d.schedule) != here:
-        yield "pp", "send", "send", d.micro_batches, plan.cost.stages[stage].sent_back_bytes
+    own, row = plan.parallelism, plan.cost.stages[stage]
+    here = own.pipeline_rank(stage)
+    if stage + 1 < own.stage_count and own.pipeline_rank(stage + 1) != here:
+        yield "pp", "send", "send", own.micro_batches, row.sent_bytes
+    if stage and own.pipeline_rank(stage - 1) != here:
+        yield "pp", "send", "send", own.micro_batches, row.sent_back_bytes
 
 
 def _sync(plan: Plan, stage: int) -> Iterator[_Row]:
     """Once a step; with ZeRO 2 and 3 for each micro-batch."""
-    d, row = plan.decisions, plan.cost.stages[stage]
-    if d.mesh["tp"] > 1:
+    own, row = plan.parallelism, plan.cost.stages[stage]
+    if own.mesh["tp"] > 1:
         yield "tp", ALL_REDUCE, "sync", 1, row.partial_bytes
-    if d.mesh["dp"] * d.mesh.get("cp", 1) > 1:
-        if not d.zero:
+    if own.replicas > 1:
+        if not own.zero:
             yield "dp", ALL_REDUCE, "sync", 1, row.synced_bytes
         else:
-            yield "dp", REDUCE_SCATTER, "sync", d.micro_batches if d.zero > 1 else 1, row.synced_bytes
-            yield "dp", ALL_GATHER, "sync", 2 * d.micro_batches if d.zero == 3 else 1, row.gathered_bytes
+            yield "dp", REDUCE_SCATTER, "sync", own.micro_batches if own.zero > 1 else 1, row.synced_bytes
+            yield "dp", ALL_GATHER, "sync", 2 * own.micro_batches if own.zero == 3 else 1, row.gathered_bytes

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 from partitioner.errors import InputError
 from partitioner.plan.plan import Plan
+from partitioner.schedule.fullest_moments import moment_of
 from partitioner.schedule.simulate import ends, simulate
-from partitioner.schedule.tables import Action, frees, schedule, stages_of
+from partitioner.schedule.tables import KINDS, Action, releasing_kind
 
 MOST_ACTIONS = 2_000_000
 
@@ -38,15 +39,15 @@ class Holding(NamedTuple):
 
 def timeline(plan: Plan) -> tuple[tuple[Span, ...], ...]:
     """The actions of each pipeline rank, in order; gradient sync and the update follow the last of them all."""
-    d, stages = plan.decisions, plan.cost.stages
-    if 2 * len(stages) * d.micro_batches > MOST_ACTIONS:
-        raise InputError(f"{len(stages)} stages of {d.micro_batches:,} micro-batches are too many to walk in time")
-    table = schedule(d.schedule, d.mesh["pp"], d.virtual, d.micro_batches)
+    own, stages = plan.parallelism, plan.cost.stages
+    if 2 * len(stages) * own.micro_batches > MOST_ACTIONS:
+        raise InputError(f"{len(stages)} stages of {own.micro_batches:,} micro-batches are too many to walk in time")
+    table = own.actions
     forward = [s.forward_seconds for s in stages]
     backward = [s.backward_seconds - s.put_off_seconds for s in stages]
     weight = [s.put_off_seconds for s in stages]
-    walked = simulate(table, d.mesh["pp"], forward, backward, plan.cost.send_seconds, weight)
-    taken = {"F": forward, "B": backward, "W": weight}
+    walked = simulate(table, own.mesh["pp"], forward, backward, plan.cost.send_seconds, weight)
+    taken = dict(zip(KINDS, (forward, backward, weight), strict=True))
     return tuple(
         tuple(Span(a, end - taken[a.kind][a.stage], end) for a, end in zip(row, ended, strict=True))
         for row, ended in zip(table, ends(walked, table, len(stages)), strict=True)
@@ -59,23 +60,17 @@ def holdings(plan: Plan, spans: tuple[Span, ...], rank: int) -> list[Holding]:
     As the memory model counts: during forward what lies there before it and all that it makes; during backward what
     its micro-batch kept as well. What was put off is held until it is done.
     """
-    d, cost = plan.decisions, plan.cost
-    own = stages_of(d.mesh["pp"], d.virtual, d.schedule)[rank]
+    own = plan.parallelism.rank_stages[rank]
     flying, grown = dict.fromkeys(own, 0), dict.fromkeys(own, False)
-    last = frees(span.action for span in spans)
+    last = releasing_kind(span.action for span in spans)
     found: list[Holding] = []
     for (stage, kind, _), start, end in spans:
-        row = cost.stages[stage]
-        found.append(_holding(plan, start, flying, grown, row.acting_bytes[_act(kind, grown[stage])]))
-        flying[stage] += (kind == "F") - (kind == last)
-        grown[stage] = grown[stage] or kind == "B"
+        row = plan.cost.stages[stage]
+        found.append(_holding(plan, start, flying, grown, row.acting_bytes[moment_of(kind, grown[stage])]))
+        flying[stage] += KINDS[kind].is_forward - (kind == last)
+        grown[stage] = grown[stage] or not KINDS[kind].is_forward
         found.append(_holding(plan, end, flying, grown, 0.0))
     return found
-
-
-def _act(kind: str, grown: bool) -> int:
-    """Which of a stage's ``acting_bytes``."""
-    return 0 if kind == "F" else 1 if grown else 2
 
 
 def _holding(plan: Plan, second: float, flying: dict[int, int], grown: dict[int, bool], transient: float) -> Holding:

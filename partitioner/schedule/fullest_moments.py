@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from partitioner.schedule.tables import SCHEDULES, Row, frees, stages_of
+from partitioner.schedule.tables import KINDS, SCHEDULES, Row, releasing_kind, stages_of
 
-FORWARD, BACKWARD, FIRST = range(3)  # actions; the first backward of a stage in a step finds no gradients there
+IN_FORWARD, IN_BACKWARD, IN_FIRST_BACKWARD = range(3)  # the first of a stage in a step finds no gradients there
 Array = np.ndarray[Any, np.dtype[Any]]
 _Moment = tuple[int, int, tuple[int, ...], tuple[bool, ...]]
 
@@ -23,27 +23,32 @@ _Moment = tuple[int, int, tuple[int, ...], tuple[bool, ...]]
 class Moments(NamedTuple):
     """Distinct moments m of all pipeline ranks p, rank after rank; ranks have v stages each.
 
-    ``starts`` (p): each rank's first moment. ``stages`` (m, v): those of the moment's rank. ``acting`` (m): the stage
-    that acts, ``action`` (m): what it does. ``in_flight`` (m, v): micro-batches, with the acting one before its
-    backward, without it before its forward. ``grown`` (m, v): whether gradients are there.
+    ``starts`` (p): each rank's first moment. ``stages`` (m, v): those of the moment's rank. ``acting_stage`` (m): the
+    one that acts, ``action`` (m): what it does. ``in_flight`` (m, v): micro-batches, with the acting one before its
+    backward, without it before its forward. ``has_gradients`` (m, v): whether gradients are there.
     """
 
     starts: Array
     stages: Array
-    acting: Array
+    acting_stage: Array
     action: Array
     in_flight: Array
-    grown: Array
+    has_gradients: Array
 
 
 def moments(kind: str, pp: int, virtual: int, micro_batches: int) -> Moments:
     """Those of a schedule that none of the same rank and action exceeds in every number."""
-    return _moments(kind, pp, virtual, _enough(kind, pp, micro_batches))
+    return _moments(kind, pp, virtual, _filling(kind, pp, micro_batches))
 
 
-def _enough(kind: str, pp: int, micro_batches: int) -> int:
+def moment_of(kind: str, has_gradients: bool) -> int:
+    """What a stage is in with an action of a kind, when its gradients are there or not yet."""
+    return IN_FORWARD if KINDS[kind].is_forward else IN_BACKWARD if has_gradients else IN_FIRST_BACKWARD
+
+
+def _filling(kind: str, pp: int, micro_batches: int) -> int:
     """So many micro-batches make every rank as full as it gets."""
-    filled = SCHEDULES[kind].filled
+    filled = SCHEDULES[kind].filling_micro_batches
     return micro_batches if filled is None else min(micro_batches, filled(pp))
 
 
@@ -52,32 +57,34 @@ def _moments(kind: str, pp: int, virtual: int, micro_batches: int) -> Moments:
     starts, found = list[int](), list[tuple[Any, ...]]()
     for p, own in enumerate(stages_of(pp, virtual, kind)):
         starts.append(len(found))
-        if SCHEDULES[kind].filled is None:
+        if SCHEDULES[kind].filling_micro_batches is None:
             rows = _all_forward_first(p, micro_batches)
         else:
-            rows = _largest(_walk(SCHEDULES[kind].make(p, pp, virtual, micro_batches), own))
+            rows = _undominated(_walk(SCHEDULES[kind].rank_actions(p, pp, virtual, micro_batches), own))
         found += [(own, *row) for row in rows]
     return Moments(np.array(starts), *(np.array(column) for column in zip(*found, strict=True)))
 
 
 def _all_forward_first(stage: int, many: int) -> list[_Moment]:
     """Those of one stage that holds all micro-batches, whose row is as long as there are of them."""
-    rows: list[_Moment] = [(stage, FORWARD, (many - 1,), (False,)), (stage, FIRST, (many,), (False,))]
-    return rows + ([(stage, BACKWARD, (many - 1,), (True,))] if many > 1 else [])
+    rows: list[_Moment] = [
+        (stage, IN_FORWARD, (many - 1,), (False,)), (stage, IN_FIRST_BACKWARD, (many,), (False,)),
+    ]  # fmt: skip
+    return rows + ([(stage, IN_BACKWARD, (many - 1,), (True,))] if many > 1 else [])
 
 
 def _walk(row: Row, own: Sequence[int]) -> Iterator[_Moment]:
-    place = {stage: n for n, stage in enumerate(own)}
-    flying, grown = [0] * len(own), [False] * len(own)
-    last = frees(row)
+    number_of = {stage: n for n, stage in enumerate(own)}
+    in_flight_now, has_gradients = [0] * len(own), [False] * len(own)
+    last = releasing_kind(row)
     for stage, kind, _ in row:
-        n = place[stage]
-        yield stage, FORWARD if kind == "F" else BACKWARD if grown[n] else FIRST, tuple(flying), tuple(grown)
-        flying[n] += (kind == "F") - (kind == last)
-        grown[n] = grown[n] or kind == "B"
+        n = number_of[stage]
+        yield stage, moment_of(kind, has_gradients[n]), tuple(in_flight_now), tuple(has_gradients)
+        in_flight_now[n] += KINDS[kind].is_forward - (kind == last)
+        has_gradients[n] = has_gradients[n] or not KINDS[kind].is_forward
 
 
-def _largest(rows: Iterator[_Moment]) -> list[_Moment]:
+def _undominated(rows: Iterator[_Moment]) -> list[_Moment]:
     """Without those that another of the same action exceeds or equals in every number, or that lie between two."""
     alike: dict[tuple[int, int], dict[tuple[int, ...], _Moment]] = {}
     for row in rows:

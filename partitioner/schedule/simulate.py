@@ -6,12 +6,12 @@ import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from partitioner.schedule.tables import SCHEDULES, Row, Table, frees, schedule
+from partitioner.schedule.tables import KINDS, SCHEDULES, Row, Table, releasing_kind, schedule
 
 
 class Timeline(NamedTuple):
     """Seconds from the first action's start to the last one's end, busy seconds of each rank, and each action's end:
-    of the F, then the B, then the W, of each stage and micro-batch."""
+    kind after kind, in the order of KINDS, of each stage and micro-batch."""
 
     makespan: float
     busy: tuple[float, ...]
@@ -32,7 +32,7 @@ def simulate(
     seconds = (*forward, *backward, *weight)
     lies = {stage: rank for rank, row in enumerate(actions) for stage in {action.stage for action in row}}
     delay = [send_seconds if lies[n] != lies[n + 1] else 0.0 for n in range(stages - 1)]
-    ended = [-1.0] * (len(seconds) * many)  # of the F, then the B, then the W, of each stage and micro-batch
+    ended = [-1.0] * (len(seconds) * many)
     ended.append(0.0)  # of nothing
     rows = [_places(row, seconds, delay, many) for row in actions]
     free, busy, position = [0.0] * pp, [0.0] * pp, [0] * pp
@@ -63,11 +63,10 @@ def simulate(
 def ends(walked: Timeline, actions: Table, stages: int) -> tuple[tuple[float, ...], ...]:
     """When each action of the table ended; rows as the table's."""
     many = 1 + max(action.micro_batch for action in actions[0])
-    return tuple(
-        tuple(walked.ended[("FBW".index(kind) * stages + n) * many + m] for n, kind, m in row) for row in actions
-    )
+    return tuple(tuple(walked.ended[(_NUMBER[kind] * stages + n) * many + m] for n, kind, m in row) for row in actions)
 
 
+_NUMBER = {letter: n for n, letter in enumerate(KINDS)}
 _Place = tuple[int, int, int, float, float]
 
 
@@ -75,18 +74,17 @@ def _places(row: Row, seconds: Sequence[float], delay: Sequence[float], many: in
     """Each action's place, that of what its rank did before it and that of what it waits for (-1: nothing), how long
     that is on its way, and the seconds that the action takes."""
     found, stages = list[_Place](), len(delay) + 1
-    kinds = stages * many
+    kinds = {letter: (_NUMBER[letter], _NUMBER.get(kind.follows), kind.towards) for letter, kind in KINDS.items()}
     for stage, kind, micro_batch in row:
-        forward = stage * many + micro_batch
-        backward = kinds + forward
-        if kind == "F":
-            needed, after = (forward - many, delay[stage - 1]) if stage else (-1, 0.0)
-            found.append((forward, -1, needed, after, seconds[stage]))
-        elif kind == "B":
-            needed, after = (backward + many, delay[stage]) if stage + 1 < stages else (-1, 0.0)
-            found.append((backward, forward, needed, after, seconds[stages + stage]))
+        number, followed, towards = kinds[kind]
+        own = (number * stages + stage) * many + micro_batch
+        previous = -1 if followed is None else own + (followed - number) * stages * many
+        source = stage - towards
+        if towards and 0 <= source < stages:
+            needed, sent = own - towards * many, delay[min(stage, source)]
         else:
-            found.append((kinds + backward, backward, -1, 0.0, seconds[2 * stages + stage]))
+            needed, sent = -1, 0.0
+        found.append((own, previous, needed, sent, seconds[number * stages + stage]))
     return found
 
 
@@ -97,9 +95,9 @@ def in_flight(actions: Table, stages: int) -> tuple[int, ...]:
     that it leaves for W.
     """
     now, most = [0] * stages, [0] * stages
-    last = frees(actions[0])
+    last = releasing_kind(actions[0])
     for action in (action for row in actions for action in row):
-        now[action.stage] += (action.kind == "F") - (action.kind == last)
+        now[action.stage] += KINDS[action.kind].is_forward - (action.kind == last)
         most[action.stage] = max(most[action.stage], now[action.stage])
     return tuple(most)
 
@@ -107,7 +105,7 @@ def in_flight(actions: Table, stages: int) -> tuple[int, ...]:
 @functools.lru_cache(maxsize=4096)
 def most_in_flight(kind: str, pp: int, virtual: int, micro_batches: int) -> tuple[int, ...]:
     """``in_flight`` of a schedule: all, or no more than in a few rounds of pp micro-batches."""
-    if SCHEDULES[kind].filled is None:
+    if SCHEDULES[kind].filling_micro_batches is None:
         return (micro_batches,) * (pp * virtual)
     few = min(micro_batches, 4 * pp)
     return in_flight(schedule(kind, pp, virtual, few), pp * virtual)

@@ -22,9 +22,42 @@ from typing import NamedTuple
 
 from partitioner.errors import InputError
 
+FORWARD, BACKWARD, WEIGHT_GRADIENT = "F", "B", "W"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What actions of one kind do.
+
+    ``sends``: what goes to the stage that lies ``towards`` so many stages on, and on which its action of the same kind
+    waits; "" and 0 where nothing does. ``follows``: the kind of the action of the same stage that comes before.
+    """
+
+    letter: str
+    name: str
+    sends: str = ""
+    towards: int = 0
+    follows: str = ""
+
+    @property
+    def is_forward(self) -> bool:
+        """Whether a stage takes up a micro-batch with it."""
+        return not self.follows
+
+
+KINDS = {
+    row.letter: row
+    for row in (
+        Kind(FORWARD, "forward", sends="activations", towards=1),
+        Kind(BACKWARD, "backward", sends="gradients", towards=-1, follows=FORWARD),
+        Kind(WEIGHT_GRADIENT, "weight gradients", follows=BACKWARD),
+    )
+}
+SENDING = tuple(letter for letter, row in KINDS.items() if row.sends)  # kinds with which stages wait for each other
+
 
 class Action(NamedTuple):
-    """The forward ("F"), the backward ("B") or the part of it that was put off ("W") of a stage on a micro-batch."""
+    """What a stage does with a micro-batch; the letter of one of KINDS."""
 
     stage: int
     kind: str
@@ -38,17 +71,14 @@ Row = tuple[Action, ...]
 Table = tuple[Row, ...]
 
 
-TOWARDS = {"F": 1, "B": -1}  # how many stages on the one lies that waits for what an action of the kind makes
-
-
 def reader(action: Action, stages: int) -> Action | None:
     """The action that waits for what this one makes, of ``stages`` stages; None where none does."""
-    return _across(action, TOWARDS.get(action.kind, 0), stages)
+    return _across(action, KINDS[action.kind].towards, stages)
 
 
 def maker(action: Action, stages: int) -> Action | None:
     """The action of another stage for which this one waits; None where it waits for none."""
-    return _across(action, -TOWARDS.get(action.kind, 0), stages)
+    return _across(action, -KINDS[action.kind].towards, stages)
 
 
 def _across(action: Action, step: int, stages: int) -> Action | None:
@@ -56,10 +86,10 @@ def _across(action: Action, step: int, stages: int) -> Action | None:
     return action._replace(stage=stage) if step and 0 <= stage < stages else None
 
 
-def frees(actions: Iterable[Action]) -> str:
+def releasing_kind(actions: Iterable[Action]) -> str:
     """The kind of action after which a rank with these actions keeps nothing more of a micro-batch: what was put off is
     held until its end."""
-    return "W" if any(action.kind == "W" for action in actions) else "B"
+    return WEIGHT_GRADIENT if any(action.kind == WEIGHT_GRADIENT for action in actions) else BACKWARD
 
 
 @functools.lru_cache(maxsize=8)
@@ -75,15 +105,16 @@ def schedule(kind: str, pp: int, virtual: int, micro_batches: int) -> Table:
     if min(pp, virtual, micro_batches) < 1:
         given = f"{pp}, {virtual}, {micro_batches}"
         raise InputError(f"a schedule needs at least 1 rank, stage and micro-batch, not {given}")
-    if row.most is not None and not row.takes(virtual):
-        alike = (s for s in SCHEDULES.values() if s.takes(virtual) and (s.most is None or s.puts_off == row.puts_off))
-        raise InputError(f"schedule {kind} takes virtual {row.most}, not {virtual}: choose {next(alike).name}")
-    return tuple(row.make(rank, pp, virtual, micro_batches) for rank in range(pp))
+    if row.most_stages is not None and not row.takes(virtual):
+        others = (s for s in SCHEDULES.values() if s.takes(virtual))
+        alike = next(s.name for s in others if s.most_stages is None or s.defers_weights == row.defers_weights)
+        raise InputError(f"schedule {kind} takes virtual {row.most_stages}, not {virtual}: choose {alike}")
+    return tuple(row.rank_actions(rank, pp, virtual, micro_batches) for rank in range(pp))
 
 
 def rank_of(stage: int, pp: int, kind: str) -> int:
     """The pipeline rank on which a stage of a schedule lies."""
-    return SCHEDULES[kind].lies(stage, pp)
+    return SCHEDULES[kind].stage_rank(stage, pp)
 
 
 @functools.lru_cache(maxsize=256)
@@ -95,12 +126,13 @@ def stages_of(pp: int, virtual: int, kind: str) -> tuple[tuple[int, ...], ...]:
 
 def _gpipe(rank: int, pp: int, virtual: int, micro_batches: int) -> Row:
     """Huang et al., 2019: all forwards, then all backwards."""
-    return _actions(rank, "F", micro_batches) + _actions(rank, "B", micro_batches)
+    return _actions(rank, FORWARD, micro_batches) + _actions(rank, BACKWARD, micro_batches)
 
 
 def _one_forward_one_backward(rank: int, pp: int, virtual: int, micro_batches: int) -> Row:
     """Narayanan et al., 2019 (PipeDream-flush): as many forwards ahead as there are stages behind."""
-    return _alternate(_actions(rank, "F", micro_batches), _actions(rank, "B", micro_batches), pp - rank - 1)
+    forwards, backwards = (_actions(rank, kind, micro_batches) for kind in (FORWARD, BACKWARD))
+    return _alternate(forwards, backwards, pp - rank - 1)
 
 
 def _interleaved(rank: int, pp: int, virtual: int, micro_batches: int) -> Row:
@@ -112,8 +144,8 @@ def _interleaved(rank: int, pp: int, virtual: int, micro_batches: int) -> Row:
         nearest = above if not below or above - micro_batches <= micro_batches - below else below
         raise InputError(f"interleaved needs micro-batches divisible by pp {pp}, not {micro_batches}: take {nearest}")
     rounds, stages = range(0, micro_batches, pp), range(rank, virtual * pp, pp)
-    down = [_actions(n, "F", micro_batches) for n in stages]
-    up = [_actions(n, "B", micro_batches) for n in reversed(stages)]
+    down = [_actions(n, FORWARD, micro_batches) for n in stages]
+    up = [_actions(n, BACKWARD, micro_batches) for n in reversed(stages)]
     forwards = tuple(action for r in rounds for row in down for action in row[r : r + pp])
     backwards = tuple(action for r in rounds for row in up for action in row[r : r + pp])
     return _alternate(forwards, backwards, 2 * (pp - rank - 1) + (virtual - 1) * pp)
@@ -135,10 +167,10 @@ def _actions(stage: int, kind: str, micro_batches: int) -> Row:
 def _zero_bubble(rank: int, pp: int, virtual: int, micro_batches: int) -> Row:
     """Qi et al., 2023 (ZB-H1): 1f1b whose rank r is r weights' gradients behind, to have them left when others end."""
     ahead = pp - rank - 1
-    row = [Action(rank, "F", m) for m in range(min(ahead, micro_batches))]
+    row = [Action(rank, FORWARD, m) for m in range(min(ahead, micro_batches))]
     for m in range(micro_batches + rank):
-        row += [Action(rank, kind, n) for kind, n in (("F", m + ahead), ("B", m), ("W", m - rank))
-                if 0 <= n < micro_batches]  # fmt: skip
+        turn = ((FORWARD, m + ahead), (BACKWARD, m), (WEIGHT_GRADIENT, m - rank))
+        row += [Action(rank, kind, n) for kind, n in turn if 0 <= n < micro_batches]
     return tuple(row)
 
 
@@ -174,33 +206,33 @@ def _down_and_up(stage: int, pp: int) -> int:
 class Schedule:
     """All that is known of a schedule.
 
-    ``make``: the row of a rank, of pp, virtual and micro-batches. ``fewest`` to ``most`` stages lie on a rank (None:
-    any number). ``lies``: the pipeline rank of a stage, of pp. ``filled``: so many micro-batches, of pp, make ranks as
-    full as they get; None: all are in flight at once. ``rounds``: micro-batches pass in rounds of pp. ``puts_off``:
-    weights' gradients wait. ``executed``: the runtime has all that it needs.
+    ``rank_actions``: those of a rank, of pp, virtual and micro-batches. ``fewest_stages`` to ``most_stages`` lie on a
+    rank (None: any number). ``stage_rank``: the pipeline rank of a stage, of pp. ``filling_micro_batches``: so many, of
+    pp, make ranks as full as they get; None: all are in flight at once. ``in_rounds``: micro-batches pass in rounds of
+    pp. ``defers_weights``: their gradients wait. ``executed``: the runtime has all that it needs.
     """
 
     name: str
-    make: Callable[[int, int, int, int], Row]
-    fewest: int = 1
-    most: int | None = 1
-    lies: Callable[[int, int], int] = _round_after_round
-    filled: Callable[[int], int] | None = lambda pp: 3 * pp
-    rounds: bool = False
-    puts_off: bool = False
+    rank_actions: Callable[[int, int, int, int], Row]
+    fewest_stages: int = 1
+    most_stages: int | None = 1
+    stage_rank: Callable[[int, int], int] = _round_after_round
+    filling_micro_batches: Callable[[int], int] | None = lambda pp: 3 * pp
+    in_rounds: bool = False
+    defers_weights: bool = False
     executed: bool = True
 
     def takes(self, virtual: int) -> bool:
         """Whether it is of so many stages a rank."""
-        return self.fewest <= virtual and (self.most is None or virtual <= self.most)
+        return self.fewest_stages <= virtual and (self.most_stages is None or virtual <= self.most_stages)
 
 
 _ROWS = (
-    Schedule("gpipe", _gpipe, filled=None),
-    Schedule("1f1b", _one_forward_one_backward, filled=lambda pp: pp + 1),
-    Schedule("interleaved", _interleaved, fewest=2, most=None, rounds=True),
-    Schedule("zero_bubble", _zero_bubble, puts_off=True, executed=False),
-    Schedule("zbv", _zbv, fewest=2, most=2, lies=_down_and_up, puts_off=True, executed=False),
+    Schedule("gpipe", _gpipe, filling_micro_batches=None),
+    Schedule("1f1b", _one_forward_one_backward, filling_micro_batches=lambda pp: pp + 1),
+    Schedule("interleaved", _interleaved, fewest_stages=2, most_stages=None, in_rounds=True),
+    Schedule("zero_bubble", _zero_bubble, defers_weights=True, executed=False),
+    Schedule("zbv", _zbv, fewest_stages=2, most_stages=2, stage_rank=_down_and_up, defers_weights=True, executed=False),
 )
 SCHEDULES = {row.name: row for row in _ROWS}
 PLAIN = "1f1b"  # the one of a single stage, and where nothing asks for another

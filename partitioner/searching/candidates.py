@@ -18,39 +18,39 @@ from partitioner.graph.graph import Graph, Unit
 from partitioner.graph.resize_batch import at_batch, resize
 from partitioner.graph.tied_blocks import Folded, fold
 from partitioner.layouts.strategies import space
+from partitioner.plan.executed import EXECUTED, is_searched
+from partitioner.plan.parallelism import NO_RECOMPUTE, Parallelism, mesh_of
 from partitioner.schedule.tables import PLAIN, SCHEDULES
 from partitioner.searching.pins import Pins
 from partitioner.solve.choices import NoLayout, Prices
 from partitioner.solve.solve import solve_each
-from partitioner.step.cut_stages import Cuts
+from partitioner.step.cut_stages import StageCuts
 from partitioner.step.least_recompute import least_recomputed
-from partitioner.step.rank_memory import Memory
+from partitioner.step.rank_memory import RankMemory
 from partitioner.step.split import Split, StageSums, stage_sums
 from partitioner.step.step_seconds import bound
 
 MOST_MICRO_BATCH = 16
 MOST_VIRTUAL = 4
-MOST_CP = 16
 Progress = Callable[[str], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tried:
     """A candidate: no schedule of its stages takes less than ``least_seconds``."""
 
     priced: Priced
     split: Split
-    micro_batch: int
     least_seconds: float
     peak_bytes: float
 
     @property
     def plainness(self) -> tuple[object, ...]:
         """Among equal times: fewest bytes, then the plainest mesh."""
-        split, mesh = self.split, self.split.mesh
-        degrees = (mesh["pp"], mesh.get("cp", 1), mesh["tp"], mesh["dp"])
-        ways = (split.virtual, split.zero, sum(split.recomputed), split.recompute)
-        return (self.peak_bytes, *degrees, *ways, split.schedule, self.micro_batch, split.order)
+        own = self.split.parallelism
+        degrees = (own.degree(axis) for axis in ("pp", "cp", "tp", "dp"))
+        ways = (own.virtual, own.zero, sum(self.split.recomputed), own.recompute)
+        return (self.peak_bytes, *degrees, *ways, own.schedule, own.micro_batch, own.order)
 
 
 def candidates(
@@ -63,7 +63,7 @@ def candidates(
     refused, found = list[NoLayout](), False
     folded = fold(graph)
     degrees = [n for n in divisors(cluster.devices) if stays_inside("tp", n, cluster, fixed)]
-    contexts = [n for n in divisors(cluster.devices) if n <= MOST_CP] if plan_only else [1]
+    contexts = [n for n in divisors(cluster.devices) if is_searched("cp", n, plan_only)]
     for micro_batch in divisors(global_batch):
         pairs = [
             (tp, cp) for tp in degrees for cp in contexts
@@ -84,7 +84,7 @@ def candidates(
             for pp, many in counts.items():
                 depths.setdefault(priced[many], []).append(pp)
             for alike, pps in depths.items():
-                for tried in _Cutting(alike, cp, micro_batch, global_batch, fixed, plan_only).splits(pps):
+                for tried in _Splits(alike, cp, micro_batch, global_batch, fixed, plan_only).all_of(pps):
                     found = True
                     yield tried
     if refused and not found:
@@ -126,7 +126,7 @@ def admits_micro_batch(size: int, global_batch: int, ranks: int, fixed: Pins) ->
     return small and fixed.admits("micro_batch", size) and any(global_batch % (d * size) == 0 for d in divisors(ranks))
 
 
-class _Cutting:
+class _Splits:
     """The stages of one priced graph, and every split of a step into them."""
 
     def __init__(
@@ -134,59 +134,64 @@ class _Cutting:
     ) -> None:
         self.priced, self.cp, self.micro_batch, self.global_batch = priced, cp, micro_batch, global_batch
         self.fixed, self.plan_only = fixed, plan_only
-        self.cluster, self.cuts = priced.cluster, Cuts(priced)
+        self.cluster, self.cuts = priced.cluster, StageCuts(priced)
         self.blocks = sum(u.is_block for u in priced.folded.graph.units)
         self.sums: dict[tuple[float, ...], StageSums] = {}
-        self.ways = ("full", "selective") if plan_only else ("full",)
+        self.ways = tuple(way for way in EXECUTED["recompute"].searched(plan_only) if way != NO_RECOMPUTE)
         self.stages: dict[int, tuple[tuple[Unit, ...], ...]] = {}
 
-    def splits(self, depths: Iterable[int]) -> Iterator[Tried]:
+    def all_of(self, depths: Iterable[int]) -> Iterator[Tried]:
         for pp in depths:
             dp = self.cluster.devices // (self.priced.ranks * self.cp * pp)
             many = self.global_batch // (dp * self.micro_batch)
             for kind, virtual in schedules(pp, self.blocks, many, self.plan_only):
                 if self.fixed.admits("schedule", kind) and self.fixed.admits("virtual", virtual):
-                    yield from self.cut(pp, dp, kind, virtual)
+                    mesh = mesh_of(pp=pp, dp=dp, cp=self.cp, tp=self.priced.ranks)
+                    yield from self.sharded_and_recomputed(
+                        Parallelism(
+                            mesh=mesh, order=tuple(mesh), micro_batch=self.micro_batch, micro_batches=many,
+                            schedule=kind, virtual=virtual, recompute=NO_RECOMPUTE,
+                        )
+                    )  # fmt: skip
 
-    def cut(self, pp: int, dp: int, kind: str, virtual: int) -> Iterator[Tried]:
-        units = self.into(pp * virtual)
+    def sharded_and_recomputed(self, parallelism: Parallelism) -> Iterator[Tried]:
+        units = self.stage_units(parallelism.stage_count)
         if not units:
             return
-        stages = tuple(self.sum(u) for u in units)
-        mesh = {"pp": pp, "dp": dp, **({"cp": self.cp} if self.cp > 1 else {}), "tp": self.priced.ranks}
-        many = self.global_batch // (dp * self.micro_batch)
-        orders = self.orders(mesh)
-        for zero in self.zeros(dp * self.cp):
-            plain = Split(stages, units, mesh, orders[0], many, kind, virtual, "none", (0,) * len(stages), zero)
+        stages, orders = tuple(self.sums_of(u) for u in units), self.orders(parallelism.mesh)
+        for zero in self.zeros(parallelism.replicas):
+            sharded = replace(parallelism, zero=zero)
+            plain = Split(parallelism=sharded, stages=stages, units=units, recomputed=(0,) * len(stages))
             for split, peak_bytes in self.recomputed(plain):
                 for order in orders:
-                    ordered = replace(split, order=order)
-                    yield Tried(self.priced, ordered, self.micro_batch, bound(self.priced, ordered), peak_bytes)
+                    ordered = replace(split, parallelism=replace(split.parallelism, order=order))
+                    least = bound(self.priced, ordered)
+                    yield Tried(priced=self.priced, split=ordered, least_seconds=least, peak_bytes=peak_bytes)
 
     def recomputed(self, plain: Split) -> Iterator[tuple[Split, float]]:
         """Nothing; of each way that is admitted the least that fits, and all blocks; with peak bytes."""
         ways, room = self.ways, self.cluster.device.room
-        if self.fixed.admits("recompute", "none"):
-            peak_bytes = Memory(self.priced, plain).peak(plain.recomputed)
+        if self.fixed.admits("recompute", NO_RECOMPUTE):
+            peak_bytes = RankMemory(self.priced, plain).peak_bytes(plain.recomputed)
             yield plain, peak_bytes
-            if peak_bytes <= room and "recompute" not in self.fixed.fixed:
+            if peak_bytes <= room and "recompute" not in self.fixed.decided:
                 ways = ()
         everything = tuple(s.blocks for s in plain.stages)
         for way in (w for w in ways if self.fixed.admits("recompute", w)):
             split = plain.recomputing(way, everything)
-            memory = Memory(self.priced, split)
+            memory = RankMemory(self.priced, split)
             least = least_recomputed(memory, room)
-            if least is not None and least != everything and "recompute" not in self.fixed.fixed:
-                yield plain.recomputing(way, least), memory.peak(least)
-            yield split, memory.peak(everything)
+            if least is not None and least != everything and "recompute" not in self.fixed.decided:
+                yield plain.recomputing(way, least), memory.peak_bytes(least)
+            yield split, memory.peak_bytes(everything)
 
-    def into(self, stages: int) -> tuple[tuple[Unit, ...], ...]:
+    def stage_units(self, stages: int) -> tuple[tuple[Unit, ...], ...]:
         if stages not in self.stages:
             pinned = self.fixed.stages
-            self.stages[stages] = self.cuts.into(stages) if pinned is None else self.cuts.at(pinned, stages)
+            self.stages[stages] = self.cuts.evenest(stages) if pinned is None else self.cuts.of_counts(pinned, stages)
         return self.stages[stages]
 
-    def sum(self, units: tuple[Unit, ...]) -> StageSums:
+    def sums_of(self, units: tuple[Unit, ...]) -> StageSums:
         """Stages of units that cost the same, and that receive and send the same, cost the same."""
         start, end = self.priced.place[units[0]], self.priced.place[units[-1]] + 1
         ends = [row[cut] for row in (self.priced.crossing, self.priced.returned) for cut in (start, end)]
@@ -197,22 +202,21 @@ class _Cutting:
 
     def orders(self, mesh: dict[str, int]) -> list[tuple[str, ...]]:
         """Stages outermost; or where both span nodes, data parallel outermost, so that neighbouring stages are near."""
-        inner = (*(("cp",) if "cp" in mesh else ()), "tp")
-        usual = ("pp", "dp", *inner)
+        usual = tuple(mesh)
         if self.cluster.nodes == 1 or mesh["pp"] == 1 or mesh["dp"] == 1:
             return [usual]
-        return [usual, ("dp", "pp", *inner)]
+        return [usual, ("dp", "pp", *(axis for axis in usual if axis not in ("dp", "pp")))]
 
     def zeros(self, replicas: int) -> list[int]:
-        found = range(4) if self.plan_only and replicas > 1 else range(1)
+        found = EXECUTED["zero"].searched(self.plan_only) if replicas > 1 else (0,)
         return [n for n in found if self.fixed.admits("zero", n)]
 
 
 def schedules(pp: int, blocks: int, micro_batches: int, plan_only: bool) -> Iterator[tuple[str, int]]:
     """Kinds and virtual stages that fit."""
     for row in SCHEDULES.values():
-        fits = (row.name == PLAIN or pp > 1) and not (row.rounds and micro_batches % pp)
-        if fits and (row.executed or plan_only):
-            for virtual in range(row.fewest, (row.most or MOST_VIRTUAL) + 1):
+        fits = (row.name == PLAIN or pp > 1) and not (row.in_rounds and micro_batches % pp)
+        if fits and is_searched("schedule", row.name, plan_only):
+            for virtual in range(row.fewest_stages, (row.most_stages or MOST_VIRTUAL) + 1):
                 if virtual == 1 or pp * virtual <= blocks:
                     yield row.name, virtual

@@ -8,11 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from partitioner.cluster import Cluster
 from partitioner.graph.graph import Graph
+from partitioner.plan.executed import EXECUTED, is_executed, is_searched
+from partitioner.plan.parallelism import AXES
 from partitioner.schedule.tables import PLAIN, SCHEDULES, Schedule
-from partitioner.searching.candidates import MOST_CP, admits_micro_batch, divisors, schedules, stays_inside
+from partitioner.searching.candidates import admits_micro_batch, divisors, schedules, stays_inside
 from partitioner.searching.pins import Pins
 
-_DEGREES = ("tp", "cp", "pp", "dp")
+_DEGREES = ("tp", "cp", "pp", "dp")  # in the order in which they are named
 
 
 def conflict(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, plan_only: bool) -> str:
@@ -58,7 +60,7 @@ def _product(pinned: Mapping[str, int], devices: int, plan_only: bool) -> Iterat
         for rows in itertools.combinations(pinned.items(), many):
             if devices % (ranks := math.prod(n for _, n in rows)):
                 yield f"pins {_listed(rows)} make {ranks} ranks, which do not divide {devices} devices: drop one"
-    free = {"tp", "pp", "dp"} | ({"cp"} if plan_only else set[str]())
+    free = {axis for axis in AXES if is_searched(axis, 2, plan_only)}
     if free <= set(pinned) and (ranks := math.prod(pinned.values())) != devices:
         yield f"pins {_listed(pinned.items())} make {ranks} ranks, and there are {devices} devices: drop one"
 
@@ -70,8 +72,8 @@ def _listed(rows: Iterable[tuple[str, object]]) -> str:
 
 def _together(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, plan_only: bool) -> str:
     """The fewest pins that no cut of a step has together, and what they are measured by."""
-    left = dict(fixed.fixed)
-    for name in fixed.fixed:
+    left = dict(fixed.decided)
+    for name in fixed.decided:
         fewer = {key: value for key, value in left.items() if key != name}
         if not _possible(graph, cluster, global_batch, Pins(fewer, fixed.layouts), plan_only):
             left = fewer
@@ -89,7 +91,7 @@ def _together(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, pl
 def _possible(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, plan_only: bool) -> bool:
     """Whether some mesh, micro-batch, schedule and cut have the pins, by their numbers alone."""
     blocks, devices = max(1, len(graph.blocks)), cluster.devices
-    contexts = [n for n in divisors(devices) if n <= MOST_CP] if plan_only else [1]
+    contexts = [n for n in divisors(devices) if is_searched("cp", n, plan_only)]
     for tp, cp, pp in itertools.product(divisors(devices), contexts, divisors(devices)):
         dp, rest = divmod(devices, tp * cp * pp)
         wanted = {"tp": tp, "cp": cp, "pp": pp, "dp": dp}
@@ -128,17 +130,16 @@ def _cut(graph: Graph, counts: tuple[int, ...], pp: int | None) -> Iterator[str]
 
 
 def _unexecuted(fixed: Pins, plan_only: bool) -> Iterator[str]:
-    wanted = [f"{axis}={n}" for axis, least in (("cp", 2), ("zero", 1)) if (n := fixed.number(axis) or 0) >= least]
-    words = (("recompute", ("selective",)), ("schedule", [row.name for row in SCHEDULES.values() if not row.executed]))
-    wanted += [f"{name}={fixed.fixed[name]}" for name, looked_at in words if fixed.fixed.get(name) in looked_at]
+    pinned = [(name, fixed.decided[name]) for name in EXECUTED if name in fixed.decided]
+    wanted = [f"{name}={value}" for name, value in pinned if not is_executed(name, value)]
     if wanted and not plan_only:
         yield f"pin {wanted[0]} asks for what can't be executed yet: add --plan-only to look at such plans"
 
 
 def _stages(fixed: Pins, pp: int | None, blocks: int) -> Iterator[str]:
-    kind, virtual = str(fixed.fixed.get("schedule", "")), fixed.number("virtual")
+    kind, virtual = str(fixed.decided.get("schedule", "")), fixed.number("virtual")
     row = SCHEDULES.get(kind)
-    own = row.most if row else None
+    own = row.most_stages if row else None
     if virtual and row and not row.takes(virtual):
         yield f"pins schedule={kind} and virtual={virtual} conflict: {_has(row)} a rank"
     if pp == 1 and (kind not in ("", PLAIN) or (virtual or 1) > 1):
@@ -152,6 +153,6 @@ def _stages(fixed: Pins, pp: int | None, blocks: int) -> Iterator[str]:
 
 def _has(row: Schedule) -> str:
     """How many stages."""
-    if row.most == 1:
-        return f"only {' and '.join(s.name for s in SCHEDULES.values() if s.most != 1)} have more than 1 stage"
-    return f"{row.name} has {'at least ' if row.most is None else ''}{row.fewest} stages"
+    if row.most_stages == 1:
+        return f"only {' and '.join(s.name for s in SCHEDULES.values() if s.most_stages != 1)} have more than 1 stage"
+    return f"{row.name} has {'at least ' if row.most_stages is None else ''}{row.fewest_stages} stages"

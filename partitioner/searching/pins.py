@@ -12,31 +12,34 @@ from torch import fx
 from partitioner.errors import InputError
 from partitioner.graph.graph import Graph
 from partitioner.graph.tied_blocks import Folded, Port
+from partitioner.plan.executed import EXECUTED
+from partitioner.plan.parallelism import FULL_RECOMPUTE, NO_RECOMPUTE
 from partitioner.schedule.tables import SCHEDULES
 from partitioner.sharding.layout import REPLICATE, WHOLE, Placement, Shard
 
 _NUMBERS = ("tp", "pp", "dp", "cp", "micro_batch", "virtual", "zero")
+_WAYS = EXECUTED["recompute"].searched(plan_only=True)
 _WORDS: dict[str, dict[str, object]] = {
     "schedule": {kind: kind for kind in sorted(SCHEDULES)},
-    "recompute": {"on": "full", "off": "none", "none": "none", "full": "full", "selective": "selective"},
+    "recompute": {"on": FULL_RECOMPUTE, "off": NO_RECOMPUTE, **{way: way for way in _WAYS}},
     "boundary": {"whole": "whole", "sharded": "sharded"},
 }
 
 
 @dataclass(frozen=True)
 class Pins:
-    """``fixed`` decisions by name, ``layouts`` by parameter-name pattern."""
+    """``decided``: values of decisions by name, ``layouts`` by parameter-name pattern."""
 
-    fixed: Mapping[str, object]
+    decided: Mapping[str, object]
     layouts: Mapping[str, str]
 
     def admits(self, name: str, value: object) -> bool:
         """Whether a decision may have this value."""
-        return name not in self.fixed or self.fixed[name] == value
+        return name not in self.decided or self.decided[name] == value
 
     def number(self, name: str) -> int | None:
         """The pinned number or None."""
-        found = self.fixed.get(name)
+        found = self.decided.get(name)
         return found if isinstance(found, int) else None
 
     def with_whole_batch(self, global_batch: int, why: str) -> Pins:
@@ -45,15 +48,15 @@ class Pins:
         for name, value in whole.items():
             if not self.admits(name, value):
                 raise InputError(
-                    f"pin {name}={self.fixed[name]}: {why}, so that one micro-batch must hold the whole batch of "
+                    f"pin {name}={self.decided[name]}: {why}, so that one micro-batch must hold the whole batch of "
                     f"{global_batch} (dp 1): drop the pin, divide by tp and pp"
                 )
-        return Pins({**self.fixed, **whole}, self.layouts)
+        return Pins({**self.decided, **whole}, self.layouts)
 
     @property
     def stages(self) -> tuple[int, ...] | None:
         """The pinned number of units of each stage or None."""
-        found = self.fixed.get("stages")
+        found = self.decided.get("stages")
         return found if isinstance(found, tuple) else None
 
     def allows(self, folded: Folded) -> Callable[[fx.Node | Port, Placement], bool]:
@@ -62,7 +65,7 @@ class Pins:
         for node, representative in folded.parameter.items():
             for name in folded.graph.parameters[node.meta["source"]].names:
                 wanted.setdefault(representative, []).extend(w for p, w in self.layouts.items() if matches(p, name))
-        boundary = self.fixed.get("boundary")
+        boundary = self.decided.get("boundary")
 
         def allowed(value: fx.Node | Port, placement: Placement) -> bool:
             if isinstance(value, Port):

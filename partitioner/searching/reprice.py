@@ -13,9 +13,10 @@ from partitioner.graph.tied_blocks import fold
 from partitioner.layouts.from_plan import recall
 from partitioner.layouts.solution import Solution
 from partitioner.plan.derived_rows import Cost
+from partitioner.plan.parallelism import NO_RECOMPUTE
 from partitioner.plan.plan import Plan
 from partitioner.searching.candidates import Tried
-from partitioner.step.rank_memory import Memory
+from partitioner.step.rank_memory import RankMemory
 from partitioner.step.split import Split, stage_sums
 from partitioner.step.step_seconds import bound, price
 
@@ -29,24 +30,22 @@ class Repricer:
     def __init__(self, graph: Graph, plan: Plan) -> None:
         self.plan = plan
         folded = fold(graph)
-        size = plan.decisions.micro_batch
+        size = plan.parallelism.micro_batch
         self.folded = at_batch(folded, size) or fold(resize(graph, size))
         self.solution: Solution = recall(plan, self.folded)
         self.units: Mapping[str, Unit] = unit_names(self.folded.graph)
 
     def tried(self, cluster: Cluster) -> Tried:
         """As a candidate of a search on ``cluster``, which must have the plan's number of devices."""
-        d = self.plan.decisions
-        setting = Setting.of(self.folded, cluster, d.mesh["tp"], d.mesh.get("cp", 1))
+        decisions, parallelism = self.plan.decisions, self.plan.parallelism
+        setting = Setting.of(self.folded, cluster, parallelism.degree("tp"), parallelism.degree("cp"))
         priced = price_units(setting, self.solution, cluster)
-        units = tuple(tuple(self.units[name] for name in names) for names in d.stages)
-        ways = ("full", *({d.recompute} - {"none", "full"}))
-        split = Split(
-            tuple(stage_sums(priced, own, ways) for own in units), units, d.mesh, d.order, d.micro_batches, d.schedule,
-            d.virtual, d.recompute, d.recomputed, d.zero,
-        )  # fmt: skip
-        peak_bytes = Memory(priced, split).peak(d.recomputed)
-        return Tried(priced, split, d.micro_batch, bound(priced, split), peak_bytes)
+        units = tuple(tuple(self.units[name] for name in names) for names in decisions.stages)
+        ways = {parallelism.recompute} - {NO_RECOMPUTE}
+        stages = tuple(stage_sums(priced, own, tuple(ways)) for own in units)
+        split = Split(parallelism=parallelism, stages=stages, units=units, recomputed=decisions.recomputed)
+        peak_bytes = RankMemory(priced, split).peak_bytes(split.recomputed)
+        return Tried(priced=priced, split=split, least_seconds=bound(priced, split), peak_bytes=peak_bytes)
 
     def cost(self, cluster: Cluster) -> Cost:
         """The price of a step."""

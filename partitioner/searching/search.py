@@ -1,7 +1,7 @@
 """``search``: the mesh, stages, schedule, micro-batch, recompute and layouts of the shortest step that fits.
 
 candidates                   with a bound that no schedule of their stages can beat, and exact peak bytes
-of those that fit            by rising bound, the Action table walked, until the next bound is above the KEPT-th best
+of those that fit            by rising bound, the Action table walked, until the next bound is above the RANKED-th best
 least step time; equal times: fewer bytes, then the plainer mesh
 """
 
@@ -16,15 +16,16 @@ from partitioner.errors import DoesNotFit, InputError
 from partitioner.gc_pause import uncollected
 from partitioner.graph.graph import Graph
 from partitioner.plan.derived_rows import Cost
+from partitioner.plan.executed import is_executed
+from partitioner.plan.parallelism import NO_RECOMPUTE
 from partitioner.plan.plan import Plan
 from partitioner.searching.candidates import Progress, Tried, candidates
 from partitioner.searching.pin_conflicts import conflict
 from partitioner.searching.pins import read_pins
 from partitioner.searching.write_plan import Ranking, plan_of
-from partitioner.step.split import Split
 from partitioner.step.step_seconds import price
 
-KEPT = 10
+RANKED = 10
 FRONT_STEP = 0.01  # share of time that a plan of more memory must save to stand on the front
 
 
@@ -37,7 +38,7 @@ def search(
     model: Mapping[str, object] | None = None,
     progress: Progress = lambda text: None,
     plan_only: bool = False,
-    keep: int = KEPT,
+    keep: int = RANKED,
 ) -> Plan:
     """The plan with the shortest predicted step of ``global_batch`` samples on all of ``cluster``'s devices.
 
@@ -81,16 +82,16 @@ class _Prices:
     """Exact prices, each table walked once."""
 
     def __init__(self) -> None:
-        self.known: dict[int, tuple[Tried, Cost]] = {}
+        self.walked: dict[int, tuple[Tried, Cost]] = {}
 
-    def of(self, tried: Tried) -> Cost:
-        if id(tried) not in self.known:
-            self.known[id(tried)] = tried, price(tried.priced, tried.split)
-        return self.known[id(tried)][1]
+    def exact(self, tried: Tried) -> Cost:
+        if id(tried) not in self.walked:
+            self.walked[id(tried)] = tried, price(tried.priced, tried.split)
+        return self.walked[id(tried)][1]
 
     def ranking(self) -> Ranking:
         """All that were priced, best first."""
-        return sorted(self.known.values(), key=lambda row: (round(row[1].step_seconds, 9), *row[0].plainness))
+        return sorted(self.walked.values(), key=lambda row: (round(row[1].step_seconds, 9), *row[0].plainness))
 
 
 def _walk_best(fitting: list[Tried], keep: int, prices: _Prices) -> None:
@@ -99,7 +100,7 @@ def _walk_best(fitting: list[Tried], keep: int, prices: _Prices) -> None:
     for tried in sorted(fitting, key=lambda t: (t.least_seconds, t.plainness)):
         if len(times) >= keep and tried.least_seconds > times[keep - 1]:
             break
-        bisect.insort(times, prices.of(tried).step_seconds)
+        bisect.insort(times, prices.exact(tried).step_seconds)
 
 
 def _front(fitting: list[Tried], prices: _Prices) -> Ranking:
@@ -111,21 +112,16 @@ def _front(fitting: list[Tried], prices: _Prices) -> Ranking:
     best = math.inf
     for tried in sorted(fitting, key=lambda t: (t.peak_bytes, t.least_seconds, t.plainness)):
         if tried.least_seconds < best * (1 - FRONT_STEP):
-            cost = prices.of(tried)
+            cost = prices.exact(tried)
             if cost.step_seconds < best * (1 - FRONT_STEP):
                 best = cost.step_seconds
                 found.append((tried, cost))
     return found
 
 
-def describe(split: Split) -> str:
-    """A mesh in words."""
-    return ", ".join(f"{axis} {split.mesh[axis]}" for axis in split.order)
-
-
 def too_large(tightest: Tried, room: float) -> str:
     """Which part of memory overflows on which stage of the plan that needs least, and what would make it fit."""
-    split, cost = tightest.split, price(tightest.priced, tightest.split)
+    own, cost = tightest.split.parallelism, price(tightest.priced, tightest.split)
     worst = max(range(len(cost.stages)), key=lambda n: cost.stages[n].peak_bytes)
     stage = cost.stages[worst]
     parts = {
@@ -136,12 +132,14 @@ def too_large(tightest: Tried, room: float) -> str:
     largest = max(parts, key=lambda name: parts[name])
     mends = ["more devices"]
     if largest.startswith("weights"):
-        mends += ["ZeRO (--plan-only)"] if not split.zero else []
+        zero = "ZeRO" if is_executed("zero", 1) else "ZeRO (--plan-only)"
+        mends += [zero] if not own.zero else []
     else:
-        mends += ["a smaller micro-batch"] if tightest.micro_batch > 1 else []
-        mends += ["recompute"] if split.recompute == "none" else []
+        mends += ["a smaller micro-batch"] if own.micro_batch > 1 else []
+        mends += ["recompute"] if own.recompute == NO_RECOMPUTE else []
+    mesh = ", ".join(f"{axis} {own.mesh[axis]}" for axis in own.order)
     return (
-        f"no plan fits: the tightest ({describe(split)}, micro-batch {tightest.micro_batch}, recompute "
-        f"{split.recompute}) misses {tightest.peak_bytes - room:,.0f} bytes a device; stage {worst} of "
+        f"no plan fits: the tightest ({mesh}, micro-batch {own.micro_batch}, recompute "
+        f"{own.recompute}) misses {tightest.peak_bytes - room:,.0f} bytes a device; stage {worst} of "
         f"{len(cost.stages)} holds {words}; what would help: {', '.join(mends)}"
     )

@@ -20,9 +20,10 @@ from partitioner.layouts.exports import Export, exports
 from partitioner.layouts.from_plan import graph_digest
 from partitioner.layouts.strategies import space
 from partitioner.plan.derived_rows import BlockRow, Candidate, CollectiveRow, Cost, OpRow, OtherRow, ProductRow
+from partitioner.plan.executed import not_executed
 from partitioner.plan.name_patterns import by_pattern
+from partitioner.plan.parallelism import NO_RECOMPUTE
 from partitioner.plan.plan import Decisions, Plan
-from partitioner.schedule.tables import SCHEDULES
 from partitioner.searching.assumed import assumed
 from partitioner.searching.candidates import Tried
 from partitioner.searching.pins import Pins, read_pins
@@ -30,7 +31,6 @@ from partitioner.sharding.layout import placement_json
 from partitioner.sharding.op_rules import rule_of
 from partitioner.solve.choices import Choices, Prices
 from partitioner.solve.solve import increases
-from partitioner.step.split import Split
 
 OTHERS = 3
 NOTHING = Sent("", 0.0, 0.0)
@@ -45,9 +45,10 @@ def block_rows(priced: Priced, names: Mapping[Unit, str], micro_batches: int, pi
         ports = folded.ports(g)
         cost, (ops, leaving) = priced.groups[g], _ops(priced, g, others)
         yield BlockRow(
-            tuple(names[u] for u in units), units[0].is_block, tuple(placement_json(solution.ports[p]) for p in ports),
-            cost.seconds.forward, cost.seconds.backward, cost.kept["none"].bytes, ops, leaving,
-            _products(priced, g, out[units[0]]),
+            units=tuple(names[u] for u in units), is_block=units[0].is_block,
+            ports=tuple(placement_json(solution.ports[p]) for p in ports), forward_seconds=cost.seconds.forward,
+            backward_seconds=cost.seconds.backward, saved_bytes=cost.kept[NO_RECOMPUTE].bytes, ops=ops,
+            leaving=leaving, products=_products(priced, g, out[units[0]]),
         )  # fmt: skip
 
 
@@ -84,12 +85,13 @@ def _ops(priced: Priced, group: int, others: _Others) -> tuple[tuple[OpRow, ...]
         assert not isinstance(strategy.result, tuple)
         rows.append(
             OpRow(
-                node.name, str(node.target), next((name for name in reversed(module_path(node)) if name), ""),
-                tuple(node.meta["val"].shape) if is_tensor(node) else (),
-                tuple(n.meta["source"] if is_parameter(n) else n.name for n in operands(node)),
-                tuple(placement_json(p) for p in strategy.operands), placement_json(strategy.result),
-                op_flops(node), seconds.forward, seconds.backward, _collectives(moves.get(node, ()), runs_again),
-                others.get(node, ()),
+                name=node.name, op=str(node.target),
+                module=next((name for name in reversed(module_path(node)) if name), ""),
+                shape=tuple(node.meta["val"].shape) if is_tensor(node) else (),
+                inputs=tuple(n.meta["source"] if is_parameter(n) else n.name for n in operands(node)),
+                operands=tuple(placement_json(p) for p in strategy.operands), result=placement_json(strategy.result),
+                flops=op_flops(node), forward_seconds=seconds.forward, backward_seconds=seconds.backward,
+                collectives=_collectives(moves.get(node, ()), runs_again), others=others.get(node, ()),
             )
         )  # fmt: skip
         runs_again = runs_again and node is not last
@@ -103,10 +105,12 @@ def _collectives(moves: list[Moved] | tuple[()], again: bool) -> tuple[Collectiv
 def _sent(move: Moved, again: bool) -> Iterator[CollectiveRow]:
     """A row for each collective of a conversion; one for a conversion that sends nothing."""
     for n in range(max(1, len(move.forward), len(move.backward))):
-        ways = [sent[n] if n < len(sent) else NOTHING for sent in (move.forward, move.backward)]
+        forward, backward = (sent[n] if n < len(sent) else NOTHING for sent in (move.forward, move.backward))
         yield CollectiveRow(
-            move.value.name, str(move.source), str(move.target), move.axis, *ways[0], *ways[1], again
-        )
+            value=move.value.name, source=str(move.source), target=str(move.target), axis=move.axis,
+            forward=forward.kind, forward_bytes=forward.bytes, forward_seconds=forward.seconds,
+            backward=backward.kind, backward_bytes=backward.bytes, backward_seconds=backward.seconds, again=again,
+        )  # fmt: skip
 
 
 def _others(priced: Priced, micro_batches: int, pins: Pins) -> dict[fx.Node, tuple[OtherRow, ...]]:
@@ -146,7 +150,7 @@ def plan_of(
     """The first of a ranking as a Plan, all of it as its candidates; and the front of time and memory."""
     best, cost = ranking[0]
     fixed = read_pins(pins, best.priced.folded.graph)
-    priced, split, folded = best.priced, best.split, best.priced.folded
+    priced, split, folded, parallelism = best.priced, best.split, best.priced.folded, best.split.parallelism
     names = {unit: name for name, unit in unit_names(folded.graph).items()}
     layouts = {n.meta["source"]: placement_json(priced.solution.parameters[r]) for n, r in folded.parameter.items()}
     boundaries = {
@@ -154,17 +158,15 @@ def plan_of(
         for g, units in enumerate(folded.groups)
     }
     decisions = Decisions(
-        mesh=dict(split.mesh), order=split.order,
-        micro_batch=best.micro_batch, micro_batches=split.micro_batches, schedule=split.schedule, virtual=split.virtual,
-        stages=tuple(tuple(names[u] for u in units) for units in split.units), recompute=split.recompute,
-        recomputed=split.recomputed, parameters=by_pattern(layouts), boundaries=boundaries, zero=split.zero,
-        plan_only=tuple(_not_executed(split)),
+        parallelism=parallelism, stages=tuple(tuple(names[u] for u in units) for units in split.units),
+        recomputed=split.recomputed, parameters=by_pattern(layouts), boundaries=boundaries,
+        plan_only=tuple(not_executed(parallelism)),
     )  # fmt: skip
     return Plan(
         model={**model, "digest": graph_digest(folded), "blocks": len(folded.graph.blocks),
                "parameters": sum(n.meta["val"].numel() for n in folded.parameter), **assumed(folded.graph)},
         cluster=priced.cluster.as_dict(), global_batch=global_batch, pins={k: str(v) for k, v in pins.items()},
-        decisions=decisions, blocks=tuple(block_rows(priced, names, split.micro_batches, fixed)),
+        decisions=decisions, blocks=tuple(block_rows(priced, names, parallelism.micro_batches, fixed)),
         parameters=dict(sorted(layouts.items())), reads=unit_reads(folded, names),
         cost=cost, searched=searched, notes=tuple(notes(priced)),
         candidates=tuple(_candidate(tried, cost) for tried, cost in ranking),
@@ -172,22 +174,9 @@ def plan_of(
     ).stamped()  # fmt: skip
 
 
-def _not_executed(split: Split) -> Iterator[str]:
-    """What of a plan the runtime has no way to execute yet."""
-    if split.mesh.get("cp", 1) > 1:
-        yield f"cp {split.mesh['cp']}"
-    if split.zero:
-        yield f"ZeRO {split.zero}"
-    if split.recompute == "selective":
-        yield "selective recompute"
-    if not SCHEDULES[split.schedule].executed:
-        yield f"schedule {split.schedule}"
-
-
 def _candidate(tried: Tried, cost: Cost) -> Candidate:
-    split = tried.split
     return Candidate(
-        dict(split.mesh), tried.micro_batch, split.schedule, split.virtual, split.recompute, split.zero, split.order,
-        cost.step_seconds, cost.compute_seconds, cost.communication_seconds + cost.sync_seconds, cost.bubble_seconds,
-        cost.peak_bytes,
+        parallelism=tried.split.parallelism, step_seconds=cost.step_seconds, compute_seconds=cost.compute_seconds,
+        exposed_seconds=cost.communication_seconds + cost.sync_seconds, bubble_seconds=cost.bubble_seconds,
+        peak_bytes=cost.peak_bytes,
     )  # fmt: skip

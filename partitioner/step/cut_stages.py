@@ -14,7 +14,7 @@ from partitioner.graph.graph import Unit
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-class Cuts:
+class StageCuts:
     """The best cut of a priced graph's units into any number of stages.
 
     By dynamic programming over (units taken, stages): least slowest stage, then the least sum of squares, so that what
@@ -25,28 +25,28 @@ class Cuts:
         self.units = priced.folded.graph.units
         seconds = [priced.unit(u).seconds.total for u in self.units]
         self._seconds, self._blocks = np.cumsum([0.0, *seconds]), np.cumsum([0, *(u.is_block for u in self.units)])
-        self._rows: list[tuple[Array, Array, Array]] = []
+        self._best: list[tuple[Array, Array, Array]] = []
 
     @cached_property
-    def _runs(self) -> Array:
+    def _run_seconds(self) -> Array:
         """Seconds of units a to b at [a, b]; infinite without a block among them."""
         runs = self._seconds[None, :] - self._seconds[:, None]
         return np.where(self._blocks[None, :] > self._blocks[:, None], runs, np.inf)
 
-    def into(self, stages: int) -> tuple[tuple[Unit, ...], ...]:
+    def evenest(self, stages: int) -> tuple[tuple[Unit, ...], ...]:
         """``stages`` runs of units in order; () if there are too few blocks."""
         if stages == 1:
             return (self.units,)
         if self._blocks[-1] < stages:
             return ()
-        while len(self._rows) < stages:
-            self._rows.append(self._next())
+        while len(self._best) < stages:
+            self._best.append(self._one_stage_more())
         bounds = [len(self.units)]
-        for _, _, source in reversed(self._rows[1:stages]):
+        for _, _, source in reversed(self._best[1:stages]):
             bounds.insert(0, int(source[bounds[0]]))
         return tuple(self.units[a:b] for a, b in zip([0, *bounds], bounds, strict=False))
 
-    def at(self, counts: tuple[int, ...], stages: int) -> tuple[tuple[Unit, ...], ...]:
+    def of_counts(self, counts: tuple[int, ...], stages: int) -> tuple[tuple[Unit, ...], ...]:
         """Stages of so many units each; () where those are not ``stages``, or not all units, or one has no block."""
         if len(counts) != stages or sum(counts) != len(self.units):
             return ()
@@ -54,12 +54,12 @@ class Cuts:
         cut = tuple(self.units[a:b] for a, b in itertools.pairwise(ends.tolist()))
         return cut if all(any(unit.is_block for unit in stage) for stage in cut) else ()
 
-    def _next(self) -> tuple[Array, Array, Array]:
+    def _one_stage_more(self) -> tuple[Array, Array, Array]:
         """With one stage more, by units taken: the slowest stage, the sum of squares, where the last run starts."""
-        runs = self._runs
-        if not self._rows:
+        runs = self._run_seconds
+        if not self._best:
             return runs[0], runs[0] ** 2, np.zeros(len(self.units) + 1, dtype=int)
-        slowest, squares, _ = self._rows[-1]
+        slowest, squares, _ = self._best[-1]
         worst = np.maximum(slowest[:, None], runs)
         least = worst.min(axis=0)
         even = np.where(worst <= least * (1 + 1e-9), squares[:, None] + runs**2, np.inf)

@@ -15,10 +15,10 @@ from torch import fx
 from partitioner.cost.state_bytes import State, held_state, state
 from partitioner.cost.unit_cost import Priced
 from partitioner.schedule.fullest_moments import Array, moments
-from partitioner.step.split import Held, Split, StageSums
+from partitioner.step.split import ParameterSums, Split, StageSums
 
 
-class Part(NamedTuple):
+class StageBytes(NamedTuple):
     """Bytes of one stage at its rank's fullest moment: state, kept activations, and what comes and goes."""
 
     weights: float
@@ -28,7 +28,7 @@ class Part(NamedTuple):
     transient: float
 
 
-class Memory:
+class RankMemory:
     """One split's ranks p, moments m and stages s; each rank holds the samples of a step.
 
     Gradients lie in buckets for the whole run where ranks sum them, or in buffers of the training program; else each
@@ -36,84 +36,88 @@ class Memory:
     """
 
     def __init__(self, priced: Priced, split: Split) -> None:
-        self.split, self.software = split, priced.cluster.software
-        self.samples = priced.input_bytes * split.micro_batches
-        self.moments = moments(split.schedule, split.pp, split.virtual, split.micro_batches)
-        self.own = self.moments.stages[self.moments.starts]
+        self.split, self.parallelism, self.software = split, split.parallelism, priced.cluster.software
+        self.sample_bytes = priced.input_bytes * self.parallelism.micro_batches
+        own = self.parallelism
+        self.moments = moments(own.schedule, own.mesh["pp"], own.virtual, own.micro_batches)
+        self.rank_stages = self.moments.stages[self.moments.starts]
         distinct = {id(stage): n for n, stage in enumerate(split.stages)}
         alike = np.array([distinct[id(stage)] for stage in split.stages])
-        held = {n: self._held(split.stages[n]) for n in distinct.values()}
-        states, self.grown, gathered = (np.array(rows) for rows in zip(*(held[n] for n in alike), strict=True))
-        self.state = states - self._twice()
-        self.fixed = self.state.sum(1) - self.grown
-        tables = [split.stages[n].sizes[split.recompute] for n in distinct.values()]
+        held = {n: self._stage_state(split.stages[n]) for n in distinct.values()}
+        states, self.new_gradients, gathered = (np.array(rows) for rows in zip(*(held[n] for n in alike), strict=True))
+        self.state = states - self._shared_state()
+        self.lasting = self.state.sum(1) - self.new_gradients
+        tables = [split.stages[n].stash_sizes[self.parallelism.recompute] for n in distinct.values()]
         starts = dict(zip(distinct.values(), np.cumsum([0, *map(len, tables)]), strict=False))
         self._table, self._starts = np.concatenate(tables), np.array([starts[n] for n in alike])
         received = np.array([0.0, *(stage.input_bytes for stage in split.stages[1:])])
         sent = np.array([*(stage.output_bytes for stage in split.stages[:-1]), 0.0])
-        self.beside = np.maximum(received, sent) + gathered
+        self.transit = np.maximum(received, sent) + gathered
 
-    def peak(self, counts: Sequence[int]) -> float:
+    def peak_bytes(self, counts: Sequence[int]) -> float:
         """Of the fullest rank; ``counts`` (s): how many blocks are recomputed in the split's way."""
-        return float(self.rank_peaks(np.array(counts)).max())
+        return float(self.rank_peak_bytes(np.array(counts)).max())
 
-    def rank_peaks(self, counts: Array) -> Array:
+    def rank_peak_bytes(self, counts: Array) -> Array:
         """(p): of all moments, and of the update, when all gradients lie there and no micro-batch is in flight."""
-        _, _, above = self._filled(counts)
+        _, _, above = self._live_bytes(counts)
         most = np.maximum.reduceat(above, self.moments.starts)
-        return self.fixed[self.own].sum(1) + np.maximum(most, self.grown[self.own].sum(1)) + self.samples
+        lasting, gradients = (of_stages[self.rank_stages].sum(1) for of_stages in (self.lasting, self.new_gradients))
+        return lasting + np.maximum(most, gradients) + self.sample_bytes
 
-    def acting(self, counts: Sequence[int]) -> tuple[Array, Array]:
+    def action_bytes(self, counts: Sequence[int]) -> tuple[Array, Array]:
         """What each stage keeps of a micro-batch (s), and what its actions hold beside (s, action)."""
-        kept, actions, _ = self._filled(np.array(counts))
+        kept, actions, _ = self._live_bytes(np.array(counts))
         return kept, actions
 
-    def parts(self, counts: Sequence[int]) -> tuple[Part, ...]:
+    def fullest(self, counts: Sequence[int]) -> tuple[StageBytes, ...]:
         """(s): where its rank is fullest."""
-        moments, (kept, actions, above) = self.moments, self._filled(np.array(counts))
-        found = [Part(weights, gradients, optimizer, 0.0, 0.0) for weights, gradients, optimizer in self.state]
-        for own, start, end in zip(self.own, moments.starts, [*moments.starts[1:], len(above)], strict=True):
+        moments, (kept, actions, above) = self.moments, self._live_bytes(np.array(counts))
+        found = [StageBytes(weights, gradients, optimizer, 0.0, 0.0) for weights, gradients, optimizer in self.state]
+        for own, start, end in zip(self.rank_stages, moments.starts, [*moments.starts[1:], len(above)], strict=True):
             m = start + int(above[start:end].argmax())
-            if above[m] >= self.grown[own].sum():
-                for n, flying, there in zip(own, moments.in_flight[m], moments.grown[m], strict=True):
-                    acting = float(actions[n, moments.action[m]]) if n == moments.acting[m] else 0.0
-                    gradients = found[n].gradients - self.grown[n] * (not there)
-                    found[n] = Part(found[n].weights, gradients, found[n].optimizer, kept[n] * flying, acting)
-            found[own[0]] = found[own[0]]._replace(activations=found[own[0]].activations + self.samples)
-        return tuple(Part(*map(float, part)) for part in found)
+            if above[m] >= self.new_gradients[own].sum():
+                for n, flying, there in zip(own, moments.in_flight[m], moments.has_gradients[m], strict=True):
+                    acting = float(actions[n, moments.action[m]]) if n == moments.acting_stage[m] else 0.0
+                    gradients = found[n].gradients - self.new_gradients[n] * (not there)
+                    found[n] = StageBytes(found[n].weights, gradients, found[n].optimizer, kept[n] * flying, acting)
+            found[own[0]] = found[own[0]]._replace(activations=found[own[0]].activations + self.sample_bytes)
+        return tuple(StageBytes(*map(float, part)) for part in found)
 
-    def _filled(self, counts: Array) -> tuple[Array, Array, Array]:
+    def _live_bytes(self, counts: Array) -> tuple[Array, Array, Array]:
         """What each stage keeps of a micro-batch (s), what each of its actions holds beside that and beside state
         (s, action): its own, weights gathered, the next action's receive; and bytes above what is fixed (m)."""
         moments, (kept, forward, backward, first, alone) = self.moments, self._table[self._starts + counts].T
-        first = np.where(self.grown > 0, first if self.split.pp > 1 else alone, backward)
-        actions = np.stack((forward, backward - kept, first - kept), 1) + self.beside[:, None]
-        inside = (moments.in_flight * kept[moments.stages]).sum(1) + (moments.grown * self.grown[moments.stages]).sum(1)
-        return kept, actions, inside + actions[moments.acting, moments.action]
+        first = np.where(self.new_gradients > 0, first if self.parallelism.mesh["pp"] > 1 else alone, backward)
+        actions = np.stack((forward, backward - kept, first - kept), 1) + self.transit[:, None]
+        gradients = (moments.has_gradients * self.new_gradients[moments.stages]).sum(1)
+        inside = (moments.in_flight * kept[moments.stages]).sum(1) + gradients
+        return kept, actions, inside + actions[moments.acting_stage, moments.action]
 
-    def _twice(self) -> Array:
+    def _shared_state(self) -> Array:
         """(s, kind): state of parameters that an earlier stage of the same rank holds too."""
         split, found = self.split, np.zeros((len(self.split.stages), len(State._fields)))
-        for own in self.own if any(stage.tied for stage in split.stages) else ():
+        for own in self.rank_stages if any(stage.tied_parameters for stage in split.stages) else ():
             seen = set[fx.Node]()
             for n in own:
-                rows = [row for node, row in split.stages[n].tied.items() if node in seen]
-                found[n] = self._state(rows)
-                seen |= split.stages[n].tied.keys()
+                rows = [row for node, row in split.stages[n].tied_parameters.items() if node in seen]
+                found[n] = self._state_bytes(rows)
+                seen |= split.stages[n].tied_parameters.keys()
         return found
 
-    def _held(self, stage: StageSums) -> tuple[Array, float, float]:
+    def _stage_state(self, stage: StageSums) -> tuple[Array, float, float]:
         """Bytes of a stage's state by kind, those of gradients that each step makes anew, and of ZeRO's gathered
         weights."""
-        split, software = self.split, self.software
-        gathered = 2.0 * stage.largest * stage.held[0][1] if split.zero == 3 and stage.held else 0.0
-        own = software.gradient_bytes is None and split.replicas == 1
-        grown = sum(n * state(s, software).gradient for n, s, is_partial in stage.held if own and not is_partial)
-        if own and split.pp > 1:
-            grown -= sum(n * state(s, software).gradient for n, s, is_partial in stage.tied.values() if not is_partial)
-        return self._state(stage.held), grown, gathered
+        software, gathers = self.software, self.parallelism.zero == 3 and stage.parameters
+        gathered = 2.0 * stage.largest_unit * stage.parameters[0][1] if gathers else 0.0
+        own = software.gradient_bytes is None and self.parallelism.replicas == 1
+        grown = sum(n * state(s, software).gradient for n, s, is_partial in stage.parameters if own and not is_partial)
+        if own and self.parallelism.mesh["pp"] > 1:
+            tied = stage.tied_parameters.values()
+            grown -= sum(n * state(s, software).gradient for n, s, is_partial in tied if not is_partial)
+        return self._state_bytes(stage.parameters), grown, gathered
 
-    def _state(self, rows: Iterable[Held]) -> Array:
-        zero, shards = self.split.zero, self.split.shards
+    def _state_bytes(self, rows: Iterable[ParameterSums]) -> Array:
+        zero, shards = self.parallelism.zero, self.split.shards
         found = [held_state(n, size, self.software, zero, shards) for n, size, _ in rows]
         return np.array(found).sum(0) if found else np.zeros(len(State._fields))

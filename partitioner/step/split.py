@@ -13,134 +13,108 @@ from partitioner.cost.op_seconds import ZERO, Seconds
 from partitioner.cost.state_bytes import state
 from partitioner.cost.unit_cost import Kept, Priced
 from partitioner.graph.graph import Unit
+from partitioner.plan.parallelism import Parallelism
 from partitioner.schedule.fullest_moments import Array
-from partitioner.schedule.tables import stages_of
-from partitioner.step.stage_peaks import stage_kept
+from partitioner.step.stage_peaks import stage_stash
 
-Held = tuple[float, int, bool]  # elements a rank holds, bytes an element, whether the gradient is Partial
+ParameterSums = tuple[float, int, bool]  # elements a rank holds, bytes an element, whether the gradient is Partial
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StageSums:
     """What one micro-batch takes of a stage's units; ``blocks`` of them may be recomputed.
 
-    ``over_cp``: seconds of communication over cp, the rest of it goes over tp. ``kept``: by way of recomputing, what
+    ``cp_seconds``: of communication over cp, the rest of it goes over tp. ``stash``: by way of recomputing, what
     the whole stage keeps when its first 0, 1, 2, ... blocks are recomputed so. ``input_bytes`` and ``output_bytes``:
     what it receives and hands on, ``sent_bytes`` of it by this rank; ``sent_back_bytes``: gradients of what it
-    receives, by this rank. ``held``: parameters, alike ones added up; ``weight_bytes`` and ``gradient_bytes``: as they
-    are gathered and summed, ``partial_bytes`` of the latter Partial; ``tied``: parameters that other units read too;
-    ``largest``: elements of the unit that has most.
+    receives, by this rank. ``parameters``: alike ones added up; ``weight_bytes`` and ``gradient_bytes``: as they
+    are gathered and summed, ``partial_bytes`` of the latter Partial; ``tied_parameters``: those that other units read
+    too; ``largest_unit``: elements of the unit that has most.
     """
 
     seconds: Seconds
-    weight: float
-    communication: float
-    over_cp: float
+    weight_gradient_seconds: float
+    communication_seconds: float
+    cp_seconds: float
     collectives: tuple[int, int]
     kernels: tuple[int, int]
     blocks: int
-    kept: Mapping[str, tuple[Kept, ...]]
+    stash: Mapping[str, tuple[Kept, ...]]
     input_bytes: float
     output_bytes: float
     sent_bytes: float
     sent_back_bytes: float
     flops: float
-    held: tuple[Held, ...]
+    parameters: tuple[ParameterSums, ...]
     weight_bytes: float
     gradient_bytes: float
     partial_bytes: float
-    tied: Mapping[fx.Node, Held]
-    largest: float
+    tied_parameters: Mapping[fx.Node, ParameterSums]
+    largest_unit: float
 
     @cached_property
-    def sizes(self) -> Mapping[str, Array]:
-        """``kept`` as arrays: (blocks recomputed, (bytes, *peaks))."""
-        return {way: np.array([(kept.bytes, *kept.peaks) for kept in rows]) for way, rows in self.kept.items()}
+    def stash_sizes(self) -> Mapping[str, Array]:
+        """``stash`` as arrays: (blocks recomputed, (bytes, *peaks))."""
+        return {way: np.array([(kept.bytes, *kept.peaks) for kept in rows]) for way, rows in self.stash.items()}
 
 
 def stage_sums(priced: Priced, units: Sequence[Unit], ways: Sequence[str] = ("full",)) -> StageSums:
     """Add up a stage; ``ways``: of recomputing, those that are asked for beside none."""
-    rows, end, software = [priced.unit(u) for u in units], priced.place[units[-1]] + 1, priced.cluster.software
-    tied = priced.setting.tied
-    parameters: dict[fx.Node, Held] = {}
+    start, end = priced.place[units[0]], priced.place[units[-1]] + 1
+    rows, software, tied = [priced.unit(u) for u in units], priced.cluster.software, priced.setting.tied
+    parameters: dict[fx.Node, ParameterSums] = {}
     for unit in units:
         parameters |= priced.held[unit]
     held: dict[tuple[int, bool], float] = {}
     for elements, size, is_partial in parameters.values():
         held[size, is_partial] = held.get((size, is_partial), 0.0) + elements
     return StageSums(
-        sum((c.seconds for c in rows), ZERO),
-        sum(c.weight for c in rows),
-        sum(c.communication.total for c in rows),
-        sum(c.communication.total * c.over_cp for c in rows),
-        (sum(c.collectives[0] for c in rows), sum(c.collectives[1] for c in rows)),
-        (sum(c.kernels[0] for c in rows), sum(c.kernels[1] for c in rows)),
-        sum(u.is_block for u in units),
-        stage_kept(priced, units, ways),
-        priced.crossing[priced.place[units[0]]],
-        priced.crossing[end],
-        priced.sent[end],
-        priced.sent_back[priced.place[units[0]]],
-        sum(c.flops for c in rows),
-        tuple((elements, size, is_partial) for (size, is_partial), elements in held.items()),
-        sum(n * min(size, state(size, software).weight) for (size, _), n in held.items()),
-        sum(n * state(size, software).gradient for (size, _), n in held.items()),
-        sum(n * state(size, software).gradient for (size, is_partial), n in held.items() if is_partial),
-        {node: row for node, row in parameters.items() if tied and priced.folded.own(node) in tied},
-        max(sum(elements for elements, _, _ in priced.held[u].values()) for u in units),
+        seconds=sum((c.seconds for c in rows), ZERO),
+        weight_gradient_seconds=sum(c.weight for c in rows),
+        communication_seconds=sum(c.communication.total for c in rows),
+        cp_seconds=sum(c.communication.total * c.over_cp for c in rows),
+        collectives=(sum(c.collectives[0] for c in rows), sum(c.collectives[1] for c in rows)),
+        kernels=(sum(c.kernels[0] for c in rows), sum(c.kernels[1] for c in rows)),
+        blocks=sum(u.is_block for u in units),
+        stash=stage_stash(priced, units, ways),
+        input_bytes=priced.crossing[start],
+        output_bytes=priced.crossing[end],
+        sent_bytes=priced.sent[end],
+        sent_back_bytes=priced.sent_back[start],
+        flops=sum(c.flops for c in rows),
+        parameters=tuple((elements, size, is_partial) for (size, is_partial), elements in held.items()),
+        weight_bytes=sum(n * min(size, state(size, software).weight) for (size, _), n in held.items()),
+        gradient_bytes=sum(n * state(size, software).gradient for (size, _), n in held.items()),
+        partial_bytes=sum(n * state(size, software).gradient for (size, is_partial), n in held.items() if is_partial),
+        tied_parameters={node: row for node, row in parameters.items() if tied and priced.folded.own(node) in tied},
+        largest_unit=max(sum(elements for elements, _, _ in priced.held[u].values()) for u in units),
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Split:
-    """How a step is cut: stages of units, and the decisions that price needs.
+    """How a step is cut: its parallelism and the stages that follow from it.
 
-    ``recomputed``: of each stage, how many of its blocks are recomputed in the way that ``recompute`` names. ``order``:
-    mesh axes, outermost first. ``zero``: ZeRO's stage, over ``zero_group`` ranks or all of dp and cp.
+    ``recomputed``: of each stage, how many of its blocks are recomputed in the way of the parallelism. ``zero_group``:
+    ranks over which ZeRO divides state, None for all of dp and cp.
     """
 
+    parallelism: Parallelism
     stages: tuple[StageSums, ...]
     units: tuple[tuple[Unit, ...], ...]
-    mesh: Mapping[str, int]
-    order: tuple[str, ...]
-    micro_batches: int
-    schedule: str
-    virtual: int
-    recompute: str
     recomputed: tuple[int, ...]
-    zero: int = 0
     zero_group: int | None = None
-
-    @property
-    def pp(self) -> int:
-        """Pipeline ranks."""
-        return self.mesh["pp"]
-
-    @property
-    def replicas(self) -> int:
-        """Ranks that hold the same parameters: dp and cp."""
-        return self.mesh["dp"] * self.mesh.get("cp", 1)
 
     @property
     def shards(self) -> int:
         """Ranks over which ZeRO divides state."""
-        return self.replicas if self.zero_group is None else min(self.zero_group, self.replicas)
-
-    def stride(self, axis: str) -> int:
-        """Ranks between neighbours on an axis."""
-        found = 1
-        for name in self.order[self.order.index(axis) + 1 :]:
-            found *= self.mesh[name]
-        return found
-
-    def own(self, p: int) -> tuple[int, ...]:
-        """The stages of a pipeline rank."""
-        return stages_of(self.pp, self.virtual, self.schedule)[p]
+        replicas = self.parallelism.replicas
+        return replicas if self.zero_group is None else min(self.zero_group, replicas)
 
     def recomputing(self, way: str, counts: tuple[int, ...]) -> Split:
         """The same, recomputing so many blocks of each stage."""
-        return replace(self, recompute=way, recomputed=counts)
+        return replace(self, parallelism=replace(self.parallelism, recompute=way), recomputed=counts)
 
-    def kept(self, stage: int) -> Kept:
+    def stash(self, stage: int) -> Kept:
         """What a stage keeps, rebuilds and runs again."""
-        return self.stages[stage].kept[self.recompute][self.recomputed[stage]]
+        return self.stages[stage].stash[self.parallelism.recompute][self.recomputed[stage]]

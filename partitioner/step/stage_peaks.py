@@ -23,19 +23,19 @@ KEEP_ENTERING = frozenset({"full", "operators"})  # ways that keep whatever ente
 Key = tuple[fx.Node, Placement]
 
 
-def stage_kept(priced: Priced, units: Sequence[Unit], ways: Sequence[str]) -> dict[str, tuple[Kept, ...]]:
+def stage_stash(priced: Priced, units: Sequence[Unit], ways: Sequence[str]) -> dict[str, tuple[Kept, ...]]:
     """By way of recomputing, "none" and those asked for, when the first 0, 1, 2, ... blocks are recomputed so."""
-    costs, beside = [priced.unit(u) for u in units], np.array(_beside(priced, units))
-    ends = _Ends(priced, units)
-    plain, full = ends.stacked([c.kept["none"] for c in costs], ends.known(frozenset()), beside)
+    costs, alive = [priced.unit(u) for u in units], np.array(_gradients_alive(priced, units))
+    boundaries = _Boundaries(priced, units)
+    plain, full = boundaries.stack([c.kept["none"] for c in costs], boundaries.shared(frozenset()), alive)
     behind = np.maximum.accumulate(full[::-1])[::-1]
-    none = Kept(float(plain.sum()) + ends.received, Peaks(*behind[0].tolist()))
+    none = Kept(float(plain.sum()) + boundaries.received, Peaks(*behind[0].tolist()))
     found: dict[str, tuple[Kept, ...]] = {"none": (none,)}
     blocks = np.array([u.is_block for u in units])
     for way in ways:
         again = [c.kept[way if is_block else "none"] for c, is_block in zip(costs, blocks, strict=True)]
         keeping = frozenset(n for n, u in enumerate(units) if u.is_block and way in KEEP_ENTERING)
-        size, full = ends.stacked(again, ends.known(keeping), beside)
+        size, full = boundaries.stack(again, boundaries.shared(keeping), alive)
         freed = np.cumsum(plain - size)
         after = np.vstack((behind[1:], np.full((1, len(Peaks._fields)), -np.inf))) - freed[:, None]
         peaks = np.maximum(np.maximum.accumulate(full), after)
@@ -45,37 +45,37 @@ def stage_kept(priced: Priced, units: Sequence[Unit], ways: Sequence[str]) -> di
     return found
 
 
-class _Ends:
+class _Boundaries:
     """What a stage receives and hands on, which it holds from forward to backward whether or not a unit keeps it."""
 
     def __init__(self, priced: Priced, units: Sequence[Unit]) -> None:
         start, end = priced.place[units[0]], priced.place[units[-1]] + 1
         self.priced, self.units = priced, units
-        self.held: set[Key] = set()
-        self.received, self.handed = 0.0, np.zeros(len(units))
+        self.boundary_values: set[Key] = set()
+        self.received, self.sent = 0.0, np.zeros(len(units))
         for key, (made, last, size) in priced.spans.items():
             if made < start <= last:
                 self.received += size
-                self.held.add(key)
+                self.boundary_values.add(key)
             elif start <= made < end <= last:
-                self.handed[made - start] += size
-                self.held.add(key)
+                self.sent[made - start] += size
+                self.boundary_values.add(key)
 
-    def known(self, keeping: frozenset[int]) -> tuple[Array, Array, Array]:
+    def shared(self, keeping: frozenset[int]) -> tuple[Array, Array, Array]:
         """Of what enters each unit and lies in the stage without it, held at an end or kept by an earlier unit (an
         encoder's result, read by all blocks of the decoder): bytes that count among what the unit keeps, in its
         forward's peak and in its backward's.
 
         Units of the numbers ``keeping`` keep whatever enters them.
         """
-        seen, found = set(self.held), list[tuple[float, float, float]]()
+        seen, found = set(self.boundary_values), list[tuple[float, float, float]]()
         for n, unit in enumerate(self.units):
             kept = forward = backward = 0.0
             for node, port in zip(self.priced.folded.entering[unit], self.priced.unit(unit).ports, strict=True):
                 key, size = (node, port.placement), port.bytes if n in keeping else port.kept
                 if key in seen:
                     kept += size
-                    forward += port.bytes if key in self.held else size
+                    forward += port.bytes if key in self.boundary_values else size
                     backward += port.kept
                 else:
                     backward -= size - port.kept
@@ -84,20 +84,20 @@ class _Ends:
             found.append((kept, forward, backward))
         return tuple(np.array(found).T)
 
-    def stacked(self, rows: Sequence[Kept], known: tuple[Array, Array, Array], beside: Array) -> tuple[Array, Array]:
+    def stack(self, rows: Sequence[Kept], shared: tuple[Array, Array, Array], alive: Array) -> tuple[Array, Array]:
         """Of units one after the other: bytes kept, and their peaks on top of what lies there.
 
         What is handed on lies there from its making, and all through backward.
         """
-        kept, forward, backward = known
-        size = np.array([row.bytes for row in rows]) - kept + self.handed
+        kept, forward, backward = shared
+        size = np.array([row.bytes for row in rows]) - kept + self.sent
         before = self.received + np.cumsum(size) - size
-        behind = before + self.handed[::-1].cumsum()[::-1] - backward
+        behind = before + self.sent[::-1].cumsum()[::-1] - backward
         on_top = np.array([before - forward, *(behind for _ in Peaks._fields[1:])]).T
-        return size, np.array([row.peaks for row in rows]) + beside + on_top
+        return size, np.array([row.peaks for row in rows]) + alive + on_top
 
 
-def _beside(priced: Priced, units: Sequence[Unit]) -> list[Peaks]:
+def _gradients_alive(priced: Priced, units: Sequence[Unit]) -> list[Peaks]:
     """What lies beside each unit's own in its backward: gradients of the parameters of the units behind it, where they
     stay; those of tied parameters, which wait for the first unit's part; those of values that units behind it read and
     earlier ones have made; and the gradient that the stage was sent, which its last unit counts itself."""

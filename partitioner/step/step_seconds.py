@@ -19,212 +19,221 @@ from partitioner.cost.unit_cost import Priced
 from partitioner.ops.collective_kinds import ALL_GATHER, ALL_REDUCE, REDUCE_SCATTER
 from partitioner.plan.derived_rows import Cost, StageCost
 from partitioner.schedule.simulate import most_in_flight, simulate
-from partitioner.schedule.tables import SCHEDULES, rank_of, schedule
-from partitioner.step.rank_memory import Memory
+from partitioner.schedule.tables import SCHEDULES
+from partitioner.step.rank_memory import RankMemory
 from partitioner.step.split import Split, StageSums
 
 
-class Walk:
+class SplitSeconds:
     """One split's prices, each found once."""
 
     def __init__(self, priced: Priced, split: Split) -> None:
-        self.priced, self.split, self.cluster = priced, split, priced.cluster
-        self.software = priced.cluster.software
+        self.priced, self.split, self.parallelism = priced, split, split.parallelism
+        self.cluster, self.software = priced.cluster, priced.cluster.software
 
     def route(self, axes: tuple[str, ...], ranks: int) -> Route:
         """Of a group along some axes of the mesh, or of its first ``ranks`` ranks."""
-        split, inside = self.split, 1
-        for axis in (a for a in axes if a in split.mesh):
-            inside *= self.cluster.inside(split.mesh[axis], split.stride(axis))
+        own, inside = self.parallelism, 1
+        for axis in (a for a in axes if a in own.mesh):
+            inside *= self.cluster.inside(own.mesh[axis], own.stride(axis))
         return self.cluster.route(ranks, inside=min(inside, ranks))
 
     @cached_property
-    def sharing(self) -> Route:
+    def shard_route(self) -> Route:
         """The ranks over which ZeRO divides."""
         return self.route(("dp", "cp"), self.split.shards)
 
     @cached_property
-    def slowest(self) -> float:
+    def slowest_factor(self) -> float:
         """How much longer than the mean the slowest of all devices takes: the largest of n normal numbers."""
-        devices = math.prod(self.split.mesh.values())
-        return 1 + self.cluster.device.spread * math.sqrt(2 * math.log(devices))
+        return 1 + self.cluster.device.spread * math.sqrt(2 * math.log(self.parallelism.world))
 
     @cached_property
-    def times(self) -> list[Seconds]:
+    def stage_seconds(self) -> list[Seconds]:
         """Of each stage, one micro-batch."""
         found: dict[tuple[int, int], Seconds] = {}
         keys = [(id(stage), count) for stage, count in zip(self.split.stages, self.split.recomputed, strict=True)]
         for n, key in enumerate(keys):
             if key not in found:
-                found[key] = self.time(n)
-        return [found[key] + sends for key, sends in zip(keys, self.handing, strict=True)]
+                found[key] = self.unsent_seconds(n)
+        return [found[key] + sends for key, sends in zip(keys, self.unhidden_sends, strict=True)]
 
-    def time(self, n: int) -> Seconds:
+    def unsent_seconds(self, n: int) -> Seconds:
         """The device's, or the host's where that is longer; what ZeRO gathers beside it; no sends."""
-        hosts = self.host(self.split.stages[n])
-        found = self.device(n) + self.divided(n)
+        hosts = self.host_seconds(self.split.stages[n])
+        found = self.device_seconds(n) + self.zero_seconds(n)
         return Seconds(max(found.forward, hosts[0]), max(found.backward, hosts[1]))
 
-    def device(self, n: int) -> Seconds:
+    def device_seconds(self, n: int) -> Seconds:
         """Compute and what layouts send, recompute with them, at the pace of the slowest device."""
-        stage, kept = self.split.stages[n], self.split.kept(n)
+        stage, kept = self.split.stages[n], self.split.stash(n)
         backward = stage.seconds.backward + kept.compute + kept.communication
-        return Seconds(self.slowest * stage.seconds.forward, self.slowest * backward)
+        return Seconds(self.slowest_factor * stage.seconds.forward, self.slowest_factor * backward)
 
-    def divided(self, n: int) -> Seconds:
+    def zero_seconds(self, n: int) -> Seconds:
         """What ZeRO's weights and gradients, moved beside compute, add to it."""
-        if self.split.zero < 2 or self.split.shards == 1:
+        if self.parallelism.zero < 2 or self.split.shards == 1:
             return ZERO
-        stage, busy = self.split.stages[n], self.device(n)
-        gather = self.gather(stage) if self.split.zero == 3 else 0.0
-        forward = self.beside(gather, busy.forward, stage)
-        return Seconds(forward, self.beside(self.scatter(stage) + gather, busy.backward, stage))
+        stage, busy = self.split.stages[n], self.device_seconds(n)
+        gather = self.gather_seconds(stage) if self.parallelism.zero == 3 else 0.0
+        forward = self.unhidden_seconds(gather, busy.forward, stage)
+        return Seconds(forward, self.unhidden_seconds(self.scatter_seconds(stage) + gather, busy.backward, stage))
 
-    def exposed(self, p: int) -> dict[str, float]:
+    def exposed_seconds(self, p: int) -> dict[str, float]:
         """By axis, of a pipeline rank's micro-batch: what it communicates while it computes nothing."""
         found: dict[str, float] = {}
-        for n in self.split.own(p):
-            stage, again = self.split.stages[n], self.split.kept(n).communication
-            sent = stage.communication + again
-            over_cp = stage.over_cp / stage.communication * sent if stage.over_cp else 0.0
-            rows = {"tp": sent - over_cp, "cp": over_cp, "pp": self.handing[n].total, "dp": self.divided(n).total}
+        for n in self.parallelism.rank_stages[p]:
+            stage, again = self.split.stages[n], self.split.stash(n).communication
+            sent = stage.communication_seconds + again
+            over_cp = stage.cp_seconds / stage.communication_seconds * sent if stage.cp_seconds else 0.0
+            over_pp, over_dp = self.unhidden_sends[n].total, self.zero_seconds(n).total
+            rows = {"tp": sent - over_cp, "cp": over_cp, "pp": over_pp, "dp": over_dp}
             found = {axis: found.get(axis, 0.0) + seconds for axis, seconds in rows.items()}
         return found
 
     @cached_property
-    def handing(self) -> list[Seconds]:
+    def unhidden_sends(self) -> list[Seconds]:
         """What each stage's rank spends on sends that don't hide behind compute: of its result, and of its gradient."""
-        split, many = self.split, len(self.split.stages)
-        if self.software.overlap_sends or split.pp == 1:
+        many = len(self.split.stages)
+        if self.software.overlap_sends or self.parallelism.mesh["pp"] == 1:
             return [ZERO] * many
-        lies = [rank_of(n, split.pp, split.schedule) for n in range(many)]
+        lies = [self.parallelism.pipeline_rank(n) for n in range(many)]
         sends = [here != there for here, there in itertools.pairwise(lies)]
         pairs = zip([*sends, False], [False, *sends], strict=True)
         return [Seconds(down * self.send_seconds, up * self.send_seconds) for down, up in pairs]
 
     @property
-    def delay(self) -> float:
+    def send_delay(self) -> float:
         """Between the end of an action and its result's arrival on another rank."""
         return self.send_seconds if self.software.overlap_sends else 0.0
 
     @cached_property
-    def put_off(self) -> list[float]:
+    def deferred_weight_seconds(self) -> list[float]:
         """Of each stage, what of a micro-batch's backward W does: weights' gradients, as large a share of it as they
         are of the device's."""
-        if not SCHEDULES[self.split.schedule].puts_off:
+        if not SCHEDULES[self.parallelism.schedule].defers_weights:
             return [0.0] * len(self.split.stages)
         found = list[float]()
-        for n, (stage, time) in enumerate(zip(self.split.stages, self.times, strict=True)):
-            kept, backward = self.split.kept(n), time.backward - self.handing[n].backward
-            share = (stage.weight - kept.weight) / (stage.seconds.backward + kept.compute + kept.communication)
-            found.append(backward * share)
+        for n, (stage, time) in enumerate(zip(self.split.stages, self.stage_seconds, strict=True)):
+            kept, backward = self.split.stash(n), time.backward - self.unhidden_sends[n].backward
+            whole = stage.seconds.backward + kept.compute + kept.communication
+            found.append(backward * ((stage.weight_gradient_seconds - kept.weight) / whole))
         return found
 
-    def host(self, stage: StageSums) -> list[float]:
+    def host_seconds(self, stage: StageSums) -> list[float]:
         """Seconds in which the host can issue a forward and a backward."""
-        far = self.split.pp > 1 and self.cluster.route(2, self.split.stride("pp")).nodes > 1
+        far = self.parallelism.mesh["pp"] > 1 and self.cluster.route(2, self.parallelism.stride("pp")).nodes > 1
         each = self.software.enqueue_seconds * self.priced.ranks if far else 0.0
         pairs = zip(stage.kernels, stage.collectives, strict=True)
         return [self.software.dispatch_seconds * (k + c) + each * c for k, c in pairs]
 
-    def gather(self, stage: StageSums) -> float:
-        return collective_seconds(ALL_GATHER, stage.weight_bytes, self.sharing)
+    def gather_seconds(self, stage: StageSums) -> float:
+        return collective_seconds(ALL_GATHER, stage.weight_bytes, self.shard_route)
 
-    def scatter(self, stage: StageSums) -> float:
-        return collective_seconds(REDUCE_SCATTER, stage.gradient_bytes, self.sharing)
+    def scatter_seconds(self, stage: StageSums) -> float:
+        return collective_seconds(REDUCE_SCATTER, stage.gradient_bytes, self.shard_route)
 
-    def beside(self, moved: float, compute: float, stage: StageSums) -> float:
+    def unhidden_seconds(self, moved: float, compute: float, stage: StageSums) -> float:
         """What communication adds to compute that hides it: its first piece, what is too long, and what it slows."""
         if not self.software.overlap_parameters:
             return moved
-        slowed = self.cluster.network.contention if self.sharing.nodes > 1 else self.cluster.node.contention
+        slowed = self.cluster.network.contention if self.shard_route.nodes > 1 else self.cluster.node.contention
         pieces = max(1, stage.blocks)
         return max(moved / pieces, moved - compute) + slowed * min(moved, compute)
 
     @cached_property
     def send_seconds(self) -> float:
         """One boundary's activations of one micro-batch: the largest output of a stage's last unit."""
-        if self.split.pp == 1:
+        if self.parallelism.mesh["pp"] == 1:
             return 0.0
         sent = max(stage.sent_bytes for stage in self.split.stages[:-1])
-        route = self.cluster.route(2, self.split.stride("pp"))
+        route = self.cluster.route(2, self.parallelism.stride("pp"))
         speed, hop = route.bytes_per_second, route.hop_seconds if route.nodes == 1 else route.far_hop_seconds
         return hop + sent / speed
 
-    def after(self) -> tuple[Mapping[str, float], float]:
+    def sync_and_update_seconds(self) -> tuple[Mapping[str, float], float]:
         """The gradient sync that stays exposed, by axis, and the optimizer's update, each on its slowest rank."""
-        alike = {tuple((id(self.split.stages[n]), self.split.recomputed[n]) for n in self.split.own(p)): p
-                 for p in range(self.split.pp)}.values()  # fmt: skip
-        slowest = max((self.sync(p) for p in alike), key=lambda rows: sum(rows.values()))
-        return slowest, max(self.update(p) for p in alike)
+        alike = {tuple((id(self.split.stages[n]), self.split.recomputed[n]) for n in self.parallelism.rank_stages[p]): p
+                 for p in range(self.parallelism.mesh["pp"])}.values()  # fmt: skip
+        slowest = max((self.sync_seconds(p) for p in alike), key=lambda rows: sum(rows.values()))
+        return slowest, max(self.update_seconds(p) for p in alike)
 
-    def stages(self, p: int) -> list[StageSums]:
-        return [self.split.stages[n] for n in self.split.own(p)]
+    def rank_sums(self, p: int) -> list[StageSums]:
+        return [self.split.stages[n] for n in self.parallelism.rank_stages[p]]
 
-    def update(self, p: int) -> float:
-        shared, rows = self.split.shards if self.split.zero else 1, [row for s in self.stages(p) for row in s.held]
+    def update_seconds(self, p: int) -> float:
+        shared = self.split.shards if self.parallelism.zero else 1
+        rows = [row for s in self.rank_sums(p) for row in s.parameters]
         return sum(optimizer_seconds(n / shared, size, self.cluster) for n, size, _ in rows)
 
-    def sync(self, p: int) -> dict[str, float]:
+    def sync_seconds(self, p: int) -> dict[str, float]:
         """Partial gradients over tp, then all over the replicas, less what one micro-batch's backward, or W, hides."""
-        stages, own, software = self.stages(p), self.split.own(p), self.software
+        stages, own, software = self.rank_sums(p), self.parallelism.rank_stages[p], self.software
         partial = sum(stage.partial_bytes for stage in stages)
         over_tp = collective_seconds(ALL_REDUCE, partial, self.cluster.route(self.priced.ranks))
         gradients, weights = sum(s.gradient_bytes for s in stages), sum(s.weight_bytes for s in stages)
         blocks = max(1, sum(stage.blocks for stage in stages))
-        backward = sum(self.put_off[n] or self.times[n].backward for n in own) / len(own)
-        forward = sum(self.times[n].forward for n in own) / len(own)
-        reduced, gathered = self.reduced(gradients, weights, blocks)
+        backward = sum(self.deferred_weight_seconds[n] or self.stage_seconds[n].backward for n in own) / len(own)
+        forward = sum(self.stage_seconds[n].forward for n in own) / len(own)
+        reduced, gathered = self.reduction_seconds(gradients, weights, blocks)
         over_dp = max(reduced / blocks, reduced - backward) if software.overlap_gradients else reduced
         over_dp += max(gathered / blocks, gathered - forward) if software.overlap_parameters else gathered
         return {"tp": over_tp, "dp": over_dp}
 
-    def reduced(self, gradients: float, weights: float, blocks: int) -> tuple[float, float]:
+    def reduction_seconds(self, gradients: float, weights: float, blocks: int) -> tuple[float, float]:
         """Seconds to sum gradients over the replicas once a step, and to gather, block by block, what ZeRO updated."""
-        split = self.split
-        if split.replicas == 1:
+        own, shards = self.parallelism, self.split.shards
+        if own.replicas == 1:
             return 0.0, 0.0
-        if split.zero == 0:
-            return collective_seconds(ALL_REDUCE, gradients, self.route(("dp", "cp"), split.replicas)), 0.0
-        rest = split.replicas // split.shards
-        across = self.cluster.route(rest, min(split.stride(a) for a in ("dp", "cp") if a in split.mesh) * split.shards)
-        scatter = collective_seconds(REDUCE_SCATTER, gradients, self.sharing) if split.zero == 1 else 0.0
-        gather = blocks * collective_seconds(ALL_GATHER, weights / blocks, self.sharing) if split.zero < 3 else 0.0
-        return scatter + collective_seconds(ALL_REDUCE, gradients / split.shards, across), gather
+        if own.zero == 0:
+            return collective_seconds(ALL_REDUCE, gradients, self.route(("dp", "cp"), own.replicas)), 0.0
+        stride = min(own.stride(a) for a in ("dp", "cp") if a in own.mesh)
+        across = self.cluster.route(own.replicas // shards, stride * shards)
+        scatter = collective_seconds(REDUCE_SCATTER, gradients, self.shard_route) if own.zero == 1 else 0.0
+        gather = blocks * collective_seconds(ALL_GATHER, weights / blocks, self.shard_route) if own.zero < 3 else 0.0
+        return scatter + collective_seconds(ALL_REDUCE, gradients / shards, across), gather
 
 
 def price(priced: Priced, split: Split) -> Cost:
     """The step, its Action table walked."""
-    walk = Walk(priced, split)
-    actions = schedule(split.schedule, split.pp, split.virtual, split.micro_batches)
-    forward = [t.forward for t in walk.times]
-    backward = [t.backward - w for t, w in zip(walk.times, walk.put_off, strict=True)]
-    makespan, busy, _ = simulate(actions, split.pp, forward, backward, walk.delay, walk.put_off)
-    worst = max(range(split.pp), key=lambda p: busy[p])
-    exposed = {axis: split.micro_batches * moved for axis, moved in walk.exposed(worst).items()}
+    seconds, own = SplitSeconds(priced, split), split.parallelism
+    pp = own.mesh["pp"]
+    weight = seconds.deferred_weight_seconds
+    forward = [t.forward for t in seconds.stage_seconds]
+    backward = [t.backward - w for t, w in zip(seconds.stage_seconds, weight, strict=True)]
+    makespan, busy, _ = simulate(own.actions, pp, forward, backward, seconds.send_delay, weight)
+    worst = max(range(pp), key=lambda p: busy[p])
+    exposed = {axis: own.micro_batches * moved for axis, moved in seconds.exposed_seconds(worst).items()}
     communication = sum(exposed.values())
-    synced, update = walk.after()
+    synced, update = seconds.sync_and_update_seconds()
     sync, exposed = sum(synced.values()), {axis: s + synced.get(axis, 0.0) for axis, s in exposed.items()}
-    memory = Memory(priced, split)
-    flops = 3.0 * split.mesh["dp"] * split.micro_batches * sum(s.flops for s in split.stages)
+    memory = RankMemory(priced, split)
+    flops = 3.0 * own.mesh["dp"] * own.micro_batches * sum(s.flops for s in split.stages)
     return Cost(
-        makespan + sync + update, busy[worst] - communication, communication, makespan - busy[worst], sync, update,
-        memory.peak(split.recomputed), exposed, walk.delay, memory.samples, tuple(_stages(walk, memory)), flops,
+        step_seconds=makespan + sync + update, compute_seconds=busy[worst] - communication,
+        communication_seconds=communication, bubble_seconds=makespan - busy[worst], sync_seconds=sync,
+        optimizer_seconds=update, peak_bytes=memory.peak_bytes(split.recomputed), exposed_seconds=exposed,
+        send_seconds=seconds.send_delay, input_bytes=memory.sample_bytes, stages=tuple(_stages(seconds, memory)),
+        flops=flops,
     )  # fmt: skip
 
 
-def _stages(walk: Walk, memory: Memory) -> Iterator[StageCost]:
-    counts, split = walk.split.recomputed, walk.split
-    kept, acting = memory.acting(counts)
-    for n, (time, part) in enumerate(zip(walk.times, memory.parts(counts), strict=True)):
+def _stages(seconds: SplitSeconds, memory: RankMemory) -> Iterator[StageCost]:
+    counts, split, pp = seconds.split.recomputed, seconds.split, seconds.parallelism.mesh["pp"]
+    kept, acting = memory.action_bytes(counts)
+    for n, (time, part) in enumerate(zip(seconds.stage_seconds, memory.fullest(counts), strict=True)):
         stage = split.stages[n]
-        sent = stage.sent_bytes if n + 1 < len(split.stages) and split.pp > 1 else 0.0
-        back = stage.sent_back_bytes if n and split.pp > 1 else 0.0
+        sent = stage.sent_bytes if n + 1 < len(split.stages) and pp > 1 else 0.0
+        back = stage.sent_back_bytes if n and pp > 1 else 0.0
         forward, backward, first = map(float, acting[n])
         yield StageCost(
-            time.forward, time.backward, walk.put_off[n], *part, float(memory.state[n, 1]), float(memory.grown[n]),
-            float(kept[n]), (forward, backward, first), sent, back, stage.gradient_bytes, stage.partial_bytes,
-            stage.weight_bytes,
+            forward_seconds=time.forward, backward_seconds=time.backward,
+            put_off_seconds=seconds.deferred_weight_seconds[n], weight_bytes=part.weights,
+            gradient_bytes=part.gradients, optimizer_bytes=part.optimizer, activation_bytes=part.activations,
+            transient_bytes=part.transient, grown_bytes=float(memory.state[n, 1]),
+            new_bytes=float(memory.new_gradients[n]), kept_bytes=float(kept[n]),
+            acting_bytes=(forward, backward, first), sent_bytes=sent, sent_back_bytes=back,
+            synced_bytes=stage.gradient_bytes, partial_bytes=stage.partial_bytes, gathered_bytes=stage.weight_bytes,
         )  # fmt: skip
 
 
@@ -234,17 +243,17 @@ def bound(priced: Priced, split: Split) -> float:
     A pipeline rank is busy with its stages; before its first forward the stages before it run theirs, and after its
     last backward they run those. What was put off is left after it of no more micro-batches than are in flight.
     """
-    walk = Walk(priced, split)
-    put_off = SCHEDULES[split.schedule].puts_off
-    flying = most_in_flight(split.schedule, split.pp, split.virtual, split.micro_batches) if put_off else ()
-    totals = [time.total for time in walk.times]
-    least, before, after = 0.0, 0.0, walk.put_off[0]
-    for p in range(split.pp):
-        own = split.own(p)
-        busy = before + split.micro_batches * sum([totals[n] for n in own])
-        left = sum(walk.put_off[n] * flying[n] for n in own) if put_off else 0.0
+    seconds, parallelism = SplitSeconds(priced, split), split.parallelism
+    pp, many, schedule = parallelism.mesh["pp"], parallelism.micro_batches, SCHEDULES[parallelism.schedule]
+    deferred = seconds.deferred_weight_seconds if schedule.defers_weights else []
+    in_flight = most_in_flight(schedule.name, pp, parallelism.virtual, many) if deferred else ()
+    totals = [time.total for time in seconds.stage_seconds]
+    least, before, after = 0.0, 0.0, seconds.deferred_weight_seconds[0]
+    for p, own in enumerate(parallelism.rank_stages):
+        busy = before + many * sum([totals[n] for n in own])
+        left = sum(deferred[n] * in_flight[n] for n in own) if deferred else 0.0
         least = max(least, busy, busy - left + after)
-        before += walk.times[p].forward + walk.delay
-        after += walk.times[p].backward - walk.put_off[p] + walk.delay
-    synced, update = walk.after()
+        before += seconds.stage_seconds[p].forward + seconds.send_delay
+        after += seconds.stage_seconds[p].backward - seconds.deferred_weight_seconds[p] + seconds.send_delay
+    synced, update = seconds.sync_and_update_seconds()
     return least * (1 - 1e-12) + sum(synced.values()) + update

@@ -21,6 +21,7 @@ import torch
 from partitioner.errors import InputError
 from partitioner.lowering.program import Call, Coordinates, Parameter, Program, coordinates
 from partitioner.lowering.traffic import tally, traffic
+from partitioner.schedule.tables import KINDS
 from partitioner.sharding.layout import local_shape
 from partitioner.user_code.batches import flat
 from runtime.dry_run.match_tapes import meet
@@ -197,7 +198,7 @@ def _ops(engine: Engine) -> int:
     for index, stage in engine.worker.stages.items():
         calls = [c for c in (stage.prelude, *stage.calls) if c]
         counts[index] = sum(_nodes(c.module) * (2 if c.call.recompute else 1) for c in calls)
-    return sum(counts[a.stage] for a in engine.worker.row if a.kind == "F")
+    return sum(counts[a.stage] for a in engine.worker.row if KINDS[a.kind].is_forward)
 
 
 def _nodes(module: torch.fx.GraphModule) -> int:

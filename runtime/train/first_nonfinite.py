@@ -12,6 +12,7 @@ from torch import fx
 
 from partitioner.graph.dependence import module_path
 from partitioner.ops.own_ops import has_values
+from partitioner.schedule.tables import KINDS
 from runtime.train.worker import BoundCall, Named, Worker
 
 
@@ -67,7 +68,7 @@ def _search(worker: Worker, batches: list[Named], bad: Any) -> Culprit | None:
     found: list[Culprit] = []
     worker.transport.begin()
     with torch.no_grad():
-        for action in (a for a in worker.row if a.kind == "F"):
+        for action in (a for a in worker.row if KINDS[a.kind].is_forward):
             stage = worker.stages[action.stage]
             values = worker.values(action.stage, batches[action.micro_batch], worker.transport.receive(action))
             for number, call in enumerate(stage.calls):

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from partitioner.lowering.program import Program, Value
 from partitioner.plan.derived_rows import PIPELINE
-from partitioner.schedule.tables import TOWARDS, Action, maker, reader
+from partitioner.schedule.tables import KINDS, SENDING, Action, maker, reader
 from runtime.mesh.collectives import flat
 from runtime.mesh.groups import Groups
 
@@ -43,7 +43,7 @@ class Transport:
     def __init__(self, program: Program, groups: Groups) -> None:
         self._program, self._groups = program, groups
         self._pp, self._here = program.mesh["pp"], groups.coordinates["pp"]
-        ends = [(peer, kind) for peer in self._peers() for kind in TOWARDS]
+        ends = [(peer, kind) for peer in self._peers() for kind in SENDING]
         self._lanes = {end: lane for end in ends if (lane := self._lane(*end))}
         self._arrived: dict[Action, tuple[Tensors, list[dist.Work]]] = {}
         self._sent: deque[tuple[dist.Work, torch.Tensor]] = deque()
@@ -59,12 +59,12 @@ class Transport:
         order = tuple(a for a in waiting if a and stages[a.stage].rank == self._here)
         if not order:
             return None
-        group, tag = self._groups.lane(peer, self._here, kind == "B")
+        group, tag = self._groups.lane(peer, self._here, not KINDS[kind].is_forward)
         return _Lane(peer, group, tag, order)
 
     def values(self, action: Action) -> tuple[Value, ...]:
         """What ``action`` receives: values before a forward, gradients before a backward."""
-        if action.kind == "F":
+        if KINDS[action.kind].is_forward:
             return self._program.stages[action.stage].receives
         return tuple(v for v in self._program.stages[action.stage].sends if v.differentiable)
 
@@ -125,7 +125,7 @@ class Transport:
         if target == self._here:
             self._arrived[waiting] = (tensors, [])
             return
-        group, tag = self._groups.lane(self._here, target, action.kind == "B")
+        group, tag = self._groups.lane(self._here, target, not KINDS[action.kind].is_forward)
         number = target if group.size() == self._pp else int(target > self._here)
         for value, tensor in zip(self.values(waiting), tensors, strict=True):
             self._groups.log.message = waiting, value.name

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from partitioner.errors import InputError
 from partitioner.graph.nodes import buffer_name
 from partitioner.lowering.program import Call, Program, Stage
-from partitioner.schedule.tables import Action
+from partitioner.schedule.tables import BACKWARD, FORWARD, Action, releasing_kind
 from runtime.mesh.bind import bind
 from runtime.mesh.groups import Groups
 from runtime.train.stage_transport import Transport
@@ -115,8 +115,8 @@ class Worker:
 
     def _last_backwards(self) -> dict[str, Action]:
         """By parameter: the action in which its gradient becomes complete on this rank."""
-        found: dict[str, Action] = {}
-        for action in (a for a in self.row if a.kind == "B"):
+        found, last = dict[str, Action](), releasing_kind(self.row)
+        for action in (a for a in self.row if a.kind == last):
             read = {name for call in self.program.stages[action.stage].calls for name in call.arguments}
             found |= dict.fromkeys(read & self.program.parameters.keys(), action)
         return found
@@ -198,8 +198,8 @@ class Worker:
 
 
 _ACTS: dict[str, Callable[[Worker, Action, Named], torch.Tensor | None]] = {
-    "F": lambda worker, action, batch: worker.forward(action, batch),
-    "B": lambda worker, action, batch: worker.backward(action, batch),
+    FORWARD: lambda worker, action, batch: worker.forward(action, batch),
+    BACKWARD: lambda worker, action, batch: worker.backward(action, batch),
 }
 KINDS = frozenset(_ACTS)  # of actions that can be executed
 

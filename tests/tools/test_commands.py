@@ -257,7 +257,7 @@ def test_a_loss_that_mixes_samples_keeps_the_batch_whole(tmp_path: Path, capsys:
     assert "mixes samples, so that one micro-batch must hold the whole batch" in capsys.readouterr().err
     assert main(["plan", model, *PLACE, "-o", str(path)]) == 0
     plan = Plan.load(path)
-    assert (plan.decisions.mesh["dp"], plan.decisions.micro_batches) == (1, 1)
+    assert (plan.parallelism.mesh["dp"], plan.parallelism.micro_batches) == (1, 1)
     assert any("mixes samples" in note for note in plan.notes)
 
 

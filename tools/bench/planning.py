@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     source = _timed("load", rows, lambda: load(options.model, settings, seq=options.seq, meta=True))
     graph = _timed("trace", rows, lambda: trace(source.module, source.batch))
     plan = _timed("search", rows, lambda: search(graph, cluster, options.global_batch))
-    mesh = " x ".join(f"{axis} {n}" for axis, n in plan.decisions.mesh.items())
+    mesh = " x ".join(f"{axis} {n}" for axis, n in plan.parallelism.mesh.items())
     output().print(table(Path(options.model).name, ("part", "time", "peak memory so far"), rows))
     output().print(f"{cluster.devices} devices, {plan.searched['candidates']} candidates: {mesh}")
     return 0

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from partitioner.cluster import Cluster, Link
-from partitioner.plan.plan import Decisions
+from partitioner.plan.parallelism import Parallelism
 from runtime.report import Report
 
 LINKS = {"node": "the links inside a node", "network": "the links across nodes"}
@@ -41,9 +41,10 @@ def corrected(report: Report, name: str) -> tuple[Cluster, list[Correction]]:
     compute = Correction("compute", *parts["compute"])
     cluster = _faster(cluster, 1 / compute.ratio)
     found.append(compute)
+    own = report.decisions.parallelism
     for link, words in LINKS.items():
         carried = [parts[f"{axis} communication"] for axis in ("tp", "cp", "dp")
-                   if f"{axis} communication" in parts and _link(axis, report.decisions, cluster) == link]  # fmt: skip
+                   if f"{axis} communication" in parts and _link(axis, own, cluster) == link]  # fmt: skip
         was, now = (sum(column) for column in zip(*carried, strict=True)) if carried else (0.0, 0.0)
         if was > 0 and now > 0:
             found.append(Correction(words, was, now))
@@ -63,13 +64,10 @@ def _faster(cluster: Cluster, factor: float) -> Cluster:
     return replace(cluster, device=device, software=replace(cluster.software, efficiency=min(1.0, share)))
 
 
-def _link(axis: str, d: Decisions, cluster: Cluster) -> str:
+def _link(axis: str, parallelism: Parallelism, cluster: Cluster) -> str:
     """Which link carries an axis: that inside a node where neighbours on it lie there."""
-    order = [name for name in d.order if name in d.mesh]
-    stride = 1
-    for name in order[order.index(axis) + 1 :] if axis in order else ():
-        stride *= d.mesh[name]
-    return "network" if cluster.nodes > 1 and stride * d.mesh.get(axis, 1) > cluster.node_devices else "node"
+    reach = parallelism.stride(axis) * parallelism.degree(axis)
+    return "network" if cluster.nodes > 1 and reach > cluster.node_devices else "node"
 
 
 def _scaled(link: Link, ratio: float) -> Link:

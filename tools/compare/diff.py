@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 
 from partitioner import Plan
+from partitioner.plan.json_document import plain
 from partitioner.sharding.layout import parse_placement
 from tools.figures import figures
 from tools.screen import output
@@ -29,7 +29,7 @@ def differences(before: Plan, after: Plan) -> list[str]:
     for name, words in (("precision", figures.precision_words), ("a sample", figures.sample_words)):
         a, b = (words(plan.model).removesuffix(" a sample") for plan in (before, after))
         lines += [f"{name}: {a or 'no text'} -> {b or 'no text'}"] if a != b else []
-    old, new = asdict(before.decisions), asdict(after.decisions)
+    old, new = plain(before.decisions), plain(after.decisions)
     for key in _DECIDED:
         if old[key] != new[key]:
             lines.append(f"{key}: {_words(old[key])} -> {_words(new[key])}")

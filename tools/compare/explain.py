@@ -61,17 +61,17 @@ def headline(best: Column, other: Column) -> str:
 def changes(a: Plan, b: Plan) -> dict[str, str]:
     """What was decided otherwise, by name: ``tp 8 -> 4``."""
     found: dict[str, str] = {}
-    x, y = a.decisions, b.decisions
+    x, y = a.parallelism, b.parallelism
     if a.cluster != b.cluster:
         found["cluster"] = f"cluster {_cluster(a)} -> {_cluster(b)}"
     pairs: list[tuple[str, object, object]] = [
-        *((axis, x.mesh.get(axis, 1), y.mesh.get(axis, 1)) for axis in ("tp", "cp", "pp", "dp")),
+        *((axis, x.degree(axis), y.degree(axis)) for axis in ("tp", "cp", "pp", "dp")),
         ("micro-batch", x.micro_batch, y.micro_batch), ("schedule", x.schedule, y.schedule),
-        ("virtual stages", x.virtual, y.virtual), ("recompute", _recompute(x), _recompute(y)), ("ZeRO", x.zero, y.zero),
-        ("order", " ".join(x.order), " ".join(y.order)),
+        ("virtual stages", x.virtual, y.virtual), ("recompute", _recompute(a.decisions), _recompute(b.decisions)),
+        ("ZeRO", x.zero, y.zero), ("order", " ".join(x.order), " ".join(y.order)),
     ]  # fmt: skip
     found |= {name: f"{name} {was} -> {now}" for name, was, now in pairs if was != now}
-    if "tp" not in found and x.parameters != y.parameters:
+    if "tp" not in found and a.decisions.parameters != b.decisions.parameters:
         found["layouts"] = "other layouts"
     return found
 

@@ -9,7 +9,6 @@ from rich.text import Text
 
 from partitioner import Cluster, Plan
 from partitioner.errors import InputError
-from partitioner.schedule.tables import stages_of
 from tools.figures import figures
 from tools.figures.gemm_words import kernel_words
 from tools.screen import number, percent, seconds, size, table
@@ -29,7 +28,7 @@ def _card(plan: Plan) -> Panel:
     lines = [
         f"{plan.model.get('entry', 'a model')}: {plan.model['parameters']:,} parameters, {plan.model['blocks']} blocks",
         f"{plan.cluster['name']}: {devices:,} x {plan.cluster['device']['name']}",
-        f"mesh {figures.mesh_words(plan.decisions)}, {figures.schedule_words(plan.decisions)}", *facts(plan),
+        f"mesh {figures.mesh_words(plan.parallelism)}, {figures.schedule_words(plan.parallelism)}", *facts(plan),
         *([stale_words(plan)] if plan.stale else []),
     ]  # fmt: skip
     rows, grid = headline(plan), Table.grid(padding=(0, 3, 0, 0))
@@ -40,11 +39,11 @@ def _card(plan: Plan) -> Panel:
 
 def facts(plan: Plan) -> list[str]:
     """What is assumed of the model, how the batch is cut, what is recomputed, which kernels run, what one must know."""
-    d = plan.decisions
+    d, own = plan.decisions, plan.parallelism
     return [
         ", ".join(filter(None, (figures.precision_words(plan.model), figures.sample_words(plan.model)))),
-        f"global batch {plan.global_batch:,} = {d.mesh['dp']} dp x {d.micro_batches} micro-batches of {d.micro_batch}, "
-        f"{figures.recompute_words(d)}{f', ZeRO {d.zero}' if d.zero else ''}",
+        f"global batch {plan.global_batch:,} = {own.mesh['dp']} dp x {own.micro_batches} micro-batches of "
+        f"{own.micro_batch}, {figures.recompute_words(d)}{figures.zero_label(own)}",
         kernel_words(plan),
         *([f"to look at only: {', '.join(d.plan_only)} can't be executed yet"] if d.plan_only else []),
         *plan.notes,
@@ -70,7 +69,7 @@ def check_readable(plan: Plan) -> None:
     """Raise InputError where edits have left figures that can't be set beside the decisions."""
     d, units = plan.decisions, [name for row in plan.blocks for name in row.units]
     named = sorted(name for stage in d.stages for name in stage)
-    cut = len(d.stages) == len(plan.cost.stages) == d.mesh["pp"] * d.virtual
+    cut = len(d.stages) == len(plan.cost.stages) == plan.parallelism.stage_count
     reads = set(plan.reads) == set(units) and all(m in plan.reads for rows in plan.reads.values() for m, _ in rows)
     if not cut or named != sorted(units) or not reads:
         words = "the stages are not those of the plan's blocks: plan again"
@@ -94,8 +93,7 @@ def _parts(plan: Plan) -> Table:
 
 def _memory(plan: Plan) -> Table:
     """Neighbouring pipeline ranks that read the same stand on one line."""
-    d, room = plan.decisions, Cluster.from_dict(plan.cluster).device.room
-    own = stages_of(d.mesh["pp"], d.virtual, d.schedule)
+    own, room = plan.parallelism.rank_stages, Cluster.from_dict(plan.cluster).device.room
     grouped: list[tuple[int, int, dict[str, float]]] = []
     for p, held in enumerate(figures.rank_memory(plan)):
         if grouped and _alike(grouped[-1][2], held) and len(own[p]) == len(own[grouped[-1][0]]):

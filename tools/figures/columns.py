@@ -99,7 +99,8 @@ def load(path: str) -> Column:
 def of_plan(name: str, plan: Plan) -> Column:
     """Predicted figures; memory by kind and what is sent are those of the fullest and of the busiest pipeline rank."""
     check_readable(plan)
-    cost, unit, rows = plan.cost, figures.unit(plan.model), [volume(plan, p) for p in range(plan.decisions.mesh["pp"])]
+    cost, unit = plan.cost, figures.unit(plan.model)
+    rows = [volume(plan, p) for p in range(plan.parallelism.mesh["pp"])]
     busiest = max(rows, key=lambda found: sum(row.bytes for row in found))
     values: dict[str, Value] = {
         "step": cost.step_seconds, "compute": cost.compute_seconds,
@@ -136,11 +137,12 @@ def infeasible(name: str, reason: str) -> Column:
 
 
 def _words(asked: Asked, d: Decisions, devices: int) -> dict[str, str]:
-    recompute = figures.recompute_words(d).removeprefix("recompute ") + (f", ZeRO {d.zero}" if d.zero else "")
+    own = d.parallelism
+    recompute = figures.recompute_words(d).removeprefix("recompute ") + figures.zero_label(own)
     rows = (
         f"{devices:,} x {asked.cluster['device']['name']}", figures.precision_words(asked.model),
-        figures.sample_words(asked.model).removesuffix(" a sample") or "no text", figures.mesh_words(d),
-        f"{d.micro_batches} of {d.micro_batch}", d.schedule + (f" x{d.virtual}" if d.virtual > 1 else ""), recompute,
+        figures.sample_words(asked.model).removesuffix(" a sample") or "no text", figures.mesh_words(own),
+        f"{own.micro_batches} of {own.micro_batch}", figures.schedule_label(own), recompute,
     )  # fmt: skip
     return dict(zip(WORDS, rows, strict=True))
 

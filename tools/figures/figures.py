@@ -7,15 +7,15 @@ from typing import Any
 
 from partitioner import Cluster, Plan
 from partitioner.plan.derived_rows import StageCost
+from partitioner.plan.parallelism import Parallelism
 from partitioner.plan.plan import Decisions
-from partitioner.schedule.tables import stages_of
 
 MEMORY = ("weights", "gradients", "optimizer", "activations", "transient")  # kinds, in the order in which they stack
 
 
-def mesh_words(decisions: Decisions) -> str:
+def mesh_words(parallelism: Parallelism, between: str = " x ") -> str:
     """``pp 2 x dp 1 x tp 2``."""
-    return " x ".join(f"{axis} {decisions.mesh[axis]}" for axis in decisions.order)
+    return between.join(f"{axis} {parallelism.mesh[axis]}" for axis in parallelism.order)
 
 
 def recompute_words(decisions: Decisions) -> str:
@@ -24,12 +24,27 @@ def recompute_words(decisions: Decisions) -> str:
     if not any(counts):
         return "recompute off"
     many = str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)}"
-    return f"recompute {decisions.recompute} of {many} blocks a stage"
+    return f"recompute {decisions.parallelism.recompute} of {many} blocks a stage"
 
 
-def schedule_words(decisions: Decisions) -> str:
+def schedule_words(parallelism: Parallelism) -> str:
     """``1f1b``, ``interleaved with 4 virtual stages``."""
-    return decisions.schedule + (f" with {decisions.virtual} virtual stages" if decisions.virtual > 1 else "")
+    return parallelism.schedule + (f" with {parallelism.virtual} virtual stages" if parallelism.virtual > 1 else "")
+
+
+def schedule_label(parallelism: Parallelism) -> str:
+    """``1f1b``, ``interleaved x4``."""
+    return parallelism.schedule + (f" x{parallelism.virtual}" if parallelism.virtual > 1 else "")
+
+
+def recompute_label(parallelism: Parallelism) -> str:
+    """``full``, ``none, ZeRO 3``."""
+    return parallelism.recompute + zero_label(parallelism)
+
+
+def zero_label(parallelism: Parallelism) -> str:
+    """What follows other words where state is sharded: ``, ZeRO 3``."""
+    return f", ZeRO {parallelism.zero}" if parallelism.zero else ""
 
 
 def precision_words(model: dict[str, Any]) -> str:
@@ -119,8 +134,7 @@ def worst_rank(plan: Plan) -> int:
 
 def rank_memory(plan: Plan) -> list[dict[str, float]]:
     """Of each pipeline rank, bytes by kind at its fullest moment, its stages added up."""
-    d = plan.decisions
     return [
         {kind: sum(memory(plan.cost.stages[n])[kind] for n in own) for kind in MEMORY}
-        for own in stages_of(d.mesh["pp"], d.virtual, d.schedule)
+        for own in plan.parallelism.rank_stages
     ]

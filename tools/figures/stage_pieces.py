@@ -8,10 +8,9 @@ from typing import Any
 
 from partitioner import Plan
 from partitioner.plan.derived_rows import BlockRow, CollectiveRow, OpRow
+from partitioner.plan.parallelism import FULL_RECOMPUTE
 from partitioner.plan.sent_by_plan import leaving
 from tools.figures.outline import kind, place
-
-KINDS = {"F": "forward", "B": "backward", "W": "weight gradients"}  # of actions, by their letter
 
 
 @dataclass(frozen=True)
@@ -32,12 +31,12 @@ def forward_pieces(plan: Plan, stage: int) -> list[Piece]:
 
 def backward_pieces(plan: Plan, stage: int) -> list[Piece]:
     """The same backwards; a block that is recomputed runs its forward first."""
-    d, rows, found = plan.decisions, _rows(plan), list[Piece]()
-    left = d.recomputed[stage] if d.recompute != "none" else 0
+    d, rows, found, way = plan.decisions, _rows(plan), list[Piece](), plan.parallelism.recompute
+    left = d.recomputed[stage] if way == FULL_RECOMPUTE else 0
     for name in d.stages[stage]:
         again = rows[name].is_block and left > 0
         left -= again
-        forward = _again(plan, name, rows[name]) if again and d.recompute == "full" else []
+        forward = _again(plan, name, rows[name]) if again else []
         found = [*forward, *_backward(plan, name, rows[name]), *found]
     return found
 

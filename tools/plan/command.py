@@ -9,6 +9,7 @@ from dataclasses import replace
 from partitioner import Cluster, Plan, search
 from partitioner.errors import InputError
 from partitioner.plan.derived_rows import Candidate
+from tools.figures import figures
 from tools.figures.card import looked_at, summary
 from tools.models.entry_point import parse_settings
 from tools.models.load import load
@@ -71,9 +72,8 @@ def candidates(title: str, listed: Sequence[Candidate], best: float) -> object:
     """Candidates beside the time of the chosen one."""
     rows = [
         [
-            " ".join(f"{axis} {c.mesh[axis]}" for axis in c.order), str(c.micro_batch),
-            c.schedule + (f" x{c.virtual}" if c.virtual > 1 else ""),
-            c.recompute + (f", ZeRO {c.zero}" if c.zero else ""),
+            figures.mesh_words(c.parallelism, " "), str(c.parallelism.micro_batch),
+            figures.schedule_label(c.parallelism), figures.recompute_label(c.parallelism),
             seconds(c.step_seconds), f"{c.step_seconds / best:.2f}x", size(c.peak_bytes),
         ]
         for c in listed

@@ -27,8 +27,8 @@ def _refused(name: str) -> Pins:
 
 def _mesh(plan: Plan) -> Pins:
     """The axes whose degree is another than the one that was priced."""
-    priced = plan.candidates[0].mesh if plan.candidates else {}
-    return {axis: size for axis, size in plan.decisions.mesh.items() if priced.get(axis) != size}
+    priced = plan.candidates[0].parallelism.mesh if plan.candidates else {}
+    return {axis: size for axis, size in plan.parallelism.mesh.items() if priced.get(axis) != size}
 
 
 def _parameters(plan: Plan) -> Pins:
@@ -67,12 +67,12 @@ def _boundaries(plan: Plan) -> Pins:
 
 _KEPT = {
     "mesh": _mesh,
-    "micro_batch": lambda plan: {"micro_batch": plan.decisions.micro_batch},
-    "schedule": lambda plan: {"schedule": plan.decisions.schedule},
-    "virtual": lambda plan: {"virtual": plan.decisions.virtual},
-    "recompute": lambda plan: {"recompute": plan.decisions.recompute},
+    "micro_batch": lambda plan: {"micro_batch": plan.parallelism.micro_batch},
+    "schedule": lambda plan: {"schedule": plan.parallelism.schedule},
+    "virtual": lambda plan: {"virtual": plan.parallelism.virtual},
+    "recompute": lambda plan: {"recompute": plan.parallelism.recompute},
     "recomputed": _recomputed,
-    "zero": lambda plan: {"zero": plan.decisions.zero},
+    "zero": lambda plan: {"zero": plan.parallelism.zero},
     "stages": lambda plan: {"stages": ",".join(str(len(units)) for units in plan.decisions.stages)},
     "parameters": _parameters,
     "boundaries": _boundaries,

@@ -14,10 +14,9 @@ from partitioner import Cluster, Plan
 from partitioner.plan.derived_rows import Candidate
 from partitioner.plan.sent_by_plan import volume
 from partitioner.plan.timeline import Span, holdings, timeline
-from partitioner.schedule.tables import Action
+from partitioner.schedule.tables import KINDS, Action
 from tools.figures import figures
 from tools.figures.columns import HELD, Column
-from tools.figures.stage_pieces import KINDS
 from tools.screen import seconds, size
 
 INK, GRID = "#7c8696", "#7c86964d"
@@ -40,7 +39,8 @@ def spans_chart(plan: Plan) -> tuple[Any, Legend, str]:
                     y_range=Range1d(len(rows) - 0.5, -0.5), tools="xpan,xwheel_zoom,xbox_zoom,reset,save",
                     active_scroll="xwheel_zoom")  # fmt: skip
     for letter, kind in KINDS.items():
-        _add_bars(chart, [(p, span) for p, row in enumerate(shown) for span in row if span.action.kind == letter], kind)
+        bars = [(p, span) for p, row in enumerate(shown) for span in row if span.action.kind == letter]
+        _add_bars(chart, bars, kind.name)
     if not words:
         end = max(row[-1].end for row in rows)
         synced = end + plan.cost.sync_seconds
@@ -80,8 +80,8 @@ def _shown(plan: Plan, rows: tuple[tuple[Span, ...], ...]) -> tuple[tuple[tuple[
     many = sum(map(len, rows))
     if many <= MOST_SPANS:
         return rows, ""
-    most = max(1, plan.decisions.micro_batches * MOST_SPANS // many)
-    words = f"the first {most} of {plan.decisions.micro_batches} micro-batches; the whole is in show --trace"
+    most = max(1, plan.parallelism.micro_batches * MOST_SPANS // many)
+    words = f"the first {most} of {plan.parallelism.micro_batches} micro-batches; the whole is in show --trace"
     return tuple(tuple(s for s in row if s.action.micro_batch < most) for row in rows), words
 
 
@@ -152,13 +152,15 @@ def _candidate_parts(c: Candidate) -> dict[str, float]:
 
 
 def _name(c: Candidate) -> str:
-    mesh = " ".join(f"{axis} {c.mesh[axis]}" for axis in c.order)
-    return f"{mesh}, mb {c.micro_batch}, {c.schedule}{f' x{c.virtual}' if c.virtual > 1 else ''}, {c.recompute}"
+    own = c.parallelism
+    mesh, schedule = figures.mesh_words(own, " "), figures.schedule_label(own)
+    return f"{mesh}, mb {own.micro_batch}, {schedule}, {own.recompute}"
 
 
 def volume_chart(plan: Plan) -> Any:
     """What a rank of the busiest pipeline rank sends in a step, by axis and kind of collective."""
-    rows = max((volume(plan, p) for p in range(plan.decisions.mesh["pp"])), key=lambda rows: sum(r.bytes for r in rows))
+    ranks = range(plan.parallelism.mesh["pp"])
+    rows = max((volume(plan, p) for p in ranks), key=lambda rows: sum(r.bytes for r in rows))
     if not rows:
         return None
     names = [f"{row.axis} {row.kind}, {row.phase}" for row in rows]

@@ -80,7 +80,7 @@ def tree(plan: Plan, every_op: bool = False) -> Tree:
     """Stages, under them blocks (identical ones once), under them ops with layouts and conversions."""
     root = Tree("stages")
     for stages in outline(plan):
-        where = f" on pipeline rank {stages.first % plan.decisions.mesh['pp']}" if stages.count == 1 else ""
+        where = f" on pipeline rank {plan.parallelism.pipeline_rank(stages.first)}" if stages.count == 1 else ""
         branch = root.add(f"{stages.title}{where}")
         for run in stages.runs:
             leaf = branch.add(f"{escape(run.title)}  [dim]{run.times}[/dim]")

@@ -132,7 +132,7 @@ def _canvas(name: str) -> pydot.Dot:
 def _stage_words(plan: Plan, stages: Stages) -> str:
     peaks = [plan.cost.stages[n].peak_bytes for n in stages.numbers]
     held = size(max(peaks)) if len(peaks) == 1 else f"{size(min(peaks))} to {size(max(peaks))}"
-    rank = f"pipeline rank {stages.first % plan.decisions.mesh['pp']}, " if stages.count == 1 else ""
+    rank = f"pipeline rank {plan.parallelism.pipeline_rank(stages.first)}, " if stages.count == 1 else ""
     return f"{rank}{held} a rank"
 
 

@@ -33,7 +33,7 @@ def page(plan: Plan) -> str:
         "page.html",
         title=plan.model.get("entry") or "a plan",
         subtitle=f"{plan.model['parameters']:,} parameters on {plan.world:,} x {plan.cluster['device']['name']} "
-        f"({plan.cluster['name']}), {figures.mesh_words(plan.decisions)}, {figures.schedule_words(plan.decisions)}",
+        f"({plan.cluster['name']}), {figures.mesh_words(plan.parallelism)}, {figures.schedule_words(plan.parallelism)}",
         stale=stale_words(plan) if plan.stale else "",
         cards=headline(plan), facts=facts(plan), notes=notes, charts=divisions, legends=legends,
         searched=looked_at(plan), data=_embedded(_data(plan)), script=script,
@@ -132,10 +132,10 @@ COLUMNS = (
 def _candidates(plan: Plan) -> Iterable[dict[str, Any]]:
     every = {repr(c): c for c in (*plan.candidates, *plan.front)}
     for n, c in enumerate(every.values()):
+        own = c.parallelism
         words = [
-            " x ".join(f"{axis} {c.mesh[axis]}" for axis in c.order), str(c.mesh["tp"]), str(c.mesh["pp"]),
-            str(c.mesh["dp"]), str(c.micro_batch), c.schedule + (f" x{c.virtual}" if c.virtual > 1 else ""),
-            c.recompute + (f", ZeRO {c.zero}" if c.zero else ""),
+            figures.mesh_words(own), *(str(own.mesh[axis]) for axis in ("tp", "pp", "dp")), str(own.micro_batch),
+            figures.schedule_label(own), figures.recompute_label(own),
         ]  # fmt: skip
         times = [c.compute_seconds, c.exposed_seconds, c.bubble_seconds]
         against = c.step_seconds / plan.cost.step_seconds

@@ -16,9 +16,9 @@ from typing import Any
 
 from partitioner import Plan
 from partitioner.plan.timeline import Span, holdings, timeline
-from partitioner.schedule.tables import rank_of, reader
+from partitioner.schedule.tables import KINDS, SENDING, reader
 from tools.figures import figures
-from tools.figures.stage_pieces import KINDS, Piece, backward_pieces, forward_pieces, summed
+from tools.figures.stage_pieces import Piece, backward_pieces, forward_pieces, summed
 
 MOST_RANKS = 16  # beyond, one row for each pipeline rank
 MOST_PIECES = 30_000  # beyond, an action's pieces are added up by kind
@@ -28,7 +28,7 @@ Event = dict[str, Any]
 def trace_json(plan: Plan) -> str:
     """The document."""
     events = list(_events(plan))
-    other = {"mesh": figures.mesh_words(plan.decisions), "step_seconds": plan.cost.step_seconds, "predicted": True}
+    other = {"mesh": figures.mesh_words(plan.parallelism), "step_seconds": plan.cost.step_seconds, "predicted": True}
     return json.dumps({"traceEvents": events, "displayTimeUnit": "ms", "otherData": other}) + "\n"
 
 
@@ -41,14 +41,13 @@ def _events(plan: Plan) -> Iterator[Event]:
         yield {"ph": "M", "pid": pid, "tid": 0, "name": "thread_name", "args": {"name": "actions"}}
         yield from _actions(plan, rows, p, pid, pieces)
         yield from _memory(plan, rows[p], p, pid)
-    if plan.decisions.mesh["pp"] > 1:
+    if plan.parallelism.mesh["pp"] > 1:
         yield from _sends(plan, rows)
 
 
 def _rows(plan: Plan) -> Iterator[tuple[str, int]]:
     """A name and a pipeline rank for each process."""
-    d = plan.decisions
-    sizes = {axis: d.mesh[axis] for axis in d.order}
+    sizes = {axis: plan.parallelism.mesh[axis] for axis in plan.parallelism.order}
     if plan.world <= MOST_RANKS:
         for rank, place in enumerate(itertools.product(*(range(size) for size in sizes.values()))):
             here = dict(zip(sizes, place, strict=True))
@@ -68,7 +67,7 @@ class _Pieces:
 
     def of(self, stage: int, kind: str) -> list[tuple[Piece, float]]:
         if (stage, kind) not in self.known:
-            found = forward_pieces(self.plan, stage) if kind == "F" else backward_pieces(self.plan, stage)
+            found = forward_pieces(self.plan, stage) if KINDS[kind].is_forward else backward_pieces(self.plan, stage)
             found = found if self.whole else summed(found)
             whole = sum(piece.seconds for piece in found)
             self.known[stage, kind] = [(piece, piece.seconds / whole) for piece in found if piece.seconds]
@@ -81,8 +80,8 @@ def _actions(plan: Plan, rows: tuple[tuple[Span, ...], ...], p: int, pid: int, p
         if start > now * (1 + 1e-9):
             yield _slice(pid, "bubble", "bubble", now, start)
         args = {"stage": action.stage, "micro_batch": action.micro_batch}
-        yield _slice(pid, str(action), KINDS[action.kind], start, stop, args)
-        if action.kind != "W":
+        yield _slice(pid, str(action), KINDS[action.kind].name, start, stop, args)
+        if action.kind in SENDING:
             at = start
             for piece, share in pieces.of(action.stage, action.kind):
                 yield _slice(pid, piece.name, piece.kind, at, at + share * (stop - start), piece.facts)
@@ -107,7 +106,7 @@ def _us(second: float) -> float:
 
 def _sends(plan: Plan, rows: tuple[tuple[Span, ...], ...]) -> Iterator[Event]:
     """From the end of each action to the one on another pipeline rank that waits for it."""
-    d = plan.decisions
+    own = plan.parallelism
     processes: dict[int, list[int]] = {}
     for pid, (_, p) in enumerate(_rows(plan)):
         processes.setdefault(p, []).append(pid)
@@ -118,14 +117,13 @@ def _sends(plan: Plan, rows: tuple[tuple[Span, ...], ...]) -> Iterator[Event]:
             yield {"ph": "M", "pid": pid, "tid": 1, "name": "thread_name", "args": {"name": "sends"}}
         for action, _, stop in row:
             stage, kind, micro_batch = action
-            waiting = reader(action, len(d.stages))
-            to = p if waiting is None else rank_of(waiting.stage, d.mesh["pp"], d.schedule)
+            waiting = reader(action, own.stage_count)
+            to = p if waiting is None else own.pipeline_rank(waiting.stage)
             if waiting is None or to == p:
                 continue
-            what = "activations" if kind == "F" else "gradients"
-            name = f"{what} of micro-batch {micro_batch} to stage {waiting.stage}"
+            name = f"{KINDS[kind].sends} of micro-batch {micro_batch} to stage {waiting.stage}"
             sender = plan.cost.stages[stage]
-            facts = {"bytes": sender.sent_bytes if kind == "F" else sender.sent_back_bytes}
+            facts = {"bytes": sender.sent_bytes if KINDS[kind].is_forward else sender.sent_back_bytes}
             for here, there in zip(processes[p], processes[to], strict=True):
                 arrived = stop + plan.cost.send_seconds
                 yield _slice(here, name, "send", stop, arrived, facts, tid=1)

@@ -22,11 +22,12 @@ from partitioner.graph.tied_blocks import Folded, fold
 from partitioner.layouts.solution import Solution
 from partitioner.layouts.strategies import space
 from partitioner.plan.derived_rows import Cost
+from partitioner.plan.parallelism import Parallelism, mesh_of
 from partitioner.schedule.tables import plainest
 from partitioner.searching.pins import read_pins
 from partitioner.solve.choices import Prices
 from partitioner.solve.solve import solve
-from partitioner.step.cut_stages import Cuts
+from partitioner.step.cut_stages import StageCuts
 from partitioner.step.split import Split, stage_sums
 from partitioner.step.step_seconds import price
 from tools.models.plain_decoder import Dimensions, decoder
@@ -149,7 +150,7 @@ def split_of(run: Run, priced: Priced, balanced: bool = False) -> Split:
     """The row's stages, recomputed blocks and mesh; ``balanced`` cuts stages by cost, not by their number of blocks."""
     many = run.pp * run.virtual
     even = () if balanced else _even(priced.folded.graph.units, many)
-    units = even or Cuts(priced).into(many)
+    units = even or StageCuts(priced).evenest(many)
     if not units:
         raise InputError(f"{run.size.layers} layers can't be cut into {run.pp * run.virtual} stages")
     way = {"layers": "full"}.get(run.recompute, run.recompute)
@@ -157,12 +158,13 @@ def split_of(run: Run, priced: Priced, balanced: bool = False) -> Split:
     sums = tuple(known[u] for u in units)
     share = {"none": 0.0, "layers": 0.5}.get(run.recompute, 1.0)
     counts = tuple(round(s.blocks * share) for s in sums)
-    mesh = {"pp": run.pp, "dp": run.dp, "cp": run.cp, "tp": run.tp}
-    many = run.global_batch // (run.dp * run.micro_batch)
-    return Split(
-        sums, units, mesh, ("pp", "dp", "cp", "tp"), many, plainest(run.virtual), run.virtual, way, counts, run.zero,
-        run.zero_group,
+    mesh = mesh_of(pp=run.pp, dp=run.dp, cp=run.cp, tp=run.tp)
+    parallelism = Parallelism(
+        mesh=mesh, order=tuple(mesh), micro_batch=run.micro_batch,
+        micro_batches=run.global_batch // (run.dp * run.micro_batch), schedule=plainest(run.virtual),
+        virtual=run.virtual, recompute=way, zero=run.zero,
     )  # fmt: skip
+    return Split(parallelism=parallelism, stages=sums, units=units, recomputed=counts, zero_group=run.zero_group)
 
 
 def _even(units: tuple[Unit, ...], stages: int) -> tuple[tuple[Unit, ...], ...]:

@@ -127,10 +127,10 @@ def _run(plan: Plan, times: list[float], busy: float) -> Run:
 
 def name_of(plan: Plan) -> str:
     """Its mesh where it is not 1, micro-batch and schedule."""
-    chosen = plan.decisions
+    chosen = plan.parallelism
     mesh = [f"{axis}{chosen.mesh[axis]}" for axis in chosen.order if chosen.mesh[axis] > 1]
     way = [chosen.schedule + (f"x{chosen.virtual}" if chosen.virtual > 1 else "")] if chosen.mesh["pp"] > 1 else []
-    recompute = ["recompute"] if any(chosen.recomputed) else []
+    recompute = ["recompute"] if any(plan.decisions.recomputed) else []
     return " ".join([*mesh, f"mb{chosen.micro_batch}", *way, *recompute])
 
 

@@ -63,7 +63,7 @@ def main(job: Job) -> None:
 
 
 def _stepping(trainer: Engine, plan: Plan, example: dict[str, torch.Tensor]) -> Callable[[int], object]:
-    samples = plan.decisions.micro_batch * plan.decisions.micro_batches
+    samples = plan.parallelism.micro_batch * plan.parallelism.micro_batches
     generator = torch.Generator().manual_seed(trainer.groups.coordinates["dp"])
     batch = {n: torch.randint(2, (samples, *t.shape[1:]), generator=generator) for n, t in example.items()}
     return lambda _: trainer.step(batch)

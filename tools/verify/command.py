@@ -176,7 +176,7 @@ def _launch(source: Source, plans: list[tuple[str, Plan]], ranks: int, folder: P
 
 
 def _row(name: str, plan: Plan, graph: Graph, least: float, result: Mapping[str, object]) -> Row:
-    mesh = plan.decisions.mesh
+    mesh = plan.parallelism.mesh
     words = " ".join(f"{axis} {mesh[axis]}" for axis in ("pp", "dp", "tp") if mesh[axis] > 1)
     least = least if mesh["tp"] == 2 else 0.0
     shares = {"parameters_divided": divided_parameters(plan, graph), "flops_divided": divided_flops(plan, graph)}

@@ -40,11 +40,11 @@ def families(graph: Graph, ranks: int, global_batch: int) -> Iterator[Family]:
     yield _family("tp + sequence parallel", ranks, global_batch, tp=ranks, boundary="sharded")
     deep = max((n for n in range(2, ranks + 1) if ranks % n == 0 and n <= blocks), default=0)
     if deep:
-        for row in (s for s in SCHEDULES.values() if s.executed and s.fewest == 1):
+        for row in (s for s in SCHEDULES.values() if s.executed and s.fewest_stages == 1):
             yield _family(f"pp {row.name}", ranks, global_batch, pp=deep, dp=ranks // deep, schedule=row.name)
-    for row in (s for s in SCHEDULES.values() if s.executed and s.fewest > 1):
-        if blocks >= 2 * row.fewest and ranks % 2 == 0:
-            pins = {"pp": 2, "dp": ranks // 2, "schedule": row.name, "virtual": row.fewest}
+    for row in (s for s in SCHEDULES.values() if s.executed and s.fewest_stages > 1):
+        if blocks >= 2 * row.fewest_stages and ranks % 2 == 0:
+            pins = {"pp": 2, "dp": ranks // 2, "schedule": row.name, "virtual": row.fewest_stages}
             yield _family(f"pp {row.name}", ranks, global_batch, **pins)
     if ranks % 4 == 0:
         half = ranks // 2

@@ -62,7 +62,7 @@ def test_times_replace_the_model_s(name: str, tmp_path: Path) -> None:
     plan = plan_of(name, cluster_with(tmp_path, measured(rows_of(plain), 1.0)))
     assert all(row.kernels == ("k", "k", "k") and not row.reason for row in rows_of(plan))
     counts = sum(len(block.products) * len(block.units) for block in plan.blocks)
-    assert plan.cost.compute_seconds / 1.018 == pytest.approx(3 * counts * plan.decisions.micro_batches, rel=0.05)
+    assert plan.cost.compute_seconds / 1.018 == pytest.approx(3 * counts * plan.parallelism.micro_batches, rel=0.05)
     assert plan.cost.compute_seconds > 10 * plain.cost.compute_seconds
 
 

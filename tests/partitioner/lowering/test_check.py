@@ -115,7 +115,8 @@ def _restamped(plan: Plan, **changes: object) -> Plan:
 
 
 def _more_samples(plan: Plan) -> Plan:
-    return _restamped(plan, micro_batches=plan.decisions.micro_batches + 1)
+    own = plan.parallelism
+    return _restamped(plan, parallelism=replace(own, micro_batches=own.micro_batches + 1))
 
 
 def _one_stage(plan: Plan) -> Plan:

@@ -83,7 +83,8 @@ def test_a_plan_of_another_model_is_refused_with_what_differs() -> None:
 
 def test_an_edited_plan_is_stale() -> None:
     plan = plan_of("gpt", tp=2, pp=2, micro_batch=2)
-    decisions = dataclasses.replace(plan.decisions, recompute="full", recomputed=(1, 1))
+    parallelism = dataclasses.replace(plan.parallelism, recompute="full")
+    decisions = dataclasses.replace(plan.decisions, parallelism=parallelism, recomputed=(1, 1))
     edited = dataclasses.replace(plan, decisions=decisions)
     assert edited.stale
     with pytest.raises(InputError, match="stale"):

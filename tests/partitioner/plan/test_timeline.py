@@ -15,7 +15,6 @@ from partitioner.cluster import Link
 from partitioner.lowering.traffic import traffic
 from partitioner.plan.sent_by_plan import leaving, moves, volume
 from partitioner.plan.timeline import holdings, timeline
-from partitioner.schedule.tables import stages_of
 
 A100 = Cluster.load("dgx-a100", devices=8)
 CLUSTER = replace(A100, node=Link(1e14, 1.0, 1e-9))  # so small models are worth dividing
@@ -57,10 +56,10 @@ def test_spans_end_where_the_price_does_and_never_overlap(pins: dict[str, str | 
 @pytest.mark.parametrize("pins", [*WAYS, {"dp": 8, "micro_batch": 1, "zero": 3}], ids=str)
 def test_holdings_peak_where_the_memory_model_does(pins: dict[str, str | int]) -> None:
     plan = planned("deep", pins)
-    d, rows = plan.decisions, timeline(plan)
+    rows = timeline(plan)
     peaks = [max(h.total for h in holdings(plan, row, p)) for p, row in enumerate(rows)]
     assert max(peaks) == pytest.approx(plan.cost.peak_bytes)
-    for p, own in enumerate(stages_of(d.mesh["pp"], d.virtual, d.schedule)):
+    for p, own in enumerate(plan.parallelism.rank_stages):
         parts = [plan.cost.stages[n] for n in own]
         assert sum(part.peak_bytes for part in parts) == pytest.approx(peaks[p])
         fullest = max(holdings(plan, rows[p], p), key=lambda h: h.total)
@@ -78,7 +77,7 @@ def test_exposed_seconds_are_the_communication_and_the_sync() -> None:
         cost = plan.cost
         assert sum(cost.exposed_seconds.values()) == pytest.approx(cost.communication_seconds + cost.sync_seconds)
         seen |= {axis for axis, seconds in cost.exposed_seconds.items() if seconds}
-        axes = {axis for axis, size in plan.decisions.mesh.items() if size > 1}
+        axes = {axis for axis, size in plan.parallelism.mesh.items() if size > 1}
         assert {axis for axis, seconds in cost.exposed_seconds.items() if seconds} <= axes
     assert seen == {"tp", "pp", "dp", "cp"}
 
@@ -89,7 +88,7 @@ def test_exposed_seconds_are_the_communication_and_the_sync() -> None:
 def test_volume_is_what_the_program_sends(name: str, pins: dict[str, str | int], boundary: str) -> None:
     graph, plan = deep() if name == "deep" else graph_of(name), planned(name, pins | {"boundary": boundary})
     program = lower(graph, plan)
-    mesh = plan.decisions.mesh
+    mesh = plan.parallelism.mesh
     for p in range(mesh["pp"]):
         wanted, found = Counter[tuple[str, str, str]](), Counter[tuple[str, str, str]]()
         for row in traffic(program, p * mesh["dp"] * mesh["tp"]):

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from partitioner.schedule.fullest_moments import BACKWARD, FIRST, FORWARD, moments
+from partitioner.schedule.fullest_moments import IN_BACKWARD, IN_FIRST_BACKWARD, IN_FORWARD, moments
 from partitioner.schedule.tables import rank_of, schedule
 
 CASES = [
@@ -27,7 +27,7 @@ def fullest(kind: str, pp: int, virtual: int, many: int, p: int, kept: list[floa
     most = 0.0
     for action in row:
         n = own.index(action.stage)
-        what = FORWARD if action.kind == "F" else BACKWARD if action.stage in seen else FIRST
+        what = IN_FORWARD if action.kind == "F" else IN_BACKWARD if action.stage in seen else IN_FIRST_BACKWARD
         held = sum(kept[i] * flying[s] for i, s in enumerate(own))
         there = sum(7.0 * (i + 1) for i, s in enumerate(own) if s in seen)
         most = max(most, held + there + acts[n][what])
@@ -39,8 +39,8 @@ def fullest(kind: str, pp: int, virtual: int, many: int, p: int, kept: list[floa
 @pytest.mark.parametrize(("kind", "pp", "virtual", "many"), CASES)
 def test_the_fullest_moment_is_among_them(kind: str, pp: int, virtual: int, many: int) -> None:
     draw, found = random.Random(0), moments(kind, pp, virtual, many)
-    assert len(found.acting) <= 12 * pp * virtual**2
-    ranks = np.split(np.arange(len(found.acting)), found.starts[1:])
+    assert len(found.acting_stage) <= 12 * pp * virtual**2
+    ranks = np.split(np.arange(len(found.acting_stage)), found.starts[1:])
     for p, rows in enumerate(ranks):
         own = found.stages[rows[0]].tolist()
         for _ in range(20):
@@ -48,8 +48,8 @@ def test_the_fullest_moment_is_among_them(kind: str, pp: int, virtual: int, many
             acts = [[draw.uniform(0, 50) for _ in range(3)] for _ in range(virtual)]
             values = [
                 sum(k * f for k, f in zip(kept, found.in_flight[m], strict=True))
-                + sum(7.0 * (i + 1) for i, there in enumerate(found.grown[m]) if there)
-                + acts[own.index(found.acting[m])][found.action[m]]
+                + sum(7.0 * (i + 1) for i, there in enumerate(found.has_gradients[m]) if there)
+                + acts[own.index(found.acting_stage[m])][found.action[m]]
                 for m in rows
             ]  # fmt: skip
             assert max(values) == pytest.approx(fullest(kind, pp, virtual, many, p, kept, acts))

@@ -11,7 +11,17 @@ from torch.distributed.pipelining import ScheduleInterleavedZeroBubble, Schedule
 
 from partitioner.errors import InputError
 from partitioner.schedule.simulate import in_flight, most_in_flight, simulate
-from partitioner.schedule.tables import SCHEDULES, Action, Table, frees, maker, plainest, rank_of, reader, schedule
+from partitioner.schedule.tables import (
+    SCHEDULES,
+    Action,
+    Table,
+    maker,
+    plainest,
+    rank_of,
+    reader,
+    releasing_kind,
+    schedule,
+)
 
 TABLES = {
     ("gpipe", 2, 1, 3): (
@@ -53,7 +63,7 @@ def test_tables(case: tuple[str, int, int, int]) -> None:
 def makespan(kind: str, pp: int, virtual: int, m: int, seconds: tuple[float, float, float], send: float = 0.0) -> float:
     """The makespan where all stages of a rank together take ``seconds`` for F, B and W."""
     forward, backward, weight = ([s / virtual] * (pp * virtual) for s in seconds)
-    if not SCHEDULES[kind].puts_off:
+    if not SCHEDULES[kind].defers_weights:
         backward, weight = [b + w for b, w in zip(backward, weight, strict=True)], []
     return simulate(schedule(kind, pp, virtual, m), pp, forward, backward, send, weight).makespan
 
@@ -87,13 +97,14 @@ def test_every_schedule_runs_each_action_once_without_deadlock(kind: str, virtua
     for pp, m in product((1, 2, 3, 4, 7), (1, 2, 3, 4, 5, 8, 12, 13, 28, 29)):
         if virtual > 1 and kind == "interleaved" and m % pp:
             continue
-        table, stages, kinds = schedule(kind, pp, virtual, m), pp * virtual, "FBW" if SCHEDULES[kind].puts_off else "FB"
+        table, stages = schedule(kind, pp, virtual, m), pp * virtual
+        kinds = "FBW" if SCHEDULES[kind].defers_weights else "FB"
         actions = [Action(s, k, i) for s in range(stages) for k in kinds for i in range(m)]
         assert sorted(in_order(table, stages)) == sorted(actions)
         assert sorted(a for row in table for a in row) == sorted(actions)
         assert all(rank_of(a.stage, pp, kind) == rank for rank, row in enumerate(table) for a in row)
         ones = [1.0] * stages
-        line = simulate(table, pp, ones, ones, 0.0, ones if SCHEDULES[kind].puts_off else ())
+        line = simulate(table, pp, ones, ones, 0.0, ones if SCHEDULES[kind].defers_weights else ())
         assert in_flight(table, stages) == most_in_flight(kind, pp, virtual, m)
         assert line.busy == (float(len(kinds)) * virtual * m,) * pp
 
@@ -106,15 +117,15 @@ def test_every_kind_is_tried() -> None:
 def test_a_row_says_what_its_table_does() -> None:
     """Which kinds of actions, whether all micro-batches are in flight, whether they pass in rounds."""
     for row in SCHEDULES.values():
-        table = schedule(row.name, 4, row.fewest, 40)
-        assert {a.kind for actions in table for a in actions} == ({*"FBW"} if row.puts_off else {*"FB"})
-        assert frees(table[0]) == ("W" if row.puts_off else "B")
-        assert (max(in_flight(table, 4 * row.fewest)) == 40) == (row.filled is None)
-        if row.rounds:
+        table = schedule(row.name, 4, row.fewest_stages, 40)
+        assert {a.kind for actions in table for a in actions} == ({*"FBW"} if row.defers_weights else {*"FB"})
+        assert releasing_kind(table[0]) == ("W" if row.defers_weights else "B")
+        assert (max(in_flight(table, 4 * row.fewest_stages)) == 40) == (row.filling_micro_batches is None)
+        if row.in_rounds:
             with pytest.raises(InputError):
-                schedule(row.name, 4, row.fewest, 41)
+                schedule(row.name, 4, row.fewest_stages, 41)
         else:
-            schedule(row.name, 4, row.fewest, 41)
+            schedule(row.name, 4, row.fewest_stages, 41)
 
 
 def test_plainest() -> None:

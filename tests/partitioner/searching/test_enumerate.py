@@ -8,6 +8,7 @@ import math
 
 import pytest
 from small_plans import graph_of
+from splits import split_of
 
 from partitioner import Cluster, search
 from partitioner.graph.graph import Graph
@@ -16,8 +17,8 @@ from partitioner.graph.tied_blocks import fold
 from partitioner.schedule.tables import SCHEDULES
 from partitioner.searching.candidates import layouts
 from partitioner.searching.pins import read_pins
-from partitioner.step.cut_stages import Cuts
-from partitioner.step.split import Split, stage_sums
+from partitioner.step.cut_stages import StageCuts
+from partitioner.step.split import stage_sums
 from partitioner.step.step_seconds import price
 
 BATCH = 8
@@ -51,14 +52,13 @@ def enumerated(graph: Graph, cluster: Cluster) -> tuple[float, int]:
             priced = layouts(folded, cluster, tp, 1, [many], read_pins({}, graph))[many]
             executed = [row.name for row in SCHEDULES.values() if row.executed]
             for kind, virtual in itertools.product(executed, (1, 2, 3, 4)):
-                units = Cuts(priced).into(pp * virtual)
+                units = StageCuts(priced).evenest(pp * virtual)
                 legal = kind == "interleaved" if virtual > 1 else kind != "interleaved"
                 if not units or not legal or (pp == 1 and kind != "1f1b") or (virtual > 1 and many % pp):
                     continue
                 sums = tuple(stage_sums(priced, u) for u in units)
-                mesh = {"pp": pp, "dp": dp, "tp": tp}
                 for counts in itertools.product(*(range(s.blocks + 1) for s in sums)):
-                    split = Split(sums, units, mesh, ("pp", "dp", "tp"), many, kind, virtual, "full", counts)
+                    split = split_of(sums, units, many, kind, virtual, counts, pp=pp, dp=dp, tp=tp)
                     cost, tried = price(priced, split), tried + 1
                     if cost.peak_bytes <= cluster.device.room:
                         best = min(best, cost.step_seconds)
@@ -84,5 +84,5 @@ def test_a_little_less_memory_recomputes_some_blocks() -> None:
     needed = search(graph, FREE, BATCH, {**pins, "recompute": "off"}).cost.peak_bytes
     device = dataclasses.replace(FREE.device, memory_bytes=needed - 1)
     found = search(graph, dataclasses.replace(FREE, device=device), BATCH, pins).decisions
-    assert found.recompute == "full"
+    assert found.parallelism.recompute == "full"
     assert 0 < found.recomputed[0] < len(graph.blocks)

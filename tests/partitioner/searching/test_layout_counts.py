@@ -31,9 +31,9 @@ def gpt() -> Graph:
 def test_nothing_else_is_cheaper_at_the_plans_own_prices(cluster: str) -> None:
     known = Cluster.load(cluster, devices=4)
     plan = search(gpt(), known, 64, {"tp": 2, "pp": 2})
-    assert plan.decisions.micro_batches > 1
+    assert plan.parallelism.micro_batches > 1
     priced = Repricer(gpt(), plan).tried(known).priced
-    prices = Prices.of(known, priced.setting, plan.decisions.micro_batches)
+    prices = Prices.of(known, priced.setting, plan.parallelism.micro_batches)
     choices = Choices(priced.folded, space(priced.folded, 2), prices, lambda value, placement: True)
     for value, more in increases(choices).items():
         made = [c.strategy or c.placement for c in choices.of[value]]
@@ -63,7 +63,7 @@ def lies(known: dict[Value, Placement], value: Value, placement: Placement) -> b
 def test_sharded_boundaries_are_asked_for_where_there_is_tp_alone() -> None:
     plan = search(graph_of("gpt"), CLUSTER, 8, {"boundary": "sharded"})
     ports = [p for row in plan.blocks if row.is_block for p in row.ports]
-    assert plan.decisions.mesh["tp"] > 1
+    assert plan.parallelism.mesh["tp"] > 1
     assert ports
     assert all(isinstance(p, list) for p in ports)
 
@@ -79,6 +79,6 @@ def test_a_tp_that_the_pins_exclude_is_passed_over() -> None:
     """On one rank nothing is divided, so that tp 1 is none of theirs."""
     pins: dict[str, str | int] = {"blocks.0.up.weight": "shard:0"}
     plan = search(graph_of("gpt"), CLUSTER, 8, pins)
-    assert plan.decisions.mesh["tp"] > 1
+    assert plan.parallelism.mesh["tp"] > 1
     with pytest.raises(InputError, match="blocks.0.up.weight"):
         search(graph_of("gpt"), CLUSTER, 8, pins | {"tp": 1})

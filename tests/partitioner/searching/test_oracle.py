@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from splits import split_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,7 +24,7 @@ from partitioner.layouts.strategies import space
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import PARTIAL, WHOLE, Placement
 from partitioner.solve.choices import Choices, Prices
-from partitioner.step.split import Split, stage_sums
+from partitioner.step.split import stage_sums
 from partitioner.step.step_seconds import price
 
 BATCH, MICRO_BATCH = 4, 2
@@ -108,8 +109,8 @@ def steps(priced: Priced, micro_batch: int) -> Iterator[float]:
         many, rest = divmod(BATCH, (dp := CLUSTER.devices // (tp * pp)) * micro_batch)
         cuts = () if rest else every_cut(priced.folded.graph.units, pp)
         for units, (kind, virtual) in itertools.product(cuts, WAYS[pp]):
-            sums, mesh = tuple(stage_sums(priced, u) for u in units), {"pp": pp, "dp": dp, "tp": tp}
-            split = Split(sums, units, mesh, ("pp", "dp", "tp"), many, kind, virtual, "none", (0,) * pp)
+            sums = tuple(stage_sums(priced, u) for u in units)
+            split = split_of(sums, units, many, kind, virtual, pp=pp, dp=dp, tp=tp)
             yield price(priced, split).step_seconds
 
 

@@ -227,7 +227,7 @@ def test_pins_override_and_the_rest_is_solved_again() -> None:
     graph = graph_of(hidden=64, heads=4, vocab=128, seq=16)
     pins = {"tp": 2, "pp": 1, "blocks.*.up": "replicate", "blocks.*.down.weight": "shard:1"}
     plan = search(graph, Cluster.load("local-cpu"), 8, pins)
-    assert plan.decisions.mesh == {"pp": 1, "dp": 2, "tp": 2}
+    assert plan.parallelism.mesh == {"pp": 1, "dp": 2, "tp": 2}
     assert parse_placement(plan.parameters["blocks.1.up.weight"]) in (WHOLE, REPLICATE)
     down = parse_placement(plan.parameters["blocks.2.down.weight"])
     assert isinstance(down, Shard)

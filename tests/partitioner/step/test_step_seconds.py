@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 
 import pytest
 from small_plans import graph_of
+from splits import split_of
 
 from partitioner import Cluster, search
 from partitioner.cost.op_seconds import Seconds
@@ -21,8 +22,8 @@ from partitioner.searching.candidates import Tried, candidates
 from partitioner.searching.pins import read_pins
 from partitioner.solve.choices import Prices
 from partitioner.solve.solve import solve
-from partitioner.step.cut_stages import Cuts
-from partitioner.step.split import Split, StageSums, stage_sums
+from partitioner.step.cut_stages import StageCuts
+from partitioner.step.split import StageSums, stage_sums
 from partitioner.step.step_seconds import bound, price
 
 CLUSTER = Cluster.load("dgx-a100", devices=4)
@@ -40,15 +41,14 @@ KINDS = (("gpipe", 1), ("1f1b", 1), ("interleaved", 2), ("zero_bubble", 1), ("zb
 @pytest.mark.parametrize("name", ["gpt", "t5", "gemma2"])
 def test_the_bound_is_below_the_price(name: str) -> None:
     priced = priced_graph(name, 2)
-    cuts, even = Cuts(priced), 0
+    cuts, even = StageCuts(priced), 0
     for (kind, virtual), pp, m, again in itertools.product(KINDS, (1, 2, 3), (6, 12), (False, True)):
-        stages = cuts.into(pp * virtual)
+        stages = cuts.evenest(pp * virtual)
         if not stages or (pp == 1 and kind != "1f1b"):
             continue
         sums = tuple(stage_sums(priced, s) for s in stages)
         counts = tuple(s.blocks if again else 0 for s in sums)
-        mesh = {"pp": pp, "dp": 1, "tp": 2}
-        split = Split(sums, stages, mesh, ("pp", "dp", "tp"), m, kind, virtual, "full", counts)
+        split = split_of(sums, stages, m, kind, virtual, counts, pp=pp, tp=2)
         least, cost = bound(priced, split), price(priced, split)
         assert 0 < least <= cost.step_seconds
         even += least > 0.999 * cost.step_seconds
@@ -67,8 +67,7 @@ def test_sends_that_do_not_hide_take_their_ranks_time(kind: str, virtual: int) -
     many, priced = 4, priced_graph("gpt", 1)
     units = priced.folded.graph.units
     sums, stages = (stage_sums(priced, units),) * 2 * virtual, (units,) * 2 * virtual
-    mesh = {"pp": 2, "dp": 1, "tp": 1}
-    split = Split(sums, stages, mesh, ("pp", "dp", "tp"), many, kind, virtual, "none", (0,) * len(sums))
+    split = split_of(sums, stages, many, kind, virtual, pp=2)
     short, long = (price(blocking(priced, seconds), split) for seconds in (0.0, 1e-2))
     sends = {"interleaved": 3, "zbv": 2}.get(kind, 1) * many
     assert long.communication_seconds - short.communication_seconds == pytest.approx(sends * 1e-2)
@@ -87,8 +86,7 @@ def test_the_bound_holds_for_any_seconds(kind: str, virtual: int, blocks: bool) 
     for pp, m in itertools.product((2, 3, 4), (2, 4, 12, 13)):
         for _ in range(20 if kind != "interleaved" or m % pp == 0 else 0):
             sums = tuple(drawn(plain, draw) for _ in range(pp * virtual))
-            mesh, stages = {"pp": pp, "dp": 1, "tp": 1}, (units,) * (pp * virtual)
-            split = Split(sums, stages, mesh, ("pp", "dp", "tp"), m, kind, virtual, "none", (0,) * len(sums))
+            split = split_of(sums, (units,) * (pp * virtual), m, kind, virtual, pp=pp)
             least, cost = bound(priced, split), price(priced, split)
             assert least <= cost.step_seconds
 
@@ -97,17 +95,16 @@ def drawn(plain: StageSums, draw: random.Random) -> StageSums:
     """A stage of other seconds, so long that no host counts."""
     backward = draw.uniform(1.0, 4.0)
     seconds = Seconds(draw.uniform(1.0, 2.0), backward)
-    return replace(plain, seconds=seconds, weight=draw.choice((0.0, 0.1, 0.5, 0.9)) * backward)
+    return replace(plain, seconds=seconds, weight_gradient_seconds=draw.choice((0.0, 0.1, 0.5, 0.9)) * backward)
 
 
 def test_even_stages_put_off_as_the_paper_says() -> None:
     """(pp - 1)(F + B - W) of bubble; 1f1b's is (pp - 1)(F + B + W), and both do the same work and hold the same."""
     priced, pp, m = priced_graph("gpt", 1), 4, 8
     sums, units = stage_sums(priced, priced.folded.graph.units), priced.folded.graph.units
-    sums = replace(sums, seconds=Seconds(1.0, 2.0), weight=0.9, output_bytes=0.0)
-    mesh = {"pp": pp, "dp": 1, "tp": 1}
+    sums = replace(sums, seconds=Seconds(1.0, 2.0), weight_gradient_seconds=0.9, output_bytes=0.0)
     costs = {
-        kind: price(priced, Split((sums,) * pp, (units,) * pp, mesh, ("pp", "dp", "tp"), m, kind, 1, "none", (0,) * pp))
+        kind: price(priced, split_of((sums,) * pp, (units,) * pp, m, kind, pp=pp))
         for kind in ("1f1b", "zero_bubble")
     }
     plain, split = costs["1f1b"], costs["zero_bubble"]
@@ -121,13 +118,13 @@ def test_even_stages_put_off_as_the_paper_says() -> None:
 def test_a_recomputed_block_puts_nothing_off() -> None:
     """Else what was rebuilt for B would have to be held for W."""
     priced = priced_graph("gpt", 1)
-    (units,) = Cuts(priced).into(1)
+    (units,) = StageCuts(priced).evenest(1)
     sums = stage_sums(priced, units)
-    kept = sums.kept["full"]
+    kept = sums.stash["full"]
     blocks = [u for u in units if u.is_block]
     weights = [0.0, *itertools.accumulate(priced.unit(u).weight for u in blocks)]
     assert [k.weight for k in kept] == pytest.approx(weights)
-    assert 0 < kept[-1].weight < sums.weight
+    assert 0 < kept[-1].weight < sums.weight_gradient_seconds
 
 
 @pytest.mark.parametrize("stages", [2, 3, 4])
@@ -143,7 +140,7 @@ def test_cuts_are_the_best_of_all(stages: int) -> None:
         sums = [sum(seconds[a:b]) for a, b in runs]
         return max(sums), sum(s * s for s in sums)
 
-    found = Cuts(priced).into(stages)
+    found = StageCuts(priced).evenest(stages)
     ends = tuple(itertools.accumulate(len(run) for run in found))[:-1]
     best = min(slowest(b) for b in itertools.combinations(range(1, len(units)), stages - 1))
     assert slowest(ends)[0] == pytest.approx(best[0])
@@ -161,22 +158,22 @@ def test_every_candidate_knows_its_bytes(name: str, plan_only: bool) -> None:
     peaks = sorted(t.peak_bytes for t in found(CLUSTER.device.memory_bytes))
     tight = found(peaks[len(peaks) // 2])
     assert any(sum(t.split.recomputed) for t in tight)
-    assert {"gpipe", "1f1b"} <= {t.split.schedule for t in tight}
+    assert {"gpipe", "1f1b"} <= {t.split.parallelism.schedule for t in tight}
     for tried in tight:
         assert tried.peak_bytes == price(tried.priced, tried.split).peak_bytes > 0
 
 
 def test_too_few_blocks_cannot_be_cut() -> None:
-    assert Cuts(priced_graph("gpt", 1)).into(9) == ()
+    assert StageCuts(priced_graph("gpt", 1)).evenest(9) == ()
 
 
 def test_zero_bubble_plans_are_to_look_at() -> None:
     plan = search(graph_of("gemma2"), CLUSTER, 16, {"schedule": "zbv", "pp": 2, "cp": 1, "zero": 0}, plan_only=True)
     assert plan.decisions.plan_only == ("schedule zbv",)
-    assert (plan.decisions.virtual, len(plan.decisions.stages)) == (2, 4)
-    assert {c.schedule for c in plan.candidates} == {"zbv"}
+    assert (plan.parallelism.virtual, len(plan.decisions.stages)) == (2, 4)
+    assert {c.parallelism.schedule for c in plan.candidates} == {"zbv"}
     executed = search(graph_of("gemma2"), CLUSTER, 16, {"pp": 2}, keep=999)
-    assert {c.schedule for c in executed.candidates} == {"gpipe", "1f1b", "interleaved"}
+    assert {c.parallelism.schedule for c in executed.candidates} == {"gpipe", "1f1b", "interleaved"}
 
 
 @pytest.mark.parametrize(("name", "plan_only"), [("gpt", False), ("t5", False), ("gemma2", True)])
@@ -188,7 +185,8 @@ def test_pruning_loses_nothing(name: str, plan_only: bool, monkeypatch: pytest.M
     monkeypatch.setattr(importlib.import_module("partitioner.searching.candidates"), "bound", lambda priced, split: 0.0)
     brute = search(graph_of(name), CLUSTER, 16, pins, plan_only=plan_only)
     assert brute.searched["beaten_by_bound"] == 0
-    assert not plan_only or any(SCHEDULES[c.schedule].puts_off for c in brute.candidates + brute.front)
+    kinds = {c.parallelism.schedule for c in brute.candidates + brute.front}
+    assert not plan_only or any(SCHEDULES[kind].defers_weights for kind in kinds)
     assert asdict(brute.cost) == asdict(pruned.cost)
     assert brute.decisions == pruned.decisions
     assert brute.candidates[:10] == pruned.candidates[:10]

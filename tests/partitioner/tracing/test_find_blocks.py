@@ -144,9 +144,8 @@ def _decided(plan: Plan) -> object:
     ops = [[(o.op, o.shape, o.operands, o.result) for o in b.ops] for b in plan.blocks]
     units = [(len(b.units), b.is_block, b.ports, b.saved_bytes) for b in plan.blocks]
     decisions = plan.decisions
-    chosen = decisions.mesh, decisions.micro_batch, decisions.schedule, decisions.recompute
     stages = [len(stage) for stage in decisions.stages]
-    return ops, units, chosen, stages, sorted(map(str, plan.parameters.values())), plan.cost
+    return ops, units, plan.parallelism, stages, sorted(map(str, plan.parameters.values())), plan.cost
 
 
 @pytest.mark.parametrize("name", ["gpt", "llama"])

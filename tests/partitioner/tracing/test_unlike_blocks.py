@@ -141,5 +141,5 @@ def test_many_unlike_blocks_are_joined() -> None:
 def test_stages_of_unlike_blocks_are_planned(pp: int) -> None:
     graph = trace(Windows(2, 2), images(4))
     plan = search(graph, Cluster.load("local-cpu", devices=4), 8, {"pp": pp})
-    assert plan.decisions.mesh["pp"] == pp
+    assert plan.parallelism.mesh["pp"] == pp
     assert sum(map(len, plan.decisions.stages)) == len(graph.units)

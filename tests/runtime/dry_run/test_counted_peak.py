@@ -29,7 +29,7 @@ def errors(
     found: dict[str, float] = {}
     for family in (f for f in families(graph, RANKS, BATCH) if not only or f.name in only):
         plan = search(graph, cluster, BATCH, family.pins)
-        program, pp = lower(graph, plan), plan.decisions.mesh["pp"]
+        program, pp = lower(graph, plan), plan.parallelism.mesh["pp"]
         for rank in alike(program):
             place = coordinates(program)[rank]["pp"]
             if f"{family.name}, {place}" not in found:

@@ -192,7 +192,8 @@ def test_the_page_holds_the_table(files: tuple[str, str, str], tab: Page, tmp_pa
 
 
 def test_a_stale_plan_is_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    edited = replace(plan(), decisions=replace(plan().decisions, micro_batch=2))
+    parallelism = replace(plan().parallelism, micro_batch=2)
+    edited = replace(plan(), decisions=replace(plan().decisions, parallelism=parallelism))
     edited.save(tmp_path / "edited.json")
     plan().save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "edited.json").edited == ["micro_batch"]

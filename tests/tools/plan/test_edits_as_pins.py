@@ -32,9 +32,9 @@ def _mesh(data: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "kept"),
     [
-        (lambda d: d["decisions"].update(micro_batch=2), lambda p: p.decisions.micro_batch == 2),
-        (lambda d: d["decisions"].update(schedule="gpipe"), lambda p: p.decisions.schedule == "gpipe"),
-        (lambda d: d["decisions"].update(recompute="full"), lambda p: p.decisions.recompute == "full"),
+        (lambda d: d["decisions"].update(micro_batch=2), lambda p: p.parallelism.micro_batch == 2),
+        (lambda d: d["decisions"].update(schedule="gpipe"), lambda p: p.parallelism.schedule == "gpipe"),
+        (lambda d: d["decisions"].update(recompute="full"), lambda p: p.parallelism.recompute == "full"),
         (lambda d: d["decisions"].update(seed=7), lambda p: p.decisions.seed == 7),
         (lambda d: d["asked"].update(global_batch=32), lambda p: p.global_batch == 32),
         (lambda d: d["decisions"]["parameters"].update({"blocks.*.mlp.0.weight": "W"}),
@@ -53,13 +53,13 @@ def test_an_edit_is_kept(change: Edit, kept: Callable[[Plan], bool], tmp_path: P
     again = Plan.load(made)
     assert kept(again)
     assert not again.stale
-    assert again.decisions.mesh == plan().decisions.mesh
+    assert again.parallelism.mesh == plan().parallelism.mesh
 
 
 def test_an_edited_mesh_gives_way_to_no_pin_of_its_own(tmp_path: Path) -> None:
     path, made = edited(tmp_path / "plan.json", _mesh), tmp_path / "again.json"
     assert main(["plan", "--edit", str(path), "-o", str(made)]) == 0
-    assert Plan.load(made).decisions.mesh == {"pp": 2, "dp": 4, "tp": 1}
+    assert Plan.load(made).parallelism.mesh == {"pp": 2, "dp": 4, "tp": 1}
 
 
 @pytest.mark.parametrize(

@@ -115,16 +115,16 @@ def test_the_trace_is_the_step(pins: dict[str, Any]) -> None:
         for a, b in zip(outer, outer[1:], strict=False):
             assert a["ts"] + a["dur"] == pytest.approx(b["ts"], abs=0.01)
         actions = [e for e in outer if e["cat"] in ("forward", "backward")]
-        stages = len(found.decisions.stages) // found.decisions.mesh["pp"]
-        assert len(actions) == 2 * stages * found.decisions.micro_batches
+        stages = len(found.decisions.stages) // found.parallelism.mesh["pp"]
+        assert len(actions) == 2 * stages * found.parallelism.micro_batches
         inner = [e for e in rows if e["cat"] in ("compute", "collective") and e["name"] != "gradient sync"]
         assert {e["cat"] for e in inner} == {"compute", "collective"}
         assert sum(e["dur"] for e in inner) == pytest.approx(sum(e["dur"] for e in actions), rel=1e-3)
     memory = [sum(e["args"].values()) for e in events if e["ph"] == "C"]
     assert max(memory) == pytest.approx(found.cost.peak_bytes, rel=1e-6)
     starts, ends = ([e for e in events if e["ph"] == ph] for ph in "sf")
-    crossings = len(found.decisions.stages) - 1 if found.decisions.mesh["pp"] > 1 else 0
-    sent = 2 * found.decisions.micro_batches * crossings * 4
+    crossings = len(found.decisions.stages) - 1 if found.parallelism.mesh["pp"] > 1 else 0
+    sent = 2 * found.parallelism.micro_batches * crossings * 4
     assert len(starts) == len(ends) == len([e for e in events if e.get("cat") == "send" and e["ph"] == "X"]) == sent
     late = {e["id"]: e["ts"] for e in ends}
     sends = [e for e in events if e.get("cat") == "send" and e["ph"] == "X"]

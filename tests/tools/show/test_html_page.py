@@ -63,7 +63,7 @@ def test_its_figures_are_the_plans(opened: Opened) -> None:
         ".filter((r) => ['forward', 'backward'].includes(r.name))"
         ".map((r) => r.data_source.data.rank.length).reduce((a, b) => a + b)"
     )
-    assert drawn == 2 * len(plan().decisions.stages) * plan().decisions.micro_batches
+    assert drawn == 2 * len(plan().decisions.stages) * plan().parallelism.micro_batches
     top = opened.tab.evaluate("Math.max(...Bokeh.documents[0].get_model_by_name('memory').data.transient)")
     assert top == pytest.approx(cost.peak_bytes / 1e6, rel=1e-3)
 
@@ -127,7 +127,7 @@ def test_candidates_are_filtered_and_sorted(opened: Opened) -> None:
     every = {repr(c): c for c in (*plan().candidates, *plan().front)}.values()
     assert opened.count(rows) == len(every) > 2
     assert opened.text(f"{rows}.chosen").split("\t")[-2] == seconds(plan().cost.step_seconds)
-    small = sum(c.micro_batch == 1 for c in every)
+    small = sum(c.parallelism.micro_batch == 1 for c in every)
     opened.tab.select_option('[data-column="micro-batch"]', "1")
     assert 0 < opened.count(rows) == small < len(every)
     opened.tab.select_option('[data-column="micro-batch"]', "")

@@ -1,0 +1,87 @@
+"""How a step is divided over ranks and over time; plans, candidates and prices hold one of these.
+
+    pp 2 x dp 2 x tp 2, 4 micro-batches of 2, 1f1b, recompute full, ZeRO 0
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from partitioner.schedule.tables import Table, rank_of, schedule, stages_of
+
+AXES = ("pp", "dp", "cp", "tp")  # of a mesh, as they usually lie, outermost first
+NO_RECOMPUTE, FULL_RECOMPUTE = "none", "full"  # of nothing, of whole blocks
+
+
+def mesh_of(pp: int = 1, dp: int = 1, cp: int = 1, tp: int = 1) -> dict[str, int]:
+    """Ranks along each axis; cp stands there where it divides."""
+    sizes = dict(zip(AXES, (pp, dp, cp, tp), strict=True))
+    return {axis: size for axis, size in sizes.items() if axis != "cp" or size > 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallelism:
+    """The degrees of a step's division.
+
+    ``mesh``: ranks along each axis. ``order``: its axes, outermost first. ``micro_batch``: samples of one, of which a
+    data rank takes ``micro_batches`` a step. ``schedule``: the pipeline's, with ``virtual`` stages a rank.
+    ``recompute``: what is computed again in backward ("none", "full", or "selective": attention's scores). ``zero``:
+    ZeRO's stage.
+    """
+
+    mesh: dict[str, int]
+    order: tuple[str, ...]
+    micro_batch: int
+    micro_batches: int
+    schedule: str
+    virtual: int
+    recompute: str
+    zero: int = 0
+
+    def degree(self, axis: str) -> int:
+        """Ranks along an axis, 1 where the mesh has none such."""
+        return self.mesh.get(axis, 1)
+
+    @property
+    def world(self) -> int:
+        """All ranks."""
+        return math.prod(self.mesh.values())
+
+    @property
+    def replicas(self) -> int:
+        """Ranks that hold the same parameters: dp and cp."""
+        return self.degree("dp") * self.degree("cp")
+
+    @property
+    def stage_count(self) -> int:
+        """Stages of the pipeline, those of one rank counted each."""
+        return self.mesh["pp"] * self.virtual
+
+    @property
+    def actions(self) -> Table:
+        """What every pipeline rank does in a step; raises InputError where the schedule has no such table."""
+        return schedule(self.schedule, self.mesh["pp"], self.virtual, self.micro_batches)
+
+    @property
+    def rank_stages(self) -> tuple[tuple[int, ...], ...]:
+        """The stages of each pipeline rank, rising."""
+        return stages_of(self.mesh["pp"], self.virtual, self.schedule)
+
+    def pipeline_rank(self, stage: int) -> int:
+        """The rank along pp on which a stage lies."""
+        return rank_of(stage, self.mesh["pp"], self.schedule)
+
+    def stride(self, axis: str) -> int:
+        """Ranks between neighbours on an axis; of one that the mesh does not have, 1."""
+        inner = self.order[self.order.index(axis) + 1 :] if axis in self.order else ()
+        return math.prod(self.degree(name) for name in inner)
+
+
+def mesh_error(mesh: dict[str, int], order: tuple[str, ...]) -> str:
+    """What is wrong with a mesh and its order, in words that follow their place's; "" where nothing is."""
+    known = sorted(mesh_of() | mesh)
+    needed = ", ".join(axis for axis in AXES if axis in mesh_of())
+    if known != sorted(mesh) or not set(known) <= set(AXES) or min(mesh.values()) < 1:
+        return f"mesh must give a positive size to each of {needed}"
+    return "" if sorted(order) == known else f"order must hold each of {', '.join(known)} once"
