@@ -3,8 +3,7 @@
     alike(program)     ranks that differ in dp, or in tp without a difference of shapes, run once
     rehearse(...)      runs them, holds each to what is predicted of it, and lets their tapes meet
 
-The same engine, worker, transport and gradient sync run as on real ranks. What a step would read out of a tensor (is
-the loss finite, is any target counted) is taken to be good; no value is looked at otherwise.
+The same engine, worker, transport and gradient sync run as on real ranks.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +25,8 @@ from partitioner.sharding.layout import local_shape
 from partitioner.user_code.batches import flat
 from runtime.dry_run.match_tapes import meet
 from runtime.dry_run.recording_group import Tape, world_of
-from runtime.dry_run.replay_worker import Replaying
+from runtime.dry_run.replay_worker import ReplayWorker
+from runtime.dry_run.valueless_engine import ValuelessEngine
 from runtime.mesh.groups import Groups
 from runtime.state.optimizer import factory
 from runtime.state.parameters import materialize
@@ -37,10 +38,6 @@ META = torch.device("meta")
 Batch = Mapping[str, Any]
 Bytes = Mapping[str, int]
 PROBLEMS = 4  # of one rank that are kept
-
-
-class _Engine(Engine):
-    runs = Replaying
 
 
 @dataclass
@@ -158,9 +155,8 @@ def _step(
     with world_of(row.rank, math.prod(program.mesh.values())) as tape:
         row.tape = tape
         try:
-            engine = _engine(program, backend)
-            tape.log, tape.now = engine.groups.log, lambda: engine.worker.now
-            engine.worker.listen(tape, every)
+            engine = _engine(program, backend, tape, every)
+            tape.now = lambda: engine.worker.now
             row.parameters = {n: p.numel() * p.element_size() for n, p in engine.parameters.items()}
             prepare(engine)
             engine.step(_samples(program, batch))
@@ -173,11 +169,13 @@ def _step(
     row.seconds = time.perf_counter() - began
 
 
-def _engine(program: Program, backend: str) -> _Engine:
+def _engine(program: Program, backend: str, tape: Tape, every: bool) -> Engine:
     groups = Groups(program, META, backend)
-    groups.log.keep = True
+    groups.log.keep, tape.log = True, groups.log
     parameters = materialize(program, groups.coordinates, _without_storage, META)
-    return _Engine(program, groups, parameters, factory(torch.optim.AdamW, lr=1e-3), clip=1.0)
+    worker = partial(ReplayWorker, tape=tape, every=every)
+    optimizer = factory(torch.optim.AdamW, lr=1e-3)
+    return ValuelessEngine(program, groups, parameters, optimizer, clip=1.0, worker=worker)
 
 
 def _without_storage(parameter: Parameter, part: Part) -> torch.Tensor:

@@ -7,7 +7,7 @@ Tensors may lie on meta. A world of such groups has any size, and one rank.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +23,7 @@ from partitioner.schedule.tables import Action
 from runtime.mesh.communication_log import Log
 
 NAME = "tape"
+Message = tuple[Action, str]  # its reader, and the value's name
 
 
 class Op(NamedTuple):
@@ -46,7 +47,7 @@ class Op(NamedTuple):
     reduction: str
     phase: str
     action: Action | None
-    message: tuple[Action, str] | None
+    message: Message | None
 
 
 class Passage(NamedTuple):
@@ -61,12 +62,14 @@ class Tape:
     """What one rank asked for: ``entries`` in order, i where ``ops[i]`` was started and ~i where it was waited for.
 
     ``buffers``: whether what is sent leaves at once, as it does where the receiver waits already. ``log`` is the rank's
-    own: each op but a receive must stand there, with its payload. ``now`` tells what it runs.
+    own: each op but a receive must stand there, with its payload. ``now`` tells what it runs, ``messages`` what is
+    sent or received next.
     """
 
     log: Log = field(default_factory=Log)
     buffers: bool = False
     now: Callable[[], Action | None] = lambda: None
+    messages: deque[Message] = field(default_factory=deque)
     ops: list[Op] = field(default_factory=list)
     entries: list[int] = field(default_factory=list)
     made: Counter[tuple[int, ...]] = field(default_factory=Counter)
@@ -94,7 +97,6 @@ class Tape:
             raise ValueError(f"{kind} of {size} bytes is sent, its log holds {rows[self.logged :] or 'nothing'}")
         self.logged += 1
         return rows[-1]
-
 
     def since(self, entry: int) -> Passage:
         """The collectives started behind that entry, gradient sync left out."""
@@ -179,7 +181,8 @@ class TapeGroup(dist.ProcessGroup):
         return self._pass("recv", x, peer, tag)
 
     def _pass(self, kind: str, x: torch.Tensor, peer: int, tag: int) -> _Recorded:
-        more = {"peer": self.ranks[peer], "tag": tag, "message": self.tape.log.message}
+        message = self.tape.messages.popleft() if self.tape.messages else None
+        more = {"peer": self.ranks[peer], "tag": tag, "message": message}
         return self.tape.start(self, kind, _dense(x), _bytes(x), **more)
 
     def _fits(self, whole: torch.Tensor, part: torch.Tensor, kind: str) -> None:

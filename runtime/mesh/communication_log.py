@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import torch
 
 from partitioner.lowering.traffic import Sending
-from partitioner.schedule.tables import Action
 from runtime.mesh.step_clock import Clock
 
 
@@ -20,7 +19,6 @@ class Log:
     keep: bool = False
     phase: str = "control"
     rows: list[Sending] = field(default_factory=list)
-    message: tuple[Action, str] | None = None  # what is sent or expected now: the value's name and its reader
     clock: Clock | None = None
 
     def add(self, axis: str, kind: str, tensor: torch.Tensor, phase: str | None = None) -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from partitioner.ops.collective_kinds import ALL_REDUCE
 from partitioner.ops.collectives import unflat
-from partitioner.ops.own_ops import dropout_mask, has_values
+from partitioner.ops.own_ops import dropout_mask
 from partitioner.sharding.cut_tensors import take
 from partitioner.sharding.layout import Shard
 from runtime.mesh.collectives import Axis
@@ -105,20 +105,30 @@ def embedding(
 
 def dropout(axis: Axis, p: float, site: int, dim: int, segments: list[int]) -> Callable[..., torch.Tensor]:
     """``dropout`` of this rank's part: the same part of the mask that the whole tensor would get."""
-    shard = Shard(dim - 1, unflat(segments))
 
     def run(x: torch.Tensor, sample_keys: torch.Tensor) -> torch.Tensor:
-        shape = list(x.shape[1:])
-        shape[shard.dim] = shard.size
-        if not has_values(x):
-            return x * torch.empty_like(x)
-        masks = [
-            take(dropout_mask(tuple(shape), p, key, site, x.device), shard, axis.rank, axis.ranks)
-            for key in sample_keys.tolist()
-        ]
-        return x * torch.stack(masks).to(x.dtype).div_(1 - p)
+        mask = masks(sample_keys, list(x.shape), p, site, dim, segments, axis.rank, axis.ranks)
+        return x * mask.to(x.dtype).div_(1 - p)
 
     return run
+
+
+@torch.library.custom_op("runtime::dropout_masks", mutates_args=())
+def masks(
+    sample_keys: torch.Tensor, part: list[int], p: float, site: int, dim: int, segments: list[int], rank: int,
+    ranks: int,
+) -> torch.Tensor:  # fmt: skip
+    """What dropout keeps (bool, ``part``) of a rank's part: each sample's mask of the whole, divided along ``dim``."""
+    shard = Shard(dim - 1, unflat(segments))
+    whole = [*part[1:]]
+    whole[shard.dim] = shard.size
+    drawn = (dropout_mask(tuple(whole), p, key, site, sample_keys.device) for key in sample_keys.tolist())
+    return torch.stack([take(mask, shard, rank, ranks) for mask in drawn])
+
+
+@masks.register_fake
+def _(sample_keys: torch.Tensor, part: list[int], *_: object) -> torch.Tensor:
+    return sample_keys.new_empty(part, dtype=torch.bool)
 
 
 def _range(axis: Axis, segments: list[int]) -> tuple[int, int]:

@@ -11,7 +11,6 @@ import torch.distributed as dist
 from torch import fx
 
 from partitioner.graph.dependence import module_path
-from partitioner.ops.own_ops import has_values
 from runtime.train.worker import BoundCall, Named, Worker
 
 
@@ -40,11 +39,6 @@ class _Checking(fx.Interpreter):
             self.first = self._count
             self.words = f"argument {n.target}" if n.op == "placeholder" else f"{n.name} ({_module(n)})"
         return result
-
-
-def number(x: torch.Tensor) -> float:
-    """``float(x)``; 1, a good number, where ranks run on meta or fake tensors, which have shapes and no values."""
-    return float(x) if has_values(x) else 1.0
 
 
 def first_culprit(worker: Worker, batches: list[Named], loss: float) -> str:

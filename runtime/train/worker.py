@@ -160,16 +160,13 @@ class Worker:
         for call in self.stages[action.stage].calls:
             call(values)
         outputs = [values[v.name] for v in stage.sends]
-        self.send(action, [t.detach().contiguous() for t in outputs]) if outputs else None
+        if outputs:
+            self.transport.send(action, [t.detach().contiguous() for t in outputs])
         carried = [t for v, t in zip(stage.sends, outputs, strict=True) if v.differentiable]
         given = [t for v, t in zip(stage.receives, inputs, strict=True) if v.differentiable]
         loss = values[stage.loss] if stage.loss else None
         self._kept[action.stage, action.micro_batch] = Kept(given, carried, loss)
         return loss
-
-    def send(self, action: Action, tensors: list[torch.Tensor]) -> None:
-        """Hand on what an action made."""
-        self.transport.send(action, tensors)
 
     def values(self, stage: int, batch: Named, inputs: list[torch.Tensor]) -> Named:
         """What the calls of a stage read, before the first."""
@@ -194,7 +191,7 @@ class Worker:
             torch.autograd.backward(tensors, grads)
         if kept.inputs:
             grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in kept.inputs]
-            self.send(action, [g.contiguous() for g in grads])
+            self.transport.send(action, [g.contiguous() for g in grads])
 
 
 _ACTS: dict[str, Callable[[Worker, Action, Named], torch.Tensor | None]] = {
