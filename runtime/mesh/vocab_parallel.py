@@ -63,7 +63,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _reduce(axis: Axis, x: torch.Tensor, op: dist.ReduceOp.RedOpType) -> None:
-    axis.log.add(axis.name, ALL_REDUCE, x, axis.log.forward)
+    axis.log.add(axis.name, ALL_REDUCE, x, axis.phase)
     dist.all_reduce(x, op, axis.group)
 
 

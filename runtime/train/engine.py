@@ -73,7 +73,7 @@ class Engine:
         self._norm = GradientNorm(program, groups, self.parameters)
         calls = [c for stage in program.stages for c in (*stage.calls, stage.prelude) if c]
         self._reads = {name for call in (*calls, *program.counts) for name in call.arguments}
-        self._counts = {c.name: self.worker.bind(c.module).forward for c in program.counts}
+        self._counts = {c.name: self.worker.bind(c.module, "control").forward for c in program.counts}
         self._hook()
 
     def _hook(self) -> None:

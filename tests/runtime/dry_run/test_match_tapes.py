@@ -89,7 +89,7 @@ def test_a_tape_refuses_what_a_backend_would() -> None:
         x = torch.empty(4, 3, device="meta")
         with pytest.raises(ValueError, match="its log holds nothing"):
             dist.all_reduce(x)
-        found.log.add("tp", "all_reduce", x.t())
+        found.log.add("tp", "all_reduce", x.t(), "forward")
         with pytest.raises(ValueError, match="is not contiguous"):
             dist.all_reduce(x.t())
         for name in ("all_gather_single", "reduce_scatter_single"):
