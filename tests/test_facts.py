@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from partitioner.graph.step_inputs import BATCH_SHARE, SAMPLE_COUNT, SAMPLE_KEYS, STEP_KEY
 from partitioner.ops.collective_kinds import KINDS
 from partitioner.ops.collectives import OPS
 from partitioner.schedule.tables import SCHEDULES
@@ -26,6 +27,7 @@ TABLES = {  # names, and where they may stand
         (set(KINDS) | set(OPS)) - WORDS, {"partitioner/ops/collective_kinds.py", "partitioner/ops/collectives.py"},
     ),
     "op of a collective": ({op.target for op in OPS.values()}, {"partitioner/ops/collectives.py"}),
+    "step input": ({SAMPLE_KEYS, STEP_KEY, SAMPLE_COUNT, BATCH_SHARE}, {"partitioner/graph/step_inputs.py"}),
 }  # fmt: skip
 
 
@@ -71,6 +73,7 @@ def test_no_name_stands_outside_its_table(what: str) -> None:
         ('found = {f"pp gpipe": 1}', ["gpipe"]),
         ('axis.log.add("tp", "all_reduce", x)', ["all_reduce"]),
         ('if str(node.target) == "partitioner.shard.default": pass', ["partitioner.shard.default"]),
+        ('given["sample_keys"] = keys', ["sample_keys"]),
         ('def f():\n    """all_reduce."""', []),
         ('run = getattr(dist, "all_gather_single", None) or dist.all_reduce', []),
         ('help = "a schedule, as in --pin schedule=1f1b"', []),

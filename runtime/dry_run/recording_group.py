@@ -5,6 +5,9 @@
 Tensors may lie on meta. A world of such groups has any size, and one rank.
 """
 
+# torch's stubs list overloads for tensors and lists of them: a group is asked with lists.
+# pyright: reportIncompatibleMethodOverride=false
+
 from __future__ import annotations
 
 from collections import Counter, deque
@@ -15,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from partitioner.errors import InputError
 from partitioner.lowering.traffic import Sending
@@ -75,14 +79,16 @@ class Tape:
     made: Counter[tuple[int, ...]] = field(default_factory=Counter)
     logged: int = 0
 
-    def start(self, group: TapeGroup, kind: str, x: torch.Tensor, size: int, **more: Any) -> _Recorded:
+    def start(
+        self, group: TapeGroup, kind: str, x: torch.Tensor, size: int, *, peer: int = -1, tag: int = 0,
+        reduction: str = "", message: Message | None = None,
+    ) -> _Recorded:  # fmt: skip
         """Note an op whose payload has ``size`` bytes."""
         axis, logged, phase, _ = self._row(kind, size)
-        given = {"peer": -1, "tag": 0, "reduction": "", "message": None, **more}
-        shape = tuple(x.shape)
         op = Op(
-            kind, logged, axis, group.ranks, group.number, shape=shape, dtype=x.dtype, bytes=size, phase=phase,
-            action=self.now(), **given,
+            kind=kind, logged=logged, axis=axis, ranks=group.ranks, number=group.number, peer=peer, tag=tag,
+            shape=tuple(x.shape), dtype=x.dtype, bytes=size, reduction=reduction, phase=phase, action=self.now(),
+            message=message,
         )  # fmt: skip
         self.ops.append(op)
         self.entries.append(len(self.ops) - 1)
@@ -135,7 +141,7 @@ class TapeGroup(dist.ProcessGroup):
     """``ranks`` are global; all groups of a process write on the tape of the first."""
 
     def __init__(self, rank: int, ranks: tuple[int, ...]) -> None:
-        super().__init__(rank, len(ranks))
+        super().__init__(rank, len(ranks))  # pyright: ignore[reportCallIssue]
         self.ranks = ranks
         world = dist.group.WORLD if dist.is_initialized() else None
         self.tape: Tape = world.tape if isinstance(world, TapeGroup) else Tape()
@@ -182,16 +188,19 @@ class TapeGroup(dist.ProcessGroup):
 
     def _pass(self, kind: str, x: torch.Tensor, peer: int, tag: int) -> _Recorded:
         message = self.tape.messages.popleft() if self.tape.messages else None
-        more = {"peer": self.ranks[peer], "tag": tag, "message": message}
-        return self.tape.start(self, kind, _dense(x), _bytes(x), **more)
+        return self.tape.start(self, kind, _dense(x), _bytes(x), peer=self.ranks[peer], tag=tag, message=message)
 
     def _fits(self, whole: torch.Tensor, part: torch.Tensor, kind: str) -> None:
         if whole.numel() != part.numel() * len(self.ranks) or whole.dtype != part.dtype:
             raise ValueError(f"{kind} between {_words(part)} and {_words(whole)} on {len(self.ranks)} ranks")
 
-    # torch 2.13 renamed these
-    _allgather_base, _reduce_scatter_base, alltoall_base = all_gather_single, reduce_scatter_single, all_to_all_single
 
+for _old, _method in {  # torch 2.13 renamed these
+    "_allgather_base": TapeGroup.all_gather_single,
+    "_reduce_scatter_base": TapeGroup.reduce_scatter_single,
+    "alltoall_base": TapeGroup.all_to_all_single,
+}.items():
+    setattr(TapeGroup, _old, _method)
 
 def _dense(x: torch.Tensor) -> torch.Tensor:
     if not x.is_contiguous():
@@ -222,7 +231,7 @@ def world_of(rank: int, ranks: int) -> Generator[Tape]:
     if ranks == 1:
         yield Tape()
         return
-    dist.init_process_group(NAME, rank=rank, world_size=ranks, store=dist.HashStore())
+    dist.init_process_group(NAME, rank=rank, world_size=ranks, store=HashStore())
     try:
         world = dist.group.WORLD
         assert isinstance(world, TapeGroup)

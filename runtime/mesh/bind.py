@@ -73,7 +73,7 @@ def _bind(node: fx.Node, groups: Groups, phase: Phase) -> None:
     node.target, node.args = function, tuple(node.args[n] for n in operands)
 
 
-def _fused(groups: Groups) -> Bound:
+def _fused(groups: Groups) -> Callable[..., tuple[torch.Tensor, ...]]:
     def fused_linear(*arguments: Any) -> tuple[torch.Tensor, ...]:
         return fused.eager(*arguments, log=groups.kernels)
 
@@ -89,7 +89,7 @@ def _makes(node: fx.Node) -> bool:
 def _is_divided(dropout: fx.Node) -> bool:
     """Divided along the batch, the keys are divided too, and the op is what it is on one rank."""
     axis, dim, *_ = (*dropout.args[4:], "", 0)[:2] if len(dropout.args) < 6 else dropout.args[4:]
-    return bool(axis) and dim != 0
+    return bool(axis) and bool(dim != 0)
 
 
 def _is_owned(operand: Any) -> bool:

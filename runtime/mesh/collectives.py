@@ -24,9 +24,10 @@ from partitioner.sharding.layout import Shard
 from runtime.mesh.communication_log import Log, Phase
 from runtime.mesh.groups import Groups
 
+Start = Callable[..., dist.Work | None]
 # torch 2.13 renamed these two and warns of the old names.
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_all_gather: Start = vars(dist).get("all_gather_single") or vars(dist)["all_gather_into_tensor"]
+_reduce_scatter: Start = vars(dist).get("reduce_scatter_single") or vars(dist)["reduce_scatter_tensor"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Axis:
 
         def finish() -> torch.Tensor:
             with self._timed():
-                work.wait()
+                wait(work)
             return x
 
         return finish
@@ -87,12 +88,12 @@ class Axis:
         packed = split(x, shard, self.ranks)
         self.log.add(self.name, REDUCE_SCATTER, packed, phase)
         received = torch.empty_like(packed[0] if self.scatters else packed)
-        run = _reduce_scatter if self.scatters else dist.all_to_all_single
+        run: Start = _reduce_scatter if self.scatters else dist.all_to_all_single
         work = run(flat(received), flat(packed), group=self.group, async_op=True)
 
         def finish() -> torch.Tensor:
             with self._timed():
-                work.wait()
+                wait(work)
             if self.scatters:
                 return received
             return received[0].add_(received[1]) if self.ranks == 2 else received.sum(0)
@@ -107,6 +108,12 @@ class Axis:
         with self._timed():
             dist.all_to_all_single(flat(received), flat(packed), group=self.group)
         return join(received, source)
+
+
+def wait(work: dist.Work | None) -> None:
+    """Until what was started is over; None where there was nothing to start."""
+    if work is not None:
+        work.wait()
 
 
 def flat(x: torch.Tensor) -> torch.Tensor:
@@ -153,7 +160,8 @@ class _AllReduce(torch.autograd.Function):
         return axis.sum(x, axis.phase, owned and x.is_contiguous())
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        (grad,) = grads
         return (ctx.axis.sum(grad, "backward") if ctx.sums else grad), None, None, None
 
 
@@ -164,7 +172,8 @@ class _Copy(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (grad,) = grads
         return ctx.axis.sum(grad, "backward"), None
 
 
@@ -175,7 +184,8 @@ class _AllGather(torch.autograd.Function):
         return axis.gather(x, shard, axis.phase)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        (grad,) = grads
         axis, shard = ctx.axis, ctx.shard
         part = axis.scatter(grad, shard, "backward") if ctx.sums else take(grad, shard, axis.rank, axis.ranks)
         return part, None, None, None
@@ -188,7 +198,8 @@ class _ReduceScatter(torch.autograd.Function):
         return axis.scatter(x, shard, axis.phase)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (grad,) = grads
         return ctx.axis.gather(grad, ctx.shard, "backward"), None, None
 
 
@@ -199,7 +210,8 @@ class _Shard(torch.autograd.Function):
         return _part(x, axis, shard)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (grad,) = grads
         return ctx.axis.gather(grad, ctx.shard, "backward"), None, None
 
 
@@ -210,7 +222,8 @@ class _AllToAll(torch.autograd.Function):
         return axis.exchange(x, source, target, axis.phase)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        (grad,) = grads
         return ctx.axis.exchange(grad, ctx.target, ctx.source, "backward"), None, None, None
 
 
@@ -265,7 +278,8 @@ class _OnFirst(torch.autograd.Function):
         return x.view_as(x) if is_first else torch.zeros_like(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (grad,) = grads
         return grad if ctx.keeps else torch.zeros_like(grad), None, None
 
 

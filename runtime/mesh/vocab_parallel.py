@@ -34,7 +34,7 @@ class _CrossEntropy(torch.autograd.Function):
     ) -> torch.Tensor:  # fmt: skip
         start, end, classes = bounds
         counted = target != ignored
-        torch._assert_async(((target >= 0) & (target < classes) | ~counted).all(), "a target is not a class")
+        aten._assert_async.msg(((target >= 0) & (target < classes) | ~counted).all(), "a target is not a class")
         inside = (target >= start) & (target < end)
         local = torch.where(inside, target - start, 0).unsqueeze(1)
         largest = logits.amax(1)
@@ -52,7 +52,8 @@ class _CrossEntropy(torch.autograd.Function):
         return loss.masked_fill_(~counted, 0.0)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (grad,) = grads
         exponentials, total, counted, inside, local = ctx.saved_tensors
         scale = counted * grad
         result = exponentials.mul_((scale / total).unsqueeze(1))
@@ -80,7 +81,7 @@ class _Embedding(torch.autograd.Function):
     def forward(
         ctx: Any, weight: torch.Tensor, index: torch.Tensor, start: int, rows: int, padding: int
     ) -> torch.Tensor:
-        torch._assert_async(((index >= 0) & (index < rows)).all(), "an index is not in the vocabulary")
+        aten._assert_async.msg(((index >= 0) & (index < rows)).all(), "an index is not in the vocabulary")
         local = index - start
         outside = (local < 0) | (local >= weight.shape[0])
         ctx.rows = weight.shape[0]
@@ -89,7 +90,8 @@ class _Embedding(torch.autograd.Function):
         return F.embedding(local.masked_fill_(outside, 0), weight).masked_fill_(outside.unsqueeze(-1), 0.0)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
+        (grad,) = grads
         (local,) = ctx.saved_tensors
         return aten.embedding_dense_backward(grad.contiguous(), local, ctx.rows, -1, False), None, None, None, None
 
