@@ -1,7 +1,7 @@
 """A step of every rank of a Program, one after the other in this process, on meta tensors and process groups of tape.
 
     alike(program)     ranks that differ in dp, or in tp without a difference of shapes, run once
-    rehearse(...)      runs them, holds each to what is predicted of it, and lets their tapes meet
+    run_ranks(...)      runs them, holds each to what is predicted of it, and lets their tapes meet
 
 The same engine, worker, transport and gradient sync run as on real ranks.
 """
@@ -23,14 +23,14 @@ from partitioner.lowering.program import Call, Coordinates, Parameter, Program, 
 from partitioner.lowering.traffic import tally, traffic
 from partitioner.sharding.layout import local_shape
 from partitioner.user_code.batches import flat
-from runtime.dry_run.match_tapes import meet
+from runtime.dry_run.match_tapes import unmatched
 from runtime.dry_run.recording_group import Tape, world_of
 from runtime.dry_run.replay_worker import ReplayWorker
 from runtime.dry_run.valueless_engine import ValuelessEngine
 from runtime.mesh.groups import Groups
 from runtime.state.optimizer import factory
 from runtime.state.parameters import materialize
-from runtime.state.shard_pieces import Part, held
+from runtime.state.shard_pieces import Part, rank_parameters
 from runtime.train.engine import Engine
 from runtime.train.worker import BoundCall
 
@@ -45,7 +45,7 @@ class Rank:
     """One rank's step: what it did, and ``problems``, none when it did what was predicted.
 
     ``stands_for``: all ranks that are like it. ``ops``: of forwards, recomputed ones too. ``parameters``: local bytes.
-    ``finished``: whether its step came to an end; ``met``: whether its tape was walked with the others'.
+    ``finished``: whether its step came to an end; ``matched``: whether its tape was walked with the others'.
     """
 
     rank: int
@@ -57,7 +57,7 @@ class Rank:
     tape: Tape = field(default_factory=Tape)
     problems: list[str] = field(default_factory=list)
     finished: bool = False
-    met: bool = False
+    matched: bool = False
 
     @property
     def parameter_bytes(self) -> int:
@@ -82,7 +82,7 @@ class Rank:
         return sum(op.kind in kinds if kinds else op.peer < 0 for op in self.tape.ops)
 
 
-def alike(program: Program, fold: bool = True) -> dict[int, tuple[int, ...]]:
+def alike(program: Program, merge: bool = True) -> dict[int, tuple[int, ...]]:
     """By the first of them: ranks that do the same with tensors of the same shapes.
 
     dp ranks differ in samples only. tp ranks are told apart by the local shapes of all parameters, everywhere alike,
@@ -91,10 +91,10 @@ def alike(program: Program, fold: bool = True) -> dict[int, tuple[int, ...]]:
     rows: dict[object, list[int]] = {}
     places = coordinates(program)
     kinds: dict[int, object] = {place["tp"]: place["tp"] for place in places}
-    if fold and len(program.axes) == 1:
+    if merge and len(program.axes) == 1:
         kinds = {tp: (tp == 0, _shapes(program, {program.axes[0][0]: tp})) for tp in kinds}
     for rank, place in enumerate(places):
-        rows.setdefault((place["pp"], kinds[place["tp"]], place["dp"] if not fold else 0), []).append(rank)
+        rows.setdefault((place["pp"], kinds[place["tp"]], place["dp"] if not merge else 0), []).append(rank)
     return {ranks[0]: tuple(ranks) for ranks in rows.values()}
 
 
@@ -109,12 +109,12 @@ def _local(program: Program, parameter: Parameter, place: Coordinates) -> tuple[
     return shape
 
 
-def rehearse(
+def run_ranks(
     program: Program,
     batch: Batch,
     predicted: Callable[[Coordinates], Bytes] | None = None,
     backend: str = "nccl",
-    fold: bool = True,
+    merge: bool = True,
     every: bool = False,
     prepare: Callable[[Engine], object] = lambda engine: None,
     say: Callable[[str], object] = lambda words: None,
@@ -122,12 +122,12 @@ def rehearse(
     """Every distinct rank's step, with what is wrong in it.
 
     ``batch`` is an example: only shapes and dtypes count. ``predicted`` gives local bytes by parameter at a place, by
-    default what the Program says. ``backend`` is the one whose ways the ranks follow. ``fold`` runs ranks that are
+    default what the Program says. ``backend`` is the one whose ways the ranks follow. ``merge`` runs ranks that are
     alike once, ``every`` micro-batch is executed or only the first and the last. ``prepare`` sees each engine before
     its step.
     """
     places = coordinates(program)
-    rows = [Rank(rank, places[rank], ranks) for rank, ranks in alike(program, fold).items()]
+    rows = [Rank(rank, places[rank], ranks) for rank, ranks in alike(program, merge).items()]
     for n, row in enumerate(rows):
         say(f"rank {row.rank} of {len(places)}, {n} of {len(rows)} done")
         _step(program, row, batch, backend, every, prepare)
@@ -142,10 +142,10 @@ def rehearse(
 def _meet(rows: list[Rank]) -> None:
     stand_in = {rank: row.rank for row in rows for rank in row.stands_for}
     by_rank = {row.rank: row for row in rows}
-    for problem in meet({row.rank: row.tape for row in rows}, stand_in):
+    for problem in unmatched({row.rank: row.tape for row in rows}, stand_in):
         by_rank[problem.rank].problems.append(problem.words)
     for row in rows:
-        row.met = True
+        row.matched = True
 
 
 def _step(
@@ -195,7 +195,7 @@ def _ops(engine: Engine) -> int:
     for index, stage in engine.worker.stages.items():
         calls = [c for c in (stage.prelude, *stage.calls) if c]
         counts[index] = sum(_nodes(c.module) * (2 if c.call.recompute else 1) for c in calls)
-    return sum(counts[a.stage] for a in engine.worker.row if a.kind == "F")
+    return sum(counts[a.stage] for a in engine.worker.actions if a.kind == "F")
 
 
 def _nodes(module: torch.fx.GraphModule) -> int:
@@ -221,7 +221,7 @@ def _amount(size: int | None) -> str:
 
 
 def _bytes(program: Program, place: Coordinates) -> dict[str, int]:
-    own = held(program, place["pp"])
+    own = rank_parameters(program, place["pp"])
     return {p.name: math.prod(_local(program, p, place)) * p.dtype.itemsize for p in own}
 
 

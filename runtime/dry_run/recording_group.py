@@ -104,7 +104,7 @@ class Tape:
         self.logged += 1
         return rows[-1]
 
-    def since(self, entry: int) -> Passage:
+    def collectives_since(self, entry: int) -> Passage:
         """The collectives started behind that entry, gradient sync left out."""
         passed = self.entries[entry:]
         chosen = [e for e in passed if e >= 0 and self.ops[e].peer < 0 and self.ops[e].phase != "sync"]
@@ -112,7 +112,7 @@ class Tape:
         entries = [new[e] if e >= 0 else ~new[~e] for e in passed if max(e, ~e) in new]
         return Passage(tuple(self.ops[e]._replace(action=None) for e in chosen), tuple(entries))
 
-    def play(self, passage: Passage) -> None:
+    def replay(self, passage: Passage) -> None:
         """The passage once more, now."""
         first, action = len(self.ops), self.now()
         self.ops += [op._replace(action=action) for op in passage.ops]

@@ -19,7 +19,7 @@ from partitioner.schedule.tables import Action
 from runtime.dry_run.recording_group import Passage, Tape
 from runtime.dry_run.recording_transport import RecordingTransport
 from runtime.mesh.groups import Groups
-from runtime.train.worker import Kept, Named, Worker
+from runtime.train.worker import Named, Stash, Worker
 
 
 @dataclass(frozen=True)
@@ -44,40 +44,41 @@ class ReplayWorker(Worker):
         self._executed = set(range(program.micro_batches)) if every else {0, *last}
 
     def forward(self, action: Action, batch: Named) -> torch.Tensor | None:
-        """Executed or played."""
+        """Executed or replayed."""
         if action.micro_batch in self._executed:
             start = self._begin()
             loss = super().forward(action, batch)
             self._learn(action, start, loss)
         else:
-            loss = self._play(action)
-            self._kept[action.stage, action.micro_batch] = Kept([], [], loss)
+            loss = self._replay(action)
+            self._stash[action.stage, action.micro_batch] = Stash([], [], loss)
         return loss
 
     def backward(self, action: Action, batch: Named) -> None:
-        """Executed or played."""
+        """Executed or replayed."""
         if action.micro_batch in self._executed:
             start = self._begin()
             super().backward(action, batch)
             self._learn(action, start, None)
         else:
-            self._kept.pop((action.stage, action.micro_batch))
-            self._play(action)
+            self._stash.pop((action.stage, action.micro_batch))
+            self._replay(action)
 
     def _begin(self) -> int:
         self._recorded.sent = None
         return len(self._tape.entries)
 
     def _learn(self, action: Action, start: int, loss: torch.Tensor | None) -> None:
-        found = _Learned(self._tape.since(start), self._recorded.sent, None if loss is None else loss.detach())
+        passage, sent = self._tape.collectives_since(start), self._recorded.sent
+        found = _Learned(passage, sent, None if loss is None else loss.detach())
         known = self._known.setdefault((action.stage, action.kind), found)
         if known.passage != found.passage or _shapes(known.sent) != _shapes(found.sent):
             raise ValueError(f"{action} communicates otherwise than the same action of an earlier micro-batch")
 
-    def _play(self, action: Action) -> torch.Tensor | None:
+    def _replay(self, action: Action) -> torch.Tensor | None:
         known = self._known[action.stage, action.kind]
         self.transport.receive(action)
-        self._tape.play(known.passage)
+        self._tape.replay(known.passage)
         if known.sent is not None:
             self.transport.send(action, [torch.empty_like(t) for t in known.sent])
         return known.loss

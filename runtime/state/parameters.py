@@ -27,7 +27,7 @@ from partitioner.sharding.cut_tensors import assemble
 from partitioner.sharding.layout import Shard
 from partitioner.user_code.compiled import unwrapped, written_parameters
 from runtime.state.safetensors_files import from_safetensors
-from runtime.state.shard_pieces import Part, cut, held, part, part_of, places
+from runtime.state.shard_pieces import Part, cut, part, part_of, places, rank_parameters
 
 Source = Callable[[Parameter, Part], torch.Tensor]
 Initialize = Callable[[str, tuple[int, ...]], torch.Tensor]
@@ -65,7 +65,7 @@ def materialize(
     """
     read = _source(program, source)
     found: dict[str, nn.Parameter] = {}
-    for parameter in held(program, coordinates["pp"]):
+    for parameter in rank_parameters(program, coordinates["pp"]):
         local = read(parameter, part_of(program, parameter, coordinates))
         local = local.to(device=device, dtype=dtype or parameter.dtype)
         found[parameter.name] = nn.Parameter(local.contiguous(), parameter.requires_grad)

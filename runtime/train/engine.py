@@ -29,7 +29,7 @@ from runtime.mesh.groups import Groups
 from runtime.ranks.watchdog import Watchdog, hang_limit
 from runtime.state import checkpoint
 from runtime.state.checkpoint import Progress
-from runtime.state.optimizer import Factory, Schedule, keep_initial_rates, rates, scale_rates, set_rates
+from runtime.state.optimizer import Factory, LrLambda, keep_initial_rates, rates, scale_rates, set_rates
 from runtime.train.first_nonfinite import first_culprit
 from runtime.train.gradient_sync import GradientNorm, GradientSync
 from runtime.train.shared_inputs import check_shared
@@ -41,7 +41,7 @@ class Engine:
 
     ``parameters`` are this rank's parts by name (``materialize``). ``clip`` is the largest global gradient norm;
     infinity measures the norm and clips nothing; None does neither and leaves ``grad_norm`` None.
-    ``schedule`` sets every learning rate to its initial one times a factor of the step; None leaves the rates to
+    ``lr_lambda`` sets every learning rate to its initial one times a factor of the step; None leaves the rates to
     whoever holds ``optimizer``. A rank that trains nothing has an optimizer too, so that all ranks may give theirs to a
     scheduler. ``predicted_seconds`` of a step set when it counts as hung; None: never. ``worker`` makes what walks the
     Action table.
@@ -54,7 +54,7 @@ class Engine:
         parameters: Mapping[str, nn.Parameter],
         optimizer: Factory,
         clip: float | None = None,
-        schedule: Schedule | None = None,
+        lr_lambda: LrLambda | None = None,
         predicted_seconds: float | None = None,
         worker: Callable[[Program, Groups, Mapping[str, nn.Parameter]], Worker] = Worker,
     ) -> None:
@@ -63,10 +63,10 @@ class Engine:
         self.worker = worker(program, groups, self.parameters)
         self.trained = [p for p in self.parameters.values() if p.requires_grad]
         self.optimizer = optimizer(self.trained or [nn.Parameter(torch.zeros(0))])
-        self.clip, self.schedule, self.predicted_seconds = clip, schedule, predicted_seconds
+        self.clip, self.lr_lambda, self.predicted_seconds = clip, lr_lambda, predicted_seconds
         self.steps_done = self.samples_read = 0
         self.grad_norm: torch.Tensor | None = None
-        if schedule is not None:
+        if lr_lambda is not None:
             keep_initial_rates(self.optimizer)
         self._rates = rates(self.optimizer)
         self._sync = GradientSync(program, groups, self.parameters)
@@ -222,18 +222,18 @@ class Engine:
                 raise InputError(f"step {self.steps_done}: the gradient norm is {norm}, though the loss is finite")
             if self.clip < math.inf:
                 torch.nn.utils.clip_grads_with_norm_(self.trained, self.clip, self.grad_norm)
-        if self.schedule is not None:
-            self._follow(self.schedule)
+        if self.lr_lambda is not None:
+            self._follow(self.lr_lambda)
         self.optimizer.step()
 
-    def _follow(self, schedule: Schedule) -> None:
+    def _follow(self, lr_lambda: LrLambda) -> None:
         """Set the rates of this step; raises InputError when someone else has set them since the last."""
         if rates(self.optimizer) != self._rates:
             raise InputError(
                 f"step {self.steps_done}: the optimizer's learning rate was changed, by a scheduler or by hand, and "
-                "the engine's schedule sets it too: leave out schedule, or the other"
+                "the engine's lr_lambda sets it too: leave out lr_lambda, or the other"
             )
-        scale_rates(self.optimizer, schedule(self.steps_done))
+        scale_rates(self.optimizer, lr_lambda(self.steps_done))
         self._rates = rates(self.optimizer)
 
     def save(self, folder: Path | str) -> Path:
@@ -247,7 +247,7 @@ class Engine:
         self.steps_done, self.samples_read = progress.step, progress.samples
         if lr is not None:
             set_rates(self.optimizer, lr)
-        if self.schedule is not None:
+        if self.lr_lambda is not None:
             keep_initial_rates(self.optimizer)
         self._rates = rates(self.optimizer)
         return progress

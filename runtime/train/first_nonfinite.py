@@ -61,7 +61,7 @@ def _search(worker: Worker, batches: list[Named], bad: Any) -> Culprit | None:
     found: list[Culprit] = []
     worker.transport.begin()
     with torch.no_grad():
-        for action in (a for a in worker.row if a.kind == "F"):
+        for action in (a for a in worker.actions if a.kind == "F"):
             stage = worker.stages[action.stage]
             values = worker.values(action.stage, batches[action.micro_batch], worker.transport.receive(action))
             for number, call in enumerate(stage.calls):

@@ -65,7 +65,7 @@ class BoundStage:
 
 
 @dataclass
-class Kept:
+class Stash:
     """What a backward needs of its forward."""
 
     inputs: list[torch.Tensor]
@@ -79,14 +79,14 @@ class Worker:
     def __init__(self, program: Program, groups: Groups, parameters: Mapping[str, nn.Parameter]) -> None:
         self.program, self.groups = program, groups
         here = groups.coordinates["pp"]
-        self.row = program.actions[here]
+        self.actions = program.actions[here]
         self._bound: dict[tuple[int, Phase], fx.GraphModule] = {}
         own = [stage for stage in program.stages if stage.rank == here]
         self.stages = {stage.index: self._bind_stage(stage) for stage in own}
         self.transport = Transport(program, groups)
         self.buffers = {buffer_name(name): _real(name, b).to(groups.device) for name, b in program.buffers.items()}
         self._fixed = self._run_constants(parameters)
-        self._kept: dict[tuple[int, int], Kept] = {}
+        self._stash: dict[tuple[int, int], Stash] = {}
         self._now: Action | None = None
         self._last = self._last_backwards()
 
@@ -125,7 +125,7 @@ class Worker:
     def _last_backwards(self) -> dict[str, Action]:
         """By parameter: the action in which its gradient becomes complete on this rank."""
         found: dict[str, Action] = {}
-        for action in (a for a in self.row if a.kind == "B"):
+        for action in (a for a in self.actions if a.kind == "B"):
             read = {name for call in self.program.stages[action.stage].calls for name in call.arguments}
             found |= dict.fromkeys(read & self.program.parameters.keys(), action)
         return found
@@ -146,8 +146,8 @@ class Worker:
         """
         losses: dict[int, torch.Tensor] = {}
         self.transport.begin()
-        for n, action in enumerate(self.row):
-            for ahead in self.row[n : n + 2]:
+        for n, action in enumerate(self.actions):
+            for ahead in self.actions[n : n + 2]:
                 self.transport.expect(ahead)
             self._now = action
             loss = _ACTS[action.kind](self, action, batches[action.micro_batch])
@@ -173,7 +173,7 @@ class Worker:
         carried = [t for v, t in zip(stage.sends, outputs, strict=True) if v.differentiable]
         given = [t for v, t in zip(stage.receives, inputs, strict=True) if v.differentiable]
         loss = values[stage.loss] if stage.loss else None
-        self._kept[action.stage, action.micro_batch] = Kept(given, carried, loss)
+        self._stash[action.stage, action.micro_batch] = Stash(given, carried, loss)
         return loss
 
     def values(self, stage: int, batch: Named, inputs: list[torch.Tensor]) -> Named:
@@ -188,16 +188,16 @@ class Worker:
 
     def backward(self, action: Action, batch: Named) -> None:
         """Gradients of what a stage sent, then of its parameters and of what it received; one passed on adds up."""
-        kept = self._kept.pop((action.stage, action.micro_batch))
-        rows = zip(kept.outputs, self.transport.receive(action), strict=True)
+        stash = self._stash.pop((action.stage, action.micro_batch))
+        rows = zip(stash.outputs, self.transport.receive(action), strict=True)
         roots = [(output, grad) for output, grad in rows if output.requires_grad]
         tensors, grads = [t for t, _ in roots], [g for _, g in roots]
-        if kept.loss is not None:
-            torch.autograd.backward([*tensors, kept.loss], [*grads, torch.ones_like(kept.loss)])
+        if stash.loss is not None:
+            torch.autograd.backward([*tensors, stash.loss], [*grads, torch.ones_like(stash.loss)])
         elif tensors:
             torch.autograd.backward(tensors, grads)
-        if kept.inputs:
-            grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in kept.inputs]
+        if stash.inputs:
+            grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in stash.inputs]
             self.transport.send(action, [g.contiguous() for g in grads])
 
 
