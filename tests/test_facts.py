@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from partitioner.graph.step_inputs import BATCH_SHARE, SAMPLE_COUNT, SAMPLE_KEYS, STEP_KEY
 from partitioner.ops.collective_kinds import KINDS
 from partitioner.ops.collectives import OPS
 from partitioner.ops.payloads import ROWS
@@ -31,6 +32,7 @@ TABLES = {  # names, and where they may stand
     ),
     "op of a collective": ({op.target for op in OPS.values()}, {"partitioner/ops/collectives.py"}),
     "op": (set(RULES) | set(ROWS), {"partitioner/sharding/op_rules.py", "partitioner/ops/payloads.py"}),
+    "step input": ({SAMPLE_KEYS, STEP_KEY, SAMPLE_COUNT, BATCH_SHARE}, {"partitioner/graph/step_inputs.py"}),
 }  # fmt: skip
 # rooms that turn one spelling of an op into another, file by file, and see none as what it costs or how it divides
 REWRITING = {"comparing", "draws", "functionalize", "graph", "normalize", "samples", "tracing", "user_code", "ops"}
@@ -99,6 +101,7 @@ def test_an_attribute_of_an_op_is_seen() -> None:
         ('found = {f"pp gpipe": 1}', ["gpipe"]),
         ('axis.log.add("tp", "all_reduce", x)', ["all_reduce"]),
         ('if str(node.target) == "partitioner.shard.default": pass', ["partitioner.shard.default"]),
+        ('given["sample_keys"] = keys', ["sample_keys"]),
         ('def f():\n    """all_reduce."""', []),
         ('run = getattr(dist, "all_gather_single", None) or dist.all_reduce', []),
         ('help = "a schedule, as in --pin schedule=1f1b"', []),

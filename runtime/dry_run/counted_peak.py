@@ -15,11 +15,11 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 from partitioner.lowering.program import Parameter, Program
 from runtime.dry_run.recording_group import world_of
+from runtime.dry_run.valueless_engine import ValuelessEngine
 from runtime.mesh.groups import Groups
 from runtime.state.optimizer import factory
 from runtime.state.parameters import materialize
 from runtime.state.shard_pieces import Part
-from runtime.train.engine import Engine
 
 CPU = torch.device("cpu")
 STEPS = 2
@@ -35,7 +35,8 @@ def tracked_peak(program: Program, batch: Mapping[str, torch.Tensor], rank: int)
         tracker = MemTracker()
         with tracker:
             parameters = materialize(program, groups.coordinates, _empty, CPU)
-            engine = Engine(program, groups, parameters, factory(torch.optim.AdamW, lr=1e-3), clip=1.0)
+            optimizer = factory(torch.optim.AdamW, lr=1e-3)
+            engine = ValuelessEngine(program, groups, parameters, optimizer, clip=1.0)
             many = program.micro_batch * program.micro_batches
             samples = {name: torch.empty((many, *t.shape[1:]), dtype=t.dtype) for name, t in batch.items()}
             for _ in range(STEPS):

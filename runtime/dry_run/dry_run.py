@@ -1,10 +1,9 @@
 """A step of every rank of a Program, one after the other in this process, on meta tensors and process groups of tape.
 
     alike(program)     ranks that differ in dp, or in tp without a difference of shapes, run once
-    rehearse(...)      runs them, holds each to what is predicted of it, and lets their tapes meet
+    run_ranks(...)      runs them, holds each to what is predicted of it, and lets their tapes meet
 
-The same engine, worker, transport and gradient sync run as on real ranks. What a step would read out of a tensor (is
-the loss finite, is any target counted) is taken to be good; no value is looked at otherwise.
+The same engine, worker, transport and gradient sync run as on real ranks.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,13 +24,14 @@ from partitioner.lowering.traffic import tally, traffic
 from partitioner.schedule.tables import KINDS
 from partitioner.sharding.layout import local_shape
 from partitioner.user_code.batches import flat
-from runtime.dry_run.match_tapes import meet
+from runtime.dry_run.match_tapes import unmatched
 from runtime.dry_run.recording_group import Tape, world_of
-from runtime.dry_run.replay_worker import Replaying
+from runtime.dry_run.replay_worker import ReplayWorker
+from runtime.dry_run.valueless_engine import ValuelessEngine
 from runtime.mesh.groups import Groups
 from runtime.state.optimizer import factory
 from runtime.state.parameters import materialize
-from runtime.state.shard_pieces import Part, held
+from runtime.state.shard_pieces import Part, rank_parameters
 from runtime.train.engine import Engine
 from runtime.train.worker import BoundCall
 
@@ -40,16 +41,12 @@ Bytes = Mapping[str, int]
 PROBLEMS = 4  # of one rank that are kept
 
 
-class _Engine(Engine):
-    runs = Replaying
-
-
 @dataclass
 class Rank:
     """One rank's step: what it did, and ``problems``, none when it did what was predicted.
 
     ``stands_for``: all ranks that are like it. ``ops``: of forwards, recomputed ones too. ``parameters``: local bytes.
-    ``finished``: whether its step came to an end; ``met``: whether its tape was walked with the others'.
+    ``finished``: whether its step came to an end; ``matched``: whether its tape was walked with the others'.
     """
 
     rank: int
@@ -61,7 +58,7 @@ class Rank:
     tape: Tape = field(default_factory=Tape)
     problems: list[str] = field(default_factory=list)
     finished: bool = False
-    met: bool = False
+    matched: bool = False
 
     @property
     def parameter_bytes(self) -> int:
@@ -86,7 +83,7 @@ class Rank:
         return sum(op.kind in kinds if kinds else op.peer < 0 for op in self.tape.ops)
 
 
-def alike(program: Program, fold: bool = True) -> dict[int, tuple[int, ...]]:
+def alike(program: Program, merge: bool = True) -> dict[int, tuple[int, ...]]:
     """By the first of them: ranks that do the same with tensors of the same shapes.
 
     dp ranks differ in samples only. tp ranks are told apart by the local shapes of all parameters, everywhere alike,
@@ -95,10 +92,10 @@ def alike(program: Program, fold: bool = True) -> dict[int, tuple[int, ...]]:
     rows: dict[object, list[int]] = {}
     places = coordinates(program)
     kinds: dict[int, object] = {place["tp"]: place["tp"] for place in places}
-    if fold and len(program.axes) == 1:
+    if merge and len(program.axes) == 1:
         kinds = {tp: (tp == 0, _shapes(program, {program.axes[0][0]: tp})) for tp in kinds}
     for rank, place in enumerate(places):
-        rows.setdefault((place["pp"], kinds[place["tp"]], place["dp"] if not fold else 0), []).append(rank)
+        rows.setdefault((place["pp"], kinds[place["tp"]], place["dp"] if not merge else 0), []).append(rank)
     return {ranks[0]: tuple(ranks) for ranks in rows.values()}
 
 
@@ -113,12 +110,12 @@ def _local(program: Program, parameter: Parameter, place: Coordinates) -> tuple[
     return shape
 
 
-def rehearse(
+def run_ranks(
     program: Program,
     batch: Batch,
     predicted: Callable[[Coordinates], Bytes] | None = None,
     backend: str = "nccl",
-    fold: bool = True,
+    merge: bool = True,
     every: bool = False,
     prepare: Callable[[Engine], object] = lambda engine: None,
     say: Callable[[str], object] = lambda words: None,
@@ -126,12 +123,12 @@ def rehearse(
     """Every distinct rank's step, with what is wrong in it.
 
     ``batch`` is an example: only shapes and dtypes count. ``predicted`` gives local bytes by parameter at a place, by
-    default what the Program says. ``backend`` is the one whose ways the ranks follow. ``fold`` runs ranks that are
+    default what the Program says. ``backend`` is the one whose ways the ranks follow. ``merge`` runs ranks that are
     alike once, ``every`` micro-batch is executed or only the first and the last. ``prepare`` sees each engine before
     its step.
     """
     places = coordinates(program)
-    rows = [Rank(rank, places[rank], ranks) for rank, ranks in alike(program, fold).items()]
+    rows = [Rank(rank, places[rank], ranks) for rank, ranks in alike(program, merge).items()]
     for n, row in enumerate(rows):
         say(f"rank {row.rank} of {len(places)}, {n} of {len(rows)} done")
         _step(program, row, batch, backend, every, prepare)
@@ -146,10 +143,10 @@ def rehearse(
 def _meet(rows: list[Rank]) -> None:
     stand_in = {rank: row.rank for row in rows for rank in row.stands_for}
     by_rank = {row.rank: row for row in rows}
-    for problem in meet({row.rank: row.tape for row in rows}, stand_in):
+    for problem in unmatched({row.rank: row.tape for row in rows}, stand_in):
         by_rank[problem.rank].problems.append(problem.words)
     for row in rows:
-        row.met = True
+        row.matched = True
 
 
 def _step(
@@ -159,9 +156,8 @@ def _step(
     with world_of(row.rank, math.prod(program.mesh.values())) as tape:
         row.tape = tape
         try:
-            engine = _engine(program, backend)
-            tape.log, tape.now = engine.groups.log, lambda: engine.worker.now
-            engine.worker.listen(tape, every)
+            engine = _engine(program, backend, tape, every)
+            tape.now = lambda: engine.worker.now
             row.parameters = {n: p.numel() * p.element_size() for n, p in engine.parameters.items()}
             prepare(engine)
             engine.step(_samples(program, batch))
@@ -174,11 +170,13 @@ def _step(
     row.seconds = time.perf_counter() - began
 
 
-def _engine(program: Program, backend: str) -> _Engine:
+def _engine(program: Program, backend: str, tape: Tape, every: bool) -> Engine:
     groups = Groups(program, META, backend)
-    groups.log.keep = True
+    groups.log.keep, tape.log = True, groups.log
     parameters = materialize(program, groups.coordinates, _without_storage, META)
-    return _Engine(program, groups, parameters, factory(torch.optim.AdamW, lr=1e-3), clip=1.0)
+    worker = partial(ReplayWorker, tape=tape, every=every)
+    optimizer = factory(torch.optim.AdamW, lr=1e-3)
+    return ValuelessEngine(program, groups, parameters, optimizer, clip=1.0, worker=worker)
 
 
 def _without_storage(parameter: Parameter, part: Part) -> torch.Tensor:
@@ -198,7 +196,7 @@ def _ops(engine: Engine) -> int:
     for index, stage in engine.worker.stages.items():
         calls = [c for c in (stage.prelude, *stage.calls) if c]
         counts[index] = sum(_nodes(c.module) * (2 if c.call.recompute else 1) for c in calls)
-    return sum(counts[a.stage] for a in engine.worker.row if KINDS[a.kind].is_forward)
+    return sum(counts[a.stage] for a in engine.worker.actions if KINDS[a.kind].is_forward)
 
 
 def _nodes(module: torch.fx.GraphModule) -> int:
@@ -224,7 +222,7 @@ def _amount(size: int | None) -> str:
 
 
 def _bytes(program: Program, place: Coordinates) -> dict[str, int]:
-    own = held(program, place["pp"])
+    own = rank_parameters(program, place["pp"])
     return {p.name: math.prod(_local(program, p, place)) * p.dtype.itemsize for p in own}
 
 

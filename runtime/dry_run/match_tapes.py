@@ -123,7 +123,7 @@ class _Walk:
         return f"rank {rank}, which waits in {_words(tape.ops[~tape.entries[place]])}"
 
 
-def meet(tapes: Mapping[int, Tape], alike: Mapping[int, int]) -> list[Problem]:
+def unmatched(tapes: Mapping[int, Tape], alike: Mapping[int, int]) -> list[Problem]:
     """What keeps the ranks from finishing together, [] when all do; ``alike[rank]`` is the rank that has its tape."""
     walk = _Walk(tapes, alike)
     walk.run()

@@ -5,9 +5,12 @@
 Tensors may lie on meta. A world of such groups has any size, and one rank.
 """
 
+# torch's stubs list overloads for tensors and lists of them: a group is asked with lists.
+# pyright: reportIncompatibleMethodOverride=false
+
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from partitioner.errors import InputError
 from partitioner.lowering.traffic import Sending
@@ -23,6 +27,7 @@ from partitioner.schedule.tables import Action
 from runtime.mesh.communication_log import Log
 
 NAME = "tape"
+Message = tuple[Action, str]  # its reader, and the value's name
 
 
 class Op(NamedTuple):
@@ -46,7 +51,7 @@ class Op(NamedTuple):
     reduction: str
     phase: str
     action: Action | None
-    message: tuple[Action, str] | None
+    message: Message | None
 
 
 class Passage(NamedTuple):
@@ -61,25 +66,29 @@ class Tape:
     """What one rank asked for: ``entries`` in order, i where ``ops[i]`` was started and ~i where it was waited for.
 
     ``buffers``: whether what is sent leaves at once, as it does where the receiver waits already. ``log`` is the rank's
-    own: each op but a receive must stand there, with its payload. ``now`` tells what it runs.
+    own: each op but a receive must stand there, with its payload. ``now`` tells what it runs, ``messages`` what is
+    sent or received next.
     """
 
     log: Log = field(default_factory=Log)
     buffers: bool = False
     now: Callable[[], Action | None] = lambda: None
+    messages: deque[Message] = field(default_factory=deque)
     ops: list[Op] = field(default_factory=list)
     entries: list[int] = field(default_factory=list)
     made: Counter[tuple[int, ...]] = field(default_factory=Counter)
     logged: int = 0
 
-    def start(self, group: TapeGroup, kind: str, x: torch.Tensor, size: int, **more: Any) -> _Recorded:
+    def start(
+        self, group: TapeGroup, kind: str, x: torch.Tensor, size: int, *, peer: int = -1, tag: int = 0,
+        reduction: str = "", message: Message | None = None,
+    ) -> _Recorded:  # fmt: skip
         """Note an op whose payload has ``size`` bytes."""
         axis, logged, phase, _ = self._row(kind, size)
-        given = {"peer": -1, "tag": 0, "reduction": "", "message": None, **more}
-        shape = tuple(x.shape)
         op = Op(
-            kind, logged, axis, group.ranks, group.number, shape=shape, dtype=x.dtype, bytes=size, phase=phase,
-            action=self.now(), **given,
+            kind=kind, logged=logged, axis=axis, ranks=group.ranks, number=group.number, peer=peer, tag=tag,
+            shape=tuple(x.shape), dtype=x.dtype, bytes=size, reduction=reduction, phase=phase, action=self.now(),
+            message=message,
         )  # fmt: skip
         self.ops.append(op)
         self.entries.append(len(self.ops) - 1)
@@ -95,8 +104,7 @@ class Tape:
         self.logged += 1
         return rows[-1]
 
-
-    def since(self, entry: int) -> Passage:
+    def collectives_since(self, entry: int) -> Passage:
         """The collectives started behind that entry, gradient sync left out."""
         passed = self.entries[entry:]
         chosen = [e for e in passed if e >= 0 and self.ops[e].peer < 0 and self.ops[e].phase != "sync"]
@@ -104,7 +112,7 @@ class Tape:
         entries = [new[e] if e >= 0 else ~new[~e] for e in passed if max(e, ~e) in new]
         return Passage(tuple(self.ops[e]._replace(action=None) for e in chosen), tuple(entries))
 
-    def play(self, passage: Passage) -> None:
+    def replay(self, passage: Passage) -> None:
         """The passage once more, now."""
         first, action = len(self.ops), self.now()
         self.ops += [op._replace(action=action) for op in passage.ops]
@@ -133,7 +141,7 @@ class TapeGroup(dist.ProcessGroup):
     """``ranks`` are global; all groups of a process write on the tape of the first."""
 
     def __init__(self, rank: int, ranks: tuple[int, ...]) -> None:
-        super().__init__(rank, len(ranks))
+        super().__init__(rank, len(ranks))  # pyright: ignore[reportCallIssue]
         self.ranks = ranks
         world = dist.group.WORLD if dist.is_initialized() else None
         self.tape: Tape = world.tape if isinstance(world, TapeGroup) else Tape()
@@ -179,16 +187,20 @@ class TapeGroup(dist.ProcessGroup):
         return self._pass("recv", x, peer, tag)
 
     def _pass(self, kind: str, x: torch.Tensor, peer: int, tag: int) -> _Recorded:
-        more = {"peer": self.ranks[peer], "tag": tag, "message": self.tape.log.message}
-        return self.tape.start(self, kind, _dense(x), _bytes(x), **more)
+        message = self.tape.messages.popleft() if self.tape.messages else None
+        return self.tape.start(self, kind, _dense(x), _bytes(x), peer=self.ranks[peer], tag=tag, message=message)
 
     def _fits(self, whole: torch.Tensor, part: torch.Tensor, kind: str) -> None:
         if whole.numel() != part.numel() * len(self.ranks) or whole.dtype != part.dtype:
             raise ValueError(f"{kind} between {_words(part)} and {_words(whole)} on {len(self.ranks)} ranks")
 
-    # torch 2.13 renamed these
-    _allgather_base, _reduce_scatter_base, alltoall_base = all_gather_single, reduce_scatter_single, all_to_all_single
 
+for _old, _method in {  # torch 2.13 renamed these
+    "_allgather_base": TapeGroup.all_gather_single,
+    "_reduce_scatter_base": TapeGroup.reduce_scatter_single,
+    "alltoall_base": TapeGroup.all_to_all_single,
+}.items():
+    setattr(TapeGroup, _old, _method)
 
 def _dense(x: torch.Tensor) -> torch.Tensor:
     if not x.is_contiguous():
@@ -219,7 +231,7 @@ def world_of(rank: int, ranks: int) -> Generator[Tape]:
     if ranks == 1:
         yield Tape()
         return
-    dist.init_process_group(NAME, rank=rank, world_size=ranks, store=dist.HashStore())
+    dist.init_process_group(NAME, rank=rank, world_size=ranks, store=HashStore())
     try:
         world = dist.group.WORLD
         assert isinstance(world, TapeGroup)

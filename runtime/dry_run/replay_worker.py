@@ -8,13 +8,18 @@ what is left out would do the same once more. The last is executed, for gradient
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
+from torch import nn
 
+from partitioner.lowering.program import Program
 from partitioner.schedule.tables import Action
 from runtime.dry_run.recording_group import Passage, Tape
-from runtime.train.worker import Kept, Named, Worker
+from runtime.dry_run.recording_transport import RecordingTransport
+from runtime.mesh.groups import Groups
+from runtime.train.worker import Named, Stash, Worker
 
 
 @dataclass(frozen=True)
@@ -26,67 +31,54 @@ class _Learned:
     loss: torch.Tensor | None
 
 
-@dataclass
-class _Mind:
-    """The tape, which micro-batches are executed, what was learned by stage and kind."""
+class ReplayWorker(Worker):
+    """Writes on ``tape``, and executes ``every`` micro-batch or as few as needed."""
 
-    tape: Tape
-    executed: set[int]
-    known: dict[tuple[int, str], _Learned] = field(default_factory=dict)
-    sent: list[torch.Tensor] | None = None
-
-
-class Replaying(Worker):
-    """``listen`` comes before the first step."""
-
-    _mind: _Mind
-
-    def listen(self, tape: Tape, every: bool) -> None:
-        """Write on ``tape``, and execute ``every`` micro-batch or as few as needed."""
+    def __init__(
+        self, program: Program, groups: Groups, parameters: Mapping[str, nn.Parameter], *, tape: Tape, every: bool
+    ) -> None:
+        super().__init__(program, groups, parameters)
+        self._tape, self._known = tape, dict[tuple[int, str], _Learned]()
+        self.transport = self._recorded = RecordingTransport(program, groups, tape)
         last = {action.micro_batch for action in self._last.values()}
-        self._mind = _Mind(tape, set(range(self.program.micro_batches)) if every else {0, *last})
+        self._executed = set(range(program.micro_batches)) if every else {0, *last}
 
     def forward(self, action: Action, batch: Named) -> torch.Tensor | None:
-        """Executed or played."""
-        if action.micro_batch in self._mind.executed:
+        """Executed or replayed."""
+        if action.micro_batch in self._executed:
             start = self._begin()
             loss = super().forward(action, batch)
             self._learn(action, start, loss)
         else:
-            loss = self._play(action)
-            self._kept[action.stage, action.micro_batch] = Kept([], [], loss)
+            loss = self._replay(action)
+            self._stash[action.stage, action.micro_batch] = Stash([], [], loss)
         return loss
 
     def backward(self, action: Action, batch: Named) -> None:
-        """Executed or played."""
-        if action.micro_batch in self._mind.executed:
+        """Executed or replayed."""
+        if action.micro_batch in self._executed:
             start = self._begin()
             super().backward(action, batch)
             self._learn(action, start, None)
         else:
-            self._kept.pop((action.stage, action.micro_batch))
-            self._play(action)
-
-    def send(self, action: Action, tensors: list[torch.Tensor]) -> None:
-        """Handed on, and remembered."""
-        self._mind.sent = tensors
-        super().send(action, tensors)
+            self._stash.pop((action.stage, action.micro_batch))
+            self._replay(action)
 
     def _begin(self) -> int:
-        self._mind.sent = None
-        return len(self._mind.tape.entries)
+        self._recorded.sent = None
+        return len(self._tape.entries)
 
     def _learn(self, action: Action, start: int, loss: torch.Tensor | None) -> None:
-        mind = self._mind
-        found = _Learned(mind.tape.since(start), mind.sent, None if loss is None else loss.detach())
-        known = mind.known.setdefault((action.stage, action.kind), found)
+        passage, sent = self._tape.collectives_since(start), self._recorded.sent
+        found = _Learned(passage, sent, None if loss is None else loss.detach())
+        known = self._known.setdefault((action.stage, action.kind), found)
         if known.passage != found.passage or _shapes(known.sent) != _shapes(found.sent):
             raise ValueError(f"{action} communicates otherwise than the same action of an earlier micro-batch")
 
-    def _play(self, action: Action) -> torch.Tensor | None:
-        known = self._mind.known[action.stage, action.kind]
+    def _replay(self, action: Action) -> torch.Tensor | None:
+        known = self._known[action.stage, action.kind]
         self.transport.receive(action)
-        self._mind.tape.play(known.passage)
+        self._tape.replay(known.passage)
         if known.sent is not None:
             self.transport.send(action, [torch.empty_like(t) for t in known.sent])
         return known.loss

@@ -53,7 +53,7 @@ def _sizes(ranks: int) -> list[int]:
 
 def _own(groups: list[list[int]]) -> dist.ProcessGroup:
     made = {tuple(ranks): dist.new_group(ranks) for ranks in groups}
-    return next(group for ranks, group in made.items() if dist.get_rank() in ranks and group is not None)
+    return next(g for ranks, g in made.items() if dist.get_rank() in ranks and isinstance(g, dist.ProcessGroup))
 
 
 def link_probes(links: list[Link], device: torch.device, quick: bool) -> Iterator[Probe]:

@@ -72,7 +72,7 @@ class Sweep:
     def from_json(text: str) -> Sweep:
         """The inverse of ``json.dumps(asdict(sweep))``."""
         data = json.loads(text)
-        rows = tuple(Sample(**{**row, "size": tuple(row["size"])}) for row in data.pop("samples"))
+        rows = tuple(Sample(size=tuple(row.pop("size")), **row) for row in data.pop("samples"))
         return Sweep(**data, samples=rows)
 
 

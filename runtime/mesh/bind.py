@@ -19,6 +19,7 @@ from cutlass_ops.linear import fused, gemm, layer
 from cutlass_ops.spec import notation
 from runtime.mesh import collectives, column_linears, vocab_parallel
 from runtime.mesh.collectives import Axis, Bound
+from runtime.mesh.communication_log import Phase
 from runtime.mesh.groups import Groups
 
 own = torch.ops.partitioner
@@ -33,11 +34,13 @@ _ROWS: dict[object, tuple[tuple[int, ...], int, Callable[..., Bound]]] = {
 }
 
 
-def bind(module: fx.GraphModule, groups: Groups) -> fx.GraphModule:
-    """A copy of ``module`` whose collectives run on this rank's groups; where nothing communicates, torch's own ops."""
+def bind(module: fx.GraphModule, groups: Groups, phase: Phase = "forward") -> fx.GraphModule:
+    """A copy of ``module`` whose collectives run on this rank's groups; where nothing communicates, torch's own ops.
+
+    ``phase``: what its forward is logged as.
+    """
     graph = fx.Graph()
     graph.output(graph.graph_copy(module.graph, {}))  # type: ignore[arg-type]
-    axes: dict[str, Axis] = {}
     for node in graph.nodes:
         if node.target == gemm.ops.linear.default:
             node.target = gemm.eager
@@ -45,7 +48,7 @@ def bind(module: fx.GraphModule, groups: Groups) -> fx.GraphModule:
         if node.target == own.dropout.default and not _is_divided(node):
             node.args = node.args[:4]
         elif node.target in _ROWS:
-            _bind(node, groups, axes)
+            _bind(node, groups, phase)
         elif _makes(node):
             node.kwargs = {**node.kwargs, "device": groups.device}
     for node in graph.nodes:
@@ -55,24 +58,22 @@ def bind(module: fx.GraphModule, groups: Groups) -> fx.GraphModule:
     return fx.GraphModule(module, graph)
 
 
-def _bind(node: fx.Node, groups: Groups, axes: dict[str, Axis]) -> None:
+def _bind(node: fx.Node, groups: Groups, phase: Phase) -> None:
     operands, position, make = _ROWS[node.target]
-    name = str(node.args[position])
-    if name not in axes:
-        axes[name] = Axis.of(groups, name)
+    axis = Axis.of(groups, str(node.args[position]), phase)
     is_column = node.target in column_linears.SOURCES and node.args[-1] is not False
-    if is_column and column_linears.fuse(node, axes[name], fused.product(groups.kernels)):
+    if is_column and column_linears.fuse(node, axis, fused.product(groups.kernels)):
         return
     literals = [a for n, a in enumerate(node.args) if n not in operands and n != position]
     if node.target == own.all_reduce.default:
         literals.append(_is_owned(node.args[0]))
-    function = make(axes[name], *literals)
+    function = make(axis, *literals)
     node.meta["origin"] = node.target
     function.__name__ = str(node.target).split(".")[1]
     node.target, node.args = function, tuple(node.args[n] for n in operands)
 
 
-def _fused(groups: Groups) -> Bound:
+def _fused(groups: Groups) -> Callable[..., tuple[torch.Tensor, ...]]:
     def fused_linear(*arguments: Any) -> tuple[torch.Tensor, ...]:
         return fused.eager(*arguments, log=groups.kernels)
 
@@ -88,7 +89,7 @@ def _makes(node: fx.Node) -> bool:
 def _is_divided(dropout: fx.Node) -> bool:
     """Divided along the batch, the keys are divided too, and the op is what it is on one rank."""
     axis, dim, *_ = (*dropout.args[4:], "", 0)[:2] if len(dropout.args) < 6 else dropout.args[4:]
-    return bool(axis) and dim != 0
+    return bool(axis) and bool(dim != 0)
 
 
 def _is_owned(operand: Any) -> bool:

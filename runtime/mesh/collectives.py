@@ -21,17 +21,18 @@ from partitioner.ops.collective_kinds import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL,
 from partitioner.ops.collectives import unflat
 from partitioner.sharding.cut_tensors import assemble, take
 from partitioner.sharding.layout import Shard
-from runtime.mesh.communication_log import Log
+from runtime.mesh.communication_log import Log, Phase
 from runtime.mesh.groups import Groups
 
+Start = Callable[..., dist.Work | None]
 # torch 2.13 renamed these two and warns of the old names.
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_all_gather: Start = vars(dist).get("all_gather_single") or vars(dist)["all_gather_into_tensor"]
+_reduce_scatter: Start = vars(dist).get("reduce_scatter_single") or vars(dist)["reduce_scatter_tensor"]
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A mesh axis as this rank sees it."""
+    """A mesh axis as this rank sees it; ``phase`` is that in which forwards run."""
 
     name: str
     rank: int
@@ -39,14 +40,15 @@ class Axis:
     group: dist.ProcessGroup
     log: Log
     scatters: bool
+    phase: Phase = "forward"
 
     @staticmethod
-    def of(groups: Groups, name: str) -> Axis:
+    def of(groups: Groups, name: str, phase: Phase = "forward") -> Axis:
         """The axis of this name; gloo's own reduce_scatter was measured 3 times slower than all_to_all and a sum."""
-        group = groups.group(name)
-        return Axis(name, groups.coordinates[name], groups.size(name), group, groups.log, groups.backend != "gloo")
+        group, scatters = groups.group(name), groups.backend != "gloo"
+        return Axis(name, groups.coordinates[name], groups.size(name), group, groups.log, scatters, phase)
 
-    def sum(self, x: torch.Tensor, phase: str, owned: bool = False) -> torch.Tensor:
+    def sum(self, x: torch.Tensor, phase: Phase, owned: bool = False) -> torch.Tensor:
         """The sum over the axis, in place where ``x`` is ``owned``."""
         x = x.contiguous() if owned else x.clone(memory_format=torch.contiguous_format)
         self.log.add(self.name, ALL_REDUCE, x, phase)
@@ -57,19 +59,19 @@ class Axis:
     def _timed(self) -> AbstractContextManager[object]:
         return self.log.timed(f"{self.name} communication")
 
-    def sum_async(self, x: torch.Tensor, phase: str) -> Callable[[], torch.Tensor]:
+    def sum_async(self, x: torch.Tensor, phase: Phase) -> Callable[[], torch.Tensor]:
         """Start summing a contiguous tensor in place; the function returned waits for it."""
         self.log.add(self.name, ALL_REDUCE, x, phase)
         work = dist.all_reduce(x, group=self.group, async_op=True)
 
         def finish() -> torch.Tensor:
             with self._timed():
-                work.wait()
+                wait(work)
             return x
 
         return finish
 
-    def gather(self, x: torch.Tensor, shard: Shard, phase: str) -> torch.Tensor:
+    def gather(self, x: torch.Tensor, shard: Shard, phase: Phase) -> torch.Tensor:
         """The whole of what lies as ``shard``."""
         packed = x.new_empty((self.ranks, *x.shape))
         self.log.add(self.name, ALL_GATHER, packed, phase)
@@ -77,28 +79,28 @@ class Axis:
             _all_gather(flat(packed), flat(x.contiguous()), group=self.group)
         return join(packed, shard)
 
-    def scatter(self, x: torch.Tensor, shard: Shard, phase: str) -> torch.Tensor:
+    def scatter(self, x: torch.Tensor, shard: Shard, phase: Phase) -> torch.Tensor:
         """This rank's part of the sum over the axis."""
         return self.scatter_async(x, shard, phase)()
 
-    def scatter_async(self, x: torch.Tensor, shard: Shard, phase: str) -> Callable[[], torch.Tensor]:
+    def scatter_async(self, x: torch.Tensor, shard: Shard, phase: Phase) -> Callable[[], torch.Tensor]:
         """Start ``scatter``; the function returned waits for it."""
         packed = split(x, shard, self.ranks)
         self.log.add(self.name, REDUCE_SCATTER, packed, phase)
         received = torch.empty_like(packed[0] if self.scatters else packed)
-        run = _reduce_scatter if self.scatters else dist.all_to_all_single
+        run: Start = _reduce_scatter if self.scatters else dist.all_to_all_single
         work = run(flat(received), flat(packed), group=self.group, async_op=True)
 
         def finish() -> torch.Tensor:
             with self._timed():
-                work.wait()
+                wait(work)
             if self.scatters:
                 return received
             return received[0].add_(received[1]) if self.ranks == 2 else received.sum(0)
 
         return finish
 
-    def exchange(self, x: torch.Tensor, source: Shard, target: Shard, phase: str) -> torch.Tensor:
+    def exchange(self, x: torch.Tensor, source: Shard, target: Shard, phase: Phase) -> torch.Tensor:
         """From parts of one dimension to parts of another."""
         packed = split(x, target, self.ranks)
         received = torch.empty_like(packed)
@@ -106,6 +108,12 @@ class Axis:
         with self._timed():
             dist.all_to_all_single(flat(received), flat(packed), group=self.group)
         return join(received, source)
+
+
+def wait(work: dist.Work | None) -> None:
+    """Until what was started is over; None where there was nothing to start."""
+    if work is not None:
+        work.wait()
 
 
 def flat(x: torch.Tensor) -> torch.Tensor:
@@ -149,10 +157,11 @@ class _AllReduce(torch.autograd.Function):
         ctx.axis, ctx.sums = axis, backward
         if owned and x.is_contiguous():
             ctx.mark_dirty(x)
-        return axis.sum(x, axis.log.forward, owned and x.is_contiguous())
+        return axis.sum(x, axis.phase, owned and x.is_contiguous())
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        (grad,) = grads
         return (ctx.axis.sum(grad, "backward") if ctx.sums else grad), None, None, None
 
 
@@ -163,7 +172,8 @@ class _Copy(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (grad,) = grads
         return ctx.axis.sum(grad, "backward"), None
 
 
@@ -171,10 +181,11 @@ class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, axis: Axis, shard: Shard, backward: bool) -> torch.Tensor:
         ctx.axis, ctx.shard, ctx.sums = axis, shard, backward
-        return axis.gather(x, shard, axis.log.forward)
+        return axis.gather(x, shard, axis.phase)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        (grad,) = grads
         axis, shard = ctx.axis, ctx.shard
         part = axis.scatter(grad, shard, "backward") if ctx.sums else take(grad, shard, axis.rank, axis.ranks)
         return part, None, None, None
@@ -184,10 +195,11 @@ class _ReduceScatter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, axis: Axis, shard: Shard) -> torch.Tensor:
         ctx.axis, ctx.shard = axis, shard
-        return axis.scatter(x, shard, axis.log.forward)
+        return axis.scatter(x, shard, axis.phase)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (grad,) = grads
         return ctx.axis.gather(grad, ctx.shard, "backward"), None, None
 
 
@@ -198,7 +210,8 @@ class _Shard(torch.autograd.Function):
         return _part(x, axis, shard)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (grad,) = grads
         return ctx.axis.gather(grad, ctx.shard, "backward"), None, None
 
 
@@ -206,10 +219,11 @@ class _AllToAll(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, axis: Axis, source: Shard, target: Shard) -> torch.Tensor:
         ctx.axis, ctx.source, ctx.target = axis, source, target
-        return axis.exchange(x, source, target, axis.log.forward)
+        return axis.exchange(x, source, target, axis.phase)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        (grad,) = grads
         return ctx.axis.exchange(grad, ctx.target, ctx.source, "backward"), None, None, None
 
 
@@ -264,7 +278,8 @@ class _OnFirst(torch.autograd.Function):
         return x.view_as(x) if is_first else torch.zeros_like(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (grad,) = grads
         return grad if ctx.keeps else torch.zeros_like(grad), None, None
 
 

@@ -56,7 +56,7 @@ class _Columns(torch.autograd.Function):
         x: torch.Tensor,
         *tensors: Any,
     ) -> Tensors:
-        h = x if shard is None else axis.gather(x, shard, axis.log.forward)
+        h = x if shard is None else axis.gather(x, shard, axis.phase)
         ctx.axis, ctx.shard, ctx.readers, ctx.product = axis, shard, readers, product
         ctx.set_materialize_grads(False)
         results: list[torch.Tensor] = []

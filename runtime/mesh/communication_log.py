@@ -2,46 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
 from partitioner.lowering.traffic import Sending
-from partitioner.schedule.tables import Action
 from runtime.mesh.step_clock import Clock
+
+Phase = Literal["forward", "recompute", "backward", "send", "sync", "control"]  # of a step
 
 
 @dataclass
 class Log:
-    """What a rank communicated, when ``keep`` is set. ``phase`` is what the step is doing now."""
+    """What a rank communicated, when ``keep`` is set."""
 
     keep: bool = False
-    phase: str = "control"
     rows: list[Sending] = field(default_factory=list)
-    message: tuple[Action, str] | None = None  # what is sent or expected now: the value's name and its reader
     clock: Clock | None = None
 
-    def add(self, axis: str, kind: str, tensor: torch.Tensor, phase: str | None = None) -> None:
+    def add(self, axis: str, kind: str, tensor: torch.Tensor, phase: Phase) -> None:
         """Note one communication of ``tensor``."""
         if self.keep:
-            self.rows.append(Sending(axis, kind, phase or self.phase, tensor.numel() * tensor.element_size()))
+            self.rows.append(Sending(axis, kind, phase, tensor.numel() * tensor.element_size()))
 
     def timed(self, part: str) -> AbstractContextManager[object]:
         """Count what runs inside as a part of the step, where a clock runs."""
         return self.clock.during(part) if self.clock else nullcontext()
-
-    @property
-    def forward(self) -> str:
-        """The phase of a forward op: within a backward, activations are being recomputed."""
-        return "recompute" if self.phase == "backward" else self.phase
-
-    @contextmanager
-    def during(self, phase: str) -> Iterator[None]:
-        """Set the phase for a while."""
-        before, self.phase = self.phase, phase
-        try:
-            yield
-        finally:
-            self.phase = before

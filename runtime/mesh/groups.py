@@ -37,14 +37,16 @@ class Groups:
         self.kernels: Counter[str] = Counter()  # products that ran on a kernel, and the reasons of those that did not
         self._sizes = dict(program.mesh) | dict(program.axes)
         self._mesh = dict(program.mesh)
-        self._made: dict[tuple[int, ...], dist.ProcessGroup] = {}
+        self._made: dict[tuple[int, ...], dist.ProcessGroup | None] = {}
         self._groups = {axis: self._make(rows, [axis]) for axis in program.mesh}
         for axis, _ in program.axes:
             if axis not in self._groups:
                 others = [a for a, _ in program.axes if a != axis]
                 self._groups[axis] = self._make(rows, [axis], hidden=["tp"], kept=others)
         tied = {program.ranks_of(p.stages) for p in program.parameters.values()}
-        self._tied = {ranks: self._make(rows, ["pp"], among=ranks) for ranks in sorted(tied) if len(ranks) > 1}
+        self._tied: dict[tuple[int, ...], dist.ProcessGroup | None] = {
+            ranks: self._make(rows, ["pp"], among=ranks) for ranks in sorted(tied) if len(ranks) > 1
+        }
         self._lanes = self._make_lanes(rows, program.stages)
 
     def size(self, axis: str) -> int:
@@ -98,12 +100,12 @@ class Groups:
             own = group if self.rank in ranks else own
         return own
 
-    def _new(self, ranks: tuple[int, ...], fresh: bool) -> dist.ProcessGroup:
+    def _new(self, ranks: tuple[int, ...], fresh: bool) -> dist.ProcessGroup | None:
+        """The group of these ranks; None where this rank is not among them."""
         if fresh or ranks not in self._made:
             whole = len(ranks) == dist.get_world_size() and not fresh and list(ranks) == sorted(ranks)
             group = dist.group.WORLD if whole else dist.new_group(list(ranks))
-            assert group is not None
-            self._made[ranks] = group
+            self._made[ranks] = group if isinstance(group, dist.ProcessGroup) else None
         return self._made[ranks]
 
 

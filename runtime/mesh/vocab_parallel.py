@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from partitioner.ops.collective_kinds import ALL_REDUCE
 from partitioner.ops.collectives import unflat
-from partitioner.ops.own_ops import dropout_mask, has_values
+from partitioner.ops.own_ops import dropout_mask
 from partitioner.sharding.cut_tensors import take
 from partitioner.sharding.layout import Shard
 from runtime.mesh.collectives import Axis
@@ -34,7 +34,7 @@ class _CrossEntropy(torch.autograd.Function):
     ) -> torch.Tensor:  # fmt: skip
         start, end, classes = bounds
         counted = target != ignored
-        torch._assert_async(((target >= 0) & (target < classes) | ~counted).all(), "a target is not a class")
+        aten._assert_async.msg(((target >= 0) & (target < classes) | ~counted).all(), "a target is not a class")
         inside = (target >= start) & (target < end)
         local = torch.where(inside, target - start, 0).unsqueeze(1)
         largest = logits.amax(1)
@@ -52,7 +52,8 @@ class _CrossEntropy(torch.autograd.Function):
         return loss.masked_fill_(~counted, 0.0)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (grad,) = grads
         exponentials, total, counted, inside, local = ctx.saved_tensors
         scale = counted * grad
         result = exponentials.mul_((scale / total).unsqueeze(1))
@@ -63,7 +64,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _reduce(axis: Axis, x: torch.Tensor, op: dist.ReduceOp.RedOpType) -> None:
-    axis.log.add(axis.name, ALL_REDUCE, x, axis.log.forward)
+    axis.log.add(axis.name, ALL_REDUCE, x, axis.phase)
     dist.all_reduce(x, op, axis.group)
 
 
@@ -80,7 +81,7 @@ class _Embedding(torch.autograd.Function):
     def forward(
         ctx: Any, weight: torch.Tensor, index: torch.Tensor, start: int, rows: int, padding: int
     ) -> torch.Tensor:
-        torch._assert_async(((index >= 0) & (index < rows)).all(), "an index is not in the vocabulary")
+        aten._assert_async.msg(((index >= 0) & (index < rows)).all(), "an index is not in the vocabulary")
         local = index - start
         outside = (local < 0) | (local >= weight.shape[0])
         ctx.rows = weight.shape[0]
@@ -89,7 +90,8 @@ class _Embedding(torch.autograd.Function):
         return F.embedding(local.masked_fill_(outside, 0), weight).masked_fill_(outside.unsqueeze(-1), 0.0)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
+        (grad,) = grads
         (local,) = ctx.saved_tensors
         return aten.embedding_dense_backward(grad.contiguous(), local, ctx.rows, -1, False), None, None, None, None
 
@@ -105,20 +107,30 @@ def embedding(
 
 def dropout(axis: Axis, p: float, site: int, dim: int, segments: list[int]) -> Callable[..., torch.Tensor]:
     """``dropout`` of this rank's part: the same part of the mask that the whole tensor would get."""
-    shard = Shard(dim - 1, unflat(segments))
 
     def run(x: torch.Tensor, sample_keys: torch.Tensor) -> torch.Tensor:
-        shape = list(x.shape[1:])
-        shape[shard.dim] = shard.size
-        if not has_values(x):
-            return x * torch.empty_like(x)
-        masks = [
-            take(dropout_mask(tuple(shape), p, key, site, x.device), shard, axis.rank, axis.ranks)
-            for key in sample_keys.tolist()
-        ]
-        return x * torch.stack(masks).to(x.dtype).div_(1 - p)
+        mask = masks(sample_keys, list(x.shape), p, site, dim, segments, axis.rank, axis.ranks)
+        return x * mask.to(x.dtype).div_(1 - p)
 
     return run
+
+
+@torch.library.custom_op("runtime::dropout_masks", mutates_args=())
+def masks(
+    sample_keys: torch.Tensor, part: list[int], p: float, site: int, dim: int, segments: list[int], rank: int,
+    ranks: int,
+) -> torch.Tensor:  # fmt: skip
+    """What dropout keeps (bool, ``part``) of a rank's part: each sample's mask of the whole, divided along ``dim``."""
+    shard = Shard(dim - 1, unflat(segments))
+    whole = [*part[1:]]
+    whole[shard.dim] = shard.size
+    drawn = (dropout_mask(tuple(whole), p, key, site, sample_keys.device) for key in sample_keys.tolist())
+    return torch.stack([take(mask, shard, rank, ranks) for mask in drawn])
+
+
+@masks.register_fake
+def _(sample_keys: torch.Tensor, part: list[int], *_: object) -> torch.Tensor:
+    return sample_keys.new_empty(part, dtype=torch.bool)
 
 
 def _range(axis: Axis, segments: list[int]) -> tuple[int, int]:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,7 +223,7 @@ def _stop(crew: list[_Rank]) -> None:
 
 
 @contextmanager
-def _term_raises() -> Iterator[None]:
+def _term_raises() -> Generator[None]:
     """SIGTERM becomes SystemExit(143) while ranks run, so that they are stopped too; only the main thread can."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -5,12 +5,12 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
-import sys
 import threading
 from types import TracebackType
 
 HUNG_STATUS = 75
 STACK_SIGNAL = signal.SIGUSR1
+STDERR = 2  # its descriptor, whatever sys.stderr is now
 
 
 def hang_limit(predicted_seconds: float, floor_seconds: float = 60.0, factor: float = 5.0) -> float:
@@ -20,7 +20,7 @@ def hang_limit(predicted_seconds: float, floor_seconds: float = 60.0, factor: fl
 
 def answer_stack_signal() -> None:
     """From now on SIGUSR1 writes every thread's stack to standard error, also while the process is blocked in C."""
-    faulthandler.register(STACK_SIGNAL, file=sys.__stderr__, all_threads=True)
+    faulthandler.register(STACK_SIGNAL, file=STDERR, all_threads=True)
 
 
 class Watchdog:
@@ -44,6 +44,6 @@ class Watchdog:
 
 
 def _end_hung(limit_seconds: float, what: str) -> None:
-    faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
-    os.write(2, f"hung: {what} took more than {limit_seconds:g} s\n".encode())
+    faulthandler.dump_traceback(file=STDERR, all_threads=True)
+    os.write(STDERR, f"hung: {what} took more than {limit_seconds:g} s\n".encode())
     os._exit(HUNG_STATUS)

@@ -13,7 +13,7 @@ import json
 import pickle
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +21,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from partitioner.errors import InputError
@@ -68,7 +69,7 @@ def save(
     entries = _entries(program, groups, parameters, _states(parameters, optimizer))
     planner = SavePlanner(flatten_state_dict=False)
     with _quiet():
-        dcp.save(entries, storage_writer=dcp.FileSystemWriter(writing), planner=planner)
+        state_dict_saver.save(entries, storage_writer=FileSystemWriter(writing), planner=planner)
     if is_first():
         _publish(writing, target, progress, optimizer)
     _barrier()
@@ -96,7 +97,7 @@ def load(
     entries = _entries(program, groups, parameters, states)
     planner = LoadPlanner(flatten_state_dict=False)
     with _quiet():
-        dcp.load(entries, storage_reader=dcp.FileSystemReader(found), planner=planner)
+        state_dict_loader.load(entries, storage_reader=FileSystemReader(found), planner=planner)
     if optimizer is not None:
         _give(optimizer, parameters, states, groups_saved)
     return progress
@@ -235,7 +236,7 @@ def _checked_files(found: Path) -> dict[str, Any]:
 def _metadata(found: Path, program: Program, parameters: Tensors) -> Metadata:
     """What torch wrote about the tensors, found to be of this model."""
     try:
-        metadata = dcp.FileSystemReader(found).read_metadata()
+        metadata = FileSystemReader(found).read_metadata()
     except (OSError, EOFError, pickle.UnpicklingError) as error:
         raise InputError(f"{found} is not a whole checkpoint (.metadata: {error}): load an earlier one") from error
     stored = {key: row for key, row in metadata.state_dict_metadata.items() if isinstance(row, TensorStorageMetadata)}
@@ -276,7 +277,7 @@ def _barrier() -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """One process without a process group is a case of its own here, and torch warns of it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")

@@ -1,4 +1,4 @@
-"""Optimizers over a rank's parts of the parameters, their hyper-parameters, and schedules as factors of the step."""
+"""Optimizers over a rank's parts of the parameters, hyper-parameters, and factors of the learning rate by step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from partitioner.errors import InputError
 
 Factory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-Schedule = Callable[[int], float]
+LrLambda = Callable[[int], float]  # the factor of a step, as of torch's LambdaLR
 Hyper = dict[str, Any]  # of a group of parameters: lr, betas, weight_decay, ...
 
 # Optimizers that update each element from its own gradient and state alone, so that a part is updated as the whole is.
@@ -74,14 +74,14 @@ def rates(optimizer: torch.optim.Optimizer) -> list[float]:
 
 
 def set_rates(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Let ``lr`` be every group's learning rate, and what a schedule of the engine starts from."""
+    """Let ``lr`` be every group's learning rate, and what the factors of the engine start from."""
     for group in optimizer.param_groups:
         group.pop("initial_lr", None)
         group["lr"] = lr
 
 
 def keep_initial_rates(optimizer: torch.optim.Optimizer) -> None:
-    """Note in each group, where torch's schedulers do, the rate that a schedule's factors multiply."""
+    """Note in each group, where torch's schedulers do, the rate that factors multiply."""
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", float(group["lr"]))
 
@@ -93,10 +93,10 @@ def scale_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = torch.full_like(group["lr"], rate) if isinstance(group["lr"], torch.Tensor) else rate
 
 
-def warmup_cosine(warmup_steps: int, steps: int, floor: float = 0.0) -> Schedule:
+def warmup_cosine(warmup_steps: int, steps: int, floor: float = 0.0) -> LrLambda:
     """Linear from 0 over ``warmup_steps``, then a half cosine to ``floor`` at ``steps`` (Loshchilov, Hutter, 2017)."""
     if not 0 <= warmup_steps < steps:
-        raise InputError(f"the schedule warms up for {warmup_steps} of {steps} steps: warm up for fewer than all")
+        raise InputError(f"the learning rate warms up for {warmup_steps} of {steps} steps: warm up for fewer than all")
 
     def factor(step: int) -> float:
         if step < warmup_steps:

@@ -27,7 +27,7 @@ from partitioner.sharding.cut_tensors import assemble
 from partitioner.sharding.layout import Shard
 from partitioner.user_code.compiled import unwrapped, written_parameters
 from runtime.state.safetensors_files import from_safetensors
-from runtime.state.shard_pieces import Part, cut, held, part, part_of, places
+from runtime.state.shard_pieces import Part, cut, part, part_of, places, rank_parameters
 
 Source = Callable[[Parameter, Part], torch.Tensor]
 Initialize = Callable[[str, tuple[int, ...]], torch.Tensor]
@@ -65,7 +65,7 @@ def materialize(
     """
     read = _source(program, source)
     found: dict[str, nn.Parameter] = {}
-    for parameter in held(program, coordinates["pp"]):
+    for parameter in rank_parameters(program, coordinates["pp"]):
         local = read(parameter, part_of(program, parameter, coordinates))
         local = local.to(device=device, dtype=dtype or parameter.dtype)
         found[parameter.name] = nn.Parameter(local.contiguous(), parameter.requires_grad)
@@ -149,14 +149,16 @@ class ModuleStart:
     def _values(self, owner: str) -> dict[str, torch.Tensor]:
         names = owner.split(".") if owner else []
         chain = [_submodule(self._root, ".".join(names[:n])) for n in range(len(names), -1, -1)]
-        kept = dict(chain[0]._parameters)
-        chain[0]._parameters.update({name: _empty(p) for name, p in kept.items() if p is not None})
+        own = dict(chain[0].named_parameters(recurse=False, remove_duplicate=False))
+        for name, parameter in own.items():
+            chain[0].register_parameter(name, _empty(parameter))
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(name_seed(self._seed, owner))
             for n, module in enumerate(chain):
                 _start(module, chain[n:])
-        values = {name: p.detach() for name, p in chain[0]._parameters.items() if p is not None}
-        chain[0]._parameters.update(kept)
+        values = {name: p.detach() for name, p in chain[0].named_parameters(recurse=False, remove_duplicate=False)}
+        for name, parameter in own.items():
+            chain[0].register_parameter(name, parameter)
         return values
 
 
@@ -164,9 +166,10 @@ def _start(module: nn.Module, upward: list[nn.Module]) -> None:
     for name in ("reset_parameters", "_reset_parameters"):
         if callable(getattr(module, name, None)):
             getattr(module, name)()
-    starter = next((m for m in upward if callable(getattr(m, "_init_weights", None))), None)
-    if starter is not None:
-        starter._init_weights(module)
+    methods = (getattr(m, "_init_weights", None) for m in upward)
+    initialize = next(filter(callable, methods), None)
+    if initialize is not None:
+        initialize(module)
 
 
 def gather(

@@ -65,7 +65,7 @@ def places(program: Program, coordinates: Mapping[str, int]) -> tuple[tuple[int,
     return tuple((coordinates[axis], size) for axis, size in program.axes)
 
 
-def held(program: Program, pipeline_rank: int) -> list[Parameter]:
+def rank_parameters(program: Program, pipeline_rank: int) -> list[Parameter]:
     """The parameters that the stages of one pipeline rank read, in the Program's order."""
     return [p for p in program.parameters.values() if pipeline_rank in program.ranks_of(p.stages)]
 
@@ -101,11 +101,11 @@ def _runs(shape: tuple[int, ...], layout: Layout, places: Sequence[tuple[int, in
     rows: list[list[Run]] = [[(0, size)] for size in shape]
     for placement, (rank, ranks) in zip(layout, places, strict=True):
         if isinstance(placement, Shard):
-            rows[placement.dim] = _within(rows[placement.dim], _kept(placement, rank, ranks))
+            rows[placement.dim] = _within(rows[placement.dim], _shard_runs(placement, rank, ranks))
     return rows
 
 
-def _kept(shard: Shard, rank: int, ranks: int) -> list[Run]:
+def _shard_runs(shard: Shard, rank: int, ranks: int) -> list[Run]:
     runs: list[Run] = []
     offset = 0
     for segment in shard.segments:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ from runtime.mesh.groups import Groups
 from runtime.ranks.watchdog import Watchdog, hang_limit
 from runtime.state import checkpoint
 from runtime.state.checkpoint import Progress
-from runtime.state.optimizer import Factory, Schedule, keep_initial_rates, rates, scale_rates, set_rates
-from runtime.train.first_nonfinite import first_culprit, number
+from runtime.state.optimizer import Factory, LrLambda, keep_initial_rates, rates, scale_rates, set_rates
+from runtime.train.first_nonfinite import first_culprit
 from runtime.train.gradient_sync import GradientNorm, GradientSync
 from runtime.train.shared_inputs import check_shared
 from runtime.train.worker import Named, Worker
@@ -41,12 +41,11 @@ class Engine:
 
     ``parameters`` are this rank's parts by name (``materialize``). ``clip`` is the largest global gradient norm;
     infinity measures the norm and clips nothing; None does neither and leaves ``grad_norm`` None.
-    ``schedule`` sets every learning rate to its initial one times a factor of the step; None leaves the rates to
+    ``lr_lambda`` sets every learning rate to its initial one times a factor of the step; None leaves the rates to
     whoever holds ``optimizer``. A rank that trains nothing has an optimizer too, so that all ranks may give theirs to a
-    scheduler. ``predicted_seconds`` of a step set when it counts as hung; None: never.
+    scheduler. ``predicted_seconds`` of a step set when it counts as hung; None: never. ``worker`` makes what walks the
+    Action table.
     """
-
-    runs: type[Worker] = Worker
 
     def __init__(
         self,
@@ -55,25 +54,26 @@ class Engine:
         parameters: Mapping[str, nn.Parameter],
         optimizer: Factory,
         clip: float | None = None,
-        schedule: Schedule | None = None,
+        lr_lambda: LrLambda | None = None,
         predicted_seconds: float | None = None,
+        worker: Callable[[Program, Groups, Mapping[str, nn.Parameter]], Worker] = Worker,
     ) -> None:
         check_program(program)
         self.program, self.groups, self.parameters = program, groups, dict(parameters)
-        self.worker = self.runs(program, groups, self.parameters)
+        self.worker = worker(program, groups, self.parameters)
         self.trained = [p for p in self.parameters.values() if p.requires_grad]
         self.optimizer = optimizer(self.trained or [nn.Parameter(torch.zeros(0))])
-        self.clip, self.schedule, self.predicted_seconds = clip, schedule, predicted_seconds
+        self.clip, self.lr_lambda, self.predicted_seconds = clip, lr_lambda, predicted_seconds
         self.steps_done = self.samples_read = 0
         self.grad_norm: torch.Tensor | None = None
-        if schedule is not None:
+        if lr_lambda is not None:
             keep_initial_rates(self.optimizer)
         self._rates = rates(self.optimizer)
         self._sync = GradientSync(program, groups, self.parameters)
         self._norm = GradientNorm(program, groups, self.parameters)
         calls = [c for stage in program.stages for c in (*stage.calls, stage.prelude) if c]
         self._reads = {name for call in (*calls, *program.counts) for name in call.arguments}
-        self._counts = {c.name: self.worker.bind(c.module).forward for c in program.counts}
+        self._counts = {c.name: self.worker.bind(c.module, "control").forward for c in program.counts}
         self._hook()
 
     def _hook(self) -> None:
@@ -118,6 +118,10 @@ class Engine:
         self._gradients(self._micro_batches(batch))
         return self._loss
 
+    def holds(self, condition: torch.Tensor) -> bool:
+        """Whether a condition on what was computed is true; the only values that a step reads out of tensors."""
+        return bool(condition)
+
     def _watched(self) -> contextlib.AbstractContextManager[object]:
         if self.predicted_seconds is None:
             return contextlib.nullcontext()
@@ -133,7 +137,7 @@ class Engine:
             n: _checked(given.tensors, n, count, self.program.shapes.get(n)).to(self.groups.device)
             for n, count in counts.items()
         }
-        check_shared({n: t for n, t in whole.items() if n not in batched}, self.groups)
+        check_shared({n: t for n, t in whole.items() if n not in batched}, self.groups, self.holds)
         rows = [{n: t[m * size : (m + 1) * size] if n in batched else t for n, t in whole.items()} for m in range(many)]
         for m, row in enumerate(rows):
             row |= self._of_step(m)
@@ -180,7 +184,7 @@ class Engine:
             return self._counts[count.name](*(values[n] for n in count.arguments)).double().flatten()
 
     def _check_count(self, count: Count, value: torch.Tensor) -> None:
-        if count.divides and count.numbers == 1 and not number(value):
+        if count.divides and count.numbers == 1 and not self.holds(value != 0):
             raise InputError(
                 f"step {self.steps_done}: no target of the batch is counted, all labels are ignored or masked: "
                 "the loss would be divided by 0"
@@ -206,30 +210,30 @@ class Engine:
             self._sync.finish()
 
     def _check(self, loss: torch.Tensor, batches: list[Named]) -> None:
-        if not math.isfinite(number(loss)):
+        if not self.holds(loss.isfinite()):
             culprit = first_culprit(self.worker, batches, float(loss))
             raise InputError(f"step {self.steps_done}: the loss is {float(loss)}; first made by {culprit}")
 
     def _update(self) -> None:
         if self.clip is not None:
             self.grad_norm = self._norm()
-            if not math.isfinite(number(self.grad_norm)):
+            if not self.holds(self.grad_norm.isfinite()):
                 norm = float(self.grad_norm)
                 raise InputError(f"step {self.steps_done}: the gradient norm is {norm}, though the loss is finite")
             if self.clip < math.inf:
                 torch.nn.utils.clip_grads_with_norm_(self.trained, self.clip, self.grad_norm)
-        if self.schedule is not None:
-            self._follow(self.schedule)
+        if self.lr_lambda is not None:
+            self._follow(self.lr_lambda)
         self.optimizer.step()
 
-    def _follow(self, schedule: Schedule) -> None:
+    def _follow(self, lr_lambda: LrLambda) -> None:
         """Set the rates of this step; raises InputError when someone else has set them since the last."""
         if rates(self.optimizer) != self._rates:
             raise InputError(
                 f"step {self.steps_done}: the optimizer's learning rate was changed, by a scheduler or by hand, and "
-                "the engine's schedule sets it too: leave out schedule, or the other"
+                "the engine's lr_lambda sets it too: leave out lr_lambda, or the other"
             )
-        scale_rates(self.optimizer, schedule(self.steps_done))
+        scale_rates(self.optimizer, lr_lambda(self.steps_done))
         self._rates = rates(self.optimizer)
 
     def save(self, folder: Path | str) -> Path:
@@ -243,7 +247,7 @@ class Engine:
         self.steps_done, self.samples_read = progress.step, progress.samples
         if lr is not None:
             set_rates(self.optimizer, lr)
-        if self.schedule is not None:
+        if self.lr_lambda is not None:
             keep_initial_rates(self.optimizer)
         self._rates = rates(self.optimizer)
         return progress

@@ -11,7 +11,6 @@ import torch.distributed as dist
 from torch import fx
 
 from partitioner.graph.dependence import module_path
-from partitioner.ops.own_ops import has_values
 from partitioner.schedule.tables import KINDS
 from runtime.train.worker import BoundCall, Named, Worker
 
@@ -43,11 +42,6 @@ class _Checking(fx.Interpreter):
         return result
 
 
-def number(x: torch.Tensor) -> float:
-    """``float(x)``; 1, a good number, where ranks run on meta or fake tensors, which have shapes and no values."""
-    return float(x) if has_values(x) else 1.0
-
-
 def first_culprit(worker: Worker, batches: list[Named], loss: float) -> str:
     """One line on all ranks: rank and op. Called on all ranks together."""
     bad = _is_nan if math.isnan(loss) else _is_infinite
@@ -68,7 +62,7 @@ def _search(worker: Worker, batches: list[Named], bad: Any) -> Culprit | None:
     found: list[Culprit] = []
     worker.transport.begin()
     with torch.no_grad():
-        for action in (a for a in worker.row if KINDS[a.kind].is_forward):
+        for action in (a for a in worker.actions if KINDS[a.kind].is_forward):
             stage = worker.stages[action.stage]
             values = worker.values(action.stage, batches[action.micro_batch], worker.transport.receive(action))
             for number, call in enumerate(stage.calls):

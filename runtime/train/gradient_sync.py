@@ -23,6 +23,7 @@ from torch import nn
 from partitioner.lowering.program import Parameter, Program
 from partitioner.ops.collective_kinds import ALL_REDUCE
 from partitioner.sharding.layout import REPLICATE, Shard
+from runtime.mesh.collectives import wait
 from runtime.mesh.groups import Groups
 
 BUCKET_BYTES = 25_000_000
@@ -134,14 +135,9 @@ class GradientSync:
             self.ready(name)
         for bucket in self._late:
             for axis in (*bucket.axes, *(["pp"] if bucket.tied else []), *(["dp"] if self._dp else [])):
-                _wait(self._sum(bucket, axis))
+                wait(self._sum(bucket, axis))
         for bucket in self._plain:
-            _wait(bucket.work)
-
-
-def _wait(work: dist.Work | None) -> None:
-    if work is not None:
-        work.wait()
+            wait(bucket.work)
 
 
 def partial_axes(program: Program, parameter: Parameter) -> tuple[str, ...]:
@@ -155,7 +151,7 @@ def counts_here(program: Program, groups: Groups, parameter: Parameter) -> bool:
     here = groups.coordinates
     rows = zip(parameter.layout, program.axes, strict=True)
     first = all(isinstance(placement, Shard) or here[axis] == 0 for placement, (axis, _) in rows)
-    return first and here["pp"] == parameter.stages[0] % program.mesh["pp"]
+    return first and here["pp"] == program.stages[parameter.stages[0]].rank
 
 
 class GradientNorm:
@@ -173,7 +169,7 @@ class GradientNorm:
         total = torch.zeros((), dtype=torch.float64, device=self._groups.device)
         if grads:
             wide = None if grads[0].dtype.itemsize >= 4 else torch.float32
-            total += torch.stack(torch._foreach_norm(grads, 2, wide)).double().square().sum()
+            total += torch.stack(torch.ops.aten._foreach_norm.Scalar(grads, 2, wide)).double().square().sum()
         for axis in self._axes:
             self._groups.log.add(axis, ALL_REDUCE, total, "control")
             dist.all_reduce(total, group=self._groups.group(axis))

@@ -16,7 +16,7 @@ from partitioner.lowering.program import Program
 from runtime.mesh.groups import Groups
 from runtime.ranks.keep_heap import keep_freed_memory
 from runtime.ranks.process_group import start_ranks
-from runtime.state.optimizer import Schedule, factory
+from runtime.state.optimizer import LrLambda, factory
 from runtime.state.parameters import ModuleStart, materialize
 from runtime.train.engine import Engine
 
@@ -31,14 +31,14 @@ def parallelize(
     weights: Path | str | None = None,
     optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW,
     clip: float | None = None,
-    schedule: Schedule | None = None,
+    lr_lambda: LrLambda | None = None,
     **options: Any,
 ) -> Engine:
     """Train ``model`` under ``plan`` on all ranks; ``batch`` is an example, ``options`` go to the optimizer (lr, ...).
 
     ``plan=None`` searches one for ``cluster``, by default the CPU preset of as many devices as there are ranks. A real
     module gives the initial weights; one on meta takes them from ``weights`` (a safetensors folder) or draws them
-    from the plan's seed. ``schedule`` gives factors of the learning rate by step; without one the rate is what
+    from the plan's seed. ``lr_lambda`` gives factors of the learning rate by step; without one the rate is what
     ``engine.optimizer`` says, so that a scheduler of torch's or a hand may change it. Raises InputError for a plan of
     another model, world size or global batch.
     """
@@ -46,7 +46,7 @@ def parallelize(
     graph = trace(model, dict(batch), global_batch=global_batch)
     chosen = _plan(graph, plan, cluster, global_batch)
     program = lower(graph, chosen)
-    return engine(program, model, weights, optimizer, clip, schedule, chosen.cost.step_seconds, options)
+    return engine(program, model, weights, optimizer, clip, lr_lambda, chosen.cost.step_seconds, options)
 
 
 def engine(
@@ -55,7 +55,7 @@ def engine(
     weights: Path | str | None,
     optimizer: type[torch.optim.Optimizer],
     clip: float | None,
-    schedule: Schedule | None,
+    lr_lambda: LrLambda | None,
     predicted_seconds: float | None,
     options: Mapping[str, Any],
 ) -> Engine:
@@ -67,7 +67,7 @@ def engine(
     source = weights if weights is not None else ModuleStart(model, program.seed) if is_meta else model
     parameters = materialize(program, groups.coordinates, source, groups.device)
     made = factory(optimizer, **options)
-    return Engine(program, groups, parameters, made, clip, schedule, predicted_seconds)
+    return Engine(program, groups, parameters, made, clip, lr_lambda, predicted_seconds)
 
 
 def _plan(graph: Graph, plan: Plan | Path | str | None, cluster: Cluster | None, global_batch: int) -> Plan:

@@ -3,39 +3,48 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.distributed as dist
 
 from partitioner.errors import InputError
 from partitioner.ops.collective_kinds import ALL_REDUCE
-from partitioner.ops.own_ops import has_values
 from runtime.mesh.groups import Groups
 
 
-def check_shared(inputs: Mapping[str, torch.Tensor], groups: Groups) -> None:
-    """Compare the inputs' fingerprints over data ranks; raises InputError, on all of them, naming the first unlike."""
+def check_shared(
+    inputs: Mapping[str, torch.Tensor], groups: Groups, holds: Callable[[torch.Tensor], bool] = bool
+) -> None:
+    """Compare the inputs' fingerprints over data ranks; raises InputError, on all of them, naming the first unlike.
+
+    ``holds`` reads a condition out of a tensor.
+    """
     if not inputs or groups.size("dp") == 1:
         return
-    own = [_fingerprint(t) for t in inputs.values()]
-    both = torch.tensor([*own, *(-n for n in own)], dtype=torch.int64, device=groups.device)
+    own = torch.stack([fingerprint(t) for t in inputs.values()])
+    both = torch.cat([own, -own])
     groups.log.add("dp", ALL_REDUCE, both, "control")
     dist.all_reduce(both, dist.ReduceOp.MAX, groups.group("dp"))
-    if not has_values(both):
+    largest, smallest = both[: len(own)], -both[len(own) :]
+    alike = largest == smallest
+    if holds(alike.all()):
         return
-    largest, smallest = both.tolist()[: len(own)], [-n for n in both.tolist()[len(own) :]]
-    for name, a, b in zip(inputs, largest, smallest, strict=True):
-        if a != b:
-            raise InputError(
-                f"{name} carries no samples and is not the same on all data ranks: give each rank the one of the "
-                "whole global batch"
-            )
+    name = next(name for name, is_alike in zip(inputs, alike.tolist(), strict=True) if not is_alike)
+    raise InputError(
+        f"{name} carries no samples and is not the same on all data ranks: give each rank the one of the whole global "
+        "batch"
+    )
 
 
-def _fingerprint(tensor: torch.Tensor) -> int:
-    """62 bits of a hash of its bytes."""
-    if not has_values(tensor):
-        return 0
+@torch.library.custom_op("runtime::fingerprint", mutates_args=())
+def fingerprint(tensor: torch.Tensor) -> torch.Tensor:
+    """62 bits of a hash of its bytes (int64, scalar)."""
     content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) >> 2
+    number = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) >> 2
+    return torch.tensor(number, dtype=torch.int64, device=tensor.device)
+
+
+@fingerprint.register_fake
+def _(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty((), dtype=torch.int64, device=tensor.device)

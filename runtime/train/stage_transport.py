@@ -27,7 +27,7 @@ AHEAD = 1
 
 
 @dataclass
-class _Lane:
+class Lane:
     """What one rank sends this one in one phase: messages in the sender's order, named by their reader."""
 
     peer: int
@@ -53,14 +53,14 @@ class Transport:
         beside = [{a.rank, b.rank} for a, b in pairwise(self._program.stages)]
         return set[int]().union(*(ranks for ranks in beside if self._here in ranks)) - {self._here}
 
-    def _lane(self, peer: int, kind: str) -> _Lane | None:
+    def _lane(self, peer: int, kind: str) -> Lane | None:
         stages = self._program.stages
         waiting = (reader(a, len(stages)) for a in self._program.actions[peer] if a.kind == kind)
         order = tuple(a for a in waiting if a and stages[a.stage].rank == self._here)
         if not order:
             return None
         group, tag = self._groups.lane(peer, self._here, not KINDS[kind].is_forward)
-        return _Lane(peer, group, tag, order)
+        return Lane(peer, group, tag, order)
 
     def values(self, action: Action) -> tuple[Value, ...]:
         """What ``action`` receives: values before a forward, gradients before a backward."""
@@ -87,21 +87,21 @@ class Transport:
         while lane.posted < len(lane.order):
             message = lane.order[lane.posted]
             lane.posted += 1
-            self._arrived[message] = self._post(lane, message)
+            self._arrived[message] = self.post(lane, message)
             if message == action:
                 return
 
-    def _post(self, lane: _Lane, message: Action) -> tuple[Tensors, list[dist.Work]]:
+    def post(self, lane: Lane, message: Action) -> tuple[Tensors, list[dist.Work]]:
+        """Start to receive a lane's next message."""
         rows = self.values(message)
         tensors = [torch.empty(v.shape, dtype=v.dtype, device=self._groups.device) for v in rows]
         works: list[dist.Work | None] = []
-        for value, tensor in zip(rows, tensors, strict=True):
-            self._groups.log.message = message, value.name
+        for tensor in tensors:
             source = self._rank(lane, lane.peer)
             works.append(dist.irecv(flat(tensor), group=lane.group, group_src=source, tag=lane.tag))
         return tensors, [w for w in works if w is not None]
 
-    def _rank(self, lane: _Lane, pipeline_rank: int) -> int:
+    def _rank(self, lane: Lane, pipeline_rank: int) -> int:
         """A pipeline rank's number in the lane's group: all of them, or two in their order."""
         if lane.group.size() == self._pp:
             return pipeline_rank
@@ -127,8 +127,7 @@ class Transport:
             return
         group, tag = self._groups.lane(self._here, target, not KINDS[action.kind].is_forward)
         number = target if group.size() == self._pp else int(target > self._here)
-        for value, tensor in zip(self.values(waiting), tensors, strict=True):
-            self._groups.log.message = waiting, value.name
+        for tensor in tensors:
             self._groups.log.add("pp", "send", tensor, "send")
             work = dist.isend(flat(tensor), group=group, group_dst=number, tag=tag)
             if work is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain, repeat
 
 import torch
 from torch import fx, nn
@@ -18,6 +19,7 @@ from partitioner.graph.nodes import buffer_name
 from partitioner.lowering.program import Call, Program, Stage
 from partitioner.schedule.tables import BACKWARD, FORWARD, Action, releasing_kind
 from runtime.mesh.bind import bind
+from runtime.mesh.communication_log import Phase
 from runtime.mesh.groups import Groups
 from runtime.train.stage_transport import Transport
 
@@ -27,18 +29,23 @@ Run = Callable[..., tuple[torch.Tensor, ...]]
 
 @dataclass(frozen=True)
 class BoundCall:
-    """A call whose module communicates; ``spent``: values of which it is the last reader in its stage."""
+    """A call whose module communicates; ``spent``: values of which it is the last reader in its stage.
+
+    ``rerun`` is what a backward runs again, None where nothing is recomputed.
+    """
 
     call: Call
     module: fx.GraphModule
     run: Run
+    rerun: Run | None = None
     spent: tuple[str, ...] = ()
 
     def __call__(self, values: Named) -> None:
         """Add the results to ``values``, and let go what is spent."""
         arguments = [values[name] for name in self.call.arguments]
-        if self.call.recompute and torch.is_grad_enabled():
-            results = checkpoint(self.run, *arguments, use_reentrant=False, preserve_rng_state=False)
+        if self.rerun is not None and torch.is_grad_enabled():
+            runs = _in_turn(self.run, self.rerun)
+            results = checkpoint(runs, *arguments, use_reentrant=False, preserve_rng_state=False)
         else:
             results = self.run(*arguments)
         names = self.call.results
@@ -58,7 +65,7 @@ class BoundStage:
 
 
 @dataclass
-class Kept:
+class Stash:
     """What a backward needs of its forward."""
 
     inputs: list[torch.Tensor]
@@ -72,33 +79,35 @@ class Worker:
     def __init__(self, program: Program, groups: Groups, parameters: Mapping[str, nn.Parameter]) -> None:
         self.program, self.groups = program, groups
         here = groups.coordinates["pp"]
-        self.row = program.actions[here]
-        self._bound: dict[int, fx.GraphModule] = {}
+        self.actions = program.actions[here]
+        self._bound: dict[tuple[int, Phase], fx.GraphModule] = {}
         own = [stage for stage in program.stages if stage.rank == here]
         self.stages = {stage.index: self._bind_stage(stage) for stage in own}
         self.transport = Transport(program, groups)
         self.buffers = {buffer_name(name): _real(name, b).to(groups.device) for name, b in program.buffers.items()}
         self._fixed = self._run_constants(parameters)
-        self._kept: dict[tuple[int, int], Kept] = {}
+        self._stash: dict[tuple[int, int], Stash] = {}
         self._now: Action | None = None
         self._last = self._last_backwards()
 
     def _bind_stage(self, stage: Stage) -> BoundStage:
-        rows = (self._bind_call(stage.constants), self._bind_call(stage.prelude))
+        rows = (self._bind_call(stage.constants, "control"), self._bind_call(stage.prelude))
         calls = [c for call in stage.calls if (c := self._bind_call(call))]
         return BoundStage(stage, *rows, tuple(replace(c, spent=s) for c, s in zip(calls, _spent(stage), strict=True)))
 
-    def _bind_call(self, call: Call | None) -> BoundCall | None:
+    def _bind_call(self, call: Call | None, phase: Phase = "forward") -> BoundCall | None:
         if call is None:
             return None
-        module = self.bind(call.module)
-        return BoundCall(call, module, module.forward)
+        module = self.bind(call.module, phase)
+        rerun = self.bind(call.module, "recompute").forward if call.recompute else None
+        return BoundCall(call, module, module.forward, rerun)
 
-    def bind(self, module: fx.GraphModule) -> fx.GraphModule:
+    def bind(self, module: fx.GraphModule, phase: Phase) -> fx.GraphModule:
         """The module on this rank's groups; blocks that share a module share the bound one."""
-        if id(module) not in self._bound:
-            self._bound[id(module)] = bind(module, self.groups)
-        return self._bound[id(module)]
+        key = id(module), phase
+        if key not in self._bound:
+            self._bound[key] = bind(module, self.groups, phase)
+        return self._bound[key]
 
     def _run_constants(self, parameters: Mapping[str, nn.Parameter]) -> dict[int, Named]:
         """By stage: parameters, buffers and constants, once for the whole run."""
@@ -115,8 +124,8 @@ class Worker:
 
     def _last_backwards(self) -> dict[str, Action]:
         """By parameter: the action in which its gradient becomes complete on this rank."""
-        found, last = dict[str, Action](), releasing_kind(self.row)
-        for action in (a for a in self.row if a.kind == last):
+        found, last = dict[str, Action](), releasing_kind(self.actions)
+        for action in (a for a in self.actions if a.kind == last):
             read = {name for call in self.program.stages[action.stage].calls for name in call.arguments}
             found |= dict.fromkeys(read & self.program.parameters.keys(), action)
         return found
@@ -137,8 +146,8 @@ class Worker:
         """
         losses: dict[int, torch.Tensor] = {}
         self.transport.begin()
-        for n, action in enumerate(self.row):
-            for ahead in self.row[n : n + 2]:
+        for n, action in enumerate(self.actions):
+            for ahead in self.actions[n : n + 2]:
                 self.transport.expect(ahead)
             self._now = action
             loss = _ACTS[action.kind](self, action, batches[action.micro_batch])
@@ -150,7 +159,6 @@ class Worker:
 
     def forward(self, action: Action, batch: Named) -> torch.Tensor | None:
         """Run a stage on one micro-batch; its loss, if it makes one."""
-        self.groups.log.phase = "forward"
         stage = self.stages[action.stage].stage
         inputs = self.transport.receive(action)
         for value, tensor in zip(stage.receives, inputs, strict=True):
@@ -160,16 +168,13 @@ class Worker:
         for call in self.stages[action.stage].calls:
             call(values)
         outputs = [values[v.name] for v in stage.sends]
-        self.send(action, [t.detach().contiguous() for t in outputs]) if outputs else None
+        if outputs:
+            self.transport.send(action, [t.detach().contiguous() for t in outputs])
         carried = [t for v, t in zip(stage.sends, outputs, strict=True) if v.differentiable]
         given = [t for v, t in zip(stage.receives, inputs, strict=True) if v.differentiable]
         loss = values[stage.loss] if stage.loss else None
-        self._kept[action.stage, action.micro_batch] = Kept(given, carried, loss)
+        self._stash[action.stage, action.micro_batch] = Stash(given, carried, loss)
         return loss
-
-    def send(self, action: Action, tensors: list[torch.Tensor]) -> None:
-        """Hand on what an action made."""
-        self.transport.send(action, tensors)
 
     def values(self, stage: int, batch: Named, inputs: list[torch.Tensor]) -> Named:
         """What the calls of a stage read, before the first."""
@@ -183,18 +188,17 @@ class Worker:
 
     def backward(self, action: Action, batch: Named) -> None:
         """Gradients of what a stage sent, then of its parameters and of what it received; one passed on adds up."""
-        self.groups.log.phase = "backward"
-        kept = self._kept.pop((action.stage, action.micro_batch))
-        rows = zip(kept.outputs, self.transport.receive(action), strict=True)
+        stash = self._stash.pop((action.stage, action.micro_batch))
+        rows = zip(stash.outputs, self.transport.receive(action), strict=True)
         roots = [(output, grad) for output, grad in rows if output.requires_grad]
         tensors, grads = [t for t, _ in roots], [g for _, g in roots]
-        if kept.loss is not None:
-            torch.autograd.backward([*tensors, kept.loss], [*grads, torch.ones_like(kept.loss)])
+        if stash.loss is not None:
+            torch.autograd.backward([*tensors, stash.loss], [*grads, torch.ones_like(stash.loss)])
         elif tensors:
             torch.autograd.backward(tensors, grads)
-        if kept.inputs:
-            grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in kept.inputs]
-            self.send(action, [g.contiguous() for g in grads])
+        if stash.inputs:
+            grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in stash.inputs]
+            self.transport.send(action, [g.contiguous() for g in grads])
 
 
 _ACTS: dict[str, Callable[[Worker, Action, Named], torch.Tensor | None]] = {
@@ -202,6 +206,12 @@ _ACTS: dict[str, Callable[[Worker, Action, Named], torch.Tensor | None]] = {
     BACKWARD: lambda worker, action, batch: worker.backward(action, batch),
 }
 KINDS = frozenset(_ACTS)  # of actions that can be executed
+
+
+def _in_turn(first: Run, later: Run) -> Run:
+    """``first`` when it is called first, ``later`` from then on."""
+    runs = chain((first,), repeat(later))
+    return lambda *arguments: next(runs)(*arguments)
 
 
 def _alone(value: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,6 @@ from partitioner.graph.nodes import operands
 from partitioner.graph.resize_batch import resize
 from partitioner.graph.step_inputs import SAMPLE_KEYS
 from partitioner.lowering.program import Program
-from runtime.mesh.communication_log import Log
 from runtime.mesh.groups import Groups
 from runtime.ranks.process_group import everywhere
 from runtime.train.engine import Engine
@@ -105,7 +104,7 @@ def _watch(engine: Engine, graph: Graph, program: Program) -> list[_Watched]:
     rows: list[_Watched] = []
     for index, stage in engine.worker.stages.items():
         new = [_Watched((index, n), unit_of[index, n], c, graph, tracked) for n, c in enumerate(stage.calls)]
-        calls = tuple(replace(w.call, run=w.observe(engine.groups.log)) for w in new)
+        calls = tuple(w.observed() for w in new)
         engine.worker.stages[index] = replace(stage, calls=calls)
         rows += new
     return rows
@@ -122,15 +121,18 @@ class _Watched:
     tracked: set[str]
     seen: list[Seen] = field(default_factory=list)
 
-    def observe(self, log: Log) -> Callable[..., Any]:
-        """The call's run, observed; a forward that the backward runs again is not kept."""
+    def observed(self) -> BoundCall:
+        """The call, observed; what the backward runs again is not kept."""
+        rerun = self._observe(lambda seen: None) if self.call.rerun else None
+        return replace(self.call, run=self._observe(self.seen.append), rerun=rerun)
+
+    def _observe(self, keep: Callable[[Seen], None]) -> Callable[..., Any]:
         module = self.call.module
         tracked = {n.name for n in module.graph.nodes if set(self.names_of(n)) & self.tracked}
 
         def run(*values: torch.Tensor) -> Any:
             seen = Seen()
-            if log.phase != "backward":
-                self.seen.append(seen)
+            keep(seen)
             return Observing(module, tracked, seen).run(*values)
 
         return run

@@ -9,7 +9,7 @@ import time
 from partitioner import Plan, lower, trace
 from partitioner.lowering.parameter_bytes import held_bytes
 from partitioner.lowering.program import Program
-from runtime.dry_run.dry_run import Rank, rehearse
+from runtime.dry_run.dry_run import Rank, run_ranks
 from tools.models.load import Source
 from tools.models.load_planned import load_plan
 from tools.screen import output, seconds, size, status, table
@@ -25,7 +25,7 @@ def dry_run(plan: Plan, options: argparse.Namespace) -> int:
         say("tracing")
         graph = trace(source.module, source.batch)
         program = lower(graph, plan)
-        rows = rehearse(
+        rows = run_ranks(
             program, source.batch, lambda place: held_bytes(graph, plan, place), options.backend,
             every=options.every, say=say,
         )  # fmt: skip
@@ -62,7 +62,7 @@ def _print(plan: Plan, source: Source, program: Program, rows: list[Rank], took:
 
 
 def _verdict(row: Rank) -> str:
-    return "WRONG" if row.problems else "right" if row.met else "right alone"
+    return "WRONG" if row.problems else "right" if row.matched else "right alone"
 
 
 def _document(plan: Plan, source: Source, rows: list[Rank], took: float) -> str:
@@ -71,7 +71,7 @@ def _document(plan: Plan, source: Source, rows: list[Rank], took: float) -> str:
             "rank": row.rank, "place": dict(row.place), "stands_for": len(row.stands_for), "ops": row.ops,
             "parameter_bytes": row.parameter_bytes, "collectives": row.count(), "payload_bytes": row.sent_bytes,
             "traffic": row.traffic(), "sends": row.count("send"), "receives": row.count("recv"),
-            "seconds": row.seconds, "met": row.met, "problems": row.problems,
+            "seconds": row.seconds, "met": row.matched, "problems": row.problems,
         }
         for row in rows
     ]  # fmt: skip

@@ -18,7 +18,7 @@ from partitioner import Graph, Plan, Program, lower, search, trace
 from partitioner.lowering.parameter_bytes import held_bytes
 from partitioner.lowering.traffic import Sending
 from partitioner.schedule.tables import Action
-from runtime.dry_run.dry_run import Rank, alike, rehearse
+from runtime.dry_run.dry_run import Rank, alike, run_ranks
 from runtime.mesh import vocab_parallel
 from runtime.mesh.collectives import Axis
 from runtime.mesh.communication_log import Log
@@ -64,10 +64,10 @@ def test_every_family_passes_in_this_process(name: str, ranks: int, monkeypatch:
     monkeypatch.setattr(subprocess, "Popen", None)
     for family in families(graph, ranks, batch):
         plan = search(graph, cluster(ranks), batch, family.pins)
-        rows = rehearse(lower(graph, plan), source.batch, lambda place, plan=plan: held_bytes(graph, plan, place))
+        rows = run_ranks(lower(graph, plan), source.batch, lambda place, plan=plan: held_bytes(graph, plan, place))
         assert problems(rows) == {}, family.name
         assert sorted(rank for row in rows for rank in row.stands_for) == list(range(ranks))
-        assert all(row.met and row.ops and row.parameter_bytes and row.count() for row in rows)
+        assert all(row.matched and row.ops and row.parameter_bytes and row.count() for row in rows)
 
 
 class Clip(torch.autograd.Function):
@@ -100,13 +100,13 @@ def test_an_autograd_function_runs_without_values(pins: dict[str, str | int]) ->
     batch = {"x": torch.randn(4, 3, 8), "labels": torch.zeros(4, 3, dtype=torch.int64)}
     graph = trace(Clipped(), batch)
     plan = search(graph, cluster(2), 4, {"recompute": "off", **pins})
-    assert problems(rehearse(lower(graph, plan), batch)) == {}
+    assert problems(run_ranks(lower(graph, plan), batch)) == {}
     assert any("autograd.Function[Clip] in" in note and "replicated" in note for note in plan.notes)
 
 
 def test_ranks_that_are_alike_do_the_same() -> None:
     _, program, batch = planned("gpt", 8, 16, tp=2, pp=2, dp=2, schedule="1f1b")
-    folded, all_ranks = rehearse(program, batch), rehearse(program, batch, fold=False)
+    folded, all_ranks = run_ranks(program, batch), run_ranks(program, batch, merge=False)
     assert [len(row.stands_for) for row in folded] == [2, 2, 2, 2]
     for row in folded:
         for rank in row.stands_for:
@@ -125,7 +125,7 @@ def test_a_played_micro_batch_is_what_it_would_be(pins: dict[str, str | int]) ->
     kind = "interleaved" if "virtual" in pins else "1f1b"
     _, program, batch = planned("gpt", 4, 16, **{**pins, "micro_batch": 2, "schedule": kind, "recompute": "on"})
     assert program.micro_batches >= 4
-    for played, executed in zip(rehearse(program, batch), rehearse(program, batch, every=True), strict=True):
+    for played, executed in zip(run_ranks(program, batch), run_ranks(program, batch, every=True), strict=True):
         assert played.tape.ops == executed.tape.ops
         assert played.tape.entries == executed.tape.entries
         assert played.tape.log.rows == executed.tape.log.rows
@@ -145,12 +145,12 @@ def test_a_swapped_send_is_named() -> None:
     _, program, batch = piped()
 
     def swap(engine: Engine) -> None:
-        row = list(engine.worker.row)
+        row = list(engine.worker.actions)
         first, second = row.index(Action(0, "F", 1)), row.index(Action(0, "F", 2))
         row[first], row[second] = row[second], row[first]
-        engine.worker.row = tuple(row)
+        engine.worker.actions = tuple(row)
 
-    found = problems(rehearse(program, batch, prepare=of({"pp": 0}, swap)))
+    found = problems(run_ranks(program, batch, prepare=of({"pp": 0}, swap)))
     assert list(found) == [0]
     assert any("for 1F2" in w and "meets recv from rank 0" in w and "for 1F1" in w for w in found[0])
 
@@ -162,7 +162,7 @@ def test_a_swapped_receive_is_named() -> None:
         lane = engine.worker.transport._lanes[0, "F"]
         lane.order = (*lane.order[:1], lane.order[2], lane.order[1], *lane.order[3:])
 
-    assert any("meets" in w for rows in problems(rehearse(program, batch, prepare=of({"pp": 1}, swap))).values()
+    assert any("meets" in w for rows in problems(run_ranks(program, batch, prepare=of({"pp": 1}, swap))).values()
                for w in rows)  # fmt: skip
 
 
@@ -171,7 +171,7 @@ def test_a_wrong_shape_between_stages_is_named() -> None:
     (value,) = program.stages[0].sends
     wrong = replace(value, shape=(value.shape[0], value.shape[1] // 2, value.shape[2]))
     stages = (replace(program.stages[0], sends=(wrong,)), replace(program.stages[1], receives=(wrong,)))
-    found = problems(rehearse(replace(program, stages=stages), batch))
+    found = problems(run_ranks(replace(program, stages=stages), batch))
     assert found[1][0].startswith("1F0: model.layers.")
     assert "is invalid for input of size" in found[1][0]
 
@@ -184,7 +184,7 @@ def test_a_wrong_local_shape_is_named_with_its_block_and_line() -> None:
     shape = list(node.args[1])  # type: ignore[arg-type]
     node.args = (node.args[0], [*shape[:-1], 7])
     call.module.recompile()
-    (words,) = problems(rehearse(program, batch))[0]
+    (words,) = problems(run_ranks(program, batch))[0]
     assert words.startswith(f"0F0: {call.block}: ")
     assert "reshape" in words
     assert "invalid" in words
@@ -201,7 +201,7 @@ def test_a_missing_collective_is_named() -> None:
         inner = engine._sync._sum
         engine._sync._sum = lambda bucket, axis: None if axis == "tp" else inner(bucket, axis)  # type: ignore[method-assign]
 
-    found = problems(rehearse(program, batch, fold=False, prepare=of({"tp": 1, "dp": 0}, forget)))
+    found = problems(run_ranks(program, batch, merge=False, prepare=of({"tp": 1, "dp": 0}, forget)))
     assert found[1][0].startswith("tp all_reduce sync of ")
     assert found[1][0].endswith("sent 0 times, predicted 1 times")
     assert any("meets" in w or "deadlock" in w for rank in (0, 1, 2) for w in found.get(rank, []))
@@ -214,14 +214,14 @@ def test_a_collective_that_no_log_holds_is_named() -> None:
         inner = engine._norm
         engine._norm = lambda: (torch.distributed.all_reduce(torch.zeros((), device="meta")), inner())[1]  # type: ignore
 
-    found = problems(rehearse(program, batch, prepare=more))
+    found = problems(run_ranks(program, batch, prepare=more))
     assert "all_reduce of 4 bytes is sent, its log holds nothing" in found[0][0]
 
 
 def test_a_deadlock_is_named() -> None:
     _, program, batch = piped()
     program = replace(program, micro_batches=2, actions=(_row(0, "FBFB"), _row(1, "FFBB")))
-    found = problems(rehearse(program, batch))
+    found = problems(run_ranks(program, batch))
     assert found[0][0].startswith("deadlock: it waits in recv from rank 1 of ")
     assert "rank 1, which waits in recv from rank 0" in found[0][0]
     assert "for 1F1" in found[1][0]
@@ -237,7 +237,7 @@ def test_a_parameter_of_another_size_is_named() -> None:
     rows, columns = program.parameters[name].shape
     wide, graph = replace(program.parameters[name], shape=(rows + 8, columns)), model("llama", 8)[1]
     planted = replace(program, parameters=program.parameters | {name: wide})
-    found = problems(rehearse(planted, batch, lambda place: held_bytes(graph, plan, place)))
+    found = problems(run_ranks(planted, batch, lambda place: held_bytes(graph, plan, place)))
     assert list(found) == [0]
     assert found[0][0].startswith(f"{name} has ")
     assert "predicted are" in found[0][0]
@@ -261,7 +261,7 @@ def _compare(rank: int, folder: str, wanted: list[list[Sending]]) -> None:
 def test_the_traffic_is_that_of_real_ranks(tmp_path: Path) -> None:
     plan, program, batch = planned("gpt", 4, 16, tp=2, pp=2, dp=1, micro_batch=4, schedule="1f1b", recompute="on")
     plan.save(tmp_path / "plan.json")
-    rows = rehearse(program, batch, backend="gloo", fold=False)
+    rows = run_ranks(program, batch, backend="gloo", merge=False)
     assert problems(rows) == {}
     spawn(_compare, 4, str(tmp_path), [[tuple(row) for row in rank.tape.log.rows] for rank in rows])
 

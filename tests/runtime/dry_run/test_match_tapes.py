@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from partitioner.errors import InputError
-from runtime.dry_run.match_tapes import Problem, meet
+from runtime.dry_run.match_tapes import Problem, unmatched
 from runtime.dry_run.recording_group import Tape, world_of
 from runtime.mesh.communication_log import Log
 
@@ -35,7 +35,7 @@ def tape(rank: int, *asks: tuple[Any, ...]) -> Tape:
 
 
 def problems(first: list[tuple[Any, ...]], second: list[tuple[Any, ...]]) -> list[Problem]:
-    return meet({0: tape(0, *first), 1: tape(1, *second)}, {0: 0, 1: 1})
+    return unmatched({0: tape(0, *first), 1: tape(1, *second)}, {0: 0, 1: 1})
 
 
 def test_what_is_sent_is_received() -> None:
@@ -72,13 +72,13 @@ def test_what_is_never_waited_for_must_meet_too() -> None:
 
 def test_ranks_that_are_alike_move_in_step() -> None:
     both = tape(0, ("sum", 2), ("wait", 0))
-    assert meet({0: both}, {0: 0, 1: 0}) == []
+    assert unmatched({0: both}, {0: 0, 1: 0}) == []
 
 
 def test_reductions_must_agree() -> None:
     first, second = (tape(rank, ("sum", 2), ("wait", 0)) for rank in (0, 1))
     second.ops = [op._replace(reduction="MAX") for op in second.ops]
-    (problem,) = meet({0: first, 1: replace(second)}, {0: 0, 1: 1})
+    (problem,) = unmatched({0: first, 1: replace(second)}, {0: 0, 1: 1})
     assert "all_reduce MAX over pp" in problem.words
 
 
@@ -89,7 +89,7 @@ def test_a_tape_refuses_what_a_backend_would() -> None:
         x = torch.empty(4, 3, device="meta")
         with pytest.raises(ValueError, match="its log holds nothing"):
             dist.all_reduce(x)
-        found.log.add("tp", "all_reduce", x.t())
+        found.log.add("tp", "all_reduce", x.t(), "forward")
         with pytest.raises(ValueError, match="is not contiguous"):
             dist.all_reduce(x.t())
         for name in ("all_gather_single", "reduce_scatter_single"):

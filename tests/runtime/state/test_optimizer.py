@@ -119,7 +119,7 @@ def test_a_rate_changed_by_hand_rules() -> None:
 
 def test_a_schedule_and_a_scheduler_are_refused_together() -> None:
     program = small.program()
-    engine = build(program, schedule=warmup_cosine(2, 10))
+    engine = build(program, lr_lambda=warmup_cosine(2, 10))
     mine = lr_scheduler.ExponentialLR(engine.optimizer, 0.5)
     with pytest.raises(InputError, match="step 1: the optimizer's learning rate was changed, by a scheduler"):
         _trained(program, engine, lambda step: mine.step())
@@ -146,11 +146,11 @@ def test_a_scheduler_goes_on_from_a_checkpoint(name: str, tmp_path: Path) -> Non
 
 def test_a_schedule_goes_on_from_a_checkpoint_whatever_the_new_rate(tmp_path: Path) -> None:
     program, rate = small.program(), warmup_cosine(2, 8)
-    whole = _trained(program, build(program, schedule=rate), lambda step: None, 6)
-    first = build(program, schedule=rate)
+    whole = _trained(program, build(program, lr_lambda=rate), lambda step: None, 6)
+    first = build(program, lr_lambda=rate)
     _trained(program, first, lambda step: None, 3)
     first.save(tmp_path)
-    again = build(program, schedule=rate)
+    again = build(program, lr_lambda=rate)
     again.optimizer = factory(torch.optim.AdamW, lr=7.0, weight_decay=0.9)(again.trained)
     again.load(tmp_path)
     after, parameters = _trained(program, again, lambda step: None, 3)

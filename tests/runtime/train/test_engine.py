@@ -211,10 +211,10 @@ def test_the_first_bad_op_is_named_across_stages() -> None:
 def _save_and_load(rank: int, folder: str) -> None:
     program = small.program(pp=2)
     data = small.batch(samples(program))
-    engine = build(program, schedule=warmup_cosine(2, 10))
+    engine = build(program, lr_lambda=warmup_cosine(2, 10))
     engine.step(data)
     engine.save(folder)
-    again = build(program, schedule=warmup_cosine(2, 10))
+    again = build(program, lr_lambda=warmup_cosine(2, 10))
     assert again.load(folder).step == 1
     engine.step(data)
     again.step(data)
