@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from partitioner import Graph, lower, search, trace
-from partitioner.graph.graph import has_gradient, placeholders
+from partitioner.graph.graph import Unit, has_gradient, placeholders
 from partitioner.graph.tied_blocks import Folded, Port, fold
 from partitioner.lowering.traffic import tally, traffic
 from partitioner.plan.sent_by_plan import volume
@@ -141,19 +141,31 @@ def test_parameters_that_blocks_read_at_one_place_share_a_layout(tied: bool, mem
     assert folded.members[weights[0]] == 3
 
 
-class Fed(Stack):
-    """Blocks alike node for node: every other one reads a parameter, or an input, where its neighbours read what an
-    earlier one made."""
+class Gated(nn.Module):
+    """A block that is given a second value, or has a parameter in its place."""
+
+    def __init__(self, own: bool) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(WIDTH, 16), nn.Linear(16, WIDTH)
+        self.scale = nn.Parameter(torch.ones(5, WIDTH)) if own else None
+
+    def forward(self, h: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return h + self.down(self.up(h).relu()) * (other if self.scale is None else self.scale)
+
+
+class Fed(nn.Module):
+    """Blocks alike op by op: every other one reads a parameter, or an input, in place of what an earlier one made."""
 
     def __init__(self, by: str) -> None:
         super().__init__()
-        self.by, self.scale = by, nn.Parameter(torch.ones(WIDTH))
+        self.by, self.embed, self.head = by, nn.Embedding(16, WIDTH), nn.Linear(WIDTH, 16)
+        self.blocks = nn.ModuleList(Gated(by == "parameter" and n % 2 == 1) for n in range(6))
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        h = self.embed(x)
-        other = {"parameter": self.scale, "input": x.float()[..., None].expand(-1, -1, WIDTH)}[self.by]
+        first = h = self.embed(x)
+        free = x.float()[..., None].expand(-1, -1, WIDTH)
         for n, block in enumerate(self.blocks):
-            h = h + block(h * (other if n % 2 else h))
+            h = block(h, free if self.by == "input" and n % 2 else first)
         return F.cross_entropy(self.head(h).flatten(0, 1), y.flatten())
 
 
@@ -162,9 +174,11 @@ def test_blocks_that_are_fed_otherwise_are_of_another_group(by: str) -> None:
     """Even where tracing has called them of one kind."""
     tokens = torch.arange(20).view(BATCH, 5) % 16
     graph = trace(Fed(by), {"x": tokens, "y": tokens}, compare=False)
-    units = tuple(replace(unit, kind=1) if unit.name.startswith("blocks.") else unit for unit in graph.units)
-    assert len({len(unit.nodes) for unit in units if unit.is_block}) == 1
-    folded = fold(replace(graph, units=units))
+    nodes = [name for unit in graph.units if unit.is_block for name in unit.nodes]
+    each, rest = divmod(len(nodes), 6)
+    blocks = [Unit(f"blocks.{n}", tuple(nodes[n * each : (n + 1) * each]), 1, True) for n in range(6)]
+    assert not rest
+    folded = fold(replace(graph, units=(graph.units[0], *blocks, graph.units[-1])))
     assert [[unit.name for unit in units] for units in folded.groups if units[0].is_block] == [
         ["blocks.0", "blocks.2", "blocks.4"], ["blocks.1", "blocks.3", "blocks.5"]
     ]  # fmt: skip
