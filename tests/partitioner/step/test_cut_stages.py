@@ -43,6 +43,8 @@ def blocks(cut: tuple[tuple[object, ...], ...]) -> tuple[int, ...]:
         # 7: then 2 2 2, of all ways to make three stages of six
         ((7, 1, 1, 1, 1, 1, 1), 4, (1, 2, 2, 2)),
         ((1, 1, 1, 1, 1, 1, 7), 4, (2, 2, 2, 1)),
+        # of mirror images the one whose first stage, which keeps more micro-batches, is the shorter
+        ((1, 1, 1), 2, (1, 2)),
         ((1, 2, 3), 3, (1, 1, 1)),
         ((1, 2, 3), 1, (3,)),
     ],
