@@ -83,11 +83,11 @@ def test_pinned_stages() -> None:
 
 
 def test_seconds_of_both_ways_count() -> None:
-    """Compute and communication, forward and backward: any of them alone cuts behind the long block."""
+    """Compute and communication, forward and backward: any of them alone cuts before the long block."""
     plain = timed((1, 1, 1))
     units = plain.folded.graph.units
     for name in ("compute", "communication"):
         for seconds in (Seconds(5.0, 0.0), Seconds(0.0, 5.0)):
             rows = {u: replace(plain.unit(u), **{"compute": ZERO, "communication": ZERO}) for u in units}
-            rows[units[1]] = replace(rows[units[1]], **{name: seconds})
-            assert blocks(Cuts(replace(plain, units=rows)).into(2))[0] == 1
+            rows[units[3]] = replace(rows[units[3]], **{name: seconds})
+            assert blocks(Cuts(replace(plain, units=rows)).into(2)) == (2, 1)
