@@ -116,10 +116,11 @@ def test_two_ranks_do_half(axis: str) -> None:
 
 def test_context_parallel_gathers_keys_and_values() -> None:
     one, two = (solved(llama(), cp=n) for n in (1, 2))
-    moved = [
-        sum(c.communication.total for c in price_units(s.setting, s.solution, s.cluster).groups) for s in (one, two)
-    ]
-    assert moved[0] == 0 < moved[1]
+    costs = [price_units(s.setting, s.solution, s.cluster).groups for s in (one, two)]
+    assert [cost.communication.total for cost in costs[0]] == [0, 0, 0]
+    # of a block's keys and values each is gathered, for backward again, and its gradient scattered; all over cp
+    assert [cost.collectives for cost in costs[1]] == [(0, 0), (2, 4), (0, 0)]
+    assert [cost.over_cp for cost in costs[1]] == [0, 1, 0]
 
 
 def test_a_fused_chain_streams_and_keeps_less() -> None:

@@ -102,10 +102,10 @@ def every_cut(units: tuple[Unit, ...], stages: int) -> Iterator[tuple[tuple[Unit
             yield found
 
 
-def steps(priced: Priced, micro_batch: int) -> Iterator[float]:
-    """Seconds of a step of each pp, schedule and cut."""
+def steps(priced: Priced, micro_batch: int, depths: tuple[int, ...]) -> Iterator[float]:
+    """Seconds of a step of each pp of ``depths``, schedule and cut."""
     tp = priced.ranks
-    for pp in [n for n in (1, 2) if CLUSTER.devices % (tp * n) == 0]:
+    for pp in [n for n in depths if CLUSTER.devices % (tp * n) == 0]:
         many, rest = divmod(BATCH, (dp := CLUSTER.devices // (tp * pp)) * micro_batch)
         cuts = () if rest else every_cut(priced.folded.graph.units, pp)
         for units, (kind, virtual) in itertools.product(cuts, WAYS[pp]):
@@ -114,14 +114,14 @@ def steps(priced: Priced, micro_batch: int) -> Iterator[float]:
             yield price(priced, split).step_seconds
 
 
-@pytest.mark.parametrize("tp", [1, 2])
-def test_search_finds_the_best_of_all_layouts_and_cuts(tp: int) -> None:
+@pytest.mark.parametrize(("tp", "pins"), [(1, {}), (1, {"pp": 2}), (2, {})])
+def test_search_finds_the_best_of_all_layouts_and_cuts(tp: int, pins: dict[str, str | int]) -> None:
     graph, best, tried = tiny(1024, 512), math.inf, 0
     folded = fold(resize(graph, MICRO_BATCH))
     setting = Setting.of(folded, CLUSTER, tp)
     for priced in price_each(setting, every_layout(folded, setting, CLUSTER), CLUSTER):
-        for seconds in steps(priced, MICRO_BATCH):
+        for seconds in steps(priced, MICRO_BATCH, (2,) if pins else (1, 2)):
             best, tried = min(best, seconds), tried + 1
-    found = search(graph, CLUSTER, BATCH, {"micro_batch": MICRO_BATCH, "tp": tp})
-    assert tried >= (10_000 if tp > 1 else 5)
+    found = search(graph, CLUSTER, BATCH, {"micro_batch": MICRO_BATCH, "tp": tp, **pins})
+    assert tried >= (10_000 if tp > 1 else 4)
     assert found.cost.step_seconds == pytest.approx(best, rel=1e-9)

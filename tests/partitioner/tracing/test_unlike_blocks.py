@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from cases.hierarchical import U, Widths, Windows, images, one_layer_each
@@ -13,7 +14,7 @@ from partitioner import Cluster, search
 from partitioner.graph.graph import Graph
 from partitioner.graph.nodes import operands
 from partitioner.tracing.trace import trace
-from partitioner.tracing.unlike_blocks import MOST
+from partitioner.tracing.unlike_blocks import MOST, Modules, unlike_blocks
 
 
 def _names(graph: Graph) -> list[str]:
@@ -129,6 +130,35 @@ def test_what_stands_side_by_side_is_not_divided() -> None:
     assert _names(trace(_text_model(Side(32, 48, 64)), text(4))) == []
     graph = trace(_text_model(nn.Sequential(Side(32, 48, 64), Side(80, 96, 112))), text(4))
     assert _names(graph) == ["body.0", "body.1"]
+
+
+class Turned(nn.Module):
+    def __init__(self, *hidden: int) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(_mlp(32, h) for h in hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            turned = part(x).sin()
+            x = turned + turned.square()
+        return x
+
+
+@pytest.mark.parametrize(
+    ("value", "crosses"), [(torch.zeros(1), True), (3, False), ((torch.zeros(1), torch.zeros(1)), False)]
+)
+def test_what_is_no_tensor_does_not_cross_a_cut(value: object, crosses: bool) -> None:
+    """It is one value, of no bytes, where a tensor would be cut behind, and yet no stage can send it."""
+    graph = trace(_text_model(Turned(48, 64, 96)), text(4), compare=False)
+    body = [graph.nodes[name] for unit in graph.units for name in unit.nodes]
+    turned = [n for n in body if str(n.target) == "aten.sin.default"]
+    for node in turned:
+        node.meta["val"] = value
+    live = np.ones(len(body) + 1)
+    live[[body.index(n) + 1 for n in turned]] = 0
+    found = unlike_blocks(Modules(body, set()), live, (0, len(body)), False)
+    assert list(found.values()) == [f"body.parts.{n}" for n in range(3)]
+    assert [body[start - 1] in turned for start, _ in found] == [False, crosses, crosses]
 
 
 def test_many_unlike_blocks_are_joined() -> None:

@@ -24,7 +24,7 @@ from functions import (
     bound_early,
     scaled,
 )
-from torch import fx, nn
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -97,8 +97,7 @@ def test_the_same_model_has_the_same_digest_again() -> None:
 
 def test_an_autograd_function_prints_under_its_name() -> None:
     graph = trace(Net(MIDDLES["rounds"], 2), batch_of())
-    assert "Round(" in graph.module.code
-    assert isinstance(graph.module, fx.GraphModule)
+    assert graph.module.code.count("Round(") == 2  # one a block
 
 
 def test_it_is_kept_in_the_middle_of_autocast() -> None:

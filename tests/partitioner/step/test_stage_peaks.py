@@ -1,0 +1,125 @@
+"""What stages of a chain keep and hold at their fullest, counted by hand: each value is 96 bytes, logits are 384."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+from hand_counted import chain, cluster, priced
+
+from partitioner.cluster import Software
+from partitioner.cost.unit_cost import Priced
+from partitioner.sharding.layout import REPLICATE, shard_whole
+from partitioner.step.split import StageSums, stage_sums
+
+VALUE, LOGITS, TABLE, WEIGHT = 96, 384, 256, 64
+
+
+@functools.cache
+def chain_(tied: bool = False) -> Priced:
+    return priced(chain(tied=tied), cluster())
+
+
+def sums(start: int, end: int, tied: bool = False) -> StageSums:
+    """Of units: embed 0, blocks 1 to 3, head 4."""
+    found = chain_(tied)
+    return stage_sums(found, found.folded.graph.units[start:end])
+
+
+def test_the_first_stage() -> None:
+    """Embedding and a block keep the embedding's and tanh's result, and what is handed on."""
+    (row,) = sums(0, 2).stash["none"]
+    assert row.bytes == 3 * VALUE
+    assert row.peaks.forward == 3 * VALUE
+    # at the embedding: what was handed on and its gradient, its own gradient, the table's; the block's weight's too
+    assert row.peaks.backward == 3 * VALUE + TABLE
+    assert row.peaks.first == row.peaks.alone == 3 * VALUE + TABLE + WEIGHT
+
+
+def test_a_stage_in_the_middle_and_what_recomputing_frees() -> None:
+    """Two blocks: received, tanh, handed to the second, its tanh, handed on; recomputed, two of tanh are not kept."""
+    rows = sums(2, 4).stash["full"]
+    assert [row.bytes for row in rows] == [5 * VALUE, 4 * VALUE, 3 * VALUE]
+    # forward: all kept, or with one block's tanh
+    assert [row.peaks.forward for row in rows] == [5 * VALUE, 4 * VALUE, 4 * VALUE]
+    # backward: all kept, the second's tanh rebuilt where it is not, gradients of what was handed on and of tanh
+    assert [row.peaks.backward for row in rows] == [7 * VALUE, 6 * VALUE, 6 * VALUE]
+    # the first of a step: at the first block with the second's weight's gradient, where that is fuller: received, its
+    # tanh, handed on and its gradient, the gradients of what the second read and of tanh
+    assert [row.peaks.first for row in rows] == [7 * VALUE, 6 * VALUE + WEIGHT, 6 * VALUE + WEIGHT]
+    assert [row.weight_gradient_seconds for row in rows] == [0, 0, 0]
+
+
+def test_the_last_stage() -> None:
+    """A block and the head: received, tanh, the head's input, the entropy's softmax."""
+    (row,) = sums(3, 5).stash["none"]
+    assert row.bytes == 3 * VALUE + LOGITS
+    assert row.peaks.forward == row.bytes + LOGITS + 24  # logits, and a number a token
+    assert [k.bytes for k in sums(3, 5).stash["full"]] == [3 * VALUE + LOGITS, 2 * VALUE + LOGITS]
+
+
+def test_stages_add_up_to_the_whole() -> None:
+    """Values that cross are held on both sides: two of them in three stages."""
+    parts = [sums(0, 2), sums(2, 4), sums(4, 5)]
+    (whole,) = sums(0, 5).stash["none"]
+    assert whole.bytes == 7 * VALUE + LOGITS
+    assert sum(part.stash["none"][0].bytes for part in parts) == whole.bytes + 2 * VALUE
+
+
+def test_what_crosses_is_received_and_handed_on() -> None:
+    rows = [sums(0, 2), sums(2, 4), sums(4, 5)]
+    assert [(r.input_bytes, r.output_bytes) for r in rows] == [(0, VALUE), (VALUE, VALUE), (VALUE, 0)]
+    assert [(r.sent_bytes, r.sent_back_bytes) for r in rows] == [(VALUE, 0), (VALUE, VALUE), (0, VALUE)]
+
+
+@pytest.mark.parametrize(("tied", "whole"), [(False, 64 + 3 * 16 + 64), (True, 64 + 3 * 16)])
+def test_parameters_of_stages(tied: bool, whole: int) -> None:
+    """A tied table counts once where both who read it are in one stage; first and last stage hold it each."""
+    assert [row.parameters for row in (sums(0, 5, tied), sums(0, 2, tied), sums(2, 4, tied), sums(4, 5, tied))] == [
+        ((whole, 4, False),), ((80, 4, False),), ((32, 4, False),), ((64, 4, False),),
+    ]  # fmt: skip
+    assert [len(sums(*run, tied).tied_parameters) for run in ((0, 5), (0, 2), (2, 4), (4, 5))] == [tied, tied, 0, tied]
+    assert [sums(*run, tied).largest_unit for run in ((0, 5), (0, 2), (2, 4), (4, 5))] == [64, 64, 16, 64]
+    row = sums(0, 5, tied)
+    assert (row.weight_bytes, row.gradient_bytes, row.partial_bytes) == (4 * whole, 4 * whole, 0)
+
+
+@pytest.mark.parametrize(("tied", "fullest"), [(False, 448 + 2 * 32), (True, 32 + TABLE + TABLE)])
+def test_a_tied_tables_gradient_waits_for_the_embedding(tied: bool, fullest: int) -> None:
+    """Samples of one token, two blocks recomputed: the fullest is the head on top of what blocks read, 2 x 32; or the
+    embedding, of which the result's gradient, its own part of the table's and the head's part lie there."""
+    found = priced(chain(2, tied, length=1), cluster())
+    row = stage_sums(found, found.folded.graph.units).stash["full"][2]
+    assert row.peaks.backward == fullest
+    assert row.peaks.first == row.peaks.alone == 32 + 2 * TABLE + 2 * WEIGHT  # all gradients are there in the end
+
+
+def test_bytes_of_sums_by_the_training_program() -> None:
+    """Gradients of 6 bytes, weights gathered of 2: Partial are the blocks', which all ranks hold."""
+    software = Software(gradient_bytes=6.0, weight_bytes=2.0)
+    found = priced(chain(), cluster(software=software), 2, {"0.weight": REPLICATE, "embed.weight": REPLICATE})
+    row = stage_sums(found, found.folded.graph.units[:4])
+    partial = sum(n for n, _, is_partial in row.parameters if is_partial)
+    assert partial in (48, 48 + 64)
+    assert row.partial_bytes == 6 * partial
+    assert row.gradient_bytes == 6 * sum(n for n, _, _ in row.parameters)
+    assert row.weight_bytes == 2 * sum(n for n, _, _ in row.parameters)
+
+
+def test_sums_of_seconds_and_counts() -> None:
+    on = priced(chain(), cluster(memory=1.0))
+    row = stage_sums(on, on.folded.graph.units[1:3])
+    assert (row.seconds.forward, row.seconds.backward) == (2 * 736, 2 * 992)
+    assert (row.weight_gradient_seconds, row.communication_seconds, row.cp_seconds) == (2 * (256 + 3 * 64), 0, 0)
+    assert (row.kernels, row.blocks, row.flops) == ((6, 8), 2, 2 * 192)
+    assert [kept.compute for kept in row.stash["full"]] == [0, 448, 896]
+    assert [kept.weight for kept in row.stash["full"]] == [0, 448, 896]
+
+
+def test_sums_of_communication() -> None:
+    """A block's products are summed and scattered, 48, its inputs' gradients gathered, 48."""
+    on = priced(chain(), cluster(near=1.0), 2, {"0.weight": shard_whole(1, 4, 2)})
+    row = stage_sums(on, on.folded.graph.units[1:3])
+    assert (row.seconds.forward, row.seconds.backward, row.communication_seconds) == (96, 96, 192)
+    assert row.collectives == (2, 2)
+    assert [kept.communication for kept in row.stash["full"]] == [0, 48, 96]
