@@ -51,7 +51,7 @@ def peaks(split: Split, software: Software = PLAIN) -> list[float]:
     found = memory.rank_peak_bytes(np.array(split.recomputed)).tolist()
     assert memory.sample_bytes == 104 * split.parallelism.micro_batches
     assert memory.peak_bytes(split.recomputed) == max(found)
-    return [peak - memory.input_bytes for peak in found]
+    return [peak - memory.sample_bytes for peak in found]
 
 
 def step(kind: str = "1f1b", virtual: int = 1, sums: StageSums = STAGE, **decisions: Any) -> Split:
