@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from examples.gpt import model
-from partitioner import Graph, trace
-from tools.verify.plan_families import families, left_out
+from partitioner import Graph, search, trace
+from tools.verify.plan_families import cluster, families, left_out
 
 
 @pytest.fixture(scope="module")
@@ -33,3 +33,10 @@ def test_what_mixes_samples_keeps_them_together_and_says_so(graph: Graph, ranks:
     assert {(f.pins["dp"], f.pins["micro_batch"]) for f in found} == {(1, 8)}
     assert "roll in blocks.0 mixes samples" in left_out(mixed)
     assert left_out(mixed).startswith("left out: dp and more than one micro-batch")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_models_of_every_precision_are_planned(dtype: torch.dtype) -> None:
+    module, batch = model(vocab=32, hidden=16, heads=4, seq=8, layers=2, batch=2)
+    found = search(trace(module.to(dtype), batch, compare=False), cluster(2), 4, {"tp": 2})
+    assert found.parallelism.mesh["tp"] == 2
