@@ -11,7 +11,7 @@ from partitioner.graph.nodes import emit, shape_of
 from partitioner.normalize.attention_ops import attention
 from partitioner.normalize.counting_ops import COUNTING
 from partitioner.normalize.movement_ops import MOVES
-from partitioner.normalize.selection_ops import extreme, take_along, topk
+from partitioner.normalize.selection_ops import extreme, extremes, moments, take_along, topk
 
 aten = torch.ops.aten
 
@@ -152,6 +152,11 @@ _CANONICAL: dict[object, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
     aten.take_along_dim.default: take_along,
     **dict.fromkeys((aten.max.dim, aten.min.dim), extreme),
     aten.topk.default: topk,
+    aten.aminmax.default: extremes,
+    **dict.fromkeys(
+        (getattr(op, form) for op in (aten.var_mean, aten.std_mean) for form in ("default", "dim", "correction")),
+        moments,
+    ),
     **dict.fromkeys(_SCALAR, _scalar),
     aten.mean.default: _mean,
     aten.rsub.Scalar: _reversed_sub,

@@ -1,11 +1,11 @@
-"""Ops that pick elements, written as the places and a gather from them: topk, sort, max and min, take_along_dim."""
+"""Ops of two results as two ops: what picks elements as the places and a gather from them, moments, both extremes."""
 
 from __future__ import annotations
 
 import torch
 from torch import fx
 
-from partitioner.graph.nodes import emit, shape_of
+from partitioner.graph.nodes import emit, op_of, shape_of
 from partitioner.ops.own_ops import own
 
 aten = torch.ops.aten
@@ -16,7 +16,7 @@ def topk(graph: fx.Graph, node: fx.Node) -> None:
     source, k = node.args[:2]
     dim = int(node.args[2]) if len(node.args) > 2 else -1  # type: ignore[arg-type]
     if len(node.args) > 3 and not node.args[3]:
-        return
+        source = emit(graph, node, aten.neg.default, source)
     _answer(graph, node, dim, emit(graph, node, own.top_indices.default, source, k, dim))
 
 
@@ -38,6 +38,35 @@ def _answer(graph: fx.Graph, node: fx.Node, dim: object, places: fx.Node, keep: 
             new = places if item.args[1] else emit(graph, item, aten.gather.default, node.args[0], dim, places)
             new = new if keep else emit(graph, item, aten.reshape.default, new, list(shape_of(item)))
         item.replace_all_uses_with(new)
+        graph.erase_node(item)
+
+
+def moments(graph: fx.Graph, node: fx.Node) -> None:
+    """The variance (or deviation) and the mean."""
+    source, op = node.args[0], op_of(node)
+    assert isinstance(source, fx.Node)
+    keep, dims = op.literal("keepdim") is True, op.dims("dim", len(shape_of(source)))
+    told = op.literal("correction") if "correction" in op.arguments else op.literal("unbiased")
+    correction = 1 if told is None else int(told) if isinstance(told, bool) else told
+    spread = aten.var.correction if op.target.startswith("aten.var_mean") else aten.std.correction
+    _apart(
+        graph, node, emit(graph, node, spread, source, list(dims), correction=correction, keepdim=keep),
+        emit(graph, node, aten.mean.dim, source, list(dims), keep),
+    )  # fmt: skip
+
+
+def extremes(graph: fx.Graph, node: fx.Node) -> None:
+    """The smallest and the largest."""
+    dim = node.kwargs.get("dim")
+    dims, keep = [] if dim is None else [dim], node.kwargs.get("keepdim", False)
+    both = (emit(graph, node, op, node.args[0], dims, keep) for op in (aten.amin.default, aten.amax.default))
+    _apart(graph, node, *both)
+
+
+def _apart(graph: fx.Graph, node: fx.Node, *results: fx.Node) -> None:
+    """Each result where it is taken from ``node``."""
+    for item in list(node.users):
+        item.replace_all_uses_with(results[item.args[1]])  # type: ignore[index]
         graph.erase_node(item)
 
 

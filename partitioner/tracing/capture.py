@@ -28,7 +28,14 @@ from partitioner.user_code.data_attribute import DataAsDetach
 from partitioner.user_code.hooks import HookingRefused, hooks_refused
 from partitioner.user_code.kept_functions import kept_functions
 from partitioner.user_code.outputs import loss_of
-from partitioner.user_code.uncapturable import RaisedInModel, ValuesRefused, quiet, refuse_ops, refused
+from partitioner.user_code.uncapturable import (
+    RaisedInModel,
+    ValuesRefused,
+    quiet,
+    refuse_ops,
+    refuse_several,
+    refused,
+)
 from partitioner.user_code.untouched import untouched
 
 
@@ -93,6 +100,7 @@ def capture(model: nn.Module, batch: Example, runs: tuple[Run, ...], notes: list
         kept.settle(exported.graph_module)
     captured = _collect(model, exported, batch)
     normal_ops(captured.module, captured.buffers)
+    refuse_several(captured.module.graph, model)
     return captured
 
 

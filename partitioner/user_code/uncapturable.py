@@ -128,6 +128,16 @@ def _refuse_op(node: fx.Node, model: nn.Module) -> None:
         )
 
 
+def refuse_several(graph: fx.Graph, model: nn.Module) -> None:
+    """Raise InputError for the first op that still returns several tensors once all are written as rules read them."""
+    for node in graph.nodes:
+        if node.op == "call_function" and not isinstance(node.meta["val"], torch.Tensor):
+            raise InputError(
+                f"{type(model).__name__} can't be traced{_place(node)}: {node.target} returns several tensors at once, "
+                "which has no form here: write it by ops that return one"
+            )
+
+
 def _argument(node: fx.Node, name: str) -> Any:
     schema = getattr(node.target, "_schema", None)
     for place, argument in enumerate(schema.arguments if schema is not None else ()):
