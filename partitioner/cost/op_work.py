@@ -23,6 +23,7 @@ from partitioner.graph.saved_by_autograd import saved
 from partitioner.graph.tied_blocks import Folded
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import Placement, Shard, local_share
+from partitioner.sharding.op_equations import Op
 from partitioner.sharding.op_rules import rule_of
 from partitioner.sharding.products import Gemm
 from partitioner.sharding.rule import Rule
@@ -86,6 +87,16 @@ class Setting:
         """The share of its tokens that a rank of cp has."""
         return 1.0 / self.cp if self.cp > 1 and node.name in self.folded.sized.batch_layout else 1.0
 
+    def op(self, node: fx.Node) -> Op:
+        """What rules look at of a node, looked up once."""
+        if node not in self._ops:
+            self._ops[node] = op_of(node)
+        return self._ops[node]
+
+    @cached_property
+    def _ops(self) -> dict[fx.Node, Op]:
+        return {}
+
     @cached_property
     def internal(self) -> frozenset[fx.Node]:
         """Values that never leave a fused kernel."""
@@ -137,10 +148,10 @@ def _product(setting: Setting, node: fx.Node, strategy: Strategy) -> tuple[Work,
 
 def _gemm(setting: Setting, node: fx.Node, strategy: Strategy) -> Gemm:
     sides = [setting.local(n, p) for n, p in zip(operands(node)[:2], strategy.operands, strict=False)]
-    rule, op = rule_of(str(node.target)), op_of(node)
+    rule = rule_of(str(node.target))
     assert rule is not None
     assert rule.gemm is not None
-    gemm = rule.gemm(op, sides[0], sides[1], setting.local(node, _result(strategy)))
+    gemm = rule.gemm(setting.op(node), sides[0], sides[1], setting.local(node, _result(strategy)))
     return Gemm(gemm.m * setting.tokens(node), gemm.n, gemm.k, gemm.count)
 
 
@@ -240,7 +251,7 @@ def hidden_bytes(setting: Setting, node: fx.Node) -> float:
     """What only backward sees of an unsharded op."""
     rule = rule_of(str(node.target))
     hidden = (setting.fused and rule.fused_hidden) or rule.hidden if rule else None
-    return hidden(op_of(node), node.meta["val"].element_size()) if hidden else 0.0
+    return hidden(setting.op(node), node.meta["val"].element_size()) if hidden else 0.0
 
 
 def _streamed(dtype: torch.dtype, size: float) -> Work:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 from partitioner.schedule.tables import Table, rank_of, schedule, stages_of
 
@@ -43,12 +44,12 @@ class Parallelism:
         """Ranks along an axis, 1 where the mesh has none such."""
         return self.mesh.get(axis, 1)
 
-    @property
+    @cached_property
     def world(self) -> int:
         """All ranks."""
         return math.prod(self.mesh.values())
 
-    @property
+    @cached_property
     def replicas(self) -> int:
         """Ranks that hold the same parameters: dp and cp."""
         return self.degree("dp") * self.degree("cp")

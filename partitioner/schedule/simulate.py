@@ -73,19 +73,23 @@ _Place = tuple[int, int, int, float, float]
 def _places(row: Row, seconds: Sequence[float], delay: Sequence[float], many: int) -> list[_Place]:
     """Each action's place, that of what its rank did before it and that of what it waits for (-1: nothing), how long
     that is on its way, and the seconds that the action takes."""
-    found, stages = list[_Place](), len(delay) + 1
-    kinds = {letter: (_NUMBER[letter], _NUMBER.get(kind.follows), kind.towards) for letter, kind in KINDS.items()}
-    for stage, kind, micro_batch in row:
-        number, followed, towards = kinds[kind]
-        own = (number * stages + stage) * many + micro_batch
-        previous = -1 if followed is None else own + (followed - number) * stages * many
-        source = stage - towards
-        if towards and 0 <= source < stages:
-            needed, sent = own - towards * many, delay[min(stage, source)]
-        else:
-            needed, sent = -1, 0.0
-        found.append((own, previous, needed, sent, seconds[number * stages + stage]))
+    first = {alike: _first(*alike, seconds, delay, many) for alike in {(a.stage, a.kind) for a in row}}
+    found = list[_Place]()
+    for stage, kind, m in row:
+        own, previous, needed, sent, takes = first[stage, kind]
+        found.append((own + m, previous + m if previous >= 0 else -1, needed + m if needed >= 0 else -1, sent, takes))
     return found
+
+
+def _first(stage: int, letter: str, seconds: Sequence[float], delay: Sequence[float], many: int) -> _Place:
+    """The place of a stage's first action of a kind."""
+    stages, kind, number = len(delay) + 1, KINDS[letter], _NUMBER[letter]
+    own = (number * stages + stage) * many
+    previous = (_NUMBER[kind.follows] * stages + stage) * many if kind.follows else -1
+    source = stage - kind.towards
+    arrives = kind.towards and 0 <= source < stages
+    needed, sent = (own - kind.towards * many, delay[min(stage, source)]) if arrives else (-1, 0.0)
+    return own, previous, needed, sent, seconds[number * stages + stage]
 
 
 def in_flight(actions: Table, stages: int) -> tuple[int, ...]:

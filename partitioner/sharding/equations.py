@@ -11,6 +11,7 @@ has two sizes, neither of them 1, must stay whole.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from partitioner.sharding.layout import PARTIAL, REPLICATE, Placement, Shard
 
@@ -26,6 +27,13 @@ class Strategy:
 
     operands: tuple[Placement, ...]
     result: Placement | tuple[Placement, ...]
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.operands, self.result))
 
 
 @dataclass(frozen=True)

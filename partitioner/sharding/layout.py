@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 
 @dataclass(frozen=True, order=True)
@@ -65,6 +66,14 @@ class Shard:
 
     dim: int
     segments: tuple[Segment, ...]
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Worked out once: search looks placements up a million times."""
+        return hash((self.dim, self.segments))
 
     @property
     def size(self) -> int:
