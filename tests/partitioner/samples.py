@@ -307,6 +307,8 @@ _RULED: list[Sample] = [
     Sample(aten.where.ScalarSelf, (truth(4, 6), 2.0, real(4, 6))),
     Sample(aten.prelu.default, (real(4, 6, 5), real(6))),
     Sample(aten.prelu.default, (real(4, 6, 5), real(1))),
+    Sample(aten.full.default, ([4, 6], 1.5)),
+    Sample(aten.full.default, ([6], -2.0), {"dtype": torch.float64}),
     Sample(aten.where.ScalarOther, (truth(4, 6), real(4, 6), 7.0)),
     Sample(aten.where.ScalarOther, (truth(4, 1), real(4, 6), 7.0)),
     Sample(aten.where.ScalarSelf, (truth(4, 6), 7.0, real(4, 6))),

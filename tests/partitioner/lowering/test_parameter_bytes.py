@@ -7,7 +7,7 @@ import math
 from partitioner import lower, search, trace
 from partitioner.lowering.parameter_bytes import held_bytes
 from partitioner.lowering.program import coordinates
-from runtime.state.shard_pieces import held, part_of
+from runtime.state.shard_pieces import part_of, rank_parameters
 from tools.models.load import load
 from tools.verify.plan_families import cluster
 
@@ -20,7 +20,7 @@ def test_a_plan_tells_what_every_rank_holds() -> None:
     program = lower(graph, plan)
     sizes: set[int] = set()
     for place in coordinates(program):
-        rows = held(program, place["pp"])
+        rows = rank_parameters(program, place["pp"])
         wanted = {p.name: math.prod(part_of(program, p, place).shape) * p.dtype.itemsize for p in rows}
         assert held_bytes(graph, plan, place) == wanted
         sizes.add(sum(wanted.values()))

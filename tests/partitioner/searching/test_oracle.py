@@ -74,7 +74,7 @@ def every_layout(folded: Folded, setting: Setting, cluster: Cluster) -> Iterator
 
     def runs(node: torch.fx.Node, strategy: Strategy, made: dict[Value, Placement]) -> bool:
         group = next(g for g in range(len(folded.groups)) if node in folded.body(g))
-        read = [(choices.operand_value(group, o), t) for o, t in zip(operands(node), strategy.operands, strict=True)]
+        read = [(choices.folded.value_of(group, o), t) for o, t in zip(operands(node), strategy.operands, strict=True)]
         return all(value is None or legal(made, value, target) for value, target in read)
 
     def grown(made: dict[Value, Placement], strategies: dict[torch.fx.Node, Strategy]) -> Iterator[Solution]:
