@@ -20,6 +20,7 @@ from partitioner.ops.rank_form import rank_form
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import REPLICATE, Placement
 
+Sendings = list[tuple[str, float]]
 _TREE_HOPS = 2  # messages that a node of a binary tree waits for at each level, one from each child
 
 
@@ -65,11 +66,14 @@ def convert_seconds(
     )
 
 
-def reductions(setting: Setting, node: fx.Node, strategy: Strategy) -> list[tuple[str, float]]:
-    """(kind, bytes) of what an op of ours sends on a rank in the place of ``node``, of all tokens of the rank."""
+def reductions(setting: Setting, node: fx.Node, strategy: Strategy) -> tuple[Sendings, Sendings]:
+    """(kind, bytes) of what an op of ours sends on a rank in the place of ``node``, of all tokens of the rank: in
+    forward, and in backward where it has one."""
     form = rank_form(str(node.target), node.args, strategy, "")
     row = ROWS.get(str(form[0])) if form else None
     if form is None or row is None:
-        return []
+        return [], []
     args: tuple[Any, ...] = fx.map_arg(form[1], lambda n: n.meta["val"])  # type: ignore[assignment]
-    return [(kind, size * setting.tokens(node)) for kind, size in row.forward(0, *args)]
+    ways = row.forward(0, *args), row.backward(0, *args) if node in setting.folded.differentiable else ()
+    forward, backward = ([(kind, size * setting.tokens(node)) for kind, size in way] for way in ways)
+    return forward, backward

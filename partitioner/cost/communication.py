@@ -76,8 +76,10 @@ def _converted(setting: Setting, move: Conversion, route: Route) -> Moved:
 
 
 def _inside(setting: Setting, node: fx.Node, strategy: Strategy, route: Route) -> list[Moved]:
-    rows = _sent(reductions(setting, node, strategy), route)
-    return [Moved(operands(node)[0], strategy.operands[0], WHOLE, "tp", rows, ())] if rows else []
+    forward, backward = (_sent(way, route) for way in reductions(setting, node, strategy))
+    if not forward and not backward:
+        return []
+    return [Moved(operands(node)[0], strategy.operands[0], WHOLE, "tp", forward, backward)]
 
 
 def _context(setting: Setting, node: fx.Node, strategy: Strategy, route: Route) -> list[Moved]:

@@ -160,7 +160,8 @@ class Choices:
     def op_cost(self, node: fx.Node, strategy: Strategy, count: int) -> float:
         prices = self.prices
         seconds = op_seconds(prices.setting, node, strategy, prices.cluster).total
-        seconds += sum(collective_seconds(*row, prices.route) for row in reductions(prices.setting, node, strategy))
+        for way in reductions(prices.setting, node, strategy):
+            seconds += sum(collective_seconds(*row, prices.route) for row in way)
         held = prices.setting.bytes(node, result(strategy)) * prices.byte_seconds * TIE_BYTES
         return (seconds + held) * count
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hand_counted import chain, cluster
 from torch import fx
 
 from partitioner.cluster import Route
-from partitioner.cost.collective_seconds import collective_seconds, convert_seconds
+from partitioner.cost.collective_seconds import collective_seconds, convert_seconds, reductions
 from partitioner.cost.op_seconds import Seconds
 from partitioner.cost.op_work import Setting
 from partitioner.graph.tied_blocks import fold
+from partitioner.ops.payloads import ROWS
+from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import PARTIAL, REPLICATE, WHOLE, Placement, shard_whole
 
 # ranks, nodes, bytes a second in the ring, bytes a second out of a node, seconds of a message inside and between
@@ -83,3 +87,14 @@ def test_what_no_collective_turns_over_has_no_price() -> None:
     on = cluster(near=1.0)
     setting = Setting.of(fold(chain()), on, 2)
     assert convert_seconds(setting, value(setting, "tanh"), HALVES, PARTIAL, on.route(2)) is None
+
+
+def test_an_op_of_ours_is_priced_by_what_its_row_sends_each_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six tokens of 4 bytes: their largest logits, then two sums; nothing backward, until its row says so."""
+    setting, name = Setting.of(fold(chain()), cluster(), 2), "partitioner.vocab_parallel_cross_entropy.default"
+    loss, by_class = value(setting, "cross_entropy"), Strategy((shard_whole(1, 16, 2), REPLICATE), WHOLE)
+    sums = [("all_reduce", 24.0), ("all_reduce", 48.0)]
+    assert reductions(setting, loss, by_class) == (sums, [])
+    monkeypatch.setitem(ROWS, name, replace(ROWS[name], backward=lambda whole, logits, *_: [("all_gather", 7.0)]))
+    assert reductions(setting, loss, by_class) == (sums, [("all_gather", 7.0)])
+    assert reductions(setting, loss, Strategy((WHOLE, WHOLE), WHOLE)) == ([], [])
