@@ -136,9 +136,7 @@ def _packed(kind: str, row: Collective, shape: tuple[int, ...], whole: float, ra
     copies = KINDS[kind].copies * KINDS[kind].payload(whole, ranks) if kind else 0.0
     if not copies or KINDS[kind].own_part:
         return copies
-    dim = row.arguments[0]
-    assert isinstance(dim, int)
-    return 0.0 if all(size == 1 for size in shape[:dim]) else copies
+    return 0.0 if OPS[row.op].in_order(shape, *row.arguments) else copies
 
 
 def is_fresh(node: fx.Node) -> bool:

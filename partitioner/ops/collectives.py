@@ -55,6 +55,11 @@ def _exchanged(
     return _divided(ranks, rank, x.new_empty(_gathered(ranks, rank, x, axis, source)), axis, target, segments)
 
 
+def _nothing_ahead(shape: Shape, dim: int, *_: object) -> bool:
+    """Whether the parts of a value divided along ``dim`` lie one behind the other in it."""
+    return all(size == 1 for size in shape[:dim])
+
+
 @dataclass(frozen=True)
 class Op:
     """A collective op: what it sends each way, "" for nothing; where the last argument is ``backward`` and not set,
@@ -62,7 +67,8 @@ class Op:
 
     ``arguments``: of the schema, behind ``Tensor x, str axis``. ``shape``: the result's, of ranks, rank and arguments.
     ``view``: the result lies where the operand lies. ``cuts``: the result is the rank's own part of the operand.
-    ``passes``: where nothing is sent back, the gradient passes as it is.
+    ``passes``: where nothing is sent back, the gradient passes as it is. ``in_order``: whether the parts lie one behind
+    the other in a whole of this shape, of arguments as the schema's, so that no copy is made to send them.
     """
 
     name: str
@@ -73,6 +79,7 @@ class Op:
     view: bool = False
     cuts: bool = False
     passes: bool = False
+    in_order: Callable[..., bool] = _nothing_ahead
 
     @property
     def target(self) -> str:
