@@ -57,7 +57,7 @@ def _moments(kind: str, pp: int, virtual: int, micro_batches: int) -> Moments:
     starts, found = list[int](), list[tuple[Any, ...]]()
     for p, own in enumerate(stages_of(pp, virtual, kind)):
         starts.append(len(found))
-        if SCHEDULES[kind].filling_micro_batches is None:
+        if SCHEDULES[kind].forwards_first:
             rows = _all_forward_first(p, micro_batches)
         else:
             rows = _undominated(_walk(SCHEDULES[kind].rank_actions(p, pp, virtual, micro_batches), own))
@@ -66,7 +66,7 @@ def _moments(kind: str, pp: int, virtual: int, micro_batches: int) -> Moments:
 
 
 def _all_forward_first(stage: int, many: int) -> list[_Moment]:
-    """Those of one stage that holds all micro-batches, whose row is as long as there are of them."""
+    """Those of one stage that holds all micro-batches before its first backward; nothing to walk."""
     rows: list[_Moment] = [
         (stage, IN_FORWARD, (many - 1,), (False,)), (stage, IN_FIRST_BACKWARD, (many,), (False,)),
     ]  # fmt: skip

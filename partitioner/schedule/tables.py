@@ -208,8 +208,9 @@ class Schedule:
 
     ``rank_actions``: those of a rank, of pp, virtual and micro-batches. ``fewest_stages`` to ``most_stages`` lie on a
     rank (None: any number). ``stage_rank``: the pipeline rank of a stage, of pp. ``filling_micro_batches``: so many, of
-    pp, make ranks as full as they get; None: all are in flight at once. ``in_rounds``: micro-batches pass in rounds of
-    pp. ``defers_weights``: their gradients wait. ``executed``: the runtime has all that it needs.
+    pp, make ranks as full as they get; None: all are in flight at once. ``forwards_first``: no backward of a step comes
+    before its last forward. ``in_rounds``: micro-batches pass in rounds of pp. ``defers_weights``: their gradients
+    wait. ``executed``: the runtime has all that it needs.
     """
 
     name: str
@@ -218,6 +219,7 @@ class Schedule:
     most_stages: int | None = 1
     stage_rank: Callable[[int, int], int] = _round_after_round
     filling_micro_batches: Callable[[int], int] | None = lambda pp: 3 * pp
+    forwards_first: bool = False
     in_rounds: bool = False
     defers_weights: bool = False
     executed: bool = True
@@ -228,7 +230,7 @@ class Schedule:
 
 
 _ROWS = (
-    Schedule("gpipe", _gpipe, filling_micro_batches=None),
+    Schedule("gpipe", _gpipe, filling_micro_batches=None, forwards_first=True),
     Schedule("1f1b", _one_forward_one_backward, filling_micro_batches=lambda pp: pp + 1),
     Schedule("interleaved", _interleaved, fewest_stages=2, most_stages=None, in_rounds=True),
     Schedule("zero_bubble", _zero_bubble, defers_weights=True, executed=False),

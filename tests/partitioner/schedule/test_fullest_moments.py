@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from partitioner.schedule.fullest_moments import IN_BACKWARD, IN_FIRST_BACKWARD, IN_FORWARD, moments
-from partitioner.schedule.tables import rank_of, schedule
+from partitioner.schedule.tables import SCHEDULES, Action, Row, Schedule, rank_of, schedule
 
 CASES = [
     ("gpipe", 2, 1, 5), ("gpipe", 3, 1, 1), ("1f1b", 1, 1, 4), ("1f1b", 4, 1, 20), ("1f1b", 4, 1, 5),
@@ -53,3 +53,19 @@ def test_the_fullest_moment_is_among_them(kind: str, pp: int, virtual: int, many
                 for m in rows
             ]  # fmt: skip
             assert max(values) == pytest.approx(fullest(kind, pp, virtual, many, p, kept, acts))
+
+
+def _held_to_the_end(rank: int, pp: int, virtual: int, micro_batches: int) -> Row:
+    """Forward and backward in turn, all weights' gradients last."""
+    turns = [Action(rank, kind, m) for m in range(micro_batches) for kind in "FB"]
+    return (*turns, *(Action(rank, "W", m) for m in range(micro_batches)))
+
+
+def test_all_may_be_in_flight_while_backwards_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last forward finds gradients there, and what all others keep."""
+    row = Schedule("held", _held_to_the_end, filling_micro_batches=None, defers_weights=True, executed=False)
+    monkeypatch.setitem(SCHEDULES, row.name, row)
+    test_the_fullest_moment_is_among_them(row.name, 2, 1, 7)
+    found = moments(row.name, 2, 1, 7)
+    rows = zip(found.action, found.in_flight[:, 0], found.has_gradients[:, 0], strict=True)
+    assert (IN_FORWARD, 6, True) in rows

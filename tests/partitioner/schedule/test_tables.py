@@ -115,12 +115,14 @@ def test_every_kind_is_tried() -> None:
 
 
 def test_a_row_says_what_its_table_does() -> None:
-    """Which kinds of actions, whether all micro-batches are in flight, whether they pass in rounds."""
+    """Which kinds of actions, whether all micro-batches are in flight, their forwards first, whether in rounds."""
     for row in SCHEDULES.values():
         table = schedule(row.name, 4, row.fewest_stages, 40)
         assert {a.kind for actions in table for a in actions} == ({*"FBW"} if row.defers_weights else {*"FB"})
         assert releasing_kind(table[0]) == ("W" if row.defers_weights else "B")
         assert (max(in_flight(table, 4 * row.fewest_stages)) == 40) == (row.filling_micro_batches is None)
+        first_backward = next(n for n, a in enumerate(table[0]) if a.kind != "F")
+        assert all(a.kind != "F" for a in table[0][first_backward:]) == row.forwards_first
         if row.in_rounds:
             with pytest.raises(InputError):
                 schedule(row.name, 4, row.fewest_stages, 41)
