@@ -113,8 +113,7 @@ class _Trip:
 
     def rows(self, action: Action) -> Iterator[Sending]:
         """What one action communicates."""
-        forward, backward = self.stages[action.stage]
-        yield from forward if KINDS[action.kind].is_forward else backward
+        yield from self.stages[action.stage].get(KINDS[action.kind].collectives, [])
         stage, waiting = self.program.stages[action.stage], reader(action, len(self.program.stages))
         if waiting and self.program.stages[waiting.stage].rank != stage.rank:
             for value in self.sent(stage, action.kind):
@@ -124,7 +123,7 @@ class _Trip:
         """Values forward; backward the gradients of those received that have one."""
         return stage.sends if KINDS[kind].is_forward else [v for v in stage.receives if v.differentiable]
 
-    def stage(self, stage: Stage) -> tuple[list[Sending], list[Sending]]:
+    def stage(self, stage: Stage) -> dict[str, list[Sending]]:
         """The rows of a stage's forward and of its backward."""
         values = dict(self.known)
         for v in stage.receives:
@@ -136,7 +135,7 @@ class _Trip:
         for call in stage.calls:
             ran.append(self.run(call, values))
             values |= _named(call, ran[-1])
-        return [row for r in ran for row in r.forward], _backward(stage, ran)
+        return {"forward": [row for r in ran for row in r.forward], "backward": _backward(stage, ran)}
 
     def run(self, call: Call, values: Named) -> _Ran:
         """A call on meta, once for each kind of arguments."""

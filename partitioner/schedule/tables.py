@@ -18,7 +18,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from partitioner.errors import InputError
 
@@ -31,6 +31,7 @@ class Kind:
 
     ``sends``: what goes to the stage that lies ``towards`` so many stages on, and on which its action of the same kind
     waits; "" and 0 where nothing does. ``follows``: the kind of the action of the same stage that comes before.
+    ``collectives``: those of the stage's forward or backward run in it; "" for none.
     """
 
     letter: str
@@ -38,6 +39,7 @@ class Kind:
     sends: str = ""
     towards: int = 0
     follows: str = ""
+    collectives: Literal["forward", "backward", ""] = ""
 
     @property
     def is_forward(self) -> bool:
@@ -48,8 +50,8 @@ class Kind:
 KINDS = {
     row.letter: row
     for row in (
-        Kind(FORWARD, "forward", sends="activations", towards=1),
-        Kind(BACKWARD, "backward", sends="gradients", towards=-1, follows=FORWARD),
+        Kind(FORWARD, "forward", sends="activations", towards=1, collectives="forward"),
+        Kind(BACKWARD, "backward", sends="gradients", towards=-1, follows=FORWARD, collectives="backward"),
         Kind(WEIGHT_GRADIENT, "weight gradients", follows=BACKWARD),
     )
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 from partitioner import Graph, Plan, lower, search, trace
 from partitioner.lowering.traffic import tally, traffic
+from partitioner.schedule.tables import BACKWARD, WEIGHT_GRADIENT, Action
 from runtime.mesh.groups import Groups
 from runtime.state.optimizer import factory
 from runtime.state.parameters import from_seed, materialize
@@ -106,6 +108,15 @@ def test_every_rank_sends_what_is_predicted(name: str, sent: Sent) -> None:
 
 
 AXES = ("tp", "pp", "dp")
+
+
+def test_a_backward_whose_weights_are_put_off_communicates_once() -> None:
+    graph, _ = graph_of("gpt")
+    program = lower(graph, search(graph, cluster(2), BATCH, {"tp": 2, "micro_batch": 4}))
+    (row,) = program.actions
+    weights = tuple(Action(a.stage, WEIGHT_GRADIENT, a.micro_batch) for a in row if a.kind == BACKWARD)
+    assert any(sending.phase == "backward" for sending in traffic(program))
+    assert traffic(replace(program, actions=((*row, *weights),))) == traffic(program)
 
 
 def execute(rank: int, folder: str, names: list[str]) -> None:
