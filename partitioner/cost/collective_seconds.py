@@ -69,7 +69,7 @@ def convert_seconds(
 def reductions(setting: Setting, node: fx.Node, strategy: Strategy) -> tuple[Sendings, Sendings]:
     """(kind, bytes) of what an op of ours sends on a rank in the place of ``node``, of all tokens of the rank: in
     forward, and in backward where it has one."""
-    form = rank_form(str(node.target), node.args, strategy, "")
+    form = rank_form(setting.op(node), node.args, strategy, "")
     row = ROWS.get(str(form[0])) if form else None
     if form is None or row is None:
         return [], []

@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from partitioner.emit.gemm_ops import gemms
 from partitioner.emit.local_sizes import localize
-from partitioner.graph.nodes import is_tensor, operands
+from partitioner.graph.nodes import is_tensor, op_of, operands
 from partitioner.graph.tied_blocks import Folded
 from partitioner.layouts.solution import Solution
 from partitioner.ops.collectives import OPS, Collective, conversion
@@ -123,7 +123,7 @@ def _local(node: fx.Node, strategy: Strategy, ranks: int) -> tuple[Any, tuple[An
     result = strategy.result
     assert not isinstance(result, tuple)
     args, kwargs = localize(node, result, ranks)
-    form = rank_form(str(node.target), args, strategy, AXIS)
+    form = rank_form(op_of(node), args, strategy, AXIS)
     return (*form, {}) if form else (node.target, args, kwargs)
 
 

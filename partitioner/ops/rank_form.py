@@ -9,15 +9,16 @@ import torch
 
 import partitioner.ops.own_ops  # importing it registers what the rows name
 from partitioner.sharding.equations import Strategy
+from partitioner.sharding.op_equations import Op
 from partitioner.sharding.op_rules import rule_of
 
 _SCHEMAS = partitioner.ops.own_ops
 
 
 def rank_form(
-    target: str, args: Sequence[Any], strategy: Strategy, axis: str
+    op: Op, args: Sequence[Any], strategy: Strategy, axis: str
 ) -> tuple[Callable[..., object], tuple[Any, ...]] | None:
-    """The op and its arguments, on a rank of ``axis``; None where the op itself stands there."""
-    rule = rule_of(target)
-    form = rule.on_rank(args, strategy, axis) if rule else None
+    """The op and its arguments, on a rank of ``axis``; None where ``op`` itself stands there."""
+    rule = rule_of(op.target)
+    form = rule.on_rank(op, args, strategy, axis) if rule else None
     return (getattr(torch.ops.partitioner, form[0]).default, form[1]) if form else None

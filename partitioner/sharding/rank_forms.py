@@ -11,10 +11,11 @@ from typing import Any
 
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import Shard, flat
+from partitioner.sharding.op_equations import Op
 from partitioner.sharding.rule import RankForm
 
 
-def by_vocabulary(args: Sequence[Any], strategy: Strategy, axis: str) -> RankForm | None:
+def by_vocabulary(op: Op, args: Sequence[Any], strategy: Strategy, axis: str) -> RankForm | None:
     """A table divided by rows."""
     table = _shard(strategy)
     if table is None or table.dim != 0:
@@ -23,7 +24,7 @@ def by_vocabulary(args: Sequence[Any], strategy: Strategy, axis: str) -> RankFor
     return "vocab_parallel_embedding", (*args[:2], padding, axis, flat(table.segments))
 
 
-def by_class(args: Sequence[Any], strategy: Strategy, axis: str) -> RankForm | None:
+def by_class(op: Op, args: Sequence[Any], strategy: Strategy, axis: str) -> RankForm | None:
     """A loss whose classes are divided."""
     logits = _shard(strategy)
     if logits is None or logits.dim != 1:
@@ -31,7 +32,7 @@ def by_class(args: Sequence[Any], strategy: Strategy, axis: str) -> RankForm | N
     return "vocab_parallel_cross_entropy", (*args, axis, flat(logits.segments))
 
 
-def by_element(args: Sequence[Any], strategy: Strategy, axis: str) -> RankForm | None:
+def by_element(op: Op, args: Sequence[Any], strategy: Strategy, axis: str) -> RankForm | None:
     """Draws for each element of a whole sample, of which a rank has a part."""
     x = _shard(strategy)
     return ("dropout", (*args, axis, x.dim, flat(x.segments))) if x else None

@@ -43,7 +43,8 @@ class Rule:
     fuses          beside torch's pointwise ops and views: it runs in one kernel with such ("chain"), or reads what
                    they make in its own and writes its result ("sink")
     literals       sizes among its arguments
-    on_rank        what stands in its place on a rank of a named axis under a strategy; None where it does itself
+    on_rank        what stands in its place on a rank of a named axis under a strategy, of a call and its arguments
+                   there; None where it does itself
     """
 
     complete: Complete
@@ -65,7 +66,7 @@ class Rule:
     bias: bool = False
     fuses: Literal["", "chain", "sink"] = ""
     literals: Literals | None = None
-    on_rank: Callable[[Sequence[Any], Strategy, str], RankForm | None] = lambda args, strategy, axis: None
+    on_rank: Callable[[Op, Sequence[Any], Strategy, str], RankForm | None] = lambda op, args, strategy, axis: None
 
     @property
     def computes(self) -> bool:
