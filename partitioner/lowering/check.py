@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from partitioner.graph.nodes import buffer_name
 from partitioner.lowering.program import Call, Program, Stage
-from partitioner.ops.collectives import OPS
+from partitioner.ops.payloads import ROWS, axis_place
 from partitioner.schedule.tables import SENDING, Action
 
 
@@ -44,11 +44,9 @@ def _check_call(call: Call, known: set[str], axes: dict[str, int]) -> None:
         if name not in known:
             raise ValueError(f"{call.block} reads {name}, which nothing before it makes")
     for node in nodes:
-        if str(node.target) in _AXIS and node.args[1] not in axes:
-            raise ValueError(f"{node.name} of {call.block} communicates over {node.args[1]!r}, which is no axis")
-
-
-_AXIS = {op.target for op in OPS.values()}
+        place = axis_place(node.target) if str(node.target) in ROWS else None
+        if place is not None and place < len(node.args) and node.args[place] not in axes:
+            raise ValueError(f"{node.name} of {call.block} communicates over {node.args[place]!r}, which is no axis")
 
 
 def _check_actions(program: Program) -> None:

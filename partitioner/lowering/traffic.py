@@ -19,7 +19,7 @@ from partitioner.graph.nodes import buffer_name
 from partitioner.lowering.program import Call, Coordinates, Parameter, Program, Stage, Value, coordinates
 from partitioner.ops.collective_kinds import ALL_REDUCE
 from partitioner.ops.collectives import Shape
-from partitioner.ops.payloads import ROWS
+from partitioner.ops.payloads import ROWS, axis_place, tensor_places
 from partitioner.schedule.tables import KINDS, Action, reader
 from partitioner.sharding.layout import REPLICATE, local_shape
 
@@ -267,11 +267,12 @@ class _Reader(fx.Interpreter):
         row = ROWS.get(str(target))
         if row is None:
             return super().call_function(target, args, kwargs)
-        axis = "" if row.axis is None else str(args[row.axis])
+        place = axis_place(target)
+        axis = "" if place is None or place >= len(args) else str(args[place])
         shape = row.shape(self.axes.get(axis, 1), self.here.get(axis, 0), *args)
         whole = max(math.prod(shape), args[0].numel()) * args[0].element_size()
         self.forward += [Sending(axis, kind, "forward", int(size)) for kind, size in row.forward(whole, *args)]
-        out = _Stand.apply(shape, row.keeps, *args[: row.tensors])
+        out = _Stand.apply(shape, row.keeps, *(args[n] for n in tensor_places(target)))
         if out.requires_grad:
             sent = [Sending(axis, kind, "backward", int(size)) for kind, size in row.backward(whole, *args)]
             self.backward += [(out.grad_fn, sending) for sending in sent]

@@ -5,6 +5,7 @@ The payload is the whole tensor of an all_reduce, all_gather or reduce_scatter, 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -47,14 +48,9 @@ def _summed(
 
 @dataclass(frozen=True)
 class Row:
-    """An op: its result's shape, how many tensors come first, where it names its axis, what it sends each way.
-
-    ``keeps``: backward needs something of it.
-    """
+    """An op: its result's shape, and what it sends each way. ``keeps``: backward needs something of it."""
 
     shape: Callable[..., Shape]
-    tensors: int = 1
-    axis: int | None = None
     forward: Callable[..., Payloads] = _nothing
     backward: Callable[..., Payloads] = _nothing
     keeps: bool = False
@@ -68,13 +64,29 @@ def _of(op: Op) -> Row:
         kind = op.back(*arguments)
         return [(kind, whole)] if kind else []
 
-    return Row(op.shape, 1, 1, forward, backward)
+    return Row(op.shape, forward, backward)
 
 
 ROWS: dict[str, Row] = {
     **{op.target: _of(op) for op in OPS.values()},
-    "partitioner.vocab_parallel_cross_entropy.default": Row(_rows, 2, 4, _summed, keeps=True),
-    "partitioner.vocab_parallel_embedding.default": Row(_looked_up, 2, 3, keeps=True),
+    "partitioner.vocab_parallel_cross_entropy.default": Row(_rows, _summed, keeps=True),
+    "partitioner.vocab_parallel_embedding.default": Row(_looked_up, keeps=True),
     "partitioner.dropout.default": Row(same, keeps=True),
-    "partitioner.expert_linear.default": Row(_projected, 2, keeps=True),
+    "partitioner.expert_linear.default": Row(_projected, keeps=True),
 }
+
+
+def tensor_places(op: torch._ops.OpOverload) -> tuple[int, ...]:  # pyright: ignore[reportPrivateUsage]
+    """Which arguments of an op of ours are its operands."""
+    return tuple(n for n, (_, kind) in enumerate(_arguments(op)) if kind in ("Tensor", "Optional[Tensor]"))
+
+
+def axis_place(op: torch._ops.OpOverload) -> int | None:  # pyright: ignore[reportPrivateUsage]
+    """Which argument of an op of ours names a mesh axis; None where none does."""
+    return next((n for n, (name, _) in enumerate(_arguments(op)) if name == "axis"), None)
+
+
+@functools.cache
+def _arguments(op: torch._ops.OpOverload) -> tuple[tuple[str, str], ...]:  # pyright: ignore[reportPrivateUsage]
+    schema = op._schema  # pyright: ignore[reportPrivateUsage]
+    return tuple((argument.name, str(argument.type)) for argument in schema.arguments)

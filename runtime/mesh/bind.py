@@ -17,6 +17,7 @@ import partitioner.ops.collectives
 import partitioner.ops.own_ops
 from cutlass_ops.linear import fused, gemm, layer
 from cutlass_ops.spec import notation
+from partitioner.ops.payloads import axis_place, tensor_places
 from runtime.mesh import collectives, column_linears, vocab_parallel
 from runtime.mesh.collectives import Axis, Bound
 from runtime.mesh.communication_log import Phase
@@ -25,12 +26,12 @@ from runtime.mesh.groups import Groups
 own = torch.ops.partitioner
 _SCHEMAS = (partitioner.ops.collectives, partitioner.ops.own_ops)  # importing them registers what is bound here
 
-# op: its tensor operands, the position of the axis name, and what makes the bound function of the other literals
-_ROWS: dict[object, tuple[tuple[int, ...], int, Callable[..., Bound]]] = {
-    **{getattr(own, name).default: ((0,), 1, make) for name, make in collectives.BINDINGS.items()},
-    own.vocab_parallel_cross_entropy.default: ((0, 1), 4, vocab_parallel.cross_entropy),
-    own.vocab_parallel_embedding.default: ((0, 1), 3, vocab_parallel.embedding),
-    own.dropout.default: ((0, 2), 4, vocab_parallel.dropout),
+# op: what makes its bound function of the axis and of the other literals
+_ROWS: dict[object, Callable[..., Bound]] = {
+    **{getattr(own, name).default: make for name, make in collectives.BINDINGS.items()},
+    own.vocab_parallel_cross_entropy.default: vocab_parallel.cross_entropy,
+    own.vocab_parallel_embedding.default: vocab_parallel.embedding,
+    own.dropout.default: vocab_parallel.dropout,
 }
 
 
@@ -59,7 +60,8 @@ def bind(module: fx.GraphModule, groups: Groups, phase: Phase = "forward") -> fx
 
 
 def _bind(node: fx.Node, groups: Groups, phase: Phase) -> None:
-    operands, position, make = _ROWS[node.target]
+    operands, position = tensor_places(node.target), axis_place(node.target)  # type: ignore[arg-type]
+    assert position is not None
     axis = Axis.of(groups, str(node.args[position]), phase)
     is_column = node.target in column_linears.SOURCES and node.args[-1] is not False
     if is_column and column_linears.fuse(node, axis, fused.product(groups.kernels)):
@@ -67,7 +69,7 @@ def _bind(node: fx.Node, groups: Groups, phase: Phase) -> None:
     literals = [a for n, a in enumerate(node.args) if n not in operands and n != position]
     if node.target == own.all_reduce.default:
         literals.append(_is_owned(node.args[0]))
-    function = make(axis, *literals)
+    function = _ROWS[node.target](axis, *literals)
     node.meta["origin"] = node.target
     function.__name__ = str(node.target).split(".")[1]
     node.target, node.args = function, tuple(node.args[n] for n in operands)

@@ -16,6 +16,7 @@ from partitioner.errors import InputError
 from partitioner.graph.check import check_graph
 from partitioner.lowering.check import check_program
 from partitioner.lowering.program import Stage
+from partitioner.ops.own_ops import own
 
 
 @functools.cache
@@ -79,6 +80,15 @@ def _other_axis(program: Program) -> Program:
     return replace(program, axes=(("ep", 2),))
 
 
+def _loss_over_another_axis(program: Program) -> Program:
+    """A loss that its ranks reduce by themselves, over an axis that is not there."""
+    changed = copy.deepcopy(program.stages[-1])
+    nodes = (node for call in changed.calls for node in call.module.graph.nodes)
+    loss = next(node for node in nodes if node.target == own.cross_entropy.default)
+    loss.target, loss.args = own.vocab_parallel_cross_entropy.default, (*loss.args, "ep", [1, 2, 64])
+    return replace(program, stages=(*program.stages[:-1], changed))
+
+
 def _twice(program: Program) -> Program:
     return replace(program, actions=((*program.actions[0], program.actions[0][0]), program.actions[1]))
 
@@ -94,6 +104,7 @@ PROGRAMS = [
     (_no_parameters, "which nothing before it makes"),
     (_one_argument_less, "is called with"),
     (_other_axis, "is no axis"),
+    (_loss_over_another_axis, "'ep', which is no axis"),
     (_twice, "action table"),
     (_other_rank, "stands in the row"),
 ]
