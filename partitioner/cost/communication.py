@@ -23,7 +23,7 @@ from partitioner.layouts.solution import Solution
 from partitioner.ops.collective_kinds import ALL_GATHER, REDUCE_SCATTER
 from partitioner.ops.collectives import conversion, payloads
 from partitioner.sharding.equations import Strategy
-from partitioner.sharding.layout import REPLICATE, WHOLE, Placement
+from partitioner.sharding.layout import REPLICATE, Placement
 
 
 class Sent(NamedTuple):
@@ -79,7 +79,8 @@ def _inside(setting: Setting, node: fx.Node, strategy: Strategy, route: Route) -
     forward, backward = (_sent(way, route) for way in reductions(setting, node, strategy))
     if not forward and not backward:
         return []
-    return [Moved(operands(node)[0], strategy.operands[0], WHOLE, "tp", forward, backward)]
+    assert not isinstance(strategy.result, tuple)
+    return [Moved(operands(node)[0], strategy.operands[0], strategy.result, "tp", forward, backward)]
 
 
 def _context(setting: Setting, node: fx.Node, strategy: Strategy, route: Route) -> list[Moved]:
