@@ -15,12 +15,12 @@ import pytest
 from partitioner.graph.step_inputs import BATCH_SHARE, SAMPLE_COUNT, SAMPLE_KEYS, STEP_KEY
 from partitioner.ops.collective_kinds import KINDS
 from partitioner.ops.collectives import OPS
-from partitioner.ops.payloads import ROWS
+from partitioner.ops.payloads import ON_RANKS, ROWS
 from partitioner.plan.executed import EXECUTED as EXECUTED_VALUES
 from partitioner.schedule.tables import KINDS as ACTIONS
 from partitioner.schedule.tables import SCHEDULES
 from partitioner.sharding.op_rules import RULES
-from runtime.mesh.collectives import BINDINGS
+from runtime.mesh import collectives, vocab_parallel
 from runtime.train.worker import KINDS as EXECUTED
 
 ROOT = Path(__file__).parents[1]
@@ -144,7 +144,8 @@ def test_a_planted_letter_is_seen(source: str) -> None:
 
 
 def test_every_collective_is_bound() -> None:
-    assert BINDINGS.keys() == OPS.keys()
+    assert collectives.BINDINGS.keys() == OPS.keys()
+    assert ON_RANKS.keys() <= vocab_parallel.BINDINGS.keys()
 
 
 def test_the_runtime_has_what_an_executed_schedule_needs() -> None:

@@ -16,13 +16,6 @@ from partitioner.ops.distributions import sample
 _LIBRARY = torch.library.Library("partitioner", "FRAGMENT")
 _LIBRARY.define("cross_entropy(Tensor logits, Tensor target, int ignore_index, float label_smoothing) -> Tensor")
 _LIBRARY.define(
-    "vocab_parallel_cross_entropy(Tensor logits, Tensor target, int ignore_index, float label_smoothing, str axis, "
-    "int[] segments) -> Tensor"
-)
-_LIBRARY.define(
-    "vocab_parallel_embedding(Tensor weight, Tensor index, int padding_index, str axis, int[] segments) -> Tensor"
-)
-_LIBRARY.define(
     "dropout(Tensor x, float p, Tensor sample_keys, int site, str axis='', int dim=0, int[] segments=[]) -> Tensor"
 )
 _LIBRARY.define(

@@ -1,4 +1,5 @@
-"""What each op of ours sends, by the shapes of its operands: one row an op, payloads in bytes.
+"""What each op of ours sends, by the shapes of its operands: one row an op, payloads in bytes; and those ops that only
+stand on a rank, in the place of another.
 
 The payload is the whole tensor of an all_reduce, all_gather or reduce_scatter, an own part of an all_to_all or a send.
 """
@@ -48,12 +49,17 @@ def _summed(
 
 @dataclass(frozen=True)
 class Row:
-    """An op: its result's shape, and what it sends each way. ``keeps``: backward needs something of it."""
+    """An op: its result's shape, and what it sends each way.
+
+    ``keeps``: backward needs something of it. ``arguments``: the schema's, of an op that the runtime alone can run; its
+    operands and its axis are found there.
+    """
 
     shape: Callable[..., Shape]
     forward: Callable[..., Payloads] = _nothing
     backward: Callable[..., Payloads] = _nothing
     keeps: bool = False
+    arguments: str = ""
 
 
 def _of(op: Op) -> Row:
@@ -69,11 +75,21 @@ def _of(op: Op) -> Row:
 
 ROWS: dict[str, Row] = {
     **{op.target: _of(op) for op in OPS.values()},
-    "partitioner.vocab_parallel_cross_entropy.default": Row(_rows, _summed, keeps=True),
-    "partitioner.vocab_parallel_embedding.default": Row(_looked_up, keeps=True),
+    "partitioner.vocab_parallel_cross_entropy.default": Row(
+        _rows, _summed, keeps=True, arguments="Tensor logits, Tensor target, int ignore_index, float label_smoothing, "
+        "str axis, int[] segments",
+    ),
+    "partitioner.vocab_parallel_embedding.default": Row(
+        _looked_up, keeps=True, arguments="Tensor weight, Tensor index, int padding_index, str axis, int[] segments"
+    ),
     "partitioner.dropout.default": Row(same, keeps=True),
     "partitioner.expert_linear.default": Row(_projected, keeps=True),
-}
+}  # fmt: skip
+ON_RANKS = {target.split(".")[1]: row for target, row in ROWS.items() if row.arguments}
+
+_LIBRARY = torch.library.Library("partitioner", "FRAGMENT")
+for _name, _row in ON_RANKS.items():
+    _LIBRARY.define(f"{_name}({_row.arguments}) -> Tensor")
 
 
 def tensor_places(op: torch._ops.OpOverload) -> tuple[int, ...]:  # pyright: ignore[reportPrivateUsage]

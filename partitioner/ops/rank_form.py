@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
-import partitioner.ops.own_ops  # importing it registers what the rows name
+import partitioner.ops.own_ops
+import partitioner.ops.payloads
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.op_equations import Op
 from partitioner.sharding.op_rules import rule_of
 
-_SCHEMAS = partitioner.ops.own_ops
+_SCHEMAS = (partitioner.ops.own_ops, partitioner.ops.payloads)  # importing them registers what the rows name
 
 
 def rank_form(

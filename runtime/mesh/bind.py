@@ -15,6 +15,7 @@ from torch import fx
 
 import partitioner.ops.collectives
 import partitioner.ops.own_ops
+import partitioner.ops.payloads
 from cutlass_ops.linear import fused, gemm, layer
 from cutlass_ops.spec import notation
 from partitioner.ops.payloads import axis_place, tensor_places
@@ -24,14 +25,12 @@ from runtime.mesh.communication_log import Phase
 from runtime.mesh.groups import Groups
 
 own = torch.ops.partitioner
-_SCHEMAS = (partitioner.ops.collectives, partitioner.ops.own_ops)  # importing them registers what is bound here
+# importing them registers what is bound here
+_SCHEMAS = (partitioner.ops.collectives, partitioner.ops.own_ops, partitioner.ops.payloads)
 
 # op: what makes its bound function of the axis and of the other literals
 _ROWS: dict[object, Callable[..., Bound]] = {
-    **{getattr(own, name).default: make for name, make in collectives.BINDINGS.items()},
-    own.vocab_parallel_cross_entropy.default: vocab_parallel.cross_entropy,
-    own.vocab_parallel_embedding.default: vocab_parallel.embedding,
-    own.dropout.default: vocab_parallel.dropout,
+    getattr(own, name).default: make for name, make in (collectives.BINDINGS | vocab_parallel.BINDINGS).items()
 }
 
 

@@ -19,7 +19,7 @@ from partitioner.ops.collectives import unflat
 from partitioner.ops.own_ops import dropout_mask
 from partitioner.sharding.cut_tensors import take
 from partitioner.sharding.layout import Shard
-from runtime.mesh.collectives import Axis
+from runtime.mesh.collectives import Axis, Bound
 
 aten = torch.ops.aten
 
@@ -113,6 +113,12 @@ def dropout(axis: Axis, p: float, site: int, dim: int, segments: list[int]) -> C
         return x * mask.to(x.dtype).div_(1 - p)
 
     return run
+
+
+# by the op's name, what makes its bound function of the axis and of the literals behind its operands
+BINDINGS: dict[str, Callable[..., Bound]] = {
+    "vocab_parallel_cross_entropy": cross_entropy, "vocab_parallel_embedding": embedding, "dropout": dropout,
+}  # fmt: skip
 
 
 @torch.library.custom_op("runtime::dropout_masks", mutates_args=())
