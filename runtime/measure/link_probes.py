@@ -17,7 +17,7 @@ from partitioner.ops.collectives import flat
 from partitioner.sharding.layout import shard_whole
 from runtime.measure.device_probes import Call, Probe
 from runtime.mesh import collectives
-from runtime.mesh.collectives import Axis
+from runtime.mesh.axis import Axis
 from runtime.mesh.communication_log import Log
 
 PAYLOADS = {"cpu": (16_384, 131_072, 1_048_576, 8_388_608), "cuda": (65_536, 1_048_576, 16_777_216, 268_435_456)}

@@ -20,7 +20,8 @@ from cutlass_ops.linear import fused, gemm, layer
 from cutlass_ops.spec import notation
 from partitioner.ops.payloads import axis_place, tensor_places
 from runtime.mesh import collectives, column_linears, vocab_parallel
-from runtime.mesh.collectives import Axis, Bound
+from runtime.mesh.axis import Axis
+from runtime.mesh.collectives import Bound
 from runtime.mesh.communication_log import Phase
 from runtime.mesh.groups import Groups
 

@@ -21,7 +21,8 @@ from cutlass_ops.linear.layer import Layer, Product
 from cutlass_ops.spec import notation
 from partitioner.ops.collectives import unflat
 from partitioner.sharding.layout import Shard
-from runtime.mesh.collectives import Axis, Bound
+from runtime.mesh.axis import Axis
+from runtime.mesh.collectives import Bound
 
 own = torch.ops.partitioner
 SOURCES = (own.copy.default, own.all_gather.default)

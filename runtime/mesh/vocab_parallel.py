@@ -19,7 +19,8 @@ from partitioner.ops.collectives import unflat
 from partitioner.ops.own_ops import dropout_mask
 from partitioner.sharding.cut_tensors import take
 from partitioner.sharding.layout import Shard
-from runtime.mesh.collectives import Axis, Bound
+from runtime.mesh.axis import Axis
+from runtime.mesh.collectives import Bound
 
 aten = torch.ops.aten
 

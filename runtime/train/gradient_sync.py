@@ -23,7 +23,7 @@ from torch import nn
 from partitioner.lowering.program import Parameter, Program
 from partitioner.ops.collective_kinds import ALL_REDUCE
 from partitioner.sharding.layout import REPLICATE, Shard
-from runtime.mesh.collectives import wait
+from runtime.mesh.axis import wait
 from runtime.mesh.groups import Groups
 
 BUCKET_BYTES = 25_000_000

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from partitioner.lowering.program import Program, Value
 from partitioner.plan.derived_rows import PIPELINE
 from partitioner.schedule.tables import KINDS, SENDING, Action, maker, reader
-from runtime.mesh.collectives import flat
+from runtime.mesh.axis import flat
 from runtime.mesh.groups import Groups
 
 Tensors = list[torch.Tensor]

@@ -20,7 +20,7 @@ from partitioner.lowering.traffic import Sending
 from partitioner.schedule.tables import Action
 from runtime.dry_run.dry_run import Rank, alike, run_ranks
 from runtime.mesh import vocab_parallel
-from runtime.mesh.collectives import Axis
+from runtime.mesh.axis import Axis
 from runtime.mesh.communication_log import Log
 from runtime.mesh.groups import Groups
 from runtime.state.optimizer import factory

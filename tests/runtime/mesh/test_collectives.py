@@ -14,8 +14,8 @@ from partitioner.ops.collectives import flat
 from partitioner.ops.own_ops import dropout, dropout_mask
 from partitioner.sharding.cut_tensors import take
 from partitioner.sharding.layout import Segment, Shard, shard_whole
+from runtime.mesh.axis import join, split
 from runtime.mesh.bind import bind
-from runtime.mesh.collectives import join, split
 from runtime.mesh.groups import Groups
 
 own, aten = torch.ops.partitioner, torch.ops.aten
