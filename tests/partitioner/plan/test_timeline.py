@@ -15,6 +15,7 @@ from partitioner.cluster import Link
 from partitioner.lowering.traffic import traffic
 from partitioner.plan.sent_by_plan import leaving, moves, volume
 from partitioner.plan.timeline import holdings, timeline
+from partitioner.schedule.tables import PLAIN, SCHEDULES, Schedule
 
 A100 = Cluster.load("dgx-a100", devices=8)
 CLUSTER = replace(A100, node=Link(1e14, 1.0, 1e-9))  # so small models are worth dividing
@@ -27,6 +28,10 @@ WAYS: list[dict[str, str | int]] = [
 ]
 
 
+def test_every_schedule_is_tried() -> None:
+    assert {row["schedule"] for row in WAYS} == set(SCHEDULES)
+
+
 @functools.cache
 def deep() -> Graph:
     """Of four blocks."""
@@ -35,7 +40,11 @@ def deep() -> Graph:
 
 def planned(name: str, pins: dict[str, str | int]) -> Plan:
     graph = deep() if name == "deep" else graph_of(name)
-    return search(graph, CLUSTER, 16, pins, plan_only="zero" in pins or str(pins.get("schedule"))[0] == "z")
+    return search(graph, CLUSTER, 16, pins, plan_only="zero" in pins or not _row(pins).executed)
+
+
+def _row(pins: dict[str, str | int]) -> Schedule:
+    return SCHEDULES[str(pins.get("schedule", PLAIN))]
 
 
 @pytest.mark.parametrize("pins", WAYS, ids=lambda pins: pins["schedule"])
@@ -50,7 +59,7 @@ def test_spans_end_where_the_price_does_and_never_overlap(pins: dict[str, str | 
     makespan = max(row[-1].end for row in rows)
     assert makespan + cost.sync_seconds + cost.optimizer_seconds == pytest.approx(cost.step_seconds)
     assert makespan - max(busy) == pytest.approx(cost.bubble_seconds)
-    assert {span.action.kind for row in rows for span in row} == set("FBW" if str(pins["schedule"])[0] == "z" else "FB")
+    assert {span.action.kind for row in rows for span in row} == set("FBW" if _row(pins).defers_weights else "FB")
 
 
 @pytest.mark.parametrize("pins", [*WAYS, {"dp": 8, "micro_batch": 1, "zero": 3}], ids=str)
