@@ -15,8 +15,9 @@ from functools import cached_property
 
 from torch import fx
 
-from partitioner.cluster import Cluster, Route
-from partitioner.cost.collective_seconds import collective_seconds, convert_seconds, reductions
+from partitioner.cluster import Cluster
+from partitioner.cost.collective_seconds import collective_seconds, convert_seconds
+from partitioner.cost.communication import Routes, least_exposed, routes_of, sent_by_op
 from partitioner.cost.op_seconds import op_seconds
 from partitioner.cost.op_work import Setting
 from partitioner.cost.state_bytes import state_bytes
@@ -78,9 +79,14 @@ class Prices:
         return self.setting.ranks
 
     @cached_property
-    def route(self) -> Route:
-        """Between the ranks of the tp axis."""
-        return self.cluster.route(self.ranks)
+    def routes(self) -> Routes:
+        """Between the ranks of the tp axis, and of cp."""
+        return routes_of(self.setting, self.cluster)
+
+    @cached_property
+    def exposed(self) -> float:
+        """The share of a collective's seconds that is left where compute hides what it can."""
+        return least_exposed(self.cluster.software)
 
 
 def _activations(folded: Folded) -> set[fx.Node]:
@@ -155,12 +161,13 @@ class Choices:
         if placement != REPLICATE:
             return 0.0
         gradient = self.prices.setting.bytes(node, REPLICATE)
-        return collective_seconds(ALL_REDUCE, gradient, self.prices.route) * self.folded.members[node]
+        return collective_seconds(ALL_REDUCE, gradient, self.prices.routes.tp) * self.folded.members[node]
 
     def op_cost(self, node: fx.Node, strategy: Strategy, count: int) -> float:
         prices = self.prices
         seconds = op_seconds(prices.setting, node, strategy, prices.cluster).total
-        seconds += sum(collective_seconds(*row, prices.route) for row in reductions(prices.setting, node, strategy))
+        sent = sum(row.seconds.total for row in sent_by_op(prices.setting, node, strategy, prices.routes))
+        seconds += sent * prices.exposed
         held = prices.setting.bytes(node, result(strategy)) * prices.byte_seconds * TIE_BYTES
         return (seconds + held) * count
 
@@ -213,8 +220,9 @@ class Choices:
         size, setting = self.prices.setting.bytes(node, REPLICATE), self.prices.setting
         key = size, node in self.folded.differentiable, source, target
         if key not in self.converted:
-            seconds = convert_seconds(setting, node, source, target, self.prices.route)
-            self.converted[key] = None if seconds is None else seconds.total + TIE_COLLECTIVE
+            seconds = convert_seconds(setting, node, source, target, self.prices.routes.tp)
+            total = None if seconds is None else seconds.total * self.prices.exposed
+            self.converted[key] = None if total is None else total + TIE_COLLECTIVE
         return self.converted[key]
 
 
