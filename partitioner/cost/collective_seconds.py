@@ -71,5 +71,5 @@ def reductions(setting: Setting, node: fx.Node, strategy: Strategy) -> list[tupl
     row = ROWS.get(str(form[0])) if form else None
     if form is None or row is None:
         return []
-    args: tuple[Any, ...] = fx.map_arg(form[1], lambda n: n.meta["val"])  # type: ignore[assignment]
+    args: tuple[Any, ...] = fx.map_arg(form[1], lambda n: n.meta["val"])
     return [(kind, size * setting.tokens(node)) for kind, size in row.forward(0, *args)]

@@ -1,4 +1,4 @@
-"""What the choice of layouts adds up is what the plan's prices add up: ops, conversions, what attention sends over cp."""
+"""What the choice of layouts adds up is what prices add up: ops, conversions, what attention sends over cp."""
 
 from __future__ import annotations
 
