@@ -67,6 +67,8 @@ def notes(priced: Priced) -> Iterator[str]:
     yield from priced.folded.graph.notes
     if priced.folded.graph.inseparable:
         yield f"{priced.folded.graph.inseparable}: dp 1 and one micro-batch"
+    if priced.solution.scarcity > 1:
+        yield f"layouts hold fewer bytes and take longer: a byte costs {priced.solution.scarcity:g} passes of memory"
     yield from _differs(priced)
     for g, units in enumerate(priced.folded.groups):
         for node in priced.folded.body(g):
@@ -131,7 +133,7 @@ def _others(priced: Priced, micro_batches: int, pins: Pins) -> dict[fx.Node, tup
     folded = priced.folded
     if priced.ranks == 1:
         return {}
-    prices = Prices.of(priced.cluster, priced.setting, micro_batches)
+    prices = Prices(priced.cluster, priced.setting, micro_batches, priced.solution.scarcity)
     choices = Choices(folded, space(folded, priced.ranks), prices, pins.allows(folded))
     found: dict[fx.Node, tuple[OtherRow, ...]] = {}
     for value, more in increases(choices).items():

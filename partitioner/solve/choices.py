@@ -61,17 +61,26 @@ class Read:
 
 @dataclass(frozen=True)
 class Prices:
-    """What the objective adds up: work on a cluster, a step's sync over its micro-batches, seconds for a byte held."""
+    """What the objective adds up: work on a cluster, a step's sync over its micro-batches, seconds for a byte held.
+
+    A byte of state costs ``scarcity`` passes of memory a micro-batch. Where that is more than one, memory is short, and
+    a byte of an activation costs the same; else it only breaks ties.
+    """
 
     cluster: Cluster
     setting: Setting
     micro_batches: int
-    byte_seconds: float
+    scarcity: float = 1.0
 
-    @staticmethod
-    def of(cluster: Cluster, setting: Setting, micro_batches: int, scarcity: float = 1.0) -> Prices:
-        """A byte held costs one pass of memory a micro-batch, times ``scarcity``."""
-        return Prices(cluster, setting, micro_batches, scarcity / cluster.device.memory_bytes_per_second)
+    @property
+    def state_byte_seconds(self) -> float:
+        """Of a byte that is held all the time."""
+        return self.scarcity / self.cluster.device.memory_bytes_per_second
+
+    @property
+    def activation_byte_seconds(self) -> float:
+        """Of a byte that an op makes."""
+        return self.state_byte_seconds * (TIE_BYTES if self.scarcity <= 1 else 1.0)
 
     @property
     def ranks(self) -> int:
@@ -153,7 +162,7 @@ class Choices:
         """State bytes at their price; a replicated gradient is summed once a step, shared by the micro-batches."""
         value, prices = node.meta["val"], self.prices
         elements = value.numel() * prices.setting.share(node, placement)
-        held = state_bytes(elements, value.element_size(), prices.cluster.software) * prices.byte_seconds
+        held = state_bytes(elements, value.element_size(), prices.cluster.software) * prices.state_byte_seconds
         return held * self.folded.members[node] + self.sync_seconds(node, placement) / prices.micro_batches
 
     def sync_seconds(self, node: fx.Node, placement: Placement) -> float:
@@ -168,7 +177,7 @@ class Choices:
         seconds = op_seconds(prices.setting, node, strategy, prices.cluster).total
         sent = sum(row.seconds.total for row in sent_by_op(prices.setting, node, strategy, prices.routes))
         seconds += sent * prices.exposed
-        held = prices.setting.bytes(node, result(strategy)) * prices.byte_seconds * TIE_BYTES
+        held = prices.setting.bytes(node, result(strategy)) * prices.activation_byte_seconds
         return (seconds + held) * count
 
     @cached_property

@@ -117,7 +117,7 @@ class Rerun:
         if key not in self.solved:
             fixed = read_pins({"boundary": boundary, **MEGATRON} if boundary else {}, sized.graph)
             setting = Setting.of(sized, cluster, run.tp, run.cp)
-            prices = Prices.of(cluster, setting, many)
+            prices = Prices(cluster, setting, many)
             self.solved[key] = setting, solve(sized, space(sized, run.tp), prices, fixed.allows(sized))
         return self.solved[key]
 
