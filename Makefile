@@ -25,9 +25,9 @@ demo: install
 	$(BIN)/partitioner run $(OUT)/plan.json --steps $(STEPS) --report $(OUT)/report.json
 	$(BIN)/partitioner compare $(OUT)/plan.json $(OUT)/report.json
 
-# what stays in one process first, two at a time; then what starts ranks of its own
-PURE := tests/partitioner tests/cutlass_ops tests/test_house.py \
-	$(patsubst %,tests/tools/%,compare figures kernels models plan show test_configs.py)
+# what stays in one process, but for a few, first, two at a time; then what starts ranks of its own
+PURE := tests/partitioner tests/cutlass_ops tests/test_house.py tests/test_facts.py tests/runtime/dry_run tests/runtime/verify \
+	$(patsubst %,tests/tools/%,compare figures kernels models plan show validate verify test_configs.py)
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not parity and not kernels and not habits" $(PURE)

@@ -206,7 +206,7 @@ def _cluster(data: Mapping[str, Any], origin: str) -> Cluster:
     data = dict(data)
     device, node, network = (dict(_table(data.pop(key, None), key, origin)) for key in ("device", "node", "network"))
     name, attention, kernels = data.pop("name", origin), data.pop("attention", None), data.pop("kernels", "")
-    software = _built(Software, dict(data.pop("software", {})), "software", origin)
+    software = _built(Software, _table(data.pop("software", {}), "software", origin), "software", origin)
     counts = {"node_devices": data.pop("node_devices", node.pop("devices", None)), "nodes": data.pop("nodes", 1)}
     for key, value in counts.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -215,6 +215,8 @@ def _cluster(data: Mapping[str, Any], origin: str) -> Cluster:
         raise InputError(f"{origin}: attention must be 'flash' or 'math', it is {attention!r}")
     if not isinstance(kernels, str):
         raise InputError(f"{origin}: kernels must be the name of a file, it is {kernels!r}")
+    if not isinstance(name, str):
+        raise InputError(f"{origin}: name must be a name, it is {name!r}")
     if data:
         raise InputError(f"{origin}: unknown field {next(iter(data))}")
     flops = _table(device.pop("flops_per_second", None), "device.flops_per_second", origin)
@@ -227,7 +229,7 @@ def _cluster(data: Mapping[str, Any], origin: str) -> Cluster:
     made = _built(Device, {**device, "flops_per_second": flops}, "device", origin)
     links = [_built(Link, table, key, origin) for table, key in ((node, "node"), (network, "network"))]
     return Cluster(
-        str(name), attention, made, links[0], counts["node_devices"], links[1], counts["nodes"], software, kernels
+        name, attention, made, links[0], counts["node_devices"], links[1], counts["nodes"], software, kernels
     )  # fmt: skip
 
 
@@ -242,7 +244,10 @@ def _built(kind: type[T], table: Mapping[str, Any], where: str, origin: str) -> 
             raise InputError(f"{origin}: the field {where}.{key} is missing")
         if isinstance(f.default, bool) and not isinstance(table.get(key, f.default), bool):
             raise InputError(f"{origin}: {where}.{key} must be true or false, it is {table[key]!r}")
-        if table.get(key) is not None and key not in ("name", "flops_per_second") and not isinstance(f.default, bool):
+        if key == "name" and not isinstance(table[key], str):
+            raise InputError(f"{origin}: {where}.name must be a name, it is {table[key]!r}")
+        is_number = key not in ("name", "flops_per_second") and not isinstance(f.default, bool)
+        if is_number and key in table and not (table[key] is None and f.default is None):
             _number(table[key], f"{where}.{key}", origin)
     return kind(**table)
 

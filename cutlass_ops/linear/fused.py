@@ -58,7 +58,7 @@ def product(log: Log | None) -> Product:
 
 def layer_of(dtype: torch.dtype, line: str, inner_line: str, transposed: bool, keys: Sequence[str]) -> Layer:
     """The layer that an op's literals say."""
-    return layer.layer(line, inner_line, transposed, _name(dtype), tuple(keys))  # type: ignore[arg-type]
+    return layer.layer(line, inner_line, transposed, _name(dtype), tuple(keys))
 
 
 class _Fused(torch.autograd.Function):

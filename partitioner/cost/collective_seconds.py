@@ -73,7 +73,7 @@ def reductions(setting: Setting, node: fx.Node, strategy: Strategy) -> tuple[Sen
     row = ROWS.get(str(form[0])) if form else None
     if form is None or row is None:
         return [], []
-    args: tuple[Any, ...] = fx.map_arg(form[1], lambda n: n.meta["val"])  # type: ignore[assignment]
+    args: tuple[Any, ...] = fx.map_arg(form[1], lambda n: n.meta["val"])
     ways = row.forward(0, *args), row.backward(0, *args) if node in setting.folded.differentiable else ()
     forward, backward = ([(kind, size * setting.tokens(node)) for kind, size in way] for way in ways)
     return forward, backward

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from torch import fx
 
-from partitioner.cluster import Cluster, Route
+from partitioner.cluster import Cluster, Route, Software
 from partitioner.cost.collective_seconds import collective_seconds, reductions
 from partitioner.cost.materialized import is_attention
 from partitioner.cost.op_seconds import Seconds
@@ -24,6 +24,22 @@ from partitioner.ops.collective_kinds import ALL_GATHER, REDUCE_SCATTER
 from partitioner.ops.collectives import conversion, payloads
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import REPLICATE, Placement
+
+_HIDDEN = 0.25  # share of a tensor-parallel collective that hides where it runs in pieces beside its product
+
+
+def least_exposed(software: Software) -> float:
+    """The share of a collective's seconds that is left where there is compute enough to hide the rest."""
+    return 1 - _HIDDEN if software.overlap_tensor else 1.0
+
+
+def exposed(sent: Seconds, compute: Seconds, software: Software) -> Seconds:
+    """What running in pieces beside the products leaves, or what compute is too short to hide."""
+    if not software.overlap_tensor:
+        return sent
+    least = least_exposed(software)
+    pairs = (sent.forward, compute.forward), (sent.backward, compute.backward)
+    return Seconds(*(max(s * least, s - c) for s, c in pairs))
 
 
 class Sent(NamedTuple):
@@ -55,15 +71,30 @@ def moved(setting: Setting, solution: Solution, cluster: Cluster, group: int) ->
     route, found = cluster.route(setting.ranks), dict[fx.Node | None, list[Moved]]()
     for reader, rows in conversions(setting.folded, solution, group).items():
         found[reader] = [_converted(setting, move, route) for move in rows]
+    routes = routes_of(setting, cluster)
     for node in setting.folded.body(group):
-        strategy = solution.strategies[node]
-        inside = _inside(setting, node, strategy, route)
+        inside = sent_by_op(setting, node, solution.strategies[node], routes)
         if inside:
             found.setdefault(node, []).extend(inside)
-        if setting.cp > 1 and is_attention(node):
-            across = cluster.route(setting.cp, setting.ranks)
-            found.setdefault(node, []).extend(_context(setting, node, strategy, across))
     return found
+
+
+class Routes(NamedTuple):
+    """Between the ranks of tp and those of cp."""
+
+    tp: Route
+    cp: Route
+
+
+def routes_of(setting: Setting, cluster: Cluster) -> Routes:
+    """Of a cluster whose neighbours are tp's."""
+    return Routes(cluster.route(setting.ranks), cluster.route(setting.cp, setting.ranks))
+
+
+def sent_by_op(setting: Setting, node: fx.Node, strategy: Strategy, routes: Routes) -> list[Moved]:
+    """What an op sends by itself where it runs by a strategy."""
+    context = _context(setting, node, strategy, routes.cp) if setting.cp > 1 and is_attention(node) else []
+    return _inside(setting, node, strategy, routes.tp) + context
 
 
 def _converted(setting: Setting, move: Conversion, route: Route) -> Moved:

@@ -88,7 +88,7 @@ def is_copy(node: fx.Node) -> bool:
     """Whether a view's result has memory of its own: what it is a view of lies in no order that it could."""
     if not _is_view(node) or not is_tensor(node):
         return False
-    values = [n.meta["val"].untyped_storage()._cdata for n in (node, operands(node)[0])]  # pyright: ignore[reportPrivateUsage]
+    values = [n.meta["val"].untyped_storage()._cdata for n in (node, operands(node)[0])]
     return values[0] != values[1]
 
 

@@ -14,7 +14,7 @@ from torch import fx
 
 from partitioner.cluster import Cluster
 from partitioner.cost.backward_peak import Peaks, peaks
-from partitioner.cost.communication import Moved, moved
+from partitioner.cost.communication import Moved, exposed, least_exposed, moved
 from partitioner.cost.forward_peak import Liveness
 from partitioner.cost.kept_activations import Keeping
 from partitioner.cost.materialized import is_attention, is_product
@@ -28,8 +28,6 @@ from partitioner.layouts.conversions import Handed, conversions, handed_on
 from partitioner.layouts.solution import Solution, group_layouts
 from partitioner.sharding.layout import REPLICATE, Placement, Shard
 from partitioner.sharding.op_rules import rule_of
-
-HIDDEN = 0.25  # share of a tensor-parallel collective that hides where it runs in pieces beside its product
 
 
 @dataclass(frozen=True)
@@ -54,14 +52,15 @@ class Entering(NamedTuple):
     kept: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class UnitCost:
     """One unit, one micro-batch, one tp rank: compute, exposed communication, and what is kept for backward.
 
     ``weight``: seconds of compute's backward that make gradients of weights. ``over_cp``: the share of communication
     that goes over cp, the rest over tp. ``kept``: by way of recomputing, "none",
     "selective" (attention's scores), "operators" (every second product) and "full". ``ports``: what enters.
-    ``collectives`` and ``kernels``: how many there are in forward and backward.
+    ``collectives`` and ``kernels``: how many there are in forward and backward. ``surrogate``: seconds as the choice of
+    layouts saw them, products modelled and overlap at its best.
     """
 
     compute: Seconds
@@ -73,6 +72,7 @@ class UnitCost:
     kept: Mapping[str, Kept]
     ports: tuple[Entering, ...]
     flops: float
+    surrogate: float
 
     @property
     def seconds(self) -> Seconds:
@@ -82,8 +82,7 @@ class UnitCost:
 
 @dataclass(frozen=True, eq=False)
 class Priced:
-    """A folded graph whose layouts are chosen, with the price of each unit; alike ones share it. Equal to itself alone.
-    """
+    """A folded graph whose layouts are chosen, with the price of each unit, which alike ones share."""
 
     setting: Setting
     solution: Solution
@@ -210,6 +209,7 @@ class _Pricing:
         self.body = self.folded.body(group)
         self.work = {n: op_work(setting, n, solution.strategies[n]) for n in self.body}
         self.seconds = {n: Seconds(*(work_seconds(w, cluster) for w in pair)) for n, pair in self.work.items()}
+        self.modelled = sum(seconds.total for seconds in self.seconds.values())
         if cluster.kernels:
             self.seconds |= measured(setting, solution, cluster, group, self.seconds)
 
@@ -235,10 +235,19 @@ class _Pricing:
                 compute += self.seconds[reader]
             if reader is last:
                 again = compute.forward, sent.forward
+        software = self.cluster.software
         return UnitCost(
-            compute, self.weight, self.exposed(sent, compute), over_cp / sent.total if over_cp else 0.0,
-            (count[0], count[1]), self.kernels(), self.kept(again), self.ports, sum(op_flops(n) for n in self.body),
-        )  # fmt: skip
+            compute=compute,
+            weight=self.weight,
+            communication=exposed(sent, compute, software),
+            over_cp=over_cp / sent.total if over_cp else 0.0,
+            collectives=(count[0], count[1]),
+            kernels=self.kernels(),
+            kept=self.kept(again),
+            ports=self.ports,
+            flops=sum(op_flops(n) for n in self.body),
+            surrogate=self.modelled + sent.total * least_exposed(software),
+        )
 
     @cached_property
     def moves(self) -> dict[fx.Node | None, list[Moved]]:
@@ -256,13 +265,6 @@ class _Pricing:
     def kernels(self) -> tuple[int, int]:
         pairs = list(self.work.values())
         return sum(forward.kernels for forward, _ in pairs), sum(backward.kernels for _, backward in pairs)
-
-    def exposed(self, moved: Seconds, compute: Seconds) -> Seconds:
-        """What running in pieces beside the products leaves, or what compute is too short to hide."""
-        if not self.cluster.software.overlap_tensor:
-            return moved
-        pairs = ((moved.forward, compute.forward), (moved.backward, compute.backward))
-        return Seconds(*(max(m * (1 - HIDDEN), m - c) for m, c in pairs))
 
     @cached_property
     def live(self) -> Liveness:

@@ -126,7 +126,7 @@ class KeyedDraws(TorchDispatchMode):
         """The number of this call in ``_places``, the same when checkpoint makes it again in a backward."""
         token, module = int(torch.randint(1 << 62, ())), self.running[-1] if self.running else ""
         if token not in self._places:
-            if torch._C._current_graph_task_id() != -1:  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+            if torch._C._current_graph_task_id() != -1:  # pyright: ignore[reportPrivateUsage]
                 raise InputError(
                     f"{module or 'the model'} draws anew when backward runs it again: let checkpoint preserve_rng_state"
                 )

@@ -74,7 +74,7 @@ def name_draws(graph: fx.Graph) -> None:
 
 def _replace(node: fx.Node, new: fx.Node) -> None:
     """A call that draws into its operand copies there."""
-    if node.target._schema.is_mutable:  # type: ignore[union-attr]  # pyright: ignore[reportPrivateUsage]
+    if node.target._schema.is_mutable:  # type: ignore[union-attr]
         node.target, node.args, node.kwargs = aten.copy_.default, (node.args[0], new), {}
     else:
         node.replace_all_uses_with(new)

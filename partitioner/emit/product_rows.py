@@ -73,7 +73,7 @@ def with_kernels(module: fx.GraphModule, chosen: tuple[ProductRow, ...], ranks: 
 
 def _split(module: fx.GraphModule) -> fx.Graph:
     graph = fx.Graph()
-    graph.output(graph.graph_copy(module.graph, {}))  # type: ignore[arg-type]
+    graph.output(graph.graph_copy(module.graph, {}))
     split(graph)
     return graph
 

@@ -77,7 +77,7 @@ class _Writer:
             biases = [] if bias is None else [bias]
             lines = notation.written(fusion.gemm), notation.written(self.inner.gemm) if self.inner else ""
             arguments = (x, weight, [*biases, *loads], self.tensors(), *lines, transposed, list(keys))
-            op = self.graph.call_function(FUSED, arguments)  # type: ignore[arg-type]
+            op = self.graph.call_function(FUSED, arguments)
             op.meta = {k: v for k, v in product.meta.items() if k != "val"}
             results = [self.graph.call_function(operator.getitem, (op, n)) for n in range(len(fusion.gemm.stores))]
             for result in results:

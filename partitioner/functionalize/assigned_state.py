@@ -31,7 +31,7 @@ def noted_assignments(model: nn.Module) -> Generator[set[str]]:
 
     plain = nn.Module.__setattr__
     handle = register_module_buffer_registration_hook(note)
-    nn.Module.__setattr__ = assign  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]
+    nn.Module.__setattr__ = assign
     try:
         yield names
     finally:

@@ -103,7 +103,7 @@ class _Writer:
         holders = [n for n in body.graph.nodes if n.op == "placeholder"]
         made = dict(zip(holders, read, strict=True))
         with self.graph.inserting_before(node):
-            result = self.graph.graph_copy(body.graph, made)  # type: ignore[arg-type]
+            result = self.graph.graph_copy(body.graph, made)
         for inner, copy in made.items():
             if inner.op == "call_function":
                 copy.meta = {**_origin(node), "val": inner.meta["val"]}

@@ -138,7 +138,7 @@ class _Walk:
         for operand in written(node):
             check_state(node, self.values[operand].root.made)
         check_form(node)
-        target = self.values[node.args[0]]  # type: ignore[index]
+        target = self.values[node.args[0]]
         self._check_overlap(target)
         old = self._current(target)
         self._read_current()
@@ -184,7 +184,7 @@ class _Walk:
 
     def _read_current(self) -> None:
         """Let the node at hand read what its operands hold now."""
-        self.at.args, self.at.kwargs = fx.map_arg((self.at.args, self.at.kwargs), self._read)  # type: ignore[assignment]
+        self.at.args, self.at.kwargs = fx.map_arg((self.at.args, self.at.kwargs), self._read)
 
     def _read(self, operand: fx.Node) -> fx.Node:
         if operand not in self.values:

@@ -65,7 +65,7 @@ class Count:
 
     @property
     def _result(self) -> fx.Node:
-        return next(iter(reversed(self.module.graph.nodes))).args[0]  # type: ignore[return-value]
+        return next(iter(reversed(self.module.graph.nodes))).args[0]
 
 
 class Separation:

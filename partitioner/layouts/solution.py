@@ -16,13 +16,15 @@ from partitioner.sharding.layout import WHOLE, Placement
 class Solution:
     """The chosen strategy of every representative op, the placement of every port and representative parameter.
 
-    ``seconds`` is the objective where it was solved: a micro-batch of all blocks, its part of a sync, bytes held.
+    ``seconds`` is the objective where it was solved: a micro-batch of all blocks, its part of a sync, bytes held, of
+    which each costs ``scarcity`` passes of memory.
     """
 
     strategies: dict[fx.Node, Strategy]
     ports: dict[Port, Placement]
     parameters: dict[fx.Node, Placement]
     seconds: float
+    scarcity: float = 1.0
 
     def made(self, value: Value) -> Placement:
         """Where a value lies when it is made."""

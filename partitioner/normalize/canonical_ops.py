@@ -63,7 +63,7 @@ def _outer(graph: fx.Graph, node: fx.Node) -> fx.Node:
 
 
 def _scalar(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    return emit(graph, node, _SCALAR[node.target], *node.args, **node.kwargs)  # type: ignore[index]
+    return emit(graph, node, _SCALAR[node.target], *node.args, **node.kwargs)
 
 
 _SCALAR: dict[object, Callable[..., object]] = {

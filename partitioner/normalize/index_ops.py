@@ -142,16 +142,16 @@ def _aligned(node: fx.Node, values: dict[fx.Node, torch.Tensor]) -> _Aligned | N
     source, places = node.args
     assert isinstance(source, fx.Node)
     given = [(dim, place) for dim, place in enumerate(places) if place is not None]  # type: ignore[arg-type]
-    if any(place.meta["val"].dtype not in _INTEGERS for _, place in given):  # type: ignore[union-attr]
+    if any(place.meta["val"].dtype not in _INTEGERS for _, place in given):
         return None
-    wide = tuple(torch.broadcast_shapes(*(shape_of(place) for _, place in given)))  # type: ignore[arg-type]
-    along = {dim: _counts_along(values.get(place), shape_of(source)[dim], wide) for dim, place in given}  # type: ignore[arg-type]
+    wide = tuple(torch.broadcast_shapes(*(shape_of(place) for _, place in given)))
+    along = {dim: _counts_along(values.get(place), shape_of(source)[dim], wide) for dim, place in given}
     tied = tuple(sorted(((dim, w) for dim, w in along.items() if w is not None), key=lambda row: row[1]))
     picks = tuple((dim, place) for dim, place in given if along[dim] is None)
     if not tied or len(picks) != 1 or len({w for _, w in tied}) < len(tied):
         return None
     dims = [dim for dim, _ in given]
-    return _Aligned(source, wide, tied, picks, dims[0] if dims == list(range(dims[0], dims[-1] + 1)) else 0)  # type: ignore[arg-type]
+    return _Aligned(source, wide, tied, picks, dims[0] if dims == list(range(dims[0], dims[-1] + 1)) else 0)
 
 
 def _counts_along(place: torch.Tensor | None, size: int, wide: tuple[int, ...]) -> int | None:

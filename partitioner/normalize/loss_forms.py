@@ -27,7 +27,7 @@ _RESHAPE, _GATHER = aten.reshape.default, aten.gather.default
 def loss_forms(graph: fx.Graph) -> None:
     """Write each loss of ``graph`` out, in place."""
     for node in list(graph.nodes):
-        row = _FORMS.get(node.target) or (_elementwise if _reduces(node) else None)  # type: ignore[call-overload]
+        row = _FORMS.get(node.target) or (_elementwise if _reduces(node) else None)
         if row is None:
             continue
         with graph.inserting_before(node):

@@ -32,7 +32,7 @@ _GROUPED = ("transformers.grouped_mm_fallback.default", "aten._grouped_mm.defaul
 def undo_sorting(graph: fx.Graph) -> None:
     """Rewrite each sort of a vector whose permutation is undone again; any other sort stays as it is."""
     for node in [n for n in graph.nodes if n.op == "call_function" and str(n.target).startswith("aten.sort.")]:
-        if len(shape_of(node.args[0])) == 1 and any(str(u.target) in _GROUPED for u in _reached(node)):  # type: ignore[arg-type]
+        if len(shape_of(node.args[0])) == 1 and any(str(u.target) in _GROUPED for u in _reached(node)):
             _Unsort(graph, node).run()
     graph.eliminate_dead_code()
 

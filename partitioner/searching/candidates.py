@@ -54,10 +54,12 @@ class Tried:
 
 
 def candidates(
-    graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, plan_only: bool, progress: Progress
-) -> Iterator[Tried]:
+    graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, plan_only: bool, progress: Progress,
+    scarcity: float = 1.0,
+) -> Iterator[Tried]:  # fmt: skip
     """All of them that the pins admit; with ``plan_only`` also what the runtime can't execute yet.
 
+    ``scarcity``: passes of memory that a byte costs where layouts are chosen.
     A tp whose layouts the pins exclude has none; raises NoLayout where that leaves nothing at all.
     """
     refused, found = list[NoLayout](), False
@@ -77,7 +79,7 @@ def candidates(
             counts = micro_batches(sized, cluster.devices // (tp * cp), micro_batch, global_batch, fixed)
             depths: dict[Priced, list[int]] = {}
             try:
-                priced = layouts(sized, cluster, tp, cp, set(counts.values()), fixed)
+                priced = layouts(sized, cluster, tp, cp, set(counts.values()), fixed, scarcity)
             except NoLayout as error:
                 refused.append(error)
                 continue
@@ -92,11 +94,11 @@ def candidates(
 
 
 def layouts(
-    sized: Folded, cluster: Cluster, tp: int, cp: int, counts: Iterable[int], fixed: Pins
+    sized: Folded, cluster: Cluster, tp: int, cp: int, counts: Iterable[int], fixed: Pins, scarcity: float = 1.0
 ) -> dict[int, Priced]:
     """The best layouts of one tp, cp and micro-batch, priced, for each of ``counts`` micro-batches a step."""
     setting = Setting.of(sized, cluster, tp, cp)
-    found = solve_each(sized, space(sized, tp), Prices.of(cluster, setting, 1), counts, fixed.allows(sized))
+    found = solve_each(sized, space(sized, tp), Prices(cluster, setting, 1, scarcity), counts, fixed.allows(sized))
     distinct = {id(solution): solution for solution in found.values()}
     priced = dict(zip(distinct, price_each(setting, distinct.values(), cluster), strict=True))
     return {many: priced[id(solution)] for many, solution in found.items()}

@@ -1,6 +1,7 @@
 """``search``: the mesh, stages, schedule, micro-batch, recompute and layouts of the shortest step that fits.
 
 candidates                   with a bound that no schedule of their stages can beat, and exact peak bytes
+where none of them fits      candidates of layouts that hold fewer bytes
 of those that fit            by rising bound, the Action table walked, until the next bound is above the RANKED-th best
 least step time; equal times: fewer bytes, then the plainer mesh
 """
@@ -26,6 +27,7 @@ from partitioner.searching.write_plan import Ranking, plan_of
 from partitioner.step.step_seconds import price
 
 RANKED = 10
+SCARCITIES = (1.0, 16.0, 256.0, 4096.0)  # passes of memory that a byte costs; the next where nothing fits
 FRONT_STEP = 0.01  # share of time that a plan of more memory must save to stand on the front
 
 
@@ -47,7 +49,7 @@ def search(
     what the runtime can't execute yet (cp, ZeRO, selective recompute, zero-bubble schedules); such a plan says so.
     ``keep``: the best so many candidates are priced exactly; the plan lists all that were, beside the front of those
     that no other beats in both time and memory. Raises InputError for pins or sizes that no plan can have, DoesNotFit
-    when none fits in memory.
+    when none fits in memory, at any of SCARCITIES.
     """
     fixed = read_pins(pins or {}, graph)
     if graph.inseparable:
@@ -58,11 +60,15 @@ def search(
         best = min((t.least_seconds for t in found if t.peak_bytes <= cluster.device.room), default=None)
         progress(f"{text}; {len(found)} candidates" + (f", the best takes at least {best:.3g} s" if best else ""))
 
-    found.extend(candidates(graph, cluster, global_batch, fixed, plan_only, say))
-    if not found:
-        raise InputError(conflict(graph, cluster, global_batch, fixed, plan_only))
-    room = cluster.device.room
-    fitting = [t for t in found if t.peak_bytes <= room]
+    room, fitting = cluster.device.room, list[Tried]()
+    for scarcity in SCARCITIES:
+        found.extend(candidates(graph, cluster, global_batch, fixed, plan_only, say, scarcity))
+        if not found:
+            raise InputError(conflict(graph, cluster, global_batch, fixed, plan_only))
+        fitting = [t for t in found if t.peak_bytes <= room]
+        if fitting:
+            break
+        progress(f"nothing fits where a byte costs {scarcity:g} passes of memory")
     if not fitting:
         raise DoesNotFit(too_large(min(found, key=lambda t: t.peak_bytes), room))
     progress(f"{len(fitting)} of {len(found)} plans fit")

@@ -33,6 +33,7 @@ from partitioner.solve.choices import Choices, Prices
 from partitioner.solve.solve import increases
 
 OTHERS = 3
+NOTED = 0.01  # of a micro-batch's seconds: a smaller difference of two prices is not worth a line
 NOTHING = Sent("", 0.0, 0.0)
 _Others = Mapping[fx.Node, tuple[OtherRow, ...]]
 
@@ -66,10 +67,24 @@ def notes(priced: Priced) -> Iterator[str]:
     yield from priced.folded.graph.notes
     if priced.folded.graph.inseparable:
         yield f"{priced.folded.graph.inseparable}: dp 1 and one micro-batch"
+    if priced.solution.scarcity > 1:
+        yield f"layouts hold fewer bytes and take longer: a byte costs {priced.solution.scarcity:g} passes of memory"
+    yield from _differs(priced)
     for g, units in enumerate(priced.folded.groups):
         for node in priced.folded.body(g):
             if rule_of(str(node.target)) is None:
                 yield f"{node.target} in {units[0].name} has no rule: it stays replicated"
+
+
+def _differs(priced: Priced) -> Iterator[str]:
+    """By how much layouts were chosen by other seconds than the plan's: measured kernels, what is too short to hide."""
+    pairs = [(len(units), cost) for units, cost in zip(priced.folded.groups, priced.groups, strict=True)]
+    seen, priced_at = sum(n * c.surrogate for n, c in pairs), sum(n * c.seconds.total for n, c in pairs)
+    if seen and abs(priced_at / seen - 1) > NOTED:
+        yield (
+            f"layouts were chosen by modelled products and full overlap: a micro-batch takes {seen * 1e3:.3g} ms so, "
+            f"and {priced_at * 1e3:.3g} ms by the plan's prices"
+        )
 
 
 def _ops(priced: Priced, group: int, others: _Others) -> tuple[tuple[OpRow, ...], tuple[CollectiveRow, ...]]:
@@ -118,7 +133,7 @@ def _others(priced: Priced, micro_batches: int, pins: Pins) -> dict[fx.Node, tup
     folded = priced.folded
     if priced.ranks == 1:
         return {}
-    prices = Prices.of(priced.cluster, priced.setting, micro_batches)
+    prices = Prices(priced.cluster, priced.setting, micro_batches, priced.solution.scarcity)
     choices = Choices(folded, space(folded, priced.ranks), prices, pins.allows(folded))
     found: dict[fx.Node, tuple[OtherRow, ...]] = {}
     for value, more in increases(choices).items():

@@ -15,8 +15,9 @@ from functools import cached_property
 
 from torch import fx
 
-from partitioner.cluster import Cluster, Route
-from partitioner.cost.collective_seconds import collective_seconds, convert_seconds, reductions
+from partitioner.cluster import Cluster
+from partitioner.cost.collective_seconds import collective_seconds, convert_seconds
+from partitioner.cost.communication import Routes, least_exposed, routes_of, sent_by_op
 from partitioner.cost.op_seconds import op_seconds
 from partitioner.cost.op_work import Setting
 from partitioner.cost.state_bytes import state_bytes
@@ -60,17 +61,26 @@ class Read:
 
 @dataclass(frozen=True)
 class Prices:
-    """What the objective adds up: work on a cluster, a step's sync over its micro-batches, seconds for a byte held."""
+    """What the objective adds up: work on a cluster, a step's sync over its micro-batches, seconds for a byte held.
+
+    A byte of state costs ``scarcity`` passes of memory a micro-batch. Where that is more than one, memory is short, and
+    a byte of an activation costs the same; else it only breaks ties.
+    """
 
     cluster: Cluster
     setting: Setting
     micro_batches: int
-    byte_seconds: float
+    scarcity: float = 1.0
 
-    @staticmethod
-    def of(cluster: Cluster, setting: Setting, micro_batches: int, scarcity: float = 1.0) -> Prices:
-        """A byte held costs one pass of memory a micro-batch, times ``scarcity``."""
-        return Prices(cluster, setting, micro_batches, scarcity / cluster.device.memory_bytes_per_second)
+    @property
+    def state_byte_seconds(self) -> float:
+        """Of a byte that is held all the time."""
+        return self.scarcity / self.cluster.device.memory_bytes_per_second
+
+    @property
+    def activation_byte_seconds(self) -> float:
+        """Of a byte that an op makes."""
+        return self.state_byte_seconds * (TIE_BYTES if self.scarcity <= 1 else 1.0)
 
     @property
     def ranks(self) -> int:
@@ -78,9 +88,14 @@ class Prices:
         return self.setting.ranks
 
     @cached_property
-    def route(self) -> Route:
-        """Between the ranks of the tp axis."""
-        return self.cluster.route(self.ranks)
+    def routes(self) -> Routes:
+        """Between the ranks of the tp axis, and of cp."""
+        return routes_of(self.setting, self.cluster)
+
+    @cached_property
+    def exposed(self) -> float:
+        """The share of a collective's seconds that is left where compute hides what it can."""
+        return least_exposed(self.cluster.software)
 
 
 def _activations(folded: Folded) -> set[fx.Node]:
@@ -147,7 +162,7 @@ class Choices:
         """State bytes at their price; a replicated gradient is summed once a step, shared by the micro-batches."""
         value, prices = node.meta["val"], self.prices
         elements = value.numel() * prices.setting.share(node, placement)
-        held = state_bytes(elements, value.element_size(), prices.cluster.software) * prices.byte_seconds
+        held = state_bytes(elements, value.element_size(), prices.cluster.software) * prices.state_byte_seconds
         return held * self.folded.members[node] + self.sync_seconds(node, placement) / prices.micro_batches
 
     def sync_seconds(self, node: fx.Node, placement: Placement) -> float:
@@ -155,14 +170,14 @@ class Choices:
         if placement != REPLICATE:
             return 0.0
         gradient = self.prices.setting.bytes(node, REPLICATE)
-        return collective_seconds(ALL_REDUCE, gradient, self.prices.route) * self.folded.members[node]
+        return collective_seconds(ALL_REDUCE, gradient, self.prices.routes.tp) * self.folded.members[node]
 
     def op_cost(self, node: fx.Node, strategy: Strategy, count: int) -> float:
         prices = self.prices
         seconds = op_seconds(prices.setting, node, strategy, prices.cluster).total
-        for way in reductions(prices.setting, node, strategy):
-            seconds += sum(collective_seconds(*row, prices.route) for row in way)
-        held = prices.setting.bytes(node, result(strategy)) * prices.byte_seconds * TIE_BYTES
+        sent = sum(row.seconds.total for row in sent_by_op(prices.setting, node, strategy, prices.routes))
+        seconds += sent * prices.exposed
+        held = prices.setting.bytes(node, result(strategy)) * prices.activation_byte_seconds
         return (seconds + held) * count
 
     @cached_property
@@ -214,8 +229,9 @@ class Choices:
         size, setting = self.prices.setting.bytes(node, REPLICATE), self.prices.setting
         key = size, node in self.folded.differentiable, source, target
         if key not in self.converted:
-            seconds = convert_seconds(setting, node, source, target, self.prices.route)
-            self.converted[key] = None if seconds is None else seconds.total + TIE_COLLECTIVE
+            seconds = convert_seconds(setting, node, source, target, self.prices.routes.tp)
+            total = None if seconds is None else seconds.total * self.prices.exposed
+            self.converted[key] = None if total is None else total + TIE_COLLECTIVE
         return self.converted[key]
 
 

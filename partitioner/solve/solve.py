@@ -93,7 +93,7 @@ def _solution(choices: Choices, seconds: float, chosen: Mapping[Value, int]) -> 
     strategies = {v: c.strategy for v, c in made.items() if isinstance(v, fx.Node) and c.strategy is not None}
     ports = {v: c.placement for v, c in made.items() if isinstance(v, Port)}
     parameters = {v: c.placement for v, c in made.items() if isinstance(v, fx.Node) and c.strategy is None}
-    return Solution(strategies, ports, parameters, seconds)
+    return Solution(strategies, ports, parameters, seconds, choices.prices.scarcity)
 
 
 class _Solver:

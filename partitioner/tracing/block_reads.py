@@ -59,4 +59,4 @@ def _part(graph: fx.Graph, group: list[list[fx.Node]], read: list[dict[Place, fx
 def _replace(node: fx.Node, slot: int, new: fx.Node) -> None:
     numbers = count()
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: new if next(numbers) == slot else n)
-    node.args, node.kwargs = args, kwargs  # type: ignore[assignment]
+    node.args, node.kwargs = args, kwargs

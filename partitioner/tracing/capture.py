@@ -126,7 +126,7 @@ def _step(model: nn.Module, batch: Example) -> nn.Module:
             raise RaisedInModel(error) from error
 
     parameters = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in ["self", *words]]
-    forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    forward.__signature__ = inspect.Signature(parameters)
     step = type("Step", (nn.Module,), {"forward": forward})()
     step.add_module("model", model)
     step.training = model.training

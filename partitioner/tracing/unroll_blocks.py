@@ -158,7 +158,7 @@ class _Kept:
 
 def _copy(new: fx.Graph, node: fx.Node, read: Reader, renamed: tuple[Block, Block] | None = None) -> fx.Node:
     """``node`` in ``new``, operands by ``read``; in another block if ``renamed`` from one to another."""
-    args, kwargs = fx.map_arg((node.args, node.kwargs), read)  # type: ignore[misc]
+    args, kwargs = fx.map_arg((node.args, node.kwargs), read)
     if node.op == "placeholder":
         name = _identifier(node, *renamed) if renamed else node.name
         copy = new.create_node("placeholder", name, name=name)

@@ -41,7 +41,7 @@ def bind(module: fx.GraphModule, groups: Groups, phase: Phase = "forward") -> fx
     ``phase``: what its forward is logged as.
     """
     graph = fx.Graph()
-    graph.output(graph.graph_copy(module.graph, {}))  # type: ignore[arg-type]
+    graph.output(graph.graph_copy(module.graph, {}))
     for node in graph.nodes:
         if node.target == gemm.ops.linear.default:
             node.target = gemm.eager

@@ -188,7 +188,7 @@ def fuse(node: fx.Node, axis: Axis, product: Product) -> bool:
     if node.target == own.all_gather.default:
         shard = Shard(node.args[2], unflat(node.args[3]))  # type: ignore[arg-type]
     function = columns(axis, shard, tuple(readers), product)
-    function.__name__ = "columns"  # type: ignore[attr-defined]
+    function.__name__ = "columns"
     with node.graph.inserting_before(linears[0]):
         made = node.graph.call_function(function, (node.args[0], *arguments))
         made.meta = {k: v for k, v in linears[0].meta.items() if k == "modules"}

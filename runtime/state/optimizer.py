@@ -46,7 +46,7 @@ def factory(kind: type[torch.optim.Optimizer], **options: Any) -> Factory:
 
     def make(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         rows = list(parameters)
-        return kind(rows, **options, fused=all(p.device.type in FUSED_DEVICES for p in rows))  # type: ignore[call-arg]
+        return kind(rows, **options, fused=all(p.device.type in FUSED_DEVICES for p in rows))
 
     return make
 

@@ -69,7 +69,7 @@ def priced(graph: Graph, on: Cluster, tp: int = 1, layouts: Mapping[str, Placeme
         name = value.meta.get("source", "") if isinstance(value, torch.fx.Node) else ""
         return all(placement == wanted for end, wanted in (layouts or {}).items() if str(name).endswith(end))
 
-    return price_units(setting, solve(folded, space(folded, tp), Prices.of(on, setting, 1), allowed), on)
+    return price_units(setting, solve(folded, space(folded, tp), Prices(on, setting, 1), allowed), on)
 
 
 def stage(**figures: object) -> StageSums:

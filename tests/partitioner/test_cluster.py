@@ -45,6 +45,9 @@ BROKEN = [
     (r"\[network\]", "[netwrk]", "table .network. is missing"),
     (r'attention = "flash"', 'attention = "fast"', "attention must be"),
     (r'attention = "flash"', 'attention = "flash"\ncolour = 1', "unknown field colour"),
+    (r'attention = "flash"', 'attention = "flash"\nsoftware = 1', "table .software. is missing"),
+    (r'name = "dgx-a100"', "name = 7", ": name must be a name, it is 7"),
+    (r'name = "A100.*', "name = 7", "device.name must be a name, it is 7"),
 ]
 
 
@@ -55,3 +58,13 @@ def test_a_broken_file_names_the_field(tmp_path: Path, pattern: str, text: str, 
     assert path.read_text() != TEXT
     with pytest.raises(InputError, match=told):
         Cluster.load(path)
+
+
+@pytest.mark.parametrize(
+    ("table", "key"), [("device", "memory_bytes"), ("node", "latency_seconds"), ("network", "efficiency")]
+)
+def test_null_is_no_number(table: str, key: str) -> None:
+    data = Cluster.load("dgx-a100").as_dict()
+    data[table][key] = None
+    with pytest.raises(InputError, match=rf"{table}.{key} must be a positive number, it is None"):
+        Cluster.from_dict(data)

@@ -55,7 +55,7 @@ def _modules(program: Program) -> list[fx.GraphModule]:
 def _edited(program: Program, module: fx.GraphModule, index: int, edit: Edit) -> Program:
     """The Program with ``edit`` done to node ``index`` of every use of ``module``."""
     graph = fx.Graph()
-    graph.output(graph.graph_copy(module.graph, {}))  # type: ignore[arg-type]
+    graph.output(graph.graph_copy(module.graph, {}))
     node = list(graph.nodes)[index]
     edit(node)
     graph.lint()

@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
         save(found, options.folder / "table.json")
         first = {row.gemm: row for row in reversed(found)}
         for n, row in enumerate(first.values()):
-            say(f"compiling {n + 1} of {len(first)}: {row.name}")  # type: ignore[operator]
+            say(f"compiling {n + 1} of {len(first)}: {row.name}")
             made = candidates.built(row.gemm, options.arch, options.folder, every=True)
             sys.stdout.write(f"{row.name}: {len(made.entries)} kernels; {'; '.join(made.reasons) or 'none left out'}\n")
             without += not made.entries

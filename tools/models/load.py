@@ -99,11 +99,11 @@ def parameters_on_meta() -> Generator[None]:
             param = moved[param]
         original(self, name, param)
 
-    nn.Module.register_parameter = register  # type: ignore[method-assign]
+    nn.Module.register_parameter = register
     try:
         yield
     finally:
-        nn.Module.register_parameter = original  # type: ignore[method-assign]
+        nn.Module.register_parameter = original
 
 
 def _transformers() -> ModuleType:

@@ -141,11 +141,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runs = [r for r in wanted if r.group not in options.without]
     fit = Fit(runs)
     with status("fitting") as say:
-        say(f"{len(runs)} runs")  # type: ignore[operator]
+        say(f"{len(runs)} runs")
         values = fit.fitted(knobs, runs, options.rounds)
         held: dict[Run, float] = {}
         for group, model in dict.fromkeys((r.group, r.model) for r in runs):
-            say(f"without {model} of {group}")  # type: ignore[operator]
+            say(f"without {model} of {group}")
             rest = [r for r in runs if r.model != model]
             out = [r for r in runs if (r.group, r.model) == (group, model)]
             if {r.group for r in rest} >= {group}:

@@ -112,11 +112,12 @@ class Rerun:
         """The layouts of the row's tensor parallelism: every product by columns, then by rows, tables by vocabulary."""
         sized = self.sized(run.size, run.precision, run.micro_batch)
         boundary = ("sharded" if run.sequence_parallel else "whole") if run.tp > 1 else ""
-        key = (id(sized), run.tp, run.cp, boundary, cluster.attention, cluster.software.fused)
+        many = run.global_batch // (run.dp * run.micro_batch)
+        key = (id(sized), run.tp, run.cp, many, boundary, cluster.attention, cluster.software.fused)
         if key not in self.solved:
             fixed = read_pins({"boundary": boundary, **MEGATRON} if boundary else {}, sized.graph)
             setting = Setting.of(sized, cluster, run.tp, run.cp)
-            prices = Prices.of(cluster, setting, run.global_batch // (run.dp * run.micro_batch))
+            prices = Prices(cluster, setting, many)
             self.solved[key] = setting, solve(sized, space(sized, run.tp), prices, fixed.allows(sized))
         return self.solved[key]
 

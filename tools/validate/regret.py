@@ -162,7 +162,7 @@ def _report(options: argparse.Namespace, document: Print) -> int:
     with status("planning") as say:
         settings, pins = parse_settings(options.set), read_words(options.pin)
         plans = plans_of(options.model, settings, cluster, options.global_batch, pins)
-        runs = measure(plans, options.ranks, options.rounds, options.steps, say)  # type: ignore[arg-type]
+        runs = measure(plans, options.ranks, options.rounds, options.steps, say)
     found = regret_of(runs)
     if options.json:
         document(json.dumps({**asdict(found), "runs": [asdict(r) for r in runs]}, indent=1) + "\n")

@@ -123,8 +123,8 @@ def _of_plan(plan: Plan) -> tuple[Subject, list[tuple[str, Plan]]]:
     if not model.get("entry"):
         raise InputError("the plan names no model to load: make it with partitioner plan MODEL")
     sys.stderr.write(f"importing {model['entry']}\n")
-    settings: Mapping[str, object] = model["settings"]  # type: ignore[assignment]
-    subject = subject_of(str(model["entry"]), settings, model.get("seq"), EXAMPLE, plan.global_batch)  # type: ignore[arg-type]
+    settings: Mapping[str, object] = model["settings"]
+    subject = subject_of(str(model["entry"]), settings, model.get("seq"), EXAMPLE, plan.global_batch)
     return subject, [("the plan", plan)]
 
 

@@ -32,7 +32,7 @@ def solved(graph: Graph, tp: int = 1, cp: int = 1, attention: str = "flash", fus
     )
     folded = fold(graph)
     setting = Setting.of(folded, cluster, tp, cp)
-    return Solved(setting, solve(folded, space(folded, tp), Prices.of(cluster, setting, 8)), cluster)
+    return Solved(setting, solve(folded, space(folded, tp), Prices(cluster, setting, 8)), cluster)
 
 
 @dataclasses.dataclass(frozen=True)

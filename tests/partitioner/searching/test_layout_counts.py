@@ -33,7 +33,7 @@ def test_nothing_else_is_cheaper_at_the_plans_own_prices(cluster: str) -> None:
     plan = search(gpt(), known, 64, {"tp": 2, "pp": 2})
     assert plan.parallelism.micro_batches > 1
     priced = Repricer(gpt(), plan).tried(known).priced
-    prices = Prices.of(known, priced.setting, plan.parallelism.micro_batches)
+    prices = Prices(known, priced.setting, plan.parallelism.micro_batches)
     choices = Choices(priced.folded, space(priced.folded, 2), prices, lambda value, placement: True)
     for value, more in increases(choices).items():
         made = [c.strategy or c.placement for c in choices.of[value]]
@@ -47,7 +47,7 @@ def test_nothing_else_is_cheaper_at_the_plans_own_prices(cluster: str) -> None:
 def test_layouts_for_many_counts_are_those_of_each() -> None:
     folded = fold(resize(gpt(), 16))
     options, counts = space(folded, 2), (1, 2, 3, 4, 8, 16, 64, 512)
-    prices_of = functools.partial(Prices.of, CLUSTER, Setting.of(folded, CLUSTER, 2))
+    prices_of = functools.partial(Prices, CLUSTER, Setting.of(folded, CLUSTER, 2))
     found = solve_each(folded, options, prices_of(1), counts)
     assert 1 < len({id(solution) for solution in found.values()}) < len(counts)
     for n, solution in found.items():

@@ -62,7 +62,7 @@ def tiny(width: int, classes: int) -> Graph:
 def every_layout(folded: Folded, setting: Setting, cluster: Cluster) -> Iterator[Solution]:
     """All that are legal: op by op, what it reads converted from where it lies."""
     options = space(folded, setting.ranks)
-    choices = Choices(folded, options, Prices.of(cluster, setting, 1), lambda value, placement: True)
+    choices = Choices(folded, options, Prices(cluster, setting, 1), lambda value, placement: True)
     nodes = [n for g in range(len(folded.groups)) for n in folded.body(g)]
     held = [v for v, rows in choices.of.items() if rows[0].strategy is None]
     last = next(n for n in folded.graph.module.graph.nodes if n.op == "output").all_input_nodes[0]

@@ -88,7 +88,7 @@ def graph_of(seq: int = SEQ, dtype: torch.dtype = torch.bfloat16, **options: obj
 def solved(graph: Graph, tp: int, micro_batch: int = 1, scarcity: float = 1.0) -> tuple[Folded, Solution]:
     folded = fold(resize(graph, micro_batch))
     cluster = Cluster.load("dgx-a100")
-    return folded, solve(folded, space(folded, tp), Prices.of(cluster, Setting.of(folded, cluster, tp), 8, scarcity))
+    return folded, solve(folded, space(folded, tp), Prices(cluster, Setting.of(folded, cluster, tp), 8, scarcity))
 
 
 def block_collectives(folded: Folded, solution: Solution, tp: int) -> Counter[str]:
@@ -139,7 +139,7 @@ def test_the_head_and_its_loss_are_vocabulary_parallel(tied: bool) -> None:
 def test_norm_gradients_are_partial_once_a_step_under_sequence_parallel() -> None:
     folded = fold(resize(graph_of(), 1))
     cluster = Cluster.load("dgx-a100")
-    prices = Prices.of(cluster, Setting.of(folded, cluster, 4), 8)
+    prices = Prices(cluster, Setting.of(folded, cluster, 4), 8)
     solution = solve(folded, space(folded, 4), prices, lambda v, p: not isinstance(v, Port) or isinstance(p, Shard))
     found = parameters(solution)
     assert [p.dim for p in solution.ports.values() if isinstance(p, Shard)] == [1, 1]
@@ -197,7 +197,7 @@ def test_the_optimum_of_an_unknown_block_is_the_exhaustive_one(links: str) -> No
         free = dataclasses.replace(cluster.node, bytes_per_second=1e18, latency_seconds=0.0)
         cluster = dataclasses.replace(cluster, node=free)
     folded = fold(graph)
-    options, prices = space(folded, 2), Prices.of(cluster, Setting.of(folded, cluster, 2), 4)
+    options, prices = space(folded, 2), Prices(cluster, Setting.of(folded, cluster, 2), 4)
     solution = solve(folded, options, prices)
     assert solution.seconds == pytest.approx(Enumerator(folded, options, prices).best(), rel=1e-6)
 
@@ -209,7 +209,7 @@ def test_free_links_change_the_answer() -> None:
         cluster, node=dataclasses.replace(cluster.node, bytes_per_second=1e18, latency_seconds=0.0)
     )
     folded = fold(graph)
-    one, two = (solve(folded, space(folded, 2), Prices.of(c, Setting.of(folded, c, 2), 4)) for c in (cluster, free))
+    one, two = (solve(folded, space(folded, 2), Prices(c, Setting.of(folded, c, 2), 4)) for c in (cluster, free))
     assert one.parameters != two.parameters or one.ports != two.ports
 
 

@@ -58,8 +58,8 @@ def test_it_equals_the_integer_program(name: str, joined: int, monkeypatch: pyte
     cluster = Cluster.load("dgx-a100")
     free = Cluster(**{**cluster.__dict__, "node": Link(1e14, 1.0, 1e-9)})
     options = space(folded, 2)
-    choices = Choices(folded, options, Prices.of(free, Setting.of(folded, free, 2), 4), lambda value, placement: True)
-    found = solve.solve(folded, options, Prices.of(free, Setting.of(folded, free, 2), 4))
+    choices = Choices(folded, options, Prices(free, Setting.of(folded, free, 2), 4), lambda value, placement: True)
+    found = solve.solve(folded, options, Prices(free, Setting.of(folded, free, 2), 4))
     wanted, chosen = minimize01(choices)
     assert found.seconds == pytest.approx(wanted, rel=1e-9)
     assert len({str(found.made(v)) for v in chosen}) > 2, "something is divided"

@@ -47,7 +47,7 @@ def test_what_is_wrong_is_said(
 ) -> None:
     rows = [[Action(s, k, m) for m in range(4) for k in "FB"] for s in (0, 1)]
     rows[1].sort(key=lambda a: (a.micro_batch // 2, -ord(a.kind)))
-    module = importlib.import_module("partitioner.lowering.lower")
+    module = importlib.import_module("partitioner.plan.parallelism")
     monkeypatch.setattr(module, "schedule", lambda *_: tuple(map(tuple, rows)))
     assert main(["verify", str(plan), "--dry-run"]) == 1
     out = capsys.readouterr().out
