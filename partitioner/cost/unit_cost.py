@@ -31,17 +31,17 @@ from partitioner.sharding.op_rules import rule_of
 
 
 @dataclass(frozen=True)
-class Kept:
+class Stash:
     """What a way of recomputing keeps of a unit until backward, holds at its fullest, and runs again (seconds).
 
-    ``weight``: seconds of weights' gradients that can't be put off then, for what was rebuilt is let go after backward.
+    ``weight_gradient_seconds``: what can't be put off then, for what was rebuilt is let go after backward.
     """
 
     bytes: float
     peaks: Peaks
     compute: float = 0.0
     communication: float = 0.0
-    weight: float = 0.0
+    weight_gradient_seconds: float = 0.0
 
 
 class Entering(NamedTuple):
@@ -56,20 +56,20 @@ class Entering(NamedTuple):
 class UnitCost:
     """One unit, one micro-batch, one tp rank: compute, exposed communication, and what is kept for backward.
 
-    ``weight``: seconds of compute's backward that make gradients of weights. ``over_cp``: the share of communication
-    that goes over cp, the rest over tp. ``kept``: by way of recomputing, "none",
-    "selective" (attention's scores), "operators" (every second product) and "full". ``ports``: what enters.
+    ``weight_gradient_seconds``: of compute's backward. ``cp_share``: of communication, the rest goes over tp.
+    ``stash``: by way of recomputing, "none", "selective" (attention's scores), "operators" (every second product) and
+    "full". ``ports``: what enters.
     ``collectives`` and ``kernels``: how many there are in forward and backward. ``surrogate``: seconds as the choice of
     layouts saw them, products modelled and overlap at its best.
     """
 
     compute: Seconds
-    weight: float
+    weight_gradient_seconds: float
     communication: Seconds
-    over_cp: float
+    cp_share: float
     collectives: tuple[int, int]
     kernels: tuple[int, int]
-    kept: Mapping[str, Kept]
+    stash: Mapping[str, Stash]
     ports: tuple[Entering, ...]
     flops: float
     surrogate: float
@@ -238,12 +238,12 @@ class _Pricing:
         software = self.cluster.software
         return UnitCost(
             compute=compute,
-            weight=self.weight,
+            weight_gradient_seconds=self.weight,
             communication=exposed(sent, compute, software),
-            over_cp=over_cp / sent.total if over_cp else 0.0,
+            cp_share=over_cp / sent.total if over_cp else 0.0,
             collectives=(count[0], count[1]),
             kernels=self.kernels(),
-            kept=self.kept(again),
+            stash=self.stash(again),
             ports=self.ports,
             flops=sum(op_flops(n) for n in self.body),
             surrogate=self.modelled + sent.total * least_exposed(software),
@@ -274,7 +274,7 @@ class _Pricing:
     def plain(self) -> Peaks:
         return peaks(self.live)
 
-    def kept(self, again: tuple[float, float]) -> dict[str, Kept]:
+    def stash(self, again: tuple[float, float]) -> dict[str, Stash]:
         everything = self.keeping
         core = self.setting.core(self.group)
         outside = Keeping(self.setting, self.solution, self.group, frozenset(core)).bytes
@@ -287,12 +287,12 @@ class _Pricing:
         again_bytes = self.output() + plain.forward  # beside the gradient that enters
         full = Peaks(live.forward(keeps=False), *(max(peak, again_bytes) for peak in plain[1:]))
         return {
-            "none": Kept(everything.bytes, plain),
-            "selective": Kept(outside, plain, sum(self.seconds[n].forward for n in core)),
-            "operators": Kept(
+            "none": Stash(everything.bytes, plain),
+            "selective": Stash(outside, plain, sum(self.seconds[n].forward for n in core)),
+            "operators": Stash(
                 min(everything.bytes, entering + outputs), full, min(cheap + half, again[0]), again[1], self.weight
             ),
-            "full": Kept(entering, full, *again, self.weight),
+            "full": Stash(entering, full, *again, self.weight),
         }  # fmt: skip
 
     def attention(self) -> list[fx.Node]:

@@ -48,7 +48,7 @@ def block_rows(priced: Priced, names: Mapping[Unit, str], micro_batches: int, pi
         yield BlockRow(
             units=tuple(names[u] for u in units), is_block=units[0].is_block,
             ports=tuple(placement_json(solution.ports[p]) for p in ports), forward_seconds=cost.seconds.forward,
-            backward_seconds=cost.seconds.backward, saved_bytes=cost.kept[NO_RECOMPUTE].bytes, ops=ops,
+            backward_seconds=cost.seconds.backward, saved_bytes=cost.stash[NO_RECOMPUTE].bytes, ops=ops,
             leaving=leaving, products=_products(priced, g, out[units[0]]),
         )  # fmt: skip
 

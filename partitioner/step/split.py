@@ -11,7 +11,7 @@ from torch import fx
 
 from partitioner.cost.op_seconds import ZERO, Seconds
 from partitioner.cost.state_bytes import state
-from partitioner.cost.unit_cost import Kept, Priced
+from partitioner.cost.unit_cost import Priced, Stash
 from partitioner.graph.graph import Unit
 from partitioner.plan.parallelism import Parallelism
 from partitioner.schedule.fullest_moments import Array
@@ -39,7 +39,7 @@ class StageSums:
     collectives: tuple[int, int]
     kernels: tuple[int, int]
     blocks: int
-    stash: Mapping[str, tuple[Kept, ...]]
+    stash: Mapping[str, tuple[Stash, ...]]
     input_bytes: float
     output_bytes: float
     sent_bytes: float
@@ -70,9 +70,9 @@ def stage_sums(priced: Priced, units: Sequence[Unit], ways: Sequence[str] = ("fu
         held[size, is_partial] = held.get((size, is_partial), 0.0) + elements
     return StageSums(
         seconds=sum((c.seconds for c in rows), ZERO),
-        weight_gradient_seconds=sum(c.weight for c in rows),
+        weight_gradient_seconds=sum(c.weight_gradient_seconds for c in rows),
         communication_seconds=sum(c.communication.total for c in rows),
-        cp_seconds=sum(c.communication.total * c.over_cp for c in rows),
+        cp_seconds=sum(c.communication.total * c.cp_share for c in rows),
         collectives=(sum(c.collectives[0] for c in rows), sum(c.collectives[1] for c in rows)),
         kernels=(sum(c.kernels[0] for c in rows), sum(c.kernels[1] for c in rows)),
         blocks=sum(u.is_block for u in units),
@@ -115,6 +115,6 @@ class Split:
         """The same, recomputing so many blocks of each stage."""
         return replace(self, parallelism=replace(self.parallelism, recompute=way), recomputed=counts)
 
-    def stash(self, stage: int) -> Kept:
+    def stash(self, stage: int) -> Stash:
         """What a stage keeps, rebuilds and runs again."""
         return self.stages[stage].stash[self.parallelism.recompute][self.recomputed[stage]]

@@ -14,7 +14,7 @@ from torch import fx
 
 from partitioner.cost.backward_peak import Peaks
 from partitioner.cost.state_bytes import state
-from partitioner.cost.unit_cost import Kept, Priced
+from partitioner.cost.unit_cost import Priced, Stash
 from partitioner.graph.graph import Unit
 from partitioner.schedule.fullest_moments import Array
 from partitioner.sharding.layout import Placement
@@ -23,25 +23,25 @@ KEEP_ENTERING = frozenset({"full", "operators"})  # ways that keep whatever ente
 Key = tuple[fx.Node, Placement]
 
 
-def stage_stash(priced: Priced, units: Sequence[Unit], ways: Sequence[str]) -> dict[str, tuple[Kept, ...]]:
+def stage_stash(priced: Priced, units: Sequence[Unit], ways: Sequence[str]) -> dict[str, tuple[Stash, ...]]:
     """By way of recomputing, "none" and those asked for, when the first 0, 1, 2, ... blocks are recomputed so."""
     costs, alive = [priced.unit(u) for u in units], np.array(_gradients_alive(priced, units))
     boundaries = _Boundaries(priced, units)
-    plain, full = boundaries.stack([c.kept["none"] for c in costs], boundaries.shared(frozenset()), alive)
+    plain, full = boundaries.stack([c.stash["none"] for c in costs], boundaries.shared(frozenset()), alive)
     behind = np.maximum.accumulate(full[::-1])[::-1]
-    none = Kept(float(plain.sum()) + boundaries.received, Peaks(*behind[0].tolist()))
-    found: dict[str, tuple[Kept, ...]] = {"none": (none,)}
+    none = Stash(float(plain.sum()) + boundaries.received, Peaks(*behind[0].tolist()))
+    found: dict[str, tuple[Stash, ...]] = {"none": (none,)}
     blocks = np.array([u.is_block for u in units])
     for way in ways:
-        again = [c.kept[way if is_block else "none"] for c, is_block in zip(costs, blocks, strict=True)]
+        again = [c.stash[way if is_block else "none"] for c, is_block in zip(costs, blocks, strict=True)]
         keeping = frozenset(n for n, u in enumerate(units) if u.is_block and way in KEEP_ENTERING)
         size, full = boundaries.stack(again, boundaries.shared(keeping), alive)
         freed = np.cumsum(plain - size)
         after = np.vstack((behind[1:], np.full((1, len(Peaks._fields)), -np.inf))) - freed[:, None]
         peaks = np.maximum(np.maximum.accumulate(full), after)
-        seconds = np.cumsum([(k.compute, k.communication, k.weight) for k in again], axis=0)
+        seconds = np.cumsum([(k.compute, k.communication, k.weight_gradient_seconds) for k in again], axis=0)
         rows = zip((none.bytes - freed)[blocks].tolist(), peaks[blocks].tolist(), seconds[blocks].tolist(), strict=True)
-        found[way] = (none, *(Kept(left, Peaks(*most), *run) for left, most, run in rows))
+        found[way] = (none, *(Stash(left, Peaks(*most), *run) for left, most, run in rows))
     return found
 
 
@@ -84,7 +84,7 @@ class _Boundaries:
             found.append((kept, forward, backward))
         return tuple(np.array(found).T)
 
-    def stack(self, rows: Sequence[Kept], shared: tuple[Array, Array, Array], alive: Array) -> tuple[Array, Array]:
+    def stack(self, rows: Sequence[Stash], shared: tuple[Array, Array, Array], alive: Array) -> tuple[Array, Array]:
         """Of units one after the other: bytes kept, and their peaks on top of what lies there.
 
         What is handed on lies there from its making, and all through backward.

@@ -117,7 +117,7 @@ class SplitSeconds:
         for n, (stage, time) in enumerate(zip(self.split.stages, self.stage_seconds, strict=True)):
             kept, backward = self.split.stash(n), time.backward - self.unhidden_sends[n].backward
             whole = stage.seconds.backward + kept.compute + kept.communication
-            found.append(backward * ((stage.weight_gradient_seconds - kept.weight) / whole))
+            found.append(backward * ((stage.weight_gradient_seconds - kept.weight_gradient_seconds) / whole))
         return found
 
     def host_seconds(self, stage: StageSums) -> list[float]:

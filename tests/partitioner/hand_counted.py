@@ -19,7 +19,7 @@ from partitioner.cluster import Device, Link, Software
 from partitioner.cost.backward_peak import Peaks
 from partitioner.cost.op_seconds import ZERO
 from partitioner.cost.op_work import Setting
-from partitioner.cost.unit_cost import Kept, Priced, price_units
+from partitioner.cost.unit_cost import Priced, Stash, price_units
 from partitioner.graph.tied_blocks import Value, fold
 from partitioner.layouts.strategies import space
 from partitioner.plan.parallelism import Parallelism
@@ -74,7 +74,7 @@ def priced(graph: Graph, on: Cluster, tp: int = 1, layouts: Mapping[str, Placeme
 
 def stage(**figures: object) -> StageSums:
     """Of one block that holds nothing and takes no time, but for the figures that are given."""
-    empty = Kept(0.0, Peaks(0.0, 0.0, 0.0, 0.0))
+    empty = Stash(0.0, Peaks(0.0, 0.0, 0.0, 0.0))
     plain: dict[str, object] = {
         "seconds": ZERO, "weight_gradient_seconds": 0.0, "communication_seconds": 0.0, "cp_seconds": 0.0,
         "collectives": (0, 0), "kernels": (0, 0), "blocks": 1,

@@ -104,7 +104,8 @@ def test_weights_gradients_are_a_part_of_backward(name: str) -> None:
             by_weight += sum(g.flops for g in weight.gemms)
     assert 0.5 * found.flops(0) < by_weight <= found.flops(0)
     for cost in price_units(found.setting, found.solution, found.cluster).groups:
-        assert 0 <= cost.weight < cost.compute.backward or cost.weight == cost.compute.backward == 0
+        seconds, backward = cost.weight_gradient_seconds, cost.compute.backward
+        assert 0 <= seconds < backward or seconds == backward == 0
 
 
 @pytest.mark.parametrize("axis", ["tp", "cp"])
@@ -120,7 +121,7 @@ def test_context_parallel_gathers_keys_and_values() -> None:
     assert [cost.communication.total for cost in costs[0]] == [0, 0, 0]
     # of a block's keys and values each is gathered, for backward again, and its gradient scattered; all over cp
     assert [cost.collectives for cost in costs[1]] == [(0, 0), (2, 4), (0, 0)]
-    assert [cost.over_cp for cost in costs[1]] == [0, 1, 0]
+    assert [cost.cp_share for cost in costs[1]] == [0, 1, 0]
 
 
 def test_a_fused_chain_streams_and_keeps_less() -> None:
@@ -165,10 +166,10 @@ def test_recomputing_the_core_drops_the_scores() -> None:
     costs = price_units(found.setting, found.solution, found.cluster).groups
     block = next(c for c, units in zip(costs, found.folded.groups, strict=True) if units[0].is_block)
     scores = 2 * 8 * 128 * 128
-    freed = block.kept["none"].bytes - block.kept["selective"].bytes
+    freed = block.stash["none"].bytes - block.stash["selective"].bytes
     assert freed == pytest.approx(scores * (2 + 2 + 1))  # the softmax, the product with the mask, the mask
-    assert 0 < block.kept["selective"].compute < block.kept["full"].compute
-    assert block.kept["full"].bytes < block.kept["operators"].bytes < block.kept["none"].bytes
+    assert 0 < block.stash["selective"].compute < block.stash["full"].compute
+    assert block.stash["full"].bytes < block.stash["operators"].bytes < block.stash["none"].bytes
 
 
 class Einsums(torch.nn.Module):

@@ -42,14 +42,14 @@ def test_bytes_that_are_streamed() -> None:
     assert embed.compute == Seconds(192, 96 + 96 + 48 + 256 + 3 * 256)
     assert block.compute == Seconds(256 + 192 + 288, 2 * 256 + 3 * 64 + 288)
     assert head.compute.forward == 736 + 840 + 28 + 16
-    assert (embed.weight, block.weight, head.weight) == (0, 256 + 3 * 64, 736 + 3 * 256)
+    assert [row.weight_gradient_seconds for row in (embed, block, head)] == [0, 256 + 3 * 64, 736 + 3 * 256]
     assert block.communication == Seconds(0, 0)
 
 
 def test_flops() -> None:
     embed, block, _, _, head = units(found(cluster(flops=1.0)))
     assert (embed.compute, block.compute, head.compute) == (Seconds(0, 0), Seconds(192, 384), Seconds(768, 1536))
-    assert (embed.weight, block.weight, head.weight) == (0, 192, 768)
+    assert [row.weight_gradient_seconds for row in (embed, block, head)] == [0, 192, 768]
     assert (embed.flops, block.flops, head.flops) == (0, 2 * 6 * 4 * 4, 2 * 6 * 4 * 16)
 
 
@@ -58,7 +58,7 @@ def test_kernels() -> None:
     rows = units(found(cluster(launch=1.0)))
     assert [row.kernels for row in rows] == [(1, 1), (3, 4), (3, 4), (3, 4), (4, 6)]
     assert [row.compute for row in rows] == [Seconds(*row.kernels) for row in rows]
-    assert [row.weight for row in rows] == [0, 2, 2, 2, 2]
+    assert [row.weight_gradient_seconds for row in rows] == [0, 2, 2, 2, 2]
 
 
 def test_an_efficiency_divides_all_of_it() -> None:
@@ -68,8 +68,8 @@ def test_an_efficiency_divides_all_of_it() -> None:
 
 def test_what_ways_of_recomputing_keep_and_run_again() -> None:
     """A block keeps its input and tanh's result; all of it: up to tanh, for nothing needs the sum."""
-    kept = units(found(cluster(memory=1.0)))[1].kept
-    assert {way: (row.bytes, row.compute, row.weight) for way, row in kept.items()} == {
+    kept = units(found(cluster(memory=1.0)))[1].stash
+    assert {way: (row.bytes, row.compute, row.weight_gradient_seconds) for way, row in kept.items()} == {
         "none": (192, 0, 0),
         "selective": (192, 0, 0),
         "operators": (96 + 96 / 2, 448, 448),  # half of the product, tanh and sum, but no more than all
@@ -97,9 +97,9 @@ def test_what_a_block_sends_by_its_weights_layout(
     rows = units(found(cluster(near=1.0), 2, **{"0": weight}))
     sent = [(row.communication.forward, row.communication.backward, *row.collectives) for row in rows[1:3]]
     assert sent == parts
-    assert rows[1].kept["none"].bytes == kept
-    assert rows[1].kept["full"].communication == again
-    assert rows[1].over_cp == 0
+    assert rows[1].stash["none"].bytes == kept
+    assert rows[1].stash["full"].communication == again
+    assert rows[1].cp_share == 0
 
 
 def test_what_a_unit_hands_on_otherwise_is_its_own() -> None:
@@ -116,7 +116,7 @@ def test_entropy_over_divided_classes() -> None:
     """Logits are halves: 24 bytes of maxima and 48 of sums and targets are reduced, then 96 of a gradient."""
     head = units(found(cluster(near=1.0), 2, head=shard_whole(0, 16, 2)))[-1]
     assert (head.communication, head.collectives) == (Seconds(24 + 48, 96), (2, 1))
-    assert head.kept["none"].bytes == 96 + 192
+    assert head.stash["none"].bytes == 96 + 192
 
 
 def test_pieces_hide_a_quarter_and_no_more_than_compute() -> None:

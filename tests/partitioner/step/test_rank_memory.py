@@ -21,7 +21,7 @@ from torch import fx
 
 from partitioner.cluster import Software
 from partitioner.cost.backward_peak import Peaks
-from partitioner.cost.unit_cost import Kept, Priced
+from partitioner.cost.unit_cost import Priced, Stash
 from partitioner.step.least_recompute import least_recomputed
 from partitioner.step.rank_memory import RankMemory, StageBytes
 from partitioner.step.split import Split, StageSums
@@ -30,9 +30,9 @@ STATE, GRADIENT, KEPT, SENT, SAMPLES = 160, 40, 100, 7, 4 * 104
 FORWARD, BACKWARD, FIRST, ALONE = 110, 150, 155, 157
 PLAIN = Software()
 FULL = (
-    Kept(KEPT, Peaks(FORWARD, BACKWARD, FIRST, ALONE)),
-    Kept(60, Peaks(FORWARD, BACKWARD, FIRST, ALONE)),
-    Kept(30, Peaks(FORWARD, BACKWARD, FIRST, ALONE)),
+    Stash(KEPT, Peaks(FORWARD, BACKWARD, FIRST, ALONE)),
+    Stash(60, Peaks(FORWARD, BACKWARD, FIRST, ALONE)),
+    Stash(30, Peaks(FORWARD, BACKWARD, FIRST, ALONE)),
 )
 STAGE = stage(
     parameters=((10.0, 4, False),), largest_unit=6.0, input_bytes=7.0, output_bytes=7.0, blocks=2,
@@ -91,7 +91,7 @@ def test_one_rank_alone() -> None:
 
 
 def test_the_update_holds_all_gradients() -> None:
-    small = Kept(1.0, Peaks(2.0, 3.0, 4.0, 4.0))
+    small = Stash(1.0, Peaks(2.0, 3.0, 4.0, 4.0))
     sums = replace(STAGE, stash={"none": (small,)}, input_bytes=0.0, output_bytes=0.0)
     assert peaks(step(sums=sums, pp=1, many=1)) == [STATE]
 

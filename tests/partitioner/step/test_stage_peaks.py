@@ -47,7 +47,7 @@ def test_a_stage_in_the_middle_and_what_recomputing_frees() -> None:
     # the first of a step: at the first block with the second's weight's gradient, where that is fuller: received, its
     # tanh, handed on and its gradient, the gradients of what the second read and of tanh
     assert [row.peaks.first for row in rows] == [7 * VALUE, 6 * VALUE + WEIGHT, 6 * VALUE + WEIGHT]
-    assert [row.weight for row in rows] == [0, 0, 0]
+    assert [row.weight_gradient_seconds for row in rows] == [0, 0, 0]
 
 
 def test_the_last_stage() -> None:
@@ -113,7 +113,7 @@ def test_sums_of_seconds_and_counts() -> None:
     assert (row.weight_gradient_seconds, row.communication_seconds, row.cp_seconds) == (2 * (256 + 3 * 64), 0, 0)
     assert (row.kernels, row.blocks, row.flops) == ((6, 8), 2, 2 * 192)
     assert [kept.compute for kept in row.stash["full"]] == [0, 448, 896]
-    assert [kept.weight for kept in row.stash["full"]] == [0, 448, 896]
+    assert [kept.weight_gradient_seconds for kept in row.stash["full"]] == [0, 448, 896]
 
 
 def test_sums_of_communication() -> None:

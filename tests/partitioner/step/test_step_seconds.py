@@ -122,9 +122,9 @@ def test_a_recomputed_block_puts_nothing_off() -> None:
     sums = stage_sums(priced, units)
     kept = sums.stash["full"]
     blocks = [u for u in units if u.is_block]
-    weights = [0.0, *itertools.accumulate(priced.unit(u).weight for u in blocks)]
-    assert [k.weight for k in kept] == pytest.approx(weights)
-    assert 0 < kept[-1].weight < sums.weight_gradient_seconds
+    weights = [0.0, *itertools.accumulate(priced.unit(u).weight_gradient_seconds for u in blocks)]
+    assert [k.weight_gradient_seconds for k in kept] == pytest.approx(weights)
+    assert 0 < kept[-1].weight_gradient_seconds < sums.weight_gradient_seconds
 
 
 @pytest.mark.parametrize("stages", [2, 3, 4])
