@@ -21,7 +21,7 @@ from partitioner.draws.random_calls import is_random, read
 from partitioner.errors import InputError
 from partitioner.graph.dependence import module_path
 from partitioner.graph.graph import Unit
-from partitioner.graph.nodes import emit, shape_of
+from partitioner.graph.nodes import arguments, emit, schema_of, shape_of
 from partitioner.graph.step_inputs import SAMPLE_KEYS, STEP_KEY, sample_keys, step_key
 from partitioner.ops.own_ops import own
 from partitioner.samples.batch_dimension import follow
@@ -74,7 +74,7 @@ def name_draws(graph: fx.Graph) -> None:
 
 def _replace(node: fx.Node, new: fx.Node) -> None:
     """A call that draws into its operand copies there."""
-    if node.target._schema.is_mutable:  # type: ignore[union-attr]
+    if schema_of(node).is_mutable:
         node.target, node.args, node.kwargs = aten.copy_.default, (node.args[0], new), {}
     else:
         node.replace_all_uses_with(new)
@@ -134,7 +134,7 @@ def _keyed_draw(graph: fx.Graph, node: fx.Node, place: Shard | None, batch: int)
 
 
 def _keyed_dropout(graph: fx.Graph, node: fx.Node, place: Shard | None, batch: int) -> fx.Node:
-    source, p = node.args[0], float(node.args[1])  # type: ignore[arg-type]
+    source, p = arguments(node)[0], float(arguments(node)[1])
     make, shape, site = partial(emit, graph, node), shape_of(node), node.meta.get("site")
     if p == 1.0:  # torch draws nothing, and neither does it divide by 0
         return make(aten.mul.Tensor, source, 0.0)

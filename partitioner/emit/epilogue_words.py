@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from partitioner.graph.nodes import arguments
 from partitioner.sharding.layout import local_shape
 
 aten = torch.ops.aten
@@ -19,26 +20,27 @@ Arg = fx.Node | float
 # an op of an epilogue and its arguments; an int is the value of the row of that number before it
 Row = tuple[str, tuple[Arg | int, ...]]
 
-_UNARY = {
+_UNARY: dict[object, str] = {
     aten.relu.default: "relu",
     aten.silu.default: "silu",
     aten.sigmoid.default: "sigmoid",
     aten.tanh.default: "tanh",
 }
-_BINARY = {aten.add.Tensor: "add", aten.sub.Tensor: "sub", aten.mul.Tensor: "mul"}
+_BINARY: dict[object, str] = {aten.add.Tensor: "add", aten.sub.Tensor: "sub", aten.mul.Tensor: "mul"}
 
 
 def rows_of(node: fx.Node) -> list[Row] | None:
     """The ops of an epilogue that compute ``node`` from its operands, or None where there are none."""
     if node.target in _UNARY:
-        return [(_UNARY[node.target], (node.args[0],))]  # type: ignore[list-item]
+        return [(_UNARY[node.target], (arguments(node)[0],))]
     if node.target in _BINARY and not node.kwargs and len(node.args) == 2 and all(map(_is_argument, node.args)):
-        return [(_BINARY[node.target], tuple(arg if isinstance(arg, fx.Node) else float(arg) for arg in node.args))]  # type: ignore[arg-type]
+        given = tuple(arg if isinstance(arg, fx.Node) else float(arg) for arg in arguments(node))
+        return [(_BINARY[node.target], given)]
     if node.target == aten.gelu.default:
         word = node.kwargs.get("approximate", "none")
-        return [("gelu_tanh" if word == "tanh" else "gelu", (node.args[0],))]  # type: ignore[list-item]
+        return [("gelu_tanh" if word == "tanh" else "gelu", (arguments(node)[0],))]
     if node.target == aten.neg.default:
-        return [("mul", (node.args[0], -1.0))]  # type: ignore[list-item]
+        return [("mul", (arguments(node)[0], -1.0))]
     if node.target == aten.pow.Tensor_Scalar and node.args[1] in (2, 3):
         x: Any = node.args[0]
         return [("mul", (x, x)), *([("mul", (0, x))] if node.args[1] == 3 else [])]
@@ -48,7 +50,7 @@ def rows_of(node: fx.Node) -> list[Row] | None:
 def source(node: fx.Node) -> fx.Node:
     """The node whose value ``node`` is, its rows under another shape."""
     while node.target == aten.reshape.default and _columns(node) == _columns(node.args[0]):
-        node = node.args[0]  # type: ignore[assignment]
+        node = arguments(node)[0]
     return node
 
 

@@ -20,6 +20,7 @@ from torch import fx
 from cutlass_ops.linear import gemm, layer
 from cutlass_ops.spec.spec import ACCUMULATOR, Gemm, Load, Op, Store
 from partitioner.emit.epilogue_words import local, rows_of, source
+from partitioner.graph.nodes import arguments
 
 LINEAR = gemm.ops.linear.default
 
@@ -186,7 +187,7 @@ class _Chain:
 
 def _with_inner(fusion: Fusion, found: dict[fx.Node, Fusion]) -> Fusion:
     """With the product whose chain made the first operand and whose gradient is more than a copy."""
-    made = source(fusion.product.args[0])  # type: ignore[arg-type]
+    made = source(arguments(fusion.product)[0])
     for other in found.values():
         if other.stores and other.stores[0] is made and made is not other.product and layer.reads(other.gemm):
             read = {u for u in made.users if u not in other.members}

@@ -20,6 +20,7 @@ from partitioner.emit.epilogue_words import local, source
 from partitioner.emit.find_fusions import Fusion, find
 from partitioner.emit.write_fusions import Keys, rewrite, split
 from partitioner.errors import InputError
+from partitioner.graph.nodes import arguments
 from partitioner.plan.derived_rows import ProductRow
 
 UNMEASURED = "no kernel measured"
@@ -104,7 +105,7 @@ def _reason(measured: tuple[Measured | None, ...]) -> str:
 
 def _row(fusion: Fusion, inner: str, ranks: int) -> ProductRow:
     product = fusion.product
-    x = local(product.args[0], ranks)  # type: ignore[arg-type]
+    x = local(arguments(product)[0], ranks)
     return ProductRow(
         name=_name(product),
         module=("", *product.meta.get("modules", ()))[-1],

@@ -16,6 +16,7 @@ from cutlass_ops.linear import fused, layer
 from cutlass_ops.spec import notation
 from partitioner.emit.epilogue_words import local, rows_of, source
 from partitioner.emit.find_fusions import LINEAR, Fusion
+from partitioner.graph.nodes import arguments
 from partitioner.ops import own_ops
 
 Keys = tuple[str, str, str]  # of forward, dgrad and wgrad
@@ -95,7 +96,7 @@ class _Writer:
         names = [load.name for load in gemm.loads if load.over == "m n"]
         loads = [self.now.get(node, node) for node in self.inner.loads]
         known = dict(zip(names, loads, strict=True)) | {layer.pre_activation(gemm): self.made[product]}
-        lead = local(self.fusion.product.args[0], self.ranks)[:-1]  # type: ignore[arg-type]
+        lead = local(arguments(self.fusion.product)[0], self.ranks)[:-1]
         shape = (*lead, local(product, self.ranks)[-1])
         return [self.shaped(known[name], known[name], shape) for name in layer.leaves(gemm, 0)]
 

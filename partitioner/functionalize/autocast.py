@@ -20,6 +20,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflat
 
 from partitioner.errors import InputError
 from partitioner.functionalize.regions import FOREIGN, Autocast, Region, region_of
+from partitioner.graph.nodes import arguments
 from partitioner.user_code.uncapturable import quiet
 
 aten = torch.ops.aten
@@ -103,12 +104,12 @@ class _Writer:
         holders = [n for n in body.graph.nodes if n.op == "placeholder"]
         made = dict(zip(holders, read, strict=True))
         with self.graph.inserting_before(node):
-            result = self.graph.graph_copy(body.graph, made)
+            result: Any = self.graph.graph_copy(body.graph, made)
         for inner, copy in made.items():
             if inner.op == "call_function":
                 copy.meta = {**_origin(node), "val": inner.meta["val"]}
         for user in list(node.users) if isinstance(result, tuple | list) else []:
-            user.replace_all_uses_with(result[int(user.args[1])])  # type: ignore[arg-type]
+            user.replace_all_uses_with(result[int(arguments(user)[1])])
             self.graph.erase_node(user)
         node.replace_all_uses_with(result) if isinstance(result, fx.Node) else None
         self.graph.erase_node(node)

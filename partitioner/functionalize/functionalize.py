@@ -22,7 +22,7 @@ from partitioner.functionalize.autocast import write_casts
 from partitioner.functionalize.inplace_ops import RESHAPING, check_form, check_state, left_by, where, written
 from partitioner.functionalize.regions import region_of
 from partitioner.functionalize.view_inverses import View, name_of, view_of
-from partitioner.graph.nodes import emit, evaluate
+from partitioner.graph.nodes import arguments, emit, evaluate
 
 aten = torch.ops.aten
 
@@ -121,7 +121,7 @@ class _Walk:
         self.by_tensor[id(tensor)] = self.values[node]
 
     def _new(self, node: fx.Node, tensor: torch.Tensor) -> _Value:
-        maker, place = (node.args[0], int(node.args[1])) if node.target is operator.getitem else (node, 0)  # type: ignore[arg-type]
+        maker, place = (arguments(node)[0], int(arguments(node)[1])) if node.target is operator.getitem else (node, 0)
         assert isinstance(maker, fx.Node)
         version = self.versions.setdefault(_storage(tensor), 0)
         if version and name_of(maker) == "as_strided":

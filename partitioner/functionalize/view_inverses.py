@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from partitioner.graph.nodes import call
+
 aten = torch.ops.aten
 
 Emit = Callable[..., fx.Node]
@@ -60,16 +62,12 @@ def _expanded(node: fx.Node, base: torch.Tensor, value: torch.Tensor, place: int
 
 def _permuted(node: fx.Node, base: torch.Tensor, value: torch.Tensor, place: int) -> View:
     probe = torch.empty(tuple(range(2, 2 + base.dim())), device="meta")  # sizes that tell the dimensions apart
-    order = [size - 2 for size in _call(node, probe).shape]
+    order = [size - 2 for size in call(node, probe, *node.args[1:], **node.kwargs).shape]
     inverse = sorted(range(len(order)), key=order.__getitem__)
     return View(
         lambda emit, whole: emit(aten.permute.default, whole, order),
         lambda emit, whole, new: emit(aten.permute.default, new, inverse),
     )
-
-
-def _call(node: fx.Node, operand: torch.Tensor) -> torch.Tensor:
-    return node.target(operand, *node.args[1:], **node.kwargs)  # type: ignore[operator]
 
 
 def _same_arguments(again: Callable[..., object], back: Callable[..., object]) -> Row:

@@ -15,23 +15,26 @@ samples, and is named.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
 
 from partitioner.graph.dependence import parameter_free
-from partitioner.graph.nodes import emit, op_of, operands, shape_of, value_name
+from partitioner.graph.nodes import arguments, emit, op_of, operands, shape_of, value_name
 from partitioner.graph.step_inputs import batch_share, step_input
 from partitioner.sharding.layout import PARTIAL
 from partitioner.sharding.op_rules import partial
 
 aten = torch.ops.aten
-_LINEAR_LITERAL = {  # ops linear in an operand and a number together: the operand among all, the number's place
+# ops linear in an operand and a number together: the operand among all, the number's place
+_LINEAR_LITERAL: dict[object, tuple[int, int | None]] = {
     aten.add.Tensor: (0, 1), aten.sub.Tensor: (0, 1), aten.where.ScalarOther: (1, 2), aten.where.ScalarSelf: (1, 1),
     aten.masked_fill.Scalar: (0, 2),
 }  # fmt: skip
-_CHOOSING = {aten.where.self: (1, 2), aten.masked_fill.Tensor: (0, 2)}  # linear in these operands together
+# ops linear in these operands together
+_CHOOSING: dict[object, tuple[int, ...]] = {aten.where.self: (1, 2), aten.masked_fill.Tensor: (0, 2)}
 
 
 @dataclass(frozen=True)
@@ -114,14 +117,15 @@ class Separation:
         if not isinstance(source, fx.Node) or source not in self.sums or source in self.free:
             return node
         count = _divisor(source)
-        if node.target == aten.nan_to_num.default:
+        asked = _ASKING[node.target]
+        if asked is None:
             with self.graph.inserting_before(node):
                 new = source if count is None else self._where_none(node, source, count)
         elif count is None or not all(_takes(user, source) for user in _readers(node)):
             return node
         else:
             with self.graph.inserting_before(node):
-                new = emit(self.graph, node, _ASKING[node.target], count, 0)  # type: ignore[index]
+                new = emit(self.graph, node, asked, count, 0)
         node.replace_all_uses_with(new)
         self.graph.erase_node(node)
         return new
@@ -138,10 +142,10 @@ class Separation:
         found = [
             frozenset(i for i, p in enumerate(s.operands) if p == PARTIAL) for s in partial(op_of(node))
         ]  # fmt: skip
-        slot, place = _LINEAR_LITERAL.get(node.target, (0, None))  # type: ignore[call-overload]
+        slot, place = _LINEAR_LITERAL.get(node.target, (0, None))
         if place is not None and not any(isinstance(a, fx.Node) for a in node.args[place : place + 1]):
             found.append(frozenset({slot}))
-        found.append(frozenset(_CHOOSING.get(node.target, ())))  # type: ignore[call-overload]
+        found.append(frozenset(_CHOOSING.get(node.target, ())))
         sums = [i for i, n in enumerate(operands(node)) if n in self.sums]
         found = [slots for slots in found if any(i in slots for i in sums)]
         return sorted(found, key=lambda slots: -sum(i in slots for i in sums))
@@ -175,7 +179,7 @@ class Separation:
         return part
 
     def _share_literal(self, node: fx.Node) -> None:
-        _, place = _LINEAR_LITERAL.get(node.target, (0, None))  # type: ignore[call-overload]
+        _, place = _LINEAR_LITERAL.get(node.target, (0, None))
         number = node.args[place] if place is not None and place < len(node.args) else None
         if place is None or isinstance(number, fx.Node) or number is None or number == 0:
             return
@@ -183,7 +187,7 @@ class Separation:
         with self.graph.inserting_before(node):
             whole = emit(self.graph, node, aten.full.default, [], number, dtype=dtype)
         node.update_arg(place, self._shared(node, whole))
-        node.target = _OF_TENSORS.get(node.target, node.target)  # type: ignore[call-overload]
+        node.target = _OF_TENSORS.get(node.target, node.target)
 
     def _count(self, node: fx.Node, reader: fx.Node) -> fx.Node:
         """The placeholder of ``node`` summed over the global batch."""
@@ -215,11 +219,11 @@ class Separation:
         return Count(name, fx.GraphModule(nn.Module(), new), tuple(names), level, divides)
 
 
-_OF_TENSORS = {
+_OF_TENSORS: dict[object, Callable[..., object]] = {
     aten.where.ScalarOther: aten.where.self, aten.where.ScalarSelf: aten.where.self,
     aten.masked_fill.Scalar: aten.masked_fill.Tensor,
 }  # fmt: skip
-_ASKING = {
+_ASKING: dict[object, Callable[..., object] | None] = {
     aten.nan_to_num.default: None, aten.isnan.default: aten.eq.Scalar, aten.isfinite.default: aten.ne.Scalar,
 }  # fmt: skip
 
@@ -227,7 +231,7 @@ _ASKING = {
 def _divisor(node: fx.Node) -> fx.Node | None:
     """What a quotient, or a cast of one, is divided by; None where it is none or that is a number."""
     while node.target == aten.to.dtype:
-        node = node.args[0]  # type: ignore[assignment]
+        node = arguments(node)[0]
     divisor = node.args[1] if node.target == aten.div.Tensor else None
     return divisor if isinstance(divisor, fx.Node) else None
 

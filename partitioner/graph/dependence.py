@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from partitioner.errors import InputError
+from partitioner.graph.nodes import call
 
 
 def constants(graph: fx.Graph) -> set[fx.Node]:
@@ -69,7 +70,7 @@ def _run(node: fx.Node, values: dict[fx.Node, Any], buffers: dict[str, torch.Ten
         return buffer.cpu()
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
     with torch.no_grad():
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        return call(node, *args, **kwargs)
 
 
 def module_path(node: fx.Node) -> tuple[str, ...]:

@@ -28,6 +28,22 @@ def operands(node: fx.Node) -> list[fx.Node]:
     return found
 
 
+def arguments(node: fx.Node) -> tuple[Any, ...]:
+    """What a call is given by place; its op's schema says of which type each is."""
+    return node.args
+
+
+def schema_of(node: fx.Node) -> torch.FunctionSchema:
+    """The schema of a call of an op. Raises AttributeError for a call of anything else."""
+    return getattr(node.target, "_schema")  # noqa: B009
+
+
+def call(node: fx.Node, *args: Any, **kwargs: Any) -> Any:
+    """What the function that a node calls returns of other arguments."""
+    function: Callable[..., Any] = node.target  # pyright: ignore[reportAssignmentType]
+    return function(*args, **kwargs)
+
+
 def op_of(node: fx.Node) -> Op:
     """What the rules may look at of a call_function node."""
     defaults = _defaults(node.target)
@@ -122,7 +138,7 @@ def evaluate(node: fx.Node) -> Any:
     if schema is not None and any(argument.name == "device" for argument in schema.arguments[len(args) :]):
         kwargs = {**kwargs, "device": "meta"}
     with torch.no_grad():
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        return call(node, *args, **kwargs)
 
 
 def _on_meta(argument: Any) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import fx
 
-from partitioner.graph.nodes import emit, shape_of
+from partitioner.graph.nodes import arguments, emit, shape_of
 from partitioner.normalize.attention_ops import attention
 from partitioner.normalize.counting_ops import COUNTING
 from partitioner.normalize.movement_ops import MOVES
@@ -129,7 +129,7 @@ def _baddbmm(graph: fx.Graph, node: fx.Node) -> fx.Node:
 
 def _dropout(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     probability, train = node.args[1], node.args[2]
-    return node.args[0] if not train or probability == 0 else None  # type: ignore[return-value]
+    return arguments(node)[0] if not train or probability == 0 else None
 
 
 def _strip_device(graph: fx.Graph, node: fx.Node) -> None:

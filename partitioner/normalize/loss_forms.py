@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from partitioner.graph.nodes import emit, operands, shape_of
+from partitioner.graph.nodes import arguments, emit, operands, schema_of, shape_of
 from partitioner.ops.own_ops import own
 
 aten = torch.ops.aten
@@ -40,7 +40,7 @@ def loss_forms(graph: fx.Graph) -> None:
 
 def _arguments(node: fx.Node) -> dict[str, Any]:
     """A call's arguments by the names of its schema, defaults included."""
-    schema = node.target._schema  # type: ignore[union-attr]
+    schema = schema_of(node)
     given = dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | dict(node.kwargs)
     return {a.name: given.get(a.name, a.default_value) for a in schema.arguments}
 
@@ -55,11 +55,12 @@ def _elementwise(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     given = _arguments(node)
     if given["reduction"] == _NONE:
         return None
-    schema = node.target._schema  # type: ignore[union-attr]
+    schema = schema_of(node)
     each = given | {"reduction": _NONE}
     positional = [each[a.name] for a in schema.arguments if not a.kwarg_only]
     keywords = {a.name: each[a.name] for a in schema.arguments if a.kwarg_only}
-    return _reduced(graph, node, emit(graph, node, node.target, *positional, **keywords), given["reduction"])  # type: ignore[arg-type]
+    function: Any = node.target
+    return _reduced(graph, node, emit(graph, node, function, *positional, **keywords), given["reduction"])
 
 
 def _reduced(graph: fx.Graph, node: fx.Node, each: fx.Node, reduction: int) -> fx.Node:
@@ -197,7 +198,7 @@ def _logits(graph: fx.Graph, node: fx.Node, rows: fx.Node) -> fx.Node | None:
     if source.target != aten.log_softmax.int:
         return None
     last = len(shape_of(source)) - 1
-    if int(source.args[1]) % (last + 1) != last:  # type: ignore[arg-type]
+    if int(arguments(source)[1]) % (last + 1) != last:
         return None
     if shape_of(source)[-1] != shape_of(rows)[-1] or source.kwargs.get("dtype") or len(source.args) > 2:
         return None
@@ -209,7 +210,7 @@ def _logits(graph: fx.Graph, node: fx.Node, rows: fx.Node) -> fx.Node | None:
 def _through_views(node: fx.Node) -> fx.Node:
     """What ``node`` is a reshape of."""
     while node.op == "call_function" and node.target == _RESHAPE:
-        node = node.args[0]  # type: ignore[assignment]
+        node = arguments(node)[0]
     return node
 
 
@@ -223,15 +224,15 @@ def _difference(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     """logsumexp(z) less the picked logits, or the other way round."""
     if len(node.args) < 2 or node.kwargs or not all(isinstance(a, fx.Node) for a in node.args):
         return None
-    if len({shape_of(node), *(shape_of(a) for a in node.args)}) > 1:  # type: ignore[arg-type]
+    if len({shape_of(node), *(shape_of(a) for a in arguments(node))}) > 1:
         return None
-    total, picked = (_through_views(a) for a in node.args)  # type: ignore[arg-type]
+    total, picked = (_through_views(a) for a in arguments(node))
     turned = picked.target == aten.logsumexp.default
     total, picked = (picked, total) if turned else (total, picked)
     if total.target != aten.logsumexp.default or picked.target != _GATHER or total.args[0] is not picked.args[0]:
         return None
-    rank = len(shape_of(total.args[0]))  # type: ignore[arg-type]
-    if [d % rank for d in total.args[1]] != [rank - 1]:  # type: ignore[union-attr, operator]
+    rank = len(shape_of(arguments(total)[0]))
+    if [d % rank for d in arguments(total)[1]] != [rank - 1]:
         return None
     each = _entropy(graph, node, picked, of_logs=False)
     return emit(graph, node, aten.neg.default, each) if turned and each else each
@@ -239,11 +240,11 @@ def _difference(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
 
 def _entropy(graph: fx.Graph, node: fx.Node, picked: fx.Node, of_logs: bool) -> fx.Node | None:
     """Cross entropy in the shape of ``node``, where ``picked`` gathers a class of each row of logits or their logs."""
-    values, dim, places = picked.args[:3]
+    values, dim, places = arguments(picked)[:3]
     assert isinstance(values, fx.Node)
     assert isinstance(places, fx.Node)
     rank = len(shape_of(values))
-    if int(dim) % rank != rank - 1 or shape_of(picked) != (*shape_of(values)[:-1], 1):  # type: ignore[arg-type]
+    if int(dim) % rank != rank - 1 or shape_of(picked) != (*shape_of(values)[:-1], 1):
         return None
     tokens, classes = math.prod(shape_of(values)[:-1]), shape_of(values)[-1]
     rows = values if rank == 2 else emit(graph, node, _RESHAPE, values, [tokens, classes])

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import fx
 
-from partitioner.graph.nodes import emit, shape_of
+from partitioner.graph.nodes import arguments, call, emit, shape_of
 from partitioner.ops.own_ops import own
 
 aten = torch.ops.aten
 
 
 def _same(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    return node.args[0]  # type: ignore[return-value]
+    return arguments(node)[0]
 
 
 def _reshape(graph: fx.Graph, node: fx.Node) -> fx.Node:
@@ -30,7 +31,7 @@ def _permute(graph: fx.Graph, node: fx.Node) -> fx.Node:
     source = node.args[0]
     assert isinstance(source, fx.Node)
     marked = torch.empty([n + 2 for n in range(len(shape_of(source)))], device="meta")
-    order = [size - 2 for size in node.target(marked, *node.args[1:], **node.kwargs).shape]  # type: ignore[operator]
+    order = [size - 2 for size in call(node, marked, *node.args[1:], **node.kwargs).shape]
     return emit(graph, node, aten.permute.default, source, order)
 
 
@@ -59,8 +60,8 @@ def _repeat_each(graph: fx.Graph, node: fx.Node) -> fx.Node:
     source, times = node.args[:2]
     assert isinstance(source, fx.Node)
     assert isinstance(times, int)
-    shape, dim = list(shape_of(source)), node.args[2] if len(node.args) > 2 else None
-    at = (int(dim) % len(shape) if dim is not None else len(shape) - 1) + 1  # type: ignore[call-overload]
+    shape, dim = list(shape_of(source)), arguments(node)[2] if len(node.args) > 2 else None
+    at = (int(dim) % len(shape) if dim is not None else len(shape) - 1) + 1
     apart = emit(graph, node, aten.reshape.default, source, [*shape[:at], 1, *shape[at:]])
     grown = emit(graph, node, aten.expand.default, apart, [*shape[:at], times, *shape[at:]])
     return emit(graph, node, aten.reshape.default, grown, list(shape_of(node)))
@@ -73,34 +74,34 @@ def _slice(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     if shape_of(source) == shape_of(node):
         return source
     written = source.target == aten.slice_scatter.default and _reach(source, 2) == _reach(node, 1)
-    return source.args[1] if written else None  # type: ignore[return-value]
+    return arguments(source)[1] if written else None
 
 
 def _reach(node: fx.Node, place: int) -> tuple[int, range]:
     """The dimension of a slice and what it takes of it, from the arguments behind ``place`` - 1."""
-    given = [*node.args[place:], *(0, None, None, 1)[len(node.args) - place :]]
+    given: list[Any] = [*node.args[place:], *(0, None, None, 1)[len(node.args) - place :]]
     source = node.args[0]
     assert isinstance(source, fx.Node)
-    dim = int(given[0]) % len(shape_of(source))  # type: ignore[arg-type]
+    dim = int(given[0]) % len(shape_of(source))
     start, end, step = given[1:]
-    return dim, range(shape_of(source)[dim])[slice(start, end, step)]  # type: ignore[misc]
+    return dim, range(shape_of(source)[dim])[slice(start, end, step)]
 
 
 def _narrow(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
-    source, dim, start, length = node.args
+    source, dim, start, length = arguments(node)
     if not isinstance(start, int) or not isinstance(length, int):
         return None
     assert isinstance(source, fx.Node)
-    start += shape_of(source)[dim] if start < 0 else 0  # type: ignore[index]
+    start += shape_of(source)[dim] if start < 0 else 0
     return emit(graph, node, aten.slice.Tensor, source, dim, start, start + length)
 
 
 def _cat(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     """Empty operands (a fresh key-value cache) add nothing."""
-    parts = [p for p in node.args[0] if p.meta["val"].numel()]  # type: ignore[union-attr]
+    parts = [p for p in arguments(node)[0] if p.meta["val"].numel()]
     if len(parts) == 1:
         return parts[0]
-    if len(parts) == len(node.args[0]) and node.target == aten.cat.default:  # type: ignore[arg-type]
+    if len(parts) == len(arguments(node)[0]) and node.target == aten.cat.default:
         return None
     return emit(graph, node, aten.cat.default, parts, *node.args[1:])
 
@@ -108,16 +109,16 @@ def _cat(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
 def _stack(graph: fx.Graph, node: fx.Node) -> fx.Node:
     """A cat along a new dimension."""
     shape = list(shape_of(node))
-    dim = int(node.args[1]) % len(shape) if len(node.args) > 1 else 0  # type: ignore[arg-type]
+    dim = int(arguments(node)[1]) % len(shape) if len(arguments(node)) > 1 else 0
     shape[dim] = 1
-    rows = [emit(graph, node, aten.reshape.default, part, shape) for part in node.args[0]]  # type: ignore[union-attr]
+    rows = [emit(graph, node, aten.reshape.default, part, shape) for part in arguments(node)[0]]
     return emit(graph, node, aten.cat.default, rows, dim)
 
 
 def _broadcast(graph: fx.Graph, node: fx.Node) -> None:
     for item in list(node.users):
         with graph.inserting_before(item):
-            source, shape = node.args[0][item.args[1]], list(shape_of(item))  # type: ignore[index]
+            source, shape = arguments(node)[0][arguments(item)[1]], list(shape_of(item))
             assert isinstance(source, fx.Node)
             same = list(shape_of(source)) == shape
             new = source if same else emit(graph, item, aten.expand.default, source, shape)
@@ -130,13 +131,13 @@ def _split(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     source = node.args[0]
     assert isinstance(source, fx.Node)
     position = 1 if node.target == aten.unbind.int else 2
-    dim = int(node.args[position]) if len(node.args) > position else 0  # type: ignore[arg-type]
+    dim = int(arguments(node)[position]) if len(arguments(node)) > position else 0
     dim %= len(shape_of(source))
     unbind = node.target == aten.unbind.int
     sizes = [1 if unbind else value.shape[dim] for value in node.meta["val"]]
     for item in list(node.users):
         with graph.inserting_before(item):
-            new = emit(graph, item, own.part.default, source, dim, sizes, int(item.args[1]))  # type: ignore[arg-type]
+            new = emit(graph, item, own.part.default, source, dim, sizes, int(arguments(item)[1]))
             new = emit(graph, item, aten.reshape.default, new, list(shape_of(item))) if unbind else new
         item.replace_all_uses_with(new)
         graph.erase_node(item)

@@ -13,7 +13,7 @@ from partitioner.draws.keyed_draws import key_draws, name_draws
 from partitioner.functionalize.functionalize import functionalize, inline_regions
 from partitioner.graph.counts import Count
 from partitioner.graph.graph import loss_node
-from partitioner.graph.nodes import propagate, shape_of, to_meta
+from partitioner.graph.nodes import arguments, propagate, shape_of, to_meta
 from partitioner.normalize.canonical_ops import canonicalize
 from partitioner.normalize.constant_values import fold_masks, sort_by_dependence
 from partitioner.normalize.index_ops import aligned_indexes, plain_indexes, slice_indexes
@@ -94,6 +94,6 @@ def tile_slices(graph: fx.Graph) -> None:
 
 
 def _bounds(node: fx.Node, extent: int) -> tuple[int, int]:
-    start, end = (int(a) if a is not None else d for a, d in zip(node.args[2:4], (0, extent), strict=True))  # type: ignore[arg-type]
+    start, end = (int(a) if a is not None else d for a, d in zip(arguments(node)[2:4], (0, extent), strict=True))
     start, end = (min(max(v + extent if v < 0 else v, 0), extent) for v in (start, end))
     return start, end

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from partitioner.graph.nodes import emit, op_of, shape_of
+from partitioner.graph.nodes import arguments, emit, op_of, shape_of
 from partitioner.ops.own_ops import own
 
 aten = torch.ops.aten
@@ -14,7 +14,7 @@ aten = torch.ops.aten
 def topk(graph: fx.Graph, node: fx.Node) -> None:
     """The places of the k largest, and the values gathered from there, as two ops of one result each."""
     source, k = node.args[:2]
-    dim = int(node.args[2]) if len(node.args) > 2 else -1  # type: ignore[arg-type]
+    dim = int(arguments(node)[2]) if len(arguments(node)) > 2 else -1
     if len(node.args) > 3 and not node.args[3]:
         source = emit(graph, node, aten.neg.default, source)
     _answer(graph, node, dim, emit(graph, node, own.top_indices.default, source, k, dim))
@@ -26,7 +26,7 @@ def extreme(graph: fx.Graph, node: fx.Node) -> None:
     assert isinstance(source, fx.Node)
     if not shape_of(source):
         return
-    dim = int(node.args[1]) % len(shape_of(source))  # type: ignore[arg-type]
+    dim = int(arguments(node)[1]) % len(shape_of(source))
     extreme = aten.argmax.default if node.target == aten.max.dim else aten.argmin.default
     _answer(graph, node, dim, emit(graph, node, extreme, source, dim, True), keep)
 
@@ -66,7 +66,7 @@ def extremes(graph: fx.Graph, node: fx.Node) -> None:
 def _apart(graph: fx.Graph, node: fx.Node, *results: fx.Node) -> None:
     """Each result where it is taken from ``node``."""
     for item in list(node.users):
-        item.replace_all_uses_with(results[item.args[1]])  # type: ignore[index]
+        item.replace_all_uses_with(results[arguments(item)[1]])
         graph.erase_node(item)
 
 

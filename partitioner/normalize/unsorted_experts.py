@@ -19,7 +19,7 @@ import torch
 from torch import fx
 
 from partitioner.graph.graph import op_of
-from partitioner.graph.nodes import emit, operands, shape_of
+from partitioner.graph.nodes import arguments, emit, operands, shape_of
 from partitioner.ops.own_ops import own
 from partitioner.sharding.layout import Shard, shard_whole
 from partitioner.sharding.op_rules import complete
@@ -51,10 +51,10 @@ class _Unsort:
 
     def __init__(self, graph: fx.Graph, sort: fx.Node) -> None:
         self.graph = graph
-        self.expert = sort.args[0]
-        self.rows = shape_of(self.expert)[0]  # type: ignore[arg-type]
+        self.expert: fx.Node = arguments(sort)[0]
+        self.rows = shape_of(self.expert)[0]
         self.order = {n for n in sort.users if n.args[1] == 1}
-        self.plain: dict[fx.Node, fx.Node] = {n: self.expert for n in sort.users if n.args[1] == 0}  # type: ignore[misc]
+        self.plain: dict[fx.Node, fx.Node] = {n: self.expert for n in sort.users if arguments(n)[1] == 0}
         self.repeats: dict[fx.Node, int] = {}
         self.inverse: set[fx.Node] = set()
 
@@ -67,14 +67,14 @@ class _Unsort:
     def _visit(self, node: fx.Node) -> None:
         first = node.args[0]
         if node.target == aten.floor_divide.default and first in self.order:
-            self.repeats[node] = int(node.args[1])  # type: ignore[arg-type]
+            self.repeats[node] = int(arguments(node)[1])
         elif node.target in (aten.index_put.default, aten.argsort.default):
             self._find_inverse(node)
         elif node.target == aten.index.Tensor:
             self._index(node)
         elif str(node.target) in _GROUPED and first in self.plain and self._counts(node.args[2]):
-            arguments = (self.plain[first], node.args[1], self.expert)
-            self.plain[node] = emit(self.graph, node, own.expert_linear.default, *arguments)
+            given = self.plain[first], node.args[1], self.expert
+            self.plain[node] = emit(self.graph, node, own.expert_linear.default, *given)
         elif any(n in self.plain for n in node.all_input_nodes):
             self._row_wise(node)
 

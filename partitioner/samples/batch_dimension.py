@@ -12,7 +12,7 @@ from torch import fx
 from partitioner.graph.counts import Count, Separation
 from partitioner.graph.dependence import constants, module_path
 from partitioner.graph.graph import loss_node, placeholders
-from partitioner.graph.nodes import op_of, operands, shape_of
+from partitioner.graph.nodes import call, op_of, operands, shape_of
 from partitioner.ops.own_ops import own
 from partitioner.samples.sample_inputs import Mixed, inputs_of
 from partitioner.sharding.equations import Strategy
@@ -142,7 +142,7 @@ def _is_apart(op: fx.Node, of_samples: set[fx.Node], batch: int, draw: Callable[
         leaves = {n: x.requires_grad_() for n, x in rows.items() if x.is_floating_point() or x.is_complex()}
         args, kwargs = fx.map_arg((op.args, op.kwargs), lambda n: rows[n])
         with torch.enable_grad():
-            result = op.target(*args, **kwargs)  # type: ignore[operator]
+            result = call(op, *args, **kwargs)
         if not result.requires_grad:
             return result, {}
         seed = above[first:last].to(result.dtype)

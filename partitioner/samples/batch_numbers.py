@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -144,7 +145,7 @@ def _substitute(node: fx.Node, place: int, number: Build) -> None:
         _fill(node, number)
         return
     graph, dtype = node.graph, node.meta["val"].dtype
-    if (target := _OF_TENSORS.get(node.target)) is not None:  # type: ignore[call-overload]
+    if (target := _OF_TENSORS.get(node.target)) is not None:
         node.target = target
     with graph.inserting_before(node):
         value = number(graph, node, dtype if dtype in (torch.float64, torch.int64) else torch.float32)
@@ -180,7 +181,7 @@ def _fill(node: fx.Node, number: Build) -> None:
     graph.erase_node(node)
 
 
-_OF_TENSORS = {
+_OF_TENSORS: dict[object, Callable[..., object]] = {
     aten.pow.Tensor_Scalar: aten.pow.Tensor_Tensor,
     aten.masked_fill.Scalar: aten.masked_fill.Tensor,
     aten.eq.Scalar: aten.eq.Tensor,

@@ -180,7 +180,7 @@ def _reshape_unchanged(shard: Shard, before: int, size: int, after: int, target:
     return None
 
 
-def parse_placement(word: str | list[object]) -> Placement:
+def parse_placement(word: object) -> Placement:
     """The placement written by ``placement_json``; raises ValueError on anything else."""
     words = {word.name: word for word in (WHOLE, REPLICATE, PARTIAL)}
     if isinstance(word, str) and word in words:

@@ -80,7 +80,7 @@ class Enumerator:
     def convert(self, node: fx.Node, source: Placement, target: Placement) -> float | None:
         if source == target:
             return 0.0
-        found = convert_seconds(self.prices.setting, node, source, target, self.prices.route)
+        found = convert_seconds(self.prices.setting, node, source, target, self.prices.routes.tp)
         return None if found is None else found.total + TIE_COLLECTIVE
 
 

@@ -56,6 +56,6 @@ def _layout(word: object) -> str:
     if word is None:
         return "absent"
     try:
-        return str(parse_placement(word))  # type: ignore[arg-type]
+        return str(parse_placement(word))
     except ValueError:
         return ", ".join(str(parse_placement(w)) for w in word) if isinstance(word, list) else str(word)

@@ -16,9 +16,9 @@ from runtime.train.engine import Engine
 def _unsummed(axis: str) -> Callable[[Engine], None]:
     """The gradient sync forgets an axis."""
 
-    def prepare(engine: Engine) -> None:
+    def prepare(engine: Any) -> None:
         inner = engine._sync._sum
-        engine._sync._sum = lambda bucket, a: None if a == axis else inner(bucket, a)  # type: ignore[method-assign]
+        engine._sync._sum = lambda bucket, a: None if a == axis else inner(bucket, a)
 
     return prepare
 
@@ -34,7 +34,7 @@ def _scaled(which: int, factor: float) -> Callable[[Engine], None]:
 def _counts(change: Callable[[Engine, list[torch.Tensor]], list[torch.Tensor]]) -> Callable[[Engine], None]:
     """Other loss counts than the global one."""
 
-    def prepare(engine: Engine) -> None:
+    def prepare(engine: Any) -> None:
         inner = engine._micro_batches
 
         def micro_batches(batch: Any) -> list[dict[str, torch.Tensor]]:
@@ -45,7 +45,7 @@ def _counts(change: Callable[[Engine, list[torch.Tensor]], list[torch.Tensor]]) 
                     row[count.name] = value.view(count.shape)
             return rows
 
-        engine._micro_batches = micro_batches  # type: ignore[method-assign]
+        engine._micro_batches = micro_batches
 
     return prepare
 
@@ -58,9 +58,9 @@ def _own_count(engine: Engine, counts: list[torch.Tensor]) -> list[torch.Tensor]
     return [torch.stack(counts).sum(0) * engine.groups.size("dp")] * len(counts)
 
 
-def _same_keys(engine: Engine) -> None:
+def _same_keys(engine: Any) -> None:
     inner = engine._sample_keys
-    engine._sample_keys = lambda m: inner(0)  # type: ignore[method-assign]
+    engine._sample_keys = lambda m: inner(0)
 
 
 def _norm_without(axis: str) -> Callable[[Engine], None]:
@@ -72,9 +72,9 @@ def _every_value_counts(engine: Engine) -> None:
 
 
 def _loss_without(axis: str) -> Callable[[Engine], None]:
-    def prepare(engine: Engine) -> None:
+    def prepare(engine: Any) -> None:
         inner = engine._sum
-        engine._sum = lambda x, a: None if a == axis and x is getattr(engine, "_loss", None) else inner(x, a)  # type: ignore[method-assign]
+        engine._sum = lambda x, a: None if a == axis and x is getattr(engine, "_loss", None) else inner(x, a)
 
     return prepare
 

@@ -122,7 +122,7 @@ def arrival(row: CollectiveRow) -> str:
 
 def word(placement: object) -> str:
     """A placement as R, W, P or S(dim)."""
-    return str(parse_placement(placement))  # type: ignore[arg-type]
+    return str(parse_placement(placement))
 
 
 def shape(op: OpRow) -> str:
