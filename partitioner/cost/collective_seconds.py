@@ -66,7 +66,7 @@ def convert_seconds(
     )
 
 
-def reductions(setting: Setting, node: fx.Node, strategy: Strategy) -> tuple[Sendings, Sendings]:
+def rank_payloads(setting: Setting, node: fx.Node, strategy: Strategy) -> tuple[Sendings, Sendings]:
     """(kind, bytes) of what an op of ours sends on a rank in the place of ``node``, of all tokens of the rank: in
     forward, and in backward where it has one."""
     form = rank_form(setting.op(node), node.args, strategy, "")

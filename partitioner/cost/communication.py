@@ -13,7 +13,7 @@ from typing import NamedTuple
 from torch import fx
 
 from partitioner.cluster import Cluster, Route, Software
-from partitioner.cost.collective_seconds import collective_seconds, reductions
+from partitioner.cost.collective_seconds import collective_seconds, rank_payloads
 from partitioner.cost.materialized import is_attention
 from partitioner.cost.op_seconds import Seconds
 from partitioner.cost.op_work import Setting
@@ -107,7 +107,7 @@ def _converted(setting: Setting, move: Conversion, route: Route) -> Moved:
 
 
 def _inside(setting: Setting, node: fx.Node, strategy: Strategy, route: Route) -> list[Moved]:
-    forward, backward = (_sent(way, route) for way in reductions(setting, node, strategy))
+    forward, backward = (_sent(way, route) for way in rank_payloads(setting, node, strategy))
     if not forward and not backward:
         return []
     assert not isinstance(strategy.result, tuple)

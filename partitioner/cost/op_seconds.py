@@ -87,11 +87,3 @@ def streaming(device: Device) -> float:
 def dtype_name(dtype: torch.dtype) -> str:
     """As cluster files have it; a complex product is priced in the type of its parts."""
     return str(dtype.to_real() if dtype.is_complex else dtype).removeprefix("torch.")
-
-
-
-
-
-
-
-

@@ -55,8 +55,7 @@ def block_rows(priced: Priced, names: Mapping[Unit, str], micro_batches: int, pi
 
 def unit_reads(folded: Folded, names: Mapping[Unit, str]) -> dict[str, tuple[tuple[str, str], ...]]:
     """By unit, for each of its ports: the unit that makes what enters, and that value's name in its block."""
-    graph = folded.graph
-    home = {graph.nodes[name]: unit for unit in graph.units for name in unit.nodes}
+    graph, home = folded.graph, folded.home
     return {
         names[unit]: tuple((names[home[v]], folded.node[v].name) for v in folded.entering[unit]) for unit in graph.units
     }

@@ -13,8 +13,7 @@ import torch
 import torch.distributed as dist
 
 from partitioner.ops.collective_kinds import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, REDUCE_SCATTER
-from partitioner.ops.collectives import flat
-from partitioner.sharding.layout import shard_whole
+from partitioner.sharding.layout import flat, shard_whole
 from runtime.measure.device_probes import Call, Probe
 from runtime.mesh import collectives
 from runtime.mesh.axis import Axis

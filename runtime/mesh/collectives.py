@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from partitioner.ops.collectives import unflat
 from partitioner.sharding.cut_tensors import take
-from partitioner.sharding.layout import Shard
+from partitioner.sharding.layout import Shard, unflat
 from runtime.mesh.axis import Axis
 
 

@@ -19,8 +19,7 @@ from torch import fx
 from cutlass_ops.linear import fused, gemm, layer
 from cutlass_ops.linear.layer import Layer, Product
 from cutlass_ops.spec import notation
-from partitioner.ops.collectives import unflat
-from partitioner.sharding.layout import Shard
+from partitioner.sharding.layout import Shard, unflat
 from runtime.mesh.axis import Axis
 from runtime.mesh.collectives import Bound
 

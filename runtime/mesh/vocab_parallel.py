@@ -15,10 +15,9 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 from partitioner.ops.collective_kinds import ALL_REDUCE
-from partitioner.ops.collectives import unflat
 from partitioner.ops.own_ops import dropout_mask
 from partitioner.sharding.cut_tensors import take
-from partitioner.sharding.layout import Shard
+from partitioner.sharding.layout import Shard, unflat
 from runtime.mesh.axis import Axis
 from runtime.mesh.collectives import Bound
 

@@ -9,7 +9,7 @@ from hand_counted import chain, cluster
 from torch import fx
 
 from partitioner.cluster import Route
-from partitioner.cost.collective_seconds import collective_seconds, convert_seconds, reductions
+from partitioner.cost.collective_seconds import collective_seconds, convert_seconds, rank_payloads
 from partitioner.cost.op_seconds import Seconds
 from partitioner.cost.op_work import Setting
 from partitioner.graph.tied_blocks import fold
@@ -94,7 +94,7 @@ def test_an_op_of_ours_is_priced_by_what_its_row_sends_each_way(monkeypatch: pyt
     setting, name = Setting.of(fold(chain()), cluster(), 2), "partitioner.vocab_parallel_cross_entropy.default"
     loss, by_class = value(setting, "cross_entropy"), Strategy((shard_whole(1, 16, 2), REPLICATE), WHOLE)
     sums = [("all_reduce", 24.0), ("all_reduce", 48.0)]
-    assert reductions(setting, loss, by_class) == (sums, [])
+    assert rank_payloads(setting, loss, by_class) == (sums, [])
     monkeypatch.setitem(ROWS, name, replace(ROWS[name], backward=lambda whole, logits, *_: [("all_gather", 7.0)]))
-    assert reductions(setting, loss, by_class) == (sums, [("all_gather", 7.0)])
-    assert reductions(setting, loss, Strategy((WHOLE, WHOLE), WHOLE)) == ([], [])
+    assert rank_payloads(setting, loss, by_class) == (sums, [("all_gather", 7.0)])
+    assert rank_payloads(setting, loss, Strategy((WHOLE, WHOLE), WHOLE)) == ([], [])

@@ -15,9 +15,8 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from cutlass_ops.linear import fused, gemm
-from partitioner.ops.collectives import flat
 from partitioner.sharding.cut_tensors import take
-from partitioner.sharding.layout import Shard, shard_whole
+from partitioner.sharding.layout import Shard, flat, shard_whole
 from runtime.mesh.bind import bind
 from runtime.mesh.groups import Groups
 
