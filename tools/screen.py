@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def error_line(text: str) -> None:
 
 
 @contextmanager
-def status(first: str) -> Iterator[Callable[[str], None]]:
+def status(first: str) -> Generator[Callable[[str], None]]:
     """A spinner on standard error when it is a terminal; yields a function that changes its text."""
     console = errors()
     if not console.is_terminal:

@@ -6,7 +6,7 @@ import ctypes
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -15,7 +15,7 @@ OUT, ERR = 1, 2  # file descriptors
 
 
 @contextmanager
-def document_alone(asked: bool, restore: bool = True) -> Iterator[Print]:
+def document_alone(asked: bool, restore: bool = True) -> Generator[Print]:
     """Yields what prints the document. Where one was ``asked`` for, nothing else inside reaches standard output:
     neither print, nor logging, nor a write by C or by a child process to descriptor 1.
 
@@ -41,7 +41,7 @@ def document_alone(asked: bool, restore: bool = True) -> Iterator[Print]:
 
 
 @contextmanager
-def _writing(stream: TextIO, kept: int) -> Iterator[TextIO]:
+def _writing(stream: TextIO, kept: int) -> Generator[TextIO]:
     """The stream itself, or the descriptor that it wrote to, which now is ``kept``."""
     if not _is_standard(stream):
         yield stream

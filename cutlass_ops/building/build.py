@@ -21,11 +21,12 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from cutlass_ops.building import sass
 from cutlass_ops.building.sass import Code
@@ -91,8 +92,9 @@ def find(key: str, where: Path) -> Entry | None:
     """The entry of that key, or None where it is missing, unreadable or not what its manifest says."""
     directory = where / key
     try:
-        fields = json.loads((directory / "manifest.json").read_text())
-        manifest = Manifest(**{**fields, "code": Code(**fields["code"])})
+        fields: dict[str, Any] = json.loads((directory / "manifest.json").read_text())
+        code = Code(**fields.pop("code"))
+        manifest = Manifest(**fields, code=code)
         entry = Entry(directory, kernel.from_json((directory / "kernel.json").read_text()), manifest)
         whole = hashlib.sha256(entry.library.read_bytes()).hexdigest() == manifest.sha256 and manifest.key == key
     except (OSError, ValueError, TypeError, KeyError):
@@ -184,7 +186,7 @@ def _reason(output: str) -> str:
 
 
 @contextlib.contextmanager
-def _locked(path: Path, seconds: float) -> Iterator[None]:
+def _locked(path: Path, seconds: float) -> Generator[None]:
     """Hold ``path`` alone; the lock of a killed process is free."""
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + seconds

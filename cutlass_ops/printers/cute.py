@@ -115,8 +115,7 @@ def load(library: Path, kernel: Kernel) -> Callable[..., None]:
 
     Needs apache-tvm-ffi alone. Errors of the library (a wrong shape, dtype or device) are ValueErrors.
     """
-    import tvm_ffi
-
+    tvm_ffi = importlib.import_module("tvm_ffi")  # of an extra, as all that is imported so
     function = tvm_ffi.load_module(str(library))[_FUNCTION]
     gemm, tile = kernel.gemm, kernel.tiling
     first = _first_tile(gemm)
@@ -176,8 +175,7 @@ def _package(name: str) -> Path:
 
 def _compile(directory: Path) -> None:
     """kernel.json and epilogue.py to kernel.o and stub.c; sizes are symbols, so the ones here mean nothing."""
-    from quack.gemm_runtime import host
-
+    host = importlib.import_module("quack.gemm_runtime").host
     host.get_max_active_clusters = lambda count: 0  # asks the device, and is read at launch only
     kernel = kernels.from_json((directory / "kernel.json").read_text())
     gemm, tile = kernel.gemm, kernel.tiling

@@ -49,8 +49,8 @@ class _Tape:
 
     def __init__(self, gemm: Gemm, leaves: set[str]) -> None:
         self.leaves = leaves
-        ops = [Op(op.value, op.op, tuple(map(_loaded, op.args))) for op in gemm.ops]
-        self.forward = {op.value: op for op in ops if op.value not in leaves}
+        ops = [op for op in gemm.ops if op.value not in leaves]
+        self.forward = {op.value: Op(op.value, op.op, tuple(map(_argument, op.args))) for op in ops}
         self.ops: list[Op] = []
         self.taken = {ACCUMULATOR, *(load.name for load in gemm.loads), *(op.value for op in gemm.ops)}
 
@@ -108,8 +108,12 @@ class _Tape:
         raise ValueError(f"{op.op} has no gradient in an epilogue")
 
 
-def _loaded(arg: Arg) -> Arg:
-    return PRODUCT if arg == ACCUMULATOR else arg
+def _loaded(name: str) -> str:
+    return PRODUCT if name == ACCUMULATOR else name
+
+
+def _argument(arg: Arg) -> Arg:
+    return _loaded(arg) if isinstance(arg, str) else arg
 
 
 def _live(ops: list[Op], targets: list[str]) -> list[Op]:

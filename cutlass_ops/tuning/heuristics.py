@@ -54,8 +54,7 @@ def _layout(gemm: Gemm) -> str:
 
 
 def _main(arch: str, dtype: str, layout: str, m: str, n: str, k: str, count: str) -> None:
-    import nvMatmulHeuristics as library
-
+    library = importlib.import_module("nvMatmulHeuristics")
     device, backend = _DEVICES[arch]
     asked = library.NvMatmulHeuristicsInterface(
         backend=getattr(library.NvMatmulHeuristicsTarget, backend), precision=_PRECISIONS[dtype]

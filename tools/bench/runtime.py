@@ -108,7 +108,11 @@ class Bench:
         errors = [max(row["upd_err"] or 0.0 for row in rows) for rows in (ours, theirs)]
         if max(errors) > MOST_ERROR:
             raise InputError(f"{name}: updates differ from one process by {errors[0]:.1e} (ours), {errors[1]:.1e}")
-        return Ratio(name, *seconds, *ratio_of(*seconds), *errors)
+        ratio, low, high = ratio_of(*seconds)
+        return Ratio(
+            config=name, ours=seconds[0], theirs=seconds[1], ratio=ratio, low=low, high=high,
+            ours_error=errors[0], theirs_error=errors[1],
+        )  # fmt: skip
 
     def _plan(self, name: str) -> None:
         config = CONFIGS[name]

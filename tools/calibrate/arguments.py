@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 
+from tools.subcommands import Subcommands
+
 EXAMPLES = """examples:
   partitioner calibrate -o here.toml                             measure this machine, all its ranks at work
   torchrun --nnodes 2 --nproc-per-node 8 -m tools.main calibrate -o here.toml
   partitioner calibrate --from report.json -o corrected.toml     correct the plan's cluster by what a run took"""
 
 
-def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def declare(commands: Subcommands) -> None:
     """Add the command."""
     calibrate = commands.add_parser(
         "calibrate",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from tools.subcommands import Subcommands
+
 BASELINES = ("megatron", "fsdp", "ddp")  # rules of thumb: baselines.py
 DIFF_EXAMPLE = "example: partitioner diff before.json after.json; exit status 1 where they differ"
 EXAMPLES = """examples:
@@ -15,7 +17,7 @@ EXAMPLES = """examples:
   partitioner compare a.json b.json --html compare.html"""
 
 
-def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def declare(commands: Subcommands) -> None:
     """Add both commands."""
     command = commands.add_parser(
         "compare", help="compare plans and runs by cost", epilog=EXAMPLES,

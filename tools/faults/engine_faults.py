@@ -64,10 +64,13 @@ def _same_keys(engine: Any) -> None:
 
 
 def _norm_without(axis: str) -> Callable[[Engine], None]:
-    return lambda engine: setattr(engine._norm, "_axes", [a for a in engine._norm._axes if a != axis])
+    def prepare(engine: Any) -> None:
+        engine._norm._axes = [a for a in engine._norm._axes if a != axis]
+
+    return prepare
 
 
-def _every_value_counts(engine: Engine) -> None:
+def _every_value_counts(engine: Any) -> None:
     engine._norm._counted = engine.trained
 
 

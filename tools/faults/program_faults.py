@@ -186,9 +186,9 @@ def _of_layouts(program: Program) -> Iterator[Mutant]:
 
 def _other_cut(shard: Shard, ranks: int) -> Shard | None:
     """A division into parts of the same size that takes other elements."""
-    if len(shard.segments) > 1:
+    segment, *others = shard.segments
+    if others:
         return Shard(shard.dim, (Segment(1, ranks, shard.size // ranks),))
-    (segment,) = shard.segments
     if segment.granule % 2 or not segment.is_even(ranks):
         return None
     return Shard(shard.dim, (Segment(segment.repeat * 2, segment.units, segment.granule // 2),))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from partitioner.sharding.op_rules import RULES
 
 
 @contextmanager
-def forgetting(name: str) -> Iterator[None]:
+def forgetting(name: str) -> Generator[None]:
     """The rule of this op calls the sum over a sharded factor whole, and lets a Partial through; "" names none."""
     if not name:
         yield

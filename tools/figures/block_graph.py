@@ -37,7 +37,7 @@ class Moving:
         return self.rows[0].target
 
 
-def block_graph(plan: Plan, row: BlockRow, every: bool = False) -> nx.DiGraph:
+def block_graph(plan: Plan, row: BlockRow, every: bool = False) -> nx.DiGraph[str]:
     """Nodes: an op's name (``op``: its OpRow), ``value>layout`` (``moving``) and the names of what enters.
 
     Edges have the ``layout`` in which the value arrives. ``every``: all ops; else those that multiply, read weights,
@@ -72,13 +72,13 @@ def movings(rows: tuple[CollectiveRow, ...]) -> Iterator[Moving]:
     return (Moving(tuple(same)) for same in found.values())
 
 
-def _add_move(graph: nx.DiGraph, moving: Moving, made: dict[str, str]) -> None:
+def _add_move(graph: nx.DiGraph[str], moving: Moving, made: dict[str, str]) -> None:
     graph.add_node(moving.name, moving=moving)
     if moving.value in made:
         graph.add_edge(moving.value, moving.name, layout=moving.rows[0].source)
 
 
-def _folded(graph: nx.DiGraph, row: BlockRow, parameters: Container[str]) -> nx.DiGraph:
+def _folded(graph: nx.DiGraph[str], row: BlockRow, parameters: Container[str]) -> nx.DiGraph[str]:
     """Without the ops that only pass on what a shown one made."""
     ways: dict[str, frozenset[str]] = {}
     hidden: list[str] = []

@@ -10,7 +10,8 @@ from partitioner.plan.derived_rows import StageCost
 from partitioner.plan.parallelism import Parallelism
 from partitioner.plan.plan import Decisions
 
-MEMORY = ("weights", "gradients", "optimizer", "activations", "transient")  # kinds, in the order in which they stack
+# kinds, in the order in which they stack
+MEMORY: tuple[str, ...] = ("weights", "gradients", "optimizer", "activations", "transient")
 
 
 def mesh_words(parallelism: Parallelism, between: str = " x ") -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-
 from cutlass_ops.spec.targets import ARCHITECTURES, PRINTERS
+from tools.subcommands import Subcommands
 
 HALF = ("bfloat16", "float16")
 
 
-def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def declare(commands: Subcommands) -> None:
     """Add the command and its verbs."""
     kernels = commands.add_parser(
         "kernels", help="compile a plan's kernels, list them", epilog="example: partitioner kernels build plan.json"

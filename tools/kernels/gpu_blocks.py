@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from cutlass_ops.tuning.tune import COMPILED, accelerator
@@ -162,6 +163,6 @@ def _ran(run: Pass, groups: Groups) -> dict[str, Any]:
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         run()
         torch.cuda.synchronize()
-    names = Counter(event.name for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA)
+    names = Counter(event.name for event in profiler.events() or () if event.device_type == DeviceType.CUDA)
     ours = sum(count for name, count in names.items() if OURS.search(name))
     return {"dispatched": dict(groups.kernels), "ours": ours, "kernels": dict(names.most_common(30))}

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import cast
 
 import torch
 from torch import nn
@@ -82,7 +83,7 @@ def nearest(key: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(names)}"
 
 
-Model = Callable[..., tuple[nn.Module, dict[str, torch.Tensor]]]
+Model = Callable[..., object]  # what it returns is looked at by ``call``
 
 
 def function(entry: Entry) -> Model:
@@ -112,10 +113,11 @@ def call(entry: Entry, model: Model, settings: Mapping[str, object]) -> tuple[nn
         returned = model(**settings)
     if not isinstance(returned, tuple) or len(returned) != 2 or not isinstance(returned[0], nn.Module):
         raise InputError(f"{place} must return (module, batch), and returned {type(returned).__name__}")
-    module, batch = returned
-    if not isinstance(batch, dict) or not all(isinstance(t, torch.Tensor) for t in batch.values()):
+    module, batch = cast(tuple[nn.Module, object], returned)
+    tensors = cast(dict[str, object], batch).values() if isinstance(batch, dict) else [None]
+    if not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
         raise InputError(f"{place}: the batch must be a dict of tensors, argument name to example")
-    return module, batch
+    return module, cast(dict[str, torch.Tensor], batch)
 
 
 def _module(entry: Entry) -> ModuleType:

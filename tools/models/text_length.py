@@ -39,7 +39,8 @@ def _positions(config: Any) -> int | None:
 def _allowed(config: Any, module: nn.Module) -> int | None:
     """A table of positions that has a padding row counts from behind it."""
     most = _positions(config)
-    tokens = module.get_input_embeddings() if hasattr(module, "get_input_embeddings") else None
+    embeddings = getattr(module, "get_input_embeddings", None)
+    tokens = embeddings() if embeddings is not None else None
     tables = [m for m in module.modules() if isinstance(m, nn.Embedding) and m is not tokens]
     tables = [m for m in tables if m.num_embeddings == most]
     padded = [m.padding_idx + 1 for m in tables if m.padding_idx is not None]

@@ -19,7 +19,7 @@ def with_values(source: Source) -> Source:
 
 
 def traced(
-    source: Source, say: Callable[[str], object] = lambda text: None, compare: bool = True,
+    source: Source, say: Callable[[str], None] = lambda text: None, compare: bool = True,
     global_batch: int | None = None,
 ) -> Graph:  # fmt: skip
     """The graph of the model, as ``trace`` makes it; raises InputError."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from tools.subcommands import Subcommands
+
 EXAMPLES = """examples:
   partitioner plan examples/gpt.py:model --cluster local-cpu --global-batch 16 -o plan.json
   partitioner plan hf:llama --set num_hidden_layers=8 dtype=bfloat16 --cluster dgx-h100 --global-batch 64
@@ -11,7 +13,7 @@ EXAMPLES = """examples:
   partitioner plan --edit plan.json --pin schedule=1f1b -o other.json"""
 
 
-def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def declare(commands: Subcommands) -> None:
     """Add both commands."""
     plan = commands.add_parser(
         "plan",

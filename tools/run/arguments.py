@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
-
 from tools.run.going_on import DEFAULTS
+from tools.subcommands import Subcommands
 
 WEIGHTS = (
     (
@@ -18,7 +17,7 @@ WEIGHTS = (
 )  # fmt: skip
 
 
-def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def declare(commands: Subcommands) -> None:
     """Add the three commands."""
     run = commands.add_parser(
         "run", help="train a plan", epilog="example: partitioner run plan.json --steps 40 --data corpus.txt"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from tools.subcommands import Subcommands
+
 EXAMPLES = """examples:
   partitioner show plan.json
   partitioner show plan.json --svg plan.svg --trace step.json --html plan.html
@@ -11,7 +13,7 @@ EXAMPLES = """examples:
   partitioner show plan.json --program | less"""
 
 
-def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def declare(commands: Subcommands) -> None:
     """Add the command."""
     show = commands.add_parser(
         "show", help="look at a plan", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter

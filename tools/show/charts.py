@@ -25,7 +25,7 @@ ACTIONS = {"forward": "#3b82f6", "backward": "#8b5cf6", "weight gradients": "#14
 PARTS = {"compute": "#3b82f6", "tp communication": "#ea580c", "cp communication": "#f59e0b",
          "pp communication": "#d946ef", "dp communication": "#ef4444", "communication": "#fb923c",
          "bubble": "#94a3b8", "pipeline": "#94a3b8", "optimizer": "#eab308"}  # fmt: skip
-MEMORY = dict(zip(figures.MEMORY, ("#3b82f6", "#06b6d4", "#8b5cf6", "#22c55e", "#eab308"), strict=True))
+MEMORY: dict[str, str] = dict(zip(figures.MEMORY, ("#3b82f6", "#06b6d4", "#8b5cf6", "#22c55e", "#eab308"), strict=True))
 AXES = {"tp": "#ea580c", "cp": "#f59e0b", "pp": "#d946ef", "dp": "#ef4444"}
 MOST_SPANS = 20_000
 Legend = dict[str, str]  # colours by name
@@ -36,7 +36,7 @@ def spans_chart(plan: Plan) -> tuple[Any, Legend, str]:
     rows = timeline(plan)
     shown, words = _shown(plan, rows)
     chart = _figure(height=min(640, 90 + 24 * len(rows)), x_axis_label="seconds", y_axis_label="pipeline rank",
-                    y_range=Range1d(len(rows) - 0.5, -0.5), tools="xpan,xwheel_zoom,xbox_zoom,reset,save",
+                    y_range=Range1d(start=len(rows) - 0.5, end=-0.5), tools="xpan,xwheel_zoom,xbox_zoom,reset,save",
                     active_scroll="xwheel_zoom")  # fmt: skip
     for letter, kind in KINDS.items():
         bars = [(p, span) for p, row in enumerate(shown) for span in row if span.action.kind == letter]

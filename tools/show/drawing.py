@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import networkx as nx
 import pydot
@@ -53,7 +53,7 @@ def rendered(graph: pydot.Dot, form: str) -> bytes:
     """Laid out by Graphviz's dot."""
     laid = pygraphviz.AGraph(string=graph.to_string())
     laid.layout("dot")
-    return laid.draw(format=form)
+    return cast(bytes, laid.draw(format=form))  # None only where a file is written
 
 
 def plan_graph(plan: Plan, folded: bool = False) -> pydot.Dot:
@@ -63,7 +63,7 @@ def plan_graph(plan: Plan, folded: bool = False) -> pydot.Dot:
     homes: dict[str, tuple[str, bool]] = {}  # of each unit, its box, and whether that is opened
     for stages in outline(plan):
         label = f"{stages.title}   {_stage_words(plan, stages)}"
-        box = pydot.Cluster(f"stage{stages.first}", label=_quoted(label), **_BOX)
+        box = _box(f"stage{stages.first}", label)
         made.add_subgraph(box)
         for n, run in enumerate(stages.runs):
             key = f"s{stages.first}r{n}"
@@ -95,7 +95,7 @@ def program_drawing(program: Program) -> pydot.Dot:
     made, drawn = _canvas("program"), dict[int, str]()
     homes: dict[str, str] = {}  # of each value, the node that made it last
     for stage in program.stages:
-        box = pydot.Cluster(f"stage{stage.index}", label=_quoted(f"stage {stage.index}"), **_BOX)
+        box = _box(f"stage{stage.index}", f"stage {stage.index}")
         made.add_subgraph(box)
         calls = [call for call in (stage.constants, stage.prelude, *stage.calls) if call is not None]
         for n, call in enumerate(calls):
@@ -106,7 +106,7 @@ def program_drawing(program: Program) -> pydot.Dot:
                 ends, starts = [key] * len(call.results), dict.fromkeys(call.arguments, key)
             else:
                 drawn[id(call.module)] = call.block
-                inner = pydot.Cluster(f"{key}box", label=_quoted(call.block), **(_BOX | {"color": "#3b82f6"}))
+                inner = _box(f"{key}box", call.block, "#3b82f6")
                 box.add_subgraph(inner)
                 ends, starts = _add_module(inner, call, key, program.parameters)
             for name, start in starts.items():
@@ -117,7 +117,12 @@ def program_drawing(program: Program) -> pydot.Dot:
     return made
 
 
-_BOX = {"color": "#94a3b8", "style": "rounded", "labeljust": "l", "fontname": FONT, "fontsize": "12", "margin": "14"}
+def _box(name: str, label: str, color: str = "#94a3b8", fontsize: str = "12") -> pydot.Subgraph:
+    """A frame: what Graphviz calls a cluster, by its name."""
+    made = pydot.Subgraph(f"cluster_{name}", label=_quoted(label), color=color, fontsize=fontsize, fontname=FONT)
+    for attribute, value in {"style": "rounded", "labeljust": "l", "margin": "14"}.items():
+        made.set(attribute, value)
+    return made
 
 
 def _canvas(name: str) -> pydot.Dot:
@@ -143,14 +148,14 @@ def _all_names(plan: Plan, stages: Stages, run: int) -> Iterable[str]:
         yield from plan.decisions.stages[n][before : before + len(stages.runs[run].names)]
 
 
-def _add_block(box: pydot.Cluster, plan: Plan, run: Run, key: str) -> None:
+def _add_block(box: pydot.Subgraph, plan: Plan, run: Run, key: str) -> None:
     label = f"{run.title}   {run.times}"
-    inner = pydot.Cluster(f"{key}box", label=_quoted(label), **(_BOX | {"color": "#3b82f6", "fontsize": "11"}))
+    inner = _box(f"{key}box", label, "#3b82f6", fontsize="11")
     box.add_subgraph(inner)
     _add_ops(inner, run.row, block_graph(plan, run.row), key)
 
 
-def _add_ops(box: pydot.Graph, row: BlockRow, graph: nx.DiGraph, key: str) -> None:
+def _add_ops(box: pydot.Graph, row: BlockRow, graph: nx.DiGraph[str], key: str) -> None:
     for name, data in graph.nodes(data=True):
         if data.get("kind") == ENTERING:
             box.add_node(_node(f"{key}:{name}", [name], "value"))
@@ -208,7 +213,7 @@ def _enters(plan: Plan, row: BlockRow, home: tuple[str, bool], value: str) -> st
 
 
 def _add_module(
-    box: pydot.Cluster, call: Call, key: str, parameters: Container[str]
+    box: pydot.Subgraph, call: Call, key: str, parameters: Container[str]
 ) -> tuple[list[str], dict[str, str]]:
     """The nodes that make its results, and by argument those that read it from elsewhere."""
     moving, starts, hidden = set(collective_nodes(call.module)), dict[str, str](), set[fx.Node]()

@@ -77,7 +77,8 @@ def _embedded(data: object) -> str:
 
 
 def _block(plan: Plan, row: BlockRow) -> dict[str, Any]:
-    many = f"{row.units[0]} .. {row.units[-1]} (x {len(row.units)})" if len(row.units) > 1 else row.units[0]
+    first, *others = row.units
+    many = f"{first} .. {others[-1]} (x {len(row.units)})" if others else first
     items = {op.name: _op(plan, row, op) for op in row.ops}
     moves = (*(move for op in row.ops for move in op.collectives), *row.leaving)
     items |= {moving.name: _move(moving.rows) for moving in movings(moves)}

@@ -87,7 +87,11 @@ def validate_command(options: argparse.Namespace) -> int:
 def summary(name: str, rows: Sequence[Predicted]) -> Summary:
     """Errors, and rank correlations within groups, of some predictions."""
     if not rows:
-        return Summary(name, 0, *[float("nan")] * 4, 0, None, None, 0, None, None)
+        none = float("nan")
+        return Summary(
+            name, rows=0, mean=none, median=none, worst=none, bias=none, ranked=0, rank=None, regret=None,
+            memory_rows=0, memory_mean=None, memory_rank=None,
+        )  # fmt: skip
     errors = np.array([p.error for p in rows])
     ranks = [ranked(group) for group in alike(rows)]
     remembered = [p for p in rows if p.run.peak_bytes is not None]
@@ -96,9 +100,10 @@ def summary(name: str, rows: Sequence[Predicted]) -> Summary:
         spearman([p.peak_bytes for p in g], [p.run.peak_bytes or 0.0 for p in g]) for g in alike(remembered)
     ]
     return Summary(
-        name, len(rows), float(np.abs(errors).mean()), float(np.median(np.abs(errors))), float(np.abs(errors).max()),
-        float(errors.mean()), len(ranks), _median([r for r, _ in ranks]), _median([r for _, r in ranks]),
-        len(remembered), float(np.abs(memory).mean()) if memory else None, _median(memory_ranks),
+        name, rows=len(rows), mean=float(np.abs(errors).mean()), median=float(np.median(np.abs(errors))),
+        worst=float(np.abs(errors).max()), bias=float(errors.mean()), ranked=len(ranks),
+        rank=_median([r for r, _ in ranks]), regret=_median([r for _, r in ranks]), memory_rows=len(remembered),
+        memory_mean=float(np.abs(memory).mean()) if memory else None, memory_rank=_median(memory_ranks),
     )  # fmt: skip
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
+from tools.subcommands import Subcommands
 
 
-def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def declare(commands: Subcommands) -> None:
     """Add the command."""
     verify = commands.add_parser(
         "verify",

@@ -192,7 +192,7 @@ def divided_parameters(plan: Plan, graph: Graph) -> float:
 
 def divided_flops(plan: Plan, graph: Graph) -> float:
     """The share of forward FLOPs of ops that run on a shard."""
-    flops = dict(graph.digraph.nodes(data="forward_flops"))
+    flops: dict[str, float] = {name: node["forward_flops"] for name, node in graph.digraph.nodes.items()}
     rows = [(len(block.units) * flops[op.name], (*op.operands, op.result)) for block in plan.blocks for op in block.ops]
     parts = [n for n, words in rows if any(isinstance(parse_placement(w), Shard) for w in words)]
     return sum(parts) / sum(n for n, _ in rows)

@@ -10,7 +10,7 @@ from partitioner.graph.graph import Graph
 from partitioner.schedule.tables import PLAIN, SCHEDULES
 
 _LINK = Link(bytes_per_second=1e12, efficiency=1.0, latency_seconds=1e-9)
-_PEAKS = dict.fromkeys(("float64", "float32", "bfloat16", "float16"), 1e12)
+_PEAKS: dict[str, float] = dict.fromkeys(("float64", "float32", "bfloat16", "float16"), 1e12)
 _DEVICE = Device("verify", 1e15, 1e9, 0.0, 1.0, 1.0, 1.0, 1, 0.0, _PEAKS)
 
 
