@@ -11,6 +11,7 @@ from partitioner.errors import InputError
 from partitioner.plan.derived_rows import OPTIMIZER, PIPELINE, Cost
 from partitioner.plan.json_document import plain, read, write
 from partitioner.plan.plan import Asked, Decisions
+from partitioner.sharding.mesh_axes import CP, DP, PP, TP
 
 KIND = "report"
 MEASURED_MEMORY = {"cpu": "of the process, interpreter included", "cuda": "of the allocator"}
@@ -80,6 +81,6 @@ class Report:
 
 def predicted_parts(cost: Cost) -> dict[str, float]:
     """The parts of a step as a run can measure them."""
-    axes = {f"{axis} communication": cost.exposed_seconds.get(axis, 0.0) for axis in ("tp", "cp", "dp")}
-    pipeline = cost.bubble_seconds + cost.exposed_seconds.get("pp", 0.0)
+    axes = {f"{axis} communication": cost.exposed_seconds.get(axis, 0.0) for axis in (TP, CP, DP)}
+    pipeline = cost.bubble_seconds + cost.exposed_seconds.get(PP, 0.0)
     return {"compute": cost.compute_seconds, **axes, PIPELINE: pipeline, OPTIMIZER: cost.optimizer_seconds}

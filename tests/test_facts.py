@@ -19,6 +19,7 @@ from partitioner.ops.payloads import ON_RANKS, ROWS
 from partitioner.plan.executed import EXECUTED as EXECUTED_VALUES
 from partitioner.schedule.tables import KINDS as ACTIONS
 from partitioner.schedule.tables import SCHEDULES
+from partitioner.sharding.mesh_axes import AXES
 from partitioner.sharding.op_rules import RULES
 from runtime.mesh import collectives, vocab_parallel
 from runtime.train.worker import KINDS as EXECUTED
@@ -26,6 +27,7 @@ from runtime.train.worker import KINDS as EXECUTED
 ROOT = Path(__file__).parents[1]
 WORDS = {"copy", "shard"}  # ops of ours that are named like other things
 TABLES = {  # names, and where they may stand
+    "axis": (set(AXES), {"partitioner/sharding/mesh_axes.py"}),
     "schedule": (set(SCHEDULES), {"partitioner/schedule/tables.py"}),
     "collective": (
         (set(KINDS) | set(OPS)) - WORDS, {"partitioner/ops/collective_kinds.py", "partitioner/ops/collectives.py"},
@@ -47,15 +49,20 @@ def texts(source: str) -> Iterator[tuple[int, str]]:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and node.body
         and isinstance(node.body[0], ast.Expr)
     }  # fmt: skip
+    pieces = {id(piece) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for piece in node.values}
     for node in ast.walk(tree):
-        text = node.value if isinstance(node, ast.Constant) else None
-        if isinstance(node, ast.Constant) and isinstance(text, str) and id(node) not in documented:
-            yield from ([(node.lineno, text)] if len(text.split()) < 3 else [])
+        if isinstance(node, ast.JoinedStr):
+            found = " ".join(piece.value if isinstance(piece, ast.Constant) else "" for piece in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documented | pieces:
+            found = node.value
+        else:
+            continue
+        yield from ([(node.lineno, found)] if len(found.split()) < 3 else [])
 
 
 def named(source: str, names: set[str]) -> list[tuple[int, str]]:
     """Line and name of what a source names as a text, as a whole word of it."""
-    words = re.compile(rf"(?<![\w.])(?:{'|'.join(map(re.escape, sorted(names)))})(?![\w.])")
+    words = re.compile(rf"(?<![\w.])(?:{'|'.join(map(re.escape, sorted(names)))})(?![\w.=])")
     return [(line, name) for line, text in texts(source) for name in words.findall(text)]
 
 
@@ -97,9 +104,12 @@ def test_an_attribute_of_an_op_is_seen() -> None:
     ("source", "found"),
     [
         ('kind = "1f1b"', ["1f1b"]),
+        ('ranks = groups.size("dp")', ["dp"]),
+        ('row = {"tp communication": 1}', ["tp"]),
+        ('help = "--pin tp=2"', []),
         ('if str(node.target) == "aten.linear.default": pass', ["aten.linear.default"]),
-        ('found = {f"pp gpipe": 1}', ["gpipe"]),
-        ('axis.log.add("tp", "all_reduce", x)', ["all_reduce"]),
+        ('found = {f"pp gpipe": 1}', ["pp", "gpipe"]),
+        ('axis.log.add("tp", "all_reduce", x)', ["tp", "all_reduce"]),
         ('if str(node.target) == "partitioner.shard.default": pass', ["partitioner.shard.default"]),
         ('given["sample_keys"] = keys', ["sample_keys"]),
         ('def f():\n    """all_reduce."""', []),

@@ -24,6 +24,7 @@ from partitioner.ops.collective_kinds import ALL_GATHER, REDUCE_SCATTER
 from partitioner.ops.collectives import conversion, payloads
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import REPLICATE, Placement
+from partitioner.sharding.mesh_axes import CP, TP
 
 _HIDDEN = 0.25  # share of a tensor-parallel collective that hides where it runs in pieces beside its product
 
@@ -103,7 +104,7 @@ def _converted(setting: Setting, move: Conversion, route: Route) -> Moved:
     rows, size = conversion(source, target, setting.ranks, differentiable) or (), setting.bytes(value, REPLICATE)
     forward = _sent(payloads(size, rows, setting.ranks, "forward"), route)
     backward = _sent(payloads(size, rows, setting.ranks, "backward"), route) if differentiable else ()
-    return Moved(value, source, target, "tp", forward, backward)
+    return Moved(value, source, target, TP, forward, backward)
 
 
 def _inside(setting: Setting, node: fx.Node, strategy: Strategy, route: Route) -> list[Moved]:
@@ -111,7 +112,7 @@ def _inside(setting: Setting, node: fx.Node, strategy: Strategy, route: Route) -
     if not forward and not backward:
         return []
     assert not isinstance(strategy.result, tuple)
-    return [Moved(operands(node)[0], strategy.operands[0], strategy.result, "tp", forward, backward)]
+    return [Moved(operands(node)[0], strategy.operands[0], strategy.result, TP, forward, backward)]
 
 
 def _context(setting: Setting, node: fx.Node, strategy: Strategy, route: Route) -> list[Moved]:
@@ -120,7 +121,7 @@ def _context(setting: Setting, node: fx.Node, strategy: Strategy, route: Route) 
     for value, placement in list(zip(operands(node), strategy.operands, strict=True))[1:3]:
         size = setting.bytes(value, placement) * setting.cp
         gathered, scattered = _sent([(ALL_GATHER, size)], route), _sent([(REDUCE_SCATTER, size)], route)
-        found.append(Moved(value, placement, placement, "cp", gathered, (*gathered, *scattered)))
+        found.append(Moved(value, placement, placement, CP, gathered, (*gathered, *scattered)))
     return found
 
 

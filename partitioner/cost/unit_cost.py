@@ -27,6 +27,7 @@ from partitioner.graph.tied_blocks import Folded
 from partitioner.layouts.conversions import Handed, conversions, handed_on
 from partitioner.layouts.solution import Solution, group_layouts
 from partitioner.sharding.layout import REPLICATE, Placement, Shard
+from partitioner.sharding.mesh_axes import CP
 from partitioner.sharding.op_rules import rule_of
 
 
@@ -230,7 +231,7 @@ class _Pricing:
                 count[0] += len(move.forward)
                 count[1] += len(move.backward)
                 sent += seconds
-                over_cp += seconds.total if move.axis == "cp" else 0.0
+                over_cp += seconds.total if move.axis == CP else 0.0
             if reader is not None:
                 compute += self.seconds[reader]
             if reader is last:

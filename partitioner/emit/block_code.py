@@ -22,8 +22,8 @@ from partitioner.ops.collectives import OPS, Collective, conversion
 from partitioner.ops.rank_form import rank_form
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import Placement
+from partitioner.sharding.mesh_axes import TP
 
-AXIS = "tp"
 own = torch.ops.partitioner
 
 
@@ -102,7 +102,7 @@ class _Writer:
         return value
 
     def call(self, node: fx.Node, row: Collective, value: fx.Node) -> fx.Node:
-        new = self.graph.call_function(getattr(own, row.op).default, (value, AXIS, *row.arguments))  # type: ignore[arg-type]
+        new = self.graph.call_function(getattr(own, row.op).default, (value, TP, *row.arguments))  # type: ignore[arg-type]
         new.meta["val"] = node.meta["val"]
         return new
 
@@ -123,7 +123,7 @@ def _local(node: fx.Node, strategy: Strategy, ranks: int) -> tuple[Any, tuple[An
     result = strategy.result
     assert not isinstance(result, tuple)
     args, kwargs = localize(node, result, ranks)
-    form = rank_form(op_of(node), args, strategy, AXIS)
+    form = rank_form(op_of(node), args, strategy, TP)
     return (*form, {}) if form else (node.target, args, kwargs)
 
 

@@ -29,6 +29,7 @@ from partitioner.plan.executed import not_executed
 from partitioner.plan.parallelism import Parallelism
 from partitioner.plan.plan import Decisions, Plan
 from partitioner.sharding.layout import WHOLE, local_shape
+from partitioner.sharding.mesh_axes import TP
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def lower(graph: Graph, plan: Plan) -> Program:
     graph = resize(graph, parallelism.micro_batch)
     folded = fold(graph)
     solution = recall(plan, folded)
-    ranks = parallelism.mesh["tp"]
+    ranks = parallelism.mesh[TP]
     check_layouts(folded, solution, ranks)
     out = exports(folded, solution)
     split = stage_units(graph, decisions.stages)
@@ -67,7 +68,7 @@ def lower(graph: Graph, plan: Plan) -> Program:
         counts=graph.counts,
         mesh=dict(parallelism.mesh),
         order=parallelism.order,
-        axes=(("tp", ranks),),
+        axes=((TP, ranks),),
         micro_batch=parallelism.micro_batch,
         micro_batches=parallelism.micro_batches,
         actions=parallelism.actions,

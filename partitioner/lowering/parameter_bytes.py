@@ -9,6 +9,7 @@ from partitioner.graph.graph import Graph, stage_units
 from partitioner.graph.nodes import is_parameter, operands
 from partitioner.plan.plan import Plan
 from partitioner.sharding.layout import WHOLE, local_shape, parse_placement
+from partitioner.sharding.mesh_axes import PP, TP
 
 
 def held_bytes(graph: Graph, plan: Plan, place: Mapping[str, int]) -> dict[str, int]:
@@ -18,14 +19,14 @@ def held_bytes(graph: Graph, plan: Plan, place: Mapping[str, int]) -> dict[str, 
     """
     mesh = plan.parallelism.mesh
     split = stage_units(graph, plan.decisions.stages)
-    own = {u for n, units in enumerate(split) if plan.parallelism.pipeline_rank(n) == place["pp"] for u in units}
+    own = {u for n, units in enumerate(split) if plan.parallelism.pipeline_rank(n) == place[PP] for u in units}
     nodes = [graph.nodes[name] for unit in graph.units if unit in own for name in unit.nodes]
     read = {a.meta["source"] for node in nodes for a in operands(node) if is_parameter(a)}
-    unread = graph.parameters.keys() - plan.parameters.keys() if place["pp"] == 0 else set[str]()
+    unread = graph.parameters.keys() - plan.parameters.keys() if place[PP] == 0 else set[str]()
     found: dict[str, int] = {}
     for name in (n for n in graph.parameters if n in read or n in unread):
         info = graph.parameters[name]
         placement = WHOLE if name in unread else parse_placement(plan.parameters[name])
-        shape = local_shape(info.shape, placement, place["tp"], mesh["tp"])
+        shape = local_shape(info.shape, placement, place[TP], mesh[TP])
         found[name] = math.prod(shape) * info.dtype.itemsize
     return found

@@ -18,6 +18,7 @@ from partitioner.graph.counts import Count
 from partitioner.graph.step_inputs import BATCH_SHARE, SAMPLE_COUNT, SAMPLE_KEYS, STEP_KEY
 from partitioner.schedule.tables import Action
 from partitioner.sharding.layout import Layout
+from partitioner.sharding.mesh_axes import TP
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def coordinates(program: Program) -> list[Coordinates]:
     refined = [dict(zip((axis for axis, _ in program.axes), cell, strict=True)) for cell in cells]
     places = product(*(range(program.mesh[axis]) for axis in program.order))
     rows = (dict(zip(program.order, place, strict=True)) for place in places)
-    return [row | refined[row["tp"]] for row in rows]
+    return [row | refined[row[TP]] for row in rows]
 
 
 def listing(program: Program) -> str:

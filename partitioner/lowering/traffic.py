@@ -22,6 +22,7 @@ from partitioner.ops.collectives import Shape
 from partitioner.ops.payloads import ROWS, axis_place, tensor_places
 from partitioner.schedule.tables import KINDS, Action, reader
 from partitioner.sharding.layout import REPLICATE, local_shape
+from partitioner.sharding.mesh_axes import DP, PP
 
 SCALAR = 8  # bytes of a float64
 
@@ -85,7 +86,7 @@ def traffic(program: Program, rank: int = 0, clipped: bool = True) -> list[Sendi
     """
     here = coordinates(program)[rank]
     trip = _Trip(program, here)
-    rows = [row for action in program.actions[here["pp"]] for row in trip.rows(action)]
+    rows = [row for action in program.actions[here[PP]] for row in trip.rows(action)]
     return [*rows, *_sync(program, here), *_control(program, clipped)]
 
 
@@ -117,7 +118,7 @@ class _Trip:
         stage, waiting = self.program.stages[action.stage], reader(action, len(self.program.stages))
         if waiting and self.program.stages[waiting.stage].rank != stage.rank:
             for value in self.sent(stage, action.kind):
-                yield Sending("pp", "send", "send", math.prod(value.shape) * value.dtype.itemsize)
+                yield Sending(PP, "send", "send", math.prod(value.shape) * value.dtype.itemsize)
 
     def sent(self, stage: Stage, kind: str) -> Iterable[Value]:
         """Values forward; backward the gradients of those received that have one."""
@@ -193,12 +194,12 @@ def _sync(program: Program, here: Coordinates) -> Iterator[Sending]:
     sizes: dict[str, int] = {}
     for parameter in program.parameters.values():
         owners = program.ranks_of(parameter.stages)
-        if not parameter.requires_grad or here["pp"] not in owners:
+        if not parameter.requires_grad or here[PP] not in owners:
             continue
         rows = zip(parameter.layout, program.axes, strict=True)
         axes = [axis for placement, (axis, ranks) in rows if placement == REPLICATE and ranks > 1]
-        axes += ["pp"] if len(owners) > 1 else []
-        axes += ["dp"] if program.mesh["dp"] > 1 else []
+        axes += [PP] if len(owners) > 1 else []
+        axes += [DP] if program.mesh[DP] > 1 else []
         size = math.prod(_local(program, parameter, here)) * parameter.dtype.itemsize
         for axis in axes:
             sizes[axis] = sizes.get(axis, 0) + size
@@ -209,11 +210,11 @@ def _control(program: Program, clipped: bool) -> Iterator[Sending]:
     """Fingerprints of what carries no samples, the counts, the loss, the squared gradient norm."""
     mesh = program.mesh
     shared = len(program.inputs) - len(program.batched)
-    sizes = [("dp", 2 * SCALAR * shared)] if shared else []
-    sizes += [("dp", SCALAR * numbers) for numbers in program.counted]
-    sizes += [("dp", SCALAR), ("pp", SCALAR)]
+    sizes = [(DP, 2 * SCALAR * shared)] if shared else []
+    sizes += [(DP, SCALAR * numbers) for numbers in program.counted]
+    sizes += [(DP, SCALAR), (PP, SCALAR)]
     wide = dict(mesh) | dict(program.axes)
-    sizes += [(axis, SCALAR) for axis in ("pp", *(axis for axis, _ in program.axes)) if clipped]
+    sizes += [(axis, SCALAR) for axis in (PP, *(axis for axis, _ in program.axes)) if clipped]
     return (Sending(axis, ALL_REDUCE, "control", size) for axis, size in sizes if wide[axis] > 1)
 
 

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 from partitioner.plan.json_document import Among
 from partitioner.plan.parallelism import Parallelism
+from partitioner.sharding.mesh_axes import DP
 
-PIPELINE, OPTIMIZER, SYNC = "pipeline", "optimizer", "dp communication"  # parts of a step as a run can measure them
+PIPELINE, OPTIMIZER, SYNC = "pipeline", "optimizer", f"{DP} communication"  # parts of a step as a run can measure them
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from partitioner.plan.parallelism import AXES, FULL_RECOMPUTE, NO_RECOMPUTE, Parallelism
+from partitioner.plan.parallelism import FULL_RECOMPUTE, NO_RECOMPUTE, Parallelism
 from partitioner.schedule.tables import SCHEDULES
+from partitioner.sharding.mesh_axes import AXES, CP
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ def _schedules(executed: bool) -> tuple[str, ...]:
 
 
 EXECUTED = {  # a decision that has no row is executed with every value
-    "cp": Values((1,), tuple(range(2, 17)), "cp {}"),
+    CP: Values((1,), tuple(range(2, 17)), f"{CP} {{}}"),
     "zero": Values((0,), (1, 2, 3), "ZeRO {}"),
     "recompute": Values((NO_RECOMPUTE, FULL_RECOMPUTE), ("selective",), "{} recompute"),
     "schedule": Values(_schedules(True), _schedules(False), "schedule {}"),

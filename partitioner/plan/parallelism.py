@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from partitioner.schedule.tables import Table, rank_of, schedule, stages_of
+from partitioner.sharding.mesh_axes import AXES, PP, REPLICATING
 
-AXES = ("pp", "dp", "cp", "tp")  # of a mesh, as they usually lie, outermost first
 NO_RECOMPUTE, FULL_RECOMPUTE = "none", "full"  # of nothing, of whole blocks
 
 
 def mesh_of(pp: int = 1, dp: int = 1, cp: int = 1, tp: int = 1) -> dict[str, int]:
-    """Ranks along each axis; cp stands there where it divides."""
+    """Ranks along each axis; one that is not always named stands there where it divides."""
     sizes = dict(zip(AXES, (pp, dp, cp, tp), strict=True))
-    return {axis: size for axis, size in sizes.items() if axis != "cp" or size > 1}
+    return {axis: size for axis, size in sizes.items() if AXES[axis].is_always or size > 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,27 +51,27 @@ class Parallelism:
 
     @cached_property
     def replicas(self) -> int:
-        """Ranks that hold the same parameters: dp and cp."""
-        return self.degree("dp") * self.degree("cp")
+        """Ranks that hold the same parameters."""
+        return math.prod(map(self.degree, REPLICATING))
 
     @property
     def stage_count(self) -> int:
         """Stages of the pipeline, those of one rank counted each."""
-        return self.mesh["pp"] * self.virtual
+        return self.mesh[PP] * self.virtual
 
     @property
     def actions(self) -> Table:
         """What every pipeline rank does in a step; raises InputError where the schedule has no such table."""
-        return schedule(self.schedule, self.mesh["pp"], self.virtual, self.micro_batches)
+        return schedule(self.schedule, self.mesh[PP], self.virtual, self.micro_batches)
 
     @property
     def rank_stages(self) -> tuple[tuple[int, ...], ...]:
         """The stages of each pipeline rank, rising."""
-        return stages_of(self.mesh["pp"], self.virtual, self.schedule)
+        return stages_of(self.mesh[PP], self.virtual, self.schedule)
 
     def pipeline_rank(self, stage: int) -> int:
         """The rank along pp on which a stage lies."""
-        return rank_of(stage, self.mesh["pp"], self.schedule)
+        return rank_of(stage, self.mesh[PP], self.schedule)
 
     def stride(self, axis: str) -> int:
         """Ranks between neighbours on an axis; of one that the mesh does not have, 1."""

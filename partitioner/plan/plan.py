@@ -21,6 +21,7 @@ from partitioner.gc_pause import uncollected
 from partitioner.plan.derived_rows import BlockRow, Candidate, Cost
 from partitioner.plan.json_document import Among, plain, read, write
 from partitioner.plan.parallelism import Parallelism, mesh_error
+from partitioner.sharding.mesh_axes import DP
 
 VERSION = 6
 _MOST_BYTES = 16_000_000
@@ -216,7 +217,7 @@ def _counted(rows: tuple[Candidate, ...], global_batch: int, place: str) -> tupl
         wrong = mesh_error(own.mesh, own.order)
         if wrong or own.micro_batch < 1:
             raise InputError(f"{place}[{n}].{wrong or 'micro_batch must be positive'}")
-        many = global_batch // (own.mesh["dp"] * own.micro_batch)
+        many = global_batch // (own.mesh[DP] * own.micro_batch)
         found.append(replace(row, parallelism=replace(own, micro_batches=many)))
     return tuple(found)
 

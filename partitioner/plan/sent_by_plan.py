@@ -10,6 +10,7 @@ from partitioner.plan.derived_rows import CollectiveRow
 from partitioner.plan.parallelism import FULL_RECOMPUTE
 from partitioner.plan.plan import Plan
 from partitioner.sharding.layout import parse_placement
+from partitioner.sharding.mesh_axes import DP, PP, TP
 
 
 @dataclass(frozen=True)
@@ -75,19 +76,19 @@ def _sends(plan: Plan, stage: int) -> Iterator[_Row]:
     own, row = plan.parallelism, plan.cost.stages[stage]
     here = own.pipeline_rank(stage)
     if stage + 1 < own.stage_count and own.pipeline_rank(stage + 1) != here:
-        yield "pp", "send", "send", own.micro_batches, row.sent_bytes
+        yield PP, "send", "send", own.micro_batches, row.sent_bytes
     if stage and own.pipeline_rank(stage - 1) != here:
-        yield "pp", "send", "send", own.micro_batches, row.sent_back_bytes
+        yield PP, "send", "send", own.micro_batches, row.sent_back_bytes
 
 
 def _sync(plan: Plan, stage: int) -> Iterator[_Row]:
     """Once a step; with ZeRO 2 and 3 for each micro-batch."""
     own, row = plan.parallelism, plan.cost.stages[stage]
-    if own.mesh["tp"] > 1:
-        yield "tp", ALL_REDUCE, "sync", 1, row.partial_bytes
+    if own.mesh[TP] > 1:
+        yield TP, ALL_REDUCE, "sync", 1, row.partial_bytes
     if own.replicas > 1:
         if not own.zero:
-            yield "dp", ALL_REDUCE, "sync", 1, row.synced_bytes
+            yield DP, ALL_REDUCE, "sync", 1, row.synced_bytes
         else:
-            yield "dp", REDUCE_SCATTER, "sync", own.micro_batches if own.zero > 1 else 1, row.synced_bytes
-            yield "dp", ALL_GATHER, "sync", 2 * own.micro_batches if own.zero == 3 else 1, row.gathered_bytes
+            yield DP, REDUCE_SCATTER, "sync", own.micro_batches if own.zero > 1 else 1, row.synced_bytes
+            yield DP, ALL_GATHER, "sync", 2 * own.micro_batches if own.zero == 3 else 1, row.gathered_bytes

@@ -9,6 +9,7 @@ from partitioner.plan.plan import Plan
 from partitioner.schedule.fullest_moments import moment_of
 from partitioner.schedule.simulate import ends, simulate
 from partitioner.schedule.tables import KINDS, Action, releasing_kind
+from partitioner.sharding.mesh_axes import PP
 
 MOST_ACTIONS = 2_000_000
 
@@ -46,7 +47,7 @@ def timeline(plan: Plan) -> tuple[tuple[Span, ...], ...]:
     forward = [s.forward_seconds for s in stages]
     backward = [s.backward_seconds - s.put_off_seconds for s in stages]
     weight = [s.put_off_seconds for s in stages]
-    walked = simulate(table, own.mesh["pp"], forward, backward, plan.cost.send_seconds, weight)
+    walked = simulate(table, own.mesh[PP], forward, backward, plan.cost.send_seconds, weight)
     taken = dict(zip(KINDS, (forward, backward, weight), strict=True))
     return tuple(
         tuple(Span(a, end - taken[a.kind][a.stage], end) for a, end in zip(row, ended, strict=True))

@@ -22,6 +22,7 @@ from partitioner.plan.executed import EXECUTED, is_searched
 from partitioner.plan.parallelism import NO_RECOMPUTE, Parallelism, mesh_of
 from partitioner.schedule.tables import PLAIN, SCHEDULES
 from partitioner.searching.pins import Pins
+from partitioner.sharding.mesh_axes import CP, DP, PP, TP
 from partitioner.solve.choices import NoLayout, Prices
 from partitioner.solve.solve import solve_each
 from partitioner.step.cut_stages import StageCuts
@@ -48,7 +49,7 @@ class Tried:
     def plainness(self) -> tuple[object, ...]:
         """Among equal times: fewest bytes, then the plainest mesh."""
         own = self.split.parallelism
-        degrees = (own.degree(axis) for axis in ("pp", "cp", "tp", "dp"))
+        degrees = (own.degree(axis) for axis in (PP, CP, TP, DP))
         ways = (own.virtual, own.zero, sum(self.split.recomputed), own.recompute)
         return (self.peak_bytes, *degrees, *ways, own.schedule, own.micro_batch, own.order)
 
@@ -64,12 +65,12 @@ def candidates(
     """
     refused, found = list[NoLayout](), False
     folded = fold(graph)
-    degrees = [n for n in divisors(cluster.devices) if stays_inside("tp", n, cluster, fixed)]
-    contexts = [n for n in divisors(cluster.devices) if is_searched("cp", n, plan_only)]
+    degrees = [n for n in divisors(cluster.devices) if stays_inside(TP, n, cluster, fixed)]
+    contexts = [n for n in divisors(cluster.devices) if is_searched(CP, n, plan_only)]
     for micro_batch in divisors(global_batch):
         pairs = [
             (tp, cp) for tp in degrees for cp in contexts
-            if cluster.devices % (tp * cp) == 0 and fixed.admits("cp", cp)
+            if cluster.devices % (tp * cp) == 0 and fixed.admits(CP, cp)
             and admits_micro_batch(micro_batch, global_batch, cluster.devices // (tp * cp), fixed)
         ]  # fmt: skip
         sized = (at_batch(folded, micro_batch) or fold(resize(graph, micro_batch))) if pairs else None
@@ -108,7 +109,7 @@ def micro_batches(sized: Folded, ranks: int, micro_batch: int, global_batch: int
     """By each pp that ``ranks`` and the pins admit, how many micro-batches a step has."""
     blocks = sum(u.is_block for u in sized.graph.units)
     pairs = [(pp, ranks // pp) for pp in divisors(ranks) if pp <= max(1, blocks)]
-    admitted = [(pp, dp) for pp, dp in pairs if fixed.admits("pp", pp) and fixed.admits("dp", dp)]
+    admitted = [(pp, dp) for pp, dp in pairs if fixed.admits(PP, pp) and fixed.admits(DP, dp)]
     return {pp: global_batch // (dp * micro_batch) for pp, dp in admitted if global_batch % (dp * micro_batch) == 0}
 
 
@@ -205,9 +206,9 @@ class _Splits:
     def orders(self, mesh: dict[str, int]) -> list[tuple[str, ...]]:
         """Stages outermost; or where both span nodes, data parallel outermost, so that neighbouring stages are near."""
         usual = tuple(mesh)
-        if self.cluster.nodes == 1 or mesh["pp"] == 1 or mesh["dp"] == 1:
+        if self.cluster.nodes == 1 or mesh[PP] == 1 or mesh[DP] == 1:
             return [usual]
-        return [usual, ("dp", "pp", *(axis for axis in usual if axis not in ("dp", "pp")))]
+        return [usual, (DP, PP, *(axis for axis in usual if axis not in (DP, PP)))]
 
     def zeros(self, replicas: int) -> list[int]:
         found = EXECUTED["zero"].searched(self.plan_only) if replicas > 1 else (0,)

@@ -9,12 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from partitioner.cluster import Cluster
 from partitioner.graph.graph import Graph
 from partitioner.plan.executed import EXECUTED, is_executed, is_searched
-from partitioner.plan.parallelism import AXES
 from partitioner.schedule.tables import PLAIN, SCHEDULES, Schedule
 from partitioner.searching.candidates import admits_micro_batch, divisors, schedules, stays_inside
 from partitioner.searching.pins import Pins
-
-_DEGREES = ("tp", "cp", "pp", "dp")  # in the order in which they are named
+from partitioner.sharding.mesh_axes import AXES, CP, DP, NAMED, PP, TP
 
 
 def conflict(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, plan_only: bool) -> str:
@@ -27,7 +25,7 @@ def conflict(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, pla
 
 def _reasons(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, plan_only: bool) -> Iterator[str]:
     blocks, devices = max(1, len(graph.blocks)), cluster.devices
-    pinned = {axis: n for axis in _DEGREES if (n := fixed.number(axis)) is not None}
+    pinned = {axis: n for axis in NAMED if (n := fixed.number(axis)) is not None}
     yield from _unexecuted(fixed, plan_only)
     if graph.inseparable:
         yield (
@@ -37,14 +35,14 @@ def _reasons(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, pla
     for axis, n in pinned.items():
         if devices % n:
             yield f"pin {axis}={n} does not divide {devices} devices: pin a divisor of it"
-    if pinned.get("pp", 1) > blocks:
-        yield f"pp {pinned['pp']} asks for more stages than the model's {blocks} blocks: pin pp to at most {blocks}"
-    yield from _stages(fixed, pinned.get("pp"), blocks)
+    if pinned.get(PP, 1) > blocks:
+        yield f"pp {pinned[PP]} asks for more stages than the model's {blocks} blocks: pin pp to at most {blocks}"
+    yield from _stages(fixed, pinned.get(PP), blocks)
     if fixed.stages is not None:
-        yield from _cut(graph, fixed.stages, pinned.get("pp"))
+        yield from _cut(graph, fixed.stages, pinned.get(PP))
     yield from _product(pinned, devices, plan_only)
-    dp, micro_batch = pinned.get("dp", 1), fixed.number("micro_batch") or 1
-    for name, n in (("dp", dp), ("micro_batch", micro_batch)):
+    dp, micro_batch = pinned.get(DP, 1), fixed.number("micro_batch") or 1
+    for name, n in ((DP, dp), ("micro_batch", micro_batch)):
         if global_batch % n:
             yield f"pin {name}={n} does not divide the global batch of {global_batch}: pin a divisor of it"
     if global_batch % (dp * micro_batch):
@@ -91,13 +89,13 @@ def _together(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, pl
 def _possible(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, plan_only: bool) -> bool:
     """Whether some mesh, micro-batch, schedule and cut have the pins, by their numbers alone."""
     blocks, devices = max(1, len(graph.blocks)), cluster.devices
-    contexts = [n for n in divisors(devices) if is_searched("cp", n, plan_only)]
+    contexts = [n for n in divisors(devices) if is_searched(CP, n, plan_only)]
     for tp, cp, pp in itertools.product(divisors(devices), contexts, divisors(devices)):
         dp, rest = divmod(devices, tp * cp * pp)
-        wanted = {"tp": tp, "cp": cp, "pp": pp, "dp": dp}
+        wanted = {TP: tp, CP: cp, PP: pp, DP: dp}
         if rest or pp > blocks or not all(fixed.admits(axis, n) for axis, n in wanted.items()):
             continue
-        if stays_inside("tp", tp, cluster, fixed) and _cuts(graph, global_batch, dp, pp, fixed, plan_only):
+        if stays_inside(TP, tp, cluster, fixed) and _cuts(graph, global_batch, dp, pp, fixed, plan_only):
             return True
     return False
 

@@ -16,8 +16,9 @@ from partitioner.plan.executed import EXECUTED
 from partitioner.plan.parallelism import FULL_RECOMPUTE, NO_RECOMPUTE
 from partitioner.schedule.tables import SCHEDULES
 from partitioner.sharding.layout import REPLICATE, WHOLE, Placement, Shard
+from partitioner.sharding.mesh_axes import DP, NAMED
 
-_NUMBERS = ("tp", "pp", "dp", "cp", "micro_batch", "virtual", "zero")
+_NUMBERS = (*NAMED, "micro_batch", "virtual", "zero")
 _WAYS = EXECUTED["recompute"].searched(plan_only=True)
 _WORDS: dict[str, dict[str, object]] = {
     "schedule": {kind: kind for kind in sorted(SCHEDULES)},
@@ -44,7 +45,7 @@ class Pins:
 
     def with_whole_batch(self, global_batch: int, why: str) -> Pins:
         """Also pinned to one micro-batch that holds the whole batch; raises InputError where another is pinned."""
-        whole = {"dp": 1, "micro_batch": global_batch}
+        whole = {DP: 1, "micro_batch": global_batch}
         for name, value in whole.items():
             if not self.admits(name, value):
                 raise InputError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from partitioner.schedule.fullest_moments import Array
+from partitioner.sharding.mesh_axes import PP
 from partitioner.step.rank_memory import RankMemory
 from partitioner.step.split import Split
 
@@ -19,7 +20,7 @@ def least_recomputed(memory: RankMemory, room: float) -> tuple[int, ...] | None:
     if (memory.rank_peak_bytes(everything) > room).any():
         return None
     steps = _counts_by_rank(split, memory.rank_stages)
-    least, most = np.zeros(split.parallelism.mesh["pp"], dtype=int), everything[memory.rank_stages].sum(1)
+    least, most = np.zeros(split.parallelism.mesh[PP], dtype=int), everything[memory.rank_stages].sum(1)
     while (least < most).any():
         middle = (least + most) // 2
         fits = memory.rank_peak_bytes(_counts(memory, steps, middle)) <= room

@@ -15,6 +15,7 @@ from torch import fx
 from partitioner.cost.state_bytes import State, held_state, state
 from partitioner.cost.unit_cost import Priced
 from partitioner.schedule.fullest_moments import Array, moments
+from partitioner.sharding.mesh_axes import PP
 from partitioner.step.split import ParameterSums, Split, StageSums
 
 
@@ -39,7 +40,7 @@ class RankMemory:
         self.split, self.parallelism, self.software = split, split.parallelism, priced.cluster.software
         self.sample_bytes = priced.input_bytes * self.parallelism.micro_batches
         own = self.parallelism
-        self.moments = moments(own.schedule, own.mesh["pp"], own.virtual, own.micro_batches)
+        self.moments = moments(own.schedule, own.mesh[PP], own.virtual, own.micro_batches)
         self.rank_stages = self.moments.stages[self.moments.starts]
         distinct = {id(stage): n for n, stage in enumerate(split.stages)}
         alike = np.array([distinct[id(stage)] for stage in split.stages])
@@ -88,7 +89,7 @@ class RankMemory:
         """What each stage keeps of a micro-batch (s), what each of its actions holds beside that and beside state
         (s, action): its own, weights gathered, the next action's receive; and bytes above what is fixed (m)."""
         moments, (kept, forward, backward, first, alone) = self.moments, self._table[self._starts + counts].T
-        first = np.where(self.new_gradients > 0, first if self.parallelism.mesh["pp"] > 1 else alone, backward)
+        first = np.where(self.new_gradients > 0, first if self.parallelism.mesh[PP] > 1 else alone, backward)
         actions = np.stack((forward, backward - kept, first - kept), 1) + self.transit[:, None]
         gradients = (moments.has_gradients * self.new_gradients[moments.stages]).sum(1)
         inside = (moments.in_flight * kept[moments.stages]).sum(1) + gradients
@@ -112,7 +113,7 @@ class RankMemory:
         gathered = 2.0 * stage.largest_unit * stage.parameters[0][1] if gathers else 0.0
         own = software.gradient_bytes is None and self.parallelism.replicas == 1
         grown = sum(n * state(s, software).gradient for n, s, is_partial in stage.parameters if own and not is_partial)
-        if own and self.parallelism.mesh["pp"] > 1:
+        if own and self.parallelism.mesh[PP] > 1:
             tied = stage.tied_parameters.values()
             grown -= sum(n * state(s, software).gradient for n, s, is_partial in tied if not is_partial)
         return self._state_bytes(stage.parameters), grown, gathered

@@ -20,6 +20,7 @@ from partitioner.ops.collective_kinds import ALL_GATHER, ALL_REDUCE, REDUCE_SCAT
 from partitioner.plan.derived_rows import Cost, StageCost
 from partitioner.schedule.simulate import most_in_flight, simulate
 from partitioner.schedule.tables import SCHEDULES
+from partitioner.sharding.mesh_axes import CP, DP, PP, REPLICATING, TP
 from partitioner.step.rank_memory import RankMemory
 from partitioner.step.split import Split, StageSums
 
@@ -41,7 +42,7 @@ class SplitSeconds:
     @cached_property
     def shard_route(self) -> Route:
         """The ranks over which ZeRO divides."""
-        return self.route(("dp", "cp"), self.split.shards)
+        return self.route(REPLICATING, self.split.shards)
 
     @cached_property
     def slowest_factor(self) -> float:
@@ -87,7 +88,7 @@ class SplitSeconds:
             sent = stage.communication_seconds + again
             over_cp = stage.cp_seconds / stage.communication_seconds * sent if stage.cp_seconds else 0.0
             over_pp, over_dp = self.unhidden_sends[n].total, self.zero_seconds(n).total
-            rows = {"tp": sent - over_cp, "cp": over_cp, "pp": over_pp, "dp": over_dp}
+            rows = {TP: sent - over_cp, CP: over_cp, PP: over_pp, DP: over_dp}
             found = {axis: found.get(axis, 0.0) + seconds for axis, seconds in rows.items()}
         return found
 
@@ -95,7 +96,7 @@ class SplitSeconds:
     def unhidden_sends(self) -> list[Seconds]:
         """What each stage's rank spends on sends that don't hide behind compute: of its result, and of its gradient."""
         many = len(self.split.stages)
-        if self.software.overlap_sends or self.parallelism.mesh["pp"] == 1:
+        if self.software.overlap_sends or self.parallelism.mesh[PP] == 1:
             return [ZERO] * many
         lies = [self.parallelism.pipeline_rank(n) for n in range(many)]
         sends = [here != there for here, there in itertools.pairwise(lies)]
@@ -122,7 +123,7 @@ class SplitSeconds:
 
     def host_seconds(self, stage: StageSums) -> list[float]:
         """Seconds in which the host can issue a forward and a backward."""
-        far = self.parallelism.mesh["pp"] > 1 and self.cluster.route(2, self.parallelism.stride("pp")).nodes > 1
+        far = self.parallelism.mesh[PP] > 1 and self.cluster.route(2, self.parallelism.stride(PP)).nodes > 1
         each = self.software.enqueue_seconds * self.priced.ranks if far else 0.0
         pairs = zip(stage.kernels, stage.collectives, strict=True)
         return [self.software.dispatch_seconds * (k + c) + each * c for k, c in pairs]
@@ -144,17 +145,17 @@ class SplitSeconds:
     @cached_property
     def send_seconds(self) -> float:
         """One boundary's activations of one micro-batch: the largest output of a stage's last unit."""
-        if self.parallelism.mesh["pp"] == 1:
+        if self.parallelism.mesh[PP] == 1:
             return 0.0
         sent = max(stage.sent_bytes for stage in self.split.stages[:-1])
-        route = self.cluster.route(2, self.parallelism.stride("pp"))
+        route = self.cluster.route(2, self.parallelism.stride(PP))
         speed, hop = route.bytes_per_second, route.hop_seconds if route.nodes == 1 else route.far_hop_seconds
         return hop + sent / speed
 
     def sync_and_update_seconds(self) -> tuple[Mapping[str, float], float]:
         """The gradient sync that stays exposed, by axis, and the optimizer's update, each on its slowest rank."""
         alike = {tuple((id(self.split.stages[n]), self.split.recomputed[n]) for n in self.parallelism.rank_stages[p]): p
-                 for p in range(self.parallelism.mesh["pp"])}.values()  # fmt: skip
+                 for p in range(self.parallelism.mesh[PP])}.values()  # fmt: skip
         slowest = max((self.sync_seconds(p) for p in alike), key=lambda rows: sum(rows.values()))
         return slowest, max(self.update_seconds(p) for p in alike)
 
@@ -178,7 +179,7 @@ class SplitSeconds:
         reduced, gathered = self.reduction_seconds(gradients, weights, blocks)
         over_dp = max(reduced / blocks, reduced - backward) if software.overlap_gradients else reduced
         over_dp += max(gathered / blocks, gathered - forward) if software.overlap_parameters else gathered
-        return {"tp": over_tp, "dp": over_dp}
+        return {TP: over_tp, DP: over_dp}
 
     def reduction_seconds(self, gradients: float, weights: float, blocks: int) -> tuple[float, float]:
         """Seconds to sum gradients over the replicas once a step, and to gather, block by block, what ZeRO updated."""
@@ -186,8 +187,8 @@ class SplitSeconds:
         if own.replicas == 1:
             return 0.0, 0.0
         if own.zero == 0:
-            return collective_seconds(ALL_REDUCE, gradients, self.route(("dp", "cp"), own.replicas)), 0.0
-        stride = min(own.stride(a) for a in ("dp", "cp") if a in own.mesh)
+            return collective_seconds(ALL_REDUCE, gradients, self.route(REPLICATING, own.replicas)), 0.0
+        stride = min(own.stride(a) for a in REPLICATING if a in own.mesh)
         across = self.cluster.route(own.replicas // shards, stride * shards)
         scatter = collective_seconds(REDUCE_SCATTER, gradients, self.shard_route) if own.zero == 1 else 0.0
         gather = blocks * collective_seconds(ALL_GATHER, weights / blocks, self.shard_route) if own.zero < 3 else 0.0
@@ -197,7 +198,7 @@ class SplitSeconds:
 def price(priced: Priced, split: Split) -> Cost:
     """The step, its Action table walked."""
     seconds, own = SplitSeconds(priced, split), split.parallelism
-    pp = own.mesh["pp"]
+    pp = own.mesh[PP]
     weight = seconds.deferred_weight_seconds
     forward = [t.forward for t in seconds.stage_seconds]
     backward = [t.backward - w for t, w in zip(seconds.stage_seconds, weight, strict=True)]
@@ -208,7 +209,7 @@ def price(priced: Priced, split: Split) -> Cost:
     synced, update = seconds.sync_and_update_seconds()
     sync, exposed = sum(synced.values()), {axis: s + synced.get(axis, 0.0) for axis, s in exposed.items()}
     memory = RankMemory(priced, split)
-    flops = 3.0 * own.mesh["dp"] * own.micro_batches * sum(s.flops for s in split.stages)
+    flops = 3.0 * own.mesh[DP] * own.micro_batches * sum(s.flops for s in split.stages)
     return Cost(
         step_seconds=makespan + sync + update, compute_seconds=busy[worst] - communication,
         communication_seconds=communication, bubble_seconds=makespan - busy[worst], sync_seconds=sync,
@@ -219,7 +220,7 @@ def price(priced: Priced, split: Split) -> Cost:
 
 
 def _stages(seconds: SplitSeconds, memory: RankMemory) -> Iterator[StageCost]:
-    counts, split, pp = seconds.split.recomputed, seconds.split, seconds.parallelism.mesh["pp"]
+    counts, split, pp = seconds.split.recomputed, seconds.split, seconds.parallelism.mesh[PP]
     kept, acting = memory.action_bytes(counts)
     for n, (time, part) in enumerate(zip(seconds.stage_seconds, memory.fullest(counts), strict=True)):
         stage = split.stages[n]
@@ -244,7 +245,7 @@ def bound(priced: Priced, split: Split) -> float:
     last backward they run those. What was put off is left after it of no more micro-batches than are in flight.
     """
     seconds, parallelism = SplitSeconds(priced, split), split.parallelism
-    pp, many, schedule = parallelism.mesh["pp"], parallelism.micro_batches, SCHEDULES[parallelism.schedule]
+    pp, many, schedule = parallelism.mesh[PP], parallelism.micro_batches, SCHEDULES[parallelism.schedule]
     deferred = seconds.deferred_weight_seconds if schedule.defers_weights else []
     in_flight = most_in_flight(schedule.name, pp, parallelism.virtual, many) if deferred else ()
     totals = [time.total for time in seconds.stage_seconds]

@@ -23,6 +23,7 @@ from partitioner.lowering.program import Call, Coordinates, Parameter, Program, 
 from partitioner.lowering.traffic import tally, traffic
 from partitioner.schedule.tables import KINDS
 from partitioner.sharding.layout import local_shape
+from partitioner.sharding.mesh_axes import DP, PP, TP
 from partitioner.user_code.batches import flat
 from runtime.dry_run.match_tapes import unmatched
 from runtime.dry_run.recording_group import Tape, world_of
@@ -91,11 +92,11 @@ def alike(program: Program, merge: bool = True) -> dict[int, tuple[int, ...]]:
     """
     rows: dict[object, list[int]] = {}
     places = coordinates(program)
-    kinds: dict[int, object] = {place["tp"]: place["tp"] for place in places}
+    kinds: dict[int, object] = {place[TP]: place[TP] for place in places}
     if merge and len(program.axes) == 1:
         kinds = {tp: (tp == 0, _shapes(program, {program.axes[0][0]: tp})) for tp in kinds}
     for rank, place in enumerate(places):
-        rows.setdefault((place["pp"], kinds[place["tp"]], place["dp"] if not merge else 0), []).append(rank)
+        rows.setdefault((place[PP], kinds[place[TP]], place[DP] if not merge else 0), []).append(rank)
     return {ranks[0]: tuple(ranks) for ranks in rows.values()}
 
 
@@ -222,7 +223,7 @@ def _amount(size: int | None) -> str:
 
 
 def _bytes(program: Program, place: Coordinates) -> dict[str, int]:
-    own = rank_parameters(program, place["pp"])
+    own = rank_parameters(program, place[PP])
     return {p.name: math.prod(_local(program, p, place)) * p.dtype.itemsize for p in own}
 
 

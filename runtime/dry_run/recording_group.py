@@ -24,6 +24,7 @@ from partitioner.errors import InputError
 from partitioner.lowering.traffic import Sending
 from partitioner.ops.collective_kinds import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, REDUCE_SCATTER
 from partitioner.schedule.tables import Action
+from partitioner.sharding.mesh_axes import PP
 from runtime.mesh.communication_log import Log
 
 NAME = "tape"
@@ -98,7 +99,7 @@ class Tape:
         """The log's newest row, which must be of this op."""
         rows = self.log.rows
         if kind == "recv":
-            return Sending("pp", "recv", "send", size)
+            return Sending(PP, "recv", "send", size)
         if len(rows) != self.logged + 1 or rows[-1].bytes != size:
             raise ValueError(f"{kind} of {size} bytes is sent, its log holds {rows[self.logged :] or 'nothing'}")
         self.logged += 1

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from partitioner.errors import InputError
 from partitioner.lowering.program import Coordinates, Program, Stage, coordinates
+from partitioner.sharding.mesh_axes import PP, TP
 from runtime.mesh.communication_log import Log
 
 
@@ -42,10 +43,10 @@ class Groups:
         for axis, _ in program.axes:
             if axis not in self._groups:
                 others = [a for a, _ in program.axes if a != axis]
-                self._groups[axis] = self._make(rows, [axis], hidden=["tp"], kept=others)
+                self._groups[axis] = self._make(rows, [axis], hidden=[TP], kept=others)
         tied = {program.ranks_of(p.stages) for p in program.parameters.values()}
         self._tied: dict[tuple[int, ...], dist.ProcessGroup | None] = {
-            ranks: self._make(rows, ["pp"], among=ranks) for ranks in sorted(tied) if len(ranks) > 1
+            ranks: self._make(rows, [PP], among=ranks) for ranks in sorted(tied) if len(ranks) > 1
         }
         self._lanes = self._make_lanes(rows, program.stages)
 
@@ -63,7 +64,7 @@ class Groups:
 
     def lane(self, source: int, target: int, backward: bool) -> tuple[dist.ProcessGroup, int]:
         """The group and tag of what pipeline rank ``source`` sends to ``target`` in one phase, in one order."""
-        return _present(self._lanes.get((source, target, backward)) or self._groups["pp"]), int(backward)
+        return _present(self._lanes.get((source, target, backward)) or self._groups[PP]), int(backward)
 
     def _make_lanes(
         self, rows: list[Coordinates], stages: tuple[Stage, ...]
@@ -73,7 +74,7 @@ class Groups:
             return {}
         apart = dict.fromkeys((a.rank, b.rank) for a, b in pairwise(stages) if a.rank != b.rank)
         edges = [*((a, b, False) for a, b in apart), *((b, a, True) for a, b in apart)]
-        return {edge: self._make(rows, ["pp"], among=tuple(sorted(edge[:2])), fresh=True) for edge in edges}
+        return {edge: self._make(rows, [PP], among=tuple(sorted(edge[:2])), fresh=True) for edge in edges}
 
     def _make(
         self,

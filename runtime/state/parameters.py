@@ -25,6 +25,7 @@ from partitioner.errors import InputError
 from partitioner.lowering.program import Parameter, Program
 from partitioner.sharding.cut_tensors import assemble
 from partitioner.sharding.layout import Shard
+from partitioner.sharding.mesh_axes import DP, PP
 from partitioner.user_code.compiled import unwrapped, written_parameters
 from runtime.state.safetensors_files import from_safetensors
 from runtime.state.shard_pieces import Part, cut, part, part_of, places, rank_parameters
@@ -65,7 +66,7 @@ def materialize(
     """
     read = _source(program, source)
     found: dict[str, nn.Parameter] = {}
-    for parameter in rank_parameters(program, coordinates["pp"]):
+    for parameter in rank_parameters(program, coordinates[PP]):
         local = read(parameter, part_of(program, parameter, coordinates))
         local = local.to(device=device, dtype=dtype or parameter.dtype)
         found[parameter.name] = nn.Parameter(local.contiguous(), parameter.requires_grad)
@@ -187,15 +188,15 @@ def gather(
     elsewhere. Uneven parts are padded on the way.
     """
     parameter, here = program.parameters[name], groups.coordinates
-    owner = parameter.stages[0] % program.mesh["pp"]
-    if not everywhere and here["dp"] != 0:
+    owner = parameter.stages[0] % program.mesh[PP]
+    if not everywhere and here[DP] != 0:
         return None
     whole = None
-    if here["pp"] == owner:
+    if here[PP] == owner:
         whole = _over_axes(program, groups, parameter, _typed(local, name, dtype or parameter.dtype))
     if everywhere or all(here[axis] == 0 for axis, _ in program.axes):
-        whole = _from_owner(groups, owner, whole, parameter.shape, dtype or parameter.dtype, program.mesh["pp"])
-        return whole if everywhere or here["pp"] == 0 else None
+        whole = _from_owner(groups, owner, whole, parameter.shape, dtype or parameter.dtype, program.mesh[PP])
+        return whole if everywhere or here[PP] == 0 else None
     return None
 
 
@@ -231,7 +232,7 @@ def _from_owner(
 ) -> torch.Tensor:
     whole = torch.empty(shape, dtype=dtype, device=groups.device) if whole is None else whole.contiguous()
     if pp > 1:
-        dist.broadcast(whole, group=groups.group("pp"), group_src=owner)
+        dist.broadcast(whole, group=groups.group(PP), group_src=owner)
     return whole
 
 

@@ -24,6 +24,7 @@ from partitioner.lowering.program import Program
 from partitioner.ops.collective_kinds import ALL_REDUCE
 from partitioner.ops.own_ops import mix64
 from partitioner.plan.derived_rows import OPTIMIZER, PIPELINE, SYNC
+from partitioner.sharding.mesh_axes import DP, PP
 from partitioner.user_code.batches import flat
 from runtime.mesh.groups import Groups
 from runtime.ranks.watchdog import Watchdog, hang_limit
@@ -110,7 +111,7 @@ class Engine:
             with self.groups.log.timed(OPTIMIZER):
                 self._update()
         self.steps_done += 1
-        self.samples_read += self.program.micro_batch * self.program.micro_batches * self.groups.size("dp")
+        self.samples_read += self.program.micro_batch * self.program.micro_batches * self.groups.size(DP)
         return loss
 
     def gradients(self, batch: Mapping[str, Any]) -> torch.Tensor:
@@ -146,7 +147,7 @@ class Engine:
 
     def _of_step(self, micro_batch: int) -> Named:
         """The keys of samples and step, how many samples the global batch has, and the micro-batch's share of them."""
-        samples = self.program.micro_batches * self.groups.size("dp") * self.program.micro_batch
+        samples = self.program.micro_batches * self.groups.size(DP) * self.program.micro_batch
         made = {
             SAMPLE_KEYS: lambda: self._sample_keys(micro_batch),
             STEP_KEY: lambda: torch.tensor(mix64(self.program.seed, self.steps_done), device=self.groups.device),
@@ -160,7 +161,7 @@ class Engine:
     def _sample_keys(self, micro_batch: int) -> torch.Tensor:
         """Data rank r holds samples [r n, (r + 1) n) of the global batch, micro-batches are contiguous in them."""
         size = self.program.micro_batch
-        first = (self.groups.coordinates["dp"] * self.program.micro_batches + micro_batch) * size
+        first = (self.groups.coordinates[DP] * self.program.micro_batches + micro_batch) * size
         keys = [mix64(self.program.seed, self.steps_done, first + i) for i in range(size)]
         return torch.tensor(keys, dtype=torch.int64, device=self.groups.device)
 
@@ -169,8 +170,8 @@ class Engine:
         for level in self.program.count_levels:
             parts = [torch.stack([self._part(count, row) for row in rows]).sum(0) for count in level]
             numbers = torch.cat(parts)
-            if self.groups.size("dp") > 1:
-                self._sum(numbers, "dp")
+            if self.groups.size(DP) > 1:
+                self._sum(numbers, DP)
             for count, part in zip(level, numbers.split([p.numel() for p in parts]), strict=True):
                 self._check_count(count, part)
                 value = part.view(count.shape).to(count.dtype)
@@ -203,7 +204,7 @@ class Engine:
         for loss in losses:
             self._loss += loss
         with self.groups.log.timed(PIPELINE):  # whoever is done first waits here for the others
-            for axis in ("dp", "pp"):
+            for axis in (DP, PP):
                 if self.groups.size(axis) > 1:
                     self._sum(self._loss, axis)
         with self.groups.log.timed(SYNC):

@@ -23,6 +23,7 @@ from torch import nn
 from partitioner.lowering.program import Parameter, Program
 from partitioner.ops.collective_kinds import ALL_REDUCE
 from partitioner.sharding.layout import REPLICATE, Shard
+from partitioner.sharding.mesh_axes import DP, PP
 from runtime.mesh.axis import wait
 from runtime.mesh.groups import Groups
 
@@ -52,7 +53,7 @@ class GradientSync:
 
     def __init__(self, program: Program, groups: Groups, parameters: Mapping[str, nn.Parameter]) -> None:
         self._groups, self._parameters = groups, parameters
-        self._dp = groups.size("dp") > 1
+        self._dp = groups.size(DP) > 1
         rows = [p for p in program.parameters.values() if p.name in parameters and p.requires_grad]
         buckets = [b for key, names in self._keys(program, rows).items() for b in self._fill(key, names)]
         self._plain = [b for b in buckets if b.is_plain]
@@ -121,11 +122,11 @@ class GradientSync:
         self.move(name)
         bucket.waiting.discard(name)
         while self._started < len(self._plain) and not self._plain[self._started].waiting:
-            self._plain[self._started].work = self._sum(self._plain[self._started], "dp")
+            self._plain[self._started].work = self._sum(self._plain[self._started], DP)
             self._started += 1
 
     def _sum(self, bucket: _Bucket, axis: str) -> dist.Work | None:
-        group = self._groups.tied(bucket.tied) if axis == "pp" else self._groups.group(axis)
+        group = self._groups.tied(bucket.tied) if axis == PP else self._groups.group(axis)
         self._groups.log.add(axis, ALL_REDUCE, bucket.flat, "sync")
         return dist.all_reduce(bucket.flat, group=group, async_op=True)
 
@@ -134,7 +135,7 @@ class GradientSync:
         for name in self._of:
             self.ready(name)
         for bucket in self._late:
-            for axis in (*bucket.axes, *(["pp"] if bucket.tied else []), *(["dp"] if self._dp else [])):
+            for axis in (*bucket.axes, *([PP] if bucket.tied else []), *([DP] if self._dp else [])):
                 wait(self._sum(bucket, axis))
         for bucket in self._plain:
             wait(bucket.work)
@@ -151,7 +152,7 @@ def counts_here(program: Program, groups: Groups, parameter: Parameter) -> bool:
     here = groups.coordinates
     rows = zip(parameter.layout, program.axes, strict=True)
     first = all(isinstance(placement, Shard) or here[axis] == 0 for placement, (axis, _) in rows)
-    return first and here["pp"] == program.stages[parameter.stages[0]].rank
+    return first and here[PP] == program.stages[parameter.stages[0]].rank
 
 
 class GradientNorm:
@@ -161,7 +162,7 @@ class GradientNorm:
         rows = [p for p in program.parameters.values() if p.name in parameters and counts_here(program, groups, p)]
         self._counted = [parameters[p.name] for p in rows if p.requires_grad]
         self._groups = groups
-        self._axes = [a for a in ("pp", *(a for a, _ in program.axes)) if groups.size(a) > 1]
+        self._axes = [a for a in (PP, *(a for a, _ in program.axes)) if groups.size(a) > 1]
 
     def __call__(self) -> torch.Tensor:
         """Called on all ranks, after the gradients are synced."""

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from partitioner.errors import InputError
 from partitioner.ops.collective_kinds import ALL_REDUCE
+from partitioner.sharding.mesh_axes import DP
 from runtime.mesh.groups import Groups
 
 
@@ -20,12 +21,12 @@ def check_shared(
 
     ``holds`` reads a condition out of a tensor.
     """
-    if not inputs or groups.size("dp") == 1:
+    if not inputs or groups.size(DP) == 1:
         return
     own = torch.stack([fingerprint(t) for t in inputs.values()])
     both = torch.cat([own, -own])
-    groups.log.add("dp", ALL_REDUCE, both, "control")
-    dist.all_reduce(both, dist.ReduceOp.MAX, groups.group("dp"))
+    groups.log.add(DP, ALL_REDUCE, both, "control")
+    dist.all_reduce(both, dist.ReduceOp.MAX, groups.group(DP))
     largest, smallest = both[: len(own)], -both[len(own) :]
     alike = largest == smallest
     if holds(alike.all()):

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from partitioner.lowering.program import Program, Value
 from partitioner.plan.derived_rows import PIPELINE
 from partitioner.schedule.tables import KINDS, SENDING, Action, maker, reader
+from partitioner.sharding.mesh_axes import PP
 from runtime.mesh.axis import flat
 from runtime.mesh.groups import Groups
 
@@ -42,7 +43,7 @@ class Transport:
 
     def __init__(self, program: Program, groups: Groups) -> None:
         self._program, self._groups = program, groups
-        self._pp, self._here = program.mesh["pp"], groups.coordinates["pp"]
+        self._pp, self._here = program.mesh[PP], groups.coordinates[PP]
         ends = [(peer, kind) for peer in self._peers() for kind in SENDING]
         self._lanes = {end: lane for end in ends if (lane := self._lane(*end))}
         self._arrived: dict[Action, tuple[Tensors, list[dist.Work]]] = {}
@@ -128,7 +129,7 @@ class Transport:
         group, tag = self._groups.lane(self._here, target, not KINDS[action.kind].is_forward)
         number = target if group.size() == self._pp else int(target > self._here)
         for tensor in tensors:
-            self._groups.log.add("pp", "send", tensor, "send")
+            self._groups.log.add(PP, "send", tensor, "send")
             work = dist.isend(flat(tensor), group=group, group_dst=number, tag=tag)
             if work is not None:
                 self._sent.append((work, tensor))

@@ -18,6 +18,7 @@ from partitioner.errors import InputError
 from partitioner.graph.nodes import buffer_name
 from partitioner.lowering.program import Call, Program, Stage
 from partitioner.schedule.tables import BACKWARD, FORWARD, Action, releasing_kind
+from partitioner.sharding.mesh_axes import PP
 from runtime.mesh.bind import bind
 from runtime.mesh.communication_log import Phase
 from runtime.mesh.groups import Groups
@@ -78,7 +79,7 @@ class Worker:
 
     def __init__(self, program: Program, groups: Groups, parameters: Mapping[str, nn.Parameter]) -> None:
         self.program, self.groups = program, groups
-        here = groups.coordinates["pp"]
+        here = groups.coordinates[PP]
         self.actions = program.actions[here]
         self._bound: dict[tuple[int, Phase], fx.GraphModule] = {}
         own = [stage for stage in program.stages if stage.rank == here]

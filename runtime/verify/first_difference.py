@@ -25,6 +25,7 @@ from partitioner.graph.nodes import operands
 from partitioner.graph.resize_batch import resize
 from partitioner.graph.step_inputs import SAMPLE_KEYS
 from partitioner.lowering.program import Program
+from partitioner.sharding.mesh_axes import DP, TP
 from runtime.mesh.groups import Groups
 from runtime.ranks.process_group import everywhere
 from runtime.train.engine import Engine
@@ -248,7 +249,7 @@ def _plain(
     sized = resize(graph, samples_of(graph, batch))
     values = step_values(sized, batch)
     size = program.micro_batch
-    first = (groups.coordinates["dp"] * program.micro_batches + micro_batch) * size
+    first = (groups.coordinates[DP] * program.micro_batches + micro_batch) * size
     batched = (*graph.batched, SAMPLE_KEYS)
     values = {n: t[first : first + size] if n in batched else t for n, t in values.items()}
     graph = resize(graph, size)
@@ -262,8 +263,8 @@ def _plain(
 
 def _gathered(seen: Seen, groups: Groups) -> list[Seen]:
     """What every tp rank saw, in rank order."""
-    if groups.size("tp") == 1:
+    if groups.size(TP) == 1:
         return [seen]
-    rows: list[Any] = [None] * groups.size("tp")
-    dist.all_gather_object(rows, seen, group=groups.group("tp"))
+    rows: list[Any] = [None] * groups.size(TP)
+    dist.all_gather_object(rows, seen, group=groups.group(TP))
     return rows

@@ -12,6 +12,7 @@ import torch
 from partitioner.comparing.capture_check import FLOOR, largest_of_modules
 from partitioner.lowering.program import Program
 from partitioner.lowering.traffic import tally, traffic
+from partitioner.sharding.mesh_axes import DP
 from runtime.mesh.groups import Groups
 from runtime.ranks.process_group import everywhere
 from runtime.state.optimizer import factory
@@ -88,7 +89,7 @@ def engine_of(program: Program, start: Mapping[str, torch.Tensor]) -> Engine:
 def own_samples(program: Program, groups: Groups, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What this data rank reads of a global batch; an input without a row a sample is read whole."""
     each = program.micro_batch * program.micro_batches
-    first = groups.coordinates["dp"] * each
+    first = groups.coordinates[DP] * each
     return {n: t[first : first + each] if n in program.batched else t for n, t in batch.items()}
 
 

@@ -25,6 +25,7 @@ import torch
 from partitioner import Cluster, search, trace
 from partitioner.errors import InputError
 from partitioner.schedule.tables import PLAIN
+from partitioner.sharding.mesh_axes import DP, PP, TP
 from runtime.ranks import launch
 from tools.bench.runtime_rank import Job, WithLoss, batches, native_module
 from tools.screen import output, table
@@ -52,7 +53,7 @@ class Config:
         """What search may not change."""
         each = sizes["batch"] // self.dp
         fixed: dict[str, str | int] = {
-            "pp": self.pp, "dp": self.dp, "tp": self.tp, "schedule": PLAIN, "recompute": "off",
+            PP: self.pp, DP: self.dp, TP: self.tp, "schedule": PLAIN, "recompute": "off",
             "micro_batch": each // sizes["micro"] if self.pp > 1 else each,
         }  # fmt: skip
         return fixed | ({"boundary": "whole"} if self.tp > 1 else {})

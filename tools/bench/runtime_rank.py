@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from partitioner import Plan, lower, trace
+from partitioner.sharding.mesh_axes import DP
 from runtime.measure.step_timing import timed
 from runtime.ranks.process_group import finish_ranks, start_ranks
 from runtime.state.parameters import gather
@@ -82,7 +83,7 @@ def main(job: Job) -> None:
     start_ranks()
     trainer = engine(program, model, None, torch.optim.SGD, None, None, None, {"lr": job.lr})
     each = program.micro_batch * program.micro_batches
-    first = trainer.groups.coordinates["dp"] * each
+    first = trainer.groups.coordinates[DP] * each
     own = [{n: t[first : first + each] for n, t in batch.items()} for batch in data]
     times = timed(lambda n: trainer.step(own[n % 2]), job.warmup + job.steps)
     error, worst = update_error(trainer, start, torch.load(job.reference))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from partitioner import Plan
 from partitioner.errors import DoesNotFit, InputError
 from partitioner.searching.candidates import divisors
+from partitioner.sharding.mesh_axes import CP, PP, TP
 from tools.compare.arguments import BASELINES
 from tools.figures.columns import Column, infeasible, of_plan
 from tools.plan.replan import attempted, planned, source_plan
@@ -45,15 +46,15 @@ def _by_rule(plan: Plan) -> Iterator[Pins]:
     for recompute in ("off", "full"):
         for tp, pp in degrees:
             beside: Pins = {"boundary": "sharded"} if tp > 1 else {}
-            yield {"tp": tp, "pp": pp, "recompute": recompute, **beside}
+            yield {TP: tp, PP: pp, "recompute": recompute, **beside}
 
 
 def _fsdp(plan: Plan) -> Column:
-    return attempted("fsdp", plan, {"tp": 1, "pp": 1, "cp": 1, "zero": 3}, plan_only=True)
+    return attempted("fsdp", plan, {TP: 1, PP: 1, CP: 1, "zero": 3}, plan_only=True)
 
 
 def _ddp(plan: Plan) -> Column:
-    return attempted("ddp", plan, {"tp": 1, "pp": 1})
+    return attempted("ddp", plan, {TP: 1, PP: 1})
 
 
 RULES: dict[str, Callable[[Plan], Column]] = dict(zip(BASELINES, (_megatron, _fsdp, _ddp), strict=True))

@@ -8,24 +8,25 @@ from partitioner import Plan
 from partitioner.plan.derived_rows import OPTIMIZER, PIPELINE
 from partitioner.plan.plan import Decisions
 from partitioner.plan.sent_by_plan import volume
+from partitioner.sharding.mesh_axes import CP, DP, NAMED, PP, TP
 from runtime.report import Report
 from tools.figures import figures
-from tools.figures.columns import AXES, HELD, Column
+from tools.figures.columns import HELD, Column
 from tools.screen import seconds, size
 
 LEAST_SHARE = 0.002  # of the step, or of the memory: below it a difference is not worth a line
 # what a part of the step or of memory hangs on first of all
 _CAUSES = {
-    "compute": ("cluster", "recompute", "micro-batch", "tp", "pp", "layouts"),
-    "tp communication": ("cluster", "tp", "micro-batch", "layouts"),
-    "cp communication": ("cluster", "cp", "micro-batch"),
-    "pp communication": ("cluster", "pp", "virtual stages", "schedule", "micro-batch"),
-    "dp communication": ("cluster", "dp", "ZeRO", "pp", "tp", "layouts"),
-    "bubble": ("pp", "schedule", "virtual stages", "micro-batch", "dp"),
-    OPTIMIZER: ("tp", "pp", "ZeRO", "layouts"),
-    **dict.fromkeys(("weights", "gradients", "optimizer state"), ("tp", "pp", "ZeRO", "layouts")),
-    "activations": ("recompute", "micro-batch", "tp", "pp", "schedule", "virtual stages", "layouts"),
-    "transient": ("micro-batch", "tp", "recompute", "layouts"),
+    "compute": ("cluster", "recompute", "micro-batch", TP, PP, "layouts"),
+    f"{TP} communication": ("cluster", TP, "micro-batch", "layouts"),
+    f"{CP} communication": ("cluster", CP, "micro-batch"),
+    f"{PP} communication": ("cluster", PP, "virtual stages", "schedule", "micro-batch"),
+    f"{DP} communication": ("cluster", DP, "ZeRO", PP, TP, "layouts"),
+    "bubble": (PP, "schedule", "virtual stages", "micro-batch", DP),
+    OPTIMIZER: (TP, PP, "ZeRO", "layouts"),
+    **dict.fromkeys(("weights", "gradients", "optimizer state"), (TP, PP, "ZeRO", "layouts")),
+    "activations": ("recompute", "micro-batch", TP, PP, "schedule", "virtual stages", "layouts"),
+    "transient": ("micro-batch", TP, "recompute", "layouts"),
 }  # fmt: skip
 
 
@@ -65,13 +66,13 @@ def changes(a: Plan, b: Plan) -> dict[str, str]:
     if a.cluster != b.cluster:
         found["cluster"] = f"cluster {_cluster(a)} -> {_cluster(b)}"
     pairs: list[tuple[str, object, object]] = [
-        *((axis, x.degree(axis), y.degree(axis)) for axis in ("tp", "cp", "pp", "dp")),
+        *((axis, x.degree(axis), y.degree(axis)) for axis in NAMED),
         ("micro-batch", x.micro_batch, y.micro_batch), ("schedule", x.schedule, y.schedule),
         ("virtual stages", x.virtual, y.virtual), ("recompute", _recompute(a.decisions), _recompute(b.decisions)),
         ("ZeRO", x.zero, y.zero), ("order", " ".join(x.order), " ".join(y.order)),
     ]  # fmt: skip
     found |= {name: f"{name} {was} -> {now}" for name, was, now in pairs if was != now}
-    if "tp" not in found and a.decisions.parameters != b.decisions.parameters:
+    if TP not in found and a.decisions.parameters != b.decisions.parameters:
         found["layouts"] = "other layouts"
     return found
 
@@ -101,7 +102,7 @@ def _times(a: Plan, b: Plan, changed: dict[str, str]) -> Iterator[tuple[float, s
 def _kinds(part: str, a: Plan, b: Plan) -> str:
     """A part's name; of communication, the collectives that it is made of."""
     axis = part.split()[0]
-    if axis not in AXES:
+    if axis not in NAMED:
         return part
     sums: dict[str, float] = {}
     for plan in (a, b):

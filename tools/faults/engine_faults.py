@@ -10,6 +10,7 @@ import torch
 from partitioner.graph.step_inputs import SAMPLE_KEYS
 from partitioner.lowering.program import Program
 from partitioner.sharding.layout import Shard
+from partitioner.sharding.mesh_axes import DP, PP, TP
 from runtime.train.engine import Engine
 
 
@@ -51,11 +52,11 @@ def _counts(change: Callable[[Engine, list[torch.Tensor]], list[torch.Tensor]]) 
 
 
 def _mean_of_means(engine: Engine, counts: list[torch.Tensor]) -> list[torch.Tensor]:
-    return [count * len(counts) * engine.groups.size("dp") for count in counts]
+    return [count * len(counts) * engine.groups.size(DP) for count in counts]
 
 
 def _own_count(engine: Engine, counts: list[torch.Tensor]) -> list[torch.Tensor]:
-    return [torch.stack(counts).sum(0) * engine.groups.size("dp")] * len(counts)
+    return [torch.stack(counts).sum(0) * engine.groups.size(DP)] * len(counts)
 
 
 def _same_keys(engine: Any) -> None:
@@ -107,7 +108,7 @@ def _always(program: Program) -> bool:
 
 
 def _tied(program: Program) -> bool:
-    return any(len({s % program.mesh["pp"] for s in p.stages}) > 1 for p in program.parameters.values())
+    return any(len({s % program.mesh[PP] for s in p.stages}) > 1 for p in program.parameters.values())
 
 
 def _replicated(program: Program) -> bool:
@@ -115,18 +116,18 @@ def _replicated(program: Program) -> bool:
 
 
 ENGINE: dict[str, tuple[Callable[[Program], bool], Callable[[Engine], object]]] = {
-    "no gradient sum over dp": (_wider("dp"), _unsummed("dp")),
-    "no gradient sum over tp": (_replicated, _unsummed("tp")),
-    "no gradient sum of tied weights": (_tied, _unsummed("pp")),
+    "no gradient sum over dp": (_wider(DP), _unsummed(DP)),
+    "no gradient sum over tp": (_replicated, _unsummed(TP)),
+    "no gradient sum of tied weights": (_tied, _unsummed(PP)),
     "half the first gradient": (_always, _scaled(0, 0.5)),
     "half the last gradient": (_always, _scaled(-1, 0.5)),
     "a gradient wrong by 1e-6": (_always, _scaled(0, 1 + 1e-6)),
     "mean of means": (lambda p: p.micro_batches > 1 and bool(p.counts), _counts(_mean_of_means)),
-    "each data rank's own count": (_wider("dp"), _counts(_own_count)),
-    "loss not summed over dp": (_wider("dp"), _loss_without("dp")),
-    "loss not summed over pp": (_wider("pp"), _loss_without("pp")),
-    "norm not summed over pp": (_wider("pp"), _norm_without("pp")),
-    "norm not summed over tp": (_wider("tp"), _norm_without("tp")),
+    "each data rank's own count": (_wider(DP), _counts(_own_count)),
+    "loss not summed over dp": (_wider(DP), _loss_without(DP)),
+    "loss not summed over pp": (_wider(PP), _loss_without(PP)),
+    "norm not summed over pp": (_wider(PP), _norm_without(PP)),
+    "norm not summed over tp": (_wider(TP), _norm_without(TP)),
     "norm counts copies": (lambda p: _replicated(p) or _tied(p), _every_value_counts),
     "the same dropout keys for all micro-batches": (_has_keys, _same_keys),
     "gradients not clipped": (_always, _unclipped),

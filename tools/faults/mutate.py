@@ -15,6 +15,7 @@ from pathlib import Path
 from partitioner import Graph, Plan, search
 from partitioner.errors import InputError
 from partitioner.schedule.tables import PLAIN
+from partitioner.sharding.mesh_axes import DP, PP, TP
 from partitioner.sharding.op_rules import RULES
 from runtime.ranks import launch
 from tools.faults.mutate_rank import Case, Result
@@ -42,17 +43,17 @@ _GPT: dict[str, object] = {"vocab": 32, "hidden": 32, "layers": 4, "heads": 4, "
 _LINEAR = next(name for name, rule in RULES.items() if rule.weight == "n k")
 MODELS = (
     Model("examples/gpt.py:model", _GPT, (
-        ("gpt dp2", {"dp": 2, "micro_batch": 1}, ""),
-        ("gpt tp2", {"tp": 2, "micro_batch": 2, "boundary": "whole"}, ""),
-        ("gpt sp2", {"tp": 2, "micro_batch": 2, "boundary": "sharded"}, ""),
-        ("gpt pp2", {"pp": 2, "micro_batch": 1, "schedule": PLAIN}, ""),
-        ("gpt tp2, linear's rule", {"tp": 2, "micro_batch": 2, "boundary": "whole"}, _LINEAR),
-        ("gpt sp2, linear's rule", {"tp": 2, "micro_batch": 2, "boundary": "sharded"}, _LINEAR),
+        ("gpt dp2", {DP: 2, "micro_batch": 1}, ""),
+        ("gpt tp2", {TP: 2, "micro_batch": 2, "boundary": "whole"}, ""),
+        ("gpt sp2", {TP: 2, "micro_batch": 2, "boundary": "sharded"}, ""),
+        ("gpt pp2", {PP: 2, "micro_batch": 1, "schedule": PLAIN}, ""),
+        ("gpt tp2, linear's rule", {TP: 2, "micro_batch": 2, "boundary": "whole"}, _LINEAR),
+        ("gpt sp2, linear's rule", {TP: 2, "micro_batch": 2, "boundary": "sharded"}, _LINEAR),
     )),
     Model("hf:llama", {"num_hidden_layers": 2}, (
-        ("llama sp2", {"tp": 2, "micro_batch": 2, "boundary": "sharded"}, ""),
-        ("llama pp2", {"pp": 2, "micro_batch": 1, "schedule": PLAIN}, ""),
-        ("llama sp2, linear's rule", {"tp": 2, "micro_batch": 2, "boundary": "sharded"}, _LINEAR),
+        ("llama sp2", {TP: 2, "micro_batch": 2, "boundary": "sharded"}, ""),
+        ("llama pp2", {PP: 2, "micro_batch": 1, "schedule": PLAIN}, ""),
+        ("llama sp2, linear's rule", {TP: 2, "micro_batch": 2, "boundary": "sharded"}, _LINEAR),
     )),
 )  # fmt: skip
 
@@ -79,7 +80,7 @@ def _job(model: Model, most: int, folder: Path) -> dict[str, object]:
 
 
 def _plan(graph: Graph, pins: Pins) -> Plan:
-    defaults: Pins = {"tp": 1, "pp": 1, "dp": 1, "recompute": "off"}
+    defaults: Pins = {TP: 1, PP: 1, DP: 1, "recompute": "off"}
     return search(graph, cluster(RANKS), SAMPLES, defaults | pins)
 
 

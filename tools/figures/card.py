@@ -9,6 +9,7 @@ from rich.text import Text
 
 from partitioner import Cluster, Plan
 from partitioner.errors import InputError
+from partitioner.sharding.mesh_axes import DP, PP
 from tools.figures import figures
 from tools.figures.gemm_words import kernel_words
 from tools.screen import number, percent, seconds, size, table
@@ -42,7 +43,7 @@ def facts(plan: Plan) -> list[str]:
     d, own = plan.decisions, plan.parallelism
     return [
         ", ".join(filter(None, (figures.precision_words(plan.model), figures.sample_words(plan.model)))),
-        f"global batch {plan.global_batch:,} = {own.mesh['dp']} dp x {own.micro_batches} micro-batches of "
+        f"global batch {plan.global_batch:,} = {own.mesh[DP]} dp x {own.micro_batches} micro-batches of "
         f"{own.micro_batch}, {figures.recompute_words(d)}{figures.zero_label(own)}",
         kernel_words(plan),
         *([f"to look at only: {', '.join(d.plan_only)} can't be executed yet"] if d.plan_only else []),
@@ -101,7 +102,7 @@ def _memory(plan: Plan) -> Table:
         else:
             grouped.append((p, p, held))
     legend = "  ".join(f"{BLOCKS[kind]} {kind}" for kind in figures.MEMORY)
-    made = table("memory a rank", ("pp", "stages", "bytes", f"of {size(room)}", legend), [], words=("stages", legend))
+    made = table("memory a rank", (PP, "stages", "bytes", f"of {size(room)}", legend), [], words=("stages", legend))
     most = max(sum(held.values()) for _, _, held in grouped)
     for first, last, held in grouped:
         names = str(first) if first == last else f"{first} to {last}"

@@ -12,12 +12,12 @@ from partitioner.errors import InputError
 from partitioner.plan.derived_rows import OPTIMIZER, PIPELINE
 from partitioner.plan.plan import Asked, Decisions
 from partitioner.plan.sent_by_plan import volume
+from partitioner.sharding.mesh_axes import NAMED, PP
 from runtime.report import KIND, Report
 from tools.figures import figures
 from tools.figures.card import check_readable
 from tools.screen import number, percent, seconds, size
 
-AXES = ("tp", "cp", "pp", "dp")
 Value = float | None
 
 
@@ -42,7 +42,7 @@ HELD = {kind: "optimizer state" if kind == "optimizer" else kind for kind in fig
 ROWS = (
     Row("step", "seconds", True),
     Row("compute", "seconds", True),
-    *(Row(f"{axis} communication", "seconds", True) for axis in AXES),
+    *(Row(f"{axis} communication", "seconds", True) for axis in NAMED),
     Row("bubble", "seconds", True),
     Row(PIPELINE, "seconds", True),
     Row(OPTIMIZER, "seconds", True),
@@ -52,8 +52,8 @@ ROWS = (
     Row("energy for them", "kWh", True),
     Row("memory", "bytes", True),
     *(Row(name, "bytes", True) for name in HELD.values()),
-    *(Row(f"{axis} collectives", "number", True) for axis in AXES),
-    *(Row(f"{axis} bytes", "bytes", True) for axis in AXES),
+    *(Row(f"{axis} collectives", "number", True) for axis in NAMED),
+    *(Row(f"{axis} bytes", "bytes", True) for axis in NAMED),
 )
 WORDS = ("cluster", "precision", "a sample", "mesh", "micro-batch", "schedule", "recompute")
 
@@ -100,18 +100,18 @@ def of_plan(name: str, plan: Plan) -> Column:
     """Predicted figures; memory by kind and what is sent are those of the fullest and of the busiest pipeline rank."""
     check_readable(plan)
     cost, unit = plan.cost, figures.unit(plan.model)
-    rows = [volume(plan, p) for p in range(plan.parallelism.mesh["pp"])]
+    rows = [volume(plan, p) for p in range(plan.parallelism.mesh[PP])]
     busiest = max(rows, key=lambda found: sum(row.bytes for row in found))
     values: dict[str, Value] = {
         "step": cost.step_seconds, "compute": cost.compute_seconds,
-        **{f"{axis} communication": cost.exposed_seconds.get(axis, 0.0) for axis in AXES},
+        **{f"{axis} communication": cost.exposed_seconds.get(axis, 0.0) for axis in NAMED},
         "bubble": cost.bubble_seconds, OPTIMIZER: cost.optimizer_seconds,
         f"{unit}/s": figures.rate(plan), "MFU": figures.mfu(plan),
         f"a billion {unit}": figures.dollars(plan), "energy for them": figures.kilowatt_hours(plan),
         "memory": cost.peak_bytes,
         **{HELD[kind]: many for kind, many in figures.rank_memory(plan)[figures.worst_rank(plan)].items()},
-        **{f"{axis} collectives": float(sum(r.count for r in busiest if r.axis == axis)) for axis in AXES},
-        **{f"{axis} bytes": sum(r.bytes for r in busiest if r.axis == axis) for axis in AXES},
+        **{f"{axis} collectives": float(sum(r.count for r in busiest if r.axis == axis)) for axis in NAMED},
+        **{f"{axis} bytes": sum(r.bytes for r in busiest if r.axis == axis) for axis in NAMED},
     }  # fmt: skip
     asked = Asked(plan.model, plan.cluster, plan.global_batch, plan.pins)
     return Column(name, "plan", _words(asked, plan.decisions, plan.world), values, plan=plan)

@@ -23,6 +23,7 @@ from cutlass_ops.spec.targets import ARCHITECTURES
 from cutlass_ops.tuning import candidates
 from partitioner import Cluster, search, trace
 from partitioner.emit.product_rows import ROLES, Sizes, gemms
+from partitioner.sharding.mesh_axes import DP, PP, TP
 from tools.models.plain_decoder import Dimensions, decoder
 from tools.screen import status
 
@@ -61,12 +62,12 @@ class Row:
 def rows(model: str, tp: int, micro_batch: int) -> Iterator[Row]:
     """Of one block, forward and gradients, each once; the embedding and the head are left out."""
     module, batch = decoder(MODELS[model], torch.bfloat16, micro_batch)
-    pins: dict[str, str | int] = {"tp": tp, "pp": 1, "dp": 8 // tp, "micro_batch": micro_batch}
+    pins: dict[str, str | int] = {TP: tp, PP: 1, DP: 8 // tp, "micro_batch": micro_batch}
     plan = search(trace(module, batch), Cluster.load("dgx-h100"), micro_batch * 8 // tp, pins)
     block = next(block for block in plan.blocks if block.units[0].startswith("blocks."))
     for product in block.products:
         for role, (gemm, sizes) in zip(ROLES, gemms(product, product.dtype), strict=True):
-            yield Row(f"{model} tp {tp} {product.module.removeprefix('blocks.0.')} {role}", gemm, sizes)
+            yield Row(f"{model} {TP} {tp} {product.module.removeprefix('blocks.0.')} {role}", gemm, sizes)
 
 
 def table() -> list[Row]:

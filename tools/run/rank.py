@@ -20,6 +20,7 @@ from partitioner.errors import InputError
 from partitioner.graph.targets import classes
 from partitioner.lowering.program import Program
 from partitioner.plan.derived_rows import PIPELINE
+from partitioner.sharding.mesh_axes import DP
 from runtime.data import Batches, fill, open_corpus
 from runtime.mesh.step_clock import Clock
 from runtime.ranks.process_group import everywhere, finish_ranks, is_first, largest, start_ranks
@@ -118,7 +119,7 @@ def _batches(
     job: Job, plan: Plan, graph: Graph, trainer: Engine, example: dict[str, torch.Tensor], part: str = "training"
 ) -> Batches:
     seq = next(t.shape[1] for t in example.values() if t.dim() == 2)
-    place = trainer.groups.coordinates["dp"], trainer.groups.size("dp")
+    place = trainer.groups.coordinates[DP], trainer.groups.size(DP)
     start = trainer.samples_read if part == "training" else 0
     corpus, seed = open_corpus(job.settings["data"]), plan.decisions.seed
     known = classes(graph.module.graph)

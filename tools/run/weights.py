@@ -10,7 +10,9 @@ import torch
 from partitioner import Graph, Plan, trace
 from partitioner.errors import InputError
 from partitioner.lowering.program import Parameter, Program, Stage
+from partitioner.plan.parallelism import mesh_of
 from partitioner.sharding.layout import WHOLE
+from partitioner.sharding.mesh_axes import TP
 from runtime.mesh.groups import Groups
 from runtime.state import checkpoint
 from runtime.state.checkpoint import Progress
@@ -49,8 +51,8 @@ def _single(path: str) -> tuple[Program, Groups, Source]:
     parameters = {
         n: Parameter(p.names, p.shape, p.dtype, p.requires_grad, (WHOLE,), (0,)) for n, p in graph.parameters.items()
     }
-    mesh = {"pp": 1, "dp": 1, "tp": 1}
+    mesh = mesh_of()
     seed = plan.decisions.seed
     stage = Stage(0, 0, None, None, (), (), (), tuple(parameters), None)  # it holds all and calls nothing
-    program = Program((stage,), parameters, (), (), (), mesh, ("pp", "dp", "tp"), (("tp", 1),), 1, 1, (), seed, {})
+    program = Program((stage,), parameters, (), (), (), mesh, tuple(mesh), ((TP, 1),), 1, 1, (), seed, {})
     return program, Groups(program), source

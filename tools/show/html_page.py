@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader
 
 from partitioner import Plan
 from partitioner.plan.derived_rows import BlockRow, CollectiveRow, OpRow, OtherRow
+from partitioner.sharding.mesh_axes import DP, PP, TP
 from tools.figures import figures
 from tools.figures.block_graph import movings
 from tools.figures.card import facts, headline, looked_at, stale_words
@@ -124,7 +125,7 @@ def _move(rows: tuple[CollectiveRow, ...]) -> dict[str, Any]:
 
 
 COLUMNS = (
-    ("mesh", True), ("tp", True), ("pp", True), ("dp", True), ("micro-batch", True), ("schedule", True),
+    ("mesh", True), (TP, True), (PP, True), (DP, True), ("micro-batch", True), ("schedule", True),
     ("recompute", True), ("compute", False), ("exposed", False), ("bubble", False), ("memory", False), ("step", False),
     ("against best", False),
 )  # fmt: skip
@@ -135,7 +136,7 @@ def _candidates(plan: Plan) -> Iterable[dict[str, Any]]:
     for n, c in enumerate(every.values()):
         own = c.parallelism
         words = [
-            figures.mesh_words(own), *(str(own.mesh[axis]) for axis in ("tp", "pp", "dp")), str(own.micro_batch),
+            figures.mesh_words(own), *(str(own.mesh[axis]) for axis in (TP, PP, DP)), str(own.micro_batch),
             figures.schedule_label(own), figures.recompute_label(own),
         ]  # fmt: skip
         times = [c.compute_seconds, c.exposed_seconds, c.bubble_seconds]

@@ -17,6 +17,7 @@ from typing import Any
 from partitioner import Plan
 from partitioner.plan.timeline import Span, holdings, timeline
 from partitioner.schedule.tables import KINDS, SENDING, reader
+from partitioner.sharding.mesh_axes import PP
 from tools.figures import figures
 from tools.figures.stage_pieces import Piece, backward_pieces, forward_pieces, summed
 
@@ -41,7 +42,7 @@ def _events(plan: Plan) -> Iterator[Event]:
         yield {"ph": "M", "pid": pid, "tid": 0, "name": "thread_name", "args": {"name": "actions"}}
         yield from _actions(plan, rows, p, pid, pieces)
         yield from _memory(plan, rows[p], p, pid)
-    if plan.parallelism.mesh["pp"] > 1:
+    if plan.parallelism.mesh[PP] > 1:
         yield from _sends(plan, rows)
 
 
@@ -51,10 +52,10 @@ def _rows(plan: Plan) -> Iterator[tuple[str, int]]:
     if plan.world <= MOST_RANKS:
         for rank, place in enumerate(itertools.product(*(range(size) for size in sizes.values()))):
             here = dict(zip(sizes, place, strict=True))
-            yield f"rank {rank} ({', '.join(f'{axis} {n}' for axis, n in here.items() if sizes[axis] > 1)})", here["pp"]
+            yield f"rank {rank} ({', '.join(f'{axis} {n}' for axis, n in here.items() if sizes[axis] > 1)})", here[PP]
     else:
-        for p in range(sizes["pp"]):
-            yield f"pipeline rank {p} ({plan.world // sizes['pp']:,} ranks)", p
+        for p in range(sizes[PP]):
+            yield f"pipeline rank {p} ({plan.world // sizes[PP]:,} ranks)", p
 
 
 class _Pieces:

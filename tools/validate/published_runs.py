@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from partitioner.errors import InputError
+from partitioner.sharding.mesh_axes import CP, DP, PP, TP
 from tools.models.plain_decoder import Dimensions
 
 RECOMPUTE = {
@@ -109,8 +110,8 @@ class _Cells:
         run = Run(
             line, self.text("run_id"), self.text("group"), self.text("model"), size, self.text("gpu"),
             self.text("cluster"), self.text("interconnect"), self.text("framework"), self.count("gpus"),
-            self.count("gpus_per_node"), self.count("tp"), self.count("pp"), self.count("virtual_stages"),
-            self.count("cp"), self.count("dp"), self.flag("sequence_parallel"),
+            self.count("gpus_per_node"), self.count(TP), self.count(PP), self.count("virtual_stages"),
+            self.count(CP), self.count(DP), self.flag("sequence_parallel"),
             RECOMPUTE[self.word("recompute", tuple(RECOMPUTE))], int(self.word("zero", ("0", "1", "2", "3"))),
             self.optional("zero_group"), self.flag("grad_overlap"), self.stated("tp_overlap"), self.stated("compiled"),
             self.count("micro_batch"), self.count("global_batch"), self.text("precision"),

@@ -20,6 +20,7 @@ from partitioner.searching.candidates import candidates
 from partitioner.searching.pins import read_pins
 from partitioner.searching.search import too_large
 from partitioner.searching.write_plan import plan_of
+from partitioner.sharding.mesh_axes import PP
 from partitioner.step.step_seconds import price
 from runtime.ranks import launch
 from tools.models.entry_point import parse_settings
@@ -129,7 +130,7 @@ def name_of(plan: Plan) -> str:
     """Its mesh where it is not 1, micro-batch and schedule."""
     chosen = plan.parallelism
     mesh = [f"{axis}{chosen.mesh[axis]}" for axis in chosen.order if chosen.mesh[axis] > 1]
-    way = [chosen.schedule + (f"x{chosen.virtual}" if chosen.virtual > 1 else "")] if chosen.mesh["pp"] > 1 else []
+    way = [chosen.schedule + (f"x{chosen.virtual}" if chosen.virtual > 1 else "")] if chosen.mesh[PP] > 1 else []
     recompute = ["recompute"] if any(plan.decisions.recomputed) else []
     return " ".join([*mesh, f"mb{chosen.micro_batch}", *way, *recompute])
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from partitioner import Plan, lower, trace
+from partitioner.sharding.mesh_axes import DP
 from runtime.measure.step_timing import timed
 from runtime.ranks.process_group import everywhere, finish_ranks, is_first, start_ranks
 from runtime.train.engine import Engine
@@ -64,7 +65,7 @@ def main(job: Job) -> None:
 
 def _stepping(trainer: Engine, plan: Plan, example: dict[str, torch.Tensor]) -> Callable[[int], object]:
     samples = plan.parallelism.micro_batch * plan.parallelism.micro_batches
-    generator = torch.Generator().manual_seed(trainer.groups.coordinates["dp"])
+    generator = torch.Generator().manual_seed(trainer.groups.coordinates[DP])
     batch = {n: torch.randint(2, (samples, *t.shape[1:]), generator=generator) for n, t in example.items()}
     return lambda _: trainer.step(batch)
 

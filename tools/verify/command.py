@@ -15,6 +15,7 @@ from typing import Any
 from partitioner import Graph, Plan, lower, search
 from partitioner.errors import InputError
 from partitioner.sharding.layout import Shard, parse_placement
+from partitioner.sharding.mesh_axes import TP
 from runtime.ranks import launch
 from runtime.verify.captured_graph import Captured, captured
 from tools.models.entry_point import parse_settings
@@ -177,10 +178,10 @@ def _launch(source: Source, plans: list[tuple[str, Plan]], ranks: int, folder: P
 
 def _row(name: str, plan: Plan, graph: Graph, least: float, result: Mapping[str, object]) -> Row:
     mesh = plan.parallelism.mesh
-    words = " ".join(f"{axis} {mesh[axis]}" for axis in ("pp", "dp", "tp") if mesh[axis] > 1)
-    least = least if mesh["tp"] == 2 else 0.0
+    words = " ".join(f"{axis} {size}" for axis, size in mesh.items() if size > 1)
+    least = least if mesh[TP] == 2 else 0.0
     shares = {"parameters_divided": divided_parameters(plan, graph), "flops_divided": divided_flops(plan, graph)}
-    return Row(name, words, plan.world, mesh["tp"], least, **shares, **result)  # type: ignore[arg-type]
+    return Row(name, words, plan.world, mesh[TP], least, **shares, **result)  # type: ignore[arg-type]
 
 
 def divided_parameters(plan: Plan, graph: Graph) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from partitioner.cluster import Cluster, Device, Link
 from partitioner.graph.graph import Graph
 from partitioner.schedule.tables import PLAIN, SCHEDULES
+from partitioner.sharding.mesh_axes import DP, PP, TP
 
 _LINK = Link(bytes_per_second=1e12, efficiency=1.0, latency_seconds=1e-9)
 _PEAKS: dict[str, float] = dict.fromkeys(("float64", "float32", "bfloat16", "float16"), 1e12)
@@ -36,17 +37,17 @@ def families(graph: Graph, ranks: int, global_batch: int) -> Iterator[Family]:
         yield from _whole_batch(len(graph.blocks), ranks, global_batch)
         return
     blocks = len(graph.blocks)
-    yield _family("dp", ranks, global_batch, dp=ranks)
-    yield _family("tp", ranks, global_batch, tp=ranks, boundary="whole")
+    yield _family(DP, ranks, global_batch, dp=ranks)
+    yield _family(TP, ranks, global_batch, tp=ranks, boundary="whole")
     yield _family("tp + sequence parallel", ranks, global_batch, tp=ranks, boundary="sharded")
     deep = max((n for n in range(2, ranks + 1) if ranks % n == 0 and n <= blocks), default=0)
     if deep:
         for row in (s for s in SCHEDULES.values() if s.executed and s.fewest_stages == 1):
-            yield _family(f"pp {row.name}", ranks, global_batch, pp=deep, dp=ranks // deep, schedule=row.name)
+            yield _family(f"{PP} {row.name}", ranks, global_batch, pp=deep, dp=ranks // deep, schedule=row.name)
     for row in (s for s in SCHEDULES.values() if s.executed and s.fewest_stages > 1):
         if blocks >= 2 * row.fewest_stages and ranks % 2 == 0:
-            pins = {"pp": 2, "dp": ranks // 2, "schedule": row.name, "virtual": row.fewest_stages}
-            yield _family(f"pp {row.name}", ranks, global_batch, **pins)
+            pins = {PP: 2, DP: ranks // 2, "schedule": row.name, "virtual": row.fewest_stages}
+            yield _family(f"{PP} {row.name}", ranks, global_batch, **pins)
     if ranks % 4 == 0:
         half = ranks // 2
         if blocks >= 2:
@@ -67,17 +68,17 @@ def left_out(graph: Graph) -> str:
 
 def _whole_batch(blocks: int, ranks: int, global_batch: int) -> Iterator[Family]:
     one: dict[str, str | int] = {"micro_batch": global_batch}
-    yield _family("tp", ranks, global_batch, tp=ranks, boundary="whole", **one)
+    yield _family(TP, ranks, global_batch, tp=ranks, boundary="whole", **one)
     yield _family("tp + sequence parallel", ranks, global_batch, tp=ranks, boundary="sharded", **one)
     if ranks <= blocks:
-        yield _family("pp", ranks, global_batch, pp=ranks, **one)
+        yield _family(PP, ranks, global_batch, pp=ranks, **one)
     if ranks % 4 == 0 and ranks // 2 <= blocks:
         yield _family("tp x pp", ranks, global_batch, tp=2, pp=ranks // 2, recompute="on", **one)
 
 
 def _family(name: str, ranks: int, global_batch: int, **pins: str | int) -> Family:
-    degrees = {axis: int(pins.get(axis, 1)) for axis in ("tp", "pp", "dp")}
-    many = 2 * degrees["pp"] if degrees["pp"] > 1 else 2
-    micro_batch = max(1, global_batch // (degrees["dp"] * many))
+    degrees = {axis: int(pins.get(axis, 1)) for axis in (TP, PP, DP)}
+    many = 2 * degrees[PP] if degrees[PP] > 1 else 2
+    micro_batch = max(1, global_batch // (degrees[DP] * many))
     defaults: dict[str, str | int] = {"schedule": PLAIN, "recompute": "off", "micro_batch": micro_batch}
     return Family(name, {**defaults, **pins, **degrees})
