@@ -23,6 +23,7 @@ from partitioner.sharding.mesh_axes import AXES
 from partitioner.sharding.op_rules import RULES
 from runtime.mesh import collectives, vocab_parallel
 from runtime.train.worker import KINDS as EXECUTED
+from tools.faults.program_faults import COLLECTIVES
 
 ROOT = Path(__file__).parents[1]
 WORDS = {"copy", "shard"}  # ops of ours that are named like other things
@@ -83,7 +84,8 @@ def attributes(source: str) -> list[tuple[int, str]]:
     """Line and name of every op that is named as an attribute: ``aten.add.Tensor``, ``torch.ops.partitioner.part``."""
     tree = ast.parse(source)
     rows = ((node, ast.unparse(node)) for node in ast.walk(tree) if isinstance(node, ast.Attribute))
-    return sorted((node.lineno, name) for node, name in rows if re.fullmatch(r"(aten|torch\.ops\.\w+)\.\w+", name))
+    op = re.compile(r"(aten|torch\.ops\.\w+)\.\w+|own\.\w+\.default")
+    return sorted((node.lineno, name) for node, name in rows if op.fullmatch(name))
 
 
 def test_what_costs_and_divides_names_no_op() -> None:
@@ -96,8 +98,19 @@ def test_what_costs_and_divides_names_no_op() -> None:
     assert not found, "\n".join(found)
 
 
+def test_the_runtime_asks_its_bindings() -> None:
+    files = sorted((ROOT / "runtime").rglob("*.py"))
+    found = [f"{path}:{line} {name}" for path in files for line, name in attributes(path.read_text())]
+    assert not [row for row in found if re.search(r" (own|torch\.ops\.partitioner)\.", row)]
+
+
 def test_an_attribute_of_an_op_is_seen() -> None:
-    assert attributes("x = aten.add.Tensor\ny = torch.ops.aten.mul") == [(1, "aten.add"), (2, "torch.ops.aten.mul")]
+    source = "x = aten.add.Tensor\ny = torch.ops.aten.mul\nz = own.copy.default"
+    assert attributes(source) == [(1, "aten.add"), (2, "torch.ops.aten.mul"), (3, "own.copy.default")]
+
+
+def test_every_collective_has_planted_faults() -> None:
+    assert {str(op) for op in COLLECTIVES} == {op.target for op in OPS.values()}
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,9 @@ def by_class(op: Op, args: Sequence[Any], strategy: Strategy, axis: str) -> Rank
 
 
 def by_element(op: Op, args: Sequence[Any], strategy: Strategy, axis: str) -> RankForm | None:
-    """Draws for each element of a whole sample, of which a rank has a part."""
+    """Draws for each element of a whole sample, of which a rank has a part; whole samples bring their own keys."""
     x = _shard(strategy)
-    return ("dropout", (*args, axis, x.dim, flat(x.segments))) if x else None
+    return ("dropout", (*args, axis, x.dim, flat(x.segments))) if x and x.dim != 0 else None
 
 
 def _shard(strategy: Strategy) -> Shard | None:

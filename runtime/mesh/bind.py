@@ -18,10 +18,11 @@ import partitioner.ops.own_ops
 import partitioner.ops.payloads
 from cutlass_ops.linear import fused, gemm, layer
 from cutlass_ops.spec import notation
+from partitioner.ops.collectives import OPS
 from partitioner.ops.payloads import axis_place, tensor_places
 from runtime.mesh import collectives, column_linears, vocab_parallel
 from runtime.mesh.axis import Axis
-from runtime.mesh.collectives import Bound
+from runtime.mesh.collectives import Binding
 from runtime.mesh.communication_log import Phase
 from runtime.mesh.groups import Groups
 
@@ -29,9 +30,8 @@ own = torch.ops.partitioner
 # importing them registers what is bound here
 _SCHEMAS = (partitioner.ops.collectives, partitioner.ops.own_ops, partitioner.ops.payloads)
 
-# op: what makes its bound function of the axis and of the other literals
-_ROWS: dict[object, Callable[..., Bound]] = {
-    getattr(own, name).default: make for name, make in (collectives.BINDINGS | vocab_parallel.BINDINGS).items()
+_ROWS: dict[object, Binding] = {
+    getattr(own, name).default: row for name, row in (collectives.BINDINGS | vocab_parallel.BINDINGS).items()
 }
 
 
@@ -46,9 +46,7 @@ def bind(module: fx.GraphModule, groups: Groups, phase: Phase = "forward") -> fx
         if node.target == gemm.ops.linear.default:
             node.target = gemm.eager
     for node in list(graph.nodes):
-        if node.target == own.dropout.default and not _is_divided(node):
-            node.args = node.args[:4]
-        elif node.target in _ROWS:
+        if node.target in _ROWS:
             _bind(node, groups, phase)
         elif _makes(node):
             node.kwargs = {**node.kwargs, "device": groups.device}
@@ -62,15 +60,17 @@ def bind(module: fx.GraphModule, groups: Groups, phase: Phase = "forward") -> fx
 def _bind(node: fx.Node, groups: Groups, phase: Phase) -> None:
     operands, position = tensor_places(node.target), axis_place(node.target)  # type: ignore[arg-type]
     assert position is not None
+    if position >= len(node.args):
+        return  # on no axis it is torch's own op
     axis = Axis.of(groups, str(node.args[position]), phase)
-    is_column = node.target in column_linears.SOURCES and node.args[-1] is not False
-    if is_column and column_linears.fuse(node, axis, fused.product(groups.kernels)):
+    row, literals = _ROWS[node.target], [a for n, a in enumerate(node.args) if n not in operands and n != position]
+    op = OPS.get(str(node.target).split(".")[1])
+    is_column = op is not None and column_linears.sums_back(op, literals)
+    if is_column and column_linears.fuse(node, axis, literals, fused.product(groups.kernels)):
         return
-    literals = [a for n, a in enumerate(node.args) if n not in operands and n != position]
-    if node.target == own.all_reduce.default:
-        literals.append(_is_owned(node.args[0]))
-    function = _ROWS[node.target](axis, *literals)
-    node.meta["origin"] = node.target
+    literals += [_is_owned(node.args[0])] if row.in_place else []
+    function = row.make(axis, *literals)
+    node.meta["is_fresh"] = row.is_fresh
     function.__name__ = str(node.target).split(".")[1]
     node.target, node.args = function, tuple(node.args[n] for n in operands)
 
@@ -88,17 +88,11 @@ def _makes(node: fx.Node) -> bool:
     return schema is not None and not node.all_input_nodes and any(a.name == "device" for a in schema.arguments)
 
 
-def _is_divided(dropout: fx.Node) -> bool:
-    """Divided along the batch, the keys are divided too, and the op is what it is on one rank."""
-    axis, dim, *_ = (*dropout.args[4:], "", 0)[:2] if len(dropout.args) < 6 else dropout.args[4:]
-    return bool(axis) and bool(dim != 0)
-
-
 def _is_owned(operand: Any) -> bool:
-    """Whether an all_reduce may sum in place: a result that nothing else reads, of an op that does not keep it."""
+    """Whether a collective may sum in place: a result that nothing else reads, of an op that does not keep it."""
     if not isinstance(operand, fx.Node) or len(operand.users) > 1:
         return False
-    return _is_product(operand) or operand.meta.get("origin") == own.vocab_parallel_embedding.default
+    return _is_product(operand) or bool(operand.meta.get("is_fresh"))
 
 
 def _is_product(node: fx.Node) -> bool:

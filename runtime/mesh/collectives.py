@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -149,7 +150,18 @@ def on_first(axis: Axis, backward: bool) -> Bound:
     return lambda x: _OnFirst.apply(x, axis.rank == 0, backward)
 
 
-# by the op's name, what makes its bound function of the axis and of the literals behind it
-BINDINGS: dict[str, Callable[..., Bound]] = {
-    make.__name__: make for make in (all_reduce, copy, on_first, all_gather, reduce_scatter, shard, all_to_all)
-}
+@dataclass(frozen=True)
+class Binding:
+    """``make``: an op's function on this rank, of the axis and of the literals behind its operands. ``in_place``: it
+    takes one more, whether it may overwrite its operand. ``is_fresh``: nothing keeps its result for backward."""
+
+    make: Callable[..., Bound]
+    in_place: bool = False
+    is_fresh: bool = False
+
+
+_ROWS = (
+    Binding(all_reduce, in_place=True),
+    *map(Binding, (copy, on_first, all_gather, reduce_scatter, shard, all_to_all)),
+)
+BINDINGS = {row.make.__name__: row for row in _ROWS}  # by the op's name

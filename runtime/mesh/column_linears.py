@@ -19,12 +19,12 @@ from torch import fx
 from cutlass_ops.linear import fused, gemm, layer
 from cutlass_ops.linear.layer import Layer, Product
 from cutlass_ops.spec import notation
+from partitioner.ops.collective_kinds import ALL_GATHER, ALL_REDUCE, REDUCE_SCATTER
+from partitioner.ops.collectives import Op
 from partitioner.sharding.layout import Shard, unflat
 from runtime.mesh.axis import Axis
 from runtime.mesh.collectives import Bound
 
-own = torch.ops.partitioner
-SOURCES = (own.copy.default, own.all_gather.default)
 FUSED = fused.ops.fused_linear.default
 Tensors = tuple[torch.Tensor, ...]
 Optionals = list[torch.Tensor | None]
@@ -167,8 +167,13 @@ def columns(axis: Axis, shard: Shard | None, readers: tuple[Reader, ...], produc
     return lambda x, *tensors: _Columns.apply(axis, shard, readers, product, x, *tensors)
 
 
-def fuse(node: fx.Node, axis: Axis, product: Product) -> bool:
-    """Replace a copy or all_gather that only linears read, and those linears, by one node."""
+def sums_back(op: Op, literals: Sequence[Any]) -> bool:
+    """Whether a collective passes on what ranks hold, and sums their gradients."""
+    return op.forward in ("", ALL_GATHER) and op.back(*literals) in (ALL_REDUCE, REDUCE_SCATTER)
+
+
+def fuse(node: fx.Node, axis: Axis, literals: Sequence[Any], product: Product) -> bool:
+    """Replace a collective that ``sums_back``, if only linears read it, and those linears, by one node."""
     order = {n: place for place, n in enumerate(node.graph.nodes)}
     linears = sorted(node.users, key=order.__getitem__)
     if not linears or not all(_is_linear(linear, node) for linear in linears):
@@ -183,9 +188,7 @@ def fuse(node: fx.Node, axis: Axis, product: Product) -> bool:
         arguments += [weight, *(t for t in rest if t not in numbers)]
     if any(order[a] > order[linears[0]] for a in arguments if isinstance(a, fx.Node)):
         return False  # one of them waits for what another made
-    shard = None
-    if node.target == own.all_gather.default:
-        shard = Shard(node.args[2], unflat(node.args[3]))  # type: ignore[arg-type]
+    shard = Shard(literals[0], unflat(literals[1])) if literals else None
     function = columns(axis, shard, tuple(readers), product)
     function.__name__ = "columns"
     with node.graph.inserting_before(linears[0]):

@@ -19,7 +19,7 @@ from partitioner.ops.own_ops import dropout_mask
 from partitioner.sharding.cut_tensors import take
 from partitioner.sharding.layout import Shard, unflat
 from runtime.mesh.axis import Axis
-from runtime.mesh.collectives import Bound
+from runtime.mesh.collectives import Binding
 
 aten = torch.ops.aten
 
@@ -115,10 +115,11 @@ def dropout(axis: Axis, p: float, site: int, dim: int, segments: list[int]) -> C
     return run
 
 
-# by the op's name, what makes its bound function of the axis and of the literals behind its operands
-BINDINGS: dict[str, Callable[..., Bound]] = {
-    "vocab_parallel_cross_entropy": cross_entropy, "vocab_parallel_embedding": embedding, "dropout": dropout,
-}  # fmt: skip
+BINDINGS = {  # by the op's name
+    "vocab_parallel_cross_entropy": Binding(cross_entropy),
+    "vocab_parallel_embedding": Binding(embedding, is_fresh=True),
+    "dropout": Binding(dropout),
+}
 
 
 @torch.library.custom_op("runtime::dropout_masks", mutates_args=())

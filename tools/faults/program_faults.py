@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import fx
 
-from partitioner.emit.block_code import collective_nodes
 from partitioner.graph.step_inputs import SAMPLE_KEYS
 from partitioner.lowering.program import Call, Parameter, Program, Stage
 from partitioner.sharding.layout import REPLICATE, WHOLE, Placement, Segment, Shard
@@ -104,12 +103,13 @@ def _rotate(node: fx.Node) -> None:
 
 
 # op: the fault's name and edit, for two ranks
-_COLLECTIVES: dict[object, tuple[tuple[str, Edit], ...]] = {
+COLLECTIVES: dict[object, tuple[tuple[str, Edit], ...]] = {
     own.all_reduce.default: (("dropped", _bypass), ("backward turned", _flip(2))),
     own.copy.default: (
         ("dropped", _bypass),
         ("made an all_reduce", _swap(own.all_reduce.default, lambda a: (*a, True))),
     ),
+    own.on_first.default: (("dropped", _bypass), ("backward turned", _flip(2))),
     own.all_gather.default: (("dropped", _repeat_own), ("backward turned", _flip(4))),
     own.reduce_scatter.default: (("dropped", _own_part),),
     own.shard.default: (("backward turned", _flip(4)),),
@@ -137,13 +137,12 @@ _LITERALS: dict[object, tuple[str, Edit]] = {
 def _of_nodes(program: Program) -> Iterator[Mutant]:
     for n, module in enumerate(_modules(program)):
         nodes = list(module.graph.nodes)
-        talking = set(collective_nodes(module)) | {x for x in nodes if x.target == own.shard.default}
         graded = {n for n in nodes if n.meta.get("differentiable")}
         seen: set[object] = set()
         for index, node in enumerate(nodes):
             where = f"{type(module).__name__ or n} {node.name}"
-            if node in talking:
-                for word, edit in _COLLECTIVES.get(node.target, ()):
+            if node.target in COLLECTIVES:
+                for word, edit in COLLECTIVES[node.target]:
                     if word == "backward turned" and node not in graded:
                         continue  # nothing comes back through it
                     yield Mutant(f"{where}: {word}", _edited(program, module, index, edit))
