@@ -10,8 +10,9 @@ from partitioner.cluster import Cluster
 from partitioner.graph.graph import Graph
 from partitioner.plan.executed import EXECUTED, is_executed, is_searched
 from partitioner.schedule.tables import PLAIN, SCHEDULES, Schedule
-from partitioner.searching.candidates import admits_micro_batch, divisors, schedules, stays_inside
+from partitioner.searching.candidates import admits_micro_batch, divisors, stays_inside
 from partitioner.searching.pins import Pins
+from partitioner.searching.splits import schedules
 from partitioner.sharding.mesh_axes import AXES, CP, DP, NAMED, PP, TP
 
 

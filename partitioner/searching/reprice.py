@@ -15,7 +15,7 @@ from partitioner.layouts.solution import Solution
 from partitioner.plan.derived_rows import Cost
 from partitioner.plan.parallelism import NO_RECOMPUTE
 from partitioner.plan.plan import Plan
-from partitioner.searching.candidates import Tried
+from partitioner.searching.splits import Tried
 from partitioner.sharding.mesh_axes import CP, TP
 from partitioner.step.rank_memory import RankMemory
 from partitioner.step.split import Split, stage_sums

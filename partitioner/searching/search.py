@@ -1,8 +1,9 @@
 """``search``: the mesh, stages, schedule, micro-batch, recompute and layouts of the shortest step that fits.
 
 candidates                   with a bound that no schedule of their stages can beat, and exact peak bytes
-where none of them fits      candidates of layouts that hold fewer bytes
+where none of them fits      other stages of them, then candidates of layouts that hold fewer bytes
 of those that fit            by rising bound, the Action table walked, until the next bound is above the RANKED-th best
+where others might beat it   but do not fit: of them, layouts that hold fewer bytes, and other stages; walked as well
 least step time; equal times: fewer bytes, then the plainer mesh
 """
 
@@ -20,9 +21,11 @@ from partitioner.plan.derived_rows import Cost
 from partitioner.plan.executed import is_executed
 from partitioner.plan.parallelism import NO_RECOMPUTE
 from partitioner.plan.plan import Plan
-from partitioner.searching.candidates import Progress, Tried, candidates
+from partitioner.searching.candidates import Progress, candidates
 from partitioner.searching.pin_conflicts import conflict
 from partitioner.searching.pins import read_pins
+from partitioner.searching.splits import Tried
+from partitioner.searching.where_memory_binds import recut, where_memory_binds
 from partitioner.searching.write_plan import Ranking, plan_of
 from partitioner.step.step_seconds import price
 
@@ -60,27 +63,34 @@ def search(
         best = min((t.least_seconds for t in found if t.peak_bytes <= cluster.device.room), default=None)
         progress(f"{text}; {len(found)} candidates" + (f", the best takes at least {best:.3g} s" if best else ""))
 
-    room, fitting = cluster.device.room, list[Tried]()
+    asked = graph, cluster, global_batch, fixed, plan_only, say
+    room = cluster.device.room
+
+    def fitting() -> list[Tried]:
+        return [t for t in found if t.peak_bytes <= room]
+
     for scarcity in SCARCITIES:
-        found.extend(candidates(graph, cluster, global_batch, fixed, plan_only, say, scarcity))
+        found.extend(candidates(*asked, scarcity))
         if not found:
             raise InputError(conflict(graph, cluster, global_batch, fixed, plan_only))
-        fitting = [t for t in found if t.peak_bytes <= room]
-        if fitting:
+        if not fitting():
+            found.extend(recut(found, math.inf, asked))
+        if fitting():
             break
         progress(f"nothing fits where a byte costs {scarcity:g} passes of memory")
-    if not fitting:
+    if not fitting():
         raise DoesNotFit(too_large(min(found, key=lambda t: t.peak_bytes), room))
-    progress(f"{len(fitting)} of {len(found)} plans fit")
+    progress(f"{len(fitting())} of {len(found)} plans fit")
     prices = _Prices()
-    _walk_best(fitting, keep, prices)
-    front = _front(fitting, prices)
+    _walk_best(fitting(), keep, prices)
+    found.extend(where_memory_binds(found, prices.ranking()[0][1].step_seconds, asked))
+    _walk_best(fitting(), keep, prices)
+    front = _front(fitting(), prices)
     ranking = prices.ranking()
-    walked = len(ranking)
+    walked, fit = len(ranking), len(fitting())
     searched = {
-        "candidates": len(found), "over_memory": len(found) - len(fitting), "walked": walked,
-        "beaten_by_bound": len(fitting) - walked,
-    }  # fmt: skip
+        "candidates": len(found), "over_memory": len(found) - fit, "walked": walked, "beaten_by_bound": fit - walked,
+    }
     return plan_of(ranking, front, searched, global_batch, pins or {}, model or {})
 
 

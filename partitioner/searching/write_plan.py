@@ -25,8 +25,8 @@ from partitioner.plan.name_patterns import by_pattern
 from partitioner.plan.parallelism import NO_RECOMPUTE
 from partitioner.plan.plan import Decisions, Plan
 from partitioner.searching.assumed import assumed
-from partitioner.searching.candidates import Tried
 from partitioner.searching.pins import Pins, read_pins
+from partitioner.searching.splits import Tried
 from partitioner.sharding.layout import placement_json
 from partitioner.sharding.op_rules import rule_of
 from partitioner.solve.choices import Choices, Prices

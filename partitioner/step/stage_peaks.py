@@ -33,8 +33,7 @@ def stage_stash(priced: Priced, units: Sequence[Unit], ways: Sequence[str]) -> d
     found: dict[str, tuple[Stash, ...]] = {"none": (none,)}
     blocks = np.array([u.is_block for u in units])
     for way in ways:
-        again = [c.stash[way if is_block else "none"] for c, is_block in zip(costs, blocks, strict=True)]
-        keeping = frozenset(n for n, u in enumerate(units) if u.is_block and way in KEEP_ENTERING)
+        again, keeping = _recomputed(priced, units, way)
         size, full = boundaries.stack(again, boundaries.shared(keeping), alive)
         freed = np.cumsum(plain - size)
         after = np.vstack((behind[1:], np.full((1, len(Peaks._fields)), -np.inf))) - freed[:, None]
@@ -43,6 +42,19 @@ def stage_stash(priced: Priced, units: Sequence[Unit], ways: Sequence[str]) -> d
         rows = zip((none.bytes - freed)[blocks].tolist(), peaks[blocks].tolist(), seconds[blocks].tolist(), strict=True)
         found[way] = (none, *(Stash(left, Peaks(*most), *run) for left, most, run in rows))
     return found
+
+
+def kept_bytes(priced: Priced, units: Sequence[Unit], way: str) -> Array:
+    """What each unit of a stage keeps of a micro-batch, every block recomputed in a way ("none": none of them)."""
+    boundaries, (rows, keeping) = _Boundaries(priced, units), _recomputed(priced, units, way)
+    kept, _, _ = boundaries.shared(keeping)
+    return np.array([row.bytes for row in rows]) - kept + boundaries.sent
+
+
+def _recomputed(priced: Priced, units: Sequence[Unit], way: str) -> tuple[list[Stash], frozenset[int]]:
+    """Of units whose blocks are all recomputed in a way, and the numbers of those that keep whatever enters them."""
+    rows = [priced.unit(unit).stash[way if unit.is_block else "none"] for unit in units]
+    return rows, frozenset(n for n, unit in enumerate(units) if unit.is_block and way in KEEP_ENTERING)
 
 
 class _Boundaries:

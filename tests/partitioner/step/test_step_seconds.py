@@ -18,8 +18,9 @@ from partitioner.cost.unit_cost import Priced, price_units
 from partitioner.graph.tied_blocks import fold
 from partitioner.layouts.strategies import space
 from partitioner.schedule.tables import SCHEDULES
-from partitioner.searching.candidates import Tried, candidates
+from partitioner.searching.candidates import candidates
 from partitioner.searching.pins import read_pins
+from partitioner.searching.splits import Tried
 from partitioner.solve.choices import Prices
 from partitioner.solve.solve import solve
 from partitioner.step.cut_stages import StageCuts
@@ -181,10 +182,11 @@ def test_zero_bubble_plans_are_to_look_at() -> None:
 )
 def test_pruning_loses_nothing(name: str, plan_only: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     pins = {"cp": 1} if plan_only else {}
+    monkeypatch.setattr(importlib.import_module("partitioner.searching.search"), "where_memory_binds", lambda *_: [])
     pruned = search(graph_of(name), CLUSTER, 16, pins, plan_only=plan_only)
     assert pruned.searched["beaten_by_bound"] > 0
     assert pruned.searched["candidates"] == sum(n for key, n in pruned.searched.items() if key != "candidates")
-    monkeypatch.setattr(importlib.import_module("partitioner.searching.candidates"), "bound", lambda priced, split: 0.0)
+    monkeypatch.setattr(importlib.import_module("partitioner.searching.splits"), "bound", lambda priced, split: 0.0)
     brute = search(graph_of(name), CLUSTER, 16, pins, plan_only=plan_only)
     assert brute.searched["beaten_by_bound"] == 0
     kinds = {c.parallelism.schedule for c in brute.candidates + brute.front}

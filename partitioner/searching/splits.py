@@ -1,0 +1,148 @@
+"""The stages of one priced graph, and every split of a step into them: schedule, ZeRO, recomputed blocks, order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from partitioner.cost.unit_cost import Priced
+from partitioner.graph.graph import Unit
+from partitioner.plan.executed import EXECUTED, is_searched
+from partitioner.plan.parallelism import NO_RECOMPUTE, Parallelism, mesh_of
+from partitioner.schedule.tables import PLAIN, SCHEDULES
+from partitioner.searching.pins import Pins
+from partitioner.sharding.mesh_axes import CP, DP, PP, TP
+from partitioner.step.cut_stages import StageCuts
+from partitioner.step.fitting_cuts import FittingCuts
+from partitioner.step.least_recompute import least_recomputed
+from partitioner.step.rank_memory import RankMemory
+from partitioner.step.split import Split, StageSums, stage_sums
+from partitioner.step.step_seconds import bound
+
+MOST_VIRTUAL = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    """A candidate: no schedule of its stages takes less than ``least_seconds``."""
+
+    priced: Priced
+    split: Split
+    least_seconds: float
+    peak_bytes: float
+
+    @property
+    def plainness(self) -> tuple[object, ...]:
+        """Among equal times: fewest bytes, then the plainest mesh."""
+        own = self.split.parallelism
+        degrees = (own.degree(axis) for axis in (PP, CP, TP, DP))
+        ways = (own.virtual, own.zero, sum(self.split.recomputed), own.recompute)
+        return (self.peak_bytes, *degrees, *ways, own.schedule, own.micro_batch, own.order)
+
+
+class Splits:
+    """The stages of one priced graph, and every split of a step into them."""
+
+    def __init__(
+        self, priced: Priced, cp: int, micro_batch: int, global_batch: int, fixed: Pins, plan_only: bool
+    ) -> None:
+        self.priced, self.cp, self.micro_batch, self.global_batch = priced, cp, micro_batch, global_batch
+        self.fixed, self.plan_only = fixed, plan_only
+        self.cluster, self.cuts, self.fitting_cuts = priced.cluster, StageCuts(priced), FittingCuts(priced)
+        self.blocks = sum(u.is_block for u in priced.folded.graph.units)
+        self.sums: dict[tuple[float, ...], StageSums] = {}
+        self.ways = tuple(way for way in EXECUTED["recompute"].searched(plan_only) if way != NO_RECOMPUTE)
+        self.stages: dict[int, tuple[tuple[Unit, ...], ...]] = {}
+
+    def all_of(self, depths: Iterable[int]) -> Iterator[Tried]:
+        for pp in depths:
+            dp = self.cluster.devices // (self.priced.ranks * self.cp * pp)
+            many = self.global_batch // (dp * self.micro_batch)
+            for kind, virtual in schedules(pp, self.blocks, many, self.plan_only):
+                if self.fixed.admits("schedule", kind) and self.fixed.admits("virtual", virtual):
+                    mesh = mesh_of(pp=pp, dp=dp, cp=self.cp, tp=self.priced.ranks)
+                    yield from self.sharded_and_recomputed(
+                        Parallelism(
+                            mesh=mesh, order=tuple(mesh), micro_batch=self.micro_batch, micro_batches=many,
+                            schedule=kind, virtual=virtual, recompute=NO_RECOMPUTE,
+                        )
+                    )  # fmt: skip
+
+    def sharded_and_recomputed(self, parallelism: Parallelism) -> Iterator[Tried]:
+        units = self.stage_units(parallelism.stage_count)
+        if not units:
+            return
+        for zero in self.zeros(parallelism.replicas):
+            yield from self.recomputed_and_ordered(replace(parallelism, zero=zero), units)
+
+    def recut(self, plain: Split, seconds: float) -> Iterator[Tried]:
+        """Of a split, nothing recomputed, that does not fit: its stages cut so that they do, where a step may then take
+        less than ``seconds``."""
+        own = plain.parallelism
+        ways = tuple(way for way in self.ways if self.fixed.admits("recompute", way)) or (NO_RECOMPUTE,)
+        for way in ways if self.fixed.stages is None and own.mesh[PP] > 1 and own.virtual == 1 else ():
+            units = self.fitting_cuts.cut(plain, way, seconds / own.micro_batches)
+            if units and units != plain.units:
+                yield from self.recomputed_and_ordered(own, units)
+
+    def recomputed_and_ordered(self, parallelism: Parallelism, units: tuple[tuple[Unit, ...], ...]) -> Iterator[Tried]:
+        stages = tuple(self.sums_of(u) for u in units)
+        plain = Split(parallelism=parallelism, stages=stages, units=units, recomputed=(0,) * len(stages))
+        for split, peak_bytes in self.recomputed(plain):
+            for order in self.orders(parallelism.mesh):
+                ordered = replace(split, parallelism=replace(split.parallelism, order=order))
+                least = bound(self.priced, ordered)
+                yield Tried(priced=self.priced, split=ordered, least_seconds=least, peak_bytes=peak_bytes)
+
+    def recomputed(self, plain: Split) -> Iterator[tuple[Split, float]]:
+        """Nothing; of each way that is admitted the least that fits, and all blocks; with peak bytes."""
+        ways, room = self.ways, self.cluster.device.room
+        if self.fixed.admits("recompute", NO_RECOMPUTE):
+            peak_bytes = RankMemory(self.priced, plain).peak_bytes(plain.recomputed)
+            yield plain, peak_bytes
+            if peak_bytes <= room and "recompute" not in self.fixed.decided:
+                ways = ()
+        everything = tuple(s.blocks for s in plain.stages)
+        for way in (w for w in ways if self.fixed.admits("recompute", w)):
+            split = plain.recomputing(way, everything)
+            memory = RankMemory(self.priced, split)
+            least = least_recomputed(memory, room)
+            if least is not None and least != everything and "recompute" not in self.fixed.decided:
+                yield plain.recomputing(way, least), memory.peak_bytes(least)
+            yield split, memory.peak_bytes(everything)
+
+    def stage_units(self, stages: int) -> tuple[tuple[Unit, ...], ...]:
+        if stages not in self.stages:
+            pinned = self.fixed.stages
+            self.stages[stages] = self.cuts.evenest(stages) if pinned is None else self.cuts.of_counts(pinned, stages)
+        return self.stages[stages]
+
+    def sums_of(self, units: tuple[Unit, ...]) -> StageSums:
+        """Stages of units that cost the same, and that receive and send the same, cost the same."""
+        start, end = self.priced.place[units[0]], self.priced.place[units[-1]] + 1
+        ends = [row[cut] for row in (self.priced.crossing, self.priced.returned) for cut in (start, end)]
+        key = (*ends, *(id(self.priced.unit(u)) for u in units))
+        if key not in self.sums:
+            self.sums[key] = stage_sums(self.priced, units, self.ways)
+        return self.sums[key]
+
+    def orders(self, mesh: dict[str, int]) -> list[tuple[str, ...]]:
+        """Stages outermost; or where both span nodes, data parallel outermost, so that neighbouring stages are near."""
+        usual = tuple(mesh)
+        if self.cluster.nodes == 1 or mesh[PP] == 1 or mesh[DP] == 1:
+            return [usual]
+        return [usual, (DP, PP, *(axis for axis in usual if axis not in (DP, PP)))]
+
+    def zeros(self, replicas: int) -> list[int]:
+        found = EXECUTED["zero"].searched(self.plan_only) if replicas > 1 else (0,)
+        return [n for n in found if self.fixed.admits("zero", n)]
+
+
+def schedules(pp: int, blocks: int, micro_batches: int, plan_only: bool) -> Iterator[tuple[str, int]]:
+    """Kinds and virtual stages that fit."""
+    for row in SCHEDULES.values():
+        fits = (row.name == PLAIN or pp > 1) and not (row.in_rounds and micro_batches % pp)
+        if fits and is_searched("schedule", row.name, plan_only):
+            for virtual in range(row.fewest_stages, (row.most_stages or MOST_VIRTUAL) + 1):
+                if virtual == 1 or pp * virtual <= blocks:
+                    yield row.name, virtual

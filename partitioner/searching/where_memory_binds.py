@@ -1,0 +1,55 @@
+"""Candidates beside those that were tried first, where plans that might be the fastest do not fit.
+
+    layouts     solved again, a byte costing more passes of memory, where not much is missing
+    stages      cut so that each fits
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from partitioner.cluster import Cluster
+from partitioner.graph.graph import Graph
+from partitioner.plan.parallelism import NO_RECOMPUTE
+from partitioner.searching.candidates import Progress, candidates
+from partitioner.searching.pins import Pins
+from partitioner.searching.splits import Splits, Tried
+from partitioner.sharding.mesh_axes import CP, TP
+
+SCARCITY = 16.0  # passes of memory that a byte costs then
+NEAR = 1.25  # of the room: what needs more is not brought into it by layouts
+
+Asked = tuple[Graph, Cluster, int, Pins, bool, Progress]
+
+
+def where_memory_binds(found: Sequence[Tried], best: float, asked: Asked) -> Iterator[Tried]:
+    """``found``: all that were tried; ``best``: seconds of the best that fits; ``asked``: as of ``candidates``."""
+    graph, cluster, global_batch, fixed, plan_only, say = asked
+    near = {
+        _setup(t) for t in found
+        if cluster.device.room < t.peak_bytes <= NEAR * cluster.device.room and t.least_seconds < best
+    }  # fmt: skip
+    scarce = list(candidates(graph, cluster, global_batch, fixed, plan_only, say, SCARCITY, near)) if near else []
+    yield from scarce
+    yield from recut((*found, *scarce), best, asked)
+
+
+def _setup(tried: Tried) -> tuple[int, int, int]:
+    own = tried.split.parallelism
+    return own.degree(TP), own.degree(CP), own.micro_batch
+
+
+def recut(found: Sequence[Tried], best: float, asked: Asked) -> Iterator[Tried]:
+    """Other stages of what does not fit and might take less than ``best`` seconds; each step once, in whatever order
+    its axes lie."""
+    _, cluster, global_batch, fixed, plan_only, _ = asked
+    splits, seen = dict[int, Splits](), set[tuple[object, ...]]()
+    for tried in [t for t in found if t.peak_bytes > cluster.device.room and t.least_seconds < best]:
+        plain = tried.split.recomputing(NO_RECOMPUTE, (0,) * len(tried.split.stages))
+        own, key = plain.parallelism, id(tried.priced)
+        if key not in splits:
+            splits[key] = Splits(tried.priced, own.degree(CP), own.micro_batch, global_batch, fixed, plan_only)
+        step = (key, *own.mesh.values(), own.schedule, own.virtual, own.zero)
+        if step not in seen:
+            seen.add(step)
+            yield from splits[key].recut(plain, best)
