@@ -20,7 +20,7 @@ from partitioner.functionalize.assigned_state import check_assignments, noted_as
 from partitioner.functionalize.regions import noted_regions
 from partitioner.graph.graph import ParameterInfo
 from partitioner.normalize.normalize import normal_ops
-from partitioner.tracing.record_calls import replaced
+from partitioner.tracing.record_calls import hollowed, replaced
 from partitioner.tracing.repeated_modules import Run, find_runs
 from partitioner.user_code.batches import Flat, carriers, flat
 from partitioner.user_code.constant_branches import ConstantBranches
@@ -36,7 +36,7 @@ from partitioner.user_code.uncapturable import (
     refuse_several,
     refused,
 )
-from partitioner.user_code.untouched import untouched
+from partitioner.user_code.untouched import Untouched
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,16 @@ class Captured:
     inputs: tuple[str, ...]
 
 
-def capture(model: nn.Module, batch: Example, runs: tuple[Run, ...], notes: list[str]) -> Captured:
-    """``model`` on a batch, but for the blocks that ``runs`` skip; what there is to say is added to ``notes``.
+def capture(
+    model: nn.Module, batch: Example, runs: tuple[Run, ...], notes: list[str], before: Untouched
+) -> Captured:
+    """``model`` on a batch, but for the blocks that ``runs`` skip; what there is to say is added to ``notes``. Left as
+    it was ``before``.
 
     Raises InputError, naming the module and source line, when the model can't be captured as it would run.
     """
-    with untouched(model, lambda: _run(model, batch)), kept_functions(model) as kept, hooks_refused(model, notes):
+    drawing = before.after(lambda: _run(model, batch))
+    with drawing, kept_functions(model) as kept, hooks_refused(model, notes):
         exported = _export(model, batch, runs)
         kept.settle(exported.graph_module)
     captured = _collect(model, exported, batch)
@@ -104,10 +108,10 @@ def capture(model: nn.Module, batch: Example, runs: tuple[Run, ...], notes: list
     return captured
 
 
-def alike_blocks(model: nn.Module, batch: Example) -> tuple[Run, ...]:
+def alike_blocks(model: nn.Module, batch: Example, before: Untouched) -> tuple[Run, ...]:
     """The runs of blocks that do the same; raises CantRehearse if the model can't run on fake tensors."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with untouched(model, lambda: _run(model, batch)), kept_functions(model), _fake_state(model, mode):
+    with before.after(lambda: _run(model, batch)), kept_functions(model), _fake_state(model, mode):
         return find_runs(model, batch.flat.together(_faked(batch.flat.tensors, mode)), mode)
 
 
@@ -170,8 +174,9 @@ def _faked(tensors: Mapping[str, torch.Tensor], mode: FakeTensorMode) -> dict[st
 def _export(model: nn.Module, batch: Example, runs: tuple[Run, ...]) -> torch.export.ExportedProgram:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     stubs = {path: stub for run in runs for path, stub in run.stubs.items()}
+    unread = [path for run in runs if run.is_unread for path in run.stubs]
     try:
-        with _fake_state(model, mode), replaced(model, stubs), quiet(), noted_regions():
+        with hollowed(model, unread), _fake_state(model, mode), replaced(model, stubs), quiet(), noted_regions():
             arguments = _faked(batch.arguments(), mode)
             with noted_assignments(model) as assigned:
                 exported = torch.export.export(_step(model, batch), (), arguments, strict=False)

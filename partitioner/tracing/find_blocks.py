@@ -110,8 +110,8 @@ def _best_spaced(
     Empty where there are none. Of the stretches that are most it is the longest, which the fewest bytes enter.
     """
     best: list[tuple[int, int]] = []
-    for period in range(SHORTEST, len(marks) // 2 + 1):
-        runs = _spaced(marks, period)
+    for period in range(SHORTEST, len(marks) // max(blocks + 1, 2) + 1):
+        runs = _spaced(marks, period) if period * len(best) <= len(marks) else []
         most = max((len(run) for run in runs), default=0)
         if most < max(blocks + 1, len(best), 2):
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Generator, Hashable, Mapping
+from collections.abc import Callable, Generator, Hashable, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,9 +27,9 @@ class CantRehearse(Exception):
 
 def watch(
     model: nn.Module, batch: Mapping[str, torch.Tensor], mode: FakeTensorMode, paths: list[str],
-    stubs: Mapping[str, Forward],
+    stubs: Mapping[str, Forward], hollow: bool = False,
 ) -> Record:  # fmt: skip
-    """What the submodules ``paths`` do; ``stubs`` run in place of other submodules.
+    """What the submodules ``paths`` do; ``stubs`` run in place of other submodules, ``hollow`` ones where it is said.
 
     Raises CantRehearse where the model can't run without values.
     """
@@ -37,7 +37,8 @@ def watch(
     forwards = {path: record.watch(path, model.get_submodule(path)) for path in paths}
     try:
         branches = ConstantBranches(model, dict(model.named_buffers(remove_duplicate=False)))
-        with replaced(model, {**forwards, **stubs}), _as_in_export(), mode, branches, record:
+        without = hollowed(model, stubs if hollow else ())
+        with without, replaced(model, {**forwards, **stubs}), _as_in_export(), mode, branches, record:
             model(**batch)
     except InputError:
         raise
@@ -65,6 +66,20 @@ def replaced(model: nn.Module, forwards: Mapping[str, Forward]) -> Generator[Non
     finally:
         for table, before in saved:
             table.clear()
+            table.update(before)
+
+
+@contextmanager
+def hollowed(model: nn.Module, paths: Iterable[str]) -> Generator[None]:
+    """Submodules by name have no parameters inside."""
+    tables = [vars(module)["_parameters"] for path in paths for module in model.get_submodule(path).modules()]
+    saved = [(table, dict(table)) for table in tables]
+    try:
+        for table in tables:
+            table.clear()
+        yield
+    finally:
+        for table, before in saved:
             table.update(before)
 
 

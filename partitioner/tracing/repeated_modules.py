@@ -8,14 +8,14 @@ kept        yes     yes     no      no      no      yes     a skipped child retu
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from partitioner.tracing.record_calls import Call, Forward, Record, leaves, watch
+from partitioner.tracing.record_calls import Call, CantRehearse, Forward, Record, leaves, watch
 
 LEAST_BLOCKS = 4  # the first, the one that is copied, one that is skipped, the last
 
@@ -24,11 +24,13 @@ LEAST_BLOCKS = 4  # the first, the one that is copied, one that is skipped, the 
 class Run:
     """Like blocks in order, each the names of one or more children that run one after the other.
 
-    ``stubs``: what the skipped children run in place of their forward, by name.
+    ``stubs``: what the skipped children run in place of their forward, by name. ``is_unread``: nothing else reads their
+    parameters.
     """
 
     blocks: tuple[tuple[str, ...], ...]
     stubs: Mapping[str, Forward] = field(repr=False)
+    is_unread: bool = False
 
     @property
     def kept(self) -> tuple[tuple[str, ...], ...]:
@@ -46,7 +48,7 @@ def find_runs(model: nn.Module, batch: Mapping[str, torch.Tensor], mode: FakeTen
 
     A run is proven by the calls that were made, whatever the modules look like: a layer that asks for its own number
     is in a run unless the answer changes what it computes. A second rehearsal, with the blocks skipped, must do all
-    else that the first one did. The model is left as it was.
+    else that the first one did, if it can without their parameters. The model is left as it was.
     """
     stacks = list(_stacks(model))
     if not stacks:
@@ -55,7 +57,20 @@ def find_runs(model: nn.Module, batch: Mapping[str, torch.Tensor], mode: FakeTen
     runs = tuple(run for stack in stacks for run in _runs(record, stack) if _same_buffers(model, run))
     stubs = {path: stub for run in runs for path, stub in run.stubs.items()}
     others = [path for path in record.calls if path not in stubs]
+    if runs and _goes_on_without(model, batch, mode, others, stubs, record):
+        return tuple(replace(run, is_unread=True) for run in runs)
     return runs if runs and watch(model, batch, mode, others, stubs).agrees(record, others) else ()
+
+
+def _goes_on_without(
+    model: nn.Module, batch: Mapping[str, torch.Tensor], mode: FakeTensorMode, others: list[str],
+    stubs: Mapping[str, Forward], record: Record,
+) -> bool:  # fmt: skip
+    """Whether all but the skipped blocks does the same where these have no parameters."""
+    try:
+        return watch(model, batch, mode, others, stubs, hollow=True).agrees(record, others)
+    except CantRehearse:  # what is asked for is missing
+        return False
 
 
 def _stacks(model: nn.Module) -> Iterator[list[str]]:

@@ -29,7 +29,7 @@ from partitioner.tracing.third_capture import Seen, check_laws, numbers_in, same
 from partitioner.tracing.unroll_blocks import UnlikeError, unroll
 from partitioner.user_code.compiled import as_written
 from partitioner.user_code.hooks import refuse_hooks
-from partitioner.user_code.untouched import untouched
+from partitioner.user_code.untouched import Untouched
 
 Progress = Callable[[str], None]
 
@@ -52,11 +52,11 @@ def trace(
     with as_written(model) as plain:
         refuse_hooks(plain)
         progress("tracing: looking for blocks that run alike")
-        tracing = _Tracing(plain, batch, progress, compare, global_batch)
+        tracing = _Tracing(plain, batch, progress, compare, global_batch, Untouched(plain))
         given = example(batch)
         try:
             with uncollected():
-                runs = alike_blocks(plain, given)
+                runs = alike_blocks(plain, given, tracing.before)
             return tracing.told_apart(given, runs, [])
         except (CantRehearse, UnlikeError) as error:
             return tracing.told_apart(given, (), [f"every block was traced by itself: {error}"])
@@ -71,18 +71,19 @@ class _Tracing:
     progress: Progress
     compare: bool
     global_batch: int | None
+    before: Untouched
 
     def told_apart(self, given: Example, runs: tuple[Run, ...], notes: list[str]) -> Graph:
         """The graph of the model, of which export does not see the blocks that ``runs`` skip, its samples found."""
         self.progress(f"tracing: capturing, {'alike blocks once' if runs else 'every block by itself'}")
         with uncollected():
-            ready = [capture(self.model, given, runs, notes)]
+            ready = [self._captured(given, runs, notes)]
         self.progress(f"tracing: {len(ready[0].module.graph.nodes):,} ops captured, again with another batch size")
 
         def at_size(choice: Example, size: int) -> Traced:
             with uncollected():
                 second = self._resized(choice, size, runs)
-                first = ready.pop() if ready else capture(self.model, choice, runs, notes)
+                first = ready.pop() if ready else self._captured(choice, runs, notes)
                 traced = self._traced(choice, (first, second), size, runs, notes)
             return self._compared(traced, (choice.samples, size)) if self.compare else traced
 
@@ -98,9 +99,12 @@ class _Tracing:
 
         return first_that_holds(given, attempt)
 
+    def _captured(self, batch: Example, runs: tuple[Run, ...], notes: list[str]) -> Captured:
+        return capture(self.model, batch, runs, notes, self.before)
+
     def _resized(self, choice: Example, size: int, runs: tuple[Run, ...]) -> Captured:
         try:
-            return capture(self.model, choice.resized(size), runs, [])
+            return self._captured(choice.resized(size), runs, [])
         except InputError as error:
             raise InputError(f"the model runs with {choice.samples} samples and not with {size}: {error}") from error
 
@@ -133,7 +137,7 @@ class _Tracing:
     ) -> None:  # fmt: skip
         """Raises InputError where the model does not do with the samples of a step what it does with few."""
         assert self.global_batch is not None
-        third = numbers_in(capture(self.model, choice.hollow(self.global_batch), runs, []))
+        third = numbers_in(self._captured(choice.hollow(self.global_batch), runs, []))
         same_ops(seen[0], third, (sizes[0], self.global_batch))
         check_laws(*seen, third, (*sizes, self.global_batch))
 
@@ -143,7 +147,7 @@ class _Tracing:
         """What takes a batch apart may do so by halves or pairs: a third size tells, where the model runs with it."""
         third = (2 if sizes[1] != 2 * sizes[0] else 3) * sizes[0]
         try:
-            captured = capture(self.model, choice.hollow(third), runs, [])
+            captured = self._captured(choice.hollow(third), runs, [])
         except InputError:
             return
         check_laws(*seen, numbers_in(captured), (*sizes, third))
@@ -151,7 +155,7 @@ class _Tracing:
     def _compared(self, traced: Traced, sizes: tuple[int, int]) -> Traced:
         self.progress("tracing: comparing the graph with the module")
         try:
-            with untouched(self.model, lambda: None):
+            with self.before.after(lambda: None):
                 said = check_capture(traced.graph, self.model, self.batch, sizes)
         except (RuntimeError, IndexError, ValueError) as error:  # a graph that does not run at another size
             words = next(iter(str(error).splitlines()), "")

@@ -37,6 +37,7 @@ def unroll(graph: fx.Graph, runs: Sequence[Run]) -> fx.Graph:
     """
     kept = [_Kept(graph, run) for run in runs]
     due = {last[0]: (one, copied) for one in kept for _, copied, last in one.groups}
+    due |= {last[0]: (one, copied) for one in kept for copied, last in one.unread_parameters()}
     lasts = {node: one for one in kept for _, _, last in one.groups for node in last}
     new, made = fx.Graph(), dict[fx.Node, fx.Node]()
     for node in graph.nodes:
@@ -118,6 +119,15 @@ class _Kept:
         if name not in self.parameters:
             raise UnlikeError(f"{name} is tied to another parameter")
         return self.parameters[name]
+
+    def unread_parameters(self) -> Iterator[tuple[list[fx.Node], list[fx.Node]]]:
+        """Of the copied and of the last block, where the graph has none of the skipped ones."""
+        _, copied, last = (
+            [node for name, node in self.parameters.items() if any(_inside(name, path) for path in block)]
+            for block in self.run.kept
+        )
+        if self.run.is_unread and last:
+            yield copied, last
 
     def _check_readers(self) -> None:
         """What a kept block makes is read in it alone, but for its hidden state, which the next one reads."""

@@ -17,25 +17,30 @@ Undo = Callable[[], None]
 _PLAIN = (type(None), bool, int, float, str, nn.Parameter)  # nothing in them changes
 
 
-@contextmanager
-def untouched(model: nn.Module, forward: Callable[[], object]) -> Generator[None]:
-    """Attributes, modes, parameters, buffers and random state are put back at the end, whatever happens inside.
+class Untouched:
+    """What a model's attributes, modes, parameters and buffers, and the random states were when this was made."""
 
-    Raises InputError when a generator that torch's ops don't key was drawn from inside; ``forward`` runs the model once
-    more to find where.
-    """
-    generators = Generators(model)
-    seen = set[int]()
-    undo = [step for module in model.modules() for step in _undo(vars(module), seen)]
-    try:
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.generators = model, Generators(model)
+        seen = set[int]()
+        self.undo = [step for module in model.modules() for step in _undo(vars(module), seen)]
+
+    @contextmanager
+    def after(self, forward: Callable[[], object]) -> Generator[None]:
+        """All of it is put back at the end, whatever happens inside.
+
+        Raises InputError when a generator that torch's ops don't key was drawn from inside; ``forward`` runs the model
+        once more to find where.
+        """
         try:
-            yield
+            try:
+                yield
+            finally:
+                self.generators.refuse_draws(self.model, forward)
         finally:
-            generators.refuse_draws(model, forward)
-    finally:
-        for step in undo:
-            step()
-        generators.restore()
+            for step in self.undo:
+                step()
+            self.generators.restore()
 
 
 def _undo(value: Any, seen: set[int]) -> Iterator[Undo]:

@@ -44,6 +44,7 @@ class Traced:
         assert len(taken) == 2
         assert not taken[1]
         self.runs = [(len(run.blocks), len(run.blocks[0])) for run in taken[0]]
+        self.unread = [run.is_unread for run in taken[0]]
 
 
 def rows_of(graph: Graph) -> list[tuple[object, ...]]:

@@ -124,6 +124,28 @@ def test_blocks_that_take_different_arguments_are_captured_one_by_one() -> None:
     assert _traced(Apart(Scaled)) == []
 
 
+class Penalized(Deep):
+    """A penalty on all weights reads those of blocks that are skipped."""
+
+    def run(self, x: torch.Tensor) -> torch.Tensor:
+        return super().run(x) + 1e-2 * sum(p.square().sum() for p in self.blocks.parameters())
+
+
+class Asking(Deep):
+    """Code outside asks a skipped block for its weight."""
+
+    def run(self, x: torch.Tensor) -> torch.Tensor:
+        return super().run(x.to(self.blocks[3].up.weight.dtype))
+
+
+@pytest.mark.parametrize(("model", "is_unread"), [(Deep, True), (Penalized, False), (Asking, False)])
+def test_parameters_that_are_read_from_outside_stay_in_sight(model: type[Deep], is_unread: bool) -> None:
+    traced = Traced(*deep(model(Block)))
+    assert traced.runs == _SIX
+    assert traced.unread == [is_unread]
+    assert_same(traced.graph, traced.whole)
+
+
 class Masked(Block):
     """A block that multiplies by a buffer of its own."""
 
