@@ -15,7 +15,7 @@ import pytest
 from partitioner.graph.step_inputs import BATCH_SHARE, SAMPLE_COUNT, SAMPLE_KEYS, STEP_KEY
 from partitioner.ops.collective_kinds import KINDS
 from partitioner.ops.collectives import OPS
-from partitioner.ops.payloads import ON_RANKS, ROWS
+from partitioner.ops.payloads import ON_RANKS, RANK_OPS
 from partitioner.plan.executed import EXECUTED as EXECUTED_VALUES
 from partitioner.schedule.tables import KINDS as ACTIONS
 from partitioner.schedule.tables import SCHEDULES
@@ -34,7 +34,7 @@ TABLES = {  # names, and where they may stand
         (set(KINDS) | set(OPS)) - WORDS, {"partitioner/ops/collective_kinds.py", "partitioner/ops/collectives.py"},
     ),
     "op of a collective": ({op.target for op in OPS.values()}, {"partitioner/ops/collectives.py"}),
-    "op": (set(RULES) | set(ROWS), {"partitioner/sharding/op_rules.py", "partitioner/ops/payloads.py"}),
+    "op": (set(RULES) | set(RANK_OPS), {"partitioner/sharding/op_rules.py", "partitioner/ops/payloads.py"}),
     "step input": ({SAMPLE_KEYS, STEP_KEY, SAMPLE_COUNT, BATCH_SHARE}, {"partitioner/graph/step_inputs.py"}),
 }  # fmt: skip
 # rooms that turn one spelling of an op into another, file by file, and see none as what it costs or how it divides

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from partitioner.cost.forward_peak import Liveness, Step, is_fresh
-from partitioner.cost.kept_activations import Key
+from partitioner.cost.kept_activations import Placed
 from partitioner.cost.materialized import base, is_attention
 from partitioner.cost.op_work import scores_bytes
 from partitioner.graph.nodes import is_parameter, is_tensor
@@ -48,7 +48,7 @@ class _Backward:
 
     def __init__(self, live: Liveness) -> None:
         self.live, self.keeping = live, live.keeping
-        self.pending: dict[Key, _Gradient] = {}
+        self.pending: dict[Placed, _Gradient] = {}
         self.now = self.grown = self.tied = 0.0
         self.fullest = self.first = self.alone = 0.0
         self.savers = {key: set(nodes) for key, nodes in live.keeping.savers.items()}
@@ -80,7 +80,7 @@ class _Backward:
         if not gradient.holders:
             self.now -= gradient.size
 
-    def give(self, key: Key, gradient: _Gradient) -> None:
+    def give(self, key: Placed, gradient: _Gradient) -> None:
         """One more gradient of a value."""
         old = self.pending.get(key)
         if old is None:
@@ -158,7 +158,7 @@ class _Backward:
                     self.give(key, self.new(self.live.bytes(key)))
                     self.see()
 
-    def weights(self, keys: list[Key], temporary: float = 0.0) -> None:
+    def weights(self, keys: list[Placed], temporary: float = 0.0) -> None:
         """Gradients of parameters are made; those that ranks sum go to their buckets."""
         self.see(sum(self.live.setting.bytes(*key) for key in keys), temporary)
         for node, placement in keys:

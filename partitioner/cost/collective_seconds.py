@@ -15,7 +15,7 @@ from partitioner.cost.op_seconds import ZERO, Seconds
 from partitioner.cost.op_work import Setting
 from partitioner.ops.collective_kinds import KINDS
 from partitioner.ops.collectives import conversion, payloads
-from partitioner.ops.payloads import ROWS
+from partitioner.ops.payloads import RANK_OPS
 from partitioner.ops.rank_form import rank_form
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import REPLICATE, Placement
@@ -70,7 +70,7 @@ def rank_payloads(setting: Setting, node: fx.Node, strategy: Strategy) -> tuple[
     """(kind, bytes) of what an op of ours sends on a rank in the place of ``node``, of all tokens of the rank: in
     forward, and in backward where it has one."""
     form = rank_form(setting.op(node), node.args, strategy, "")
-    row = ROWS.get(str(form[0])) if form else None
+    row = RANK_OPS.get(str(form[0])) if form else None
     if form is None or row is None:
         return [], []
     args: tuple[Any, ...] = fx.map_arg(form[1], lambda n: n.meta["val"])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from partitioner.cost.kept_activations import Keeping, Key
+from partitioner.cost.kept_activations import Keeping, Placed
 from partitioner.cost.op_work import is_bias
 from partitioner.graph.graph import loss_node
 from partitioner.graph.nodes import is_tensor, operands, shape_of
@@ -21,15 +21,15 @@ from partitioner.ops.collectives import OPS, Collective, conversion
 from partitioner.sharding.layout import REPLICATE
 from partitioner.sharding.op_rules import rule_of
 
-Held = tuple[Key, float]
+PlacedBytes = tuple[Placed, float]
 
 
 @dataclass(frozen=True)
 class Step:
     """One op of the lowered unit, or a conversion by the collectives of ``rows``: what it makes and what it reads."""
 
-    made: Key
-    reads: tuple[Key, ...]
+    made: Placed
+    reads: tuple[Placed, ...]
     rows: tuple[Collective, ...] | None
 
     @property
@@ -47,12 +47,12 @@ class Liveness:
         self.steps = list(self._steps(moves))
         self.ports = {n: self.solution.ports[p] for n, p in self.folded.inputs(self.group)}
         self.joined = {step.reads[0]: step.made for step in self.steps if self._joins(step)}
-        self.storage: dict[Key, Held] = {key: (key, self.bytes(key)) for key in self.ports.items()}
+        self.storage: dict[Placed, PlacedBytes] = {key: (key, self.bytes(key)) for key in self.ports.items()}
         for step in self.steps:
             self.storage[step.made] = self._storage(step)
         self.exported = list(self._exported())
 
-    def _exported(self) -> Iterator[Key]:
+    def _exported(self) -> Iterator[Placed]:
         """What later units read, and the loss."""
         loss = loss_node(self.folded.sized.module.graph)
         yield from ((node, self.solution.ports[port]) for node, port in self.folded.handed_on(self.group))
@@ -67,10 +67,10 @@ class Liveness:
             if node is not None and is_tensor(node):
                 yield Step((node, self.keeping.result(node)), tuple(self._reads(node)), None)
 
-    def _reads(self, node: fx.Node) -> list[Key]:
+    def _reads(self, node: fx.Node) -> list[Placed]:
         return list(zip(operands(node), self.solution.strategies[node].operands, strict=True))
 
-    def bytes(self, key: Key) -> float:
+    def bytes(self, key: Placed) -> float:
         """Of a value that lies in memory."""
         return 0.0 if key[0] in self.setting.internal else self.setting.bytes(*key)
 
@@ -90,7 +90,7 @@ class Liveness:
         rule = rule_of(str(step.made[0].target))
         return rule is not None and rule.view and not self.keeping.is_copy(step.made[0])
 
-    def _storage(self, step: Step) -> Held:
+    def _storage(self, step: Step) -> PlacedBytes:
         """Where a result lies: in memory of its own, or in that of what it is made of."""
         if self.is_view(step):
             return self.storage.get(step.reads[0], (step.reads[0], 0.0))
@@ -101,7 +101,7 @@ class Liveness:
 
     def forward(self, keeps: bool = True) -> float:
         """The fullest moment of the forward; ``keeps``: whether what backward needs stays."""
-        last: dict[Key, int] = {}
+        last: dict[Placed, int] = {}
         for n, step in enumerate(self.steps):
             for key in (*step.reads, step.made):
                 last[self.lies(key)] = n
@@ -119,7 +119,7 @@ class Liveness:
                     alive.pop(key, None)
         return fullest
 
-    def lies(self, key: Key) -> Key:
+    def lies(self, key: Placed) -> Placed:
         """The memory that holds a value."""
         return self.storage[key][0] if key in self.storage else key
 

@@ -14,7 +14,7 @@ from partitioner.layouts.solution import Solution
 from partitioner.sharding.layout import REPLICATE, WHOLE, Placement
 from partitioner.sharding.op_rules import rule_of
 
-Key = tuple[fx.Node, Placement]
+Placed = tuple[fx.Node, Placement]
 
 
 class Keeping:
@@ -28,8 +28,8 @@ class Keeping:
     ) -> None:
         self.setting, self.solution, self.group, self.without = setting, solution, group, without
         self.folded = setting.folded
-        self.savers: dict[Key, list[fx.Node]] = {}
-        self.storages: dict[Key, float] = {}
+        self.savers: dict[Placed, list[fx.Node]] = {}
+        self.storages: dict[Placed, float] = {}
         for node in self.folded.body(group):
             if node in self.folded.differentiable and is_tensor(node):
                 self._save(node)
@@ -65,7 +65,7 @@ class Keeping:
                 self.storages[key] = self.setting.bytes(*key)
                 self.savers.setdefault(key, []).append(node)
 
-    def lies(self, value: fx.Node, placement: Placement) -> Key:
+    def lies(self, value: fx.Node, placement: Placement) -> Placed:
         """What memory a value in a placement lies in: its own, or that of what it is a view of."""
         while True:
             made = self.made(value)

@@ -18,7 +18,7 @@ from partitioner.sharding.layout import local_shape
 aten = torch.ops.aten
 Arg = fx.Node | float
 # an op of an epilogue and its arguments; an int is the value of the row of that number before it
-Row = tuple[str, tuple[Arg | int, ...]]
+Spelling = tuple[str, tuple[Arg | int, ...]]
 
 _UNARY: dict[object, str] = {
     aten.relu.default: "relu",
@@ -29,7 +29,7 @@ _UNARY: dict[object, str] = {
 _BINARY: dict[object, str] = {aten.add.Tensor: "add", aten.sub.Tensor: "sub", aten.mul.Tensor: "mul"}
 
 
-def rows_of(node: fx.Node) -> list[Row] | None:
+def rows_of(node: fx.Node) -> list[Spelling] | None:
     """The ops of an epilogue that compute ``node`` from its operands, or None where there are none."""
     if node.target in _UNARY:
         return [(_UNARY[node.target], (arguments(node)[0],))]

@@ -70,7 +70,7 @@ def _permuted(node: fx.Node, base: torch.Tensor, value: torch.Tensor, place: int
     )
 
 
-def _same_arguments(again: Callable[..., object], back: Callable[..., object]) -> Row:
+def _same_arguments(again: Callable[..., object], back: Callable[..., object]) -> Inverse:
     """A view whose scatter takes the arguments that the view takes."""
 
     def row(node: fx.Node, base: torch.Tensor, value: torch.Tensor, place: int) -> View:
@@ -127,9 +127,9 @@ def _complex(node: fx.Node, base: torch.Tensor, value: torch.Tensor, place: int)
     )
 
 
-Row = Callable[[fx.Node, torch.Tensor, torch.Tensor, int], Any]
+Inverse = Callable[[fx.Node, torch.Tensor, torch.Tensor, int], Any]
 
-_ROWS: dict[str, Row] = {
+_ROWS: dict[str, Inverse] = {
     **dict.fromkeys(
         (
             "view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze", "view_as", "reshape_as", "ravel",

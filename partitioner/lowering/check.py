@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from partitioner.graph.nodes import buffer_name
 from partitioner.lowering.program import Call, Program, Stage
-from partitioner.ops.payloads import ROWS, axis_place
+from partitioner.ops.payloads import RANK_OPS, axis_place
 from partitioner.schedule.tables import SENDING, Action
 
 
@@ -44,7 +44,7 @@ def _check_call(call: Call, known: set[str], axes: dict[str, int]) -> None:
         if name not in known:
             raise ValueError(f"{call.block} reads {name}, which nothing before it makes")
     for node in nodes:
-        place = axis_place(node.target) if str(node.target) in ROWS else None
+        place = axis_place(node.target) if str(node.target) in RANK_OPS else None
         if place is not None and place < len(node.args) and node.args[place] not in axes:
             raise ValueError(f"{node.name} of {call.block} communicates over {node.args[place]!r}, which is no axis")
 

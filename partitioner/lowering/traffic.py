@@ -19,7 +19,7 @@ from partitioner.graph.nodes import buffer_name
 from partitioner.lowering.program import Call, Coordinates, Parameter, Program, Stage, Value, coordinates
 from partitioner.ops.collective_kinds import ALL_REDUCE
 from partitioner.ops.collectives import Shape
-from partitioner.ops.payloads import ROWS, axis_place, tensor_places
+from partitioner.ops.payloads import RANK_OPS, axis_place, tensor_places
 from partitioner.schedule.tables import KINDS, Action, reader
 from partitioner.sharding.layout import REPLICATE, local_shape
 from partitioner.sharding.mesh_axes import DP, PP
@@ -265,7 +265,7 @@ class _Reader(fx.Interpreter):
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An op of ours in place, torch's own as it is."""
-        row = ROWS.get(str(target))
+        row = RANK_OPS.get(str(target))
         if row is None:
             return super().call_function(target, args, kwargs)
         place = axis_place(target)

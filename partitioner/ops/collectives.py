@@ -61,7 +61,7 @@ def _nothing_ahead(shape: Shape, dim: int, *_: object) -> bool:
 
 
 @dataclass(frozen=True)
-class Op:
+class CollectiveOp:
     """A collective op: what it sends each way, "" for nothing; where the last argument is ``backward`` and not set,
     nothing is sent back.
 
@@ -91,22 +91,22 @@ class Op:
         return self.backward if not self.arguments.endswith("bool backward") or arguments[-1] else ""
 
 
-_OPS = (
-    Op(ALL_REDUCE, ", bool backward", ALL_REDUCE, ALL_REDUCE, passes=True),
-    Op("copy", "", "", ALL_REDUCE, view=True),
-    Op("on_first", ", bool backward", "", "", passes=True),
-    Op(ALL_GATHER, ", int dim, int[] segments, bool backward", ALL_GATHER, REDUCE_SCATTER, _gathered),
-    Op(REDUCE_SCATTER, ", int dim, int[] segments", REDUCE_SCATTER, ALL_GATHER, _divided),
-    Op("shard", ", int dim, int[] segments, bool backward", "", ALL_GATHER, _divided, cuts=True),
-    Op(
+_TABLE = (
+    CollectiveOp(ALL_REDUCE, ", bool backward", ALL_REDUCE, ALL_REDUCE, passes=True),
+    CollectiveOp("copy", "", "", ALL_REDUCE, view=True),
+    CollectiveOp("on_first", ", bool backward", "", "", passes=True),
+    CollectiveOp(ALL_GATHER, ", int dim, int[] segments, bool backward", ALL_GATHER, REDUCE_SCATTER, _gathered),
+    CollectiveOp(REDUCE_SCATTER, ", int dim, int[] segments", REDUCE_SCATTER, ALL_GATHER, _divided),
+    CollectiveOp("shard", ", int dim, int[] segments, bool backward", "", ALL_GATHER, _divided, cuts=True),
+    CollectiveOp(
         ALL_TO_ALL, ", int source, int[] source_segments, int target, int[] target_segments", ALL_TO_ALL, ALL_TO_ALL,
         _exchanged,
     ),
 )  # fmt: skip
-OPS = {op.name: op for op in _OPS}
+OPS = {op.name: op for op in _TABLE}
 
 _LIBRARY = torch.library.Library("partitioner", "DEF")
-for _op in _OPS:
+for _op in _TABLE:
     _LIBRARY.define(f"{_op.name}(Tensor x, str axis{_op.arguments}) -> Tensor")
 
 

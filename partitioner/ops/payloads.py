@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from partitioner.ops.collective_kinds import ALL_REDUCE
-from partitioner.ops.collectives import OPS, Op, Shape, same
+from partitioner.ops.collectives import OPS, CollectiveOp, Shape, same
 
 
 def _rows(ranks: int, rank: int, logits: torch.Tensor, *_: object) -> Shape:
@@ -48,7 +48,7 @@ def _summed(
 
 
 @dataclass(frozen=True)
-class Row:
+class RankOp:
     """An op: its result's shape, and what it sends each way.
 
     ``keeps``: backward needs something of it. ``arguments``: the schema's, of an op that the runtime alone can run; its
@@ -62,7 +62,7 @@ class Row:
     arguments: str = ""
 
 
-def _of(op: Op) -> Row:
+def _of(op: CollectiveOp) -> RankOp:
     def forward(whole: int, *_: object) -> Payloads:
         return [(op.forward, whole)] if op.forward else []
 
@@ -70,22 +70,22 @@ def _of(op: Op) -> Row:
         kind = op.back(*arguments)
         return [(kind, whole)] if kind else []
 
-    return Row(op.shape, forward, backward)
+    return RankOp(op.shape, forward, backward)
 
 
-ROWS: dict[str, Row] = {
+RANK_OPS: dict[str, RankOp] = {
     **{op.target: _of(op) for op in OPS.values()},
-    "partitioner.vocab_parallel_cross_entropy.default": Row(
+    "partitioner.vocab_parallel_cross_entropy.default": RankOp(
         _rows, _summed, keeps=True, arguments="Tensor logits, Tensor target, int ignore_index, float label_smoothing, "
         "str axis, int[] segments",
     ),
-    "partitioner.vocab_parallel_embedding.default": Row(
+    "partitioner.vocab_parallel_embedding.default": RankOp(
         _looked_up, keeps=True, arguments="Tensor weight, Tensor index, int padding_index, str axis, int[] segments"
     ),
-    "partitioner.dropout.default": Row(same, keeps=True),
-    "partitioner.expert_linear.default": Row(_projected, keeps=True),
+    "partitioner.dropout.default": RankOp(same, keeps=True),
+    "partitioner.expert_linear.default": RankOp(_projected, keeps=True),
 }  # fmt: skip
-ON_RANKS = {target.split(".")[1]: row for target, row in ROWS.items() if row.arguments}
+ON_RANKS = {target.split(".")[1]: row for target, row in RANK_OPS.items() if row.arguments}
 
 _LIBRARY = torch.library.Library("partitioner", "FRAGMENT")
 for _name, _row in ON_RANKS.items():

@@ -38,10 +38,10 @@ def volume(plan: Plan, rank: int) -> tuple[Volume, ...]:
     return tuple(Volume(*key, *value) for key, value in sorted(found.items()))
 
 
-_Row = tuple[str, str, str, int, float]
+_Sent = tuple[str, str, str, int, float]
 
 
-def _collectives(plan: Plan, stage: int) -> Iterator[_Row]:
+def _collectives(plan: Plan, stage: int) -> Iterator[_Sent]:
     rows, many = {name: row for row in plan.blocks for name in row.units}, plan.parallelism.micro_batches
     recomputed = plan.decisions.recomputed[stage] if plan.parallelism.recompute == FULL_RECOMPUTE else 0
     for name in plan.decisions.stages[stage]:
@@ -71,7 +71,7 @@ def leaving(plan: Plan, unit: str) -> list[CollectiveRow]:
     return [move for move in rows[unit].leaving if (move.value, move.target) in wanted]
 
 
-def _sends(plan: Plan, stage: int) -> Iterator[_Row]:
+def _sends(plan: Plan, stage: int) -> Iterator[_Sent]:
     """Results to the next stage, gradients to the one before, where those lie on other ranks."""
     own, row = plan.parallelism, plan.cost.stages[stage]
     here = own.pipeline_rank(stage)
@@ -81,7 +81,7 @@ def _sends(plan: Plan, stage: int) -> Iterator[_Row]:
         yield PP, "send", "send", own.micro_batches, row.sent_back_bytes
 
 
-def _sync(plan: Plan, stage: int) -> Iterator[_Row]:
+def _sync(plan: Plan, stage: int) -> Iterator[_Sent]:
     """Once a step; with ZeRO 2 and 3 for each micro-batch."""
     own, row = plan.parallelism, plan.cost.stages[stage]
     if own.mesh[TP] > 1:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from partitioner.schedule.tables import KINDS, SCHEDULES, Row, releasing_kind, stages_of
+from partitioner.schedule.tables import KINDS, SCHEDULES, Actions, releasing_kind, stages_of
 
 IN_FORWARD, IN_BACKWARD, IN_FIRST_BACKWARD = range(3)  # the first of a stage in a step finds no gradients there
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -73,7 +73,7 @@ def _all_forward_first(stage: int, many: int) -> list[_Moment]:
     return rows + ([(stage, IN_BACKWARD, (many - 1,), (True,))] if many > 1 else [])
 
 
-def _walk(row: Row, own: Sequence[int]) -> Iterator[_Moment]:
+def _walk(row: Actions, own: Sequence[int]) -> Iterator[_Moment]:
     number_of = {stage: n for n, stage in enumerate(own)}
     in_flight_now, has_gradients = [0] * len(own), [False] * len(own)
     last = releasing_kind(row)

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from partitioner.schedule.tables import KINDS, SCHEDULES, Row, Table, releasing_kind, schedule
+from partitioner.schedule.tables import KINDS, SCHEDULES, Actions, Table, releasing_kind, schedule
 
 
 class Timeline(NamedTuple):
@@ -70,7 +70,7 @@ _NUMBER = {letter: n for n, letter in enumerate(KINDS)}
 _Place = tuple[int, int, int, float, float]
 
 
-def _places(row: Row, seconds: Sequence[float], delay: Sequence[float], many: int) -> list[_Place]:
+def _places(row: Actions, seconds: Sequence[float], delay: Sequence[float], many: int) -> list[_Place]:
     """Each action's place, that of what its rank did before it and that of what it waits for (-1: nothing), how long
     that is on its way, and the seconds that the action takes."""
     first = {alike: _first(*alike, seconds, delay, many) for alike in {(a.stage, a.kind) for a in row}}

@@ -69,8 +69,8 @@ class Action(NamedTuple):
         return f"{self.stage}{self.kind}{self.micro_batch}"
 
 
-Row = tuple[Action, ...]
-Table = tuple[Row, ...]
+Actions = tuple[Action, ...]
+Table = tuple[Actions, ...]
 
 
 def reader(action: Action, stages: int) -> Action | None:
@@ -126,18 +126,18 @@ def stages_of(pp: int, virtual: int, kind: str) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(n for n in stages if rank_of(n, pp, kind) == p) for p in range(pp))
 
 
-def _gpipe(rank: int, pp: int, virtual: int, micro_batches: int) -> Row:
+def _gpipe(rank: int, pp: int, virtual: int, micro_batches: int) -> Actions:
     """Huang et al., 2019: all forwards, then all backwards."""
     return _actions(rank, FORWARD, micro_batches) + _actions(rank, BACKWARD, micro_batches)
 
 
-def _one_forward_one_backward(rank: int, pp: int, virtual: int, micro_batches: int) -> Row:
+def _one_forward_one_backward(rank: int, pp: int, virtual: int, micro_batches: int) -> Actions:
     """Narayanan et al., 2019 (PipeDream-flush): as many forwards ahead as there are stages behind."""
     forwards, backwards = (_actions(rank, kind, micro_batches) for kind in (FORWARD, BACKWARD))
     return _alternate(forwards, backwards, pp - rank - 1)
 
 
-def _interleaved(rank: int, pp: int, virtual: int, micro_batches: int) -> Row:
+def _interleaved(rank: int, pp: int, virtual: int, micro_batches: int) -> Actions:
     """Narayanan et al., 2021: rounds of pp micro-batches pass every stage of a rank before the next round starts."""
     if virtual == 1:
         return _one_forward_one_backward(rank, pp, virtual, micro_batches)
@@ -153,7 +153,7 @@ def _interleaved(rank: int, pp: int, virtual: int, micro_batches: int) -> Row:
     return _alternate(forwards, backwards, 2 * (pp - rank - 1) + (virtual - 1) * pp)
 
 
-def _alternate(forwards: Row, backwards: Row, ahead: int) -> Row:
+def _alternate(forwards: Actions, backwards: Actions, ahead: int) -> Actions:
     """``ahead`` forwards, then a forward and a backward in turn, then the backwards left."""
     ahead = min(ahead, len(forwards))
     turns = itertools.chain.from_iterable(zip(forwards[ahead:], backwards, strict=False))
@@ -161,12 +161,12 @@ def _alternate(forwards: Row, backwards: Row, ahead: int) -> Row:
 
 
 @functools.lru_cache(maxsize=512)
-def _actions(stage: int, kind: str, micro_batches: int) -> Row:
+def _actions(stage: int, kind: str, micro_batches: int) -> Actions:
     """A stage's actions of a kind; tables share them."""
     return tuple(Action(stage, kind, m) for m in range(micro_batches))
 
 
-def _zero_bubble(rank: int, pp: int, virtual: int, micro_batches: int) -> Row:
+def _zero_bubble(rank: int, pp: int, virtual: int, micro_batches: int) -> Actions:
     """Qi et al., 2023 (ZB-H1): 1f1b whose rank r is r weights' gradients behind, to have them left when others end."""
     ahead = pp - rank - 1
     row = [Action(rank, FORWARD, m) for m in range(min(ahead, micro_batches))]
@@ -176,7 +176,7 @@ def _zero_bubble(rank: int, pp: int, virtual: int, micro_batches: int) -> Row:
     return tuple(row)
 
 
-def _zbv(rank: int, pp: int, virtual: int, micro_batches: int) -> Row:
+def _zbv(rank: int, pp: int, virtual: int, micro_batches: int) -> Actions:
     """Qi et al., 2023 (ZB-V), 2024 (V-ZB): as many bytes as 1f1b; no rank waits inside where F, B and W are equal.
 
     ``d`` is the rank's stage on the way down, ``u`` the one on the way up. What is missing of a full pipeline is
@@ -216,7 +216,7 @@ class Schedule:
     """
 
     name: str
-    rank_actions: Callable[[int, int, int, int], Row]
+    rank_actions: Callable[[int, int, int, int], Actions]
     fewest_stages: int = 1
     most_stages: int | None = 1
     stage_rank: Callable[[int, int], int] = _round_after_round

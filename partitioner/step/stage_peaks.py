@@ -13,14 +13,13 @@ import numpy as np
 from torch import fx
 
 from partitioner.cost.backward_peak import Peaks
+from partitioner.cost.kept_activations import Placed
 from partitioner.cost.state_bytes import state
 from partitioner.cost.unit_cost import Priced, Stash
 from partitioner.graph.graph import Unit
 from partitioner.schedule.fullest_moments import Array
-from partitioner.sharding.layout import Placement
 
 KEEP_ENTERING = frozenset({"full", "operators"})  # ways that keep whatever enters a block
-Key = tuple[fx.Node, Placement]
 
 
 def stage_stash(priced: Priced, units: Sequence[Unit], ways: Sequence[str]) -> dict[str, tuple[Stash, ...]]:
@@ -63,7 +62,7 @@ class _Boundaries:
     def __init__(self, priced: Priced, units: Sequence[Unit]) -> None:
         start, end = priced.place[units[0]], priced.place[units[-1]] + 1
         self.priced, self.units = priced, units
-        self.boundary_values: set[Key] = set()
+        self.boundary_values: set[Placed] = set()
         self.received, self.sent = 0.0, np.zeros(len(units))
         for key, (made, last, size) in priced.spans.items():
             if made < start <= last:
@@ -115,7 +114,7 @@ def _gradients_alive(priced: Priced, units: Sequence[Unit]) -> list[Peaks]:
     earlier ones have made; and the gradient that the stage was sent, which its last unit counts itself."""
     folded, tied = priced.folded, priced.setting.tied
     shared = {n: unit for unit in reversed(units) for n in priced.held[unit] if tied and folded.own(n) in tied}
-    pending, waiting = dict[Key, float](), dict[fx.Node, float]()
+    pending, waiting = dict[Placed, float](), dict[fx.Node, float]()
     sent = priced.returned[priced.place[units[-1]] + 1]
     found, stay, alone = list[Peaks](), 0.0, 0.0
     for unit in reversed(units):

@@ -35,7 +35,7 @@ def unroll(graph: fx.Graph, runs: Sequence[Run]) -> fx.Graph:
 
     Raises UnlikeError when the blocks that a run keeps are not one program, chained by one value.
     """
-    kept = [_Kept(graph, run) for run in runs]
+    kept = [_KeptBlocks(graph, run) for run in runs]
     due = {last[0]: (one, copied) for one in kept for _, copied, last in one.groups}
     due |= {last[0]: (one, copied) for one in kept for copied, last in one.unread_parameters()}
     lasts = {node: one for one in kept for _, _, last in one.groups for node in last}
@@ -48,7 +48,7 @@ def unroll(graph: fx.Graph, runs: Sequence[Run]) -> fx.Graph:
     return new
 
 
-class _Kept:
+class _KeptBlocks:
     """What a graph holds of a run. ``image``: nodes of the first block to the copied one's, of that to the last one's.
 
     ``hidden`` is the value of the first block that the copied one reads.

@@ -57,7 +57,7 @@ class _Outputs:
 
 
 @dataclass
-class Kept:
+class KeptFunctions:
     """The Functions that a model has called, while it is captured, and the calls of the op that stands for them."""
 
     model: nn.Module
@@ -244,9 +244,9 @@ def _checkpointed(run: Callable[..., Any], preserve: bool, *arguments: Any) -> A
 
 
 @contextmanager
-def kept_functions(model: nn.Module) -> Generator[Kept]:
-    """Inside, every ``Function.apply`` of ``model``'s code becomes a call of one op; ``Kept.settle`` ends that."""
-    kept = Kept(model)
+def kept_functions(model: nn.Module) -> Generator[KeptFunctions]:
+    """Inside, every ``Function.apply`` of ``model``'s code becomes a call of one op; ``settle`` ends that."""
+    kept = KeptFunctions(model)
     with ExitStack() as stack:
         library = stack.enter_context(torch.library._scoped_library(_LIBRARY, "FRAGMENT"))  # pyright: ignore[reportPrivateUsage]
         library.define("autograd_function(Tensor[] tensors, int call) -> Tensor")

@@ -20,7 +20,7 @@ from cutlass_ops.linear import fused, gemm, layer
 from cutlass_ops.linear.layer import Layer, Product
 from cutlass_ops.spec import notation
 from partitioner.ops.collective_kinds import ALL_GATHER, ALL_REDUCE, REDUCE_SCATTER
-from partitioner.ops.collectives import Op
+from partitioner.ops.collectives import CollectiveOp
 from partitioner.sharding.layout import Shard, unflat
 from runtime.mesh.axis import Axis
 from runtime.mesh.collectives import Bound
@@ -77,7 +77,7 @@ class _Columns(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         h, *saved = ctx.saved_tensors
         needs = ctx.needs_input_grad[4:]
-        rows = _rows(ctx, h, saved, list(grads), needs[1:])
+        rows = _linears(ctx, h, saved, list(grads), needs[1:])
         started = _start(ctx, rows, h) if needs[0] else None
         found: Optionals = []
         for row in rows:
@@ -87,7 +87,7 @@ class _Columns(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class _Row:
+class _Linear:
     """One linear in backward: the gradient at its product and those of its other tensors; what is asked for."""
 
     reader: Reader
@@ -125,14 +125,16 @@ def _forward(
     return made, layer.kept(op, h, weight, rest, (), made)[1:]
 
 
-def _rows(ctx: Any, h: torch.Tensor, saved: list[torch.Tensor], grads: Optionals, needs: Sequence[bool]) -> list[_Row]:
+def _linears(
+    ctx: Any, h: torch.Tensor, saved: list[torch.Tensor], grads: Optionals, needs: Sequence[bool]
+) -> list[_Linear]:
     """Last linear first, so that the gradient of what it loads of an earlier one is there before that one's turn."""
-    rows: list[_Row] = []
+    rows: list[_Linear] = []
     ends = [len(saved), len(grads), len(needs)]
     for reader, (kept, made) in zip(reversed(ctx.readers), reversed(ctx.counts), strict=True):
         starts = [ends[0] - kept, ends[1] - made, ends[2] - 1 - sum(n < 0 for n in reader.rest)]
         tensors, arrived = saved[starts[0] : ends[0]], grads[starts[1] : ends[1]]
-        row = _row(reader, h, tensors, arrived, needs[starts[2] : ends[2]])
+        row = _linear(reader, h, tensors, arrived, needs[starts[2] : ends[2]])
         for n, grad in zip(reader.rest, row.rest, strict=True):
             if n >= 0 and grad is not None:
                 grads[n] = grad if (there := grads[n]) is None else there + grad
@@ -141,16 +143,18 @@ def _rows(ctx: Any, h: torch.Tensor, saved: list[torch.Tensor], grads: Optionals
     return rows[::-1]
 
 
-def _row(reader: Reader, h: torch.Tensor, saved: list[torch.Tensor], grads: Optionals, wanted: Sequence[bool]) -> _Row:
+def _linear(
+    reader: Reader, h: torch.Tensor, saved: list[torch.Tensor], grads: Optionals, wanted: Sequence[bool]
+) -> _Linear:
     biased = len(wanted) > 1 and wanted[1]
     if reader.op is not None:
         pre, rest = layer.through(reader.op(h.dtype), (h, *saved), grads, biased)
-        return _Row(reader, saved[0], pre, rest, wanted)
+        return _Linear(reader, saved[0], pre, rest, wanted)
     (grad,) = grads
-    return _Row(reader, saved[0], grad, [gemm.bias_grad(grad) if grad is not None and biased else None], wanted)
+    return _Linear(reader, saved[0], grad, [gemm.bias_grad(grad) if grad is not None and biased else None], wanted)
 
 
-def _start(ctx: Any, rows: list[_Row], h: torch.Tensor) -> Any:
+def _start(ctx: Any, rows: list[_Linear], h: torch.Tensor) -> Any:
     """Sum the dgrads into one matrix and start its collective; the result waits for it."""
     total: torch.Tensor | None = None
     for row in rows:
@@ -167,7 +171,7 @@ def columns(axis: Axis, shard: Shard | None, readers: tuple[Reader, ...], produc
     return lambda x, *tensors: _Columns.apply(axis, shard, readers, product, x, *tensors)
 
 
-def sums_back(op: Op, literals: Sequence[Any]) -> bool:
+def sums_back(op: CollectiveOp, literals: Sequence[Any]) -> bool:
     """Whether a collective passes on what ranks hold, and sums their gradients."""
     return op.forward in ("", ALL_GATHER) and op.back(*literals) in (ALL_REDUCE, REDUCE_SCATTER)
 

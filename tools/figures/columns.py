@@ -22,7 +22,7 @@ Value = float | None
 
 
 @dataclass(frozen=True)
-class Row:
+class Figure:
     """A figure: how it reads, and whether less of it is better (None: neither)."""
 
     name: str
@@ -40,20 +40,20 @@ _UNITS = {
 }  # fmt: skip
 HELD = {kind: "optimizer state" if kind == "optimizer" else kind for kind in figures.MEMORY}  # a kind's row
 ROWS = (
-    Row("step", "seconds", True),
-    Row("compute", "seconds", True),
-    *(Row(f"{axis} communication", "seconds", True) for axis in NAMED),
-    Row("bubble", "seconds", True),
-    Row(PIPELINE, "seconds", True),
-    Row(OPTIMIZER, "seconds", True),
-    *(Row(f"{unit}/s", "number", False) for unit in ("tokens", "samples")),
-    Row("MFU", "percent", False),
-    *(Row(f"a billion {unit}", "dollars", True) for unit in ("tokens", "samples")),
-    Row("energy for them", "kWh", True),
-    Row("memory", "bytes", True),
-    *(Row(name, "bytes", True) for name in HELD.values()),
-    *(Row(f"{axis} collectives", "number", True) for axis in NAMED),
-    *(Row(f"{axis} bytes", "bytes", True) for axis in NAMED),
+    Figure("step", "seconds", True),
+    Figure("compute", "seconds", True),
+    *(Figure(f"{axis} communication", "seconds", True) for axis in NAMED),
+    Figure("bubble", "seconds", True),
+    Figure(PIPELINE, "seconds", True),
+    Figure(OPTIMIZER, "seconds", True),
+    *(Figure(f"{unit}/s", "number", False) for unit in ("tokens", "samples")),
+    Figure("MFU", "percent", False),
+    *(Figure(f"a billion {unit}", "dollars", True) for unit in ("tokens", "samples")),
+    Figure("energy for them", "kWh", True),
+    Figure("memory", "bytes", True),
+    *(Figure(name, "bytes", True) for name in HELD.values()),
+    *(Figure(f"{axis} collectives", "number", True) for axis in NAMED),
+    *(Figure(f"{axis} bytes", "bytes", True) for axis in NAMED),
 )
 WORDS = ("cluster", "precision", "a sample", "mesh", "micro-batch", "schedule", "recompute")
 
@@ -147,12 +147,12 @@ def _words(asked: Asked, d: Decisions, devices: int) -> dict[str, str]:
     return dict(zip(WORDS, rows, strict=True))
 
 
-def shown_rows(columns: list[Column]) -> list[Row]:
+def shown_rows(columns: list[Column]) -> list[Figure]:
     """The rows in which some column has something to say."""
     return [row for row in ROWS if any(column.values.get(row.name) for column in columns)]
 
 
-def winners(columns: list[Column], row: Row) -> set[str]:
+def winners(columns: list[Column], row: Figure) -> set[str]:
     """The columns that are best in a row, where they differ as people read it."""
     known = {c.name: v for c in columns if (v := c.values.get(row.name)) is not None}
     if row.name == "MFU" and len({c.words["precision"] for c in columns if c.values}) > 1:

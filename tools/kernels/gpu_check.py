@@ -32,7 +32,7 @@ from cutlass_ops.tuning.tune import Clock, Sizes, Trial
 from partitioner.errors import InputError
 from tools.kernels import gpu_blocks, gpu_table
 from tools.kernels.gpu_report import markdown
-from tools.kernels.gpu_table import Row
+from tools.kernels.gpu_table import GemmRow
 from tools.screen import error_line
 
 ODD: tuple[Sizes, ...] = ((8, 8, 8), (200, 136, 72), (1000, 520, 264), (4104, 1032, 520))
@@ -44,7 +44,7 @@ BLOCKS_SECONDS = 150.0  # of the whole, kept for the block and the step
 class Timed:
     """A product: seconds of torch's ways and of each kernel, and what was chosen."""
 
-    row: Row
+    row: GemmRow
     rivals: dict[str, float]
     trials: list[Trial]
     chosen: Measured
@@ -160,7 +160,7 @@ def exact(gemm: Gemm, a: torch.Tensor, b: torch.Tensor, loads: list[torch.Tensor
     return reference(wide)(a.double(), b.double(), *(x.double() for x in loads))
 
 
-def measure(report: Report, rows: list[Row], entries: list[Entry], clock: Clock, deadline: float) -> None:
+def measure(report: Report, rows: list[GemmRow], entries: list[Entry], clock: Clock, deadline: float) -> None:
     """Fused products first; then torch.compile beside them, as long as time allows, for it takes the longest."""
     for row in sorted(rows, key=lambda row: not row.gemm.ops):
         if time.monotonic() > deadline - BLOCKS_SECONDS:
@@ -180,7 +180,7 @@ def measure(report: Report, rows: list[Row], entries: list[Entry], clock: Clock,
         timed.chosen = _chosen(timed.row, timed.rivals, timed.trials)
 
 
-def _chosen(row: Row, rivals: dict[str, float], trials: list[Trial]) -> Measured:
+def _chosen(row: GemmRow, rivals: dict[str, float], trials: list[Trial]) -> Measured:
     rival = min(rivals, key=rivals.__getitem__)
     return tune.winner(row.gemm, row.sizes, trials, rival, rivals[rival])
 

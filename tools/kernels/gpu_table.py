@@ -51,7 +51,7 @@ ROWS = (
 
 
 @dataclass(frozen=True)
-class Row:
+class GemmRow:
     """One GEMM of a model's block: whose it is, what it computes, m, n and k."""
 
     name: str
@@ -59,7 +59,7 @@ class Row:
     sizes: Sizes
 
 
-def rows(model: str, tp: int, micro_batch: int) -> Iterator[Row]:
+def rows(model: str, tp: int, micro_batch: int) -> Iterator[GemmRow]:
     """Of one block, forward and gradients, each once; the embedding and the head are left out."""
     module, batch = decoder(MODELS[model], torch.bfloat16, micro_batch)
     pins: dict[str, str | int] = {TP: tp, PP: 1, DP: 8 // tp, "micro_batch": micro_batch}
@@ -67,27 +67,27 @@ def rows(model: str, tp: int, micro_batch: int) -> Iterator[Row]:
     block = next(block for block in plan.blocks if block.units[0].startswith("blocks."))
     for product in block.products:
         for role, (gemm, sizes) in zip(ROLES, gemms(product, product.dtype), strict=True):
-            yield Row(f"{model} {TP} {tp} {product.module.removeprefix('blocks.0.')} {role}", gemm, sizes)
+            yield GemmRow(f"{model} {TP} {tp} {product.module.removeprefix('blocks.0.')} {role}", gemm, sizes)
 
 
-def table() -> list[Row]:
+def table() -> list[GemmRow]:
     """All rows; a product of the same GEMM and size stands once, by its first name."""
-    found: dict[tuple[Gemm, Sizes], Row] = {}
+    found: dict[tuple[Gemm, Sizes], GemmRow] = {}
     for row in (row for model in ROWS for row in rows(*model)):
         found.setdefault((row.gemm, row.sizes), row)
     return list(found.values())
 
 
-def save(found: list[Row], path: Path) -> None:
+def save(found: list[GemmRow], path: Path) -> None:
     """Write JSON, a row a line."""
     lines = [json.dumps({"name": r.name, "gemm": json.loads(spec.to_json(r.gemm)), "sizes": r.sizes}) for r in found]
     path.write_text("[\n" + ",\n".join(lines) + "\n]\n")
 
 
-def load(path: Path) -> list[Row]:
+def load(path: Path) -> list[GemmRow]:
     """What ``save`` wrote."""
     data = json.loads(path.read_text())
-    return [Row(r["name"], spec.from_json(json.dumps(r["gemm"])), tuple(r["sizes"])) for r in data]
+    return [GemmRow(r["name"], spec.from_json(json.dumps(r["gemm"])), tuple(r["sizes"])) for r in data]
 
 
 def main(arguments: list[str] | None = None) -> int:

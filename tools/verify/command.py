@@ -31,7 +31,7 @@ LIMIT_SECONDS = 1800.0
 
 
 @dataclass(frozen=True)
-class Row:
+class Verified:
     """One plan's result; what its tp layout divides of parameters and FLOPs, and ``least`` of both asked.
 
     ``limit`` is the relative error that is a difference, ``empty`` the share of gradients that are exactly zero.
@@ -84,7 +84,7 @@ class Found:
 
     subject: Subject
     traced: Captured
-    rows: list[Row]
+    rows: list[Verified]
     remarks: list[str]
 
     @property
@@ -145,12 +145,12 @@ def family_plan(graph: Graph, family: Family, ranks: int, global_batch: int) -> 
     return search(graph, cluster(ranks), global_batch, family.pins)
 
 
-def run_plans(subject: Subject, plans: list[tuple[str, Plan]], least: float) -> tuple[list[Row], str]:
+def run_plans(subject: Subject, plans: list[tuple[str, Plan]], least: float) -> tuple[list[Verified], str]:
     """All plans of one world size in one launch of that many ranks, and a remark on what they were compared with.
 
     ``least`` is to be divided where tp is 2.
     """
-    rows: list[Row] = []
+    rows: list[Verified] = []
     remark = ""
     for ranks in sorted({plan.world for _, plan in plans}):
         chosen = [(name, plan) for name, plan in plans if plan.world == ranks]
@@ -176,12 +176,12 @@ def _launch(source: Source, plans: list[tuple[str, Plan]], ranks: int, folder: P
     return json.loads((folder / "result").read_text())
 
 
-def _row(name: str, plan: Plan, graph: Graph, least: float, result: Mapping[str, object]) -> Row:
+def _row(name: str, plan: Plan, graph: Graph, least: float, result: Mapping[str, object]) -> Verified:
     mesh = plan.parallelism.mesh
     words = " ".join(f"{axis} {size}" for axis, size in mesh.items() if size > 1)
     least = least if mesh[TP] == 2 else 0.0
     shares = {"parameters_divided": divided_parameters(plan, graph), "flops_divided": divided_flops(plan, graph)}
-    return Row(name, words, plan.world, mesh[TP], least, **shares, **result)  # type: ignore[arg-type]
+    return Verified(name, words, plan.world, mesh[TP], least, **shares, **result)  # type: ignore[arg-type]
 
 
 def divided_parameters(plan: Plan, graph: Graph) -> float:

@@ -13,7 +13,7 @@ from partitioner.cost.collective_seconds import collective_seconds, convert_seco
 from partitioner.cost.op_seconds import Seconds
 from partitioner.cost.op_work import Setting
 from partitioner.graph.tied_blocks import fold
-from partitioner.ops.payloads import ROWS
+from partitioner.ops.payloads import RANK_OPS
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import PARTIAL, REPLICATE, WHOLE, Placement, shard_whole
 
@@ -95,6 +95,7 @@ def test_an_op_of_ours_is_priced_by_what_its_row_sends_each_way(monkeypatch: pyt
     loss, by_class = value(setting, "cross_entropy"), Strategy((shard_whole(1, 16, 2), REPLICATE), WHOLE)
     sums = [("all_reduce", 24.0), ("all_reduce", 48.0)]
     assert rank_payloads(setting, loss, by_class) == (sums, [])
-    monkeypatch.setitem(ROWS, name, replace(ROWS[name], backward=lambda whole, logits, *_: [("all_gather", 7.0)]))
+    gathering = replace(RANK_OPS[name], backward=lambda whole, logits, *_: [("all_gather", 7.0)])
+    monkeypatch.setitem(RANK_OPS, name, gathering)
     assert rank_payloads(setting, loss, by_class) == (sums, [("all_gather", 7.0)])
     assert rank_payloads(setting, loss, Strategy((WHOLE, WHOLE), WHOLE)) == ([], [])

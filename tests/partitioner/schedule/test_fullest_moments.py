@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from partitioner.schedule.fullest_moments import IN_BACKWARD, IN_FIRST_BACKWARD, IN_FORWARD, moments
-from partitioner.schedule.tables import SCHEDULES, Action, Row, Schedule, rank_of, schedule
+from partitioner.schedule.tables import SCHEDULES, Action, Actions, Schedule, rank_of, schedule
 
 CASES = [
     ("gpipe", 2, 1, 5), ("gpipe", 3, 1, 1), ("1f1b", 1, 1, 4), ("1f1b", 4, 1, 20), ("1f1b", 4, 1, 5),
@@ -55,7 +55,7 @@ def test_the_fullest_moment_is_among_them(kind: str, pp: int, virtual: int, many
             assert max(values) == pytest.approx(fullest(kind, pp, virtual, many, p, kept, acts))
 
 
-def _held_to_the_end(rank: int, pp: int, virtual: int, micro_batches: int) -> Row:
+def _held_to_the_end(rank: int, pp: int, virtual: int, micro_batches: int) -> Actions:
     """Forward and backward in turn, all weights' gradients last."""
     turns = [Action(rank, kind, m) for m in range(micro_batches) for kind in "FB"]
     return (*turns, *(Action(rank, "W", m) for m in range(micro_batches)))

@@ -22,12 +22,12 @@ from cutlass_ops.tuning import tune
 from partitioner import Cluster, search, trace
 from runtime.mesh.groups import Groups
 from tools.kernels import gpu_blocks, gpu_check, gpu_report, gpu_table
-from tools.kernels.gpu_table import Row
+from tools.kernels.gpu_table import GemmRow
 from tools.models.plain_decoder import Block, Dimensions, decoder
 
 PLAIN = Gemm("linear", "bfloat16", stores=(Store("acc", "bfloat16"),))
 RELU = Gemm("linear", "bfloat16", ops=(Op("v0", "relu", ("acc",)),), stores=(Store("v0", "bfloat16"),))
-ROWS = [Row("a block's out", PLAIN, (64, 32, 16)), Row("a block's up", RELU, (64, 32, 16))]
+ROWS = [GemmRow("a block's out", PLAIN, (64, 32, 16)), GemmRow("a block's up", RELU, (64, 32, 16))]
 
 
 def _entry(gemm: Gemm, key: str) -> Entry:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.verify.command import Row
+from tools.verify.command import Verified
 from tools.verify.subject import EXAMPLE, subject_of
 
 GPT = f"{Path(__file__).parents[3] / 'examples' / 'gpt.py'}:model"
@@ -22,13 +22,13 @@ def test_the_traced_size_is_not_the_one_that_is_run(given: dict[str, object], sa
     assert any("noise" in remark for remark in subject.remarks())
 
 
-def _row(**changes: object) -> Row:
+def _row(**changes: object) -> Verified:
     given: dict[str, object] = {
         "name": "tp", "mesh": "tp 2", "ranks": 2, "tp": 2, "least": 0.9, "loss": 0.0, "gradient": 0.0, "norm": 0.0,
         "parameter": 0.0, "worst": "", "parameters_divided": 1.0, "flops_divided": 1.0, "zero": (), "empty": 0.0,
         "limit": 1e-9, "first": "", "unforeseen": "",
     }  # fmt: skip
-    return Row(**given | changes)  # type: ignore[arg-type]
+    return Verified(**given | changes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
