@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 import transformers
 from torch import nn
@@ -227,6 +228,8 @@ _MODELS: dict[str, _Row] = {
 }
 
 NAMES = ("gpt", *_MODELS)
+FEW = ("gpt", "llama", "mixtral", "t5", "whisper")  # a plain decoder, groups of heads, experts, two stacks, sound
+SWEEP = [name if name in FEW else pytest.param(name, marks=pytest.mark.parity) for name in NAMES]
 
 
 def make(name: str, batch: int = 2, dropout: float = 0.0, **changes: object) -> Case:

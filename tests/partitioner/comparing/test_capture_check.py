@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import NAMES, make
+from models import SWEEP, make
 from torch import fx, nn
 from torch.nn import functional as F
 
@@ -83,9 +83,8 @@ def test_a_module_that_fails_itself_is_told_in_one_line() -> None:
         trace(Picky(), _batch())
 
 
-_FEW = ("gpt", "llama", "mixtral")  # the others with the sweep
 
 
-@pytest.mark.parametrize("name", [n if n in _FEW else pytest.param(n, marks=pytest.mark.parity) for n in NAMES])
+@pytest.mark.parametrize("name", SWEEP)
 def test_public_models_are_compared_and_equal(name: str) -> None:
     assert trace(*make(name, dropout=0.1)).notes == ()

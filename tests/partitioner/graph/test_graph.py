@@ -6,7 +6,7 @@ import networkx as nx
 import pytest
 import torch
 from check import traced
-from models import NAMES, make
+from models import SWEEP, make
 from torch import fx, nn
 
 from partitioner.graph.graph import Graph
@@ -51,7 +51,7 @@ def _measure(graph: Graph, model: nn.Module, batch: dict[str, torch.Tensor]) -> 
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SWEEP)
 def test_saved_bytes_are_what_autograd_saves(name: str, dropout: float) -> None:
     """Less exact where a CPU kernel copies: a mask to float, a view in matmul (NeoX), math attention (T5's bias)."""
     model, graph = traced(name, dropout)
@@ -60,7 +60,7 @@ def test_saved_bytes_are_what_autograd_saves(name: str, dropout: float) -> None:
     assert predicted == pytest.approx(measured, rel=_COPIES.get(name, 1e-4))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SWEEP)
 def test_digraph_holds_every_value(name: str) -> None:
     model, graph = traced(name)
     digraph = graph.digraph

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 from check import traced
-from models import NAMES
+from models import SWEEP
 
 from partitioner import Cluster
 from partitioner.cluster import Link
@@ -51,7 +51,7 @@ def test_a_width_beyond_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("joined", [100_000, 0], ids=["joined", "apart"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SWEEP)
 def test_it_equals_the_integer_program(name: str, joined: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(solve, "MOST_JOINED", joined)
     folded = fold(traced(name)[1])

@@ -6,7 +6,7 @@ import string
 import pytest
 import torch
 from check import traced
-from models import NAMES, make
+from models import SWEEP, make
 from torch import nn
 from torch.nn import functional as F
 
@@ -28,7 +28,7 @@ _DEPTHS = {"gemma2": 4, "gemma3": 6}
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SWEEP)
 def test_blocks_are_the_layers_cut_at_their_boundaries(name: str, dropout: float) -> None:
     graph = traced(name, dropout)[1]
     stacks = _BLOCKS.get(name, ["model.layers.{}"])
@@ -128,7 +128,7 @@ def _structure(graph: Graph) -> object:
     return ops, units, layouts, [p.shape for p in graph.parameters.values()]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SWEEP)
 def test_nothing_depends_on_names(name: str) -> None:
     random.seed(0)
     model, batch = make(name, dropout=0.1)

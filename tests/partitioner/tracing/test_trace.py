@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from check import error, interpret, run_eagerly, traced
-from models import NAMES, TOKENS, VOCABULARY, Gpt, make
+from models import SWEEP, TOKENS, VOCABULARY, Gpt, make
 from torch import nn
 from torch.nn import functional as F
 
@@ -14,7 +14,7 @@ from partitioner.tracing.trace import trace
 from runtime.verify.captured_graph import captured
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SWEEP)
 def test_graph_equals_model_at_every_batch_size(name: str) -> None:
     model, graph = traced(name)
     for size in (1, 3):
@@ -22,7 +22,7 @@ def test_graph_equals_model_at_every_batch_size(name: str) -> None:
         assert found.error <= found.limit < 1e-4, found
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SWEEP)
 def test_every_op_has_a_rule_and_the_loss_separates(name: str) -> None:
     graph = traced(name)[1]
     free = {*graph.constants, *graph.prelude}
@@ -32,7 +32,7 @@ def test_every_op_has_a_rule_and_the_loss_separates(name: str) -> None:
     assert [n.name for n in ops] == [name for unit in graph.units for name in unit.nodes]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SWEEP)
 def test_no_square_mask_is_kept_where_a_flag_says_it(name: str) -> None:
     graph = traced(name)[1]
     attention = [n for n in graph.nodes.values() if n.target == torch.ops.aten.scaled_dot_product_attention.default]
@@ -41,7 +41,7 @@ def test_no_square_mask_is_kept_where_a_flag_says_it(name: str) -> None:
         assert all(n.args[3] is None and n.args[5] is True for n in attention)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SWEEP)
 def test_no_constant_is_there_twice(name: str) -> None:
     graph = traced(name)[1]
     made = [graph.nodes[n] for n in graph.constants if graph.nodes[n].op == "call_function"]
@@ -160,7 +160,7 @@ def test_dropout_is_the_same_function_of_the_sample_under_any_batch(name: str) -
     assert error(total, again) == 0
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SWEEP)
 def test_attention_written_out_for_its_dropout_is_the_same(name: str) -> None:
     """Another kernel than the model's fused one: equal to float32 rounding."""
     model, graph = traced(name, 0.1)
@@ -184,7 +184,7 @@ def test_dropout_sites_draw_different_masks() -> None:
     assert len({u.kind for u in graph.blocks}) == 1
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SWEEP)
 def test_a_resized_graph_is_the_graph_traced_at_that_size(name: str) -> None:
     """Shapes and kept storages of all that has a gradient, though identical blocks are evaluated once."""
     found, wanted = resize(traced(name)[1], 3), trace(*make(name, 3), compare=False)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from check import error, interpret, run_eagerly
-from models import make
+from models import FEW, make
 from torch import nn
 from traced_twice import TRACE, Block, Deep, Traced, assert_same, deep
 
@@ -29,8 +29,7 @@ _CASES: list[tuple[str, dict[str, object], list[tuple[int, int]]]] = [
 ]
 
 
-_FEW = ("gpt", "llama", "mixtral", "t5")  # the others with the sweep
-_MODELS = [pytest.param(*c, id=c[0], marks=() if c[0] in _FEW else pytest.mark.parity) for c in _CASES]
+_MODELS = [pytest.param(*c, id=c[0], marks=() if c[0] in FEW else pytest.mark.parity) for c in _CASES]
 
 
 @pytest.mark.parametrize(("name", "changes", "runs"), _MODELS)

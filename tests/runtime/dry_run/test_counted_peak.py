@@ -44,7 +44,7 @@ def beyond(found: Mapping[str, float], most: float = MOST) -> dict[str, float]:
     return {name: error for name, error in found.items() if abs(error) > most}
 
 
-@pytest.mark.parametrize("options", [{}, {"tied": True, "dropout": 0.1}])
+@pytest.mark.parametrize("options", [{}, pytest.param({"tied": True, "dropout": 0.1}, marks=pytest.mark.parity)])
 def test_predicted_peaks_are_counted_ones(options: Mapping[str, object]) -> None:
     size: dict[str, object] = {"vocab": 8192, "hidden": 512, "heads": 8, "seq": 256, "layers": 4}
     found = errors(GPT, size | options)
@@ -52,6 +52,7 @@ def test_predicted_peaks_are_counted_ones(options: Mapping[str, object]) -> None
     assert beyond(found) == {}
 
 
+@pytest.mark.parity
 def test_stages_that_share_an_encoders_result_and_an_embedding() -> None:
     size = {"num_layers": 2, "d_model": 256, "d_ff": 1024, "num_heads": 4, "d_kv": 64, "vocab_size": 4096}
     found = errors("hf:t5", size, 128, {"pp 1f1b", "pp interleaved", "pp x dp"})
