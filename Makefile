@@ -6,7 +6,7 @@ OUT ?= out
 BIN := .venv/bin
 SOURCES := partitioner runtime cutlass_ops tools examples tests
 
-.PHONY: install demo test parity habits kernels lint types gallery bench
+.PHONY: install demo test readme parity habits kernels lint types gallery bench
 
 install: .venv/installed
 
@@ -29,9 +29,15 @@ demo: install
 PURE := tests/partitioner tests/cutlass_ops tests/test_house.py tests/test_facts.py tests/runtime/dry_run tests/runtime/verify \
 	$(patsubst %,tests/tools/%,compare figures kernels models plan show validate verify test_configs.py)
 
+QUICK := not readme and not parity and not kernels and not habits
+
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not parity and not kernels and not habits" $(PURE)
-	$(BIN)/python -m pytest -m "not parity and not kernels and not habits" $(PURE:%=--ignore=%)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "$(QUICK)" $(PURE)
+	$(BIN)/python -m pytest -m "$(QUICK)" $(PURE:%=--ignore=%)
+
+# what the README shows, run as it stands there
+readme: install
+	$(BIN)/python -m pytest -m readme
 
 parity: install
 	$(BIN)/python -m pytest -m parity

@@ -55,6 +55,7 @@ def run(block: Block, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.readme
 @pytest.mark.timeout(2 * SECONDS)
 def test_the_blocks_run(folder: Path) -> None:
     for block in blocks(README):
