@@ -3,7 +3,8 @@
 product, stream, attention   the median over their samples of what the price's own formula needs
 launch                       what a tiny transformer's block takes, for each kernel that the price counts of it
 efficiency                   of everything: what larger blocks reach of the sum of their parts
-links                        latency and bandwidth by least squares of relative errors, neither below 0
+links                        latency and bandwidth by least squares of relative errors, neither below 0, the latter
+                             above; where noise hides it, latency is what the fastest message leaves room for
 
 A relative error is (predicted - measured) / sqrt(predicted measured): twice as long is as wrong as half as long.
 """
@@ -25,6 +26,7 @@ from partitioner.cluster import Cluster, Device, Link, Route, Software
 from partitioner.cost.collective_seconds import collective_seconds
 from partitioner.cost.op_seconds import gemm_seconds, streaming, work_seconds
 from partitioner.cost.op_work import Work, op_work
+from partitioner.errors import InputError
 from partitioner.graph.tied_blocks import fold
 from partitioner.searching.candidates import layouts
 from partitioner.searching.pins import Pins
@@ -52,7 +54,10 @@ class LinkFit:
 
 
 def fit_link(samples: Sequence[Sample]) -> LinkFit | None:
-    """The alpha-beta form of ``collective_seconds`` over all kinds, sizes and groups; None without samples."""
+    """The alpha-beta form of ``collective_seconds`` over all kinds, sizes and groups; None without samples.
+
+    Raises InputError where larger messages are seen to take no longer.
+    """
     if not samples:
         return None
     found = np.zeros(2)
@@ -63,7 +68,13 @@ def fit_link(samples: Sequence[Sample]) -> LinkFit | None:
         scale = 1 / np.sqrt(predicted * seconds)
         found, _ = nnls(rows * scale[:, None], seconds * scale)
         predicted = np.maximum(rows @ found, seconds / 100)
-    latency, per_byte = float(found[0]), max(float(found[1]), 1e-15)
+    if not found[1]:  # other work made small messages slow: then the fastest tells what a hop takes
+        found[0] = (seconds / rows[:, 0]).min()
+        found[1] = np.median(np.maximum(seconds - found[0] * rows[:, 0], 0.0) / rows[:, 1])
+        predicted = rows @ found
+    if not found[1]:
+        raise InputError("messages between ranks take no longer the larger they are: calibrate on a quiet machine")
+    latency, per_byte = map(float, found)
     errors = np.abs(predicted / seconds - 1)
     return LinkFit(latency, 1 / per_byte, float(np.median(errors)), len(samples))
 

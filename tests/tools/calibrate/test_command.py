@@ -19,12 +19,21 @@ from partitioner import Cluster
 from partitioner.cluster import Device, Link, Software
 from partitioner.cost.collective_seconds import collective_seconds
 from partitioner.cost.op_seconds import gemm_seconds, streaming, work_seconds
+from partitioner.errors import InputError
 from partitioner.sharding.products import Gemm
 from runtime.measure import device_probes
 from runtime.measure.sweep import Sample, Sweep
 from runtime.ranks.launch import Result, local
 from tools.calibrate import command
-from tools.calibrate.fit_timings import POINTWISE_KERNELS, POINTWISE_PASSES, block_work, fit, fit_link, priced_work
+from tools.calibrate.fit_timings import (
+    POINTWISE_KERNELS,
+    POINTWISE_PASSES,
+    block_work,
+    coefficients,
+    fit,
+    fit_link,
+    priced_work,
+)
 from tools.main import main
 
 PEAKS = {"float32": 2e11, "bfloat16": 4e11}
@@ -93,6 +102,18 @@ def test_a_link_is_fitted_through_noise_that_doubles_and_halves() -> None:
     assert found is not None
     assert found.latency_seconds == pytest.approx(PLANTED.node.latency_seconds, rel=0.5)
     assert found.speed == pytest.approx(PLANTED.node.speed, rel=0.5)
+
+
+def test_a_link_whose_small_messages_were_disturbed_is_no_faster_than_its_large_ones() -> None:
+    """Small messages that took tens of times too long hide what bytes take; the fastest tells what a hop does."""
+    exact = [*timings(2, 1), *timings(4, 1)]
+    largest = max(s.size[0] for s in exact)
+    slow = [replace(s, seconds=40 * s.seconds) if n and s.size[0] < largest else s for n, s in enumerate(exact)]
+    found = fit_link(slow)
+    assert found is not None
+    assert PLANTED.node.speed / 50 < found.speed < 2 * PLANTED.node.speed
+    with pytest.raises(InputError, match="calibrate on a quiet machine"):
+        fit_link([replace(s, seconds=1.0 * coefficients(s)[0]) for s in exact])
 
 
 def test_a_planted_cluster_comes_back() -> None:
