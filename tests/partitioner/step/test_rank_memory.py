@@ -11,6 +11,7 @@ A stage holds 10 float32 parameters, 40 + 40 + 80 bytes, keeps 100 of a micro-ba
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -198,3 +199,17 @@ def test_as_few_blocks_as_fit_are_recomputed(short: int, counts: tuple[int, int]
     """With one block recomputed rank 0 holds 2 x 60 and 90 + 7 for a backward, 40 less; with both 70 less."""
     memory = RankMemory(chain_on(), step().recomputing("full", (2, 2)))
     assert least_recomputed(memory, memory.peak_bytes((0, 0)) - short) == counts
+
+
+def test_a_rank_recomputes_first_where_most_is_freed() -> None:
+    """Rank 0 has stages 0, whose blocks free 40 and 30, and 2, whose free 50 and 40: of the two 40 stage 0's first."""
+    other = tuple(Stash(size, FULL[0].peaks) for size in (KEPT, 50, 10))
+    stages = (STAGE, STAGE, replace(STAGE, stash={"none": other[:1], "full": other}), STAGE)
+    plain = split(stages, pp=2, many=4, schedule="interleaved", virtual=2)
+    memory = RankMemory(chain_on(), plain.recomputing("full", (0, 0, 0, 0)))
+    taken = [(0, 0), (0, 1), (1, 1), (1, 2), (2, 2)]
+    for before, after in itertools.pairwise(taken):
+        needed = memory.rank_peak_bytes(np.array([before[0], 2, before[1], 2]))[0]
+        counts = least_recomputed(memory, needed - 1)
+        assert counts is not None
+        assert (counts[0], counts[2]) == after
