@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,21 @@ def blocks(text: str) -> list[Block]:
     return [Block(*found) for found in re.findall(r"^```(\w*) ?(\S*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)]
 
 
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a wheel of this project holds, unpacked."""
+    source, site = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
+    for package in ("partitioner", "runtime", "cutlass_ops", "tools"):
+        shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / file, source)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "--no-deps", "--no-build-isolation", "-w", str(source), "."], cwd=source, check=True)
+    (wheel,) = source.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(site)
+    return site
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with the examples, and the commands of this interpreter first on the path."""
@@ -42,11 +58,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(block: Block, folder: Path) -> subprocess.CompletedProcess[str]:
+def run(block: Block, folder: Path, site: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c"] if block.language == "python" else ["bash", "-euo", "pipefail", "-c"]
     variables = {
         "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
-        "PYTHONPATH": f"{ROOT}:{folder}",
+        "PYTHONPATH": f"{site}:{folder}",
         "OMP_NUM_THREADS": "1",
         "GLOO_SOCKET_IFNAME": "lo",
     }
@@ -57,12 +73,14 @@ def run(block: Block, folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.readme
 @pytest.mark.timeout(2 * SECONDS)
-def test_the_blocks_run(folder: Path) -> None:
+def test_the_blocks_run_from_an_installed_wheel(folder: Path, site: Path) -> None:
+    where = Block("python", "run", "import partitioner, runtime, tools; print(tools.__file__)\n")
+    assert run(where, folder, site).stdout.startswith(str(site))
     for block in blocks(README):
         if block.action.startswith("file="):
             (folder / block.action.removeprefix("file=")).write_text(block.text)
         if block.action == "run":
-            result = run(block, folder)
+            result = run(block, folder, site)
             assert result.returncode == 0, f"{block.text}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
     left = {path.name for path in folder.iterdir()}
     assert {"plan.json", "plan.svg", "report.json", "llama.json", "small.json", "checkpoints"} <= left
@@ -75,10 +93,10 @@ def test_every_python_block_is_executed_and_bash_ones_but_the_installation() -> 
     assert {b.action for b in found} == {"", "run", "file=my_model.py", "file=train.py"}
 
 
-def test_a_failing_block_is_noticed(folder: Path) -> None:
-    assert run(Block("bash", "run", "false\ntrue\n"), folder).returncode
-    assert run(Block("python", "run", "import not_there\n"), folder).returncode
-    assert run(Block("bash", "run", "partitioner show nothing.json\n"), folder).returncode == 2
+def test_a_failing_block_is_noticed(folder: Path, site: Path) -> None:
+    assert run(Block("bash", "run", "false\ntrue\n"), folder, site).returncode
+    assert run(Block("python", "run", "import not_there\n"), folder, site).returncode
+    assert run(Block("bash", "run", "partitioner show nothing.json\n"), folder, site).returncode == 2
 
 
 def test_every_link_leads_somewhere() -> None:
