@@ -19,7 +19,7 @@ from partitioner.ops.payloads import ON_RANKS, RANK_OPS
 from partitioner.plan.executed import EXECUTED as EXECUTED_VALUES
 from partitioner.schedule.tables import KINDS as ACTIONS
 from partitioner.schedule.tables import SCHEDULES
-from partitioner.sharding.mesh_axes import AXES
+from partitioner.sharding.mesh_axes import AXES, NAMED
 from partitioner.sharding.op_rules import RULES
 from runtime.mesh import collectives, vocab_parallel
 from runtime.train.worker import KINDS as EXECUTED
@@ -164,6 +164,10 @@ def test_no_letter_of_an_action_stands_outside_its_table() -> None:
 )
 def test_a_planted_letter_is_seen(source: str) -> None:
     assert set(lettered(source)) == {1}
+
+
+def test_every_axis_is_named_in_its_order() -> None:
+    assert sorted(NAMED) == sorted(AXES)
 
 
 def test_every_collective_is_bound() -> None:

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from partitioner.schedule.tables import Table, rank_of, schedule, stages_of
-from partitioner.sharding.mesh_axes import AXES, PP, REPLICATING
+from partitioner.sharding.mesh_axes import AXES, CP, DP, PP, REPLICATING, TP
 
 NO_RECOMPUTE, FULL_RECOMPUTE = "none", "full"  # of nothing, of whole blocks
 
 
 def mesh_of(pp: int = 1, dp: int = 1, cp: int = 1, tp: int = 1) -> dict[str, int]:
     """Ranks along each axis; one that is not always named stands there where it divides."""
-    sizes = dict(zip(AXES, (pp, dp, cp, tp), strict=True))
-    return {axis: size for axis, size in sizes.items() if AXES[axis].is_always or size > 1}
+    sizes = {PP: pp, DP: dp, CP: cp, TP: tp}
+    return {axis: sizes[axis] for axis, row in AXES.items() if row.is_always or sizes[axis] > 1}
 
 
 @dataclass(frozen=True, kw_only=True)

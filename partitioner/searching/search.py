@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from partitioner.cluster import Cluster
 from partitioner.errors import DoesNotFit, InputError
@@ -57,41 +57,54 @@ def search(
     fixed = read_pins(pins or {}, graph)
     if graph.inseparable:
         fixed = fixed.with_whole_batch(global_batch, graph.inseparable)
-    found: list[Tried] = []
+    found = _Found(cluster.device.room)
 
     def say(text: str) -> None:
-        best = min((t.least_seconds for t in found if t.peak_bytes <= cluster.device.room), default=None)
-        progress(f"{text}; {len(found)} candidates" + (f", the best takes at least {best:.3g} s" if best else ""))
+        best = min((t.least_seconds for t in found.fitting), default=None)
+        progress(f"{text}; {len(found.all)} candidates" + (f", the best takes at least {best:.3g} s" if best else ""))
 
     asked = graph, cluster, global_batch, fixed, plan_only, say
-    room = cluster.device.room
-
-    def fitting() -> list[Tried]:
-        return [t for t in found if t.peak_bytes <= room]
-
-    for scarcity in SCARCITIES:
-        found.extend(candidates(*asked, scarcity))
-        if not found:
+    higher = list(SCARCITIES)
+    while not found.fitting:
+        if not higher:
+            raise DoesNotFit(too_large(min(found.all.values(), key=lambda t: t.peak_bytes), cluster.device.room))
+        scarcity = higher.pop(0)
+        new = found.add(candidates(*asked, scarcity))
+        if not found.all:
             raise InputError(conflict(graph, cluster, global_batch, fixed, plan_only))
-        if not fitting():
-            found.extend(recut(found, math.inf, asked))
-        if fitting():
-            break
-        progress(f"nothing fits where a byte costs {scarcity:g} passes of memory")
-    if not fitting():
-        raise DoesNotFit(too_large(min(found, key=lambda t: t.peak_bytes), room))
-    progress(f"{len(fitting())} of {len(found)} plans fit")
+        if not found.fitting:
+            progress(f"nothing fits where a byte costs {scarcity:g} passes of memory: other stages")
+            found.add(recut(new, math.inf, asked))
+    progress(f"{len(found.fitting)} of {len(found.all)} plans fit")
     prices = _Prices()
-    _walk_best(fitting(), keep, prices)
-    found.extend(where_memory_binds(found, prices.ranking()[0][1].step_seconds, asked))
-    _walk_best(fitting(), keep, prices)
-    front = _front(fitting(), prices)
+    _walk_best(found.fitting, keep, prices)
+    best = prices.ranking()[0][1].step_seconds
+    found.add(where_memory_binds([*found.all.values()], best, asked, higher[0] if higher else None))
+    _walk_best(found.fitting, keep, prices)
+    front = _front(found.fitting, prices)
     ranking = prices.ranking()
-    walked, fit = len(ranking), len(fitting())
     searched = {
-        "candidates": len(found), "over_memory": len(found) - fit, "walked": walked, "beaten_by_bound": fit - walked,
-    }
+        "candidates": len(found.all), "over_memory": len(found.all) - len(found.fitting), "walked": len(ranking),
+        "beaten_by_bound": len(found.fitting) - len(ranking),
+    }  # fmt: skip
     return plan_of(ranking, front, searched, global_batch, pins or {}, model or {})
+
+
+class _Found:
+    """Candidates, each step once."""
+
+    def __init__(self, room: float) -> None:
+        self.room, self.all, self.fitting = room, dict[tuple[object, ...], Tried](), list[Tried]()
+
+    def add(self, rows: Iterable[Tried]) -> list[Tried]:
+        """Those that are new."""
+        new = list[Tried]()
+        for tried in rows:
+            if tried.identity not in self.all:
+                self.all[tried.identity] = tried
+                new.append(tried)
+                self.fitting += [tried] if tried.peak_bytes <= self.room else []
+        return new
 
 
 class _Prices:

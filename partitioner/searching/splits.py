@@ -20,6 +20,7 @@ from partitioner.step.split import Split, StageSums, stage_sums
 from partitioner.step.step_seconds import bound
 
 MOST_VIRTUAL = 4
+MOST_CUTS = 4  # of one step and way of recomputing, each made with what the last was found to hold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,13 @@ class Tried:
     split: Split
     least_seconds: float
     peak_bytes: float
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What no two candidates share, unless they are the same step: layouts are known by their bytes and seconds."""
+        own, units = self.split.parallelism, tuple(map(len, self.split.units))
+        ways = (own.order, own.micro_batch, own.schedule, own.virtual, own.recompute, own.zero)
+        return (*own.mesh.items(), *ways, self.split.recomputed, units, self.least_seconds, self.peak_bytes)
 
     @property
     def plainness(self) -> tuple[object, ...]:
@@ -73,7 +81,7 @@ class Splits:
         if not units:
             return
         for zero in self.zeros(parallelism.replicas):
-            yield from self.recomputed_and_ordered(replace(parallelism, zero=zero), units)
+            yield from self.recomputed_and_ordered(self.whole(replace(parallelism, zero=zero), units))
 
     def recut(self, plain: Split, seconds: float) -> Iterator[Tried]:
         """Of a split, nothing recomputed, that does not fit: its stages cut so that they do, where a step may then take
@@ -81,13 +89,29 @@ class Splits:
         own = plain.parallelism
         ways = tuple(way for way in self.ways if self.fixed.admits("recompute", way)) or (NO_RECOMPUTE,)
         for way in ways if self.fixed.stages is None and own.mesh[PP] > 1 and own.virtual == 1 else ():
-            units = self.fitting_cuts.cut(plain, way, seconds / own.micro_batches)
-            if units and units != plain.units:
-                yield from self.recomputed_and_ordered(own, units)
+            yield from self.recut_so(plain, way, seconds / own.micro_batches)
 
-    def recomputed_and_ordered(self, parallelism: Parallelism, units: tuple[tuple[Unit, ...], ...]) -> Iterator[Tried]:
+    def recut_so(self, plain: Split, way: str, slowest: float) -> Iterator[Tried]:
+        """What a cut holds beside state and stashes is known once it is made: from there the next is looked for."""
+        seen = [plain.units]
+        for _ in range(MOST_CUTS):
+            units = self.fitting_cuts.cut(plain, way, slowest)
+            if not units or units in seen:
+                return
+            seen.append(units)
+            plain = self.whole(plain.parallelism, units)
+            rows = list(self.recomputed_and_ordered(plain))
+            yield from rows
+            if any(row.peak_bytes <= self.cluster.device.room for row in rows):
+                return
+
+    def whole(self, parallelism: Parallelism, units: tuple[tuple[Unit, ...], ...]) -> Split:
+        """Nothing of it recomputed."""
         stages = tuple(self.sums_of(u) for u in units)
-        plain = Split(parallelism=parallelism, stages=stages, units=units, recomputed=(0,) * len(stages))
+        return Split(parallelism=parallelism, stages=stages, units=units, recomputed=(0,) * len(stages))
+
+    def recomputed_and_ordered(self, plain: Split) -> Iterator[Tried]:
+        parallelism = plain.parallelism
         for split, peak_bytes in self.recomputed(plain):
             for order in self.orders(parallelism.mesh):
                 ordered = replace(split, parallelism=replace(split.parallelism, order=order))
@@ -97,15 +121,16 @@ class Splits:
     def recomputed(self, plain: Split) -> Iterator[tuple[Split, float]]:
         """Nothing; of each way that is admitted the least that fits, and all blocks; with peak bytes."""
         ways, room = self.ways, self.cluster.device.room
+        whole = RankMemory(self.priced, plain)
         if self.fixed.admits("recompute", NO_RECOMPUTE):
-            peak_bytes = RankMemory(self.priced, plain).peak_bytes(plain.recomputed)
+            peak_bytes = whole.peak_bytes(plain.recomputed)
             yield plain, peak_bytes
             if peak_bytes <= room and "recompute" not in self.fixed.decided:
                 ways = ()
         everything = tuple(s.blocks for s in plain.stages)
         for way in (w for w in ways if self.fixed.admits("recompute", w)):
             split = plain.recomputing(way, everything)
-            memory = RankMemory(self.priced, split)
+            memory = whole.recomputing(way)
             least = least_recomputed(memory, room)
             if least is not None and least != everything and "recompute" not in self.fixed.decided:
                 yield plain.recomputing(way, least), memory.peak_bytes(least)

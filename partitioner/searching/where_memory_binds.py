@@ -16,20 +16,23 @@ from partitioner.searching.pins import Pins
 from partitioner.searching.splits import Splits, Tried
 from partitioner.sharding.mesh_axes import CP, TP
 
-SCARCITY = 16.0  # passes of memory that a byte costs then
 NEAR = 1.25  # of the room: what needs more is not brought into it by layouts
 
 Asked = tuple[Graph, Cluster, int, Pins, bool, Progress]
 
 
-def where_memory_binds(found: Sequence[Tried], best: float, asked: Asked) -> Iterator[Tried]:
-    """``found``: all that were tried; ``best``: seconds of the best that fits; ``asked``: as of ``candidates``."""
+def where_memory_binds(found: Sequence[Tried], best: float, asked: Asked, scarcity: float | None) -> Iterator[Tried]:
+    """``found``: all that were tried; ``best``: seconds of the best that fits; ``asked``: as of ``candidates``;
+    ``scarcity``: passes of memory that a byte costs then, None where there is no higher price."""
     graph, cluster, global_batch, fixed, plan_only, say = asked
     near = {
         _setup(t) for t in found
         if cluster.device.room < t.peak_bytes <= NEAR * cluster.device.room and t.least_seconds < best
     }  # fmt: skip
-    scarce = list(candidates(graph, cluster, global_batch, fixed, plan_only, say, SCARCITY, near)) if near else []
+    known, scarce = {t.identity for t in found}, list[Tried]()
+    if near and scarcity is not None:
+        again = candidates(graph, cluster, global_batch, fixed, plan_only, say, scarcity, near)
+        scarce += [t for t in again if t.identity not in known]
     yield from scarce
     yield from recut((*found, *scarce), best, asked)
 

@@ -1,4 +1,4 @@
-"""The axes of a mesh of ranks. Their names stand here alone: what an axis means to the rest is asked of its row.
+"""The axes of a mesh of ranks: their names, which stand here alone, and what parallelism asks of each.
 
     pp 2 x dp 4 x tp 8      rank (p, d, t) = 32 p + 8 d + t where they lie in this order
 """
@@ -12,19 +12,18 @@ PP, DP, CP, TP = "pp", "dp", "cp", "tp"  # pipeline, data, context, tensor
 
 @dataclass(frozen=True)
 class MeshAxis:
-    """``divides``: what each of its ranks has a part of. ``replicates``: whether they hold the same parameters, so that
-    gradients are summed over it. ``is_always``: a mesh names it where it divides nothing, too."""
+    """``replicates``: its ranks hold the same parameters, so that gradients are summed over it. ``is_always``: a mesh
+    names it where it divides nothing, too."""
 
-    divides: str
     replicates: bool = False
     is_always: bool = True
 
 
 AXES = {  # as they usually lie, outermost first
-    PP: MeshAxis("stages"),
-    DP: MeshAxis("samples", replicates=True),
-    CP: MeshAxis("tokens", replicates=True, is_always=False),
-    TP: MeshAxis("ops"),
+    PP: MeshAxis(),  # divides stages
+    DP: MeshAxis(replicates=True),  # samples
+    CP: MeshAxis(replicates=True, is_always=False),  # tokens
+    TP: MeshAxis(),  # ops
 }
 REPLICATING = tuple(axis for axis, row in AXES.items() if row.replicates)
 NAMED = (TP, CP, PP, DP)  # as tables and messages name them

@@ -6,6 +6,7 @@ and goes.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -48,12 +49,20 @@ class RankMemory:
         states, self.new_gradients, gathered = (np.array(rows) for rows in zip(*(held[n] for n in alike), strict=True))
         self.state = states - self._shared_state()
         self.lasting = self.state.sum(1) - self.new_gradients
-        tables = [split.stages[n].stash_sizes[self.parallelism.recompute] for n in distinct.values()]
-        starts = dict(zip(distinct.values(), np.cumsum([0, *map(len, tables)]), strict=False))
-        self._table, self._starts = np.concatenate(tables), np.array([starts[n] for n in alike])
+        self._distinct = tuple(distinct.values())
+        self._rows = np.array([self._distinct.index(n) for n in alike])
+        self._table, self._starts = self._stashes(split)
         received = np.array([0.0, *(stage.input_bytes for stage in split.stages[1:])])
         sent = np.array([*(stage.output_bytes for stage in split.stages[:-1]), 0.0])
         self.transit = np.maximum(received, sent) + gathered
+
+    def recomputing(self, way: str) -> RankMemory:
+        """Of the same split, but for the way in which blocks are recomputed."""
+        found = copy.copy(self)
+        found.split = self.split.recomputing(way, self.split.recomputed)
+        found.parallelism = found.split.parallelism
+        found._table, found._starts = self._stashes(found.split)
+        return found
 
     def peak_bytes(self, counts: Sequence[int]) -> float:
         """Of the fullest rank; ``counts`` (s): how many blocks are recomputed in the split's way."""
@@ -84,6 +93,11 @@ class RankMemory:
                     found[n] = StageBytes(found[n].weights, gradients, found[n].optimizer, kept[n] * flying, acting)
             found[own[0]] = found[own[0]]._replace(activations=found[own[0]].activations + self.sample_bytes)
         return tuple(StageBytes(*map(float, part)) for part in found)
+
+    def _stashes(self, split: Split) -> tuple[Array, Array]:
+        """(bytes, *peaks) of all distinct stages by blocks recomputed, and (s) where each stage's begin."""
+        tables = [split.stages[n].stash_sizes[split.parallelism.recompute] for n in self._distinct]
+        return np.concatenate(tables), np.cumsum([0, *map(len, tables[:-1])])[self._rows]
 
     def _live_bytes(self, counts: Array) -> tuple[Array, Array, Array]:
         """What each stage keeps of a micro-batch (s), what each of its actions holds beside that and beside state

@@ -8,6 +8,7 @@ What stands ahead of the blocks (masks that each layer makes) lies in groups of 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -172,6 +173,7 @@ def _copy(new: fx.Graph, node: fx.Node, read: Reader, renamed: tuple[Block, Bloc
     if node.op == "placeholder":
         name = _identifier(node, *renamed) if renamed else node.name
         copy = new.create_node("placeholder", name, name=name)
+        copy.target = copy.name  # no two are called alike
     else:
         copy = new.create_node(node.op, node.target, args, kwargs)
     copy.meta = {key: node.meta[key] for key in _META if key in node.meta}
@@ -187,12 +189,13 @@ def _copy(new: fx.Graph, node: fx.Node, read: Reader, renamed: tuple[Block, Bloc
 
 
 def _identifier(node: fx.Node, source: Block, target: Block) -> str:
-    """The name of a placeholder of ``source`` in ``target``, where dots of a module's name are underscores."""
-    name = node.name
-    for a, b in zip(source, target, strict=True):
-        if _inside(node.meta["source"], a):
-            name = name.replace(a.replace(".", "_"), b.replace(".", "_"), 1)
-    return name
+    """The name of a placeholder of ``source`` in ``target``: it ends in what it stands for, as export spells that."""
+    own = node.meta["source"]
+    return node.name.removesuffix(_spelled(own)) + _spelled(_rename(own, source, target))
+
+
+def _spelled(name: str) -> str:
+    return re.sub(r"[^a-zA-Z0-9]", "_", name).lower()
 
 
 def _inside(name: str, path: str) -> bool:

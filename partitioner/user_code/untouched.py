@@ -18,29 +18,29 @@ _PLAIN = (type(None), bool, int, float, str, nn.Parameter)  # nothing in them ch
 
 
 class Untouched:
-    """What a model's attributes, modes, parameters and buffers, and the random states were when this was made."""
+    """What a model's attributes, modes, parameters and buffers were when this was made."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model, self.generators = model, Generators(model)
-        seen = set[int]()
+        self.model, seen = model, set[int]()
         self.undo = [step for module in model.modules() for step in _undo(vars(module), seen)]
 
     @contextmanager
     def after(self, forward: Callable[[], object]) -> Generator[None]:
-        """All of it is put back at the end, whatever happens inside.
+        """All of it is put back at the end, and the random states as they were on entering, whatever happens inside.
 
         Raises InputError when a generator that torch's ops don't key was drawn from inside; ``forward`` runs the model
         once more to find where.
         """
+        generators = Generators(self.model)
         try:
             try:
                 yield
             finally:
-                self.generators.refuse_draws(self.model, forward)
+                generators.refuse_draws(self.model, forward)
         finally:
             for step in self.undo:
                 step()
-            self.generators.restore()
+            generators.restore()
 
 
 def _undo(value: Any, seen: set[int]) -> Iterator[Undo]:

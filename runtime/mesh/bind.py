@@ -60,7 +60,7 @@ def bind(module: fx.GraphModule, groups: Groups, phase: Phase = "forward") -> fx
 def _bind(node: fx.Node, groups: Groups, phase: Phase) -> None:
     operands, position = tensor_places(node.target), axis_place(node.target)  # type: ignore[arg-type]
     assert position is not None
-    if position >= len(node.args):
+    if position >= len(node.args) or not node.args[position]:
         return  # on no axis it is torch's own op
     axis = Axis.of(groups, str(node.args[position]), phase)
     row, literals = _ROWS[node.target], [a for n, a in enumerate(node.args) if n not in operands and n != position]

@@ -1,8 +1,9 @@
-"""A Split written down in a test, on one pipeline of pp ranks or beside dp and tp others."""
+"""A Split written down in a test, on one pipeline of pp ranks or beside dp and tp others; all cuts of units."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 from partitioner.graph.graph import Unit
 from partitioner.plan.parallelism import Parallelism, mesh_of
@@ -21,3 +22,11 @@ def split_of(
     )  # fmt: skip
     counts = tuple(recomputed) or (0,) * len(sums)
     return Split(parallelism=own, stages=tuple(sums), units=tuple(units), recomputed=counts)
+
+
+def all_cuts(units: tuple[Unit, ...], stages: int) -> Iterator[tuple[tuple[Unit, ...], ...]]:
+    """Every way to cut units into so many stages, each with a block."""
+    for ends in itertools.combinations(range(1, len(units)), stages - 1):
+        cut = tuple(units[a:b] for a, b in itertools.pairwise((0, *ends, len(units))))
+        if all(any(unit.is_block for unit in stage) for stage in cut):
+            yield cut

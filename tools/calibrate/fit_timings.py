@@ -3,8 +3,7 @@
 product, stream, attention   the median over their samples of what the price's own formula needs
 launch                       what a tiny transformer's block takes, for each kernel that the price counts of it
 efficiency                   of everything: what larger blocks reach of the sum of their parts
-links                        latency and bandwidth by least squares of relative errors, neither below 0, the latter
-                             above; where noise hides it, latency is what the fastest message leaves room for
+links                        latency and bandwidth by least squares of relative errors, neither below 0
 
 A relative error is (predicted - measured) / sqrt(predicted measured): twice as long is as wrong as half as long.
 """
@@ -40,6 +39,7 @@ ATTENTION_PRODUCTS = 3.5  # forward's and two and a half times as many backward
 ALLOCATOR_SHARE = {"cuda": 0.9}  # not measured: the presets' fit, docs/accuracy.md
 LEAST_HIDDEN = 0.5  # share that must pass beside products for a program to count on it
 LEAST_EFFICIENCY = 1e-3
+LEAST_VISIBLE = 0.05  # share of the largest message's seconds that its bytes must take for a link's speed to be told
 ROUNDS = 20  # of least squares, each weighted by the last's predictions
 
 
@@ -56,7 +56,7 @@ class LinkFit:
 def fit_link(samples: Sequence[Sample]) -> LinkFit | None:
     """The alpha-beta form of ``collective_seconds`` over all kinds, sizes and groups; None without samples.
 
-    Raises InputError where larger messages are seen to take no longer.
+    Raises InputError where bytes take less than LEAST_VISIBLE of every message: noise hides the link's speed.
     """
     if not samples:
         return None
@@ -68,13 +68,9 @@ def fit_link(samples: Sequence[Sample]) -> LinkFit | None:
         scale = 1 / np.sqrt(predicted * seconds)
         found, _ = nnls(rows * scale[:, None], seconds * scale)
         predicted = np.maximum(rows @ found, seconds / 100)
-    if not found[1]:  # other work made small messages slow: then the fastest tells what a hop takes
-        found[0] = (seconds / rows[:, 0]).min()
-        found[1] = np.median(np.maximum(seconds - found[0] * rows[:, 0], 0.0) / rows[:, 1])
-        predicted = rows @ found
-    if not found[1]:
-        raise InputError("messages between ranks take no longer the larger they are: calibrate on a quiet machine")
     latency, per_byte = map(float, found)
+    if (rows[:, 1] * per_byte / predicted).max() < LEAST_VISIBLE:
+        raise InputError("messages between ranks take no longer the larger they are: calibrate on a quiet machine")
     errors = np.abs(predicted / seconds - 1)
     return LinkFit(latency, 1 / per_byte, float(np.median(errors)), len(samples))
 

@@ -5,21 +5,19 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
 
 import pytest
 from small_plans import graph_of
-from splits import split_of
+from splits import all_cuts, split_of
 
 from partitioner import Cluster, search
-from partitioner.cost.unit_cost import Priced
-from partitioner.graph.graph import Graph, Unit
+from partitioner.graph.graph import Graph
 from partitioner.graph.resize_batch import resize
 from partitioner.graph.tied_blocks import fold
 from partitioner.schedule.tables import SCHEDULES
 from partitioner.searching.candidates import layouts
 from partitioner.searching.pins import read_pins
-from partitioner.searching.where_memory_binds import SCARCITY
+from partitioner.searching.search import SCARCITIES
 from partitioner.step.cut_stages import StageCuts
 from partitioner.step.split import stage_sums
 from partitioner.step.step_seconds import price
@@ -53,14 +51,14 @@ def enumerated(graph: Graph, cluster: Cluster) -> tuple[float, int]:
             if rest or BATCH % (dp * micro_batch):
                 continue
             many = BATCH // (dp * micro_batch)
-            solved = [layouts(folded, cluster, tp, 1, [many], read_pins({}, graph), s)[many] for s in (1.0, SCARCITY)]
+            solved = [layouts(folded, cluster, tp, 1, [many], read_pins({}, graph), s)[many] for s in SCARCITIES[:2]]
             executed = [row.name for row in SCHEDULES.values() if row.executed]
             for priced, kind, virtual in itertools.product(solved, executed, (1, 2, 3, 4)):
                 legal = kind == "interleaved" if virtual > 1 else kind != "interleaved"
                 if not legal or (pp == 1 and kind != "1f1b") or (virtual > 1 and many % pp):
                     continue
                 evenest = StageCuts(priced).evenest(pp * virtual)
-                for units in all_cuts(priced, pp) if virtual == 1 else [evenest] if evenest else []:
+                for units in all_cuts(priced.folded.graph.units, pp) if virtual == 1 else [evenest] if evenest else []:
                     sums = tuple(stage_sums(priced, u) for u in units)
                     for counts in itertools.product(*(range(s.blocks + 1) for s in sums)):
                         split = split_of(sums, units, many, kind, virtual, counts, pp=pp, dp=dp, tp=tp)
@@ -68,14 +66,6 @@ def enumerated(graph: Graph, cluster: Cluster) -> tuple[float, int]:
                         if cost.peak_bytes <= cluster.device.room:
                             best = min(best, cost.step_seconds)
     return best, tried
-
-
-def all_cuts(priced: Priced, stages: int) -> Iterator[tuple[tuple[Unit, ...], ...]]:
-    units = priced.folded.graph.units
-    for ends in itertools.combinations(range(1, len(units)), stages - 1):
-        cut = tuple(units[a:b] for a, b in itertools.pairwise((0, *ends, len(units))))
-        if all(any(unit.is_block for unit in stage) for stage in cut):
-            yield cut
 
 
 @pytest.mark.parametrize("name", ["gpt", pytest.param("t5", marks=pytest.mark.parity)])

@@ -63,6 +63,24 @@ def test_stages_are_cut_where_nothing_else_fits() -> None:
     assert short.cost.peak_bytes < plan.cost.peak_bytes
 
 
+@pytest.mark.parametrize("share", [0.91, 0.90, 0.89, 0.88])
+def test_less_room_takes_no_more_than_other_stages(share: float) -> None:
+    """What a cut holds is known once it is made; at 0.90 and 0.89 the first that is found does not fit."""
+    pins: dict[str, str | int] = {"pp": 2, "schedule": "gpipe", "micro_batch": 4, "recompute": "on"}
+    found = search(graph(), room(share, pins), 16, pins)
+    assert [*map(len, found.decisions.stages)] in ([7, 3], [8, 2])
+
+
+def test_no_step_stands_twice() -> None:
+    """On one rank a higher price of bytes chooses no other layouts; on two it does."""
+    for pins in ({"tp": 1}, {"tp": 2}, {}):
+        found = search(graph(), room(0.8, pins), 16, pins, keep=99)
+        rows = [(str(row.parallelism), row.step_seconds, row.peak_bytes) for row in found.candidates]
+        assert len(rows) == len(set(rows))
+        stages = [str(row) for row in found.front]
+        assert len(stages) == len(set(stages))
+
+
 def test_pinned_stages_stay() -> None:
     pins: dict[str, str | int] = {"pp": 2, "stages": "5,5"}
     found = search(graph(), room(0.9, pins), 16, pins)

@@ -189,7 +189,7 @@ class Odd(nn.Module):
         return x + y * y + self.b(self.a(x))
 
 
-@pytest.mark.parametrize("links", ["as they are", "free"])
+@pytest.mark.parametrize("links", ["as they are", pytest.param("free", marks=pytest.mark.parity)])
 def test_the_optimum_of_an_unknown_block_is_the_exhaustive_one(links: str) -> None:
     graph = graph_of(seq=64, dtype=torch.float32, block=Odd, hidden=256, heads=1, vocab=512, layers=2)
     cluster = Cluster.load("dgx-a100")

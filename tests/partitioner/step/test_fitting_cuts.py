@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 from hand_counted import chain, cluster, priced, split
+from splits import all_cuts
 
 from partitioner import Graph
 from partitioner.cost.unit_cost import Priced
@@ -32,13 +31,6 @@ def graph() -> Graph:
 def of(found: Priced, cut: Cut, schedule: str) -> Split:
     stages = tuple(stage_sums(found, units) for units in cut)
     return split(stages, pp=len(cut), many=MANY, units=cut, schedule=schedule)
-
-
-def cuts(units: tuple[Unit, ...], stages: int) -> Iterator[Cut]:
-    for ends in itertools.combinations(range(1, len(units)), stages - 1):
-        cut = tuple(units[a:b] for a, b in itertools.pairwise((0, *ends, len(units))))
-        if all(any(unit.is_block for unit in stage) for stage in cut):
-            yield cut
 
 
 def slowest(found: Priced, plain: Split, way: str) -> float:
@@ -65,7 +57,7 @@ def test_the_best_of_all_cuts(stages: int, schedule: str, way: str) -> None:
     for tenth in range(10, 20):
         on = priced(graph(), cluster(stages, flops=1.0, memory_bytes=peak * tenth / 20))
         plain = of(on, StageCuts(on).evenest(stages), schedule)
-        best = min(slowest(on, of(on, cut, schedule), way) for cut in cuts(on.folded.graph.units, stages))
+        best = min(slowest(on, of(on, cut, schedule), way) for cut in all_cuts(on.folded.graph.units, stages))
         cut = FittingCuts(on).cut(plain, way, math.inf)
         assert (slowest(on, of(on, cut, schedule), way) if cut else math.inf) == best
         rescued += best < slowest(on, plain, way)

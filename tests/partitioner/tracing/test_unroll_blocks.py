@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 from check import error, interpret, run_eagerly
-from models import FEW, make
+from models import FEW, Gpt, make
 from torch import nn
+from torch.nn import functional as F
 from traced_twice import TRACE, Block, Deep, Traced, assert_same, deep
 
 from partitioner import trace
@@ -142,6 +143,35 @@ def test_parameters_that_are_read_from_outside_stay_in_sight(model: type[Deep], 
     traced = Traced(*deep(model(Block)))
     assert traced.runs == _SIX
     assert traced.unread == [is_unread]
+    assert_same(traced.graph, traced.whole)
+
+
+class Named(Gpt):
+    """Blocks whose path export spells otherwise, or whose names stand in others."""
+
+    def __init__(self, stack: str, names: str) -> None:
+        super().__init__(layers=0)
+        del self.blocks
+        self.add_module(stack, nn.ModuleDict({name: Block(n) for n, name in enumerate(names.split())}))
+        self.stack = stack
+
+    def forward(self, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        x = self.embed(tokens)
+        for block in self.get_submodule(self.stack).values():  # type: ignore[operator]
+            x = block(x)
+        return F.cross_entropy(self.head(self.norm(x)).transpose(1, 2), labels)
+
+
+@pytest.mark.parametrize(
+    ("stack", "names"),
+    [
+        ("Blocks", "0 1 2 3 4 5"), ("blocks", "L0 L1 L2 L3 L4 L5"), ("blocks", "d e f g h i"),
+        ("blocks", "b-0 b-1 b-2 b-3 b-4 B_5"),
+    ],
+)  # fmt: skip
+def test_names_are_spelled_as_export_spells_them(stack: str, names: str) -> None:
+    traced = Traced(*deep(Named(stack, names)))
+    assert traced.runs == _SIX
     assert_same(traced.graph, traced.whole)
 
 

@@ -41,6 +41,18 @@ def test_a_part_in_training_in_a_model_in_eval_keeps_its_dropout() -> None:
     assert not model.training
 
 
+def test_what_is_drawn_between_captures_is_no_draw_of_the_model() -> None:
+    """By what is told of progress: kept from one capture to the next, and to the end."""
+    drawn, model, batch = list[float](), Net(plain, 4), batch_of()
+    random.seed(0)
+    torch.manual_seed(0)
+    trace(model, batch, progress=lambda text: drawn.append(random.random() + torch.rand(()).item()))
+    random.seed(0)
+    torch.manual_seed(0)
+    assert len(drawn) > 2
+    assert drawn == [random.random() + torch.rand(()).item() for _ in drawn]
+
+
 class Counting(Net):
     """Changes about everything in its forward that one can."""
 
