@@ -6,12 +6,15 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from runtime.state.parameter_groups import parameter_groups
     from runtime.train.engine import Engine
     from runtime.train.parallelize import parallelize
 
-__all__ = ["Engine", "parallelize"]
+__all__ = ["Engine", "parallelize", "parameter_groups"]
 
-_ROOMS = {"Engine": "train.engine", "parallelize": "train.parallelize"}  # imported when they are asked for
+_ROOMS = {  # imported when they are asked for
+    "Engine": "train.engine", "parallelize": "train.parallelize", "parameter_groups": "state.parameter_groups",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

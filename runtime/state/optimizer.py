@@ -3,50 +3,45 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from partitioner.errors import InputError
 
-Factory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+Named = Sequence[tuple[str, nn.Parameter]]
+Factory = Callable[[Named], torch.optim.Optimizer]
+Given = type[torch.optim.Optimizer] | partial[torch.optim.Optimizer] | Factory
 LrLambda = Callable[[int], float]  # the factor of a step, as of torch's LambdaLR
 Hyper = dict[str, Any]  # of a group of parameters: lr, betas, weight_decay, ...
 
-# Optimizers that update each element from its own gradient and state alone, so that a part is updated as the whole is.
-ELEMENTWISE: tuple[type[torch.optim.Optimizer], ...] = (
-    torch.optim.SGD,
-    torch.optim.AdamW,
-    torch.optim.Adam,
-    torch.optim.Adagrad,
-    torch.optim.Adamax,
-    torch.optim.NAdam,
-    torch.optim.RAdam,
-    torch.optim.RMSprop,
-)
 FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)  # have one kernel that updates in place
 FUSED_DEVICES = ("cpu", "cuda")
 KERNELS = ("foreach", "fused", "capturable", "differentiable")  # how a group is updated is its machine's affair
 
 
-def factory(kind: type[torch.optim.Optimizer], **options: Any) -> Factory:
-    """What makes an optimizer of this kind; raises InputError for one that needs a whole parameter at once.
+def factory(given: Given, **options: Any) -> Factory:
+    """What makes an optimizer of named parameters.
 
-    Where torch has a fused kernel it is taken, unless ``options`` say otherwise: it reads and writes the state once and
-    makes no tensors of its own.
+    ``given``: a class, of torch or your own, or a ``functools.partial`` of one, which takes parameters and ``options``;
+    or any other callable, which takes (name, parameter) pairs and returns an optimizer, of groups as it likes. Raises
+    InputError for options beside such a callable. Where torch has a fused kernel it is taken, unless ``options`` say
+    otherwise: it reads and writes the state once and makes no tensors of its own.
     """
-    if kind not in ELEMENTWISE:
-        known = ", ".join(k.__name__ for k in ELEMENTWISE)
-        raise InputError(f"optimizer {kind.__name__} needs whole parameters, ranks hold parts: choose one of {known}")
-    if kind not in FUSED or options.keys() & {"fused", "foreach"}:
-        return partial(kind, **options)
+    kind = given.func if isinstance(given, partial) else given
+    if not isinstance(kind, type):
+        if options:
+            raise InputError(f"{', '.join(options)}: give options to the optimizer in your function, which makes it")
+        return cast(Factory, given)
+    plain = kind not in FUSED or {*options, *getattr(given, "keywords", {})} & {"fused", "foreach"}
 
-    def make(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        rows = list(parameters)
-        return kind(rows, **options, fused=all(p.device.type in FUSED_DEVICES for p in rows))
+    def make(named: Named) -> torch.optim.Optimizer:
+        rows = [parameter for _, parameter in named]
+        fused = {} if plain else {"fused": all(p.device.type in FUSED_DEVICES for p in rows)}
+        return cast(Callable[..., torch.optim.Optimizer], given)(rows, **options, **fused)
 
     return make
 

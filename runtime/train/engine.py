@@ -62,8 +62,9 @@ class Engine:
         check_program(program)
         self.program, self.groups, self.parameters = program, groups, dict(parameters)
         self.worker = worker(program, groups, self.parameters)
-        self.trained = [p for p in self.parameters.values() if p.requires_grad]
-        self.optimizer = optimizer(self.trained or [nn.Parameter(torch.zeros(0))])
+        named = [(name, p) for name, p in self.parameters.items() if p.requires_grad]
+        self.trained = [p for _, p in named]
+        self.optimizer = optimizer(named or [("", nn.Parameter(torch.zeros(0)))])
         self.clip, self.lr_lambda, self.predicted_seconds = clip, lr_lambda, predicted_seconds
         self.steps_done = self.samples_read = 0
         self.grad_norm: torch.Tensor | None = None

@@ -16,8 +16,9 @@ from partitioner.lowering.program import Program
 from runtime.mesh.groups import Groups
 from runtime.ranks.keep_heap import keep_freed_memory
 from runtime.ranks.process_group import start_ranks
-from runtime.state.optimizer import LrLambda, factory
+from runtime.state.optimizer import Given, LrLambda, factory
 from runtime.state.parameters import ModuleStart, materialize
+from runtime.state.whole_updates import check_updates
 from runtime.train.engine import Engine
 
 
@@ -29,7 +30,7 @@ def parallelize(
     plan: Plan | Path | str | None = None,
     cluster: Cluster | None = None,
     weights: Path | str | None = None,
-    optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW,
+    optimizer: Given = torch.optim.AdamW,
     clip: float | None = None,
     lr_lambda: LrLambda | None = None,
     **options: Any,
@@ -38,9 +39,11 @@ def parallelize(
 
     ``plan=None`` searches one for ``cluster``, by default the CPU preset of as many devices as there are ranks. A real
     module gives the initial weights; one on meta takes them from ``weights`` (a safetensors folder) or draws them
-    from the plan's seed. ``lr_lambda`` gives factors of the learning rate by step; without one the rate is what
-    ``engine.optimizer`` says, so that a scheduler of torch's or a hand may change it. Raises InputError for a plan of
-    another model, world size or global batch.
+    from the plan's seed. ``optimizer`` is a class, a partial of one, or a function of (name, parameter) pairs that
+    returns one, of groups as it likes (``runtime.parameter_groups``). ``lr_lambda`` gives factors of the learning rate
+    by step; without one the rate is what ``engine.optimizer`` says, so that a scheduler of torch's or a hand may change
+    it. Raises InputError for a plan of another model, world size or global batch, and for an optimizer that needs whole
+    what the plan divides.
     """
     start_ranks()
     graph = trace(model, dict(batch), global_batch=global_batch)
@@ -53,7 +56,7 @@ def engine(
     program: Program,
     model: nn.Module,
     weights: Path | str | None,
-    optimizer: type[torch.optim.Optimizer],
+    optimizer: Given,
     clip: float | None,
     lr_lambda: LrLambda | None,
     predicted_seconds: float | None,
@@ -67,6 +70,7 @@ def engine(
     source = weights if weights is not None else ModuleStart(model, program.seed) if is_meta else model
     parameters = materialize(program, groups.coordinates, source, groups.device)
     made = factory(optimizer, **options)
+    check_updates(program, made, groups.device)
     return Engine(program, groups, parameters, made, clip, lr_lambda, predicted_seconds)
 
 

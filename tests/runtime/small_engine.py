@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import small
@@ -9,7 +10,7 @@ import torch
 
 from partitioner.lowering.program import Parameter, Program
 from runtime.mesh.groups import Groups
-from runtime.state.optimizer import factory
+from runtime.state.optimizer import Given, factory
 from runtime.state.parameters import materialize
 from runtime.state.shard_pieces import Part, cut
 from runtime.train.engine import Engine
@@ -17,7 +18,10 @@ from runtime.train.engine import Engine
 RATE, CLIP = 0.05, 0.5
 
 
-def build(program: Program, clip: float | None = CLIP, **options: Any) -> Engine:
+ADAMW = partial(torch.optim.AdamW, lr=RATE)
+
+
+def build(program: Program, clip: float | None = CLIP, optimizer: Given = ADAMW, **options: Any) -> Engine:
     """An engine of this rank on the small model's weights."""
     full = small.weights()
 
@@ -26,7 +30,7 @@ def build(program: Program, clip: float | None = CLIP, **options: Any) -> Engine
 
     groups = Groups(program)
     parameters = materialize(program, groups.coordinates, read, "cpu")
-    return Engine(program, groups, parameters, factory(torch.optim.AdamW, lr=RATE), clip, **options)
+    return Engine(program, groups, parameters, factory(optimizer), clip, **options)
 
 
 def local(program: Program, engine: Engine, data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

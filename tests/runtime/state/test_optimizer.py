@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from partitioner.errors import InputError
 from partitioner.lowering.program import Program
+from runtime import parameter_groups
 from runtime.state.optimizer import factory, hyper_parameters, restored, warmup_cosine
 from runtime.train.engine import Engine
 
@@ -35,12 +37,32 @@ def test_schedules() -> None:
 
 def test_factory() -> None:
     weight = nn.Parameter(torch.ones(3))
-    optimizer = factory(torch.optim.SGD, lr=0.5)([weight])
+    optimizer = factory(torch.optim.SGD, lr=0.5)([("w", weight)])
     weight.grad = torch.ones(3)
     optimizer.step()
     assert weight.tolist() == [0.5] * 3
-    with pytest.raises(InputError, match="LBFGS needs whole parameters"):
-        factory(torch.optim.LBFGS)
+
+
+class Own(torch.optim.AdamW):
+    """A subclass, with another default."""
+
+    def __init__(self, params: Any, lr: float = 0.25, **options: Any) -> None:
+        super().__init__(params, lr, **options)
+
+
+def test_classes_partials_and_functions_make_optimizers() -> None:
+    named = [("a.weight", nn.Parameter(torch.ones(3, 3))), ("a.bias", nn.Parameter(torch.ones(3)))]
+    own = factory(Own)(named)
+    assert (type(own), own.param_groups[0]["lr"]) == (Own, 0.25)
+    part = factory(partial(torch.optim.AdamW, betas=(0.5, 0.25)), lr=0.125)(named)
+    assert (part.param_groups[0]["betas"], part.param_groups[0]["lr"]) == ((0.5, 0.25), 0.125)
+    assert part.param_groups[0]["fused"]
+    assert not factory(partial(torch.optim.AdamW, foreach=True))(named).param_groups[0]["fused"]
+    grouped = factory(lambda rows: torch.optim.AdamW(parameter_groups(rows, 0.5, 0.25, {"*.bias": 0.5})))(named)
+    rows = [(len(g["params"]), g["lr"], g["weight_decay"]) for g in grouped.param_groups]
+    assert rows == [(0, 0.25, 0.25), (1, 0.25, 0.0), (1, 0.5, 0.25), (0, 0.5, 0.0)]
+    with pytest.raises(InputError, match="lr: give options to the optimizer in your function"):
+        factory(lambda rows: own, lr=1.0)
 
 
 def test_hyper_parameters_come_back_as_their_own_kinds() -> None:
@@ -151,7 +173,9 @@ def test_a_schedule_goes_on_from_a_checkpoint_whatever_the_new_rate(tmp_path: Pa
     _trained(program, first, lambda step: None, 3)
     first.save(tmp_path)
     again = build(program, lr_lambda=rate)
-    again.optimizer = factory(torch.optim.AdamW, lr=7.0, weight_decay=0.9)(again.trained)
+    again.optimizer = factory(torch.optim.AdamW, lr=7.0, weight_decay=0.9)(
+        [(n, p) for n, p in again.parameters.items() if p.requires_grad]
+    )
     again.load(tmp_path)
     after, parameters = _trained(program, again, lambda step: None, 3)
     assert after == whole[0][3:]

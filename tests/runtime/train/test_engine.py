@@ -14,21 +14,27 @@ from small_engine import CLIP, RATE, build, close, local, samples
 
 from partitioner import Cluster, lower, search, trace
 from partitioner.errors import InputError
+from runtime import parameter_groups
 from runtime.mesh.groups import Groups
-from runtime.state.optimizer import factory, warmup_cosine
+from runtime.state.optimizer import Named, factory, warmup_cosine
 from runtime.state.parameters import gather, materialize
 from runtime.train.engine import Engine
 
 STEPS = 3
 
 
+def grouped(named: Named) -> torch.optim.Optimizer:
+    """Matrices decay, the embedding and its copy at half the rate."""
+    return torch.optim.AdamW(parameter_groups(named, RATE, 0.3, {"embed*": 0.5}))
+
+
 def check(options: dict[str, Any]) -> None:
-    """Loss, gradients, norm, and parameters after some steps of AdamW, against the plain model."""
+    """Loss, gradients, norm, and parameters after some steps of AdamW, by groups, against the plain model."""
     program = small.program(**options)
-    engine = build(program)
+    engine = build(program, optimizer=grouped)
     data, drop = small.batch(samples(program)), options.get("drop", small.DROP)
     plain = {n: t.requires_grad_() for n, t in small.weights().items()}
-    optimizer = torch.optim.AdamW(plain.values(), lr=RATE)
+    optimizer = grouped([*plain.items()])
     for step in range(STEPS):
         optimizer.zero_grad()
         expected = small.reference(plain, data, step, drop)
