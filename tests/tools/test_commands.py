@@ -137,6 +137,7 @@ def test_verify_passes_and_fails(plan: Path, tmp_path: Path, capsys: pytest.Capt
     assert "NOT EQUAL" in capsys.readouterr().out
 
 
+@pytest.mark.parity
 def test_weights_come_back_from_transformers(tmp_path: Path) -> None:
     path, saved, again = tmp_path / "plan.json", tmp_path / "saved", tmp_path / "again"
     out, second = tmp_path / "out", tmp_path / "second"

@@ -167,7 +167,7 @@ def test_many_unlike_blocks_are_joined() -> None:
     assert len({u.name for u in graph.units}) == len(graph.units)
 
 
-@pytest.mark.parametrize("pp", [2, 4])
+@pytest.mark.parametrize("pp", [2, pytest.param(4, marks=pytest.mark.parity)])
 def test_stages_of_unlike_blocks_are_planned(pp: int) -> None:
     graph = trace(Windows(2, 2), images(4))
     plan = search(graph, Cluster.load("local-cpu", devices=4), 8, {"pp": pp})

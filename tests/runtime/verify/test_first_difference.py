@@ -218,6 +218,7 @@ def _explain(rank: int) -> None:
     assert (found.op, found.phase) == (head, "backward"), "a fused kernel's fault is its linear's"
 
 
+@pytest.mark.parity
 def test_a_plan_that_is_equal_needs_none_and_a_sync_or_a_kernel_is_named() -> None:
     spawn(_explain, 2)
 

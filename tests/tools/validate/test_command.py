@@ -63,6 +63,7 @@ def test_measured_runs_are_predicted(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert not found["refused"]
 
 
+@pytest.mark.parity
 def test_the_configuration_of_a_row_is_what_is_priced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seconds: dict[str, float] = {}
     for name, changes in {
