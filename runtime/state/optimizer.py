@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -36,14 +36,19 @@ def factory(given: Given, **options: Any) -> Factory:
         if options:
             raise InputError(f"{', '.join(options)}: give options to the optimizer in your function, which makes it")
         return cast(Factory, given)
-    plain = kind not in FUSED or {*options, *getattr(given, "keywords", {})} & {"fused", "foreach"}
+    plain = {*options, *getattr(given, "keywords", {})} & {"fused", "foreach"}
 
     def make(named: Named) -> torch.optim.Optimizer:
         rows = [parameter for _, parameter in named]
-        fused = {} if plain else {"fused": all(p.device.type in FUSED_DEVICES for p in rows)}
+        fused = {} if plain else kernel_options(kind, rows)
         return cast(Callable[..., torch.optim.Optimizer], given)(rows, **options, **fused)
 
     return make
+
+
+def kernel_options(kind: type[torch.optim.Optimizer], parameters: Iterable[nn.Parameter]) -> Hyper:
+    """``fused``, where torch has such a kernel and all parameters lie where it runs."""
+    return {"fused": all(p.device.type in FUSED_DEVICES for p in parameters)} if kind in FUSED else {}
 
 
 def hyper_parameters(optimizer: torch.optim.Optimizer) -> list[Hyper]:
@@ -69,10 +74,11 @@ def rates(optimizer: torch.optim.Optimizer) -> list[float]:
 
 
 def set_rates(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Let ``lr`` be every group's learning rate, and what the factors of the engine start from."""
+    """Let ``lr`` be every group's learning rate, times its own factor (``parameter_groups``), and what the factors of
+    the engine start from."""
     for group in optimizer.param_groups:
         group.pop("initial_lr", None)
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_factor", 1.0)
 
 
 def keep_initial_rates(optimizer: torch.optim.Optimizer) -> None:

@@ -17,12 +17,14 @@ def parameter_groups(
 
     Weights of two dimensions and more decay; biases, norms and other vectors do not (GPT-3's recipe; Brown et al.,
     2020, appendix B). ``rates``: factors of ``lr`` by pattern of parameter names (``{"embed.*": 0.1}``), the first that
-    fits, 1 where none does. Every rank has the same groups in the same order, some of them empty, so that a
-    checkpoint of one plan is loaded by another.
+    fits, 1 where none does; a group keeps its factor where a run goes on with another rate. Every rank has the same
+    groups in the same order, some of them empty, so that a checkpoint of one plan is loaded by another.
     """
     factors, rows = {**(rates or {}), "*": 1.0}, list(named)
     groups: dict[tuple[str, bool], dict[str, Any]] = {
-        (pattern, decays): {"params": [], "lr": lr * factor, "weight_decay": weight_decay if decays else 0.0}
+        (pattern, decays): {
+            "params": [], "lr": lr * factor, "lr_factor": factor, "weight_decay": weight_decay if decays else 0.0,
+        }
         for pattern, factor in factors.items() for decays in (True, False)
     }  # fmt: skip
     for name, parameter in rows:

@@ -79,7 +79,12 @@ def _joined(
 def _updated(made: Factory, start: Tensors, grads: list[Tensors], device: torch.device) -> tuple[str, Tensors]:
     """The optimizer's name, and what it makes of parameters."""
     parameters = {name: nn.Parameter(t.clone().to(device)) for name, t in start.items()}
-    optimizer = made(list(parameters.items()))
+    try:
+        optimizer = made(list(parameters.items()))
+    except InputError:
+        raise
+    except Exception as error:  # any optimizer's code may run here
+        raise InputError(f"the optimizer can't be made: {error}") from error
     kind = type(optimizer).__name__
     for step in grads:
         for name, parameter in parameters.items():

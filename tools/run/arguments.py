@@ -28,6 +28,8 @@ def declare(commands: Subcommands) -> None:
     run.add_argument("--lr", type=float, help=_default("lr"))
     run.add_argument("--optimizer", choices=("adamw", "sgd"), help=_default("optimizer"))
     run.add_argument("--clip", type=float, help=f"largest gradient norm; {_default('clip')}")
+    run.add_argument("--weight-decay", type=float, metavar="W", help="of matrices alone; default: torch's, of all")
+    run.add_argument("--rate", action="append", dest="rates", metavar="NAMES=X", help='factor of some: "embed*=0.5"')
     run.add_argument("--warmup", type=int, metavar="N", help="steps of linear warm-up before a cosine down to 0")
     run.add_argument("--weights", metavar="DIR", help="initial weights, Hugging Face safetensors")
     run.add_argument("--checkpoint", metavar="DIR", help="save there when done, go on from there when it holds one")

@@ -10,7 +10,9 @@ from typing import Any
 from partitioner.errors import InputError
 
 FILE = "run.json"
-DEFAULTS: dict[str, Any] = {"lr": 3e-4, "optimizer": "adamw", "clip": 1.0, "warmup": 0, "data": None}
+DEFAULTS: dict[str, Any] = {
+    "lr": 3e-4, "optimizer": "adamw", "clip": 1.0, "warmup": 0, "weight_decay": None, "rates": None, "data": None,
+}  # fmt: skip
 Settings = dict[str, Any]
 
 

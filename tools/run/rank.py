@@ -29,11 +29,11 @@ from runtime.train.engine import Engine
 from runtime.train.parallelize import engine
 from tools.models.load import load
 from tools.models.traced import with_values
-from tools.run.going_on import DEFAULTS, Settings, keep
+from tools.run.going_on import Settings, keep
+from tools.run.optimizers import optimizer_of
 from tools.screen import error_line
 
 VALIDATION_STEPS = 2
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,8 @@ def _trainer(job: Job, plan: Plan, program: Program, model: nn.Module) -> Engine
     """As the job asks, gone on from its checkpoint where there is one."""
     asked = job.settings
     rate = warmup_cosine(asked["warmup"], job.steps) if asked["warmup"] else None
-    options = {"lr": DEFAULTS["lr"] if asked["lr"] is None else asked["lr"]}
-    kind, limit = OPTIMIZERS[asked["optimizer"]], plan.cost.step_seconds
-    made = engine(program, model, job.weights, kind, asked["clip"], rate, limit, options)
+    optimizer = optimizer_of(asked, [name for name, p in program.parameters.items() if p.requires_grad])
+    made = engine(program, model, job.weights, optimizer, asked["clip"], rate, plan.cost.step_seconds, {})
     if job.checkpoint and any(Path(job.checkpoint).glob("step-*")):
         made.load(job.checkpoint, asked["lr"])
     return made

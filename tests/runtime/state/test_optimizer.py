@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from partitioner.errors import InputError
 from partitioner.lowering.program import Program
 from runtime import parameter_groups
-from runtime.state.optimizer import factory, hyper_parameters, restored, warmup_cosine
+from runtime.state.optimizer import Named, factory, hyper_parameters, restored, warmup_cosine
 from runtime.train.engine import Engine
 
 
@@ -182,6 +182,21 @@ def test_a_schedule_goes_on_from_a_checkpoint_whatever_the_new_rate(tmp_path: Pa
     assert all(torch.equal(p, whole[1][n]) for n, p in parameters.items())
     again.load(tmp_path, lr=10 * RATE)
     assert _trained(program, again, lambda step: None, 3)[0] == pytest.approx([10 * r for r in after])
+
+
+def test_groups_keep_their_factors_under_a_new_rate(tmp_path: Path) -> None:
+    program = small.program()
+
+    def grouped(named: Named) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameter_groups(named, RATE, 0.3, {"embed*": 0.5}))
+
+    first = build(program, optimizer=grouped)
+    first.save(tmp_path)
+    again = build(program, optimizer=grouped)
+    again.load(tmp_path, lr=8.0)
+    assert [group["lr"] for group in again.optimizer.param_groups] == [4.0, 4.0, 8.0, 8.0]
+    again.load(tmp_path)
+    assert [group["lr"] for group in again.optimizer.param_groups] == [RATE / 2, RATE / 2, RATE, RATE]
 
 
 def test_a_checkpoint_of_other_groups_is_refused(tmp_path: Path) -> None:

@@ -81,6 +81,23 @@ def test_what_reads_all_parameters_is_refused_where_stages_hold_some() -> None:
     check_updates(plans.program(dp=4), factory(ByAll, lr=0.1), CPU)
 
 
+def test_what_can_not_be_made_says_so() -> None:
+    with pytest.raises(InputError, match="optimizer can't be made: Invalid learning rate: -1"):
+        check_updates(plans.program(), factory(torch.optim.AdamW, lr=-1.0), CPU)
+    with pytest.raises(InputError, match="Muon only supports 2D"):  # it takes no vectors
+        check_updates(plans.program(), factory(torch.optim.Muon), CPU)
+
+
+def matrices_by_muon(named: Named) -> torch.optim.Optimizer:
+    return torch.optim.Muon([p for _, p in named if p.dim() == 2])
+
+
+def test_muon_is_refused_where_a_matrix_is_divided() -> None:
+    with pytest.raises(InputError, match="optimizer Muon updates .* as a whole, and ranks hold parts"):
+        check_updates(plans.program(tp=2), matrices_by_muon, CPU)
+    check_updates(plans.program(pp=2, dp=2), matrices_by_muon, CPU)
+
+
 def test_what_can_not_step_says_so() -> None:
     with pytest.raises(InputError, match="optimizer LBFGS can't step"):
         check_updates(plans.program(), factory(torch.optim.LBFGS), CPU)
