@@ -73,6 +73,13 @@ def rates(optimizer: torch.optim.Optimizer) -> list[float]:
     return [float(group["lr"]) for group in optimizer.param_groups]
 
 
+def base_rate(optimizer: torch.optim.Optimizer) -> float:
+    """What groups multiply by their own factors, as it was before those of a step."""
+    plain = (group for group in optimizer.param_groups if group.get("lr_factor", 1.0) == 1.0)
+    group = next(plain, optimizer.param_groups[0])
+    return float(group.get("initial_lr", group["lr"]))
+
+
 def set_rates(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Let ``lr`` be every group's learning rate, times its own factor (``parameter_groups``), and what the factors of
     the engine start from."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -243,9 +243,13 @@ class Engine:
         progress = Progress(self.steps_done, self.program.seed, self.samples_read)
         return checkpoint.save(folder, self.program, self.groups, self.parameters, self.optimizer, progress)
 
-    def load(self, folder: Path | str, lr: float | None = None) -> Progress:
-        """Go on from a checkpoint, written under this plan or another, with its hyper-parameters, but for ``lr``."""
+    def load(self, folder: Path | str, lr: float | None = None, own: Collection[str] = ()) -> Progress:
+        """Go on from a checkpoint, written under this plan or another, with its hyper-parameters, but for ``lr`` and
+        those named in ``own``, which stay as they are here."""
+        mine = [{word: group[word] for word in own if word in group} for group in self.optimizer.param_groups]
         progress = checkpoint.load(folder, self.program, self.groups, self.parameters, self.optimizer)
+        for group, kept in zip(self.optimizer.param_groups, mine, strict=True):
+            group.update(kept)
         self.steps_done, self.samples_read = progress.step, progress.samples
         if lr is not None:
             set_rates(self.optimizer, lr)

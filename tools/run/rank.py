@@ -24,7 +24,7 @@ from partitioner.sharding.mesh_axes import DP
 from runtime.data import Batches, fill, open_corpus
 from runtime.mesh.step_clock import Clock
 from runtime.ranks.process_group import everywhere, finish_ranks, is_first, largest, start_ranks
-from runtime.state.optimizer import warmup_cosine
+from runtime.state.optimizer import base_rate, warmup_cosine
 from runtime.train.engine import Engine
 from runtime.train.parallelize import engine
 from tools.models.load import load
@@ -102,7 +102,8 @@ def _trainer(job: Job, plan: Plan, program: Program, model: nn.Module) -> Engine
     optimizer = optimizer_of(asked, [name for name, p in program.parameters.items() if p.requires_grad])
     made = engine(program, model, job.weights, optimizer, asked["clip"], rate, plan.cost.step_seconds, {})
     if job.checkpoint and any(Path(job.checkpoint).glob("step-*")):
-        made.load(job.checkpoint, asked["lr"])
+        grouped = asked["weight_decay"] is not None or asked["rates"]
+        made.load(job.checkpoint, asked["lr"], own=("weight_decay", "lr_factor") if grouped else ())
     return made
 
 
@@ -135,9 +136,8 @@ def _peak_bytes() -> int:
 def _save(trainer: Engine, folder: str, asked: Settings) -> None:
     """Beside the state what the run was asked, its learning rate as it began."""
     trainer.save(folder)
-    group = trainer.optimizer.param_groups[0]
     if is_first():
-        keep(folder, asked | {"lr": group.get("initial_lr", group["lr"])})
+        keep(folder, asked | {"lr": base_rate(trainer.optimizer)})
 
 
 def _write(event: Event) -> None:

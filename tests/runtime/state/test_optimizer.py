@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from partitioner.errors import InputError
 from partitioner.lowering.program import Program
 from runtime import parameter_groups
-from runtime.state.optimizer import Named, factory, hyper_parameters, restored, warmup_cosine
+from runtime.state.optimizer import Named, base_rate, factory, hyper_parameters, restored, warmup_cosine
 from runtime.train.engine import Engine
 
 
@@ -195,8 +195,20 @@ def test_groups_keep_their_factors_under_a_new_rate(tmp_path: Path) -> None:
     again = build(program, optimizer=grouped)
     again.load(tmp_path, lr=8.0)
     assert [group["lr"] for group in again.optimizer.param_groups] == [4.0, 4.0, 8.0, 8.0]
+    assert base_rate(again.optimizer) == 8.0
     again.load(tmp_path)
     assert [group["lr"] for group in again.optimizer.param_groups] == [RATE / 2, RATE / 2, RATE, RATE]
+
+    def otherwise(named: Named) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameter_groups(named, RATE, 0.1, {"embed*": 4.0}))
+
+    other = build(program, optimizer=otherwise)
+    other.load(tmp_path)
+    assert [group["weight_decay"] for group in other.optimizer.param_groups] == [0.3, 0.0, 0.3, 0.0], "as was saved"
+    other = build(program, optimizer=otherwise)
+    other.load(tmp_path, lr=2.0, own=("weight_decay", "lr_factor"))
+    assert [group["weight_decay"] for group in other.optimizer.param_groups] == [0.1, 0.0, 0.1, 0.0]
+    assert [group["lr"] for group in other.optimizer.param_groups] == [8.0, 8.0, 2.0, 2.0]
 
 
 def test_a_checkpoint_of_other_groups_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from tools.run import going_on
 
 GPT = f"{Path(__file__).parents[3] / 'examples' / 'gpt.py'}:model"
 SMALL = ["--set", "vocab=256", "hidden=32", "heads=4", "seq=32", "layers=2", "dropout=0.1"]
-ASKED = ["--lr", "0.01", "--optimizer", "adamw", "--warmup", "2", "--clip", "0.5"]
+ASKED = ["--lr", "0.01", "--optimizer", "adamw", "--warmup", "2", "--clip", "0.5", "--weight-decay", "0.1"]
+ASKED += ["--rate", "tokens*=0.5"]
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +65,16 @@ def test_it_trains_the_same(plan: str, whole: Path, half: Path, tmp_path: Path, 
 
 
 def test_what_is_given_rules_and_is_said(plan: str, half: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    assert main(["run", plan, "--steps", "5", "--lr", "0.02", "--checkpoint", str(half)]) == 0
-    assert "goes on: lr 0.02 (was 0.01), steps 5 (was 6)" in capfd.readouterr().err
-    rate = json.loads((half / "step-00000005" / "complete.json").read_text())["groups"][0]
-    assert rate["initial_lr"] == 0.02
-    assert rate["lr"] == pytest.approx(0.02 * 0.25)  # the third step of the three after the warm-up: cos(2 pi / 3)
+    words = ["--steps", "5", "--lr", "0.02", "--weight-decay", "0.3", "--checkpoint", str(half)]
+    assert main(["run", plan, *words]) == 0
+    said = "goes on: lr 0.02 (was 0.01), weight_decay 0.3 (was 0.1), steps 5 (was 6)"
+    assert said in capfd.readouterr().err
+    groups = json.loads((half / "step-00000005" / "complete.json").read_text())["groups"]
+    assert [g["initial_lr"] for g in groups] == [0.01, 0.01, 0.02, 0.02]
+    assert [g["weight_decay"] for g in groups] == [0.3, 0.0, 0.3, 0.0]
+    # the third step of the three after the warm-up: cos(2 pi / 3)
+    assert [g["lr"] for g in groups] == pytest.approx([0.0025, 0.0025, 0.005, 0.005])
+    assert json.loads((half / "run.json").read_text())["lr"] == 0.02
 
 
 def test_nothing_is_left_to_train(plan: str, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
