@@ -30,7 +30,7 @@ from partitioner.searching.write_plan import Ranking, plan_of
 from partitioner.step.step_seconds import price
 
 RANKED = 10
-SCARCITIES = (1.0, 16.0, 256.0, 4096.0)  # passes of memory that a byte costs; the next where nothing fits
+SCARCITIES = (1.0, 16.0, 256.0, 4096.0)  # passes of memory that a byte costs; the next where memory binds
 FRONT_STEP = 0.01  # share of time that a plan of more memory must save to stand on the front
 
 

@@ -94,7 +94,7 @@ class FittingCuts:
         ends = np.cumsum([len(units) for units in plain.units])
         starts = np.array([0, *ends[:-1]])
         blocks = self.blocks[ends] - self.blocks[starts]
-        for kept, recomputed in {NO_RECOMPUTE: 0 * blocks, way: blocks if way != NO_RECOMPUTE else 0 * blocks}.items():
+        for kept, recomputed in {way: blocks, NO_RECOMPUTE: 0 * blocks}.items():
             stash = self.kept(kept)[ends] - self.kept(kept)[starts] + self.received[starts]
             held = state[ends] - state[starts] + in_flight * stash
             beside[ranks] = np.maximum(beside[ranks], memory.rank_peak_bytes(recomputed) - held[ranks])

@@ -61,7 +61,7 @@ def _bind(node: fx.Node, groups: Groups, phase: Phase) -> None:
     operands, position = tensor_places(node.target), axis_place(node.target)  # type: ignore[arg-type]
     assert position is not None
     if position >= len(node.args) or not node.args[position]:
-        return  # on no axis it is torch's own op
+        return  # on no axis it is what it is on one rank
     axis = Axis.of(groups, str(node.args[position]), phase)
     row, literals = _ROWS[node.target], [a for n, a in enumerate(node.args) if n not in operands and n != position]
     op = OPS.get(str(node.target).split(".")[1])
