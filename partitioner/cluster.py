@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 from partitioner.errors import InputError
 
 T = TypeVar("T")
-DTYPES = (  # by torch's names, of which products can be
+DTYPES = (  # by torch's names, of which products can be; tf32 are of float32, rounded as they are read
     "float64", "float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz",
-    "float4_e2m1fn_x2", "int8",
+    "float4_e2m1fn_x2", "int8", "tf32",
 )  # fmt: skip
 
 
@@ -84,8 +84,7 @@ class Software:
     that make or need them): what hides behind compute. ``scatter_sends``: of a boundary that all tp ranks hold whole,
     each sends a part, and the receivers gather it (Narayanan et al., 2021). ``efficiency``: the share of speed that is
     left of everything. ``dispatch_seconds``: of the host, for one kernel; ``enqueue_seconds``: more of the host, for
-    one collective, a rank of its group, in programs whose stages send between nodes. Bytes are held a parameter; None
-    asks for what torch's AdamW keeps of the parameter's own type.
+    one collective, a rank of its group, in programs whose stages send between nodes.
     """
 
     fused: bool = False
@@ -97,9 +96,6 @@ class Software:
     efficiency: float = 1.0
     dispatch_seconds: float = 0.0
     enqueue_seconds: float = 0.0
-    weight_bytes: float | None = None
-    gradient_bytes: float | None = None
-    optimizer_bytes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -255,7 +251,7 @@ def _built(kind: type[T], table: Mapping[str, Any], where: str, origin: str) -> 
 def _number(value: Any, where: str, origin: str) -> None:
     """Refuse what is no positive finite number; times may be 0, efficiencies are at most 1."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    may_be_zero = where.endswith(("_seconds", "spread", "contention", "gradient_bytes", "optimizer_bytes"))
+    may_be_zero = where.endswith(("_seconds", "spread", "contention"))
     if not is_number or value < 0 or (value == 0 and not may_be_zero):
         raise InputError(f"{origin}: {where} must be a positive number, it is {value!r}")
     if where.endswith(("efficiency", "share")) and value > 1:

@@ -114,11 +114,11 @@ def _other_sizes(sizes: tuple[int, int]) -> tuple[int, int]:
 
 def _too_dear(graph: Graph, model: nn.Module, batch: Batch, samples: int) -> str:
     tensors = [*model.parameters(), *model.buffers(), *flat(batch).tensors.values()]
-    if any(t.is_meta for t in tensors):
-        return "it has no values, on the meta device"
     parameters = sum(p.numel() for p in model.parameters())
     if parameters > MOST_PARAMETERS:
         return f"it has {parameters:,} parameters, more than {MOST_PARAMETERS:,}"
+    if any(t.is_meta for t in tensors):
+        return "it has no values, on the meta device"
     flops = 6.0 * samples / graph.batch * _flops(graph)
     return f"it would take {flops:.1g} FLOPs, more than {MOST_FLOPS:.1g}" if flops > MOST_FLOPS else ""
 

@@ -23,7 +23,10 @@ def promote(graph: Graph) -> Graph:
     buffers = {n: _value(b) for n, b in graph.buffers.items()}
     counts = tuple(dataclasses.replace(c, module=_promoted(c.module)) for c in graph.counts)
     module = _promoted(graph.module)
-    return dataclasses.replace(graph, module=module, parameters=parameters, buffers=buffers, counts=counts)
+    own = graph.precision.promoted()
+    return dataclasses.replace(
+        graph, module=module, parameters=parameters, buffers=buffers, counts=counts, precision=own
+    )
 
 
 def _promoted(module: fx.GraphModule) -> fx.GraphModule:

@@ -15,6 +15,7 @@ from torch import fx
 
 from partitioner.cluster import Cluster, Device
 from partitioner.cost.op_work import Setting, Work, op_work
+from partitioner.precision import OWN, SINGLE, TF32, Precision
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.products import Gemm
 
@@ -45,13 +46,14 @@ ZERO = Seconds(0.0, 0.0)
 
 def op_seconds(setting: Setting, node: fx.Node, strategy: Strategy, cluster: Cluster) -> Seconds:
     """Time of one op where the fullest rank's share of it runs; views, and a bias that joins its GEMM, are free."""
-    return Seconds(*(work_seconds(work, cluster) for work in op_work(setting, node, strategy)))
+    rows, precision = op_work(setting, node, strategy), setting.folded.graph.precision
+    return Seconds(*(work_seconds(work, cluster, precision) for work in rows))
 
 
-def work_seconds(work: Work, cluster: Cluster) -> float:
+def work_seconds(work: Work, cluster: Cluster, precision: Precision = OWN) -> float:
     """What an op does, one part after the other."""
-    device = cluster.device
-    peak = device.peak(dtype_name(work.dtype)) if work.gemms or work.attention_flops else math.inf
+    device, kind = cluster.device, product_type(dtype_name(work.dtype), precision)
+    peak = device.peak(kind) if work.gemms or work.attention_flops else math.inf
     products = sum(gemm_seconds(g, device, peak, work.dtype.itemsize) for g in work.gemms)
     attention = work.attention_flops / (peak * device.attention_efficiency)
     whole = products + attention + work.streamed_bytes / streaming(device) + work.kernels * device.launch_seconds
@@ -82,6 +84,11 @@ def _tiled(gemm: Gemm, tile: tuple[int, int], device: Device, rate: float) -> fl
 def streaming(device: Device) -> float:
     """Bytes a second that a kernel reaches which only reads and writes."""
     return device.memory_bytes_per_second * device.memory_efficiency
+
+
+def product_type(dtype: str, precision: Precision) -> str:
+    """In which products of ``dtype`` run, as cluster files have it."""
+    return TF32 if precision.tf32 and dtype == SINGLE else dtype
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
-from partitioner.cluster import Cluster, Software
-from partitioner.cost.op_seconds import streaming
+import torch
+
+from partitioner.cluster import Cluster
+from partitioner.cost.op_seconds import dtype_name, streaming
+from partitioner.precision import Precision
 
 
 class State(NamedTuple):
-    """Bytes that training holds of parameters."""
+    """Bytes that training holds of parameters: as ops read them, of gradients, of what the optimizer alone needs."""
 
     weight: float
     gradient: float
@@ -18,30 +21,39 @@ class State(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def state(itemsize: int, software: Software) -> State:
-    """AdamW's, of one: weight, gradient, two moments; below 4 bytes a weight, moments and a master copy are float32."""
-    moments = 8 if itemsize == 4 else 12 if itemsize < 4 else 2 * itemsize
-    pairs = (
-        (software.weight_bytes, itemsize), (software.gradient_bytes, itemsize), (software.optimizer_bytes, moments)
-    )  # fmt: skip
-    return State(*(own if given is None else given for given, own in pairs))
+def state(dtype: torch.dtype, precision: Precision) -> State:
+    """AdamW's, of one parameter that computes in ``dtype``: two moments and, where ``precision`` casts it, a copy."""
+    name = dtype_name(dtype)
+    copy, gradient = precision.state_of(name), precision.gradient_of(name)
+    own = dtype.itemsize if copy is None else 3 * _itemsize(copy) / 2
+    return State(dtype.itemsize, dtype.itemsize if gradient == name else _itemsize(gradient), 2 * own)
 
 
-def held_state(elements: float, itemsize: int, software: Software, zero: int = 0, ranks: int = 1) -> State:
-    """Of ``elements`` parameters: ZeRO 1 divides the optimizer's over ``ranks``, 2 gradients too, 3 weights too
-    (Rajbhandari et al., 2020)."""
-    own = state(itemsize, software)
+def is_cast(dtype: torch.dtype, precision: Precision) -> bool:
+    """Whether gradients of such a parameter are added up in another type than its own."""
+    return precision.gradient_of(dtype_name(dtype)) != dtype_name(dtype)
+
+
+def _itemsize(name: str) -> int:
+    return getattr(torch, name).itemsize
+
+
+def held_state(elements: float, dtype: torch.dtype, precision: Precision, zero: int = 0, ranks: int = 1) -> State:
+    """Of ``elements`` parameters: ZeRO 1 divides the optimizer's over ``ranks``, 2 gradients too, 3 weights too, of
+    which it keeps the optimizer's copy alone (Rajbhandari et al., 2020)."""
+    own = state(dtype, precision)
+    if zero == 3 and ranks > 1 and precision.state_of(dtype_name(dtype)) is not None:
+        own = own._replace(weight=0.0)
     pairs = zip(own, (3, 2, 1), strict=True)
     return State(*(elements * size / (ranks if zero >= stage else 1) for size, stage in pairs))
 
 
-def state_bytes(elements: float, itemsize: int, software: Software, zero: int = 0, ranks: int = 1) -> float:
+def state_bytes(elements: float, dtype: torch.dtype, precision: Precision, zero: int = 0, ranks: int = 1) -> float:
     """All of ``held_state``."""
-    return sum(held_state(elements, itemsize, software, zero, ranks))
+    return sum(held_state(elements, dtype, precision, zero, ranks))
 
 
-def optimizer_seconds(elements: float, itemsize: int, cluster: Cluster) -> float:
+def optimizer_seconds(elements: float, dtype: torch.dtype, precision: Precision, cluster: Cluster) -> float:
     """The update reads and writes all state once."""
-    own = state(itemsize, cluster.software)
-    moved = 2 * elements * (own.weight + own.gradient + own.optimizer)
+    moved = 2 * elements * sum(state(dtype, precision))
     return moved / streaming(cluster.device) / cluster.software.efficiency

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+import torch
 from torch import fx
 
 from partitioner.cluster import Cluster
@@ -20,12 +21,13 @@ from partitioner.cost.kept_activations import Keeping
 from partitioner.cost.materialized import is_attention, is_product
 from partitioner.cost.measured_gemms import measured
 from partitioner.cost.op_seconds import ZERO, Seconds, work_seconds
-from partitioner.cost.op_work import Setting, op_flops, op_work, weight_work
+from partitioner.cost.op_work import Setting, Work, op_flops, op_work, weight_work
 from partitioner.graph.graph import Unit
 from partitioner.graph.saved_by_autograd import saved
 from partitioner.graph.tied_blocks import Folded
 from partitioner.layouts.conversions import Handed, conversions, handed_on
 from partitioner.layouts.solution import Solution, group_layouts
+from partitioner.precision import Precision
 from partitioner.sharding.layout import REPLICATE, Placement, Shard
 from partitioner.sharding.mesh_axes import CP
 from partitioner.sharding.op_rules import rule_of
@@ -43,6 +45,15 @@ class Stash:
     compute: float = 0.0
     communication: float = 0.0
     weight_gradient_seconds: float = 0.0
+
+
+class Held(NamedTuple):
+    """Of a trained parameter on a rank; ``dtype``: in which it computes, ``is_partial``: whether its gradient is
+    Partial."""
+
+    elements: float
+    dtype: torch.dtype
+    is_partial: bool
 
 
 class Entering(NamedTuple):
@@ -96,6 +107,11 @@ class Priced:
         return self.setting.folded
 
     @property
+    def precision(self) -> Precision:
+        """As it was traced."""
+        return self.folded.graph.precision
+
+    @property
     def ranks(self) -> int:
         """Of the tp axis."""
         return self.setting.ranks
@@ -108,16 +124,16 @@ class Priced:
         return sum(v.numel() * v.element_size() for v in found) * self.folded.sized.batch / graph.batch
 
     @cached_property
-    def held(self) -> dict[Unit, dict[fx.Node, tuple[float, int, bool]]]:
-        """By unit and trained parameter: elements a rank holds, bytes an element, whether its gradient is Partial."""
-        folded, known = self.folded, dict[fx.Node, tuple[float, int, bool]]()
+    def held(self) -> dict[Unit, dict[fx.Node, Held]]:
+        """By unit and trained parameter."""
+        folded, known = self.folded, dict[fx.Node, Held]()
 
-        def held(node: fx.Node) -> tuple[float, int, bool]:
+        def held(node: fx.Node) -> Held:
             alike = folded.parameter[folded.own(node)]
             if alike not in known:
                 placement, value = self.solution.parameters[alike], node.meta["val"]
                 elements = value.numel() * self.setting.share(node, placement)
-                known[alike] = elements, value.element_size(), placement == REPLICATE
+                known[alike] = Held(elements, value.dtype, placement == REPLICATE)
             return known[alike]
 
         return {unit: {n: held(n) for n in found} for unit, found in folded.graph.trained.items()}
@@ -209,10 +225,13 @@ class _Pricing:
         self.costs: dict[Handed, UnitCost] = {}
         self.body = self.folded.body(group)
         self.work = {n: op_work(setting, n, solution.strategies[n]) for n in self.body}
-        self.seconds = {n: Seconds(*(work_seconds(w, cluster) for w in pair)) for n, pair in self.work.items()}
+        self.seconds = {n: Seconds(*(self.seconds_of(work) for work in pair)) for n, pair in self.work.items()}
         self.modelled = sum(seconds.total for seconds in self.seconds.values())
         if cluster.kernels:
             self.seconds |= measured(setting, solution, cluster, group, self.seconds)
+
+    def seconds_of(self, work: Work) -> float:
+        return work_seconds(work, self.cluster, self.folded.graph.precision)
 
     def cost(self, handed: Handed) -> UnitCost:
         """Of a unit that hands on these layouts of what it makes."""
@@ -257,7 +276,7 @@ class _Pricing:
     @cached_property
     def weight(self) -> float:
         rows = (weight_work(self.setting, n, self.solution.strategies[n]) for n in self.body)
-        return sum(work_seconds(row, self.cluster) for row in rows)
+        return sum(self.seconds_of(row) for row in rows)
 
     @cached_property
     def keeping(self) -> Keeping:

@@ -15,6 +15,7 @@ from partitioner.graph.counts import Count
 from partitioner.graph.dependence import constants, module_path, parameter_free
 from partitioner.graph.nodes import op_of, operands
 from partitioner.graph.saved_by_autograd import saved_bytes
+from partitioner.precision import OWN, Precision
 from partitioner.sharding.layout import Shard
 from partitioner.sharding.op_rules import rule_of
 
@@ -50,7 +51,7 @@ class Graph:
     ``inseparable`` names the first op that mixes samples, so that dp and micro-batches are not to be had; None when the
     loss is a sum over samples, divided by ``counts`` of the global batch.
     ``plain`` are values of the batch that are no tensors, by name: the graph holds for these. ``notes`` is what tracing
-    has to say.
+    has to say. ``precision``: as which it was traced; the dtypes of ``parameters`` are those in which ops read them.
     """
 
     module: fx.GraphModule
@@ -67,6 +68,7 @@ class Graph:
     batched: tuple[str, ...] = ()
     plain: Mapping[str, object] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    precision: Precision = OWN
 
     @cached_property
     def nodes(self) -> dict[str, fx.Node]:

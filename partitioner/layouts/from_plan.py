@@ -34,6 +34,9 @@ def recall(plan: Plan, folded: Folded) -> Solution:
         )
     if plan.model["digest"] != graph_digest(folded):
         raise InputError(f"the plan is for another model: {_difference(plan, folded)}")
+    own, traced = plan.decisions.precision, folded.graph.precision
+    if traced not in (own, own.promoted()):
+        raise InputError(f"the plan's precision is {own}, the model was traced with {traced}: trace it with the plan's")
     strategies: dict[fx.Node, Strategy] = {}
     ports: dict[Port, Placement] = {}
     for group, row in enumerate(plan.blocks):

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import fx
 
 from partitioner.emit.block_code import Emitted, emit
 from partitioner.emit.product_rows import with_kernels
 from partitioner.errors import InputError
-from partitioner.graph.graph import Graph, Unit, has_gradient, placeholders, reached, stage_units
+from partitioner.graph.graph import Graph, ParameterInfo, Unit, has_gradient, placeholders, reached, stage_units
 from partitioner.graph.nodes import is_parameter, operands, shape_of, value_name
 from partitioner.graph.resize_batch import resize
 from partitioner.graph.tied_blocks import Folded, fold
@@ -28,7 +29,7 @@ from partitioner.plan.derived_rows import BlockRow
 from partitioner.plan.executed import not_executed
 from partitioner.plan.parallelism import Parallelism
 from partitioner.plan.plan import Decisions, Plan
-from partitioner.sharding.layout import WHOLE, local_shape
+from partitioner.sharding.layout import WHOLE, Placement, local_shape
 from partitioner.sharding.mesh_axes import TP
 
 
@@ -78,6 +79,8 @@ def lower(graph: Graph, plan: Plan) -> Program:
         shapes={
             n: shape_of(node) for n, node in placeholders(graph.module.graph, "input").items() if n in graph.inputs
         },
+        loss_scale=graph.precision.loss_scale,
+        tf32=graph.precision.tf32,
     )
     check_program(program)
     return program
@@ -182,11 +185,20 @@ def _parameters(lowered: _Lowered, split: list[list[Unit]]) -> dict[str, Paramet
     for node, readers in stages.items():
         info = lowered.graph.parameters[node.meta["source"]]
         placement = lowered.solution.parameters[lowered.folded.parameter[node]]
-        found[info.names[0]] = Parameter(
-            info.names, info.shape, info.dtype, node in trained, (placement,), tuple(sorted(readers))
-        )
+        found[info.names[0]] = _parameter(lowered, info, node in trained, placement, tuple(sorted(readers)))
     for name, info in lowered.graph.parameters.items():  # what no op reads is held, whole, and never changes
         if name not in found:
-            found[name] = Parameter(info.names, info.shape, info.dtype, False, (WHOLE,), (0,))
+            found[name] = _parameter(lowered, info, False, WHOLE, (0,))
     order = {name: n for n, name in enumerate(lowered.graph.parameters)}
     return dict(sorted(found.items(), key=lambda row: order[row[0]]))
+
+
+def _parameter(
+    lowered: _Lowered, info: ParameterInfo, trains: bool, placement: Placement, stages: tuple[int, ...]
+) -> Parameter:
+    own, precision = str(info.dtype).removeprefix("torch."), lowered.graph.precision
+    copy = precision.state_of(own) if trains else None
+    return Parameter(
+        names=info.names, shape=info.shape, dtype=info.dtype, requires_grad=trains, layout=(placement,), stages=stages,
+        gradient_dtype=getattr(torch, precision.gradient_of(own)), copy_dtype=copy and getattr(torch, copy),
+    )  # fmt: skip

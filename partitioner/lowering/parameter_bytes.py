@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import torch
+
 from partitioner.graph.graph import Graph, stage_units
 from partitioner.graph.nodes import is_parameter, operands
 from partitioner.plan.plan import Plan
@@ -28,5 +30,7 @@ def held_bytes(graph: Graph, plan: Plan, place: Mapping[str, int]) -> dict[str, 
         info = graph.parameters[name]
         placement = WHOLE if name in unread else parse_placement(plan.parameters[name])
         shape = local_shape(info.shape, placement, place[TP], mesh[TP])
-        found[name] = math.prod(shape) * info.dtype.itemsize
+        own = str(info.dtype).removeprefix("torch.")
+        kept = plan.decisions.precision.state_of(own) if info.requires_grad and name not in unread else None
+        found[name] = math.prod(shape) * getattr(torch, kept or own).itemsize
     return found

@@ -74,6 +74,8 @@ class Parameter:
     read it: more than one for a weight tied across stages, whose gradients are summed over those stages once a step.
     ``names`` are all names of the parameter in the source model, the first is the one used everywhere.
     ``requires_grad``: it trains and the loss has a gradient by it; what forward does not read stays as it is.
+    Ops read it in ``dtype``, gradients are added up and summed over ranks in ``gradient_dtype``, and the optimizer
+    updates a copy in ``copy_dtype``, or, where that is None, the parameter itself.
     """
 
     names: tuple[str, ...]
@@ -82,6 +84,13 @@ class Parameter:
     requires_grad: bool
     layout: Layout
     stages: tuple[int, ...]
+    gradient_dtype: torch.dtype
+    copy_dtype: torch.dtype | None = None
+
+    @property
+    def held_dtype(self) -> torch.dtype:
+        """In which its value is kept from step to step."""
+        return self.copy_dtype or self.dtype
 
     @property
     def name(self) -> str:
@@ -100,7 +109,8 @@ class Program:
     the micro-batches of the global batch.
     ``actions[p]`` is what pipeline rank p does, in order. ``buffers`` are the source model's, whole on every rank;
     calls name them ``buffer:NAME``. ``plain`` are the batch's values that are no tensors, as they must stay; ``shapes``
-    those that ``inputs`` have in a micro-batch, as they must be.
+    those that ``inputs`` have in a micro-batch, as they must be. ``loss_scale``: whether the loss is scaled; ``tf32``:
+    whether float32 products run in TF32.
     """
 
     stages: tuple[Stage, ...]
@@ -118,6 +128,8 @@ class Program:
     buffers: dict[str, torch.Tensor]
     plain: Mapping[str, object] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    loss_scale: bool = False
+    tf32: bool = False
 
     def ranks_of(self, stages: Iterable[int]) -> tuple[int, ...]:
         """The pipeline ranks on which these stages lie, rising."""

@@ -200,7 +200,7 @@ def _sync(program: Program, here: Coordinates) -> Iterator[Sending]:
         axes = [axis for placement, (axis, ranks) in rows if placement == REPLICATE and ranks > 1]
         axes += [PP] if len(owners) > 1 else []
         axes += [DP] if program.mesh[DP] > 1 else []
-        size = math.prod(_local(program, parameter, here)) * parameter.dtype.itemsize
+        size = math.prod(_local(program, parameter, here)) * parameter.gradient_dtype.itemsize
         for axis in axes:
             sizes[axis] = sizes.get(axis, 0) + size
     return (Sending(axis, ALL_REDUCE, "sync", size) for axis, size in sizes.items())

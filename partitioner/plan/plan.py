@@ -21,6 +21,7 @@ from partitioner.gc_pause import uncollected
 from partitioner.plan.derived_rows import BlockRow, Candidate, Cost
 from partitioner.plan.json_document import Among, plain, read, write
 from partitioner.plan.parallelism import Parallelism, mesh_error
+from partitioner.precision import OWN, Precision
 from partitioner.sharding.mesh_axes import DP
 
 VERSION = 6
@@ -29,7 +30,7 @@ _MOST_BYTES = 16_000_000
 
 _DECISIONS = """
     mesh order micro_batch micro_batches schedule virtual stages recompute recomputed parameters boundaries zero
-    plan_only seed
+    precision plan_only seed
 """
 
 
@@ -38,7 +39,7 @@ class Decisions:
     """What was decided. ``stages``: names of each stage's units. Layouts are W, R, P or [dim, segments].
 
     ``recomputed``: how many blocks of each stage, from its first, are recomputed as ``recompute`` says ("none", "full",
-    or "selective": attention's scores). ``zero``: ZeRO's stage. ``plan_only`` names what the runtime can't execute yet.
+    or "selective": attention's scores). ``zero``: ZeRO's stage. ``precision``: in which types. ``plan_only`` names what the runtime can't execute yet.
     """
 
     parallelism: Annotated[Parallelism, Among(_DECISIONS)]
@@ -46,6 +47,7 @@ class Decisions:
     recomputed: tuple[int, ...]
     parameters: dict[str, Any]
     boundaries: dict[str, tuple[Any, ...]]
+    precision: Precision = OWN
     plan_only: tuple[str, ...] = ()
     seed: int = 0
 

@@ -6,6 +6,7 @@ from collections import Counter
 
 import torch
 
+from partitioner.cost.op_seconds import product_type
 from partitioner.graph.graph import Graph, placeholders
 
 
@@ -18,7 +19,8 @@ def assumed(graph: Graph) -> dict[str, str | int]:
     for _, row in graph.digraph.nodes(data=True):
         products[row["dtype"]] += row["forward_flops"]
     dtype = _most(parameters, _name(torch.float32))
-    return {"dtype": dtype, "product_dtype": _most(products, dtype), "tokens": _tokens(graph)}
+    product_dtype = product_type(_most(products, dtype), graph.precision)
+    return {"dtype": dtype, "product_dtype": product_dtype, "tokens": _tokens(graph)}
 
 
 def _most(counts: Counter[str], otherwise: str) -> str:

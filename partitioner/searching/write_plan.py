@@ -174,7 +174,7 @@ def plan_of(
     decisions = Decisions(
         parallelism=parallelism, stages=tuple(tuple(names[u] for u in units) for units in split.units),
         recomputed=split.recomputed, parameters=by_pattern(layouts), boundaries=boundaries,
-        plan_only=tuple(not_executed(parallelism)),
+        precision=priced.precision, plan_only=tuple(not_executed(parallelism)),
     )  # fmt: skip
     return Plan(
         model={**model, "digest": graph_digest(folded), "blocks": len(folded.graph.blocks),

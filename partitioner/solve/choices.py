@@ -20,7 +20,7 @@ from partitioner.cost.collective_seconds import collective_seconds, convert_seco
 from partitioner.cost.communication import Routes, least_exposed, routes_of, sent_by_op
 from partitioner.cost.op_seconds import op_seconds
 from partitioner.cost.op_work import Setting
-from partitioner.cost.state_bytes import state_bytes
+from partitioner.cost.state_bytes import state, state_bytes
 from partitioner.errors import InputError
 from partitioner.graph.nodes import is_parameter, is_tensor, operands
 from partitioner.graph.tied_blocks import Folded, Port, Value
@@ -162,14 +162,16 @@ class Choices:
         """State bytes at their price; a replicated gradient is summed once a step, shared by the micro-batches."""
         value, prices = node.meta["val"], self.prices
         elements = value.numel() * prices.setting.share(node, placement)
-        held = state_bytes(elements, value.element_size(), prices.cluster.software) * prices.state_byte_seconds
+        held = state_bytes(elements, value.dtype, self.folded.graph.precision) * prices.state_byte_seconds
         return held * self.folded.members[node] + self.sync_seconds(node, placement) / prices.micro_batches
 
     def sync_seconds(self, node: fx.Node, placement: Placement) -> float:
         """What summing a parameter's gradients over tp takes once a step, in all of its units."""
         if placement != REPLICATE:
             return 0.0
-        gradient = self.prices.setting.bytes(node, REPLICATE)
+        value = node.meta["val"]
+        size = state(value.dtype, self.folded.graph.precision).gradient
+        gradient = value.numel() * size * self.prices.setting.share(node, REPLICATE)
         return collective_seconds(ALL_REDUCE, gradient, self.prices.routes.tp) * self.folded.members[node]
 
     def op_cost(self, node: fx.Node, strategy: Strategy, count: int) -> float:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 
 from partitioner.cost.state_bytes import state_bytes
 from partitioner.cost.unit_cost import Priced
@@ -65,11 +66,11 @@ class FittingCuts:
         return _sums(int(u.is_block) for u in self.units)
 
     @cached_property
-    def elements(self) -> dict[int, Array]:
-        """Of parameters, by bytes an element."""
+    def elements(self) -> dict[torch.dtype, Array]:
+        """Of parameters, by the type in which they compute."""
         rows = [self.priced.held[unit].values() for unit in self.units]
-        sizes = {size for row in rows for _, size, _ in row}
-        return {size: _sums(sum(n for n, own, _ in row if own == size) for row in rows) for size in sizes}
+        kinds = dict.fromkeys(held.dtype for row in rows for held in row)
+        return {kind: _sums(sum(h.elements for h in row if h.dtype == kind) for row in rows) for kind in kinds}
 
     def kept(self, way: str) -> Array:
         """Bytes of a micro-batch, all blocks recomputed in a way."""
@@ -85,10 +86,10 @@ class FittingCuts:
     def _rooms(self, plain: Split, way: str) -> _Rooms:
         """What a stage may keep is the room, less what a rank of ``plain`` holds beside state and stashes."""
         memory, own = RankMemory(self.priced, plain.recomputing(way, plain.recomputed)), plain.parallelism
-        software, shards, ranks = self.priced.cluster.software, plain.shards, memory.rank_stages[:, 0]
+        precision, shards, ranks = self.priced.precision, plain.shards, memory.rank_stages[:, 0]
         state = 0.0 * self.blocks
-        for size, elements in self.elements.items():
-            state += elements * state_bytes(1.0, size, software, own.zero, shards)
+        for dtype, elements in self.elements.items():
+            state += elements * state_bytes(1.0, dtype, precision, own.zero, shards)
         in_flight, beside = np.zeros(len(ranks)), np.full(len(ranks), -np.inf)
         in_flight[ranks] = np.maximum.reduceat(memory.moments.in_flight[:, 0], memory.moments.starts)
         ends = np.cumsum([len(units) for units in plain.units])

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from torch import fx
 
-from partitioner.cost.state_bytes import State, held_state, state
-from partitioner.cost.unit_cost import Priced
+from partitioner.cost.state_bytes import State, held_state, is_cast, state
+from partitioner.cost.unit_cost import Held, Priced
 from partitioner.schedule.fullest_moments import Array, moments
 from partitioner.sharding.mesh_axes import PP
-from partitioner.step.split import ParameterSums, Split, StageSums
+from partitioner.step.split import Split, StageSums
 
 
 class StageBytes(NamedTuple):
@@ -33,12 +33,12 @@ class StageBytes(NamedTuple):
 class RankMemory:
     """One split's ranks p, moments m and stages s; each rank holds the samples of a step.
 
-    Gradients lie in buckets for the whole run where ranks sum them, or in buffers of the training program; else each
-    step's first backward brings them.
+    Gradients lie in buckets for the whole run where ranks sum them, or where they are added up in another type than
+    the parameter's; else each step's first backward brings them.
     """
 
     def __init__(self, priced: Priced, split: Split) -> None:
-        self.split, self.parallelism, self.software = split, split.parallelism, priced.cluster.software
+        self.split, self.parallelism, self.precision = split, split.parallelism, priced.precision
         self.sample_bytes = priced.input_bytes * self.parallelism.micro_batches
         own = self.parallelism
         self.moments = moments(own.schedule, own.mesh[PP], own.virtual, own.micro_batches)
@@ -123,16 +123,20 @@ class RankMemory:
     def _stage_state(self, stage: StageSums) -> tuple[Array, float, float]:
         """Bytes of a stage's state by kind, those of gradients that each step makes anew, and of ZeRO's gathered
         weights."""
-        software, gathers = self.software, self.parallelism.zero == 3 and stage.parameters
-        gathered = 2.0 * stage.largest_unit * stage.parameters[0][1] if gathers else 0.0
-        own = software.gradient_bytes is None and self.parallelism.replicas == 1
-        grown = sum(n * state(s, software).gradient for n, s, is_partial in stage.parameters if own and not is_partial)
+        gathers = self.parallelism.zero == 3 and stage.parameters
+        gathered = 2.0 * stage.largest_unit * stage.parameters[0].dtype.itemsize if gathers else 0.0
+        own = self.parallelism.replicas == 1
+        grown = self._made_anew(stage.parameters) if own else 0.0
         if own and self.parallelism.mesh[PP] > 1:
-            tied = stage.tied_parameters.values()
-            grown -= sum(n * state(s, software).gradient for n, s, is_partial in tied if not is_partial)
+            grown -= self._made_anew(stage.tied_parameters.values())
         return self._state_bytes(stage.parameters), grown, gathered
 
-    def _state_bytes(self, rows: Iterable[ParameterSums]) -> Array:
+    def _made_anew(self, rows: Iterable[Held]) -> float:
+        """Bytes of gradients that lie in no bucket, where ranks hold no replicas."""
+        found = (row for row in rows if not row.is_partial and not is_cast(row.dtype, self.precision))
+        return sum(row.elements * state(row.dtype, self.precision).gradient for row in found)
+
+    def _state_bytes(self, rows: Iterable[Held]) -> Array:
         zero, shards = self.parallelism.zero, self.split.shards
-        found = [held_state(n, size, self.software, zero, shards) for n, size, _ in rows]
+        found = [held_state(row.elements, row.dtype, self.precision, zero, shards) for row in rows]
         return np.array(found).sum(0) if found else np.zeros(len(State._fields))

@@ -7,17 +7,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import torch
 from torch import fx
 
 from partitioner.cost.op_seconds import ZERO, Seconds
 from partitioner.cost.state_bytes import state
-from partitioner.cost.unit_cost import Priced, Stash
+from partitioner.cost.unit_cost import Held, Priced, Stash
 from partitioner.graph.graph import Unit
 from partitioner.plan.parallelism import Parallelism
 from partitioner.schedule.fullest_moments import Array
 from partitioner.step.stage_peaks import stage_stash
-
-ParameterSums = tuple[float, int, bool]  # elements a rank holds, bytes an element, whether the gradient is Partial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +44,11 @@ class StageSums:
     sent_bytes: float
     sent_back_bytes: float
     flops: float
-    parameters: tuple[ParameterSums, ...]
+    parameters: tuple[Held, ...]
     weight_bytes: float
     gradient_bytes: float
     partial_bytes: float
-    tied_parameters: Mapping[fx.Node, ParameterSums]
+    tied_parameters: Mapping[fx.Node, Held]
     largest_unit: float
 
     @cached_property
@@ -61,13 +60,14 @@ class StageSums:
 def stage_sums(priced: Priced, units: Sequence[Unit], ways: Sequence[str] = ("full",)) -> StageSums:
     """Add up a stage; ``ways``: of recomputing, those that are asked for beside none."""
     start, end = priced.place[units[0]], priced.place[units[-1]] + 1
-    rows, software, tied = [priced.unit(u) for u in units], priced.cluster.software, priced.setting.tied
-    parameters: dict[fx.Node, ParameterSums] = {}
+    rows, precision, tied = [priced.unit(u) for u in units], priced.precision, priced.setting.tied
+    parameters: dict[fx.Node, Held] = {}
     for unit in units:
         parameters |= priced.held[unit]
-    held: dict[tuple[int, bool], float] = {}
-    for elements, size, is_partial in parameters.values():
-        held[size, is_partial] = held.get((size, is_partial), 0.0) + elements
+    found: dict[tuple[torch.dtype, bool], float] = {}
+    for elements, dtype, is_partial in parameters.values():
+        found[dtype, is_partial] = found.get((dtype, is_partial), 0.0) + elements
+    held = [Held(elements, *key) for key, elements in found.items()]
     return StageSums(
         seconds=sum((c.seconds for c in rows), ZERO),
         weight_gradient_seconds=sum(c.weight_gradient_seconds for c in rows),
@@ -82,10 +82,10 @@ def stage_sums(priced: Priced, units: Sequence[Unit], ways: Sequence[str] = ("fu
         sent_bytes=priced.sent[end],
         sent_back_bytes=priced.sent_back[start],
         flops=sum(c.flops for c in rows),
-        parameters=tuple((elements, size, is_partial) for (size, is_partial), elements in held.items()),
-        weight_bytes=sum(n * min(size, state(size, software).weight) for (size, _), n in held.items()),
-        gradient_bytes=sum(n * state(size, software).gradient for (size, _), n in held.items()),
-        partial_bytes=sum(n * state(size, software).gradient for (size, is_partial), n in held.items() if is_partial),
+        parameters=tuple(held),
+        weight_bytes=sum(row.elements * row.dtype.itemsize for row in held),
+        gradient_bytes=sum(row.elements * state(row.dtype, precision).gradient for row in held),
+        partial_bytes=sum(row.elements * state(row.dtype, precision).gradient for row in held if row.is_partial),
         tied_parameters={node: row for node, row in parameters.items() if tied and priced.folded.own(node) in tied},
         largest_unit=max(sum(elements for elements, _, _ in priced.held[u].values()) for u in units),
     )

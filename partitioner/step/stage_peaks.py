@@ -14,7 +14,7 @@ from torch import fx
 
 from partitioner.cost.backward_peak import Peaks
 from partitioner.cost.kept_activations import Placed
-from partitioner.cost.state_bytes import state
+from partitioner.cost.state_bytes import is_cast, state
 from partitioner.cost.unit_cost import Priced, Stash
 from partitioner.graph.graph import Unit
 from partitioner.schedule.fullest_moments import Array
@@ -121,8 +121,9 @@ def _gradients_alive(priced: Priced, units: Sequence[Unit]) -> list[Peaks]:
         pending = {key: size for key, size in pending.items() if key[0].name not in unit.nodes}
         back = sum(pending.values()) + sum(waiting.values()) + (sent if found else 0.0)
         found.append(Peaks(0.0, back, back + stay, back + alone))
-        for node, (elements, size, is_partial) in priced.held[unit].items():
-            made = 0.0 if is_partial else elements * state(size, priced.cluster.software).gradient
+        for node, (elements, dtype, is_partial) in priced.held[unit].items():
+            in_bucket = is_partial or is_cast(dtype, priced.precision)
+            made = 0.0 if in_bucket else elements * state(dtype, priced.precision).gradient
             if node not in shared:
                 stay += made
                 alone += made
@@ -130,7 +131,7 @@ def _gradients_alive(priced: Priced, units: Sequence[Unit]) -> list[Peaks]:
                 waiting.pop(node, None)
                 alone += made
             else:
-                waiting[node] = elements * size
+                waiting[node] = elements * dtype.itemsize
         for node, port in zip(folded.entering[unit], priced.unit(unit).ports, strict=True):
             if folded.own(folded.node[node]) in folded.differentiable:
                 pending[node, port.placement] = port.bytes

@@ -165,7 +165,8 @@ class SplitSeconds:
     def update_seconds(self, p: int) -> float:
         shared = self.split.shards if self.parallelism.zero else 1
         rows = [row for s in self.rank_sums(p) for row in s.parameters]
-        return sum(optimizer_seconds(n / shared, size, self.cluster) for n, size, _ in rows)
+        own, cluster = self.priced.precision, self.cluster
+        return sum(optimizer_seconds(row.elements / shared, row.dtype, own, cluster) for row in rows)
 
     def sync_seconds(self, p: int) -> dict[str, float]:
         """Partial gradients over tp, then all over the replicas, less what one micro-batch's backward, or W, hides."""

@@ -18,9 +18,11 @@ from partitioner.graph.graph import Graph, gradient_free, placeholders
 from partitioner.graph.nodes import buffer_name
 from partitioner.normalize.constant_values import merge_equal
 from partitioner.normalize.normalize import normal_samples
+from partitioner.precision import OWN, Precision
 from partitioner.samples.batch_numbers import name_batch_numbers
 from partitioner.samples.size_laws import note_sizes
 from partitioner.tracing.capture import Captured, Example, alike_blocks, capture, example
+from partitioner.tracing.cast_parameters import computing_in
 from partitioner.tracing.find_blocks import find_units
 from partitioner.tracing.record_calls import CantRehearse
 from partitioner.tracing.repeated_modules import Run
@@ -36,7 +38,7 @@ Progress = Callable[[str], None]
 
 def trace(
     model: nn.Module, batch: Mapping[str, Any], progress: Progress = lambda text: None, compare: bool = True,
-    global_batch: int | None = None,
+    global_batch: int | None = None, precision: Precision = OWN,
 ) -> Graph:  # fmt: skip
     """The training graph of ``model(**batch)``, whose output is a scalar loss, or has one (``outputs.loss_of``).
 
@@ -48,18 +50,24 @@ def trace(
     ``compare=False`` leaves that to the caller. With ``global_batch``, the samples of a step, what was seen to follow
     from the batch size is held against a capture of that size, without values (not of one: there what broadcasts
     is another op). What is under ``torch.compile`` is traced as it was written, and named as without it.
+    ``precision``: the types in which parameters are read; buffers and the model's own casts stay as they are.
     """
     with as_written(model) as plain:
         refuse_hooks(plain)
-        progress("tracing: looking for blocks that run alike")
-        tracing = _Tracing(plain, batch, progress, compare, global_batch, Untouched(plain))
-        given = example(batch)
-        try:
-            with uncollected():
-                runs = alike_blocks(plain, given, tracing.before)
-            return tracing.told_apart(given, runs, [])
-        except (CantRehearse, UnlikeError) as error:
-            return tracing.told_apart(given, (), [f"every block was traced by itself: {error}"])
+        with computing_in(plain, precision):
+            graph = _traced(_Tracing(plain, batch, progress, compare, global_batch, Untouched(plain)))
+    return replace(graph, precision=precision)
+
+
+def _traced(tracing: _Tracing) -> Graph:
+    tracing.progress("tracing: looking for blocks that run alike")
+    given = example(tracing.batch)
+    try:
+        with uncollected():
+            runs = alike_blocks(tracing.model, given, tracing.before)
+        return tracing.told_apart(given, runs, [])
+    except (CantRehearse, UnlikeError) as error:
+        return tracing.told_apart(given, (), [f"every block was traced by itself: {error}"])
 
 
 @dataclass(frozen=True)

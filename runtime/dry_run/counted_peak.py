@@ -45,4 +45,4 @@ def tracked_peak(program: Program, batch: Mapping[str, torch.Tensor], rank: int)
 
 
 def _empty(parameter: Parameter, part: Part) -> torch.Tensor:
-    return torch.empty(part.shape, dtype=parameter.dtype)
+    return torch.empty(part.shape, dtype=parameter.held_dtype)

@@ -181,7 +181,7 @@ def _engine(program: Program, backend: str, tape: Tape, every: bool) -> Engine:
 
 
 def _without_storage(parameter: Parameter, part: Part) -> torch.Tensor:
-    return torch.empty(part.shape, dtype=parameter.dtype, device=META)
+    return torch.empty(part.shape, dtype=parameter.held_dtype, device=META)
 
 
 def _samples(program: Program, batch: Batch) -> dict[str, Any]:
@@ -224,7 +224,7 @@ def _amount(size: int | None) -> str:
 
 def _bytes(program: Program, place: Coordinates) -> dict[str, int]:
     own = rank_parameters(program, place[PP])
-    return {p.name: math.prod(_local(program, p, place)) * p.dtype.itemsize for p in own}
+    return {p.name: math.prod(_local(program, p, place)) * p.held_dtype.itemsize for p in own}
 
 
 def _where(error: Exception, action: object) -> str:

@@ -42,11 +42,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Progress:
-    """How far training has come: steps done, the run's seed, and samples read of the data, all ranks together."""
+    """How far training has come: steps done, the run's seed, and samples read of the data, all ranks together.
+
+    ``loss_scale``: its numbers, None where the loss is not scaled.
+    """
 
     step: int
     seed: int
     samples: int
+    loss_scale: dict[str, Any] | None = None
 
 
 def save(
@@ -85,7 +89,7 @@ def load(
 ) -> Progress:
     """Fill ``parameters`` and the optimizer's state in place from FOLDER, or from its newest step-N, on all ranks.
 
-    The plan may differ from the one saved under; the model, its dtypes and the kind of optimizer may not. Hyper-
+    The plan may differ from the one saved under, its precision too; the model and the kind of optimizer may not. Hyper-
     parameters (learning rate, betas, weight decay, ...) become those that were saved, as ``load_state_dict`` of torch's
     own optimizers does; from weights alone the optimizer starts afresh. Raises InputError for a missing, truncated or
     foreign checkpoint, the same on all ranks, before anything is changed.
@@ -115,7 +119,7 @@ def export_safetensors(
     """Write every full parameter under its first name (tied names once), and ``buffers``, as ``save_pretrained`` does.
 
     Called on all ranks, written by rank 0, one file's parameters at a time in its memory. ``dtype`` None keeps the
-    Program's dtypes.
+    dtypes in which values are held.
     """
     rows = _full(program, groups, parameters, buffers or {}, dtype)
     if is_first():
@@ -130,7 +134,7 @@ def _full(
     program: Program, groups: Groups, parameters: Tensors, buffers: Tensors, dtype: torch.dtype | None
 ) -> Iterator[tuple[str, torch.Tensor]]:
     for name, parameter in program.parameters.items():
-        kept = dtype or parameter.dtype
+        kept = dtype or parameter.held_dtype
         local = parameters[name].to(kept) if name in parameters else None
         whole = gather(program, groups, name, local, kept, everywhere=False)
         if whole is not None:
@@ -246,8 +250,9 @@ def _metadata(found: Path, program: Program, parameters: Tensors) -> Metadata:
             raise InputError(f"{found} has no parameter {name}: it is a checkpoint of another model")
         if tuple(have.size) != parameter.shape:
             raise InputError(f"{found}: {name} is {tuple(have.size)}, the model needs {parameter.shape}")
-        if name in parameters and have.properties.dtype != parameters[name].dtype:
-            raise InputError(f"{found}: {name} is {have.properties.dtype}, the model needs {parameters[name].dtype}")
+        held, needed = have.properties.dtype, parameters[name].dtype if name in parameters else None
+        if needed is not None and held != needed and not (held.is_floating_point and needed.is_floating_point):
+            raise InputError(f"{found}: {name} is {held}, the model needs {needed}")
     for name in (key.removeprefix("parameter/") for key in stored if key.startswith("parameter/")):
         if name not in program.parameters:
             raise InputError(f"{found} has also a parameter {name}: it is a checkpoint of another model")

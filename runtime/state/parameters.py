@@ -61,14 +61,14 @@ def materialize(
 ) -> dict[str, nn.Parameter]:
     """The parts of the parameters that the rank at ``coordinates`` holds, by name, in the Program's order.
 
-    ``coordinates`` has "pp" and each of ``program.axes``. ``dtype`` None keeps the Program's. A module is read by
+    ``coordinates`` has "pp" and each of ``program.axes``. ``dtype`` None: in which the Program holds them. A module is read by
     ``from_module``, a path by ``from_safetensors``. Raises InputError for a weight that is missing or misshapen.
     """
     read = _source(program, source)
     found: dict[str, nn.Parameter] = {}
     for parameter in rank_parameters(program, coordinates[PP]):
         local = read(parameter, part_of(program, parameter, coordinates))
-        local = local.to(device=device, dtype=dtype or parameter.dtype)
+        local = local.to(device=device, dtype=dtype or parameter.held_dtype)
         found[parameter.name] = nn.Parameter(local.contiguous(), parameter.requires_grad)
     return found
 
@@ -193,9 +193,9 @@ def gather(
         return None
     whole = None
     if here[PP] == owner:
-        whole = _over_axes(program, groups, parameter, _typed(local, name, dtype or parameter.dtype))
+        whole = _over_axes(program, groups, parameter, _typed(local, name, dtype or parameter.held_dtype))
     if everywhere or all(here[axis] == 0 for axis, _ in program.axes):
-        whole = _from_owner(groups, owner, whole, parameter.shape, dtype or parameter.dtype, program.mesh[PP])
+        whole = _from_owner(groups, owner, whole, parameter.shape, dtype or parameter.held_dtype, program.mesh[PP])
         return whole if everywhere or here[PP] == 0 else None
     return None
 

@@ -9,6 +9,7 @@ import contextlib
 import math
 import weakref
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,11 @@ from runtime.mesh.groups import Groups
 from runtime.ranks.watchdog import Watchdog, hang_limit
 from runtime.state import checkpoint
 from runtime.state.checkpoint import Progress
+from runtime.state.compute_copies import ComputeCopies
 from runtime.state.optimizer import Factory, LrLambda, keep_initial_rates, rates, scale_rates, set_rates
 from runtime.train.first_nonfinite import first_culprit
 from runtime.train.gradient_sync import GradientNorm, GradientSync
+from runtime.train.loss_scale import LossScale
 from runtime.train.shared_inputs import check_shared
 from runtime.train.worker import Named, Worker
 
@@ -40,11 +43,12 @@ from runtime.train.worker import Named, Worker
 class Engine:
     """Trains a Program on this rank's part of the mesh.
 
-    ``parameters`` are this rank's parts by name (``materialize``). ``clip`` is the largest global gradient norm;
+    ``parameters`` are this rank's parts by name, as the optimizer updates them (``materialize``). ``clip`` is the largest global gradient norm;
     infinity measures the norm and clips nothing; None does neither and leaves ``grad_norm`` None.
     ``lr_lambda`` sets every learning rate to its initial one times a factor of the step; None leaves the rates to
     whoever holds ``optimizer``. A rank that trains nothing has an optimizer too, so that all ranks may give theirs to a
-    scheduler. ``predicted_seconds`` of a step set when it counts as hung; None: never. ``worker`` makes what walks the
+    scheduler. ``loss_scale`` is None but where the Program scales its loss: a step whose gradients are not finite then
+    updates nothing and is counted there. ``predicted_seconds`` of a step set when it counts as hung; None: never. ``worker`` makes what walks the
     Action table.
     """
 
@@ -61,7 +65,9 @@ class Engine:
     ) -> None:
         check_program(program)
         self.program, self.groups, self.parameters = program, groups, dict(parameters)
-        self.worker = worker(program, groups, self.parameters)
+        self._copies = ComputeCopies(program, self.parameters)
+        self.worker = worker(program, groups, self._copies.read)
+        self.loss_scale = LossScale() if program.loss_scale else None
         named = [(name, p) for name, p in self.parameters.items() if p.requires_grad]
         self.trained = [p for _, p in named]
         self.optimizer = optimizer(named or [("", nn.Parameter(torch.zeros(0)))])
@@ -71,7 +77,7 @@ class Engine:
         if lr_lambda is not None:
             keep_initial_rates(self.optimizer)
         self._rates = rates(self.optimizer)
-        self._sync = GradientSync(program, groups, self.parameters)
+        self._sync = GradientSync(program, groups, self._copies)
         self._norm = GradientNorm(program, groups, self.parameters)
         calls = [c for stage in program.stages for c in (*stage.calls, stage.prelude) if c]
         self._reads = {name for call in (*calls, *program.counts) for name in call.arguments}
@@ -90,7 +96,7 @@ class Engine:
                 if (call := ready()) is not None:
                     call(name)
 
-            self.parameters[name].register_post_accumulate_grad_hook(done)
+            self._copies.read[name].register_post_accumulate_grad_hook(done)
 
     def _ready(self, name: str) -> None:
         self._sync.move(name)
@@ -197,10 +203,11 @@ class Engine:
         dist.all_reduce(x, group=self.groups.group(axis))
 
     def _gradients(self, batches: list[Named]) -> None:
-        for parameter in self.trained:
+        for parameter in (*self.trained, *self._copies.read.values()):
             parameter.grad = None
         self._sync.begin()
-        losses = self.worker.run(batches)
+        scale = self.loss_scale.value if self.loss_scale else None
+        losses = self.worker.run(batches, scale)
         self._loss = torch.zeros((), dtype=torch.float64, device=self.groups.device)
         for loss in losses:
             self._loss += loss
@@ -210,6 +217,8 @@ class Engine:
                     self._sum(self._loss, axis)
         with self.groups.log.timed(SYNC):
             self._sync.finish()
+        if self.loss_scale is not None:
+            self.loss_scale.unscale([p.grad for p in self.trained if p.grad is not None])
 
     def _check(self, loss: torch.Tensor, batches: list[Named]) -> None:
         if not self.holds(loss.isfinite()):
@@ -217,16 +226,22 @@ class Engine:
             raise InputError(f"step {self.steps_done}: the loss is {float(loss)}; first made by {culprit}")
 
     def _update(self) -> None:
-        if self.clip is not None:
+        if self.clip is not None or self.loss_scale is not None:
             self.grad_norm = self._norm()
-            if not self.holds(self.grad_norm.isfinite()):
+            is_finite = self.holds(self.grad_norm.isfinite())
+            if self.loss_scale is not None:
+                self.loss_scale.update(is_finite)
+                if not is_finite:
+                    return
+            elif not is_finite:
                 norm = float(self.grad_norm)
                 raise InputError(f"step {self.steps_done}: the gradient norm is {norm}, though the loss is finite")
-            if self.clip < math.inf:
+            if self.clip is not None and self.clip < math.inf:
                 torch.nn.utils.clip_grads_with_norm_(self.trained, self.clip, self.grad_norm)
         if self.lr_lambda is not None:
             self._follow(self.lr_lambda)
         self.optimizer.step()
+        self._copies.refresh()
 
     def _follow(self, lr_lambda: LrLambda) -> None:
         """Set the rates of this step; raises InputError when someone else has set them since the last."""
@@ -240,7 +255,8 @@ class Engine:
 
     def save(self, folder: Path | str) -> Path:
         """Write a checkpoint folder from all ranks together and return it."""
-        progress = Progress(self.steps_done, self.program.seed, self.samples_read)
+        scale = asdict(self.loss_scale) if self.loss_scale else None
+        progress = Progress(self.steps_done, self.program.seed, self.samples_read, scale)
         return checkpoint.save(folder, self.program, self.groups, self.parameters, self.optimizer, progress)
 
     def load(self, folder: Path | str, lr: float | None = None, own: Collection[str] = ()) -> Progress:
@@ -250,7 +266,10 @@ class Engine:
         progress = checkpoint.load(folder, self.program, self.groups, self.parameters, self.optimizer)
         for group, kept in zip(self.optimizer.param_groups, mine, strict=True):
             group.update(kept)
+        self._copies.refresh()
         self.steps_done, self.samples_read = progress.step, progress.samples
+        if self.loss_scale is not None and progress.loss_scale is not None:
+            self.loss_scale = LossScale(**progress.loss_scale)
         if lr is not None:
             set_rates(self.optimizer, lr)
         if self.lr_lambda is not None:

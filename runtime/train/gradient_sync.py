@@ -1,10 +1,13 @@
 """Gradients after backward, in a fixed order: sum over tp axes and tied stages, sum over dp, global norm, clip.
 
+    backward's gradient --added up in the Program's type--> bucket --summed over ranks--> ``grad`` of what is updated
+
     bucket of        first micro-batch    last micro-batch's backward               afterwards
     -------------    -----------------    --------------------------------------    ---------------------------------
     plain weights    copied in            a bucket is full -> its all_reduce        wait
                                           over dp starts
     Partial, tied    copied in                                                      all_reduce over tp, tied, then dp
+    cast, alone      copied in                                                      nothing
 
 A bucket is one flat tensor that lives as long as the run. A gradient moves in as soon as the first micro-batch has made
 it, later ones are added to it there, so that no gradient is held twice.
@@ -26,13 +29,14 @@ from partitioner.sharding.layout import REPLICATE, Shard
 from partitioner.sharding.mesh_axes import DP, PP
 from runtime.mesh.axis import wait
 from runtime.mesh.groups import Groups
+from runtime.state.compute_copies import ComputeCopies
 
 BUCKET_BYTES = 25_000_000
 
 
 @dataclass
 class _Bucket:
-    """Gradients that are summed over the same axes; ``axes`` come before "dp"."""
+    """Gradients that are summed over the same axes; ``axes`` come before "dp". ``begun``: those that hold something."""
 
     axes: tuple[str, ...]
     tied: tuple[int, ...]
@@ -40,6 +44,7 @@ class _Bucket:
     views: list[torch.Tensor]
     flat: torch.Tensor
     waiting: set[str] = field(default_factory=set)
+    begun: set[str] = field(default_factory=set)
     work: dist.Work | None = None
 
     @property
@@ -49,12 +54,16 @@ class _Bucket:
 
 
 class GradientSync:
-    """The buckets of one rank. ``begin`` before the last backward, ``ready`` as gradients end, ``finish`` after it."""
+    """The buckets of one rank. ``begin`` before the first backward, ``move`` after each, ``ready`` as gradients end,
+    ``finish`` after the last.
 
-    def __init__(self, program: Program, groups: Groups, parameters: Mapping[str, nn.Parameter]) -> None:
-        self._groups, self._parameters = groups, parameters
+    Ops read ``copies.read``, whose gradients come; in the end they are those of ``copies.held``.
+    """
+
+    def __init__(self, program: Program, groups: Groups, copies: ComputeCopies) -> None:
+        self._groups, self._read, self._held = groups, copies.read, copies.held
         self._dp = groups.size(DP) > 1
-        rows = [p for p in program.parameters.values() if p.name in parameters and p.requires_grad]
+        rows = [p for p in program.parameters.values() if p.name in copies.held and p.requires_grad]
         buckets = [b for key, names in self._keys(program, rows).items() for b in self._fill(key, names)]
         self._plain = [b for b in buckets if b.is_plain]
         self._late = [b for b in buckets if not b.is_plain]
@@ -70,8 +79,8 @@ class GradientSync:
             axes = partial_axes(program, parameter)
             tied = program.ranks_of(parameter.stages)
             tied = tied if len(tied) > 1 else ()
-            if axes or tied or self._dp:
-                found.setdefault((axes, tied, self._parameters[parameter.name].dtype), []).append(parameter.name)
+            if axes or tied or self._dp or parameter.copy_dtype or parameter.gradient_dtype != parameter.dtype:
+                found.setdefault((axes, tied, parameter.gradient_dtype), []).append(parameter.name)
         return found
 
     def _fill(
@@ -84,32 +93,36 @@ class GradientSync:
             size = 0
             while left and size * key[2].itemsize < BUCKET_BYTES:
                 taken.append(left.pop(0))
-                size += self._parameters[taken[-1]].numel()
+                size += self._held[taken[-1]].numel()
             flat = torch.zeros(size, dtype=key[2], device=self._groups.device)
-            parts = flat.split([self._parameters[name].numel() for name in taken])
-            views = [part.view_as(self._parameters[name]) for part, name in zip(parts, taken, strict=True)]
+            parts = flat.split([self._held[name].numel() for name in taken])
+            views = [part.view_as(self._held[name]) for part, name in zip(parts, taken, strict=True)]
             yield _Bucket(key[0], key[1], taken, views, flat)
 
     @property
     def names(self) -> Iterable[str]:
-        """The parameters whose gradients are summed over ranks."""
+        """The parameters whose gradients lie in buckets."""
         return self._of.keys()
 
     def begin(self) -> None:
         """Forget the last step."""
         self._started = 0
         for bucket in chain(self._plain, self._late):
-            bucket.waiting, bucket.work = set(bucket.names), None
+            bucket.waiting, bucket.begun, bucket.work = set(bucket.names), set(), None
 
     def move(self, name: str) -> None:
         """Let the gradient of ``name`` lie in its bucket; one that nothing has made is zero."""
         bucket, index = self._of[name]
-        parameter, view = self._parameters[name], bucket.views[index]
-        if parameter.grad is None:
+        read, view = self._read[name], bucket.views[index]
+        if read.grad is view:
+            return
+        if read.grad is not None:
+            (view.add_ if name in bucket.begun else view.copy_)(read.grad)
+        elif name not in bucket.begun:
             view.zero_()
-        elif parameter.grad is not view:
-            view.copy_(parameter.grad)
-        parameter.grad = view
+        bucket.begun.add(name)
+        is_same = read is self._held[name] and view.dtype == read.dtype
+        read.grad = view if is_same else None
 
     def ready(self, name: str) -> None:
         """The gradient of ``name`` is complete on this rank: start the buckets that are full.
@@ -122,7 +135,8 @@ class GradientSync:
         self.move(name)
         bucket.waiting.discard(name)
         while self._started < len(self._plain) and not self._plain[self._started].waiting:
-            self._plain[self._started].work = self._sum(self._plain[self._started], DP)
+            if self._dp:
+                self._plain[self._started].work = self._sum(self._plain[self._started], DP)
             self._started += 1
 
     def _sum(self, bucket: _Bucket, axis: str) -> dist.Work | None:
@@ -138,7 +152,11 @@ class GradientSync:
             for axis in (*bucket.axes, *([PP] if bucket.tied else []), *([DP] if self._dp else [])):
                 wait(self._sum(bucket, axis))
         for bucket in self._plain:
-            wait(bucket.work)
+            if bucket.work is not None:
+                wait(bucket.work)
+        for name, (bucket, index) in self._of.items():
+            held = self._held[name]
+            held.grad = bucket.views[index].to(held.dtype)
 
 
 def partial_axes(program: Program, parameter: Parameter) -> tuple[str, ...]:

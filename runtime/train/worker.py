@@ -89,6 +89,7 @@ class Worker:
         self._fixed = self._run_constants(parameters)
         self._stash: dict[tuple[int, int], Stash] = {}
         self._now: Action | None = None
+        self._scale = 1.0
         self._last = self._last_backwards()
 
     def _bind_stage(self, stage: Stage) -> BoundStage:
@@ -140,11 +141,12 @@ class Worker:
         """Whether the backward that runs now is the last that reaches the parameter."""
         return self._now is not None and self._last.get(parameter) == self._now
 
-    def run(self, batches: list[Named]) -> list[torch.Tensor]:
+    def run(self, batches: list[Named], loss_scale: float | None = None) -> list[torch.Tensor]:
         """All actions of a step on these micro-batches; the losses of the last stage's, in order (else empty).
 
-        Gradients are added to the parameters' ``grad``.
+        Gradients are added to the parameters' ``grad``, times ``loss_scale``.
         """
+        self._scale = 1.0 if loss_scale is None else loss_scale
         losses: dict[int, torch.Tensor] = {}
         self.transport.begin()
         for n, action in enumerate(self.actions):
@@ -194,7 +196,7 @@ class Worker:
         roots = [(output, grad) for output, grad in rows if output.requires_grad]
         tensors, grads = [t for t, _ in roots], [g for _, g in roots]
         if stash.loss is not None:
-            torch.autograd.backward([*tensors, stash.loss], [*grads, torch.ones_like(stash.loss)])
+            torch.autograd.backward([*tensors, stash.loss], [*grads, torch.full_like(stash.loss, self._scale)])
         elif tensors:
             torch.autograd.backward(tensors, grads)
         if stash.inputs:

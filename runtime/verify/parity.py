@@ -98,7 +98,7 @@ def _whole(program: Program, groups: Groups, local: Mapping[str, torch.Tensor | 
     for name, parameter in program.parameters.items():
         mine = local.get(name)
         if mine is None and name in local:
-            mine = torch.zeros(part_of(program, parameter, groups.coordinates).shape, dtype=parameter.dtype)
+            mine = torch.zeros(part_of(program, parameter, groups.coordinates).shape, dtype=parameter.held_dtype)
         whole = gather(program, groups, name, mine, everywhere=False)
         if whole is not None:
             found[name] = whole.detach().clone()

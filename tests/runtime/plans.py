@@ -67,7 +67,7 @@ def program(
     for name, shape in SHAPES.items():
         names = (name, "head.weight") if name == "embed.weight" else (name,)
         stages = tuple(sorted({0, pp - 1})) if len(names) > 1 else (pp - 1 if name in LAST else 0,)
-        rows[name] = Parameter(names, shape, torch.float32, name != "frozen", _layout(name, axes), stages)
+        rows[name] = Parameter(names, shape, torch.float32, name != "frozen", _layout(name, axes), stages, torch.float32)
     return of(rows, {"pp": pp, "dp": dp, "tp": tp}, axes, order, seed)
 
 

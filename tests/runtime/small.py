@@ -202,7 +202,7 @@ def _parameters(tp: int, sequence: bool, stages: int, per: int) -> dict[str, Par
         layout: Layout = (placement(name, tp, sequence),)
         where = tuple(sorted({0, stages - 1})) if name == "embed" else (int(name.split(".")[0]) // per,)
         names = (name, "head") if name == "embed" else (name,)
-        found[name] = Parameter(names, tuple(weight.shape), torch.float64, True, layout, where)
+        found[name] = Parameter(names, tuple(weight.shape), torch.float64, True, layout, where, torch.float64)
     return found
 
 

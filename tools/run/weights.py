@@ -49,7 +49,8 @@ def _single(path: str) -> tuple[Program, Groups, Source]:
     source = load(plan.model["entry"], plan.model["settings"], seq=plan.model.get("seq"), meta=True)
     graph: Graph = trace(source.module, source.batch)
     parameters = {
-        n: Parameter(p.names, p.shape, p.dtype, p.requires_grad, (WHOLE,), (0,)) for n, p in graph.parameters.items()
+        n: Parameter(p.names, p.shape, p.dtype, p.requires_grad, (WHOLE,), (0,), p.dtype)
+        for n, p in graph.parameters.items()
     }
     mesh = mesh_of()
     seed = plan.decisions.seed

@@ -37,7 +37,7 @@ def _program_of(module: nn.Module, tp: int, dims: dict[str, int]) -> Program:
     rows: dict[str, Parameter] = {}
     for name, p in module.named_parameters():
         layout = (shard_whole(dims[name], p.shape[dims[name]], tp) if name in dims else WHOLE,)
-        rows[name] = Parameter((name,), tuple(p.shape), p.dtype, True, layout, (0,))
+        rows[name] = Parameter((name,), tuple(p.shape), p.dtype, True, layout, (0,), p.dtype)
     return plans.of(rows, {"pp": 1, "dp": 1, "tp": tp}, (("tp", tp),))
 
 

@@ -1,0 +1,77 @@
+"""The Precision noun: in which data types a step computes, adds up gradients, and updates; a decision of the plan.
+
+    bf16    parameter float32 --cast--> bfloat16 copy --ops--> gradient bfloat16 --added up--> float32 --> the optimizer
+
+As FSDP2 has it (torch.distributed.fsdp.MixedPrecisionPolicy): parameters are cast, and the model's own casts stay.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, replace
+
+from partitioner.errors import InputError
+
+BRAIN, SINGLE, DOUBLE, TF32 = "bfloat16", "float32", "float64", "tf32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """``compute``: the data type in which ops read parameters; "" leaves each parameter its own, and nothing is cast.
+
+    Of parameters of that type: ``gradients``: in which those of micro-batches are added up and summed over ranks;
+    ``state``: of the copy that the optimizer updates, and so of its moments; "" for the parameter's own and no copy.
+    ``float32``: patterns of modules that compute in float32 all the same. ``loss_scale``: whether the loss is scaled so
+    that gradients of float16 neither vanish nor overflow (Micikevicius et al., 2018). ``tf32``: whether products of
+    float32 run in TF32.
+    """
+
+    compute: str = ""
+    gradients: str = ""
+    state: str = ""
+    float32: tuple[str, ...] = ()
+    loss_scale: bool = False
+    tf32: bool = False
+
+    def gradient_of(self, dtype: str) -> str:
+        """In which the gradients of a parameter are added up that computes in ``dtype``."""
+        return self.gradients if self.gradients and dtype == self.compute else dtype
+
+    def state_of(self, dtype: str) -> str | None:
+        """In which the optimizer holds a copy of a parameter that computes in ``dtype``; None: it updates that."""
+        return self.state if self.state and dtype == self.compute else None
+
+    def promoted(self) -> Precision:
+        """The same decisions in float64, so that what is cast, copied and scaled can be compared exactly."""
+        kinds = {key: DOUBLE for key in ("compute", "gradients", "state") if getattr(self, key)}
+        return replace(self, **kinds, tf32=False)
+
+    def __str__(self) -> str:
+        """The name of a preset, or what is other in it."""
+        known = next((name for name, row in PRESETS.items() if replace(self, float32=()) == row), None)
+        parts = ("compute", "gradients", "state")
+        words = known or ", ".join(f"{key} in {getattr(self, key)}" for key in parts if getattr(self, key))
+        return words + "".join(f", {pattern} in float32" for pattern in self.float32)
+
+
+OWN = Precision()
+PRESETS = {
+    "own": OWN,
+    "fp32": Precision(compute=SINGLE),
+    "tf32": Precision(compute=SINGLE, tf32=True),
+    "bf16": Precision(compute=BRAIN, gradients=SINGLE, state=SINGLE),
+    "fp16": Precision(compute="float16", gradients=SINGLE, state=SINGLE, loss_scale=True),
+    "bf16-pure": Precision(compute=BRAIN),
+}
+
+
+def preset(name: str, float32: tuple[str, ...] = ()) -> Precision:
+    """By name, with patterns of modules that compute in float32; raises InputError for an unknown name, and for
+    patterns where nothing is cast."""
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, 1, 0.0)[0]
+        raise InputError(f"there is no precision {name}: the nearest is {near}; known are {', '.join(PRESETS)}")
+    found = PRESETS[name]
+    if float32 and found.compute in ("", SINGLE):
+        raise InputError(f"precision {name} computes nothing in less than float32: leave out {', '.join(float32)}")
+    return replace(found, float32=float32)
