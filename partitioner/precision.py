@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 from partitioner.errors import InputError
 
-BRAIN, SINGLE, DOUBLE, TF32 = "bfloat16", "float32", "float64", "tf32"
+BRAIN, HALF, SINGLE, DOUBLE, TF32 = "bfloat16", "float16", "float32", "float64", "tf32"
+REAL = (BRAIN, HALF, SINGLE, DOUBLE)  # in which parameters can be trained, by torch's names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ PRESETS = {
     "fp32": Precision(compute=SINGLE),
     "tf32": Precision(compute=SINGLE, tf32=True),
     "bf16": Precision(compute=BRAIN, gradients=SINGLE, state=SINGLE),
-    "fp16": Precision(compute="float16", gradients=SINGLE, state=SINGLE, loss_scale=True),
+    "fp16": Precision(compute=HALF, gradients=SINGLE, state=SINGLE, loss_scale=True),
     "bf16-pure": Precision(compute=BRAIN),
 }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from partitioner.errors import InputError
 from partitioner.plan.derived_rows import OPTIMIZER, PIPELINE, Cost
 from partitioner.plan.json_document import plain, read, write
+from partitioner.plan.migrate import UNVERSIONED, VERSION, migrated
 from partitioner.plan.plan import Asked, Decisions
 from partitioner.sharding.mesh_axes import CP, DP, PP, TP
 
@@ -60,12 +61,13 @@ class Report:
 
     def to_json(self) -> str:
         """The document."""
-        return write({"kind": KIND, **plain(self)})
+        return write({"kind": KIND, "version": VERSION, **plain(self)})
 
     @staticmethod
     def of(data: dict[str, object], origin: str) -> Report:
         """Out of a report file's JSON; raises InputError naming the field that is wrong."""
-        return read(Report, {key: value for key, value in data.items() if key != "kind"}, origin)
+        data = migrated(data, origin, data.get("version", UNVERSIONED))
+        return read(Report, {key: value for key, value in data.items() if key not in ("kind", "version")}, origin)
 
     @staticmethod
     def load(path: Path | str) -> Report:

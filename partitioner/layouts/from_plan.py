@@ -11,7 +11,8 @@ from partitioner.graph.nodes import operands
 from partitioner.graph.tied_blocks import Folded, Port
 from partitioner.layouts.solution import Solution
 from partitioner.plan.derived_rows import BlockRow
-from partitioner.plan.plan import Plan, digest_of
+from partitioner.plan.digests import digest_of
+from partitioner.plan.plan import Plan
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import Placement, parse_placement
 

@@ -200,5 +200,6 @@ def _parameter(
     copy = precision.state_of(own) if trains else None
     return Parameter(
         names=info.names, shape=info.shape, dtype=info.dtype, requires_grad=trains, layout=(placement,), stages=stages,
-        gradient_dtype=getattr(torch, precision.gradient_of(own)), copy_dtype=copy and getattr(torch, copy),
+        gradient_dtype=getattr(torch, precision.gradient_of(own)),
+        copy_dtype=None if copy is None else getattr(torch, copy),
     )  # fmt: skip

@@ -8,7 +8,6 @@ derived     the folded blocks op by op, every parameter's layout, the candidates
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,12 +18,13 @@ from partitioner.cluster import Cluster
 from partitioner.errors import InputError
 from partitioner.gc_pause import uncollected
 from partitioner.plan.derived_rows import BlockRow, Candidate, Cost
+from partitioner.plan.digests import digest_of
 from partitioner.plan.json_document import Among, plain, read, write
+from partitioner.plan.migrate import VERSION, migrated
 from partitioner.plan.parallelism import Parallelism, mesh_error
-from partitioner.precision import OWN, Precision
+from partitioner.precision import OWN, REAL, Precision
 from partitioner.sharding.mesh_axes import DP
 
-VERSION = 6
 _MOST_BYTES = 16_000_000
 
 
@@ -39,7 +39,8 @@ class Decisions:
     """What was decided. ``stages``: names of each stage's units. Layouts are W, R, P or [dim, segments].
 
     ``recomputed``: how many blocks of each stage, from its first, are recomputed as ``recompute`` says ("none", "full",
-    or "selective": attention's scores). ``zero``: ZeRO's stage. ``precision``: in which types. ``plan_only`` names what the runtime can't execute yet.
+    or "selective": attention's scores). ``zero``: ZeRO's stage. ``precision``: in which types. ``plan_only`` names what
+    the runtime can't execute yet.
     """
 
     parallelism: Annotated[Parallelism, Among(_DECISIONS)]
@@ -189,15 +190,9 @@ def _digests(plan: Plan) -> dict[str, str]:
     return {name: digest_of(value) for name, value in (plain(plan.decisions) | asked).items()}
 
 
-def digest_of(data: object) -> str:
-    """16 hexadecimal digits of the SHA-256 of plain data."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def _plan(data: Any, origin: str) -> Plan:
-    version = data.get("version", VERSION) if isinstance(data, dict) else VERSION
-    if version != VERSION:
-        raise InputError(f"{origin}: version {str(version)[:60]} is not known here, this program reads {VERSION}")
+    if isinstance(data, dict):
+        data = migrated(data, origin, data.get("version", VERSION))
     document = read(Document, data, origin)
     asked, found, derived = document.asked, document.found, document.derived
     _check(document.decisions, origin)
@@ -237,5 +232,8 @@ def _check(decisions: Decisions, origin: str) -> None:
     parallelism, counts = decisions.parallelism, decisions.recomputed
     if wrong := mesh_error(parallelism.mesh, parallelism.order):
         raise InputError(f"{origin}: decisions.{wrong}")
+    for key in ("compute", "gradients", "state"):
+        if getattr(decisions.precision, key) not in ("", *REAL):
+            raise InputError(f"{origin}: decisions.precision.{key} must be one of {', '.join(REAL)}")
     if len(counts) != len(decisions.stages) or min(counts, default=0) < 0:
         raise InputError(f"{origin}: decisions.recomputed must give a number of blocks for each of the stages")

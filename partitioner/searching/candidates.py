@@ -12,7 +12,8 @@ from collections.abc import Callable, Container, Iterable, Iterator
 
 from partitioner.cluster import Cluster
 from partitioner.cost.op_work import Setting
-from partitioner.cost.unit_cost import Priced, price_each
+from partitioner.cost.price_units import price_each
+from partitioner.cost.unit_cost import Priced
 from partitioner.graph.graph import Graph
 from partitioner.graph.resize_batch import at_batch, resize
 from partitioner.graph.tied_blocks import Folded, fold

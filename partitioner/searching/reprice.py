@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from partitioner.cluster import Cluster
 from partitioner.cost.op_work import Setting
-from partitioner.cost.unit_cost import price_units
+from partitioner.cost.price_units import price_units
 from partitioner.graph.graph import Graph, Unit, unit_names
 from partitioner.graph.resize_batch import at_batch, resize
 from partitioner.graph.tied_blocks import fold

@@ -9,7 +9,8 @@ from torch import fx
 from partitioner.cost.communication import Moved, Sent, moved
 from partitioner.cost.op_seconds import op_seconds
 from partitioner.cost.op_work import op_flops
-from partitioner.cost.unit_cost import Priced, last_kept
+from partitioner.cost.price_units import last_kept
+from partitioner.cost.unit_cost import Priced
 from partitioner.emit.block_code import emit
 from partitioner.emit.product_rows import products
 from partitioner.graph.dependence import module_path

@@ -1,6 +1,6 @@
 """A module as a Precision computes it: its parameters cast, the modules that stay in float32 between casts.
 
-    bfloat16 --> | float32    norm(x)    float32 | --> bfloat16        what comes in float32, or holds no numbers, passes
+    bfloat16 --> | float32    norm(x)    float32 | --> bfloat16        what comes in float32 passes
 """
 
 from __future__ import annotations
@@ -16,21 +16,17 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from partitioner.comparing.capture_check import MOST_PARAMETERS
-from partitioner.comparing.eager_float64 import copied
 from partitioner.errors import InputError
 from partitioner.precision import Precision
 
 
 @contextmanager
-def computing_in(model: nn.Module, precision: Precision) -> Generator[nn.Module]:
+def computing_in(model: nn.Module, precision: Precision, with_values: bool = True) -> Generator[nn.Module]:
     """Inside, ``model`` computes as ``precision`` says; afterwards it is as it was.
 
-    Of a model with more than MOST_PARAMETERS, which nothing runs, cast parameters have no values. Raises InputError for
-    a pattern that names no module.
+    Without values, cast parameters lie on meta. Raises InputError for a pattern that names no module.
     """
     kept = _kept(model, precision)
-    with_values = sum(p.numel() for p in model.parameters()) <= MOST_PARAMETERS
     places = [
         (module, name, p)
         for module in model.modules()
@@ -58,21 +54,14 @@ def computing_in(model: nn.Module, precision: Precision) -> Generator[nn.Module]
             module.register_parameter(name, p)
 
 
-def computing_copy(model: nn.Module, precision: Precision) -> nn.Module:
-    """A deep copy of ``model`` that computes as ``precision`` says; raises InputError."""
-    if not precision.compute:
-        return copied(model)
-    with computing_in(model, precision):
-        return copied(model)
-
-
 def _kept(model: nn.Module, precision: Precision) -> list[nn.Module]:
     """The outermost modules that compute in float32."""
     found = dict[str, nn.Module]()
     for pattern in precision.float32:
         named = {name: module for name, module in model.named_modules() if name and fnmatchcase(name, pattern)}
         if not named:
-            raise InputError(f"float32={pattern} names no module of {type(model).__name__}: take names as they are in it")
+            kind = type(model).__name__
+            raise InputError(f"float32={pattern} names no module of {kind}: take names as they are in it")
         found |= named
     outer = tuple(f"{name}." for name in found)
     return [module for name, module in found.items() if not any(name.startswith(o) for o in outer)]
@@ -87,15 +76,14 @@ def _reading(kind: type[nn.Module], dtype: torch.dtype) -> type[nn.Module]:
     """A subclass that takes real numbers of a batch in ``dtype``, as FSDP2's ``cast_forward_inputs`` of a root does."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        cast = lambda t: t.to(dtype) if t.is_floating_point() else t  # noqa: E731
-        args, kwargs = tree_map_only(torch.Tensor, cast, (args, kwargs))
+        args, kwargs = tree_map_only(torch.Tensor, lambda t: t.to(dtype) if _is_real(t) else t, (args, kwargs))
         return kind.forward(self, *args, **kwargs)
 
     return _named_as(kind, forward)
 
 
 def _dtype(parameter: torch.Tensor, wanted: torch.dtype | None) -> torch.dtype:
-    return wanted if wanted is not None and parameter.dtype.is_floating_point else parameter.dtype
+    return wanted if wanted is not None and _is_real(parameter) else parameter.dtype
 
 
 def _cast(parameter: nn.Parameter, dtype: torch.dtype, with_values: bool) -> nn.Parameter:
@@ -123,6 +111,10 @@ def _named_as(kind: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Mod
     forward.__signature__ = inspect.signature(kind.forward)  # what a model's own code may look at
     members = {"forward": forward, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
     return type(kind.__name__, (kind,), members)
+
+
+def _is_real(tensor: torch.Tensor) -> bool:
+    return tensor.dtype.is_floating_point
 
 
 def _is_low(tensor: torch.Tensor) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from partitioner.comparing.capture_check import check_capture
+from partitioner.comparing.capture_check import MOST_PARAMETERS, check_capture
 from partitioner.draws.keyed_draws import separate_units
 from partitioner.errors import InputError
 from partitioner.gc_pause import uncollected
@@ -54,7 +54,8 @@ def trace(
     """
     with as_written(model) as plain:
         refuse_hooks(plain)
-        with computing_in(plain, precision):
+        small = sum(p.numel() for p in plain.parameters()) <= MOST_PARAMETERS
+        with computing_in(plain, precision, with_values=small):  # where nothing is compared, values are not read
             graph = _traced(_Tracing(plain, batch, progress, compare, global_batch, Untouched(plain)))
     return replace(graph, precision=precision)
 

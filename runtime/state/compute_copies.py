@@ -21,11 +21,11 @@ class ComputeCopies:
         cast = [name for name in held if program.parameters[name].copy_dtype is not None]
         made = {name: held[name].detach().to(program.parameters[name].dtype, copy=True) for name in cast}
         self.read = {**held, **{name: nn.Parameter(tensor) for name, tensor in made.items()}}
+        self._pairs: tuple[list[torch.Tensor], list[torch.Tensor]]
         self._pairs = [self.read[name] for name in cast], [held[name] for name in cast]
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Cast again, after the parameters that are held have changed."""
-        copies, held = self._pairs
-        if copies:
-            torch._foreach_copy_(copies, held)
+        if self._pairs[0]:
+            torch.ops.aten._foreach_copy_.default(*self._pairs)

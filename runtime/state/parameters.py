@@ -61,8 +61,9 @@ def materialize(
 ) -> dict[str, nn.Parameter]:
     """The parts of the parameters that the rank at ``coordinates`` holds, by name, in the Program's order.
 
-    ``coordinates`` has "pp" and each of ``program.axes``. ``dtype`` None: in which the Program holds them. A module is read by
-    ``from_module``, a path by ``from_safetensors``. Raises InputError for a weight that is missing or misshapen.
+    ``coordinates`` has "pp" and each of ``program.axes``. ``dtype`` None: in which the Program holds them. A module is
+    read by ``from_module``, a path by ``from_safetensors``. Raises InputError for a weight that is missing or
+    misshapen.
     """
     read = _source(program, source)
     found: dict[str, nn.Parameter] = {}

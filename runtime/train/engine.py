@@ -43,13 +43,13 @@ from runtime.train.worker import Named, Worker
 class Engine:
     """Trains a Program on this rank's part of the mesh.
 
-    ``parameters`` are this rank's parts by name, as the optimizer updates them (``materialize``). ``clip`` is the largest global gradient norm;
-    infinity measures the norm and clips nothing; None does neither and leaves ``grad_norm`` None.
-    ``lr_lambda`` sets every learning rate to its initial one times a factor of the step; None leaves the rates to
-    whoever holds ``optimizer``. A rank that trains nothing has an optimizer too, so that all ranks may give theirs to a
-    scheduler. ``loss_scale`` is None but where the Program scales its loss: a step whose gradients are not finite then
-    updates nothing and is counted there. ``predicted_seconds`` of a step set when it counts as hung; None: never. ``worker`` makes what walks the
-    Action table.
+    ``parameters`` are this rank's parts by name, as the optimizer updates them (``materialize``). ``clip`` is the
+    largest global gradient norm; infinity measures the norm and clips nothing; None does neither and leaves
+    ``grad_norm`` None. ``lr_lambda`` sets every learning rate to its initial one times a factor of the step; None
+    leaves the rates to whoever holds ``optimizer``. A rank that trains nothing has an optimizer too, so that all ranks
+    may give theirs to a scheduler. ``loss_scale`` is None but where the Program scales its loss: a step whose gradients
+    are not finite then updates nothing and is counted there. ``predicted_seconds`` of a step set when it counts as
+    hung; None: never. ``worker`` makes what walks the Action table.
     """
 
     def __init__(

@@ -28,7 +28,7 @@ class LossScale:
     def unscale(self, gradients: Sequence[torch.Tensor]) -> None:
         """In place."""
         if gradients:
-            torch._foreach_mul_(list(gradients), 1.0 / self.value)
+            torch.ops.aten._foreach_mul_.Scalar(list(gradients), 1.0 / self.value)
 
     def update(self, is_finite: bool) -> None:
         """After a step whose gradients were finite or not."""

@@ -13,6 +13,7 @@ from torch import nn
 from partitioner import Cluster, Graph, Plan, lower, search, trace
 from partitioner.errors import InputError
 from partitioner.lowering.program import Program
+from partitioner.precision import OWN, Precision, preset
 from runtime.mesh.groups import Groups
 from runtime.ranks.keep_heap import keep_freed_memory
 from runtime.ranks.process_group import start_ranks
@@ -33,6 +34,7 @@ def parallelize(
     optimizer: Given = torch.optim.AdamW,
     clip: float | None = None,
     lr_lambda: LrLambda | None = None,
+    precision: Precision | str | None = None,
     **options: Any,
 ) -> Engine:
     """Train ``model`` under ``plan`` on all ranks; ``batch`` is an example, ``options`` go to the optimizer (lr, ...).
@@ -42,12 +44,14 @@ def parallelize(
     from the plan's seed. ``optimizer`` is a class, a partial of one, or a function of (name, parameter) pairs that
     returns one, of groups as it likes (``runtime.parameter_groups``). ``lr_lambda`` gives factors of the learning rate
     by step; without one the rate is what ``engine.optimizer`` says, so that a scheduler of torch's or a hand may change
-    it. Raises InputError for a plan of another model, world size or global batch, and for an optimizer that needs whole
-    what the plan divides.
+    it. ``precision``: a preset's name or a Precision; None is the plan's, and without a plan the model's own data
+    types. Raises InputError for a plan of another model, world size, global batch or precision, and for an optimizer
+    that needs whole what the plan divides.
     """
     start_ranks()
-    graph = trace(model, dict(batch), global_batch=global_batch)
-    chosen = _plan(graph, plan, cluster, global_batch)
+    found = _given(plan, global_batch)
+    graph = trace(model, dict(batch), global_batch=global_batch, precision=_precision(precision, found))
+    chosen = found or _searched(graph, cluster, global_batch)
     program = lower(graph, chosen)
     return engine(program, model, weights, optimizer, clip, lr_lambda, chosen.cost.step_seconds, options)
 
@@ -66,6 +70,8 @@ def engine(
     groups = Groups(program)
     if groups.device.type == "cpu":
         keep_freed_memory()
+    else:
+        torch.set_float32_matmul_precision("high" if program.tf32 else "highest")
     is_meta = any(p.is_meta for p in model.parameters())
     source = weights if weights is not None else ModuleStart(model, program.seed) if is_meta else model
     parameters = materialize(program, groups.coordinates, source, groups.device)
@@ -74,12 +80,24 @@ def engine(
     return Engine(program, groups, parameters, made, clip, lr_lambda, predicted_seconds)
 
 
-def _plan(graph: Graph, plan: Plan | Path | str | None, cluster: Cluster | None, global_batch: int) -> Plan:
+def _searched(graph: Graph, cluster: Cluster | None, global_batch: int) -> Plan:
     world = dist.get_world_size() if dist.is_initialized() else 1
+    if cluster is None and torch.cuda.is_available():
+        raise InputError("no plan and no cluster were given: name a cluster, for example Cluster.load('dgx-h100')")
+    return search(graph, cluster or Cluster.load("local-cpu", devices=world), global_batch)
+
+
+def _precision(asked: Precision | str | None, plan: Plan | None) -> Precision:
+    own = plan.decisions.precision if plan else OWN
+    found = own if asked is None else preset(asked) if isinstance(asked, str) else asked
+    if plan and found != own:
+        raise InputError(f"the plan's precision is {own}, not {found}: leave it out, or plan again")
+    return found
+
+
+def _given(plan: Plan | Path | str | None, global_batch: int) -> Plan | None:
     if plan is None:
-        if cluster is None and torch.cuda.is_available():
-            raise InputError("no plan and no cluster were given: name a cluster, for example Cluster.load('dgx-h100')")
-        return search(graph, cluster or Cluster.load("local-cpu", devices=world), global_batch)
+        return None
     found = plan if isinstance(plan, Plan) else Plan.load(plan)
     if found.global_batch != global_batch:
         raise InputError(f"the plan is for a global batch of {found.global_batch}, not {global_batch}: plan again")

@@ -13,6 +13,7 @@ from torch import nn
 from partitioner.graph.graph import Graph
 from partitioner.graph.interpret import interpret, samples_of
 from partitioner.graph.resize_batch import resize
+from partitioner.tracing.cast_parameters import computing_in
 from partitioner.user_code.batches import flat
 from partitioner.user_code.compiled import written_parameters
 from runtime.verify.eager_steps import first_step, steps_in_float64
@@ -50,8 +51,10 @@ class Captured:
 
 def captured(module: nn.Module, graph: Graph, batch: Mapping[str, Any]) -> Captured:
     """Graph and module on ``batch``, of any size; what is random both draw by the same keys."""
-    own, exact = first_step(module, graph, batch), steps_in_float64(module, graph, batch, 1)
-    found = difference(_graph_step(module, graph, flat(batch).tensors), own.steps)
+    exact = steps_in_float64(module, graph, batch, 1)
+    with computing_in(module, graph.precision) as cast:
+        own, made = first_step(cast, graph, batch), _graph_step(cast, graph, flat(batch).tensors)
+    found = difference(made, own.steps)
     rounded = difference(own.steps, exact.steps)
     dtype = max(own.made or {torch.float32}, key=lambda made: torch.finfo(made).eps)
     return Captured(max(found.loss, found.gradient), max(rounded.loss, rounded.gradient), dtype, found.worst)

@@ -15,7 +15,7 @@ from partitioner.lowering.traffic import tally, traffic
 from partitioner.sharding.mesh_axes import DP
 from runtime.mesh.groups import Groups
 from runtime.ranks.process_group import everywhere
-from runtime.state.optimizer import factory
+from runtime.state.optimizer import Factory, factory
 from runtime.state.parameters import gather, materialize
 from runtime.state.shard_pieces import cut, part_of
 from runtime.train.engine import Engine
@@ -62,11 +62,11 @@ def steps_under(
     prepare(engine)
     own = own_samples(program, groups, batch)
     engine.gradients(own)
-    gradients = _whole(program, groups, {n: p.grad for n, p in parameters.items()})
+    gradients = whole_tensors(program, groups, {n: p.grad for n, p in parameters.items()})
     losses = [engine.step(own)]
     norm = engine.grad_norm
     losses += [engine.step(own) for _ in range(STEPS - 1)]
-    after = _whole(program, groups, dict(parameters))
+    after = whole_tensors(program, groups, dict(parameters))
     assert norm is not None
     return Steps(float(losses[0]), gradients, float(norm), after)
 
@@ -79,11 +79,13 @@ def unforeseen(program: Program, groups: Groups) -> str:
     return next(filter(None, everywhere("" if sent == predicted else words)), "")
 
 
-def engine_of(program: Program, start: Mapping[str, torch.Tensor]) -> Engine:
-    """This rank's engine, its parameters cut from whole ones."""
+def engine_of(
+    program: Program, start: Mapping[str, torch.Tensor], optimizer: Factory | None = None, clip: float | None = CLIP
+) -> Engine:
+    """This rank's engine, its parameters cut from whole ones; AdamW where no optimizer is given."""
     groups = Groups(program)
     parameters = materialize(program, groups.coordinates, lambda p, part: cut(start[p.name], part), groups.device)
-    return Engine(program, groups, parameters, factory(torch.optim.AdamW, lr=LR), clip=CLIP)
+    return Engine(program, groups, parameters, optimizer or factory(torch.optim.AdamW, lr=LR), clip=clip)
 
 
 def own_samples(program: Program, groups: Groups, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -93,7 +95,10 @@ def own_samples(program: Program, groups: Groups, batch: Mapping[str, torch.Tens
     return {n: t[first : first + each] if n in program.batched else t for n, t in batch.items()}
 
 
-def _whole(program: Program, groups: Groups, local: Mapping[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:
+def whole_tensors(
+    program: Program, groups: Groups, local: Mapping[str, torch.Tensor | None]
+) -> dict[str, torch.Tensor]:
+    """Parameters, or their gradients, of all ranks put together: on rank 0, nothing elsewhere."""
     found: dict[str, torch.Tensor] = {}
     for name, parameter in program.parameters.items():
         mine = local.get(name)

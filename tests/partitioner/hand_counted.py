@@ -19,7 +19,8 @@ from partitioner.cluster import Device, Link, Software
 from partitioner.cost.backward_peak import Peaks
 from partitioner.cost.op_seconds import ZERO
 from partitioner.cost.op_work import Setting
-from partitioner.cost.unit_cost import Priced, Stash, price_units
+from partitioner.cost.price_units import price_units
+from partitioner.cost.unit_cost import Priced, Stash
 from partitioner.graph.tied_blocks import Value, fold
 from partitioner.layouts.strategies import space
 from partitioner.plan.parallelism import Parallelism

@@ -67,7 +67,8 @@ def program(
     for name, shape in SHAPES.items():
         names = (name, "head.weight") if name == "embed.weight" else (name,)
         stages = tuple(sorted({0, pp - 1})) if len(names) > 1 else (pp - 1 if name in LAST else 0,)
-        rows[name] = Parameter(names, shape, torch.float32, name != "frozen", _layout(name, axes), stages, torch.float32)
+        trains, full = name != "frozen", torch.float32
+        rows[name] = Parameter(names, shape, full, trains, _layout(name, axes), stages, full)
     return of(rows, {"pp": pp, "dp": dp, "tp": tp}, axes, order, seed)
 
 

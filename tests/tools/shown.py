@@ -9,6 +9,7 @@ from pathlib import Path
 from examples.gpt import model
 from partitioner import Cluster, Graph, Plan, search, trace
 from partitioner.cluster import Link
+from partitioner.precision import PRESETS
 
 A100 = Cluster.load("dgx-a100", devices=8)
 CLUSTER = replace(A100, node=Link(1e14, 1.0, 1e-9))
@@ -20,7 +21,7 @@ SIZES = {"vocab": 256, "hidden": 64, "heads": 4, "seq": 32, "layers": 4}
 @functools.cache
 def graph() -> Graph:
     """Four blocks."""
-    return trace(*model(**SIZES))
+    return trace(*model(**SIZES), precision=PRESETS["tf32"])
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from partitioner.plan.json_document import schema
+from partitioner.plan.migrate import VERSION
 from partitioner.plan.plan import Document
 from runtime.report import KIND, Report
 from tools.screen import written
@@ -16,8 +17,8 @@ from tools.screen import written
 def schemas() -> dict[str, dict[str, Any]]:
     """By file name."""
     report = schema(Report, "A run of a plan: what it did, beside what was predicted")
-    report["properties"] = {"kind": {"const": KIND}, **report["properties"]}
-    report["required"] = ["kind", *report["required"]]
+    report["properties"] = {"kind": {"const": KIND}, "version": {"const": VERSION}, **report["properties"]}
+    report["required"] = ["kind", "version", *report["required"]]
     return {"plan.schema.json": schema(Document, "A partition plan"), "report.schema.json": report}
 
 

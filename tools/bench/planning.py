@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from partitioner import Cluster, search, trace
+from tools.models import precision_option
 from tools.models.entry_point import parse_settings
 from tools.models.load import load
 from tools.screen import output, seconds, size, table
@@ -28,13 +29,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--global-batch", type=int, required=True)
     parser.add_argument("--seq", type=int)
+    precision_option.declare(parser)
     parser.add_argument("--set", action="append", default=[], nargs="+", metavar="k=v")
     options = parser.parse_args(arguments)
     settings = parse_settings(word for words in options.set for word in words)
     cluster = Cluster.load(options.cluster, nodes=options.nodes)
     rows: list[list[str]] = []
     source = _timed("load", rows, lambda: load(options.model, settings, seq=options.seq, meta=True))
-    graph = _timed("trace", rows, lambda: trace(source.module, source.batch))
+    precision = precision_option.asked(options, precision_option.usual(cluster))
+    graph = _timed("trace", rows, lambda: trace(source.module, source.batch, precision=precision))
     plan = _timed("search", rows, lambda: search(graph, cluster, options.global_batch))
     mesh = " x ".join(f"{axis} {n}" for axis, n in plan.parallelism.mesh.items())
     output().print(table(Path(options.model).name, ("part", "time", "peak memory so far"), rows))

@@ -79,7 +79,8 @@ def main(job: Job) -> None:
     torch.set_num_threads(1)
     model, data = WithLoss(native_module(job.native), job.sizes), batches(job.sizes)
     start = {n: p.detach().clone() for n, p in model.named_parameters()}
-    program = lower(trace(model, data[0], compare=False), Plan.load(job.plan))
+    plan = Plan.load(job.plan)
+    program = lower(trace(model, data[0], compare=False, precision=plan.decisions.precision), plan)
     start_ranks()
     trainer = engine(program, model, None, torch.optim.SGD, None, None, None, {"lr": job.lr})
     each = program.micro_batch * program.micro_batches

@@ -26,9 +26,9 @@ def differences(before: Plan, after: Plan) -> list[str]:
     """``what: before -> after``, decisions first, then layouts of parameters."""
     sizes = before.global_batch, after.global_batch
     lines = [f"global batch: {sizes[0]} -> {sizes[1]}"] if sizes[0] != sizes[1] else []
-    for name, words in (("precision", figures.precision_words), ("a sample", figures.sample_words)):
-        a, b = (words(plan.model).removesuffix(" a sample") for plan in (before, after))
-        lines += [f"{name}: {a or 'no text'} -> {b or 'no text'}"] if a != b else []
+    for name, words in (("precision", _precision), ("a sample", _sample)):
+        a, b = words(before), words(after)
+        lines += [f"{name}: {a} -> {b}"] if a != b else []
     old, new = plain(before.decisions), plain(after.decisions)
     for key in _DECIDED:
         if old[key] != new[key]:
@@ -41,6 +41,14 @@ def differences(before: Plan, after: Plan) -> list[str]:
             if a != b:
                 lines.append(f"{key.removesuffix('s')} {name}: {_layout(a)} -> {_layout(b)}")
     return lines
+
+
+def _precision(plan: Plan) -> str:
+    return figures.precision_words(plan.model, plan.decisions.precision)
+
+
+def _sample(plan: Plan) -> str:
+    return figures.sample_words(plan.model).removesuffix(" a sample") or "no text"
 
 
 _DECIDED = (

@@ -9,6 +9,7 @@ from partitioner import Cluster, Plan
 from partitioner.plan.derived_rows import StageCost
 from partitioner.plan.parallelism import Parallelism
 from partitioner.plan.plan import Decisions
+from partitioner.precision import SINGLE, Precision
 
 # kinds, in the order in which they stack
 MEMORY: tuple[str, ...] = ("weights", "gradients", "optimizer", "activations", "transient")
@@ -48,10 +49,24 @@ def zero_label(parallelism: Parallelism) -> str:
     return f", ZeRO {parallelism.zero}" if parallelism.zero else ""
 
 
-def precision_words(model: dict[str, Any]) -> str:
-    """``bfloat16``, or ``bfloat16 products of float32 parameters``."""
+def precision_words(model: dict[str, Any], precision: Precision) -> str:
+    """``bfloat16``, ``bfloat16 products of float32 parameters``, and what of a step is otherwise."""
     held, multiplied = model["dtype"], model["product_dtype"]
-    return held if held == multiplied else f"{multiplied} products of {held} parameters"
+    words = held if held == multiplied else f"{multiplied} products of {held} parameters"
+    if precision.compute == SINGLE and not precision.tf32:
+        words += ", no TF32"
+    if precision.state == precision.gradients != "":
+        words += f", gradients, masters and moments {precision.state}"
+    else:
+        words += f", gradients {precision.gradients}" if precision.gradients else ""
+        words += f", masters and moments {precision.state}" if precision.state else ""
+    kept = "".join(f", {pattern} in float32" for pattern in precision.float32)
+    return words + kept + (", the loss scaled" if precision.loss_scale else "")
+
+
+def precision_label(model: dict[str, Any], precision: Precision) -> str:
+    """``bf16``, or the model's own data types."""
+    return str(precision) if precision.compute else precision_words(model, precision)
 
 
 def sample_words(model: dict[str, Any]) -> str:

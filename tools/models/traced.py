@@ -7,6 +7,7 @@ from collections.abc import Callable
 from partitioner import Graph, trace
 from partitioner.comparing.capture_check import MOST_PARAMETERS
 from partitioner.errors import InputError
+from partitioner.precision import OWN, Precision
 from tools.models.entry_point import one_line, parse
 from tools.models.load import Source, load, refused
 
@@ -20,11 +21,11 @@ def with_values(source: Source) -> Source:
 
 def traced(
     source: Source, say: Callable[[str], None] = lambda text: None, compare: bool = True,
-    global_batch: int | None = None,
+    global_batch: int | None = None, precision: Precision = OWN,
 ) -> Graph:  # fmt: skip
     """The graph of the model, as ``trace`` makes it; raises InputError."""
     try:
-        return trace(source.module, source.batch, say, compare, global_batch)
+        return trace(source.module, source.batch, say, compare, global_batch, precision)
     except InputError as error:
         entry = parse(source.spec)
         own = _own_error(source.spec) if entry.kind == "hf" and entry.path is None else None

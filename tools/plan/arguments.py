@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 
+from tools.models import precision_option
 from tools.subcommands import Subcommands
 
 EXAMPLES = """examples:
   partitioner plan examples/gpt.py:model --cluster local-cpu --global-batch 16 -o plan.json
-  partitioner plan hf:llama --set num_hidden_layers=8 dtype=bfloat16 --cluster dgx-h100 --global-batch 64
+  partitioner plan hf:llama --set num_hidden_layers=8 --cluster dgx-h100 --global-batch 64
   partitioner plan examples/gpt.py:model --cluster local-cpu --global-batch 16 --pin tp=2 --pin "blocks.*.mlp=replicate"
   partitioner plan --edit plan.json --pin schedule=1f1b -o other.json"""
 
@@ -30,6 +31,7 @@ def declare(commands: Subcommands) -> None:
     plan.add_argument(
         "--seq", type=int, metavar="S", help="tokens a sample; default: what an hf: configuration allows, up to 8,192"
     )
+    precision_option.declare(plan)
     plan.add_argument("--set", action="append", default=[], nargs="+", metavar="k=v", help="model settings")
     plan.add_argument("--pin", action="append", default=[], metavar="tp=8", help="fix a decision or a layout")
     plan.add_argument("-o", "--output", metavar="FILE", help="write plan.json")

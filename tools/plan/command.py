@@ -11,6 +11,7 @@ from partitioner.errors import InputError
 from partitioner.plan.derived_rows import Candidate
 from tools.figures import figures
 from tools.figures.card import looked_at, summary
+from tools.models import precision_option
 from tools.models.entry_point import parse_settings
 from tools.models.load import load
 from tools.models.traced import traced, with_values
@@ -50,7 +51,8 @@ def _searched(options: argparse.Namespace) -> Plan:
         settings = parse_settings(word for words in options.set for word in words)
         source = with_values(load(options.model, settings, seq=options.seq, meta=True))
         model = {"entry": options.model, "settings": source.settings, "seq": source.seq}
-        graph, pins = traced(source, say, global_batch=options.global_batch), read_pins(options.pin)
+        precision, many = precision_option.asked(options, precision_option.usual(cluster)), options.global_batch
+        graph, pins = traced(source, say, global_batch=many, precision=precision), read_pins(options.pin)
         return search(
             graph, cluster, options.global_batch, pins, model, say, plan_only=options.plan_only, keep=options.top
         )
@@ -64,6 +66,8 @@ def _edited(options: argparse.Namespace) -> Plan:
     before = Plan.load(options.edit)
     pins = {**before.pins, **edits(before), **read_pins(options.pin)}
     asked = replace(before, global_batch=options.global_batch or before.global_batch)
+    own = precision_option.asked(options, before.decisions.precision)
+    asked = replace(asked, decisions=replace(before.decisions, precision=own))
     plan = planned(asked, pins, plan_only=options.plan_only or bool(before.decisions.plan_only))
     return replace(plan, decisions=replace(plan.decisions, seed=before.decisions.seed)).stamped()
 

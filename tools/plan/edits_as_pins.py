@@ -76,7 +76,7 @@ _KEPT = {
     "stages": lambda plan: {"stages": ",".join(str(len(units)) for units in plan.decisions.stages)},
     "parameters": _parameters,
     "boundaries": _boundaries,
-    **dict.fromkeys(("seed", "cluster", "global_batch"), lambda plan: {}),  # taken as they are
+    **dict.fromkeys(("seed", "cluster", "global_batch", "precision"), lambda plan: {}),  # taken as they are
 }
 
 

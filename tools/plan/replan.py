@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from partitioner import Cluster, Graph, Plan, search, trace
 from partitioner.errors import DoesNotFit, InputError
+from partitioner.precision import Precision
 from tools.figures.columns import Column, infeasible, of_plan
 from tools.models.load_planned import load_model
 from tools.screen import status
@@ -17,14 +18,15 @@ ASKED = ("entry", "settings", "seq")  # what a plan says of how to load its mode
 
 def graph_of(plan: Plan) -> Graph:
     """Traced once for all plans of a model."""
-    return _traced(json.dumps({key: plan.model.get(key) for key in ASKED}, sort_keys=True))
+    asked = json.dumps({key: plan.model.get(key) for key in ASKED}, sort_keys=True)
+    return _traced(asked, plan.decisions.precision)
 
 
 @functools.cache
-def _traced(model: str) -> Graph:
+def _traced(model: str, precision: Precision) -> Graph:
     with status("loading") as say:
         source = load_model(json.loads(model), meta=True)
-        return trace(source.module, source.batch, say)
+        return trace(source.module, source.batch, say, precision=precision)
 
 
 def planned(plan: Plan, pins: Mapping[str, str | int], plan_only: bool = False) -> Plan:

@@ -60,7 +60,8 @@ def main(job: Job, tell: Tell) -> None:
     source = load(plan.model["entry"], plan.model["settings"], seq=plan.model.get("seq"), meta=True)
     start_ranks()
     compared = with_values(source) if is_first() else source
-    graph = trace(compared.module, compared.batch, global_batch=plan.global_batch)
+    many, precision = plan.global_batch, plan.decisions.precision
+    graph = trace(compared.module, compared.batch, global_batch=many, precision=precision)
     program = lower(graph, plan)
     trainer, say = _trainer(job, plan, program, source.module), lambda event: tell(event) if is_first() else None
     if trainer.steps_done >= job.steps:

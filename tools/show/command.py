@@ -73,7 +73,7 @@ def _page(plan: Plan, path: str) -> str:
 
 def _program(plan: Plan) -> Program:
     source = load_plan(plan, meta=True)
-    return lower(trace(source.module, source.batch), plan)
+    return lower(trace(source.module, source.batch, precision=plan.decisions.precision), plan)
 
 
 def tree(plan: Plan, every_op: bool = False) -> Tree:

@@ -14,15 +14,17 @@ import torch
 
 from partitioner import Cluster, trace
 from partitioner.cost.op_work import Setting
-from partitioner.cost.unit_cost import Priced, price_units
+from partitioner.cost.price_units import price_units
+from partitioner.cost.unit_cost import Priced
 from partitioner.errors import InputError
-from partitioner.graph.graph import Unit
+from partitioner.graph.graph import Graph, Unit
 from partitioner.graph.resize_batch import at_batch, resize
 from partitioner.graph.tied_blocks import Folded, fold
 from partitioner.layouts.solution import Solution
 from partitioner.layouts.strategies import space
 from partitioner.plan.derived_rows import Cost
 from partitioner.plan.parallelism import Parallelism, mesh_of
+from partitioner.precision import PRESETS, SINGLE, Precision
 from partitioner.schedule.tables import plainest
 from partitioner.searching.pins import read_pins
 from partitioner.solve.choices import Prices
@@ -33,6 +35,7 @@ from partitioner.step.step_seconds import price
 from tools.models.plain_decoder import Dimensions, decoder
 from tools.validate.published_runs import DTYPES, Run
 
+DECIDED = ("balanced", "gradients")  # traits that are decisions of a plan, and no software's
 _SPEED = re.compile(r"(?:(\d+)x)?(\d+) ?Gb(?:/s|ps)? ?[A-Za-z]*(?: [A-Za-z]+)? per (node|GPU)")
 
 
@@ -68,8 +71,7 @@ class Rerun:
 
     def __init__(self, known: Sources, change: Change = lambda run, cluster: cluster) -> None:
         self.known, self.change = known, change
-        self.folded = cache(_folded)
-        self.sized = cache(self._sized)
+        self.traced, self.folded, self.sized = cache(_traced), cache(self._folded), cache(self._sized)
         self.solved: dict[object, tuple[Setting, Solution]] = {}
         self.priced: dict[object, Priced] = {}
 
@@ -95,7 +97,7 @@ class Rerun:
         traits = _longest(self.known.framework, run.framework)
         if traits is None:
             raise InputError(f"nothing is known of the program {run.framework}")
-        traits = {key: value for key, value in traits.items() if key != "balanced"}
+        traits = {key: value for key, value in traits.items() if key not in DECIDED}
         stated = {
             "overlap_gradients": run.overlap_gradients,
             **({} if run.overlap_tensor is None else {"overlap_tensor": run.overlap_tensor}),
@@ -110,7 +112,8 @@ class Rerun:
 
     def _solved(self, run: Run, cluster: Cluster) -> tuple[Setting, Solution]:
         """The layouts of the row's tensor parallelism: every product by columns, then by rows, tables by vocabulary."""
-        sized = self.sized(run.size, run.precision, run.micro_batch)
+        traits = _longest(self.known.framework, run.framework)
+        sized = self.sized(run.size, precision_of(run, traits["gradients"]), run.micro_batch)
         boundary = ("sharded" if run.sequence_parallel else "whole") if run.tp > 1 else ""
         many = run.global_batch // (run.dp * run.micro_batch)
         key = (id(sized), run.tp, run.cp, many, boundary, cluster.attention, cluster.software.fused)
@@ -121,14 +124,25 @@ class Rerun:
             self.solved[key] = setting, solve(sized, space(sized, run.tp), prices, fixed.allows(sized))
         return self.solved[key]
 
-    def _sized(self, size: Dimensions, precision: str, micro_batch: int) -> Folded:
+    def _sized(self, size: Dimensions, precision: Precision, micro_batch: int) -> Folded:
         folded = self.folded(size, precision)
         return at_batch(folded, micro_batch) or fold(resize(folded.graph, micro_batch))
 
+    def _folded(self, size: Dimensions, precision: Precision) -> Folded:
+        return fold(replace(self.traced(size, precision.compute), precision=precision))
 
-def _folded(size: Dimensions, precision: str) -> Folded:
-    module, batch = decoder(size, getattr(torch, DTYPES[precision]))
-    return fold(trace(module, batch))
+
+def _traced(size: Dimensions, dtype: str) -> Graph:
+    """Parameters are of the type in which they compute, so that nothing needs a cast."""
+    return trace(*decoder(size, getattr(torch, dtype)))
+
+
+def precision_of(run: Run, gradients: str) -> Precision:
+    """Of the row's data type, beside which its program adds up ``gradients`` in one, and holds float32 masters."""
+    dtype = DTYPES[run.precision]
+    if dtype == SINGLE:
+        return PRESETS["tf32"]
+    return Precision(compute=dtype, gradients=gradients, state=SINGLE)
 
 
 def _longest(table: Mapping[str, Any], name: str) -> Any:

@@ -37,7 +37,7 @@ def main(job: Job) -> None:
     torch.set_num_threads(1)
     first = Plan.load(job.plans[0])
     source = load(first.model["entry"], first.model["settings"], meta=True)
-    graph = trace(source.module, source.batch, compare=False)
+    graph = trace(source.module, source.batch, compare=False, precision=first.decisions.precision)
     start_ranks()
     steps: list[Callable[[int], object]] = []
     for n, path in enumerate(job.plans):

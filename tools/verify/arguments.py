@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tools.models import precision_option
 from tools.subcommands import Subcommands
 
 
@@ -16,6 +17,7 @@ def declare(commands: Subcommands) -> None:
     verify.add_argument("--ranks", type=int, default=2, metavar="N")
     verify.add_argument("--set", action="append", default=[], nargs="+", metavar="k=v")
     verify.add_argument("--seq", type=int, metavar="S")
+    precision_option.declare(verify, "of a MODEL: of all its families; default: its own data types")
     verify.add_argument("--json", action="store_true")
     verify.add_argument("--dry-run", action="store_true", help="all ranks of a PLAN here, without values or machines")
     verify.add_argument("--backend", choices=("nccl", "gloo"), default="nccl", help="whose ways a dry run follows")

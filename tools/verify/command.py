@@ -8,16 +8,18 @@ import math
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from partitioner import Graph, Plan, lower, search
 from partitioner.errors import InputError
+from partitioner.precision import OWN
 from partitioner.sharding.layout import Shard, parse_placement
 from partitioner.sharding.mesh_axes import TP
 from runtime.ranks import launch
 from runtime.verify.captured_graph import Captured, captured
+from tools.models import precision_option
 from tools.models.entry_point import parse_settings
 from tools.models.load import Source
 from tools.screen import output, status, table
@@ -35,6 +37,7 @@ class Verified:
     """One plan's result; what its tp layout divides of parameters and FLOPs, and ``least`` of both asked.
 
     ``limit`` is the relative error that is a difference, ``empty`` the share of gradients that are exactly zero.
+    ``real``: what is wrong in the data types of the plan's precision, "" for nothing, and the largest difference there.
     """
 
     name: str
@@ -54,6 +57,8 @@ class Verified:
     limit: float
     first: str
     unforeseen: str
+    real: str
+    real_error: float
 
     @property
     def error(self) -> float:
@@ -70,6 +75,8 @@ class Verified:
         """``equal``, or what is wrong."""
         if not self.error <= self.limit:
             return f"DIFFERS: {self.worst}"
+        if self.real:
+            return f"DIFFERS: {self.real}"
         if self.unforeseen:
             return f"SENDS WHAT IS NOT PREDICTED: {self.unforeseen}"
         if self.empty > EMPTY:
@@ -105,7 +112,7 @@ def verify_command(options: argparse.Namespace) -> int:
         if not options.json:
             output().print(str(subject.source))
         for _, plan in wanted:
-            lower(subject.graph, plan)  # a plan of another model is refused here, before any rank starts
+            lower(subject.traced_in(plan.decisions.precision), plan)  # another model's is refused before ranks start
         say("comparing the graph with the eager module")
         traced = captured(subject.module, subject.graph, subject.batch)
         say(f"running {len(wanted)} plans")
@@ -125,7 +132,8 @@ def _of_plan(plan: Plan) -> tuple[Subject, list[tuple[str, Plan]]]:
         raise InputError("the plan names no model to load: make it with partitioner plan MODEL")
     sys.stderr.write(f"importing {model['entry']}\n")
     settings: Mapping[str, object] = model["settings"]
-    subject = subject_of(str(model["entry"]), settings, model.get("seq"), EXAMPLE, plan.global_batch)
+    own = plan.decisions.precision
+    subject = subject_of(str(model["entry"]), settings, model.get("seq"), EXAMPLE, plan.global_batch, precision=own)
     return subject, [("the plan", plan)]
 
 
@@ -135,9 +143,12 @@ def _of_model(options: argparse.Namespace) -> tuple[Subject, list[tuple[str, Pla
     settings = parse_settings(word for words in options.set for word in words)
     sys.stderr.write(f"importing {options.what}\n")
     samples = 2 * options.ranks
-    subject = subject_of(options.what, settings, options.seq, EXAMPLE, samples, shrink=True)
-    tried = families(subject.graph, options.ranks, samples)
-    return subject, [(f.name, family_plan(subject.graph, f, options.ranks, samples)) for f in tried]
+    own = precision_option.asked(options, OWN)
+    subject = subject_of(options.what, settings, options.seq, EXAMPLE, samples, shrink=True, precision=own)
+    tried = [f if own == OWN else replace(f, precision=own) for f in families(subject.graph, options.ranks, samples)]
+    graphs = [subject.traced_in(f.precision) for f in tried]
+    rows = zip(tried, graphs, strict=True)
+    return subject, [(f.name, family_plan(graph, f, options.ranks, samples)) for f, graph in rows]
 
 
 def family_plan(graph: Graph, family: Family, ranks: int, global_batch: int) -> Plan:
@@ -157,7 +168,7 @@ def run_plans(subject: Subject, plans: list[tuple[str, Plan]], least: float) -> 
         with tempfile.TemporaryDirectory() as folder:
             result = _launch(subject.source, chosen, ranks, Path(folder))
         found, remark = result["rows"], result["remark"]
-        rows += [_row(name, plan, subject.graph, least, row) for (name, plan), row in zip(chosen, found, strict=True)]
+        rows += [_row(*named, subject, least, row) for named, row in zip(chosen, found, strict=True)]
     return rows, remark
 
 
@@ -176,8 +187,8 @@ def _launch(source: Source, plans: list[tuple[str, Plan]], ranks: int, folder: P
     return json.loads((folder / "result").read_text())
 
 
-def _row(name: str, plan: Plan, graph: Graph, least: float, result: Mapping[str, object]) -> Verified:
-    mesh = plan.parallelism.mesh
+def _row(name: str, plan: Plan, subject: Subject, least: float, result: Mapping[str, object]) -> Verified:
+    mesh, graph = plan.parallelism.mesh, subject.traced_in(plan.decisions.precision)
     words = " ".join(f"{axis} {size}" for axis, size in mesh.items() if size > 1)
     least = least if mesh[TP] == 2 else 0.0
     shares = {"parameters_divided": divided_parameters(plan, graph), "flops_divided": divided_flops(plan, graph)}
@@ -203,12 +214,13 @@ def _print(found: Found) -> None:
     cells = [
         [
             row.name, row.mesh, f"{row.loss:.1e}", f"{row.gradient:.1e}", f"{row.norm:.1e}", f"{row.parameter:.1e}",
+            f"{row.real_error:.1e}" if row.real_error else "",
             *(f"{100 * n:.1f} %" if row.tp > 1 else "" for n in (row.parameters_divided, row.flops_divided)),
             row.verdict,
         ]
         for row in found.rows
     ]  # fmt: skip
-    columns = ("plan", "mesh", "loss", "gradients", "norm", "parameters", "divided", "FLOPs", "")
+    columns = ("plan", "mesh", "loss", "gradients", "norm", "parameters", "as cast", "divided", "FLOPs", "")
     console = output()
     for line in found.remarks:
         console.print(line)

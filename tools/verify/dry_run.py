@@ -23,7 +23,7 @@ def dry_run(plan: Plan, options: argparse.Namespace) -> int:
     with status("loading") as say:
         source = load_plan(plan, meta=True)
         say("tracing")
-        graph = trace(source.module, source.batch)
+        graph = trace(source.module, source.batch, precision=plan.decisions.precision)
         program = lower(graph, plan)
         rows = run_ranks(
             program, source.batch, lambda place: held_bytes(graph, plan, place), options.backend,

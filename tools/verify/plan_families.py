@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from partitioner.cluster import Cluster, Device, Link
 from partitioner.graph.graph import Graph
+from partitioner.precision import OWN, PRESETS, Precision
 from partitioner.schedule.tables import PLAIN, SCHEDULES
 from partitioner.sharding.mesh_axes import DP, PP, TP
+
+CAST = ("bf16", "fp16")  # presets of which each has a family
 
 _LINK = Link(bytes_per_second=1e12, efficiency=1.0, latency_seconds=1e-9)
 _PEAKS: dict[str, float] = dict.fromkeys(("float64", "float32", "bfloat16", "float16"), 1e12)
@@ -22,10 +25,11 @@ def cluster(ranks: int) -> Cluster:
 
 @dataclass(frozen=True)
 class Family:
-    """A name and the pins that make it."""
+    """A name, the pins that make it, and in which precision."""
 
     name: str
     pins: dict[str, str | int]
+    precision: Precision = OWN
 
 
 def families(graph: Graph, ranks: int, global_batch: int) -> Iterator[Family]:
@@ -57,6 +61,8 @@ def families(graph: Graph, ranks: int, global_batch: int) -> Iterator[Family]:
         yield _family("tp x dp", ranks, global_batch, tp=2, dp=half)
     if ranks % 8 == 0 and blocks >= 2:
         yield _family("tp x pp x dp", ranks, global_batch, tp=2, pp=2, dp=ranks // 4)
+    for name in CAST:
+        yield replace(_family(f"{DP}, {name}", ranks, global_batch, dp=ranks), precision=PRESETS[name])
 
 
 def left_out(graph: Graph) -> str:

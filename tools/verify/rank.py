@@ -33,7 +33,8 @@ def main(folder: Path, count: int) -> None:
 
 def _run(subject: Subject, plans: list[Plan]) -> tuple[list[Outcome], str]:
     trial = prepare(subject.module, subject.graph, subject.batch)
-    found = [run_plan(trial, plan) for plan in plans]
+    graphs = [subject.traced_in(plan.decisions.precision) for plan in plans]
+    found = [run_plan(trial.traced_as(graph), plan) for graph, plan in zip(graphs, plans, strict=True)]
     return [row for row in found if row is not None], trial.reference.remark if trial.reference else ""
 
 
@@ -42,7 +43,7 @@ def _plain(row: Outcome) -> dict[str, object]:
     return {
         "loss": apart.loss, "gradient": apart.gradient, "norm": apart.norm, "parameter": apart.parameter,
         "worst": apart.worst, "zero": apart.zero, "empty": apart.empty, "limit": row.limit, "first": row.first,
-        "unforeseen": row.unforeseen,
+        "unforeseen": row.unforeseen, "real": row.real, "real_error": row.real_error,
     }  # fmt: skip
 
 

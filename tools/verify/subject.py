@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -11,6 +11,7 @@ from torch import nn
 from partitioner import Graph
 from partitioner.comparing.perturb import perturb
 from partitioner.comparing.resample import resample
+from partitioner.precision import OWN, Precision
 from tools.models.load import Source, load
 from tools.models.traced import traced
 
@@ -25,11 +26,20 @@ class Subject:
     graph: Graph
     batch: dict[str, torch.Tensor]
     moved: tuple[str, ...]
+    others: dict[Precision, Graph] = field(default_factory=dict)
 
     @property
     def module(self) -> nn.Module:
         """The eager module, its constant parameters moved."""
         return self.source.module
+
+    def traced_in(self, precision: Precision) -> Graph:
+        """The graph in another precision, traced once."""
+        known = {self.graph.precision: self.graph} | self.others
+        if precision not in known:
+            given = replace(self.source, batch=resample(self.source.batch, self.graph.batched, self.graph.batch))
+            self.others[precision] = traced(given, compare=False, precision=precision)
+        return self.others.get(precision, self.graph)
 
     def remarks(self) -> list[str]:
         """What was done to compare, for who reads the result."""
@@ -41,12 +51,14 @@ class Subject:
 
 
 def subject_of(
-    spec: str, settings: Mapping[str, object], seq: int | None, batch: int | None, samples: int, shrink: bool = False
-) -> Subject:
+    spec: str, settings: Mapping[str, object], seq: int | None, batch: int | None, samples: int, shrink: bool = False,
+    precision: Precision = OWN,
+) -> Subject:  # fmt: skip
     """Load a model and trace it at a size that is not ``samples``, the size of the batch; the same on every rank."""
     source = load(spec, settings, seq=seq, batch=batch, shrink=shrink)
     moved = perturb(source.module)
-    graph = traced(replace(source, batch=_example(source.batch, samples)), compare=False)
+    given = replace(source, batch=_example(source.batch, samples))
+    graph = traced(given, compare=False, precision=precision)
     return Subject(source, graph, resample(source.batch, graph.batched, samples), moved)
 
 

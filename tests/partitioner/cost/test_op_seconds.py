@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
+import torch
 
 from partitioner import Cluster
 from partitioner.cost.collective_seconds import collective_seconds
-from partitioner.cost.op_seconds import gemm_seconds
-from partitioner.cost.state_bytes import state_bytes
+from partitioner.cost.op_seconds import gemm_seconds, work_seconds
+from partitioner.cost.op_work import Work
+from partitioner.precision import PRESETS
 from partitioner.sharding.products import Gemm
 
 A100, H100 = Cluster.load("dgx-a100", nodes=16), Cluster.load("dgx-h100", nodes=64)
@@ -75,9 +75,10 @@ def test_collectives_take_what_was_measured(name: str) -> None:
     assert found * 1e6 == pytest.approx(microseconds, rel=0.35 if "efa" in name else 0.15)
 
 
-def test_zero_divides_optimizer_then_gradients_then_weights() -> None:
-    software = A100.software
-    held = [state_bytes(1000, 2, software, stage, 10) for stage in range(4)]
-    assert held == pytest.approx([16000, 5200, 3400, 1600])
-    mixed = dataclasses.replace(software, gradient_bytes=4.0)
-    assert state_bytes(1000, 2, mixed) == 1000 * (2 + 4 + 12)
+def test_products_of_float32_run_in_tf32_where_it_is_decided() -> None:
+    work = Work(torch.float32, attention_flops=1e12)
+    plain, fast = (work_seconds(work, A100, PRESETS[name]) for name in ("fp32", "tf32"))
+    peaks = A100.device.flops_per_second
+    assert plain / fast == pytest.approx(peaks["tf32"] / peaks["float32"])
+    half = Work(torch.bfloat16, attention_flops=1e12)
+    assert work_seconds(half, A100, PRESETS["tf32"]) == work_seconds(half, A100)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 import pytest
+import torch
 from hand_counted import chain, cluster, priced
 
 from partitioner import Graph
@@ -143,4 +144,4 @@ def test_what_crosses_a_cut() -> None:
 def test_what_a_rank_holds_of_a_parameter(weight: Placement, elements: int, is_partial: bool) -> None:
     found_ = found(cluster(), 2, **{"0": weight})
     for block in found_.folded.graph.blocks:
-        assert list(found_.held[block].values()) == [(elements, 4, is_partial)]
+        assert list(found_.held[block].values()) == [(elements, torch.float32, is_partial)]

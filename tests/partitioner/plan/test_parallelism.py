@@ -54,7 +54,7 @@ def test_a_file_has_one_flat_object_and_is_read_back_the_same(plan: Plan, tmp_pa
     document = json.loads(plan.to_json())
     assert list(document["decisions"]) == [
         "mesh", "order", "micro_batch", "micro_batches", "schedule", "virtual", "stages", "recompute", "recomputed",
-        "parameters", "boundaries", "zero", "plan_only", "seed",
+        "parameters", "boundaries", "zero", "precision", "plan_only", "seed",
     ]  # fmt: skip
     assert list(document["derived"]["candidates"][0])[:7] == [
         "mesh", "micro_batch", "schedule", "virtual", "recompute", "zero", "order",

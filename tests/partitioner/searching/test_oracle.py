@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from partitioner import Cluster, Graph, search, trace
 from partitioner.cost.op_work import Setting
-from partitioner.cost.unit_cost import Priced, price_each
+from partitioner.cost.price_units import price_each
+from partitioner.cost.unit_cost import Priced
 from partitioner.graph.graph import Unit
 from partitioner.graph.nodes import operands
 from partitioner.graph.resize_batch import resize

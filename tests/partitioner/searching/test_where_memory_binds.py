@@ -10,6 +10,7 @@ import pytest
 
 from examples.gpt import model
 from partitioner import Cluster, Graph, Plan, search, trace
+from partitioner.precision import PRESETS
 from partitioner.searching.where_memory_binds import NEAR
 
 SEARCH = sys.modules["partitioner.searching.search"]
@@ -17,7 +18,7 @@ SEARCH = sys.modules["partitioner.searching.search"]
 
 @functools.cache
 def graph() -> Graph:
-    return trace(*model(layers=8, vocab=2048, hidden=64, heads=4, seq=64), compare=False)
+    return trace(*model(layers=8, vocab=2048, hidden=64, heads=4, seq=64), compare=False, precision=PRESETS["tf32"])
 
 
 def room(share: float, pins: dict[str, str | int]) -> Cluster:

@@ -9,7 +9,7 @@ from small_plans import graph_of
 
 from partitioner import Cluster
 from partitioner.cost.op_work import Setting
-from partitioner.cost.unit_cost import price_units
+from partitioner.cost.price_units import price_units
 from partitioner.graph.tied_blocks import fold
 from partitioner.layouts.strategies import space
 from partitioner.solve.choices import Choices, Prices

@@ -79,7 +79,7 @@ def test_state_counts() -> None:
     alike = found.folded.parameter[found.folded.own(table)]
     heavy = replace(found)
     heavy.__dict__["held"] = {
-        unit: {n: ((2000.0 if found.folded.parameter[found.folded.own(n)] == alike else row[0]), *row[1:])
+        unit: {n: row._replace(elements=2000.0) if found.folded.parameter[found.folded.own(n)] == alike else row
                for n, row in rows.items()}
         for unit, rows in found.held.items()
     }  # fmt: skip

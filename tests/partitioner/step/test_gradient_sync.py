@@ -11,17 +11,18 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from hand_counted import chain, cluster, priced, split, stage
 
 from partitioner.cluster import Cluster, Software
 from partitioner.cost.op_seconds import Seconds
-from partitioner.cost.unit_cost import Priced
+from partitioner.cost.unit_cost import Held, Priced
 from partitioner.plan.derived_rows import Cost
 from partitioner.step.step_seconds import bound, price
 
 BARE = Software(overlap_gradients=False, overlap_sends=False)
 STAGE = stage(
-    parameters=((1000.0, 4, False),), weight_bytes=4000.0, gradient_bytes=4000.0, blocks=2,
+    parameters=(Held(1000.0, torch.float32, False),), weight_bytes=4000.0, gradient_bytes=4000.0, blocks=2,
     seconds=Seconds(100.0, 200.0),
 )
 ORDER = ("pp", "dp", "tp")
@@ -129,7 +130,7 @@ def test_the_update_is_of_what_a_rank_updates(zero: int, shared: int) -> None:
 def test_the_slowest_rank_counts() -> None:
     """Of two pipeline ranks the second has three times the parameters."""
     larger = replace(
-        STAGE, parameters=((3000.0, 4, False),), weight_bytes=12000.0, gradient_bytes=12000.0,
+        STAGE, parameters=(Held(3000.0, torch.float32, False),), weight_bytes=12000.0, gradient_bytes=12000.0,
         seconds=Seconds(10.0, 20.0),
     )
     found = replace(plain(), cluster=cluster(4, near=1.0, memory=1.0, software=BARE))

@@ -17,38 +17,38 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hand_counted import chain, cluster, priced, split, stage
 from torch import fx
 
-from partitioner.cluster import Software
 from partitioner.cost.backward_peak import Peaks
-from partitioner.cost.unit_cost import Priced, Stash
+from partitioner.cost.unit_cost import Held, Priced, Stash
+from partitioner.precision import OWN, Precision
 from partitioner.step.least_recompute import least_recomputed
 from partitioner.step.rank_memory import RankMemory, StageBytes
 from partitioner.step.split import Split, StageSums
 
 STATE, GRADIENT, KEPT, SENT, SAMPLES = 160, 40, 100, 7, 4 * 104
 FORWARD, BACKWARD, FIRST, ALONE = 110, 150, 155, 157
-PLAIN = Software()
 FULL = (
     Stash(KEPT, Peaks(FORWARD, BACKWARD, FIRST, ALONE)),
     Stash(60, Peaks(FORWARD, BACKWARD, FIRST, ALONE)),
     Stash(30, Peaks(FORWARD, BACKWARD, FIRST, ALONE)),
 )
 STAGE = stage(
-    parameters=((10.0, 4, False),), largest_unit=6.0, input_bytes=7.0, output_bytes=7.0, blocks=2,
+    parameters=(Held(10.0, torch.float32, False),), largest_unit=6.0, input_bytes=7.0, output_bytes=7.0, blocks=2,
     stash={"none": FULL[:1], "full": FULL},
 )  # fmt: skip
 
 
 @functools.cache
-def chain_on(software: Software = PLAIN) -> Priced:
-    return priced(chain(1), cluster(software=software))
+def chain_in(precision: Precision = OWN) -> Priced:
+    return priced(replace(chain(1), precision=precision), cluster())
 
 
-def peaks(split: Split, software: Software = PLAIN) -> list[float]:
+def peaks(split: Split, precision: Precision = OWN) -> list[float]:
     """Of each pipeline rank, without the samples, which lie on all."""
-    memory = RankMemory(chain_on(software), split)
+    memory = RankMemory(chain_in(precision), split)
     found = memory.rank_peak_bytes(np.array(split.recomputed)).tolist()
     assert memory.sample_bytes == 104 * split.parallelism.micro_batches
     assert memory.peak_bytes(split.recomputed) == max(found)
@@ -137,21 +137,23 @@ def test_zero_over_some_of_the_replicas() -> None:
 def test_partial_gradients_and_buffers_are_there_all_the_time() -> None:
     first = replace(FULL[0], peaks=Peaks(FORWARD, BACKWARD, 1000.0, 1000.0))
     sums, here = replace(STAGE, stash={"none": (first,)}), 2 * KEPT + (BACKWARD - KEPT + SENT)
-    partial = replace(sums, parameters=((10.0, 4, True),))
+    partial = replace(sums, parameters=(Held(10.0, torch.float32, True),))
     assert peaks(step(sums=partial))[0] == STATE + here
     assert peaks(step(sums=sums))[0] == STATE - GRADIENT + 2 * KEPT + 1000 - KEPT + SENT
-    buffers = Software(gradient_bytes=6.0)
-    assert peaks(step(sums=sums), buffers)[0] == 40 + 60 + 80 + here
+    wide = Precision(compute="float32", gradients="float64")  # added up in buckets of their own
+    assert peaks(step(sums=sums), wide)[0] == 40 + 80 + 80 + here
+    copied = Precision(compute="float32", gradients="float64", state="float64")
+    assert peaks(step(sums=sums), copied)[0] == 40 + 80 + 3 * 80 + here
 
 
 def table() -> fx.Node:
-    return next(iter(chain_on().folded.parameter))
+    return next(iter(chain_in().folded.parameter))
 
 
 def test_gradients_of_tied_tables_are_there_all_the_time() -> None:
     """They are summed over the first and the last stage: of 40 bytes of gradients 24 come with the first backward."""
     first = replace(FULL[0], peaks=Peaks(FORWARD, BACKWARD, 1000.0, 1000.0))
-    tied = replace(STAGE, tied_parameters={table(): (4.0, 4, False)}, stash={"none": (first,)})
+    tied = replace(STAGE, tied_parameters={table(): Held(4.0, torch.float32, False)}, stash={"none": (first,)})
     assert peaks(step(sums=tied)) == [STATE - 24 + n * KEPT + 1000 - KEPT + SENT for n in (2, 1)]
     alone = replace(tied, input_bytes=0.0, output_bytes=0.0)
     assert peaks(step(sums=alone, pp=1)) == [STATE - GRADIENT + 1000]
@@ -159,25 +161,25 @@ def test_gradients_of_tied_tables_are_there_all_the_time() -> None:
 
 def test_a_rank_of_both_ends_holds_a_tied_table_once() -> None:
     """zbv lays stages 0 and 3 on rank 0, 1 and 2 on rank 1: of the four parts of 160 on rank 0 one is the other's."""
-    tied, untied = replace(STAGE, tied_parameters={table(): (10.0, 4, False)}), STAGE
+    tied, untied = replace(STAGE, tied_parameters={table(): Held(10.0, torch.float32, False)}), STAGE
     memory = [
-        RankMemory(chain_on(), split(sums, pp=2, many=4, schedule="zbv", virtual=2))
+        RankMemory(chain_in(), split(sums, pp=2, many=4, schedule="zbv", virtual=2))
         for sums in ((tied, untied, untied, tied), (untied,) * 4)
     ]
     assert [m.state.sum(1).tolist() for m in memory] == [[160, 160, 160, 0], [160] * 4]
-    interleaved = RankMemory(chain_on(), split((tied, untied, untied, tied), pp=2, many=4, schedule="interleaved",
+    interleaved = RankMemory(chain_in(), split((tied, untied, untied, tied), pp=2, many=4, schedule="interleaved",
                                            virtual=2))  # fmt: skip
     assert interleaved.state.sum(1).tolist() == [160] * 4
 
 
 def test_parts_are_those_of_the_fullest_moment() -> None:
-    memory = RankMemory(chain_on(), step())
+    memory = RankMemory(chain_in(), step())
     acting = BACKWARD - KEPT + SENT
     assert memory.fullest((0, 0)) == (
         StageBytes(40, 40, 80, 2 * KEPT + SAMPLES, acting), StageBytes(40, 40, 80, KEPT + SAMPLES, acting),
     )  # fmt: skip
     assert [sum(part) for part in memory.fullest((0, 0))] == memory.rank_peak_bytes(np.array((0, 0))).tolist()
-    gpipe = RankMemory(chain_on(), step("gpipe"))
+    gpipe = RankMemory(chain_in(), step("gpipe"))
     assert gpipe.fullest((0, 0))[0] == StageBytes(40, 0, 80, 4 * KEPT + SAMPLES, FIRST - KEPT + SENT)
     kept, acting_ = memory.action_bytes((0, 0))
     assert kept.tolist() == [KEPT, KEPT]
@@ -197,7 +199,7 @@ def test_parts_are_those_of_the_fullest_moment() -> None:
 )
 def test_as_few_blocks_as_fit_are_recomputed(short: int, counts: tuple[int, int] | None) -> None:
     """With one block recomputed rank 0 holds 2 x 60 and 90 + 7 for a backward, 40 less; with both 70 less."""
-    memory = RankMemory(chain_on(), step().recomputing("full", (2, 2)))
+    memory = RankMemory(chain_in(), step().recomputing("full", (2, 2)))
     assert least_recomputed(memory, memory.peak_bytes((0, 0)) - short) == counts
 
 
@@ -206,7 +208,7 @@ def test_a_rank_recomputes_first_where_most_is_freed() -> None:
     other = tuple(Stash(size, FULL[0].peaks) for size in (KEPT, 50, 10))
     stages = (STAGE, STAGE, replace(STAGE, stash={"none": other[:1], "full": other}), STAGE)
     plain = split(stages, pp=2, many=4, schedule="interleaved", virtual=2)
-    memory = RankMemory(chain_on(), plain.recomputing("full", (0, 0, 0, 0)))
+    memory = RankMemory(chain_in(), plain.recomputing("full", (0, 0, 0, 0)))
     taken = [(0, 0), (0, 1), (1, 1), (1, 2), (2, 2)]
     for before, after in itertools.pairwise(taken):
         needed = memory.rank_peak_bytes(np.array([before[0], 2, before[1], 2]))[0]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import pytest
+import torch
 from hand_counted import chain, cluster, priced
 
-from partitioner.cluster import Software
-from partitioner.cost.unit_cost import Priced
+from partitioner.cost.unit_cost import Held, Priced
+from partitioner.precision import Precision
 from partitioner.sharding.layout import REPLICATE, shard_whole
 from partitioner.step.split import StageSums, stage_sums
 
@@ -72,11 +74,15 @@ def test_what_crosses_is_received_and_handed_on() -> None:
     assert [(r.sent_bytes, r.sent_back_bytes) for r in rows] == [(VALUE, 0), (VALUE, VALUE), (0, VALUE)]
 
 
+def f32(elements: float) -> Held:
+    return Held(elements, torch.float32, is_partial=False)
+
+
 @pytest.mark.parametrize(("tied", "whole"), [(False, 64 + 3 * 16 + 64), (True, 64 + 3 * 16)])
 def test_parameters_of_stages(tied: bool, whole: int) -> None:
     """A tied table counts once where both who read it are in one stage; first and last stage hold it each."""
     assert [row.parameters for row in (sums(0, 5, tied), sums(0, 2, tied), sums(2, 4, tied), sums(4, 5, tied))] == [
-        ((whole, 4, False),), ((80, 4, False),), ((32, 4, False),), ((64, 4, False),),
+        (f32(whole),), (f32(80),), (f32(32),), (f32(64),),
     ]  # fmt: skip
     assert [len(sums(*run, tied).tied_parameters) for run in ((0, 5), (0, 2), (2, 4), (4, 5))] == [tied, tied, 0, tied]
     assert [sums(*run, tied).largest_unit for run in ((0, 5), (0, 2), (2, 4), (4, 5))] == [64, 64, 16, 64]
@@ -95,15 +101,15 @@ def test_a_tied_tables_gradient_waits_for_the_embedding(tied: bool, fullest: int
 
 
 def test_bytes_of_sums_by_the_training_program() -> None:
-    """Gradients of 6 bytes, weights gathered of 2: Partial are the blocks', which all ranks hold."""
-    software = Software(gradient_bytes=6.0, weight_bytes=2.0)
-    found = priced(chain(), cluster(software=software), 2, {"0.weight": REPLICATE, "embed.weight": REPLICATE})
+    """Gradients of 8 bytes, weights of 4: Partial are the blocks', which all ranks hold."""
+    graph = replace(chain(), precision=Precision(compute="float32", gradients="float64"))
+    found = priced(graph, cluster(), 2, {"0.weight": REPLICATE, "embed.weight": REPLICATE})
     row = stage_sums(found, found.folded.graph.units[:4])
     partial = sum(n for n, _, is_partial in row.parameters if is_partial)
     assert partial in (48, 48 + 64)
-    assert row.partial_bytes == 6 * partial
-    assert row.gradient_bytes == 6 * sum(n for n, _, _ in row.parameters)
-    assert row.weight_bytes == 2 * sum(n for n, _, _ in row.parameters)
+    assert row.partial_bytes == 8 * partial
+    assert row.gradient_bytes == 8 * sum(n for n, _, _ in row.parameters)
+    assert row.weight_bytes == 4 * sum(n for n, _, _ in row.parameters)
 
 
 def test_sums_of_seconds_and_counts() -> None:

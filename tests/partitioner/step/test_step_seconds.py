@@ -14,7 +14,8 @@ from splits import split_of
 from partitioner import Cluster, search
 from partitioner.cost.op_seconds import Seconds
 from partitioner.cost.op_work import Setting
-from partitioner.cost.unit_cost import Priced, price_units
+from partitioner.cost.price_units import price_units
+from partitioner.cost.unit_cost import Priced
 from partitioner.graph.tied_blocks import fold
 from partitioner.layouts.strategies import space
 from partitioner.schedule.tables import SCHEDULES

@@ -187,9 +187,11 @@ def test_any_tied_name_and_any_file_of_an_index(stored: str, tmp_path: Path) -> 
 def _gpt2_like(prefix: str) -> Program:
     full = torch.float32
     rows = {
-        f"{prefix}wte.weight": Parameter((f"{prefix}wte.weight", "lm_head.weight"), (4, 2), full, True, (WHOLE,), (0,), full),
-        f"{prefix}h.0.weight": Parameter((f"{prefix}h.0.weight",), (2, 2), full, True, (WHOLE,), (0,), full),
-        "score.weight": Parameter(("score.weight",), (1, 2), full, True, (WHOLE,), (0,), full),
+        names[0]: Parameter(names, shape, full, True, (WHOLE,), (0,), full)
+        for names, shape in (
+            ((f"{prefix}wte.weight", "lm_head.weight"), (4, 2)), ((f"{prefix}h.0.weight",), (2, 2)),
+            (("score.weight",), (1, 2)),
+        )
     }
     return plans.of(rows, {"pp": 1, "dp": 1, "tp": 1}, (("tp", 1),))
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from examples.gpt import model
 from partitioner import Cluster, Plan, search, trace
+from partitioner.precision import OWN, PRESETS
 from tools.compare.diff import differences
 from tools.figures import figures
 from tools.figures.columns import ROWS, of_plan, winners
@@ -27,7 +28,7 @@ def planned(dtype: torch.dtype = torch.float32, seq: int = 32) -> Plan:
 
 
 def test_mfu_is_a_share_of_the_peak_of_the_data_type() -> None:
-    for dtype, peak in ((torch.float32, 156e12), (torch.bfloat16, 312e12)):
+    for dtype, peak in ((torch.float32, 19.5e12), (torch.bfloat16, 312e12)):
         plan = planned(dtype)
         expected = plan.cost.flops / (plan.cost.step_seconds * 2 * peak)
         assert figures.mfu(plan) == pytest.approx(expected)
@@ -47,7 +48,20 @@ def test_an_image_is_a_sample_and_no_token() -> None:
 def test_products_and_parameters_of_two_precisions() -> None:
     plan = planned()
     mixed = replace(plan, model=plan.model | {"product_dtype": "bfloat16"})
-    assert figures.precision_words(mixed.model) == "bfloat16 products of float32 parameters"
+    assert figures.precision_words(mixed.model, OWN) == "bfloat16 products of float32 parameters"
+    assert figures.precision_label(plan.model, OWN) == "float32"
+
+
+def test_a_precision_in_words() -> None:
+    half = planned().model | {"dtype": "bfloat16", "product_dtype": "bfloat16"}
+    kept = replace(PRESETS["bf16"], float32=("*.gate",))
+    words = "bfloat16, gradients, masters and moments float32, *.gate in float32"
+    assert figures.precision_words(half, kept) == words
+    assert figures.precision_label(half, kept) == "bf16, *.gate in float32"
+    single = planned().model
+    assert figures.precision_words(single, PRESETS["fp32"]) == "float32, no TF32"
+    fast = single | {"product_dtype": "tf32"}
+    assert figures.precision_words(fast, PRESETS["tf32"]) == "tf32 products of float32 parameters"
 
 
 def test_what_is_assumed_is_said_and_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,7 +43,7 @@ def test_the_card_and_the_tree_are_the_golden_ones(path: Path, capsys: pytest.Ca
     below = printed[printed.index("where the time goes") :]  # the card's width is its entry's
     lines = "\n".join(line.rstrip() for line in below.splitlines()) + "\n"
     assert lines == (GOLDEN / "show.txt").read_text()
-    assert "│ float32, 32 tokens a sample " in printed
+    assert "│ tf32 products of float32 parameters, 32 tokens a sample " in printed
 
 
 def test_the_drawing_opens_each_kind_of_block_once(path: Path, tmp_path: Path) -> None:

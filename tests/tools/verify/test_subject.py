@@ -28,7 +28,7 @@ def _row(**changes: object) -> Verified:
         "parameter": 0.0, "worst": "", "parameters_divided": 1.0, "flops_divided": 1.0, "zero": (), "empty": 0.0,
         "limit": 1e-9, "first": "", "unforeseen": "",
     }  # fmt: skip
-    return Verified(**given | changes)  # type: ignore[arg-type]
+    return Verified(**{"real": "", "real_error": 0.0} | given | changes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

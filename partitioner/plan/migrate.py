@@ -1,0 +1,71 @@
+"""Documents of earlier versions as this one writes them; what can't be read so is refused with the command that makes
+it anew.
+
+    6 -> 7    precision: the model's own data types, in which such plans were executed; the bytes of a parameter were
+              the cluster's
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from partitioner.errors import InputError
+from partitioner.plan.digests import digest_of
+from partitioner.plan.json_document import plain
+from partitioner.precision import OWN
+
+VERSION = 7
+UNVERSIONED = 6  # what reports without a version are of
+_STATE = ("weight_bytes", "gradient_bytes", "optimizer_bytes")
+Data = dict[str, Any]
+
+
+def migrated(data: Data, origin: str, version: object) -> Data:
+    """A plan's or a report's document of ``version``, as of VERSION; raises InputError for one that it can't be."""
+    if version == VERSION:
+        return data
+    if isinstance(version, int) and version > VERSION:
+        raise InputError(f"{origin}: version {version} is newer than this program, which reads {VERSION}: update it")
+    if version not in _STEPS:
+        raise InputError(f"{origin}: version {str(version)[:60]} is not known here{_again(data)}")
+    try:
+        return _STEPS[version](data, origin)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"{origin}: not whole, for version {version}: {error!r}{_again(data)}") from error
+
+
+def _from_6(data: Data, origin: str) -> Data:
+    """Where ops and the optimizer were priced as they were executed, in float32 or wider, the price holds still."""
+    asked, decisions = data["asked"], data["decisions"] | {"precision": json.loads(json.dumps(plain(OWN)))}
+    before, software = asked["cluster"], dict(asked["cluster"]["software"])
+    if any(software.pop(key, None) is not None for key in _STATE):
+        raise InputError(f"{origin}: its cluster says what a parameter holds, which a plan does now{_again(data)}")
+    cluster = before | {"software": software}
+    made = data | {"version": VERSION, "decisions": decisions, "asked": asked | {"cluster": cluster}}
+    if "found" not in data:
+        return made
+    digests = dict(data["found"]["digests"])
+    if digests.get("cluster") == digest_of(before):
+        digests["cluster"] = digest_of(cluster)
+    if asked["model"]["dtype"] in ("float32", "float64"):
+        digests["precision"] = digest_of(decisions["precision"])
+    return made | {"found": data["found"] | {"digests": digests}}
+
+
+_STEPS: Mapping[object, Callable[[Data, str], Data]] = {6: _from_6}
+
+
+def _again(data: Data) -> str:
+    """The command that plans anew what a document was made for, as far as it tells."""
+    try:
+        asked, cluster = data["asked"], data["asked"]["cluster"]
+        words = ["partitioner", "plan", asked["model"]["entry"], "--cluster", cluster["name"]]
+        words += ["--nodes", str(cluster["nodes"]), "--global-batch", str(asked["global_batch"])]
+        words += ["--seq", str(asked["model"]["seq"])] if asked["model"].get("seq") else []
+        words += [w for key, value in asked["pins"].items() for w in ("--pin", f"{key}={value}")]
+        return f"; plan again: {shlex.join(map(str, words))}"
+    except (AttributeError, KeyError, TypeError):
+        return ": plan again with partitioner plan"
