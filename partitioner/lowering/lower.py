@@ -79,6 +79,8 @@ def lower(graph: Graph, plan: Plan) -> Program:
         shapes={
             n: shape_of(node) for n, node in placeholders(graph.module.graph, "input").items() if n in graph.inputs
         },
+        zero=parallelism.zero,
+        shards=parallelism.shards,
         loss_scale=graph.precision.loss_scale,
         tf32=graph.precision.tf32,
     )
@@ -185,21 +187,21 @@ def _parameters(lowered: _Lowered, split: list[list[Unit]]) -> dict[str, Paramet
     for node, readers in stages.items():
         info = lowered.graph.parameters[node.meta["source"]]
         placement = lowered.solution.parameters[lowered.folded.parameter[node]]
-        found[info.names[0]] = _parameter(lowered, info, node in trained, placement, tuple(sorted(readers)))
+        found[info.names[0]] = _parameter(lowered, info, node in trained, placement, tuple(sorted(readers)), True)
     for name, info in lowered.graph.parameters.items():  # what no op reads is held, whole, and never changes
         if name not in found:
-            found[name] = _parameter(lowered, info, False, WHOLE, (0,))
+            found[name] = _parameter(lowered, info, False, WHOLE, (0,), False)
     order = {name: n for n, name in enumerate(lowered.graph.parameters)}
     return dict(sorted(found.items(), key=lambda row: order[row[0]]))
 
 
 def _parameter(
-    lowered: _Lowered, info: ParameterInfo, trains: bool, placement: Placement, stages: tuple[int, ...]
+    lowered: _Lowered, info: ParameterInfo, trains: bool, placement: Placement, stages: tuple[int, ...], is_read: bool
 ) -> Parameter:
     own, precision = str(info.dtype).removeprefix("torch."), lowered.graph.precision
     copy = precision.state_of(own) if trains else None
     return Parameter(
         names=info.names, shape=info.shape, dtype=info.dtype, requires_grad=trains, layout=(placement,), stages=stages,
         gradient_dtype=getattr(torch, precision.gradient_of(own)),
-        copy_dtype=None if copy is None else getattr(torch, copy),
+        copy_dtype=None if copy is None else getattr(torch, copy), is_read=is_read,
     )  # fmt: skip

@@ -18,7 +18,7 @@ from partitioner.graph.counts import Count
 from partitioner.graph.step_inputs import BATCH_SHARE, SAMPLE_COUNT, SAMPLE_KEYS, STEP_KEY
 from partitioner.schedule.tables import Action
 from partitioner.sharding.layout import Layout
-from partitioner.sharding.mesh_axes import TP
+from partitioner.sharding.mesh_axes import DP, REPLICA, SHARD, TP
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ class Parameter:
     read it: more than one for a weight tied across stages, whose gradients are summed over those stages once a step.
     ``names`` are all names of the parameter in the source model, the first is the one used everywhere.
     ``requires_grad``: it trains and the loss has a gradient by it; what forward does not read stays as it is.
+    ``is_read``: by some op.
     Ops read it in ``dtype``, gradients are added up and summed over ranks in ``gradient_dtype``, and the optimizer
     updates a copy in ``copy_dtype``, or, where that is None, the parameter itself.
     """
@@ -86,11 +87,17 @@ class Parameter:
     stages: tuple[int, ...]
     gradient_dtype: torch.dtype
     copy_dtype: torch.dtype | None = None
+    is_read: bool = True
 
     @property
     def held_dtype(self) -> torch.dtype:
         """In which its value is kept from step to step."""
         return self.copy_dtype or self.dtype
+
+    @property
+    def can_be_sharded(self) -> bool:
+        """Whether dp may divide its state: by rows, in real numbers, where an op reads it."""
+        return bool(self.shape) and self.dtype.is_floating_point and self.is_read
 
     @property
     def name(self) -> str:
@@ -110,7 +117,7 @@ class Program:
     ``actions[p]`` is what pipeline rank p does, in order. ``buffers`` are the source model's, whole on every rank;
     calls name them ``buffer:NAME``. ``plain`` are the batch's values that are no tensors, as they must stay; ``shapes``
     those that ``inputs`` have in a micro-batch, as they must be. ``loss_scale``: whether the loss is scaled; ``tf32``:
-    whether float32 products run in TF32.
+    whether float32 products run in TF32. ``zero``: ZeRO's stage, over groups of ``shards`` neighbouring ranks of dp.
     """
 
     stages: tuple[Stage, ...]
@@ -130,6 +137,12 @@ class Program:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     loss_scale: bool = False
     tf32: bool = False
+    zero: int = 0
+    shards: int = 1
+
+    def is_sharded(self, parameter: Parameter) -> bool:
+        """Whether ranks of dp hold parts of a parameter's state."""
+        return self.zero > 0 and self.shards > 1 and parameter.can_be_sharded
 
     def ranks_of(self, stages: Iterable[int]) -> tuple[int, ...]:
         """The pipeline ranks on which these stages lie, rising."""
@@ -161,12 +174,13 @@ Coordinates = Mapping[str, int]
 
 
 def coordinates(program: Program) -> list[Coordinates]:
-    """Of each rank: its index on each axis of the mesh and each of ``program.axes``."""
+    """Of each rank: its index on each axis of the mesh, each of ``program.axes``, and those that refine dp."""
     cells = list(product(*(range(size) for _, size in program.axes)))
     refined = [dict(zip((axis for axis, _ in program.axes), cell, strict=True)) for cell in cells]
     places = product(*(range(program.mesh[axis]) for axis in program.order))
     rows = (dict(zip(program.order, place, strict=True)) for place in places)
-    return [row | refined[row[TP]] for row in rows]
+    shards = program.shards
+    return [row | refined[row[TP]] | {REPLICA: row[DP] // shards, SHARD: row[DP] % shards} for row in rows]
 
 
 def listing(program: Program) -> str:

@@ -16,13 +16,21 @@ import torch
 from torch import fx
 
 from partitioner.graph.nodes import buffer_name
-from partitioner.lowering.program import Call, Coordinates, Parameter, Program, Stage, Value, coordinates
-from partitioner.ops.collective_kinds import ALL_REDUCE
+from partitioner.lowering.program import Call, Coordinates, Program, Stage, Value, coordinates
+from partitioner.lowering.shard_groups import (
+    gathered_bytes,
+    held_shape,
+    rank_shape,
+    reduced_bytes,
+    scattered,
+    shard_groups,
+)
+from partitioner.ops.collective_kinds import ALL_GATHER, ALL_REDUCE, REDUCE_SCATTER
 from partitioner.ops.collectives import Shape
 from partitioner.ops.payloads import RANK_OPS, axis_place, tensor_places
 from partitioner.schedule.tables import KINDS, Action, reader
-from partitioner.sharding.layout import REPLICATE, local_shape
-from partitioner.sharding.mesh_axes import DP, PP
+from partitioner.sharding.layout import REPLICATE
+from partitioner.sharding.mesh_axes import DP, PP, SHARD
 
 SCALAR = 8  # bytes of a float64
 
@@ -87,7 +95,7 @@ def traffic(program: Program, rank: int = 0, clipped: bool = True) -> list[Sendi
     here = coordinates(program)[rank]
     trip = _Trip(program, here)
     rows = [row for action in program.actions[here[PP]] for row in trip.rows(action)]
-    return [*rows, *_sync(program, here), *_control(program, clipped)]
+    return [*rows, *_sync(program, here), *_sharded_once(program, here), *_control(program, clipped)]
 
 
 def tally(rows: Iterable[Sending]) -> Counter[tuple[str, str, str, int]]:
@@ -136,7 +144,9 @@ class _Trip:
         for call in stage.calls:
             ran.append(self.run(call, values))
             values |= _named(call, ran[-1])
-        return {"forward": [row for r in ran for row in r.forward], "backward": _backward(stage, ran)}
+        reached, backward = _backward(stage, ran)
+        gathered, reduced = _sharded_often(self.program, self.here, stage, reached)
+        return {"forward": [row for r in ran for row in r.forward] + gathered, "backward": backward + reduced}
 
     def run(self, call: Call, values: Named) -> _Ran:
         """A call on meta, once for each kind of arguments."""
@@ -147,15 +157,42 @@ class _Trip:
         return self.made[key]
 
 
-def _backward(stage: Stage, ran: list[_Ran]) -> list[Sending]:
-    """Rows of the calls to which a gradient comes, from what is sent and from the loss."""
+def _backward(stage: Stage, ran: list[_Ran]) -> tuple[set[int], list[Sending]]:
+    """The calls to which a gradient comes, from what is sent and from the loss, and their rows."""
     alive = {v.name for v in stage.sends if v.differentiable} | {stage.loss}
     rows: list[Sending] = []
-    for call, r in reversed([*zip(stage.calls, ran, strict=True)]):
+    reached = set[int]()
+    for number, call, r in reversed([*zip(range(len(ran)), stage.calls, ran, strict=True)]):
         slots = [n for n, name in enumerate(call.results) if name in alive and r.results[n].differentiable]
         rows = r.rows(slots) + rows
+        reached |= {number} if slots else set()
         alive |= {call.arguments[n] for slot in slots for n in r.read[slot]}
-    return rows
+    return reached, rows
+
+
+def _sharded_often(
+    program: Program, here: Coordinates, stage: Stage, reached: set[int]
+) -> tuple[list[Sending], list[Sending]]:
+    """What ZeRO moves with each forward of a stage, and with each backward, of which ``reached`` calls are part."""
+    groups = shard_groups(program, stage)
+    own = [group for group in groups if group.call is not None] if program.zero == 3 else []
+    gathered = [(g, Sending(DP, ALL_GATHER, "state", gathered_bytes(program, here, g))) for g in own]
+    reduced = scattered(program, groups) if program.zero > 1 else iter(())
+    back = [row for g, row in gathered if g.call in reached]
+    back += [Sending(DP, REDUCE_SCATTER, "state", reduced_bytes(program, here, g)) for g in reduced]
+    return [row for _, row in gathered], back
+
+
+def _sharded_once(program: Program, here: Coordinates) -> Iterator[Sending]:
+    """What ZeRO moves once a step: weights that stay gathered, gradients added up before, sums over replicas."""
+    groups = [g for s in program.stages if s.rank == here[PP] for g in shard_groups(program, s)]
+    kept = [g for g in groups if program.zero < 3 or g.call is None]
+    trained = [*scattered(program, groups)]
+    size = sum(gathered_bytes(program, here, g) for g in kept)
+    reduced = sum(reduced_bytes(program, here, g) for g in trained)
+    rows = [(ALL_GATHER, size), (REDUCE_SCATTER, reduced if program.zero == 1 else 0)]
+    rows += [(ALL_REDUCE, reduced // program.shards if program.shards < program.mesh[DP] else 0)]
+    return (Sending(DP, kind, "sync", size) for kind, size in rows if size)
 
 
 def _named(call: Call, ran: _Ran) -> Named:
@@ -178,15 +215,8 @@ def _fixed(program: Program, here: Coordinates) -> Named:
             if name in program.step_inputs:
                 found[name] = _Tensor(tuple(node.meta["val"].shape), node.meta["val"].dtype, False)
     for name, parameter in program.parameters.items():
-        found[name] = _Tensor(_local(program, parameter, here), parameter.dtype, parameter.requires_grad)
+        found[name] = _Tensor(rank_shape(program, parameter, here), parameter.dtype, parameter.requires_grad)
     return found
-
-
-def _local(program: Program, parameter: Parameter, here: Coordinates) -> Shape:
-    shape = parameter.shape
-    for placement, (axis, ranks) in zip(parameter.layout, program.axes, strict=True):
-        shape = local_shape(shape, placement, here[axis], ranks)
-    return shape
 
 
 def _sync(program: Program, here: Coordinates) -> Iterator[Sending]:
@@ -199,8 +229,10 @@ def _sync(program: Program, here: Coordinates) -> Iterator[Sending]:
         rows = zip(parameter.layout, program.axes, strict=True)
         axes = [axis for placement, (axis, ranks) in rows if placement == REPLICATE and ranks > 1]
         axes += [PP] if len(owners) > 1 else []
-        axes += [DP] if program.mesh[DP] > 1 else []
-        size = math.prod(_local(program, parameter, here)) * parameter.gradient_dtype.itemsize
+        is_sharded = program.is_sharded(parameter)
+        axes += [DP] if program.mesh[DP] > 1 and not is_sharded else []
+        kind = parameter.held_dtype if is_sharded else parameter.gradient_dtype
+        size = math.prod(held_shape(program, parameter, here, here[SHARD])) * kind.itemsize
         for axis in axes:
             sizes[axis] = sizes.get(axis, 0) + size
     return (Sending(axis, ALL_REDUCE, "sync", size) for axis, size in sizes.items())
@@ -213,8 +245,8 @@ def _control(program: Program, clipped: bool) -> Iterator[Sending]:
     sizes = [(DP, 2 * SCALAR * shared)] if shared else []
     sizes += [(DP, SCALAR * numbers) for numbers in program.counted]
     sizes += [(DP, SCALAR), (PP, SCALAR)]
-    wide = dict(mesh) | dict(program.axes)
-    sizes += [(axis, SCALAR) for axis in (PP, *(axis for axis, _ in program.axes)) if clipped]
+    wide = dict(mesh) | dict(program.axes) | {SHARD: program.shards}
+    sizes += [(axis, SCALAR) for axis in (PP, *(axis for axis, _ in program.axes), SHARD) if clipped]
     return (Sending(axis, ALL_REDUCE, "control", size) for axis, size in sizes if wide[axis] > 1)
 
 

@@ -179,8 +179,8 @@ class Cost:
 
 
 _CANDIDATE = """
-    mesh micro_batch schedule virtual recompute zero order step_seconds compute_seconds exposed_seconds bubble_seconds
-    peak_bytes
+    mesh micro_batch schedule virtual recompute zero zero_group order step_seconds compute_seconds exposed_seconds
+    bubble_seconds peak_bytes
 """
 
 

@@ -31,7 +31,7 @@ def _schedules(executed: bool) -> tuple[str, ...]:
 
 EXECUTED = {  # a decision that has no row is executed with every value
     CP: Values((1,), tuple(range(2, 17)), f"{CP} {{}}"),
-    "zero": Values((0,), (1, 2, 3), "ZeRO {}"),
+    "zero": Values((0, 1, 2, 3), (), "ZeRO {}"),
     "recompute": Values((NO_RECOMPUTE, FULL_RECOMPUTE), ("selective",), "{} recompute"),
     "schedule": Values(_schedules(True), _schedules(False), "schedule {}"),
 }

@@ -2,7 +2,7 @@
 it anew.
 
     6 -> 7    precision: the model's own data types, in which such plans were executed; the bytes of a parameter were
-              the cluster's
+              the cluster's. ZeRO over all replicas
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def migrated(data: Data, origin: str, version: object) -> Data:
 
 def _from_6(data: Data, origin: str) -> Data:
     """Where ops and the optimizer were priced as they were executed, in float32 or wider, the price holds still."""
-    asked, decisions = data["asked"], data["decisions"] | {"precision": json.loads(json.dumps(plain(OWN)))}
+    asked, precision = data["asked"], json.loads(json.dumps(plain(OWN)))
+    decisions = data["decisions"] | {"zero_group": 0, "precision": precision}
     before, software = asked["cluster"], dict(asked["cluster"]["software"])
     if any(software.pop(key, None) is not None for key in _STATE):
         raise InputError(f"{origin}: its cluster says what a parameter holds, which a plan does now{_again(data)}")
@@ -47,7 +48,9 @@ def _from_6(data: Data, origin: str) -> Data:
     made = data | {"version": VERSION, "decisions": decisions, "asked": asked | {"cluster": cluster}}
     if "found" not in data:
         return made
-    digests = dict(data["found"]["digests"])
+    rows = {key: [row | {"zero_group": 0} for row in data["derived"][key]] for key in ("candidates", "front")}
+    made["derived"] = data["derived"] | rows
+    digests = dict(data["found"]["digests"]) | {"zero_group": digest_of(0)}
     if digests.get("cluster") == digest_of(before):
         digests["cluster"] = digest_of(cluster)
     if asked["model"]["dtype"] in ("float32", "float64"):

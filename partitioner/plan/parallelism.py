@@ -28,7 +28,7 @@ class Parallelism:
     ``mesh``: ranks along each axis. ``order``: its axes, outermost first. ``micro_batch``: samples of one, of which a
     data rank takes ``micro_batches`` a step. ``schedule``: the pipeline's, with ``virtual`` stages a rank.
     ``recompute``: what is computed again in backward ("none", "full", or "selective": attention's scores). ``zero``:
-    ZeRO's stage.
+    ZeRO's stage, over groups of ``zero_group`` neighbouring ranks of those that hold the same parameters, 0 for all.
     """
 
     mesh: dict[str, int]
@@ -39,6 +39,7 @@ class Parallelism:
     virtual: int
     recompute: str
     zero: int = 0
+    zero_group: int = 0
 
     def degree(self, axis: str) -> int:
         """Ranks along an axis, 1 where the mesh has none such."""
@@ -53,6 +54,11 @@ class Parallelism:
     def replicas(self) -> int:
         """Ranks that hold the same parameters."""
         return math.prod(map(self.degree, REPLICATING))
+
+    @property
+    def shards(self) -> int:
+        """Of the ranks that hold the same parameters, those over which ZeRO divides; the others hold that again."""
+        return min(self.zero_group or self.replicas, self.replicas) if self.zero else 1
 
     @property
     def stage_count(self) -> int:

@@ -30,7 +30,7 @@ _MOST_BYTES = 16_000_000
 
 _DECISIONS = """
     mesh order micro_batch micro_batches schedule virtual stages recompute recomputed parameters boundaries zero
-    precision plan_only seed
+    zero_group precision plan_only seed
 """
 
 

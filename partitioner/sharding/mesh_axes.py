@@ -25,5 +25,7 @@ AXES = {  # as they usually lie, outermost first
     CP: MeshAxis(replicates=True, is_always=False),  # tokens
     TP: MeshAxis(),  # ops
 }
+SHARD, REPLICA = "dp_shard", "dp_replica"  # of dp where state is divided: neighbours divide it, and hold it again
+REFINED = {DP: (REPLICA, SHARD)}  # outermost first
 REPLICATING = tuple(axis for axis, row in AXES.items() if row.replicates)
 NAMED = (TP, CP, PP, DP)  # as tables and messages name them

@@ -86,7 +86,7 @@ class FittingCuts:
     def _rooms(self, plain: Split, way: str) -> _Rooms:
         """What a stage may keep is the room, less what a rank of ``plain`` holds beside state and stashes."""
         memory, own = RankMemory(self.priced, plain.recomputing(way, plain.recomputed)), plain.parallelism
-        precision, shards, ranks = self.priced.precision, plain.shards, memory.rank_stages[:, 0]
+        precision, shards, ranks = self.priced.precision, own.shards, memory.rank_stages[:, 0]
         state = 0.0 * self.blocks
         for dtype, elements in self.elements.items():
             state += elements * state_bytes(1.0, dtype, precision, own.zero, shards)

@@ -137,6 +137,6 @@ class RankMemory:
         return sum(row.elements * state(row.dtype, self.precision).gradient for row in found)
 
     def _state_bytes(self, rows: Iterable[Held]) -> Array:
-        zero, shards = self.parallelism.zero, self.split.shards
+        zero, shards = self.parallelism.zero, self.parallelism.shards
         found = [held_state(row.elements, row.dtype, self.precision, zero, shards) for row in rows]
         return np.array(found).sum(0) if found else np.zeros(len(State._fields))

@@ -95,21 +95,13 @@ def stage_sums(priced: Priced, units: Sequence[Unit], ways: Sequence[str] = ("fu
 class Split:
     """How a step is cut: its parallelism and the stages that follow from it.
 
-    ``recomputed``: of each stage, how many of its blocks are recomputed in the way of the parallelism. ``zero_group``:
-    ranks over which ZeRO divides state, None for all of dp and cp.
+    ``recomputed``: of each stage, how many of its blocks are recomputed in the way of the parallelism.
     """
 
     parallelism: Parallelism
     stages: tuple[StageSums, ...]
     units: tuple[tuple[Unit, ...], ...]
     recomputed: tuple[int, ...]
-    zero_group: int | None = None
-
-    @property
-    def shards(self) -> int:
-        """Ranks over which ZeRO divides state."""
-        replicas = self.parallelism.replicas
-        return replicas if self.zero_group is None else min(self.zero_group, replicas)
 
     def recomputing(self, way: str, counts: tuple[int, ...]) -> Split:
         """The same, recomputing so many blocks of each stage."""

@@ -42,7 +42,7 @@ class SplitSeconds:
     @cached_property
     def shard_route(self) -> Route:
         """The ranks over which ZeRO divides."""
-        return self.route(REPLICATING, self.split.shards)
+        return self.route(REPLICATING, self.parallelism.shards)
 
     @cached_property
     def slowest_factor(self) -> float:
@@ -73,7 +73,7 @@ class SplitSeconds:
 
     def zero_seconds(self, n: int) -> Seconds:
         """What ZeRO's weights and gradients, moved beside compute, add to it."""
-        if self.parallelism.zero < 2 or self.split.shards == 1:
+        if self.parallelism.zero < 2 or self.parallelism.shards == 1:
             return ZERO
         stage, busy = self.split.stages[n], self.device_seconds(n)
         gather = self.gather_seconds(stage) if self.parallelism.zero == 3 else 0.0
@@ -163,7 +163,7 @@ class SplitSeconds:
         return [self.split.stages[n] for n in self.parallelism.rank_stages[p]]
 
     def update_seconds(self, p: int) -> float:
-        shared = self.split.shards if self.parallelism.zero else 1
+        shared = self.parallelism.shards if self.parallelism.zero else 1
         rows = [row for s in self.rank_sums(p) for row in s.parameters]
         own, cluster = self.priced.precision, self.cluster
         return sum(optimizer_seconds(row.elements / shared, row.dtype, own, cluster) for row in rows)
@@ -184,7 +184,7 @@ class SplitSeconds:
 
     def reduction_seconds(self, gradients: float, weights: float, blocks: int) -> tuple[float, float]:
         """Seconds to sum gradients over the replicas once a step, and to gather, block by block, what ZeRO updated."""
-        own, shards = self.parallelism, self.split.shards
+        own, shards = self.parallelism, self.parallelism.shards
         if own.replicas == 1:
             return 0.0, 0.0
         if own.zero == 0:

@@ -19,6 +19,7 @@ from partitioner.schedule.tables import Action
 from runtime.dry_run.recording_group import Passage, Tape
 from runtime.dry_run.recording_transport import RecordingTransport
 from runtime.mesh.groups import Groups
+from runtime.train.sharded_stages import ShardedStages
 from runtime.train.worker import Named, Stash, Worker
 
 
@@ -35,9 +36,10 @@ class ReplayWorker(Worker):
     """Writes on ``tape``, and executes ``every`` micro-batch or as few as needed."""
 
     def __init__(
-        self, program: Program, groups: Groups, parameters: Mapping[str, nn.Parameter], *, tape: Tape, every: bool
-    ) -> None:
-        super().__init__(program, groups, parameters)
+        self, program: Program, groups: Groups, parameters: Mapping[str, nn.Parameter],
+        sharded: ShardedStages | None = None, *, tape: Tape, every: bool,
+    ) -> None:  # fmt: skip
+        super().__init__(program, groups, parameters, sharded)
         self._tape, self._known = tape, dict[tuple[int, str], _Learned]()
         self.transport = self._recorded = RecordingTransport(program, groups, tape)
         last = {action.micro_batch for action in self._last.values()}

@@ -24,8 +24,8 @@ from runtime.mesh.groups import Groups
 
 Start = Callable[..., dist.Work | None]
 # torch 2.13 renamed these two and warns of the old names.
-_all_gather: Start = vars(dist).get("all_gather_single") or vars(dist)["all_gather_into_tensor"]
-_reduce_scatter: Start = vars(dist).get("reduce_scatter_single") or vars(dist)["reduce_scatter_tensor"]
+all_gather: Start = vars(dist).get("all_gather_single") or vars(dist)["all_gather_into_tensor"]
+reduce_scatter: Start = vars(dist).get("reduce_scatter_single") or vars(dist)["reduce_scatter_tensor"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Axis:
         packed = x.new_empty((self.ranks, *x.shape))
         self.log.add(self.name, ALL_GATHER, packed, phase)
         with self._timed():
-            _all_gather(flat(packed), flat(x.contiguous()), group=self.group)
+            all_gather(flat(packed), flat(x.contiguous()), group=self.group)
         return join(packed, shard)
 
     def scatter(self, x: torch.Tensor, shard: Shard, phase: Phase) -> torch.Tensor:
@@ -86,7 +86,7 @@ class Axis:
         packed = split(x, shard, self.ranks)
         self.log.add(self.name, REDUCE_SCATTER, packed, phase)
         received = torch.empty_like(packed[0] if self.scatters else packed)
-        run: Start = _reduce_scatter if self.scatters else dist.all_to_all_single
+        run: Start = reduce_scatter if self.scatters else dist.all_to_all_single
         work = run(flat(received), flat(packed), group=self.group, async_op=True)
 
         def finish() -> torch.Tensor:

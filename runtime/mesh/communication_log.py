@@ -11,7 +11,7 @@ import torch
 from partitioner.lowering.traffic import Sending
 from runtime.mesh.step_clock import Clock
 
-Phase = Literal["forward", "recompute", "backward", "send", "sync", "control"]  # of a step
+Phase = Literal["forward", "recompute", "backward", "send", "state", "sync", "control"]  # of a step
 
 
 @dataclass

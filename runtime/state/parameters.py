@@ -25,7 +25,7 @@ from partitioner.errors import InputError
 from partitioner.lowering.program import Parameter, Program
 from partitioner.sharding.cut_tensors import assemble
 from partitioner.sharding.layout import Shard
-from partitioner.sharding.mesh_axes import DP, PP
+from partitioner.sharding.mesh_axes import PP, REPLICA, SHARD
 from partitioner.user_code.compiled import unwrapped, written_parameters
 from runtime.state.safetensors_files import from_safetensors
 from runtime.state.shard_pieces import Part, cut, part, part_of, places, rank_parameters
@@ -39,7 +39,7 @@ class Groups(Protocol):
 
     @property
     def coordinates(self) -> Mapping[str, int]:
-        """This rank's index on "pp", "dp" and each of the Program's axes."""
+        """This rank's index on "pp", "dp", the axes that refine it, and each of the Program's axes."""
         ...
 
     @property
@@ -190,11 +190,17 @@ def gather(
     """
     parameter, here = program.parameters[name], groups.coordinates
     owner = parameter.stages[0] % program.mesh[PP]
-    if not everywhere and here[DP] != 0:
+    if not everywhere and here[REPLICA] != 0:
         return None
     whole = None
     if here[PP] == owner:
-        whole = _over_axes(program, groups, parameter, _typed(local, name, dtype or parameter.held_dtype))
+        whole = _typed(local, name, dtype or parameter.held_dtype)
+        if program.is_sharded(parameter):
+            whole = _over_shards(program, groups, parameter, whole)
+    if not everywhere and here[SHARD] != 0:
+        return None
+    if whole is not None:
+        whole = _over_axes(program, groups, parameter, whole)
     if everywhere or all(here[axis] == 0 for axis, _ in program.axes):
         whole = _from_owner(groups, owner, whole, parameter.shape, dtype or parameter.held_dtype, program.mesh[PP])
         return whole if everywhere or here[PP] == 0 else None
@@ -206,6 +212,13 @@ def _typed(local: torch.Tensor | None, name: str, dtype: torch.dtype) -> torch.T
         given = "nothing" if local is None else local.dtype
         raise ValueError(f"{name}: this rank holds a part of it in {dtype}, {given} was given")
     return local.detach()
+
+
+def _over_shards(program: Program, groups: Groups, parameter: Parameter, local: torch.Tensor) -> torch.Tensor:
+    """The chunks of all ranks that divide state, one below the other."""
+    here = places(program, groups.coordinates)
+    rows = [part(parameter.shape, parameter.layout, here, (n, program.shards)).shape for n in range(program.shards)]
+    return torch.cat(_parts(local, rows, groups.group(SHARD)))
 
 
 def _over_axes(program: Program, groups: Groups, parameter: Parameter, local: torch.Tensor) -> torch.Tensor:

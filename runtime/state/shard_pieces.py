@@ -16,7 +16,9 @@ from itertools import accumulate, product
 import torch
 
 from partitioner.lowering.program import Parameter, Program
+from partitioner.lowering.shard_groups import chunk_rows
 from partitioner.sharding.layout import Layout, Shard
+from partitioner.sharding.mesh_axes import SHARD
 
 Run = tuple[int, int]
 
@@ -49,12 +51,18 @@ class Part:
     pieces: tuple[Piece, ...]
 
 
-def part(shape: tuple[int, ...], layout: Layout, places: Sequence[tuple[int, int]]) -> Part:
+def part(
+    shape: tuple[int, ...], layout: Layout, places: Sequence[tuple[int, int]], chunk: tuple[int, int] | None = None
+) -> Part:
     """The part that one rank holds of a tensor of ``shape``.
 
     ``places`` gives (index, size) of the rank on each axis of ``layout``; a later axis divides what an earlier left.
+    Of the rows that are left then, only those of ``chunk``: (index, size) among the ranks that divide state.
     """
     rows = _runs(shape, layout, places)
+    if chunk is not None:
+        start, end = chunk_rows(sum(size for _, size in rows[0]), *chunk)
+        rows[0] = _within(rows[0], [(start, end - start)])
     rectangles = product(*(_placed(runs) for runs in rows))
     local = tuple(sum(size for _, size in runs) for runs in rows)
     return Part(shape, local, tuple(_piece(columns) for columns in rectangles))
@@ -71,8 +79,9 @@ def rank_parameters(program: Program, pipeline_rank: int) -> list[Parameter]:
 
 
 def part_of(program: Program, parameter: Parameter, coordinates: Mapping[str, int]) -> Part:
-    """The part of ``parameter`` that the rank at ``coordinates`` holds."""
-    return part(parameter.shape, parameter.layout, places(program, coordinates))
+    """The part of ``parameter`` that the rank at ``coordinates`` holds from step to step."""
+    chunk = (coordinates[SHARD], program.shards) if program.is_sharded(parameter) else None
+    return part(parameter.shape, parameter.layout, places(program, coordinates), chunk)
 
 
 def cut(whole: torch.Tensor, part: Part) -> torch.Tensor:

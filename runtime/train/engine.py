@@ -36,6 +36,7 @@ from runtime.state.optimizer import Factory, LrLambda, keep_initial_rates, rates
 from runtime.train.first_nonfinite import first_culprit
 from runtime.train.gradient_sync import GradientNorm, GradientSync
 from runtime.train.loss_scale import LossScale
+from runtime.train.sharded_stages import ShardedStages
 from runtime.train.shared_inputs import check_shared
 from runtime.train.worker import Named, Worker
 
@@ -61,12 +62,15 @@ class Engine:
         clip: float | None = None,
         lr_lambda: LrLambda | None = None,
         predicted_seconds: float | None = None,
-        worker: Callable[[Program, Groups, Mapping[str, nn.Parameter]], Worker] = Worker,
+        worker: Callable[[Program, Groups, Mapping[str, nn.Parameter], ShardedStages | None], Worker] = Worker,
     ) -> None:
         check_program(program)
         self.program, self.groups, self.parameters = program, groups, dict(parameters)
-        self._copies = ComputeCopies(program, self.parameters)
-        self.worker = worker(program, groups, self._copies.read)
+        here = [stage for stage in program.stages if stage.rank == groups.coordinates[PP]]
+        self._sharded = ShardedStages(program, groups, here, self.parameters) if program.shards > 1 else None
+        sharded = self._sharded.names if self._sharded else frozenset[str]()
+        self._copies = ComputeCopies(program, {n: p for n, p in self.parameters.items() if n not in sharded})
+        self.worker = worker(program, groups, self._copies.read, self._sharded)
         self.loss_scale = LossScale() if program.loss_scale else None
         named = [(name, p) for name, p in self.parameters.items() if p.requires_grad]
         self.trained = [p for _, p in named]
@@ -77,7 +81,7 @@ class Engine:
         if lr_lambda is not None:
             keep_initial_rates(self.optimizer)
         self._rates = rates(self.optimizer)
-        self._sync = GradientSync(program, groups, self._copies)
+        self._sync = GradientSync(program, groups, self._copies, self._sharded, self.parameters)
         self._norm = GradientNorm(program, groups, self.parameters)
         calls = [c for stage in program.stages for c in (*stage.calls, stage.prelude) if c]
         self._reads = {name for call in (*calls, *program.counts) for name in call.arguments}

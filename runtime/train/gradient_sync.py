@@ -26,10 +26,11 @@ from torch import nn
 from partitioner.lowering.program import Parameter, Program
 from partitioner.ops.collective_kinds import ALL_REDUCE
 from partitioner.sharding.layout import REPLICATE, Shard
-from partitioner.sharding.mesh_axes import DP, PP
+from partitioner.sharding.mesh_axes import DP, PP, SHARD
 from runtime.mesh.axis import wait
 from runtime.mesh.groups import Groups
 from runtime.state.compute_copies import ComputeCopies
+from runtime.train.sharded_stages import ShardedStages
 
 BUCKET_BYTES = 25_000_000
 
@@ -60,8 +61,14 @@ class GradientSync:
     Ops read ``copies.read``, whose gradients come; in the end they are those of ``copies.held``.
     """
 
-    def __init__(self, program: Program, groups: Groups, copies: ComputeCopies) -> None:
+    def __init__(
+        self, program: Program, groups: Groups, copies: ComputeCopies, sharded: ShardedStages | None,
+        parameters: Mapping[str, nn.Parameter],
+    ) -> None:  # fmt: skip
         self._groups, self._read, self._held = groups, copies.read, copies.held
+        self._sharded, self._parameters = sharded, parameters
+        rows = [p for p in program.parameters.values() if sharded and p.name in sharded.names and p.requires_grad]
+        self._rows = {p.name: (partial_axes(program, p), _tied(program, p)) for p in rows}
         self._dp = groups.size(DP) > 1
         rows = [p for p in program.parameters.values() if p.name in copies.held and p.requires_grad]
         buckets = [b for key, names in self._keys(program, rows).items() for b in self._fill(key, names)]
@@ -77,8 +84,7 @@ class GradientSync:
         found: dict[tuple[tuple[str, ...], tuple[int, ...], torch.dtype], list[str]] = {}
         for parameter in reversed(rows):
             axes = partial_axes(program, parameter)
-            tied = program.ranks_of(parameter.stages)
-            tied = tied if len(tied) > 1 else ()
+            tied = _tied(program, parameter)
             if axes or tied or self._dp or parameter.copy_dtype or parameter.gradient_dtype != parameter.dtype:
                 found.setdefault((axes, tied, parameter.gradient_dtype), []).append(parameter.name)
         return found
@@ -106,6 +112,8 @@ class GradientSync:
 
     def begin(self) -> None:
         """Forget the last step."""
+        if self._sharded is not None:
+            self._sharded.clear()
         self._started = 0
         for bucket in chain(self._plain, self._late):
             bucket.waiting, bucket.begun, bucket.work = set(bucket.names), set(), None
@@ -136,13 +144,22 @@ class GradientSync:
         bucket.waiting.discard(name)
         while self._started < len(self._plain) and not self._plain[self._started].waiting:
             if self._dp:
-                self._plain[self._started].work = self._sum(self._plain[self._started], DP)
+                self._plain[self._started].work = self._sum(self._plain[self._started].flat, (), DP)
             self._started += 1
 
-    def _sum(self, bucket: _Bucket, axis: str) -> dist.Work | None:
-        group = self._groups.tied(bucket.tied) if axis == PP else self._groups.group(axis)
-        self._groups.log.add(axis, ALL_REDUCE, bucket.flat, "sync")
-        return dist.all_reduce(bucket.flat, group=group, async_op=True)
+    def _sum(self, flat: torch.Tensor, tied: tuple[int, ...], axis: str) -> dist.Work | None:
+        group = self._groups.tied(tied) if axis == PP else self._groups.group(axis)
+        self._groups.log.add(axis, ALL_REDUCE, flat, "sync")
+        return dist.all_reduce(flat, group=group, async_op=True)
+
+    def _sum_rows(self) -> None:
+        """Of what dp has summed and divided, the sums over tp axes and tied stages, each rank's rows by themselves."""
+        for name, (axes, tied) in self._rows.items():
+            assert self._sharded is not None
+            held, found = self._parameters[name], self._sharded.gradient(name)
+            held.grad = torch.zeros_like(held) if found is None else found
+            for axis in (*axes, *([PP] if tied else [])):
+                wait(self._sum(held.grad, tied, axis))
 
     def finish(self) -> None:
         """Sum what is left; a parameter that no micro-batch used counts as zero."""
@@ -150,13 +167,20 @@ class GradientSync:
             self.ready(name)
         for bucket in self._late:
             for axis in (*bucket.axes, *([PP] if bucket.tied else []), *([DP] if self._dp else [])):
-                wait(self._sum(bucket, axis))
+                wait(self._sum(bucket.flat, bucket.tied, axis))
         for bucket in self._plain:
             if bucket.work is not None:
                 wait(bucket.work)
         for name, (bucket, index) in self._of.items():
             held = self._held[name]
             held.grad = bucket.views[index].to(held.dtype)
+        self._sum_rows()
+
+
+def _tied(program: Program, parameter: Parameter) -> tuple[int, ...]:
+    """The pipeline ranks whose gradients are added up, where there are several."""
+    ranks = program.ranks_of(parameter.stages)
+    return ranks if len(ranks) > 1 else ()
 
 
 def partial_axes(program: Program, parameter: Parameter) -> tuple[str, ...]:
@@ -166,8 +190,11 @@ def partial_axes(program: Program, parameter: Parameter) -> tuple[str, ...]:
 
 
 def counts_here(program: Program, groups: Groups, parameter: Parameter) -> bool:
-    """Whether this rank is the one that counts the value, of those along tp and pp that hold the same."""
+    """Whether this rank is the one that counts the value, of those along tp, pp and what divides dp that hold the
+    same."""
     here = groups.coordinates
+    if program.shards > 1 and not program.is_sharded(parameter) and here[SHARD] != 0:
+        return False
     rows = zip(parameter.layout, program.axes, strict=True)
     first = all(isinstance(placement, Shard) or here[axis] == 0 for placement, (axis, _) in rows)
     return first and here[PP] == program.stages[parameter.stages[0]].rank
@@ -180,7 +207,7 @@ class GradientNorm:
         rows = [p for p in program.parameters.values() if p.name in parameters and counts_here(program, groups, p)]
         self._counted = [parameters[p.name] for p in rows if p.requires_grad]
         self._groups = groups
-        self._axes = [a for a in (PP, *(a for a, _ in program.axes)) if groups.size(a) > 1]
+        self._axes = [a for a in (PP, *(a for a, _ in program.axes), SHARD) if groups.size(a) > 1]
 
     def __call__(self) -> torch.Tensor:
         """Called on all ranks, after the gradients are synced."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain, repeat
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -22,6 +23,7 @@ from partitioner.sharding.mesh_axes import PP
 from runtime.mesh.bind import bind
 from runtime.mesh.communication_log import Phase
 from runtime.mesh.groups import Groups
+from runtime.train.sharded_stages import Around, ShardedStages, plainly
 from runtime.train.stage_transport import Transport
 
 Named = dict[str, torch.Tensor]
@@ -32,7 +34,8 @@ Run = Callable[..., tuple[torch.Tensor, ...]]
 class BoundCall:
     """A call whose module communicates; ``spent``: values of which it is the last reader in its stage.
 
-    ``rerun`` is what a backward runs again, None where nothing is recomputed.
+    ``rerun`` is what a backward runs again, None where nothing is recomputed. ``around`` runs it, with parameters that
+    are not among the values.
     """
 
     call: Call
@@ -40,19 +43,22 @@ class BoundCall:
     run: Run
     rerun: Run | None = None
     spent: tuple[str, ...] = ()
+    around: Around = plainly
 
     def __call__(self, values: Named) -> None:
         """Add the results to ``values``, and let go what is spent."""
-        arguments = [values[name] for name in self.call.arguments]
-        if self.rerun is not None and torch.is_grad_enabled():
-            runs = _in_turn(self.run, self.rerun)
-            results = checkpoint(runs, *arguments, use_reentrant=False, preserve_rng_state=False)
-        else:
-            results = self.run(*arguments)
+        results = self.around(self._ran, [values.get(name) for name in self.call.arguments])
         names = self.call.results
         values.update(zip(names, results if isinstance(results, tuple | list) else (results,), strict=True))
         for name in self.spent:
             del values[name]
+
+    def _ran(self, *arguments: torch.Tensor) -> Any:
+        if self.rerun is None or not torch.is_grad_enabled():
+            return self.run(*arguments)
+        return checkpoint(
+            _in_turn(self.run, self.rerun), *arguments, use_reentrant=False, preserve_rng_state=False
+        )
 
 
 @dataclass(frozen=True)
@@ -75,10 +81,14 @@ class Stash:
 
 
 class Worker:
-    """Runs the stages of this rank; ``parameters`` are its parts of them by name."""
+    """Runs the stages of this rank; ``parameters`` are its parts of them by name, but for those that ``sharded``
+    brings."""
 
-    def __init__(self, program: Program, groups: Groups, parameters: Mapping[str, nn.Parameter]) -> None:
-        self.program, self.groups = program, groups
+    def __init__(
+        self, program: Program, groups: Groups, parameters: Mapping[str, nn.Parameter],
+        sharded: ShardedStages | None = None,
+    ) -> None:  # fmt: skip
+        self.program, self.groups, self._sharded = program, groups, sharded
         here = groups.coordinates[PP]
         self.actions = program.actions[here]
         self._bound: dict[tuple[int, Phase], fx.GraphModule] = {}
@@ -90,12 +100,17 @@ class Worker:
         self._stash: dict[tuple[int, int], Stash] = {}
         self._now: Action | None = None
         self._scale = 1.0
+        kind = releasing_kind(self.actions)
+        self._last_of = {action.stage: action for action in self.actions if action.kind == kind}
         self._last = self._last_backwards()
 
     def _bind_stage(self, stage: Stage) -> BoundStage:
         rows = (self._bind_call(stage.constants, "control"), self._bind_call(stage.prelude))
         calls = [c for call in stage.calls if (c := self._bind_call(call))]
-        return BoundStage(stage, *rows, tuple(replace(c, spent=s) for c, s in zip(calls, _spent(stage), strict=True)))
+        calls = [replace(c, spent=s) for c, s in zip(calls, _spent(stage), strict=True)]
+        if self._sharded is not None:
+            calls = [replace(c, around=self._sharded.around(stage.index, n)) for n, c in enumerate(calls)]
+        return BoundStage(stage, *rows, tuple(calls))
 
     def _bind_call(self, call: Call | None, phase: Phase = "forward") -> BoundCall | None:
         if call is None:
@@ -126,8 +141,8 @@ class Worker:
 
     def _last_backwards(self) -> dict[str, Action]:
         """By parameter: the action in which its gradient becomes complete on this rank."""
-        found, last = dict[str, Action](), releasing_kind(self.actions)
-        for action in (a for a in self.actions if a.kind == last):
+        found = dict[str, Action]()
+        for action in self._last_of.values():
             read = {name for call in self.program.stages[action.stage].calls for name in call.arguments}
             found |= dict.fromkeys(read & self.program.parameters.keys(), action)
         return found
@@ -167,17 +182,27 @@ class Worker:
         for value, tensor in zip(stage.receives, inputs, strict=True):
             if value.differentiable:
                 tensor.requires_grad_()
-        values = self.values(action.stage, batch, inputs)
-        for call in self.stages[action.stage].calls:
-            call(values)
-        outputs = [values[v.name] for v in stage.sends]
+        made = self._made(action.stage, self.values(action.stage, batch, inputs))
+        outputs, loss = [made[v.name] for v in stage.sends], made[stage.loss] if stage.loss else None
         if outputs:
             self.transport.send(action, [t.detach().contiguous() for t in outputs])
         carried = [t for v, t in zip(stage.sends, outputs, strict=True) if v.differentiable]
         given = [t for v, t in zip(stage.receives, inputs, strict=True) if v.differentiable]
-        loss = values[stage.loss] if stage.loss else None
         self._stash[action.stage, action.micro_batch] = Stash(given, carried, loss)
         return loss
+
+    def _made(self, stage: int, values: Named) -> Named:
+        """What a stage sends, and its loss."""
+        bound = self.stages[stage]
+        wanted = [*(v.name for v in bound.stage.sends), *([bound.stage.loss] if bound.stage.loss else [])]
+
+        def calls(shared: Mapping[str, torch.Tensor]) -> Named:
+            values.update(shared)
+            for call in bound.calls:
+                call(values)
+            return {name: values[name] for name in wanted}
+
+        return self._sharded.run(stage, calls) if self._sharded is not None else calls({})
 
     def values(self, stage: int, batch: Named, inputs: list[torch.Tensor]) -> Named:
         """What the calls of a stage read, before the first."""
@@ -192,6 +217,8 @@ class Worker:
     def backward(self, action: Action, batch: Named) -> None:
         """Gradients of what a stage sent, then of its parameters and of what it received; one passed on adds up."""
         stash = self._stash.pop((action.stage, action.micro_batch))
+        if self._sharded is not None:
+            self._sharded.before_backward(action.stage, action == self._last_of[action.stage])
         rows = zip(stash.outputs, self.transport.receive(action), strict=True)
         roots = [(output, grad) for output, grad in rows if output.requires_grad]
         tensors, grads = [t for t, _ in roots], [g for _, g in roots]

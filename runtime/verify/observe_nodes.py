@@ -53,7 +53,8 @@ class Observing(fx.Interpreter):
         """The node's result, its value and its gradient kept."""
         result = super().run_node(n)
         if n.op != "output" and isinstance(result, torch.Tensor):
-            self.seen.values[n.name] = result.detach()
+            is_given = n.op == "placeholder"  # whose memory may be let go after the call
+            self.seen.values[n.name] = result.detach().clone() if is_given else result.detach()
             if n.op != "placeholder" and result.requires_grad:
                 _keep(self.seen.gradients, n.name, result)
         return result

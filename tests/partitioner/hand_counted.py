@@ -88,7 +88,7 @@ def stage(**figures: object) -> StageSums:
 
 def split(
     stages: tuple[StageSums, ...], pp: int = 1, dp: int = 1, many: int = 1, units: object = None,
-    recomputed: tuple[int, ...] | None = None, zero_group: int | None = None, **decisions: object,
+    recomputed: tuple[int, ...] | None = None, **decisions: object,
 ) -> Split:  # fmt: skip
     """A step of ``many`` micro-batches; 1f1b, nothing recomputed, no ZeRO, tp 1 where nothing else is said."""
     plain: dict[str, object] = {
@@ -100,5 +100,4 @@ def split(
         stages=stages,
         units=units or ((),) * len(stages),  # type: ignore[arg-type]
         recomputed=recomputed or (0,) * len(stages),
-        zero_group=zero_group,
     )

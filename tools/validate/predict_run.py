@@ -178,8 +178,9 @@ def split_of(run: Run, priced: Priced, balanced: bool = False) -> Split:
         mesh=mesh, order=tuple(mesh), micro_batch=run.micro_batch,
         micro_batches=run.global_batch // (run.dp * run.micro_batch), schedule=plainest(run.virtual),
         virtual=run.virtual, recompute=way, zero=run.zero,
+        zero_group=run.zero_group or 0,
     )  # fmt: skip
-    return Split(parallelism=parallelism, stages=sums, units=units, recomputed=counts, zero_group=run.zero_group)
+    return Split(parallelism=parallelism, stages=sums, units=units, recomputed=counts)
 
 
 def _even(units: tuple[Unit, ...], stages: int) -> tuple[tuple[Unit, ...], ...]:

@@ -1,0 +1,252 @@
+"""State divided over ranks of dp by torch's fully_shard (FSDP2): the only file that speaks to it.
+
+    stage root        parameters that several calls read; gathered from the first forward to the last backward
+      holder          of one call: the parameters that it alone reads, gathered for it
+        holder        of the same call, of parameters of other data types, and so on
+          the call    with all of them whole
+
+    ZeRO    weights gathered                           gradients reduce-scattered
+    1       for the first forward of a step            with the last backward
+    2       for the first forward of a step            with each backward
+    3       for each forward and each backward         with each backward
+
+A holder's parameters are the rank's parts of the state, in the types in which they are held; FSDP2 casts, gathers,
+prefetches, adds up and reduces. The optimizer sees the rank's rows as plain tensors, which share their memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from partitioner.errors import InputError
+from partitioner.lowering.program import Call, Parameter, Program, Stage
+from partitioner.lowering.shard_groups import ShardGroup, rank_shape, shard_groups
+from partitioner.ops.collective_kinds import ALL_GATHER, ALL_REDUCE, REDUCE_SCATTER
+from partitioner.sharding.mesh_axes import DP, REPLICA, SHARD
+from runtime.mesh.axis import all_gather, reduce_scatter
+from runtime.mesh.communication_log import Phase
+from runtime.mesh.groups import Groups
+
+Arguments = list[Any]
+Ops = Callable[..., Any]
+Around = Callable[[Ops, Arguments], Any]
+
+
+class ShardedStages:
+    """The stages of one rank whose state is divided; ``held`` are its rows of the sharded parameters, by name.
+
+    They lie in FSDP2's memory from now on. Raises InputError for a parameter of two stages of this rank.
+    """
+
+    def __init__(
+        self, program: Program, groups: Groups, stages: Iterable[Stage], held: Mapping[str, nn.Parameter]
+    ) -> None:
+        self._program, self._groups = program, groups
+        self.names = frozenset(name for name in held if program.is_sharded(program.parameters[name]))
+        self._mesh, self._sharded = _mesh(groups), dict[str, nn.Parameter]()
+        self._roots: dict[int, Any] = {stage.index: self._root(stage) for stage in stages}
+        for name in self.names:
+            self._share(name, held[name])
+
+    def run(self, stage: int, calls: Callable[[Mapping[str, torch.Tensor]], Any]) -> Any:
+        """A stage's forward: ``calls`` is given the parameters that several of its calls read, and returns tensors."""
+        return self._roots[stage](calls)
+
+    def around(self, stage: int, call: int) -> Around:
+        """What runs a call of a stage with the parameters that it alone reads, of which the arguments hold nothing."""
+        return self._roots[stage].holders[call]
+
+    def before_backward(self, stage: int, is_last: bool) -> None:
+        """``is_last``: whether no backward of the stage follows in this step."""
+        root, zero = self._roots[stage], self._program.zero
+        root.set_requires_gradient_sync(is_last or zero > 1)
+        root.set_requires_all_reduce(is_last)
+        root.set_is_last_backward(is_last)
+        root.set_reshard_after_backward(is_last or zero == 3)
+        if zero == 3:
+            root.set_reshard_after_backward(is_last, recurse=False)
+
+    def clear(self) -> None:
+        """Forget the gradients of the last step."""
+        for parameter in self._sharded.values():
+            parameter.grad = None
+
+    def gradient(self, name: str) -> torch.Tensor | None:
+        """This rank's rows of a parameter's gradient, summed over dp; None where no backward has come to it."""
+        return None if (found := self._sharded[name].grad) is None else _local(found)
+
+    def _root(self, stage: Stage) -> _Root:
+        groups = shard_groups(self._program, stage)
+        for name in (p.name for group in groups for p in group.parameters if p.name in self._sharded):
+            raise InputError(f"{name} is read by two stages of a rank: ZeRO can't divide it there; plan with zero=0")
+        runs = [self._holders(call, n, groups) for n, call in enumerate(stage.calls)]
+        several = [p for group in groups if group.call is None for p in group.parameters]
+        root = _Root(runs, self._empty(several))
+        self._divide(root, several, reshards=False)
+        root.to_empty(device=self._groups.device)
+        parts = [module for module in root.modules() if isinstance(module, _Root | _Holder)]
+        for module in parts:
+            self._sharded |= module.by_name()
+        _prefetch_in_turn([module for module in parts if module.by_name()])
+        return root
+
+    def _holders(self, call: Call, number: int, groups: Sequence[ShardGroup]) -> Around:
+        """Around a call, one for each of its groups."""
+        made: Around = plainly
+        for rows in (group.parameters for group in groups if group.call == number):
+            made = _Holder(made, {call.arguments.index(p.name): p.name for p in rows}, self._empty(rows))
+            self._divide(made, rows, reshards=self._program.zero == 3)
+        return made
+
+    def _empty(self, own: Sequence[Parameter]) -> dict[str, nn.Parameter]:
+        """A rank's parts before dp divides them, without memory."""
+        shapes = {p.name: rank_shape(self._program, p, self._groups.coordinates) for p in own}
+        meta = {p.name: torch.empty(shapes[p.name], dtype=p.held_dtype, device="meta") for p in own}
+        return {p.name: nn.Parameter(meta[p.name], p.requires_grad) for p in own}
+
+    def _divide(self, module: nn.Module, own: Sequence[Parameter], reshards: bool) -> None:
+        kinds = {(p.held_dtype, p.dtype, p.gradient_dtype) for p in own}
+        if len(kinds) > 1:
+            names = ", ".join(p.name for p in own)
+            raise InputError(f"{names} are read by several calls in several data types: plan with zero=0")
+        held, compute, gradient = next(iter(kinds), (None, None, None))
+        policy = MixedPrecisionPolicy(
+            param_dtype=None if compute == held else compute, reduce_dtype=gradient, cast_forward_inputs=False
+        )
+        made: Any = fully_shard(module, mesh=self._mesh, mp_policy=policy, reshard_after_forward=reshards)
+        made.set_gradient_divide_factor(1.0)
+        made.set_force_sum_reduction_for_comms(True)
+        if own:
+            zero, log = self._program.zero, self._groups.log
+            often: Phase = "state" if zero == 3 and reshards else "sync"
+            made.set_custom_all_gather(_Gather(self._groups, often))
+            made.set_custom_reduce_scatter(_Scatter(self._groups, "state" if zero > 1 else "sync"))
+            if self._groups.size(REPLICA) > 1:
+                made.set_all_reduce_hook(lambda x: log.add(DP, ALL_REDUCE, x, "sync"))
+
+    def _share(self, name: str, held: nn.Parameter) -> None:
+        """Let FSDP2's memory and the rank's rows be one."""
+        sharded = self._sharded[name]
+        local = _local(sharded)
+        with torch.no_grad():
+            local.copy_(held)
+        held.data = local
+
+
+class _Root(nn.Module):
+    """``holders``: what runs each call of a stage; it owns the parameters that several of them read."""
+
+    def __init__(self, holders: Sequence[Around], own: Mapping[str, nn.Parameter]) -> None:
+        super().__init__()
+        self.holders = tuple(holders)
+        for n, holder in enumerate(holders):
+            if isinstance(holder, nn.Module):
+                self.add_module(f"call{n}", holder)
+        self._keys = {name: f"p{n}" for n, name in enumerate(own)}
+        for name, parameter in own.items():
+            self.register_parameter(self._keys[name], parameter)
+
+    def by_name(self) -> dict[str, nn.Parameter]:
+        """Its own parameters."""
+        return {name: self.get_parameter(key) for name, key in self._keys.items()}
+
+    def forward(self, calls: Callable[[Mapping[str, torch.Tensor]], Any]) -> Any:
+        """With its parameters whole."""
+        return calls(self.by_name())
+
+
+class _Holder(nn.Module):
+    """Parameters by their places among a call's arguments; ``inner`` runs it with what it holds itself."""
+
+    def __init__(self, inner: Around, places: Mapping[int, str], own: Mapping[str, nn.Parameter]) -> None:
+        super().__init__()
+        self.inner, self._places = inner, dict(places)
+        for place, name in places.items():
+            self.register_parameter(f"p{place}", own[name])
+
+    def by_name(self) -> dict[str, nn.Parameter]:
+        """Its own parameters."""
+        return {name: self.get_parameter(f"p{place}") for place, name in self._places.items()}
+
+    def forward(self, run: Ops, arguments: Arguments) -> Any:
+        """With its parameters whole."""
+        whole = list(arguments)
+        for place in self._places:
+            whole[place] = self.get_parameter(f"p{place}")
+        return self.inner(run, whole)
+
+
+class _Gather:
+    """FSDP2's all_gather, noted in the log."""
+
+    def __init__(self, groups: Groups, phase: Phase) -> None:
+        self._groups = groups
+        self._phase: Phase = phase
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """Memory of its own for each."""
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(
+        self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: dist.ProcessGroup, async_op: bool = False
+    ) -> dist.Work | None:
+        """The payload is what is gathered."""
+        self._groups.log.add(DP, ALL_GATHER, output_tensor, self._phase)
+        return all_gather(output_tensor, input_tensor, group=group, async_op=async_op)
+
+
+class _Scatter:
+    """FSDP2's reduce_scatter, noted in the log."""
+
+    def __init__(self, groups: Groups, phase: Phase) -> None:
+        self._groups = groups
+        self._phase: Phase = phase
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """Memory of its own for each."""
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(
+        self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: dist.ProcessGroup,
+        op: dist.ReduceOp.RedOpType, async_op: bool = False,
+    ) -> dist.Work | None:  # fmt: skip
+        """The payload is what is scattered."""
+        self._groups.log.add(DP, REDUCE_SCATTER, input_tensor, self._phase)
+        return reduce_scatter(output_tensor, input_tensor, op=op, group=group, async_op=async_op)
+
+
+def _prefetch_in_turn(modules: Sequence[Any]) -> None:
+    """In backward each gathers the one before it: FSDP2 alone goes by the order of forwards, in which the last group of
+    one micro-batch stands before the first of the next."""
+    for n, module in enumerate(modules):
+        module.set_modules_to_backward_prefetch([modules[max(n - 1, 0)]])
+
+
+def _mesh(groups: Groups) -> DeviceMesh:
+    """The ranks that divide state; where others hold it again, those as well."""
+    device, shard = groups.device.type, groups.group(SHARD)
+    if groups.size(REPLICA) == 1:
+        return DeviceMesh.from_group(shard, device, mesh_dim_names=(SHARD,))
+    ranks = torch.tensor(dist.get_process_group_ranks(groups.group(DP))).view(-1, groups.size(SHARD))
+    both = [groups.group(REPLICA), shard]
+    return DeviceMesh.from_group(both, device, mesh=ranks, mesh_dim_names=(REPLICA, SHARD))
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's rows."""
+    assert isinstance(tensor, DTensor)
+    with torch.no_grad():
+        return tensor.to_local()
+
+
+def plainly(run: Ops, arguments: Arguments) -> Any:
+    """Of a call whose parameters nothing divides."""
+    return run(*arguments)
