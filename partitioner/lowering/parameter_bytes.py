@@ -9,17 +9,18 @@ import torch
 
 from partitioner.graph.graph import Graph, stage_units
 from partitioner.graph.nodes import is_parameter, operands
+from partitioner.lowering.shard_groups import chunk_rows
 from partitioner.plan.plan import Plan
 from partitioner.sharding.layout import WHOLE, local_shape, parse_placement
-from partitioner.sharding.mesh_axes import PP, TP
+from partitioner.sharding.mesh_axes import PP, SHARD, TP
 
 
 def held_bytes(graph: Graph, plan: Plan, place: Mapping[str, int]) -> dict[str, int]:
-    """The parameters of the rank at ``place`` ("pp" and "tp"): those that its stages read.
+    """The parameters of the rank at ``place`` ("pp", "tp" and "dp_shard"): those that its stages read.
 
     What no op reads lies whole on the first stage.
     """
-    mesh = plan.parallelism.mesh
+    mesh, shards = plan.parallelism.mesh, plan.parallelism.shards
     split = stage_units(graph, plan.decisions.stages)
     own = {u for n, units in enumerate(split) if plan.parallelism.pipeline_rank(n) == place[PP] for u in units}
     nodes = [graph.nodes[name] for unit in graph.units if unit in own for name in unit.nodes]
@@ -30,6 +31,9 @@ def held_bytes(graph: Graph, plan: Plan, place: Mapping[str, int]) -> dict[str, 
         info = graph.parameters[name]
         placement = WHOLE if name in unread else parse_placement(plan.parameters[name])
         shape = local_shape(info.shape, placement, place[TP], mesh[TP])
+        if shards > 1 and shape and info.dtype.is_floating_point and name not in unread:
+            start, end = chunk_rows(shape[0], place[SHARD], shards)
+            shape = (end - start, *shape[1:])
         own = str(info.dtype).removeprefix("torch.")
         kept = plan.decisions.precision.state_of(own) if info.requires_grad and name not in unread else None
         found[name] = math.prod(shape) * getattr(torch, kept or own).itemsize

@@ -18,7 +18,7 @@ from partitioner.schedule.tables import SCHEDULES
 from partitioner.sharding.layout import REPLICATE, WHOLE, Placement, Shard
 from partitioner.sharding.mesh_axes import DP, NAMED
 
-_NUMBERS = (*NAMED, "micro_batch", "virtual", "zero")
+_NUMBERS = (*NAMED, "micro_batch", "virtual", "zero", "zero_group")
 _WAYS = EXECUTED["recompute"].searched(plan_only=True)
 _WORDS: dict[str, dict[str, object]] = {
     "schedule": {kind: kind for kind in sorted(SCHEDULES)},

@@ -36,7 +36,7 @@ class Tried:
     def identity(self) -> tuple[object, ...]:
         """What no two candidates share, unless they are the same step: layouts are known by their bytes and seconds."""
         own, units = self.split.parallelism, tuple(map(len, self.split.units))
-        ways = (own.order, own.micro_batch, own.schedule, own.virtual, own.recompute, own.zero)
+        ways = (own.order, own.micro_batch, own.schedule, own.virtual, own.recompute, own.zero, own.zero_group)
         return (*own.mesh.items(), *ways, self.split.recomputed, units, self.least_seconds, self.peak_bytes)
 
     @property
@@ -44,7 +44,7 @@ class Tried:
         """Among equal times: fewest bytes, then the plainest mesh."""
         own = self.split.parallelism
         degrees = (own.degree(axis) for axis in (PP, CP, TP, DP))
-        ways = (own.virtual, own.zero, sum(self.split.recomputed), own.recompute)
+        ways = (own.virtual, own.zero, own.zero_group, sum(self.split.recomputed), own.recompute)
         return (self.peak_bytes, *degrees, *ways, own.schedule, own.micro_batch, own.order)
 
 
@@ -80,8 +80,9 @@ class Splits:
         units = self.stage_units(parallelism.stage_count)
         if not units:
             return
-        for zero in self.zeros(parallelism.replicas):
-            yield from self.recomputed_and_ordered(self.whole(replace(parallelism, zero=zero), units))
+        for zero, group in self.zeros(parallelism):
+            divided = replace(parallelism, zero=zero, zero_group=group)
+            yield from self.recomputed_and_ordered(self.whole(divided, units))
 
     def recut(self, plain: Split, seconds: float) -> Iterator[Tried]:
         """Of a split, nothing recomputed, that does not fit: its stages cut so that they do, where a step may then take
@@ -158,9 +159,16 @@ class Splits:
             return [usual]
         return [usual, (DP, PP, *(axis for axis in usual if axis not in (DP, PP)))]
 
-    def zeros(self, replicas: int) -> list[int]:
-        found = EXECUTED["zero"].searched(self.plan_only) if replicas > 1 else (0,)
-        return [n for n in found if self.fixed.admits("zero", n)]
+    def zeros(self, parallelism: Parallelism) -> list[tuple[int, int]]:
+        """ZeRO's stages, each over all replicas, or over those of a node, and held again on each node."""
+        replicas = parallelism.replicas
+        inside = self.cluster.inside(parallelism.mesh[DP], parallelism.stride(DP))
+        groups = (0, inside) if 1 < inside < replicas and replicas % inside == 0 else (0,)
+        if (pinned := self.fixed.number("zero_group")) is not None:
+            groups = (pinned,) if replicas % pinned == 0 else ()
+        stages = EXECUTED["zero"].searched(self.plan_only) if replicas > 1 else (0,)
+        pairs = [(n, group) for n in stages for group in (groups if n else (0,))]
+        return [(n, group) for n, group in pairs if self.fixed.admits("zero", n)]
 
 
 def schedules(pp: int, blocks: int, micro_batches: int, plan_only: bool) -> Iterator[tuple[str, int]]:

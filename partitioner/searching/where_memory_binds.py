@@ -52,7 +52,7 @@ def recut(found: Sequence[Tried], best: float, asked: Asked) -> Iterator[Tried]:
         own, key = plain.parallelism, id(tried.priced)
         if key not in splits:
             splits[key] = Splits(tried.priced, own.degree(CP), own.micro_batch, global_batch, fixed, plan_only)
-        step = (key, *own.mesh.values(), own.schedule, own.virtual, own.zero)
+        step = (key, *own.mesh.values(), own.schedule, own.virtual, own.zero, own.zero_group)
         if step not in seen:
             seen.add(step)
             yield from splits[key].recut(plain, best)

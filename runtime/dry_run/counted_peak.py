@@ -27,13 +27,13 @@ STEPS = 2
 
 def tracked_peak(program: Program, batch: Mapping[str, torch.Tensor], rank: int) -> int:
     """Bytes of all tensors of ``rank`` at the fullest moment of a step with AdamW; ``batch`` is an example."""
-    with world_of(rank, math.prod(program.mesh.values())) as tape, FakeTensorMode(allow_non_fake_inputs=True):
+    with world_of(rank, math.prod(program.mesh.values())) as tape:
         tape.buffers = True
         groups = Groups(program, CPU, "nccl")
         groups.log.keep = True
         tape.log = groups.log
         tracker = MemTracker()
-        with tracker:
+        with FakeTensorMode(allow_non_fake_inputs=True), tracker:
             parameters = materialize(program, groups.coordinates, _empty, CPU)
             optimizer = factory(torch.optim.AdamW, lr=1e-3)
             engine = ValuelessEngine(program, groups, parameters, optimizer, clip=1.0)

@@ -12,18 +12,20 @@ import linecache
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from partitioner.errors import InputError
 from partitioner.lowering.program import Call, Coordinates, Parameter, Program, coordinates
+from partitioner.lowering.shard_groups import held_shape
 from partitioner.lowering.traffic import tally, traffic
 from partitioner.schedule.tables import KINDS
-from partitioner.sharding.layout import local_shape
-from partitioner.sharding.mesh_axes import DP, PP, TP
+from partitioner.sharding.mesh_axes import DP, PP, SHARD, TP
 from partitioner.user_code.batches import flat
 from runtime.dry_run.match_tapes import unmatched
 from runtime.dry_run.recording_group import Tape, world_of
@@ -36,7 +38,7 @@ from runtime.state.shard_pieces import Part, rank_parameters
 from runtime.train.engine import Engine
 from runtime.train.worker import BoundCall
 
-META = torch.device("meta")
+CPU, META = torch.device("cpu"), torch.device("meta")
 Batch = Mapping[str, Any]
 Bytes = Mapping[str, int]
 PROBLEMS = 4  # of one rank that are kept
@@ -87,28 +89,23 @@ class Rank:
 def alike(program: Program, merge: bool = True) -> dict[int, tuple[int, ...]]:
     """By the first of them: ranks that do the same with tensors of the same shapes.
 
-    dp ranks differ in samples only. tp ranks are told apart by the local shapes of all parameters, everywhere alike,
-    and the first from the others, since it alone adds what is whole to partial sums and counts it in the norm.
+    dp ranks differ in samples, and in how many rows of the state they hold where it is divided. tp ranks are told apart
+    by the local shapes of all parameters, everywhere alike, and the first from the others, since it alone adds what is
+    whole to partial sums and counts it in the norm.
     """
     rows: dict[object, list[int]] = {}
     places = coordinates(program)
-    kinds: dict[int, object] = {place[TP]: place[TP] for place in places}
+    kinds: dict[tuple[int, int], object] = {(place[TP], place[SHARD]): place[TP] for place in places}
     if merge and len(program.axes) == 1:
-        kinds = {tp: (tp == 0, _shapes(program, {program.axes[0][0]: tp})) for tp in kinds}
+        kinds = {key: (key[0] == 0, _shapes(program, {program.axes[0][0]: key[0], SHARD: key[1]})) for key in kinds}
     for rank, place in enumerate(places):
-        rows.setdefault((place[PP], kinds[place[TP]], place[DP] if not merge else 0), []).append(rank)
+        kind = kinds[place[TP], place[SHARD]]
+        rows.setdefault((place[PP], kind, place[DP] if not merge else 0), []).append(rank)
     return {ranks[0]: tuple(ranks) for ranks in rows.values()}
 
 
 def _shapes(program: Program, place: Coordinates) -> tuple[tuple[int, ...], ...]:
-    return tuple(_local(program, p, place) for p in program.parameters.values())
-
-
-def _local(program: Program, parameter: Parameter, place: Coordinates) -> tuple[int, ...]:
-    shape = parameter.shape
-    for placement, (axis, ranks) in zip(parameter.layout, program.axes, strict=True):
-        shape = local_shape(shape, placement, place[axis], ranks)
-    return shape
+    return tuple(held_shape(program, p, place, place[SHARD]) for p in program.parameters.values())
 
 
 def run_ranks(
@@ -154,14 +151,18 @@ def _step(
     program: Program, row: Rank, batch: Batch, backend: str, every: bool, prepare: Callable[[Engine], object]
 ) -> None:
     began = time.perf_counter()
+    is_sharded = program.shards > 1  # FSDP2 runs on no meta tensors: fake ones of the CPU then, which have no storage
+    device, mode = (CPU, FakeTensorMode(allow_non_fake_inputs=True)) if is_sharded else (META, nullcontext())
     with world_of(row.rank, math.prod(program.mesh.values())) as tape:
         row.tape = tape
         try:
-            engine = _engine(program, backend, tape, every)
-            tape.now = lambda: engine.worker.now
-            row.parameters = {n: p.numel() * p.element_size() for n, p in engine.parameters.items()}
-            prepare(engine)
-            engine.step(_samples(program, batch))
+            groups = Groups(program, device, backend)
+            with mode:
+                engine = _engine(program, groups, tape, every)
+                tape.now = lambda: engine.worker.now
+                row.parameters = {n: p.numel() * p.element_size() for n, p in engine.parameters.items()}
+                prepare(engine)
+                engine.step(_samples(program, batch, device))
             row.ops, row.finished = _ops(engine), True
         except InputError:
             raise
@@ -171,24 +172,23 @@ def _step(
     row.seconds = time.perf_counter() - began
 
 
-def _engine(program: Program, backend: str, tape: Tape, every: bool) -> Engine:
-    groups = Groups(program, META, backend)
+def _engine(program: Program, groups: Groups, tape: Tape, every: bool) -> Engine:
     groups.log.keep, tape.log = True, groups.log
-    parameters = materialize(program, groups.coordinates, _without_storage, META)
+    parameters = materialize(program, groups.coordinates, partial(_without_storage, groups.device), groups.device)
     worker = partial(ReplayWorker, tape=tape, every=every)
     optimizer = factory(torch.optim.AdamW, lr=1e-3)
     return ValuelessEngine(program, groups, parameters, optimizer, clip=1.0, worker=worker)
 
 
-def _without_storage(parameter: Parameter, part: Part) -> torch.Tensor:
-    return torch.empty(part.shape, dtype=parameter.held_dtype, device=META)
+def _without_storage(device: torch.device, parameter: Parameter, part: Part) -> torch.Tensor:
+    return torch.empty(part.shape, dtype=parameter.held_dtype, device=device)
 
 
-def _samples(program: Program, batch: Batch) -> dict[str, Any]:
+def _samples(program: Program, batch: Batch, device: torch.device) -> dict[str, Any]:
     """One data rank's part of a step."""
     many, given = program.micro_batch * program.micro_batches, flat(batch)
     shapes = {n: (many, *t.shape[1:]) if n in program.batched else t.shape for n, t in given.tensors.items()}
-    made = {n: torch.empty(s, dtype=given.tensors[n].dtype, device=META) for n, s in shapes.items()}
+    made = {n: torch.empty(s, dtype=given.tensors[n].dtype, device=device) for n, s in shapes.items()}
     return given.together(made)
 
 
@@ -224,7 +224,8 @@ def _amount(size: int | None) -> str:
 
 def _bytes(program: Program, place: Coordinates) -> dict[str, int]:
     own = rank_parameters(program, place[PP])
-    return {p.name: math.prod(_local(program, p, place)) * p.held_dtype.itemsize for p in own}
+    shapes = {p.name: held_shape(program, p, place, place[SHARD]) for p in own}
+    return {p.name: math.prod(shapes[p.name]) * p.held_dtype.itemsize for p in own}
 
 
 def _where(error: Exception, action: object) -> str:

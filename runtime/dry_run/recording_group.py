@@ -143,11 +143,19 @@ class TapeGroup(dist.ProcessGroup):
 
     def __init__(self, rank: int, ranks: tuple[int, ...]) -> None:
         super().__init__(rank, len(ranks))  # pyright: ignore[reportCallIssue]
-        self.ranks = ranks
+        self.ranks, self._name = ranks, ""
         world = dist.group.WORLD if dist.is_initialized() else None
         self.tape: Tape = world.tape if isinstance(world, TapeGroup) else Tape()
         self.number = self.tape.made[ranks]
         self.tape.made[ranks] += 1
+
+    def setGroupName(self, name: str) -> None:
+        """By which torch's registry knows it."""
+        self._name = name
+
+    def getGroupName(self) -> str:
+        """As it was set."""
+        return self._name
 
     def getBackendName(self) -> str:
         """The name that ``dist.init_process_group`` knows."""

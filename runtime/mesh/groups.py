@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 
 from partitioner.errors import InputError
 from partitioner.lowering.program import Coordinates, Program, Stage, coordinates
@@ -49,6 +50,7 @@ class Groups:
         if program.shards > 1:
             for axis, other in ((SHARD, REPLICA), (REPLICA, SHARD)):
                 self._groups[axis] = self._make(rows, [axis], hidden=[DP], kept=[other])
+        self.state_mesh = self._state_mesh() if program.shards > 1 else None
         tied = {program.ranks_of(p.stages) for p in program.parameters.values()}
         self._tied: dict[tuple[int, ...], dist.ProcessGroup | None] = {
             ranks: self._make(rows, [PP], among=ranks) for ranks in sorted(tied) if len(ranks) > 1
@@ -70,6 +72,15 @@ class Groups:
     def lane(self, source: int, target: int, backward: bool) -> tuple[dist.ProcessGroup, int]:
         """The group and tag of what pipeline rank ``source`` sends to ``target`` in one phase, in one order."""
         return _present(self._lanes.get((source, target, backward)) or self._groups[PP]), int(backward)
+
+    def _state_mesh(self) -> DeviceMesh:
+        """The ranks that divide state; where others hold it again, those as well."""
+        device, shard = self.device.type, self.group(SHARD)
+        if self.size(REPLICA) == 1:
+            return DeviceMesh.from_group(shard, device, mesh_dim_names=(SHARD,))
+        ranks = torch.tensor(dist.get_process_group_ranks(self.group(DP))).view(-1, self.size(SHARD))
+        both = [self.group(REPLICA), shard]
+        return DeviceMesh.from_group(both, device, mesh=ranks, mesh_dim_names=(REPLICA, SHARD))
 
     def _make_lanes(
         self, rows: list[Coordinates], stages: tuple[Stage, ...]

@@ -22,7 +22,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -30,7 +29,7 @@ from partitioner.errors import InputError
 from partitioner.lowering.program import Call, Parameter, Program, Stage
 from partitioner.lowering.shard_groups import ShardGroup, rank_shape, shard_groups
 from partitioner.ops.collective_kinds import ALL_GATHER, ALL_REDUCE, REDUCE_SCATTER
-from partitioner.sharding.mesh_axes import DP, REPLICA, SHARD
+from partitioner.sharding.mesh_axes import DP, REPLICA
 from runtime.mesh.axis import all_gather, reduce_scatter
 from runtime.mesh.communication_log import Phase
 from runtime.mesh.groups import Groups
@@ -51,7 +50,7 @@ class ShardedStages:
     ) -> None:
         self._program, self._groups = program, groups
         self.names = frozenset(name for name in held if program.is_sharded(program.parameters[name]))
-        self._mesh, self._sharded = _mesh(groups), dict[str, nn.Parameter]()
+        self._sharded, self._is_last = dict[str, nn.Parameter](), False
         self._roots: dict[int, Any] = {stage.index: self._root(stage) for stage in stages}
         for name in self.names:
             self._share(name, held[name])
@@ -67,12 +66,17 @@ class ShardedStages:
     def before_backward(self, stage: int, is_last: bool) -> None:
         """``is_last``: whether no backward of the stage follows in this step."""
         root, zero = self._roots[stage], self._program.zero
+        self._is_last = is_last
         root.set_requires_gradient_sync(is_last or zero > 1)
         root.set_requires_all_reduce(is_last)
         root.set_is_last_backward(is_last)
         root.set_reshard_after_backward(is_last or zero == 3)
         if zero == 3:
             root.set_reshard_after_backward(is_last, recurse=False)
+
+    def _sums(self) -> bool:
+        """Whether what is scattered is then summed over those that hold it again."""
+        return self._is_last and self._groups.size(REPLICA) > 1
 
     def clear(self) -> None:
         """Forget the gradients of the last step."""
@@ -121,16 +125,14 @@ class ShardedStages:
         policy = MixedPrecisionPolicy(
             param_dtype=None if compute == held else compute, reduce_dtype=gradient, cast_forward_inputs=False
         )
-        made: Any = fully_shard(module, mesh=self._mesh, mp_policy=policy, reshard_after_forward=reshards)
+        made: Any = fully_shard(module, mesh=self._groups.state_mesh, mp_policy=policy, reshard_after_forward=reshards)
         made.set_gradient_divide_factor(1.0)
         made.set_force_sum_reduction_for_comms(True)
         if own:
-            zero, log = self._program.zero, self._groups.log
+            zero = self._program.zero
             often: Phase = "state" if zero == 3 and reshards else "sync"
             made.set_custom_all_gather(_Gather(self._groups, often))
-            made.set_custom_reduce_scatter(_Scatter(self._groups, "state" if zero > 1 else "sync"))
-            if self._groups.size(REPLICA) > 1:
-                made.set_all_reduce_hook(lambda x: log.add(DP, ALL_REDUCE, x, "sync"))
+            made.set_custom_reduce_scatter(_Scatter(self._groups, "state" if zero > 1 else "sync", self._sums))
 
     def _share(self, name: str, held: nn.Parameter) -> None:
         """Let FSDP2's memory and the rank's rows be one."""
@@ -204,10 +206,10 @@ class _Gather:
 
 
 class _Scatter:
-    """FSDP2's reduce_scatter, noted in the log."""
+    """FSDP2's reduce_scatter, and the all_reduce that it starts next where ``sums``, noted in the log."""
 
-    def __init__(self, groups: Groups, phase: Phase) -> None:
-        self._groups = groups
+    def __init__(self, groups: Groups, phase: Phase, sums: Callable[[], bool]) -> None:
+        self._groups, self._sums = groups, sums
         self._phase: Phase = phase
 
     def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -220,7 +222,10 @@ class _Scatter:
     ) -> dist.Work | None:  # fmt: skip
         """The payload is what is scattered."""
         self._groups.log.add(DP, REDUCE_SCATTER, input_tensor, self._phase)
-        return reduce_scatter(output_tensor, input_tensor, op=op, group=group, async_op=async_op)
+        work = reduce_scatter(output_tensor, input_tensor, op=op, group=group, async_op=async_op)
+        if self._sums():
+            self._groups.log.add(DP, ALL_REDUCE, output_tensor, "sync")
+        return work
 
 
 def _prefetch_in_turn(modules: Sequence[Any]) -> None:
@@ -228,16 +233,6 @@ def _prefetch_in_turn(modules: Sequence[Any]) -> None:
     one micro-batch stands before the first of the next."""
     for n, module in enumerate(modules):
         module.set_modules_to_backward_prefetch([modules[max(n - 1, 0)]])
-
-
-def _mesh(groups: Groups) -> DeviceMesh:
-    """The ranks that divide state; where others hold it again, those as well."""
-    device, shard = groups.device.type, groups.group(SHARD)
-    if groups.size(REPLICA) == 1:
-        return DeviceMesh.from_group(shard, device, mesh_dim_names=(SHARD,))
-    ranks = torch.tensor(dist.get_process_group_ranks(groups.group(DP))).view(-1, groups.size(SHARD))
-    both = [groups.group(REPLICA), shard]
-    return DeviceMesh.from_group(both, device, mesh=ranks, mesh_dim_names=(REPLICA, SHARD))
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:

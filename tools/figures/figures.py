@@ -45,8 +45,9 @@ def recompute_label(parallelism: Parallelism) -> str:
 
 
 def zero_label(parallelism: Parallelism) -> str:
-    """What follows other words where state is sharded: ``, ZeRO 3``."""
-    return f", ZeRO {parallelism.zero}" if parallelism.zero else ""
+    """What follows other words where state is sharded: ``, ZeRO 3``, ``, ZeRO 1 over 8`` of more replicas."""
+    inside = f" over {parallelism.shards}" if parallelism.shards < parallelism.replicas else ""
+    return f", ZeRO {parallelism.zero}{inside}" if parallelism.zero else ""
 
 
 def precision_words(model: dict[str, Any], precision: Precision) -> str:

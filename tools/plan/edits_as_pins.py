@@ -73,6 +73,7 @@ _KEPT = {
     "recompute": lambda plan: {"recompute": plan.parallelism.recompute},
     "recomputed": _recomputed,
     "zero": lambda plan: {"zero": plan.parallelism.zero},
+    "zero_group": lambda plan: {"zero_group": plan.parallelism.shards},
     "stages": lambda plan: {"stages": ",".join(str(len(units)) for units in plan.decisions.stages)},
     "parameters": _parameters,
     "boundaries": _boundaries,
