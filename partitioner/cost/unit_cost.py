@@ -105,6 +105,11 @@ class Priced:
         return self.setting.ranks
 
     @cached_property
+    def seconds(self) -> float:
+        """Of one micro-batch through all units."""
+        return sum(self.units[unit].seconds.total for unit in self.folded.graph.units)
+
+    @cached_property
     def input_bytes(self) -> float:
         """Of the samples of one micro-batch."""
         graph = self.folded.graph

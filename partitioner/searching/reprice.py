@@ -19,7 +19,7 @@ from partitioner.searching.splits import Tried
 from partitioner.sharding.mesh_axes import CP, TP
 from partitioner.step.rank_memory import RankMemory
 from partitioner.step.split import Split, stage_sums
-from partitioner.step.step_seconds import bound, price
+from partitioner.step.step_seconds import price
 
 
 class Repricer:
@@ -46,7 +46,7 @@ class Repricer:
         stages = tuple(stage_sums(priced, own, tuple(ways)) for own in units)
         split = Split(parallelism=parallelism, stages=stages, units=units, recomputed=decisions.recomputed)
         peak_bytes = RankMemory(priced, split).peak_bytes(split.recomputed)
-        return Tried(priced=priced, split=split, least_seconds=bound(priced, split), peak_bytes=peak_bytes)
+        return Tried(priced=priced, split=split, peak_bytes=peak_bytes)
 
     def cost(self, cluster: Cluster) -> Cost:
         """The price of a step."""

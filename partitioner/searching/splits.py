@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from partitioner.cost.unit_cost import Priced
 from partitioner.graph.graph import Unit
@@ -25,19 +26,23 @@ MOST_CUTS = 4  # of one step and way of recomputing, each made with what the las
 
 @dataclass(frozen=True, kw_only=True)
 class Tried:
-    """A candidate: no schedule of its stages takes less than ``least_seconds``."""
+    """A candidate."""
 
     priced: Priced
     split: Split
-    least_seconds: float
     peak_bytes: float
+
+    @cached_property
+    def least_seconds(self) -> float:
+        """No schedule of its stages takes less; of many that do not fit nobody asks."""
+        return bound(self.priced, self.split)
 
     @property
     def identity(self) -> tuple[object, ...]:
         """What no two candidates share, unless they are the same step: layouts are known by their bytes and seconds."""
         own, units = self.split.parallelism, tuple(map(len, self.split.units))
         ways = (own.order, own.micro_batch, own.schedule, own.virtual, own.recompute, own.zero, own.zero_group)
-        return (*own.mesh.items(), *ways, self.split.recomputed, units, self.least_seconds, self.peak_bytes)
+        return (*own.mesh.items(), *ways, self.split.recomputed, units, self.priced.seconds, self.peak_bytes)
 
     @property
     def plainness(self) -> tuple[object, ...]:
@@ -80,9 +85,13 @@ class Splits:
         units = self.stage_units(parallelism.stage_count)
         if not units:
             return
-        for zero, group in self.zeros(parallelism):
-            divided = replace(parallelism, zero=zero, zero_group=group)
-            yield from self.recomputed_and_ordered(self.whole(divided, units))
+        for group, stages in self.zeros(parallelism).items():
+            for zero in stages:
+                divided = replace(parallelism, zero=zero, zero_group=group)
+                rows = list(self.recomputed_and_ordered(self.whole(divided, units)))
+                yield from rows
+                if zero and any(self.fits_plainly(row) for row in rows):
+                    break  # a higher stage moves more bytes for memory that nothing needs
 
     def recut(self, plain: Split, seconds: float) -> Iterator[Tried]:
         """Of a split, nothing recomputed, that does not fit: its stages cut so that they do, where a step may then take
@@ -116,8 +125,7 @@ class Splits:
         for split, peak_bytes in self.recomputed(plain):
             for order in self.orders(parallelism.mesh):
                 ordered = replace(split, parallelism=replace(split.parallelism, order=order))
-                least = bound(self.priced, ordered)
-                yield Tried(priced=self.priced, split=ordered, least_seconds=least, peak_bytes=peak_bytes)
+                yield Tried(priced=self.priced, split=ordered, peak_bytes=peak_bytes)
 
     def recomputed(self, plain: Split) -> Iterator[tuple[Split, float]]:
         """Nothing; of each way that is admitted the least that fits, and all blocks; with peak bytes."""
@@ -159,16 +167,21 @@ class Splits:
             return [usual]
         return [usual, (DP, PP, *(axis for axis in usual if axis not in (DP, PP)))]
 
-    def zeros(self, parallelism: Parallelism) -> list[tuple[int, int]]:
-        """ZeRO's stages, each over all replicas, or over those of a node, and held again on each node."""
+    def fits_plainly(self, tried: Tried) -> bool:
+        """Whether it fits with nothing recomputed."""
+        return tried.split.parallelism.recompute == NO_RECOMPUTE and tried.peak_bytes <= self.cluster.device.room
+
+    def zeros(self, parallelism: Parallelism) -> dict[int, list[int]]:
+        """ZeRO's stages, rising, over all replicas (0); and the one that moves most over those of a node, held again on
+        each node."""
         replicas = parallelism.replicas
         inside = self.cluster.inside(parallelism.mesh[DP], parallelism.stride(DP))
         groups = (0, inside) if 1 < inside < replicas and replicas % inside == 0 else (0,)
         if (pinned := self.fixed.number("zero_group")) is not None:
             groups = (pinned,) if replicas % pinned == 0 else ()
         stages = EXECUTED["zero"].searched(self.plan_only) if replicas > 1 else (0,)
-        pairs = [(n, group) for n in stages for group in (groups if n else (0,))]
-        return [(n, group) for n, group in pairs if self.fixed.admits("zero", n)]
+        admitted = [n for n in stages if self.fixed.admits("zero", n)]
+        return {group: [n for n in admitted if not group or pinned or n == max(stages)] for group in groups}
 
 
 def schedules(pp: int, blocks: int, micro_batches: int, plan_only: bool) -> Iterator[tuple[str, int]]:

@@ -14,7 +14,7 @@ from partitioner.plan.parallelism import NO_RECOMPUTE
 from partitioner.searching.candidates import Progress, candidates
 from partitioner.searching.pins import Pins
 from partitioner.searching.splits import Splits, Tried
-from partitioner.sharding.mesh_axes import CP, TP
+from partitioner.sharding.mesh_axes import CP, PP, TP
 
 NEAR = 1.25  # of the room: what needs more is not brought into it by layouts
 
@@ -37,6 +37,11 @@ def where_memory_binds(found: Sequence[Tried], best: float, asked: Asked, scarci
     yield from recut((*found, *scarce), best, asked)
 
 
+def _has_cuts(tried: Tried) -> bool:
+    own = tried.split.parallelism
+    return own.mesh[PP] > 1 and own.virtual == 1
+
+
 def _setup(tried: Tried) -> tuple[int, int, int]:
     own = tried.split.parallelism
     return own.degree(TP), own.degree(CP), own.micro_batch
@@ -47,7 +52,7 @@ def recut(found: Sequence[Tried], best: float, asked: Asked) -> Iterator[Tried]:
     its axes lie."""
     _, cluster, global_batch, fixed, plan_only, _ = asked
     splits, seen = dict[int, Splits](), set[tuple[object, ...]]()
-    for tried in [t for t in found if t.peak_bytes > cluster.device.room and t.least_seconds < best]:
+    for tried in [t for t in found if t.peak_bytes > cluster.device.room and _has_cuts(t) and t.least_seconds < best]:
         plain = tried.split.recomputing(NO_RECOMPUTE, (0,) * len(tried.split.stages))
         own, key = plain.parallelism, id(tried.priced)
         if key not in splits:

@@ -60,8 +60,19 @@ class ShardedStages:
         return self._roots[stage](calls)
 
     def around(self, stage: int, call: int) -> Around:
-        """What runs a call of a stage with the parameters that it alone reads, of which the arguments hold nothing."""
-        return self._roots[stage].holders[call]
+        """What runs a call of a stage with the parameters that it alone reads, of which the arguments hold nothing.
+
+        Those of the next call are gathered meanwhile.
+        """
+        holders = self._roots[stage].holders
+        plain, here, ahead = holders[call], _groups_in(holders[call]), _groups_in(*holders[call + 1 : call + 2])
+
+        def run(ops: Ops, arguments: Arguments) -> Any:
+            for holder in (*here, *ahead):
+                holder.unshard(async_op=True)
+            return plain(ops, arguments)
+
+        return run
 
     def before_backward(self, stage: int, is_last: bool) -> None:
         """``is_last``: whether no backward of the stage follows in this step."""
@@ -226,6 +237,11 @@ class _Scatter:
         if self._sums():
             self._groups.log.add(DP, ALL_REDUCE, output_tensor, "sync")
         return work
+
+
+def _groups_in(*holders: Around) -> list[Any]:
+    """The holders among these, and those inside them."""
+    return [m for holder in holders if isinstance(holder, nn.Module) for m in holder.modules()]
 
 
 def _prefetch_in_turn(modules: Sequence[Any]) -> None:
