@@ -31,6 +31,20 @@ class Peaks(NamedTuple):
     alone: float
 
 
+class StagePeaks(NamedTuple):
+    """Of a stage, ``Peaks``, and those where ZeRO divides state: of forwards and backwards by its stage."""
+
+    forward: float
+    backward: float
+    first: float
+    alone: float
+    forward_2: float = 0.0
+    forward_3: float = 0.0
+    backward_1: float = 0.0
+    backward_2: float = 0.0
+    backward_3: float = 0.0
+
+
 def peaks(live: Liveness) -> Peaks:
     """Of a unit of which nothing is recomputed."""
     return Peaks(live.forward(), *_Backward(live).run())

@@ -41,11 +41,13 @@ def _itemsize(name: str) -> int:
 def held_state(elements: float, dtype: torch.dtype, precision: Precision, zero: int = 0, ranks: int = 1) -> State:
     """Of ``elements`` parameters: ZeRO 1 divides the optimizer's over ``ranks``, 2 gradients too, 3 weights too, of
     which it keeps the optimizer's copy alone (Rajbhandari et al., 2020)."""
-    own = state(dtype, precision)
-    if zero == 3 and ranks > 1 and precision.state_of(dtype_name(dtype)) is not None:
-        own = own._replace(weight=0.0)
+    own, has_copy = state(dtype, precision), precision.state_of(dtype_name(dtype)) is not None
     pairs = zip(own, (3, 2, 1), strict=True)
-    return State(*(elements * size / (ranks if zero >= stage else 1) for size, stage in pairs))
+    found = State(*(elements * size / (ranks if zero >= stage else 1) for size, stage in pairs))
+    if not zero or ranks == 1 or (zero < 3 and has_copy):
+        return found
+    part = 0.0 if has_copy else elements * dtype.itemsize / ranks  # what is updated, beside what is gathered
+    return found._replace(weight=part if zero == 3 else found.weight + part)
 
 
 def state_bytes(elements: float, dtype: torch.dtype, precision: Precision, zero: int = 0, ranks: int = 1) -> float:

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from partitioner.cluster import Cluster
-from partitioner.cost.backward_peak import Peaks
+from partitioner.cost.backward_peak import Peaks, StagePeaks
 from partitioner.cost.op_seconds import Seconds
 from partitioner.cost.op_work import Setting
 from partitioner.graph.graph import Unit
@@ -29,7 +29,7 @@ class Stash:
     """
 
     bytes: float
-    peaks: Peaks
+    peaks: Peaks | StagePeaks
     compute: float = 0.0
     communication: float = 0.0
     weight_gradient_seconds: float = 0.0

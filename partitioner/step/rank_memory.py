@@ -46,7 +46,7 @@ class RankMemory:
         distinct = {id(stage): n for n, stage in enumerate(split.stages)}
         alike = np.array([distinct[id(stage)] for stage in split.stages])
         held = {n: self._stage_state(split.stages[n]) for n in distinct.values()}
-        states, self.new_gradients, gathered = (np.array(rows) for rows in zip(*(held[n] for n in alike), strict=True))
+        states, self.new_gradients = (np.array(rows) for rows in zip(*(held[n] for n in alike), strict=True))
         self.state = states - self._shared_state()
         self.lasting = self.state.sum(1) - self.new_gradients
         self._distinct = tuple(distinct.values())
@@ -54,7 +54,7 @@ class RankMemory:
         self._table, self._starts = self._stashes(split)
         received = np.array([0.0, *(stage.input_bytes for stage in split.stages[1:])])
         sent = np.array([*(stage.output_bytes for stage in split.stages[:-1]), 0.0])
-        self.transit = np.maximum(received, sent) + gathered
+        self.transit = np.maximum(received, sent)
 
     def recomputing(self, way: str) -> RankMemory:
         """Of the same split, but for the way in which blocks are recomputed."""
@@ -102,7 +102,11 @@ class RankMemory:
     def _live_bytes(self, counts: Array) -> tuple[Array, Array, Array]:
         """What each stage keeps of a micro-batch (s), what each of its actions holds beside that and beside state
         (s, action): its own, weights gathered, the next action's receive; and bytes above what is fixed (m)."""
-        moments, (kept, forward, backward, first, alone) = self.moments, self._table[self._starts + counts].T
+        moments, zero, table = self.moments, self.parallelism.zero, self._table[self._starts + counts].T
+        kept, (forward, backward, first, alone, *sharded) = table[0], table[1:]
+        if zero and self.parallelism.shards > 1:
+            forward = np.maximum(forward, (forward, *sharded[:2])[zero - 1])
+            backward = np.maximum(backward, sharded[2:][zero - 1])
         first = np.where(self.new_gradients > 0, first if self.parallelism.mesh[PP] > 1 else alone, backward)
         actions = np.stack((forward, backward - kept, first - kept), 1) + self.transit[:, None]
         gradients = (moments.has_gradients * self.new_gradients[moments.stages]).sum(1)
@@ -120,16 +124,13 @@ class RankMemory:
                 seen |= split.stages[n].tied_parameters.keys()
         return found
 
-    def _stage_state(self, stage: StageSums) -> tuple[Array, float, float]:
-        """Bytes of a stage's state by kind, those of gradients that each step makes anew, and of ZeRO's gathered
-        weights."""
-        gathers = self.parallelism.zero == 3 and stage.parameters
-        gathered = 2.0 * stage.largest_unit * stage.parameters[0].dtype.itemsize if gathers else 0.0
+    def _stage_state(self, stage: StageSums) -> tuple[Array, float]:
+        """Bytes of a stage's state by kind, and those of gradients that each step makes anew."""
         own = self.parallelism.replicas == 1
         grown = self._made_anew(stage.parameters) if own else 0.0
         if own and self.parallelism.mesh[PP] > 1:
             grown -= self._made_anew(stage.tied_parameters.values())
-        return self._state_bytes(stage.parameters), grown, gathered
+        return self._state_bytes(stage.parameters), grown
 
     def _made_anew(self, rows: Iterable[Held]) -> float:
         """Bytes of gradients that lie in no bucket, where ranks hold no replicas."""

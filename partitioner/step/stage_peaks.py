@@ -12,12 +12,13 @@ from collections.abc import Sequence
 import numpy as np
 from torch import fx
 
-from partitioner.cost.backward_peak import Peaks
+from partitioner.cost.backward_peak import Peaks, StagePeaks
 from partitioner.cost.kept_activations import Placed
 from partitioner.cost.state_bytes import is_cast, state
 from partitioner.cost.unit_cost import Priced, Stash
 from partitioner.graph.graph import Unit
 from partitioner.schedule.fullest_moments import Array
+from partitioner.step.sharded_peaks import UnitState
 
 KEEP_ENTERING = frozenset({"full", "operators"})  # ways that keep whatever enters a block
 
@@ -28,18 +29,18 @@ def stage_stash(priced: Priced, units: Sequence[Unit], ways: Sequence[str]) -> d
     boundaries = _Boundaries(priced, units)
     plain, full = boundaries.stack([c.stash["none"] for c in costs], boundaries.shared(frozenset()), alive)
     behind = np.maximum.accumulate(full[::-1])[::-1]
-    none = Stash(float(plain.sum()) + boundaries.received, Peaks(*behind[0].tolist()))
+    none = Stash(float(plain.sum()) + boundaries.received, StagePeaks(*behind[0].tolist()))
     found: dict[str, tuple[Stash, ...]] = {"none": (none,)}
     blocks = np.array([u.is_block for u in units])
     for way in ways:
         again, keeping = _recomputed(priced, units, way)
         size, full = boundaries.stack(again, boundaries.shared(keeping), alive)
         freed = np.cumsum(plain - size)
-        after = np.vstack((behind[1:], np.full((1, len(Peaks._fields)), -np.inf))) - freed[:, None]
+        after = np.vstack((behind[1:], np.full((1, len(StagePeaks._fields)), -np.inf))) - freed[:, None]
         peaks = np.maximum(np.maximum.accumulate(full), after)
         seconds = np.cumsum([(k.compute, k.communication, k.weight_gradient_seconds) for k in again], axis=0)
         rows = zip((none.bytes - freed)[blocks].tolist(), peaks[blocks].tolist(), seconds[blocks].tolist(), strict=True)
-        found[way] = (none, *(Stash(left, Peaks(*most), *run) for left, most, run in rows))
+        found[way] = (none, *(Stash(left, StagePeaks(*most), *run) for left, most, run in rows))
     return found
 
 
@@ -61,7 +62,7 @@ class _Boundaries:
 
     def __init__(self, priced: Priced, units: Sequence[Unit]) -> None:
         start, end = priced.place[units[0]], priced.place[units[-1]] + 1
-        self.priced, self.units = priced, units
+        self.priced, self.units, self.state = priced, units, UnitState.of(priced, units)
         self.boundary_values: set[Placed] = set()
         self.received, self.sent = 0.0, np.zeros(len(units))
         for key, (made, last, size) in priced.spans.items():
@@ -105,7 +106,11 @@ class _Boundaries:
         before = self.received + np.cumsum(size) - size
         behind = before + self.sent[::-1].cumsum()[::-1] - backward
         on_top = np.array([before - forward, *(behind for _ in Peaks._fields[1:])]).T
-        return size, np.array([row.peaks for row in rows]) + alive + on_top
+        plain = np.array([row.peaks for row in rows]) + alive + on_top
+        waiting = np.insert(alive[:-1, 1], 0, 0.0)  # gradients of values, once a unit's backward has run
+        growing = np.array([row.peaks.alone for row in rows]) + alive[:, 1] + behind
+        sharded = self.state.peaks(plain[:, 0], plain[:, 1], growing, before + waiting)
+        return size, np.hstack((plain, sharded))
 
 
 def _gradients_alive(priced: Priced, units: Sequence[Unit]) -> list[Peaks]:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
@@ -47,19 +45,29 @@ def tracked_peak(program: Program, batch: Mapping[str, torch.Tensor], rank: int)
 
 
 class _OfTensors(MemTracker):
-    """What it would tell of modules does not hold for those that run several times in a step."""
+    """What it notes of modules, by hooks that keep their inputs, does not hold for those that run several times."""
 
-    def _pre_fw_hook(self, module: nn.Module, inputs: Any) -> None:
+    def __init__(self) -> None:
+        super().__init__()
+        self._mod_tracker = _NoModules()
+
+
+class _NoModules:
+    """In the place of torch's ModTracker."""
+
+    is_bw = False
+
+    def __enter__(self) -> None:
         pass
 
-    def _post_fw_hook(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         pass
 
-    def _pre_bw_hook(self, module: nn.Module, args: Any) -> None:
-        pass
+    def register_user_hooks(self, *_: object) -> None:
+        """None are called."""
 
-    def _post_bw_hook(self, module: nn.Module, args: Any) -> None:
-        pass
+    def clear_user_hooks(self) -> None:
+        """There are none."""
 
 
 def _empty(parameter: Parameter, part: Part) -> torch.Tensor:
