@@ -43,7 +43,7 @@ class Repricer:
         priced = price_units(setting, self.solution, cluster)
         units = tuple(tuple(self.units[name] for name in names) for names in decisions.stages)
         ways = {parallelism.recompute} - {NO_RECOMPUTE}
-        stages = tuple(stage_sums(priced, own, tuple(ways)) for own in units)
+        stages = tuple(stage_sums(priced, own, tuple(ways), parallelism.shards) for own in units)
         split = Split(parallelism=parallelism, stages=stages, units=units, recomputed=decisions.recomputed)
         peak_bytes = RankMemory(priced, split).peak_bytes(split.recomputed)
         return Tried(priced=priced, split=split, peak_bytes=peak_bytes)

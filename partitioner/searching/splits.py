@@ -117,7 +117,8 @@ class Splits:
 
     def whole(self, parallelism: Parallelism, units: tuple[tuple[Unit, ...], ...]) -> Split:
         """Nothing of it recomputed."""
-        stages = tuple(self.sums_of(u) for u in units)
+        shards = min(parallelism.zero_group or parallelism.replicas, parallelism.replicas)
+        stages = tuple(self.sums_of(u, shards) for u in units)
         return Split(parallelism=parallelism, stages=stages, units=units, recomputed=(0,) * len(stages))
 
     def recomputed_and_ordered(self, plain: Split) -> Iterator[Tried]:
@@ -151,13 +152,13 @@ class Splits:
             self.stages[stages] = self.cuts.evenest(stages) if pinned is None else self.cuts.of_counts(pinned, stages)
         return self.stages[stages]
 
-    def sums_of(self, units: tuple[Unit, ...]) -> StageSums:
+    def sums_of(self, units: tuple[Unit, ...], shards: int) -> StageSums:
         """Stages of units that cost the same, and that receive and send the same, cost the same."""
         start, end = self.priced.place[units[0]], self.priced.place[units[-1]] + 1
         ends = [row[cut] for row in (self.priced.crossing, self.priced.returned) for cut in (start, end)]
-        key = (*ends, *(id(self.priced.unit(u)) for u in units))
+        key = (shards, *ends, *(id(self.priced.unit(u)) for u in units))
         if key not in self.sums:
-            self.sums[key] = stage_sums(self.priced, units, self.ways)
+            self.sums[key] = stage_sums(self.priced, units, self.ways, shards)
         return self.sums[key]
 
     def orders(self, mesh: dict[str, int]) -> list[tuple[str, ...]]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import fx
 
+from partitioner.cost.backward_peak import StagePeaks
 from partitioner.cost.state_bytes import State, held_state, is_cast, state
 from partitioner.cost.unit_cost import Held, Priced
 from partitioner.schedule.fullest_moments import Array, moments
@@ -71,7 +72,7 @@ class RankMemory:
     def rank_peak_bytes(self, counts: Array) -> Array:
         """(p): of all moments, and of the update, when all gradients lie there and no micro-batch is in flight."""
         _, _, above = self._live_bytes(counts)
-        most = np.maximum.reduceat(above, self.moments.starts)
+        most = np.maximum(np.maximum.reduceat(above, self.moments.starts), self._last(counts)[self.rank_stages].max(1))
         lasting, gradients = (of_stages[self.rank_stages].sum(1) for of_stages in (self.lasting, self.new_gradients))
         return lasting + np.maximum(most, gradients) + self.sample_bytes
 
@@ -83,10 +84,14 @@ class RankMemory:
     def fullest(self, counts: Sequence[int]) -> tuple[StageBytes, ...]:
         """(s): where its rank is fullest."""
         moments, (kept, actions, above) = self.moments, self._live_bytes(np.array(counts))
+        last = self._last(np.array(counts))
         found = [StageBytes(weights, gradients, optimizer, 0.0, 0.0) for weights, gradients, optimizer in self.state]
         for own, start, end in zip(self.rank_stages, moments.starts, [*moments.starts[1:], len(above)], strict=True):
-            m = start + int(above[start:end].argmax())
-            if above[m] >= self.new_gradients[own].sum():
+            m, ending = start + int(above[start:end].argmax()), last[own].argmax()
+            if last[own].max() > above[m]:
+                n = own[ending]
+                found[n] = found[n]._replace(activations=kept[n], transient=last[n] - kept[n])
+            elif above[m] >= self.new_gradients[own].sum():
                 for n, flying, there in zip(own, moments.in_flight[m], moments.has_gradients[m], strict=True):
                     acting = float(actions[n, moments.action[m]]) if n == moments.acting_stage[m] else 0.0
                     gradients = found[n].gradients - self.new_gradients[n] * (not there)
@@ -99,6 +104,12 @@ class RankMemory:
         tables = [split.stages[n].stash_sizes[split.parallelism.recompute] for n in self._distinct]
         return np.concatenate(tables), np.cumsum([0, *map(len, tables[:-1])])[self._rows]
 
+    def _last(self, counts: Array) -> Array:
+        """(s): what the last backward of a step holds beside state, where ZeRO scatters gradients then."""
+        if self.parallelism.zero != 1 or self.parallelism.shards == 1:
+            return np.zeros(len(counts))
+        return self._table[self._starts + counts][:, 1 + StagePeaks._fields.index("last_1")] + self.transit
+
     def _live_bytes(self, counts: Array) -> tuple[Array, Array, Array]:
         """What each stage keeps of a micro-batch (s), what each of its actions holds beside that and beside state
         (s, action): its own, weights gathered, the next action's receive; and bytes above what is fixed (m)."""
@@ -106,7 +117,7 @@ class RankMemory:
         kept, (forward, backward, first, alone, *sharded) = table[0], table[1:]
         if zero and self.parallelism.shards > 1:
             forward = np.maximum(forward, (forward, *sharded[:2])[zero - 1])
-            backward = np.maximum(backward, sharded[2:][zero - 1])
+            backward = np.maximum(backward, sharded[1 + zero])
         first = np.where(self.new_gradients > 0, first if self.parallelism.mesh[PP] > 1 else alone, backward)
         actions = np.stack((forward, backward - kept, first - kept), 1) + self.transit[:, None]
         gradients = (moments.has_gradients * self.new_gradients[moments.stages]).sum(1)

@@ -16,40 +16,54 @@ from dataclasses import dataclass
 import numpy as np
 
 from partitioner.cost.state_bytes import is_cast, state
-from partitioner.cost.unit_cost import Priced
+from partitioner.cost.unit_cost import Held, Priced
 from partitioner.graph.graph import Unit
 from partitioner.schedule.fullest_moments import Array
 
 
 @dataclass(frozen=True)
 class UnitState:
-    """Bytes of each unit's own parameters (units): as ops read them, of their gradients, and of those in the type of
-    ops where they are added up in another."""
+    """Bytes of each unit's own parameters (units): as ops read them; of their gradients, as they are added up; and of
+    the last parameter alone, whose gradient FSDP2 lets go last, in both types. ``cast``: whether those are two.
+    ``shards``: ranks that divide state."""
 
     weights: Array
     gradients: Array
+    last_weight: Array
+    last_gradient: Array
     cast: Array
+    shards: int
 
     @staticmethod
-    def of(priced: Priced, units: Sequence[Unit]) -> UnitState:
+    def of(priced: Priced, units: Sequence[Unit], shards: int) -> UnitState:
         """What several units of the stage read is gathered for all of it, and is no unit's own."""
         readers = [node for unit in units for node in priced.held[unit]]
         rows = [[row for node, row in priced.held[unit].items() if readers.count(node) == 1] for unit in units]
         precision = priced.precision
-        weights = [sum(row.elements * row.dtype.itemsize for row in own) for own in rows]
-        gradients = [sum(row.elements * state(row.dtype, precision).gradient for row in own) for own in rows]
-        cast = [sum(row.elements * row.dtype.itemsize * is_cast(row.dtype, precision) for row in own) for own in rows]
-        return UnitState(np.array(weights), np.array(gradients), np.array(cast))
 
-    def peaks(self, forward: Array, backward: Array, alone: Array, after: Array) -> Array:
-        """(units, fields of StagePeaks that ``Peaks`` has not) from each unit's peaks without ZeRO, and what lies there ``after`` its backward; ``alone``:
-        of a backward whose gradients of parameters stay."""
+        def added(rows: Sequence[Held]) -> tuple[float, float]:
+            gradients = sum(row.elements * state(row.dtype, precision).gradient for row in rows)
+            return sum(row.elements * row.dtype.itemsize for row in rows), gradients
+
+        whole, last = np.array([added(own) for own in rows]), np.array([added(own[-1:]) for own in rows])
+        cast = np.array([any(is_cast(row.dtype, precision) for row in own) for own in rows])
+        return UnitState(whole[:, 0], whole[:, 1], last[:, 0], last[:, 1], cast, shards)
+
+    def peaks(self, forward: Array, backward: Array, alone: Array, start: Array, between: Array, after: Array) -> Array:
+        """(units, fields of StagePeaks that ``Peaks`` has not) from each unit's peaks without ZeRO, and what lies there
+        at the ``start`` of its forward, ``between`` that and its backward, and ``after`` it; ``alone``: of a backward
+        whose gradients of parameters stay."""
         weights, gradients = self.weights, self.gradients
         ahead, before = np.append(weights[1:], 0.0), np.insert(weights[:-1], 0, 0.0)
         buffer = np.roll(gradients, -1)
-        freed = np.cumsum(gradients[::-1])[::-1] - gradients  # of sums of units behind, but for ranks' parts of them
-        summed = np.maximum(np.where(self.cast > 0, alone, backward), after + gradients - freed / 2)
-        scattered = np.maximum(alone + buffer, after + weights + gradients)
-        gathered = np.maximum(alone + buffer + weights + before, after + weights + gradients + before)
+        part = gradients / self.shards
+        let_go = np.cumsum((weights + gradients - part)[::-1])[::-1] - (gradients - part)  # of units behind
+        summed = np.where(self.cast, alone, backward)
+        last = after + gradients + np.maximum(0.0, part - gradients + self.last_gradient) - let_go
+        scattering = after + gradients + np.maximum(weights, self.last_weight + part)
+        scattered = np.maximum(alone + buffer, scattering)
+        gathered = np.maximum(alone + buffer + weights, scattering) + before
+        gathered = np.maximum(gathered, between + buffer + 2 * weights)  # copied out of what was gathered
         forward = forward + gradients[0]
-        return np.stack((forward, forward + weights + ahead, summed, scattered, gathered), 1)
+        using = np.maximum(forward, start + gradients[0] + weights) + weights + ahead
+        return np.stack((forward, using, summed, scattered, gathered, last), 1)

@@ -57,8 +57,11 @@ class StageSums:
         return {way: np.array([(kept.bytes, *kept.peaks) for kept in rows]) for way, rows in self.stash.items()}
 
 
-def stage_sums(priced: Priced, units: Sequence[Unit], ways: Sequence[str] = ("full",)) -> StageSums:
-    """Add up a stage; ``ways``: of recomputing, those that are asked for beside none."""
+def stage_sums(
+    priced: Priced, units: Sequence[Unit], ways: Sequence[str] = ("full",), shards: int = 1
+) -> StageSums:
+    """Add up a stage; ``ways``: of recomputing, those that are asked for beside none; ``shards``: ranks that divide
+    state."""
     start, end = priced.place[units[0]], priced.place[units[-1]] + 1
     rows, precision, tied = [priced.unit(u) for u in units], priced.precision, priced.setting.tied
     parameters: dict[fx.Node, Held] = {}
@@ -76,7 +79,7 @@ def stage_sums(priced: Priced, units: Sequence[Unit], ways: Sequence[str] = ("fu
         collectives=(sum(c.collectives[0] for c in rows), sum(c.collectives[1] for c in rows)),
         kernels=(sum(c.kernels[0] for c in rows), sum(c.kernels[1] for c in rows)),
         blocks=sum(u.is_block for u in units),
-        stash=stage_stash(priced, units, ways),
+        stash=stage_stash(priced, units, ways, shards),
         input_bytes=priced.crossing[start],
         output_bytes=priced.crossing[end],
         sent_bytes=priced.sent[end],

@@ -23,10 +23,12 @@ from partitioner.step.sharded_peaks import UnitState
 KEEP_ENTERING = frozenset({"full", "operators"})  # ways that keep whatever enters a block
 
 
-def stage_stash(priced: Priced, units: Sequence[Unit], ways: Sequence[str]) -> dict[str, tuple[Stash, ...]]:
+def stage_stash(
+    priced: Priced, units: Sequence[Unit], ways: Sequence[str], shards: int = 1
+) -> dict[str, tuple[Stash, ...]]:
     """By way of recomputing, "none" and those asked for, when the first 0, 1, 2, ... blocks are recomputed so."""
     costs, alive = [priced.unit(u) for u in units], np.array(_gradients_alive(priced, units))
-    boundaries = _Boundaries(priced, units)
+    boundaries = _Boundaries(priced, units, shards)
     plain, full = boundaries.stack([c.stash["none"] for c in costs], boundaries.shared(frozenset()), alive)
     behind = np.maximum.accumulate(full[::-1])[::-1]
     none = Stash(float(plain.sum()) + boundaries.received, StagePeaks(*behind[0].tolist()))
@@ -46,7 +48,7 @@ def stage_stash(priced: Priced, units: Sequence[Unit], ways: Sequence[str]) -> d
 
 def kept_bytes(priced: Priced, units: Sequence[Unit], way: str) -> Array:
     """What each unit of a stage keeps of a micro-batch, every block recomputed in a way ("none": none of them)."""
-    boundaries, (rows, keeping) = _Boundaries(priced, units), _recomputed(priced, units, way)
+    boundaries, (rows, keeping) = _Boundaries(priced, units, 1), _recomputed(priced, units, way)
     kept, _, _ = boundaries.shared(keeping)
     return np.array([row.bytes for row in rows]) - kept + boundaries.sent
 
@@ -60,9 +62,9 @@ def _recomputed(priced: Priced, units: Sequence[Unit], way: str) -> tuple[list[S
 class _Boundaries:
     """What a stage receives and hands on, which it holds from forward to backward whether or not a unit keeps it."""
 
-    def __init__(self, priced: Priced, units: Sequence[Unit]) -> None:
+    def __init__(self, priced: Priced, units: Sequence[Unit], shards: int) -> None:
         start, end = priced.place[units[0]], priced.place[units[-1]] + 1
-        self.priced, self.units, self.state = priced, units, UnitState.of(priced, units)
+        self.priced, self.units, self.state = priced, units, UnitState.of(priced, units, shards)
         self.boundary_values: set[Placed] = set()
         self.received, self.sent = 0.0, np.zeros(len(units))
         for key, (made, last, size) in priced.spans.items():
@@ -109,7 +111,8 @@ class _Boundaries:
         plain = np.array([row.peaks for row in rows]) + alive + on_top
         waiting = np.insert(alive[:-1, 1], 0, 0.0)  # gradients of values, once a unit's backward has run
         growing = np.array([row.peaks.alone for row in rows]) + alive[:, 1] + behind
-        sharded = self.state.peaks(plain[:, 0], plain[:, 1], growing, before + waiting)
+        between = before + size + alive[:, 1]
+        sharded = self.state.peaks(plain[:, 0], plain[:, 1], growing, before, between, before + waiting)
         return size, np.hstack((plain, sharded))
 
 
