@@ -132,6 +132,11 @@ class Priced:
         return {unit: {n: held(n) for n in found} for unit, found in folded.graph.trained.items()}
 
     @cached_property
+    def unit_states(self) -> dict[tuple[Unit, frozenset[fx.Node]], tuple[float, ...]]:
+        """What was found of units, without parameters that others of their stage read (step/sharded_peaks.py)."""
+        return {}
+
+    @cached_property
     def place(self) -> dict[Unit, int]:
         """Of each unit, how many come before it."""
         return {unit: n for n, unit in enumerate(self.folded.graph.units)}

@@ -10,13 +10,15 @@ The ways are those of torch's FSDP2 (runtime/train/sharded_stages.py).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from torch import fx
 
 from partitioner.cost.state_bytes import is_cast, state
-from partitioner.cost.unit_cost import Held, Priced
+from partitioner.cost.unit_cost import Priced
 from partitioner.graph.graph import Unit
 from partitioner.schedule.fullest_moments import Array
 
@@ -37,17 +39,10 @@ class UnitState:
     @staticmethod
     def of(priced: Priced, units: Sequence[Unit], shards: int) -> UnitState:
         """What several units of the stage read is gathered for all of it, and is no unit's own."""
-        readers = [node for unit in units for node in priced.held[unit]]
-        rows = [[row for node, row in priced.held[unit].items() if readers.count(node) == 1] for unit in units]
-        precision = priced.precision
-
-        def added(rows: Sequence[Held]) -> tuple[float, float]:
-            gradients = sum(row.elements * state(row.dtype, precision).gradient for row in rows)
-            return sum(row.elements * row.dtype.itemsize for row in rows), gradients
-
-        whole, last = np.array([added(own) for own in rows]), np.array([added(own[-1:]) for own in rows])
-        cast = np.array([any(is_cast(row.dtype, precision) for row in own) for own in rows])
-        return UnitState(whole[:, 0], whole[:, 1], last[:, 0], last[:, 1], cast, shards)
+        readers = Counter(node for unit in units for node in priced.held[unit]) if priced.setting.tied else {}
+        rows = np.array([_row(priced, unit, frozenset(n for n in priced.held[unit] if readers.get(n, 1) > 1))
+                         for unit in units])  # fmt: skip
+        return UnitState(rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3], rows[:, 4] > 0, shards)
 
     def peaks(self, forward: Array, backward: Array, alone: Array, start: Array, between: Array, after: Array) -> Array:
         """(units, fields of StagePeaks that ``Peaks`` has not) from each unit's peaks without ZeRO, and what lies there
@@ -67,3 +62,17 @@ class UnitState:
         forward = forward + gradients[0]
         using = np.maximum(forward, start + gradients[0] + weights) + weights + ahead
         return np.stack((forward, using, summed, scattered, gathered, last), 1)
+
+
+def _row(priced: Priced, unit: Unit, without: frozenset[fx.Node]) -> tuple[float, ...]:
+    """Of one unit, each found once."""
+    key = unit, without
+    if key not in priced.unit_states:
+        precision = priced.precision
+        own = [row for node, row in priced.held[unit].items() if node not in without]
+        weights = [row.elements * row.dtype.itemsize for row in own]
+        gradients = [row.elements * state(row.dtype, precision).gradient for row in own]
+        is_any_cast = any(is_cast(row.dtype, precision) for row in own)
+        ends = weights[-1:] + gradients[-1:] if own else [0.0, 0.0]
+        priced.unit_states[key] = sum(weights), sum(gradients), *ends, float(is_any_cast)
+    return priced.unit_states[key]
