@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from partitioner import Cluster, Graph, trace
 from partitioner.cluster import Device, Link, Software
-from partitioner.cost.backward_peak import Peaks
+from partitioner.cost.backward_peak import StagePeaks
 from partitioner.cost.op_seconds import ZERO
 from partitioner.cost.op_work import Setting
 from partitioner.cost.price_units import price_units
@@ -75,7 +75,7 @@ def priced(graph: Graph, on: Cluster, tp: int = 1, layouts: Mapping[str, Placeme
 
 def stage(**figures: object) -> StageSums:
     """Of one block that holds nothing and takes no time, but for the figures that are given."""
-    empty = Stash(0.0, Peaks(0.0, 0.0, 0.0, 0.0))
+    empty = Stash(0.0, StagePeaks(0.0, 0.0, 0.0, 0.0))
     plain: dict[str, object] = {
         "seconds": ZERO, "weight_gradient_seconds": 0.0, "communication_seconds": 0.0, "cp_seconds": 0.0,
         "collectives": (0, 0), "kernels": (0, 0), "blocks": 1,

@@ -13,7 +13,7 @@ from partitioner.precision import PRESETS
 
 A100 = Cluster.load("dgx-a100", devices=8)
 CLUSTER = replace(A100, node=Link(1e14, 1.0, 1e-9))
-PINS: dict[str, str | int] = {"pp": 2, "dp": 2, "tp": 2}
+PINS: dict[str, str | int] = {"pp": 2, "dp": 2, "tp": 2, "zero": 0}
 ENTRY = f"{Path(__file__).parents[2] / 'examples' / 'gpt.py'}:model"
 SIZES = {"vocab": 256, "hidden": 64, "heads": 4, "seq": 32, "layers": 4}
 

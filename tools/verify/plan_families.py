@@ -61,8 +61,23 @@ def families(graph: Graph, ranks: int, global_batch: int) -> Iterator[Family]:
         yield _family("tp x dp", ranks, global_batch, tp=2, dp=half)
     if ranks % 8 == 0 and blocks >= 2:
         yield _family("tp x pp x dp", ranks, global_batch, tp=2, pp=2, dp=ranks // 4)
+    yield from _with_state_divided(blocks, ranks, global_batch)
     for name in CAST:
         yield replace(_family(f"{DP}, {name}", ranks, global_batch, dp=ranks), precision=PRESETS[name])
+
+
+def _with_state_divided(blocks: int, ranks: int, global_batch: int) -> Iterator[Family]:
+    """Each stage of ZeRO, the last also inside groups; the least and the most of it beside tp and pp."""
+    for zero in (1, 2, 3):
+        yield _family(f"ZeRO {zero}", ranks, global_batch, dp=ranks, zero=zero)
+    if ranks % 4 == 0:
+        yield _family("ZeRO 3 over 2 (HSDP)", ranks, global_batch, dp=ranks, zero=3, zero_group=2)
+        yield _family("tp x ZeRO 3", ranks, global_batch, tp=2, dp=ranks // 2, zero=3)
+        if blocks >= 2:
+            yield _family("pp x ZeRO 1", ranks, global_batch, pp=2, dp=ranks // 2, zero=1)
+    if ranks % 8 == 0 and blocks >= 2:
+        for zero in (1, 3):
+            yield _family(f"tp x pp x ZeRO {zero}", ranks, global_batch, tp=2, pp=2, dp=ranks // 4, zero=zero)
 
 
 def left_out(graph: Graph) -> str:
@@ -86,5 +101,5 @@ def _family(name: str, ranks: int, global_batch: int, **pins: str | int) -> Fami
     degrees = {axis: int(pins.get(axis, 1)) for axis in (TP, PP, DP)}
     many = 2 * degrees[PP] if degrees[PP] > 1 else 2
     micro_batch = max(1, global_batch // (degrees[DP] * many))
-    defaults: dict[str, str | int] = {"schedule": PLAIN, "recompute": "off", "micro_batch": micro_batch}
+    defaults: dict[str, str | int] = {"schedule": PLAIN, "recompute": "off", "micro_batch": micro_batch, "zero": 0}
     return Family(name, {**defaults, **pins, **degrees})

@@ -35,13 +35,14 @@ def test_what_is_not_executed_is_named_in_order() -> None:
     plain = replace(SIX, mesh=mesh_of(pp=2), order=("pp", "dp", "tp"))
     assert not list(not_executed(plain))
     strange = replace(SIX, zero=3, recompute="selective", schedule="zbv")
-    assert list(not_executed(strange)) == ["cp 4", "ZeRO 3", "selective recompute", "schedule zbv"]
+    assert list(not_executed(strange)) == ["cp 4", "selective recompute", "schedule zbv"]
 
 
 def test_a_decision_without_a_row_is_executed_with_every_value() -> None:
     assert is_executed("tp", 64)
     assert not is_executed("cp", 2)
-    assert [is_searched("zero", 3, plan_only) for plan_only in (False, True)] == [False, True]
+    assert [is_searched("zero", 3, plan_only) for plan_only in (False, True)] == [True, True]
+    assert [is_searched("cp", 2, plan_only) for plan_only in (False, True)] == [False, True]
     assert EXECUTED["schedule"].searched(plan_only=False) == ("gpipe", "1f1b", "interleaved")
 
 
@@ -54,10 +55,10 @@ def test_a_file_has_one_flat_object_and_is_read_back_the_same(plan: Plan, tmp_pa
     document = json.loads(plan.to_json())
     assert list(document["decisions"]) == [
         "mesh", "order", "micro_batch", "micro_batches", "schedule", "virtual", "stages", "recompute", "recomputed",
-        "parameters", "boundaries", "zero", "precision", "plan_only", "seed",
+        "parameters", "boundaries", "zero", "zero_group", "precision", "plan_only", "seed",
     ]  # fmt: skip
     assert list(document["derived"]["candidates"][0])[:7] == [
-        "mesh", "micro_batch", "schedule", "virtual", "recompute", "zero", "order",
+        "mesh", "micro_batch", "schedule", "virtual", "recompute", "zero", "zero_group",
     ]  # fmt: skip
     plan.save(tmp_path / "plan.json")
     found = Plan.load(tmp_path / "plan.json")

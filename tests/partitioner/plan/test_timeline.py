@@ -40,7 +40,7 @@ def deep() -> Graph:
 
 def planned(name: str, pins: dict[str, str | int]) -> Plan:
     graph = deep() if name == "deep" else graph_of(name)
-    return search(graph, CLUSTER, 16, pins, plan_only="zero" in pins or not _row(pins).executed)
+    return search(graph, CLUSTER, 16, {"zero": 0} | pins, plan_only=not _row(pins).executed)
 
 
 def _row(pins: dict[str, str | int]) -> Schedule:

@@ -31,7 +31,9 @@ def graph(blocks: int = 4) -> Graph:
 def tried(
     on: Cluster, batch: int, pins: Mapping[str, str | int] | None = None, plan_only: bool = False
 ) -> list[Tried]:
-    return list(candidates(graph(), on, batch, read_pins(pins or {}, graph()), plan_only, lambda text: None))
+    asked = {"zero": 0} | dict(pins or {})
+    fixed = read_pins({name: value for name, value in asked.items() if value != "any"}, graph())
+    return list(candidates(graph(), on, batch, fixed, plan_only, lambda text: None))
 
 
 def ways(rows: list[Tried]) -> Counter[Way]:
@@ -104,15 +106,36 @@ def test_orders_where_stages_and_replicas_both_span_nodes() -> None:
 
 
 def test_what_is_only_planned() -> None:
-    """Of two replicas, or of two ranks that share a sample's tokens: every stage of ZeRO over them."""
+    """Ranks that share a sample's tokens; schedules that put weights' gradients off."""
     pins: dict[str, str | int] = {"tp": 1, "pp": 1}
-    assert ways(tried(cluster(2, launch=1.0), 2, pins, plan_only=True)) == Counter(
-        (mesh, size, "1f1b 1", "", zero)
-        for mesh, size in (("1x2x1", 1), ("1x1x2x1", 1), ("1x1x2x1", 2)) for zero in range(4)
+    assert ways(tried(cluster(2, launch=1.0), 2, pins, plan_only=True)) == plain(
+        ("1x2x1", 1, "1f1b 1"), ("1x1x2x1", 1, "1f1b 1"), ("1x1x2x1", 2, "1f1b 1")
     )  # fmt: skip
     staged = tried(cluster(2, launch=1.0), 2, {"pp": 2, "micro_batch": 1}, plan_only=True)
     assert {way(row)[2] for row in staged} == {"gpipe 1", "1f1b 1", "interleaved 2", "zero_bubble 1", "zbv 2"}
     assert {row.split.parallelism.zero for row in staged} == {0}
+
+
+def test_state_is_divided_as_far_as_memory_asks() -> None:
+    """Nothing, and what the optimizer needs; more only where that does not fit with nothing recomputed. What moves most
+    also over a node's ranks."""
+    pins: dict[str, str | int] = {"tp": 1, "pp": 1, "micro_batch": 1, "recompute": "off", "zero": "any"}
+
+    def stages(on: Cluster, **more: int) -> list[tuple[int, int]]:
+        return [(own.zero, own.zero_group) for own in (row.split.parallelism for row in tried(on, 4, pins | more))]
+
+    assert stages(cluster(4)) == [(0, 0), (1, 0)]
+    assert stages(cluster(1)) == [(0, 0)]
+    rows = {row.split.parallelism.zero: row.peak_bytes for row in tried(cluster(4, memory_bytes=1.0), 4, pins)}
+    assert sorted(rows) == [0, 1, 2, 3]
+    for zero in (1, 2, 3):
+        assert rows[zero] < rows[zero - 1]
+        fits = cluster(4, memory_bytes=rows[zero])
+        assert stages(fits) == [(n, 0) for n in range(zero + 1)]
+    two_nodes = cluster(2, nodes=2, memory_bytes=1.0)
+    assert stages(two_nodes) == [(0, 0), (1, 0), (2, 0), (3, 0), (3, 2)]
+    assert stages(two_nodes, zero=2, zero_group=2) == [(2, 2)]
+    assert stages(two_nodes, zero_group=3) == []
 
 
 PINNED: dict[str, str | int] = {"tp": 1, "pp": 1, "dp": 1, "micro_batch": 2}
@@ -164,7 +187,7 @@ def test_the_front_beats_all_others(plan_only: bool, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(
         sys.modules["partitioner.searching.search"], "where_memory_binds", lambda *a: beside.extend(real(*a)) or beside
     )
-    pins: dict[str, str | int] = {"cp": 1} if plan_only else {}
+    pins: dict[str, str | int] = {"cp": 1, "zero": 0} if plan_only else {"zero": 0}
     half = search(graph(), SLOW, 8, pins, plan_only=plan_only).cost.peak_bytes / 2
     on = replace(SLOW, device=replace(SLOW.device, memory_bytes=half))
     beside.clear()

@@ -59,9 +59,10 @@ def enumerated(graph: Graph, cluster: Cluster) -> tuple[float, int]:
                     continue
                 evenest = StageCuts(priced).evenest(pp * virtual)
                 for units in all_cuts(priced.folded.graph.units, pp) if virtual == 1 else [evenest] if evenest else []:
-                    sums = tuple(stage_sums(priced, u) for u in units)
-                    for counts in itertools.product(*(range(s.blocks + 1) for s in sums)):
-                        split = split_of(sums, units, many, kind, virtual, counts, pp=pp, dp=dp, tp=tp)
+                    sums = tuple(stage_sums(priced, u, shards=dp) for u in units)
+                    counted = itertools.product(*(range(s.blocks + 1) for s in sums))
+                    for counts, zero in itertools.product(counted, range(4 if dp > 1 else 1)):
+                        split = split_of(sums, units, many, kind, virtual, counts, zero, pp=pp, dp=dp, tp=tp)
                         cost, tried = price(priced, split), tried + 1
                         if cost.peak_bytes <= cluster.device.room:
                             best = min(best, cost.step_seconds)
@@ -84,7 +85,7 @@ def test_search_finds_the_best_of_everything(name: str, room: float) -> None:
 
 def test_a_little_less_memory_recomputes_some_blocks() -> None:
     graph = graph_of("gpt")
-    pins = {"tp": 1, "pp": 1, "micro_batch": 2}
+    pins = {"tp": 1, "pp": 1, "micro_batch": 2, "zero": 0}
     needed = search(graph, FREE, BATCH, {**pins, "recompute": "off"}).cost.peak_bytes
     device = dataclasses.replace(FREE.device, memory_bytes=needed - 1)
     found = search(graph, dataclasses.replace(FREE, device=device), BATCH, pins).decisions

@@ -123,6 +123,6 @@ def test_search_finds_the_best_of_all_layouts_and_cuts(tp: int, pins: dict[str, 
     for priced in price_each(setting, every_layout(folded, setting, CLUSTER), CLUSTER):
         for seconds in steps(priced, MICRO_BATCH, (2,) if pins else (1, 2)):
             best, tried = min(best, seconds), tried + 1
-    found = search(graph, CLUSTER, BATCH, {"micro_batch": MICRO_BATCH, "tp": tp, **pins})
+    found = search(graph, CLUSTER, BATCH, {"micro_batch": MICRO_BATCH, "tp": tp, "zero": 0, **pins})
     assert tried >= (10_000 if tp > 1 else 4)
     assert found.cost.step_seconds == pytest.approx(best, rel=1e-9)

@@ -48,7 +48,7 @@ def model(name: str, batch: int) -> tuple[Source, Graph]:
 
 def planned(name: str, ranks: int, batch: int, **pins: str | int) -> tuple[Plan, Program, dict[str, torch.Tensor]]:
     source, graph = model(name, batch)
-    plan = search(graph, cluster(ranks), batch, {"recompute": "off", **pins})
+    plan = search(graph, cluster(ranks), batch, {"recompute": "off", "zero": 0, **pins})
     return plan, lower(graph, plan), source.batch
 
 
@@ -102,7 +102,7 @@ class Clipped(torch.nn.Module):
 def test_an_autograd_function_runs_without_values(pins: dict[str, str | int]) -> None:
     batch = {"x": torch.randn(4, 3, 8), "labels": torch.zeros(4, 3, dtype=torch.int64)}
     graph = trace(Clipped(), batch)
-    plan = search(graph, cluster(2), 4, {"recompute": "off", **pins})
+    plan = search(graph, cluster(2), 4, {"recompute": "off", "zero": 0, **pins})
     assert problems(run_ranks(lower(graph, plan), batch)) == {}
     assert any("autograd.Function[Clip] in" in note and "replicated" in note for note in plan.notes)
 
@@ -202,7 +202,7 @@ def test_a_missing_collective_is_named() -> None:
 
     def forget(engine: Engine) -> None:
         inner = engine._sync._sum
-        engine._sync._sum = lambda bucket, axis: None if axis == "tp" else inner(bucket, axis)  # type: ignore[method-assign]
+        engine._sync._sum = lambda flat, tied, axis: None if axis == "tp" else inner(flat, tied, axis)  # type: ignore[method-assign]
 
     found = problems(run_ranks(program, batch, merge=False, prepare=of({"tp": 1, "dp": 0}, forget)))
     assert found[1][0].startswith("tp all_reduce sync of ")
