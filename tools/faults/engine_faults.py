@@ -10,7 +10,7 @@ import torch
 from partitioner.graph.step_inputs import SAMPLE_KEYS
 from partitioner.lowering.program import Program
 from partitioner.sharding.layout import Shard
-from partitioner.sharding.mesh_axes import DP, PP, TP
+from partitioner.sharding.mesh_axes import DP, PP, SHARD, TP
 from runtime.train.engine import Engine
 
 
@@ -19,17 +19,67 @@ def _unsummed(axis: str) -> Callable[[Engine], None]:
 
     def prepare(engine: Any) -> None:
         inner = engine._sync._sum
-        engine._sync._sum = lambda bucket, a: None if a == axis else inner(bucket, a)
+        engine._sync._sum = lambda flat, tied, a: None if a == axis else inner(flat, tied, a)
 
     return prepare
 
 
 def _scaled(which: int, factor: float) -> Callable[[Engine], None]:
-    def prepare(engine: Engine) -> None:
-        parameter = engine.trained[which]
-        parameter.register_hook(lambda grad: grad * factor)
+    def prepare(engine: Any) -> None:
+        inner = engine._sync.finish
+
+        def finish() -> None:
+            inner()
+            engine.trained[which].grad.mul_(factor)
+
+        engine._sync.finish = finish
 
     return prepare
+
+
+def _holders(engine: Any) -> list[Any]:
+    """Whatever gathers parameters."""
+    roots = engine._sharded._roots.values()
+    return [part for root in roots for part in root.modules() if getattr(part, "by_name", dict)()]
+
+
+class _Alone:
+    """A collective that hears nothing of other ranks."""
+
+    def allocate(self, size: Any, *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, *_: Any, **__: Any) -> None:
+        rank, ranks = group.rank(), group.size()
+        if output_tensor.numel() < input_tensor.numel():
+            output_tensor.copy_(input_tensor.chunk(ranks)[rank])
+        else:
+            output_tensor.copy_(input_tensor.repeat(ranks))
+
+
+def _gathered_alone(engine: Any) -> None:
+    for part in _holders(engine):
+        part.set_custom_all_gather(_Alone())
+
+
+def _scattered_alone(engine: Any) -> None:
+    for part in _holders(engine):
+        part.set_custom_reduce_scatter(_Alone())
+
+
+def _never_last(engine: Any) -> None:
+    """No backward is taken to be the last of a step."""
+    inner = engine._sharded.before_backward
+    engine._sharded.before_backward = lambda stage, is_last: inner(stage, False)
+
+
+def _stale_copies(engine: Any) -> None:
+    """What ops read is cast once, before the first step."""
+    engine._copies.refresh = lambda: None
+
+
+def _still_scaled(engine: Any) -> None:
+    engine.loss_scale.unscale = lambda gradients: None
 
 
 def _counts(change: Callable[[Engine, list[torch.Tensor]], list[torch.Tensor]]) -> Callable[[Engine], None]:
@@ -103,6 +153,14 @@ def _has_keys(program: Program) -> bool:
     )
 
 
+def _sharded(program: Program) -> bool:
+    return program.shards > 1
+
+
+def _copied(program: Program) -> bool:
+    return not _sharded(program) and any(p.copy_dtype for p in program.parameters.values())
+
+
 def _always(program: Program) -> bool:
     return True
 
@@ -116,7 +174,13 @@ def _replicated(program: Program) -> bool:
 
 
 ENGINE: dict[str, tuple[Callable[[Program], bool], Callable[[Engine], object]]] = {
-    "no gradient sum over dp": (_wider(DP), _unsummed(DP)),
+    "no gradient sum over dp": (lambda p: p.mesh[DP] > 1 and not _sharded(p), _unsummed(DP)),
+    "each rank's gradients scattered": (_sharded, _scattered_alone),
+    "each rank's own rows gathered": (_sharded, _gathered_alone),
+    "gradients never scattered": (lambda p: _sharded(p) and p.zero == 1, _never_last),
+    "norm not summed over what divides dp": (_sharded, _norm_without(SHARD)),
+    "parameters cast once": (_copied, _stale_copies),
+    "the loss scale left in gradients": (lambda p: p.loss_scale, _still_scaled),
     "no gradient sum over tp": (_replicated, _unsummed(TP)),
     "no gradient sum of tied weights": (_tied, _unsummed(PP)),
     "half the first gradient": (_always, _scaled(0, 0.5)),

@@ -32,11 +32,15 @@ Pins = dict[str, str | int]
 
 @dataclass(frozen=True)
 class Model:
-    """A model and its plans: name, pins, and the rule that is wrong while the plan is made ("" for none)."""
+    """A model and its plans: name, pins, and the rule that is wrong while the plan is made ("" for none).
+
+    ``precision``: a preset, whose decisions are taken in float64.
+    """
 
     spec: str
     settings: dict[str, object]
     plans: tuple[tuple[str, Pins, str], ...]
+    precision: str = "own"
 
 
 _GPT: dict[str, object] = {"vocab": 32, "hidden": 32, "layers": 4, "heads": 4, "seq": 8, "dropout": 0.1, "tied": True}
@@ -50,6 +54,10 @@ MODELS = (
         ("gpt tp2, linear's rule", {TP: 2, "micro_batch": 2, "boundary": "whole"}, _LINEAR),
         ("gpt sp2, linear's rule", {TP: 2, "micro_batch": 2, "boundary": "sharded"}, _LINEAR),
     )),
+    Model("examples/gpt.py:model", _GPT, (
+        ("gpt fp16 dp2", {DP: 2, "micro_batch": 1}, ""),
+        *((f"gpt fp16 ZeRO {zero}", {DP: 2, "micro_batch": 1, "zero": zero}, "") for zero in (1, 2, 3)),
+    ), "fp16"),
     Model("hf:llama", {"num_hidden_layers": 2}, (
         ("llama sp2", {TP: 2, "micro_batch": 2, "boundary": "sharded"}, ""),
         ("llama pp2", {PP: 2, "micro_batch": 1, "schedule": PLAIN}, ""),
@@ -71,16 +79,18 @@ def run(models: Sequence[Model] = MODELS, most: int = MOST) -> list[Result]:
 
 
 def _job(model: Model, most: int, folder: Path) -> dict[str, object]:
-    graph = Case.of(model.spec, model.settings, SAMPLES).graph
+    graph = Case.of(model.spec, model.settings, SAMPLES, model.precision).graph
     for name, pins, rule in model.plans:
         with forgetting(rule):
             _plan(graph, pins).save(folder / f"{name}.json")
     plans = {name: (0 if rule else most, rule) for name, _, rule in model.plans}
-    return {"spec": model.spec, "settings": model.settings, "samples": SAMPLES, "plans": plans}
+    return {
+        "spec": model.spec, "settings": model.settings, "samples": SAMPLES, "precision": model.precision, "plans": plans
+    }  # fmt: skip
 
 
 def _plan(graph: Graph, pins: Pins) -> Plan:
-    defaults: Pins = {TP: 1, PP: 1, DP: 1, "recompute": "off"}
+    defaults: Pins = {TP: 1, PP: 1, DP: 1, "recompute": "off", "zero": 0}
     return search(graph, cluster(RANKS), SAMPLES, defaults | pins)
 
 

@@ -13,6 +13,7 @@ import torch
 
 from partitioner import Graph, Plan, lower, trace
 from partitioner.comparing.graph_float64 import promote
+from partitioner.precision import PRESETS
 from runtime.ranks.process_group import finish_ranks, is_first, start_ranks
 from runtime.verify.parity import CLIP, LR, STEPS, difference, steps_under
 from runtime.verify.plain_steps import Steps, train
@@ -45,11 +46,11 @@ class Case:
     wanted: Steps
 
     @staticmethod
-    def of(spec: str, settings: dict[str, object], samples: int) -> Case:
+    def of(spec: str, settings: dict[str, object], samples: int, precision: str = "own") -> Case:
         """The model shrunk as ``verify`` shrinks it."""
         torch.manual_seed(0)
         source = load(spec, settings, seq=None, batch=samples, shrink=spec.startswith("hf:"))
-        graph = promote(trace(source.module, source.batch, compare=False))
+        graph = promote(trace(source.module, source.batch, compare=False, precision=PRESETS[precision]))
         own = dict(source.module.named_parameters(remove_duplicate=False))
         start = {n: own[n].detach().to(graph.parameters[n].dtype) for n in graph.parameters}
         batch = dict(source.batch) | {"labels": source.batch["labels"].clone()}
@@ -64,7 +65,7 @@ def main(folder: Path) -> None:
     start_ranks()
     results: list[Result] = []
     for job in json.loads((folder / "jobs").read_text()):
-        case = Case.of(job["spec"], job["settings"], job["samples"])
+        case = Case.of(job["spec"], job["settings"], job["samples"], job["precision"])
         for name, (most, rule) in job["plans"].items():
             with forgetting(rule):  # a wrong rule is as wrong where its plan is lowered
                 results += _plan(name, Plan.load(folder / f"{name}.json"), case, most)
