@@ -39,8 +39,8 @@ def check_updates(program: Program, made: Factory, device: torch.device) -> None
     for parts in _parts(start, divided):
         for name in _differing(whole, _joined(made, parts, start, grads, device)):
             raise InputError(
-                f"optimizer {kind} updates {name} as a whole, and ranks hold parts of it: plan with tp=1, or take one "
-                "that updates each element by itself"
+                f"optimizer {kind} updates {name} as a whole, and ranks hold parts of it: plan with tp=1 and zero=0, "
+                "or take one that updates each element by itself"
             )
     if program.mesh[PP] > 1:
         _, alone = _updated(made, dict([*start.items()][::2]), grads, device)
@@ -52,8 +52,11 @@ def check_updates(program: Program, made: Factory, device: torch.device) -> None
 
 
 def _is_divided(program: Program, name: str) -> bool:
-    axes = zip(program.axes, program.parameters[name].layout, strict=True)
-    return any(ranks > 1 and isinstance(placement, Shard) for (_, ranks), placement in axes)
+    parameter = program.parameters[name]
+    axes = zip(program.axes, parameter.layout, strict=True)
+    return program.is_sharded(parameter) or any(
+        ranks > 1 and isinstance(placement, Shard) for (_, ranks), placement in axes
+    )
 
 
 def _parts(start: Mapping[str, torch.Tensor], divided: Sequence[str]) -> Iterator[dict[str, int]]:
