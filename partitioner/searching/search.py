@@ -18,7 +18,6 @@ from partitioner.errors import DoesNotFit, InputError
 from partitioner.gc_pause import uncollected
 from partitioner.graph.graph import Graph
 from partitioner.plan.derived_rows import Cost
-from partitioner.plan.executed import is_executed
 from partitioner.plan.parallelism import NO_RECOMPUTE
 from partitioner.plan.plan import Plan
 from partitioner.searching.candidates import Progress, candidates
@@ -47,9 +46,9 @@ def search(
 ) -> Plan:
     """The plan with the shortest predicted step of ``global_batch`` samples on all of ``cluster``'s devices.
 
-    ``pins`` fix decisions (tp, pp, dp, micro_batch, schedule, virtual, stages, recompute, boundary) or, by a pattern of
-    parameter names, layouts ("replicate", "shard:DIM"). ``model`` is written into the plan. ``plan_only`` also proposes
-    what the runtime can't execute yet (cp, ZeRO, selective recompute, zero-bubble schedules); such a plan says so.
+    ``pins`` fix decisions (tp, pp, dp, micro_batch, schedule, virtual, stages, recompute, zero, zero_group, boundary) or,
+    by a pattern of parameter names, layouts ("replicate", "shard:DIM"). ``model`` is written into the plan. ``plan_only`` also proposes
+    what the runtime can't execute yet (cp, selective recompute, zero-bubble schedules); such a plan says so.
     ``keep``: the best so many candidates are priced exactly; the plan lists all that were, beside the front of those
     that no other beats in both time and memory. Raises InputError for pins or sizes that no plan can have, DoesNotFit
     when none fits in memory, at any of SCARCITIES.
@@ -161,8 +160,7 @@ def too_large(tightest: Tried, room: float) -> str:
     largest = max(parts, key=lambda name: parts[name])
     mends = ["more devices"]
     if largest.startswith("weights"):
-        zero = "ZeRO" if is_executed("zero", 1) else "ZeRO (--plan-only)"
-        mends += [zero] if not own.zero else []
+        mends += ["ZeRO (drop the pin)"] if own.zero < 3 and own.replicas > 1 else []
     else:
         mends += ["a smaller micro-batch"] if own.micro_batch > 1 else []
         mends += ["recompute"] if own.recompute == NO_RECOMPUTE else []

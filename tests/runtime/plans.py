@@ -106,7 +106,7 @@ def coordinates(program: Program, rank: int) -> dict[str, int]:
     if len(program.axes) > 1:
         cells = list(product(*(range(size) for _, size in program.axes)))
         found |= dict(zip((axis for axis, _ in program.axes), cells[found["tp"]], strict=True))
-    return found
+    return found | {"dp_replica": found["dp"], "dp_shard": 0}
 
 
 def world(program: Program) -> int:

@@ -36,7 +36,8 @@ def declare(commands: Subcommands) -> None:
     plan.add_argument("--pin", action="append", default=[], metavar="tp=8", help="fix a decision or a layout")
     plan.add_argument("-o", "--output", metavar="FILE", help="write plan.json")
     plan.add_argument("--top", type=int, default=5, metavar="K", help="candidates to list")
-    plan.add_argument("--plan-only", action="store_true", help="also propose what can't be executed yet (cp, ZeRO)")
+    words = "also propose what can't be executed yet (cp, zero-bubble)"
+    plan.add_argument("--plan-only", action="store_true", help=words)
     plan.add_argument("--json", action="store_true", help="print the plan as JSON and nothing else")
     plan.set_defaults(action="tools.plan.command:plan_command")
     clusters = commands.add_parser("clusters", help="list the cluster presets", epilog="example: partitioner clusters")

@@ -1,4 +1,4 @@
-"""State divided over dp: parts that ranks do not divide, frozen, tied and scalar parameters; checkpoints of any plan."""
+"""State divided over dp: uneven rows, frozen, tied and scalar parameters; checkpoints of any plan under any other."""
 
 from __future__ import annotations
 
