@@ -65,12 +65,13 @@ def _search(worker: Worker, batches: list[Named], bad: Any) -> Culprit | None:
         for action in (a for a in worker.actions if KINDS[a.kind].is_forward):
             stage = worker.stages[action.stage]
             values = worker.values(action.stage, batches[action.micro_batch], worker.transport.receive(action))
-            for number, call in enumerate(stage.calls):
-                row = _run(call, values, bad)
+            rows = list[tuple[int, str] | None]()
+            made = worker.made(action.stage, values, lambda call, own, rows=rows: rows.append(_run(call, own, bad)))
+            for number, (call, row) in enumerate(zip(stage.calls, rows, strict=True)):
                 if row:
                     words = f"{call.call.block}: {row[1]}"
                     found.append(Culprit(action.micro_batch, action.stage, number, row[0], worker.groups.rank, words))
-            outputs = [values[v.name].contiguous() for v in stage.stage.sends]
+            outputs = [made[v.name].contiguous() for v in stage.stage.sends]
             if outputs:
                 worker.transport.send(action, outputs)
     worker.transport.finish()
@@ -79,7 +80,7 @@ def _search(worker: Worker, batches: list[Named], bad: Any) -> Culprit | None:
 
 def _run(call: BoundCall, values: Named, bad: Any) -> tuple[int, str] | None:
     interpreter = _Checking(call.module, bad)
-    results = interpreter.run(*(values[name] for name in call.call.arguments))
+    results = call.around(interpreter.run, [values.get(name) for name in call.call.arguments])
     values.update(zip(call.call.results, results if isinstance(results, tuple | list) else (results,), strict=True))
     if interpreter.first < 0:
         return None

@@ -182,7 +182,7 @@ class Worker:
         for value, tensor in zip(stage.receives, inputs, strict=True):
             if value.differentiable:
                 tensor.requires_grad_()
-        made = self._made(action.stage, self.values(action.stage, batch, inputs))
+        made = self.made(action.stage, self.values(action.stage, batch, inputs))
         outputs, loss = [made[v.name] for v in stage.sends], made[stage.loss] if stage.loss else None
         if outputs:
             self.transport.send(action, [t.detach().contiguous() for t in outputs])
@@ -191,15 +191,15 @@ class Worker:
         self._stash[action.stage, action.micro_batch] = Stash(given, carried, loss)
         return loss
 
-    def _made(self, stage: int, values: Named) -> Named:
-        """What a stage sends, and its loss."""
+    def made(self, stage: int, values: Named, run: Callable[[BoundCall, Named], object] = BoundCall.__call__) -> Named:
+        """What a stage sends, and its loss, of ``values``; ``run`` runs each call."""
         bound = self.stages[stage]
         wanted = [*(v.name for v in bound.stage.sends), *([bound.stage.loss] if bound.stage.loss else [])]
 
         def calls(shared: Mapping[str, torch.Tensor]) -> Named:
             values.update(shared)
             for call in bound.calls:
-                call(values)
+                run(call, values)
             return {name: values[name] for name in wanted}
 
         return self._sharded.run(stage, calls) if self._sharded is not None else calls({})

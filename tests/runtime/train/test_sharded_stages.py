@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,12 @@ def _memory(rank: int) -> None:
     assert float(engine.gradients(own)) != pytest.approx(before, rel=1e-3)
     kept = {p.shape for group in engine.optimizer.param_groups for p in group["params"]}
     assert table.shape in kept
+
+
+    with torch.no_grad():
+        engine.parameters["blocks.2.up.weight"].fill_(math.nan if rank == 2 else 1.0)
+    with pytest.raises(InputError, match="first made by rank 0, micro-batch 0, .*: blocks.2.up.weight was so before"):
+        engine.step(own)
 
 
 def test_ranks_hold_rows() -> None:
