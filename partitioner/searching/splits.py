@@ -18,6 +18,7 @@ from partitioner.step.fitting_cuts import FittingCuts
 from partitioner.step.least_recompute import least_recomputed
 from partitioner.step.rank_memory import RankMemory
 from partitioner.step.split import Split, StageSums, stage_sums
+from partitioner.step.stage_peaks import StageWalk
 from partitioner.step.step_seconds import bound
 
 MOST_VIRTUAL = 4
@@ -63,7 +64,9 @@ class Splits:
         self.fixed, self.plan_only = fixed, plan_only
         self.cluster, self.cuts, self.fitting_cuts = priced.cluster, StageCuts(priced), FittingCuts(priced)
         self.blocks = sum(u.is_block for u in priced.folded.graph.units)
-        self.sums: dict[tuple[float, ...], StageSums] = {}
+        self.walks: dict[tuple[float, ...], StageWalk] = {}
+        self.alike: dict[tuple[float, ...], StageSums] = {}
+        self.sums: dict[tuple[int, tuple[float, ...]], StageSums] = {}
         self.ways = tuple(way for way in EXECUTED["recompute"].searched(plan_only) if way != NO_RECOMPUTE)
         self.stages: dict[int, tuple[tuple[Unit, ...], ...]] = {}
 
@@ -156,9 +159,14 @@ class Splits:
         """Stages of units that cost the same, and that receive and send the same, cost the same."""
         start, end = self.priced.place[units[0]], self.priced.place[units[-1]] + 1
         ends = [row[cut] for row in (self.priced.crossing, self.priced.returned) for cut in (start, end)]
-        key = (shards, *ends, *(id(self.priced.unit(u)) for u in units))
+        alike = (*ends, *(id(self.priced.unit(u)) for u in units))
+        key = shards, alike
+        if alike not in self.walks:
+            self.walks[alike] = walk = StageWalk(self.priced, units)
+            self.alike[alike] = self.sums[key] = stage_sums(self.priced, units, self.ways, shards, walk)
         if key not in self.sums:
-            self.sums[key] = stage_sums(self.priced, units, self.ways, shards)
+            known = self.alike[alike]
+            self.sums[key] = replace(known, stash=self.walks[alike].stash(self.ways, shards))
         return self.sums[key]
 
     def orders(self, mesh: dict[str, int]) -> list[tuple[str, ...]]:

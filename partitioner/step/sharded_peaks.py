@@ -26,32 +26,32 @@ from partitioner.schedule.fullest_moments import Array
 @dataclass(frozen=True)
 class UnitState:
     """Bytes of each unit's own parameters (units): as ops read them; of their gradients, as they are added up; and of
-    the last parameter alone, whose gradient FSDP2 lets go last, in both types. ``cast``: whether those are two.
-    ``shards``: ranks that divide state."""
+    the last parameter alone, whose gradient FSDP2 lets go last, in both types. ``cast``: whether those are two."""
 
     weights: Array
     gradients: Array
     last_weight: Array
     last_gradient: Array
     cast: Array
-    shards: int
 
     @staticmethod
-    def of(priced: Priced, units: Sequence[Unit], shards: int) -> UnitState:
+    def of(priced: Priced, units: Sequence[Unit]) -> UnitState:
         """What several units of the stage read is gathered for all of it, and is no unit's own."""
         readers = Counter(node for unit in units for node in priced.held[unit]) if priced.setting.tied else {}
         rows = np.array([_row(priced, unit, frozenset(n for n in priced.held[unit] if readers.get(n, 1) > 1))
                          for unit in units])  # fmt: skip
-        return UnitState(rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3], rows[:, 4] > 0, shards)
+        return UnitState(rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3], rows[:, 4] > 0)
 
-    def peaks(self, forward: Array, backward: Array, alone: Array, start: Array, between: Array, after: Array) -> Array:
+    def peaks(
+        self, forward: Array, backward: Array, alone: Array, start: Array, between: Array, after: Array, shards: int
+    ) -> Array:
         """(units, fields of StagePeaks that ``Peaks`` has not) from each unit's peaks without ZeRO, and what lies there
         at the ``start`` of its forward, ``between`` that and its backward, and ``after`` it; ``alone``: of a backward
-        whose gradients of parameters stay."""
+        whose gradients of parameters stay. ``shards``: ranks that divide state."""
         weights, gradients = self.weights, self.gradients
         ahead, before = np.append(weights[1:], 0.0), np.insert(weights[:-1], 0, 0.0)
         buffer = np.roll(gradients, -1)
-        part = gradients / self.shards
+        part = gradients / shards
         let_go = np.cumsum((weights + gradients - part)[::-1])[::-1] - (gradients - part)  # of units behind
         summed = np.where(self.cast, alone, backward)
         last = after + gradients + np.maximum(0.0, part - gradients + self.last_gradient) - let_go

@@ -16,7 +16,7 @@ from partitioner.cost.unit_cost import Held, Priced, Stash
 from partitioner.graph.graph import Unit
 from partitioner.plan.parallelism import Parallelism
 from partitioner.schedule.fullest_moments import Array
-from partitioner.step.stage_peaks import stage_stash
+from partitioner.step.stage_peaks import StageWalk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +58,11 @@ class StageSums:
 
 
 def stage_sums(
-    priced: Priced, units: Sequence[Unit], ways: Sequence[str] = ("full",), shards: int = 1
-) -> StageSums:
+    priced: Priced, units: Sequence[Unit], ways: Sequence[str] = ("full",), shards: int = 1,
+    walk: StageWalk | None = None,
+) -> StageSums:  # fmt: skip
     """Add up a stage; ``ways``: of recomputing, those that are asked for beside none; ``shards``: ranks that divide
-    state."""
+    state; ``walk``: through these units, where there is one."""
     start, end = priced.place[units[0]], priced.place[units[-1]] + 1
     rows, precision, tied = [priced.unit(u) for u in units], priced.precision, priced.setting.tied
     parameters: dict[fx.Node, Held] = {}
@@ -79,7 +80,7 @@ def stage_sums(
         collectives=(sum(c.collectives[0] for c in rows), sum(c.collectives[1] for c in rows)),
         kernels=(sum(c.kernels[0] for c in rows), sum(c.kernels[1] for c in rows)),
         blocks=sum(u.is_block for u in units),
-        stash=stage_stash(priced, units, ways, shards),
+        stash=(walk or StageWalk(priced, units)).stash(ways, shards),
         input_bytes=priced.crossing[start],
         output_bytes=priced.crossing[end],
         sent_bytes=priced.sent[end],

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from torch import fx
@@ -20,51 +21,99 @@ from partitioner.graph.graph import Unit
 from partitioner.schedule.fullest_moments import Array
 from partitioner.step.sharded_peaks import UnitState
 
+NONE = "none"
 KEEP_ENTERING = frozenset({"full", "operators"})  # ways that keep whatever enters a block
 
 
-def stage_stash(
-    priced: Priced, units: Sequence[Unit], ways: Sequence[str], shards: int = 1
-) -> dict[str, tuple[Stash, ...]]:
-    """By way of recomputing, "none" and those asked for, when the first 0, 1, 2, ... blocks are recomputed so."""
-    costs, alive = [priced.unit(u) for u in units], np.array(_gradients_alive(priced, units))
-    boundaries = _Boundaries(priced, units, shards)
-    plain, full = boundaries.stack([c.stash["none"] for c in costs], boundaries.shared(frozenset()), alive)
-    behind = np.maximum.accumulate(full[::-1])[::-1]
-    none = Stash(float(plain.sum()) + boundaries.received, StagePeaks(*behind[0].tolist()))
-    found: dict[str, tuple[Stash, ...]] = {"none": (none,)}
-    blocks = np.array([u.is_block for u in units])
-    for way in ways:
-        again, keeping = _recomputed(priced, units, way)
-        size, full = boundaries.stack(again, boundaries.shared(keeping), alive)
-        freed = np.cumsum(plain - size)
-        after = np.vstack((behind[1:], np.full((1, len(StagePeaks._fields)), -np.inf))) - freed[:, None]
-        peaks = np.maximum(np.maximum.accumulate(full), after)
-        seconds = np.cumsum([(k.compute, k.communication, k.weight_gradient_seconds) for k in again], axis=0)
-        rows = zip((none.bytes - freed)[blocks].tolist(), peaks[blocks].tolist(), seconds[blocks].tolist(), strict=True)
-        found[way] = (none, *(Stash(left, StagePeaks(*most), *run) for left, most, run in rows))
-    return found
+class StageWalk:
+    """One micro-batch through a stage's units and back."""
+
+    def __init__(self, priced: Priced, units: Sequence[Unit]) -> None:
+        self.priced, self.units = priced, units
+        self.boundaries, self.alive = _Boundaries(priced, units), np.array(_gradients_alive(priced, units))
+        self.state = UnitState.of(priced, units)
+        self.ways = {NONE: self._stacked([priced.unit(u).stash[NONE] for u in units], frozenset())}
+
+    def stash(self, ways: Sequence[str], shards: int = 1) -> dict[str, tuple[Stash, ...]]:
+        """By way of recomputing, "none" and those asked for, when the first 0, 1, 2, ... blocks are recomputed so.
+
+        ``shards``: ranks that divide state, where some do.
+        """
+        plain = self.ways[NONE]
+        behind = np.maximum.accumulate(plain.peaks(self.state, shards)[::-1])[::-1]
+        none = Stash(float(plain.size.sum()) + self.boundaries.received, StagePeaks(*behind[0].tolist()))
+        found: dict[str, tuple[Stash, ...]] = {NONE: (none,)}
+        blocks = np.array([u.is_block for u in self.units])
+        for way in ways:
+            if way not in self.ways:
+                self.ways[way] = self._stacked(*_recomputed(self.priced, self.units, way))
+            own = self.ways[way]
+            freed = np.cumsum(plain.size - own.size)
+            after = np.vstack((behind[1:], np.full((1, len(StagePeaks._fields)), -np.inf))) - freed[:, None]
+            peaks = np.maximum(np.maximum.accumulate(own.peaks(self.state, shards)), after)
+            seconds = np.cumsum([(k.compute, k.communication, k.weight_gradient_seconds) for k in own.rows], axis=0)
+            left = (none.bytes - freed)[blocks].tolist()
+            rows = zip(left, peaks[blocks].tolist(), seconds[blocks].tolist(), strict=True)
+            found[way] = (none, *(Stash(kept, StagePeaks(*most), *run) for kept, most, run in rows))
+        return found
+
+    def _stacked(self, rows: Sequence[Stash], keeping: frozenset[int]) -> _Stacked:
+        """Units one after the other.
+
+        What is handed on lies there from its making, and all through backward.
+        """
+        boundaries, alive, (kept, forward, backward) = self.boundaries, self.alive, self.boundaries.shared(keeping)
+        size = np.array([row.bytes for row in rows]) - kept + boundaries.sent
+        before = boundaries.received + np.cumsum(size) - size
+        behind = before + boundaries.sent[::-1].cumsum()[::-1] - backward
+        on_top = np.array([before - forward, *(behind for _ in Peaks._fields[1:])]).T
+        waiting = np.insert(alive[:-1, 1], 0, 0.0)  # gradients of values, once a unit's backward has run
+        return _Stacked(
+            rows=rows, size=size, plain=np.array([row.peaks for row in rows]) + alive + on_top,
+            alone=np.array([row.peaks.alone for row in rows]) + alive[:, 1] + behind, start=before,
+            between=before + size + alive[:, 1], after=before + waiting,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stacked:
+    """By unit: bytes kept, peaks on top of what lies there, and what ``UnitState.peaks`` asks for."""
+
+    rows: Sequence[Stash]
+    size: Array
+    plain: Array
+    alone: Array
+    start: Array
+    between: Array
+    after: Array
+
+    def peaks(self, state: UnitState, shards: int) -> Array:
+        """(units, fields of StagePeaks)."""
+        forward, backward = self.plain[:, 0], self.plain[:, 1]
+        return np.hstack(
+            (self.plain, state.peaks(forward, backward, self.alone, self.start, self.between, self.after, shards))
+        )
 
 
 def kept_bytes(priced: Priced, units: Sequence[Unit], way: str) -> Array:
     """What each unit of a stage keeps of a micro-batch, every block recomputed in a way ("none": none of them)."""
-    boundaries, (rows, keeping) = _Boundaries(priced, units, 1), _recomputed(priced, units, way)
+    boundaries, (rows, keeping) = _Boundaries(priced, units), _recomputed(priced, units, way)
     kept, _, _ = boundaries.shared(keeping)
     return np.array([row.bytes for row in rows]) - kept + boundaries.sent
 
 
 def _recomputed(priced: Priced, units: Sequence[Unit], way: str) -> tuple[list[Stash], frozenset[int]]:
     """Of units whose blocks are all recomputed in a way, and the numbers of those that keep whatever enters them."""
-    rows = [priced.unit(unit).stash[way if unit.is_block else "none"] for unit in units]
+    rows = [priced.unit(unit).stash[way if unit.is_block else NONE] for unit in units]
     return rows, frozenset(n for n, unit in enumerate(units) if unit.is_block and way in KEEP_ENTERING)
 
 
 class _Boundaries:
     """What a stage receives and hands on, which it holds from forward to backward whether or not a unit keeps it."""
 
-    def __init__(self, priced: Priced, units: Sequence[Unit], shards: int) -> None:
+    def __init__(self, priced: Priced, units: Sequence[Unit]) -> None:
         start, end = priced.place[units[0]], priced.place[units[-1]] + 1
-        self.priced, self.units, self.state = priced, units, UnitState.of(priced, units, shards)
+        self.priced, self.units = priced, units
         self.boundary_values: set[Placed] = set()
         self.received, self.sent = 0.0, np.zeros(len(units))
         for key, (made, last, size) in priced.spans.items():
@@ -97,23 +146,6 @@ class _Boundaries:
                     seen.add(key)
             found.append((kept, forward, backward))
         return tuple(np.array(found).T)
-
-    def stack(self, rows: Sequence[Stash], shared: tuple[Array, Array, Array], alive: Array) -> tuple[Array, Array]:
-        """Of units one after the other: bytes kept, and their peaks on top of what lies there.
-
-        What is handed on lies there from its making, and all through backward.
-        """
-        kept, forward, backward = shared
-        size = np.array([row.bytes for row in rows]) - kept + self.sent
-        before = self.received + np.cumsum(size) - size
-        behind = before + self.sent[::-1].cumsum()[::-1] - backward
-        on_top = np.array([before - forward, *(behind for _ in Peaks._fields[1:])]).T
-        plain = np.array([row.peaks for row in rows]) + alive + on_top
-        waiting = np.insert(alive[:-1, 1], 0, 0.0)  # gradients of values, once a unit's backward has run
-        growing = np.array([row.peaks.alone for row in rows]) + alive[:, 1] + behind
-        between = before + size + alive[:, 1]
-        sharded = self.state.peaks(plain[:, 0], plain[:, 1], growing, before, between, before + waiting)
-        return size, np.hstack((plain, sharded))
 
 
 def _gradients_alive(priced: Priced, units: Sequence[Unit]) -> list[Peaks]:

@@ -1,4 +1,4 @@
 """A training step: the Action table walked, stages and data ranks kept in step.
 
-    stage_transport --> worker --> engine <-- gradient_sync, shared_inputs, first_nonfinite
+    stage_transport, sharded_stages --> worker --> engine <-- gradient_sync, loss_scale, shared_inputs, first_nonfinite
 """

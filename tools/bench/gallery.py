@@ -38,12 +38,12 @@ PIECES = (
     ),
     Piece(
         "llama-3-8b-64-h100", "Llama 3.1 8B on 64 H100",
-        ("hf:examples/configs/llama-3.1-8b.json", "--set", "dtype=bfloat16", "--cluster", "dgx-h100", "--nodes", "8",
+        ("hf:examples/configs/llama-3.1-8b.json", "--cluster", "dgx-h100", "--nodes", "8",
          "--global-batch", "512", "--seq", "4096"),
     ),
     Piece(
         "gpt3-175b-1024-a100", "GPT-3 175B on 1,024 A100",
-        ("hf:examples/configs/gpt3-175b.json", "--set", "dtype=bfloat16", "--cluster", "dgx-a100", "--nodes", "128",
+        ("hf:examples/configs/gpt3-175b.json", "--cluster", "dgx-a100", "--nodes", "128",
          "--global-batch", "1536"),
     ),
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from partitioner import Cluster, lower, search, trace
 from partitioner.lowering.program import coordinates
+from partitioner.precision import OWN
 from runtime.dry_run.counted_peak import tracked_peak
 from runtime.dry_run.dry_run import alike
 from tools.models.load import load
@@ -24,10 +26,12 @@ def errors(
     """By family (of ``only``, or all) and pipeline rank: the share by which the prediction is off; the first of ranks
     that are alike."""
     source = load(spec, dict(settings), seq=seq, meta=True)
-    graph = trace(source.module, source.batch, compare=False)
+    graph_in = functools.cache(lambda own: trace(source.module, source.batch, compare=False, precision=own))
+    graph = graph_in(OWN)
     cluster = Cluster.load("dgx-a100", devices=RANKS)
     found: dict[str, float] = {}
     for family in (f for f in families(graph, RANKS, BATCH) if not only or f.name in only):
+        graph = graph_in(family.precision)
         plan = search(graph, cluster, BATCH, family.pins)
         program, pp = lower(graph, plan), plan.parallelism.mesh["pp"]
         for rank in alike(program):
