@@ -232,6 +232,9 @@ def _check(decisions: Decisions, origin: str) -> None:
     parallelism, counts = decisions.parallelism, decisions.recomputed
     if wrong := mesh_error(parallelism.mesh, parallelism.order):
         raise InputError(f"{origin}: decisions.{wrong}")
+    group = parallelism.zero_group
+    if group < 0 or parallelism.replicas % (group or 1):
+        raise InputError(f"{origin}: decisions.zero_group must divide the {parallelism.replicas} replicas, or be 0")
     for key in ("compute", "gradients", "state"):
         if getattr(decisions.precision, key) not in ("", *REAL):
             raise InputError(f"{origin}: decisions.precision.{key} must be one of {', '.join(REAL)}")
