@@ -90,7 +90,10 @@ class ShardedStages:
         return self._is_last and self._groups.size(REPLICA) > 1
 
     def clear(self) -> None:
-        """Forget the gradients of the last step."""
+        """Forget the gradients of the last step, and weights that a forward without a backward has left gathered."""
+        for root in self._roots.values():
+            for part in _groups_in(root):
+                part.reshard()
         for parameter in self._sharded.values():
             parameter.grad = None
 

@@ -157,10 +157,18 @@ def _memory(rank: int) -> None:
     assert table.shape in kept
 
 
-    with torch.no_grad():
-        engine.parameters["blocks.2.up.weight"].fill_(math.nan if rank == 2 else 1.0)
-    with pytest.raises(InputError, match="first made by rank 0, micro-batch 0, .*: blocks.2.up.weight was so before"):
-        engine.step(own)
+    for zero in (3, 1):
+        engine, own = _engine({"dp": 4, "zero": zero, "micro_batch": 1})
+        before, weight = float(engine.gradients(own)), engine.parameters["blocks.2.up.weight"]
+        kept = weight.detach().clone()
+        with torch.no_grad():
+            weight.fill_(math.nan if rank == 2 else 1.0)
+        said = "first made by rank 0, micro-batch 0, .*: blocks.2.up.weight was so before"
+        with pytest.raises(InputError, match=said):  # looked for by forwards alone, which leave weights gathered
+            engine.step(own)
+        with torch.no_grad():
+            weight.copy_(kept)
+        assert float(engine.gradients(own)) == before
 
 
 def test_ranks_hold_rows() -> None:
