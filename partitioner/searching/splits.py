@@ -94,7 +94,7 @@ class Splits:
                 rows = list(self.recomputed_and_ordered(self.whole(divided, units)))
                 yield from rows
                 if zero and any(self.fits_plainly(row) for row in rows):
-                    break  # a higher stage moves more bytes for memory that nothing needs
+                    return  # what divides more moves more bytes, for memory that nothing needs
 
     def recut(self, plain: Split, seconds: float) -> Iterator[Tried]:
         """Of a split, nothing recomputed, that does not fit: its stages cut so that they do, where a step may then take
