@@ -29,6 +29,7 @@ from partitioner.errors import InputError
 from partitioner.lowering.program import Call, Parameter, Program, Stage
 from partitioner.lowering.shard_groups import ShardGroup, rank_shape, shard_groups
 from partitioner.ops.collective_kinds import ALL_GATHER, ALL_REDUCE, REDUCE_SCATTER
+from partitioner.plan.derived_rows import SYNC
 from partitioner.sharding.mesh_axes import DP, REPLICA
 from runtime.mesh.axis import all_gather, reduce_scatter
 from runtime.mesh.communication_log import Phase
@@ -216,7 +217,8 @@ class _Gather:
     ) -> dist.Work | None:
         """The payload is what is gathered."""
         self._groups.log.add(DP, ALL_GATHER, output_tensor, self._phase)
-        return all_gather(output_tensor, input_tensor, group=group, async_op=async_op)
+        with self._groups.log.timed(SYNC):
+            return all_gather(output_tensor, input_tensor, group=group, async_op=async_op)
 
 
 class _Scatter:
@@ -236,7 +238,8 @@ class _Scatter:
     ) -> dist.Work | None:  # fmt: skip
         """The payload is what is scattered."""
         self._groups.log.add(DP, REDUCE_SCATTER, input_tensor, self._phase)
-        work = reduce_scatter(output_tensor, input_tensor, op=op, group=group, async_op=async_op)
+        with self._groups.log.timed(SYNC):
+            work = reduce_scatter(output_tensor, input_tensor, op=op, group=group, async_op=async_op)
         if self._sums():
             self._groups.log.add(DP, ALL_REDUCE, output_tensor, "sync")
         return work
