@@ -64,9 +64,7 @@ class Splits:
         self.fixed, self.plan_only = fixed, plan_only
         self.cluster, self.cuts, self.fitting_cuts = priced.cluster, StageCuts(priced), FittingCuts(priced)
         self.blocks = sum(u.is_block for u in priced.folded.graph.units)
-        self.walks: dict[tuple[float, ...], StageWalk] = {}
-        self.alike: dict[tuple[float, ...], StageSums] = {}
-        self.sums: dict[tuple[int, tuple[float, ...]], StageSums] = {}
+        self.walks: dict[tuple[float, ...], tuple[StageWalk, dict[int, StageSums]]] = {}  # and sums by shards
         self.ways = tuple(way for way in EXECUTED["recompute"].searched(plan_only) if way != NO_RECOMPUTE)
         self.stages: dict[int, tuple[tuple[Unit, ...], ...]] = {}
 
@@ -160,14 +158,13 @@ class Splits:
         start, end = self.priced.place[units[0]], self.priced.place[units[-1]] + 1
         ends = [row[cut] for row in (self.priced.crossing, self.priced.returned) for cut in (start, end)]
         alike = (*ends, *(id(self.priced.unit(u)) for u in units))
-        key = shards, alike
         if alike not in self.walks:
-            self.walks[alike] = walk = StageWalk(self.priced, units)
-            self.alike[alike] = self.sums[key] = stage_sums(self.priced, units, self.ways, shards, walk)
-        if key not in self.sums:
-            known = self.alike[alike]
-            self.sums[key] = replace(known, stash=self.walks[alike].stash(self.ways, shards))
-        return self.sums[key]
+            walk = StageWalk(self.priced, units)
+            self.walks[alike] = walk, {shards: stage_sums(self.priced, units, self.ways, shards, walk)}
+        walk, sums = self.walks[alike]
+        if shards not in sums:
+            sums[shards] = replace(next(iter(sums.values())), stash=walk.stash(self.ways, shards))
+        return sums[shards]
 
     def orders(self, mesh: dict[str, int]) -> list[tuple[str, ...]]:
         """Stages outermost; or where both span nodes, data parallel outermost, so that neighbouring stages are near."""

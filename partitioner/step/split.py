@@ -28,7 +28,7 @@ class StageSums:
     what it receives and hands on, ``sent_bytes`` of it by this rank; ``sent_back_bytes``: gradients of what it
     receives, by this rank. ``parameters``: alike ones added up; ``weight_bytes`` and ``gradient_bytes``: as they
     are gathered and summed, ``partial_bytes`` of the latter Partial; ``tied_parameters``: those that other units read
-    too; ``largest_unit``: elements of the unit that has most.
+    too.
     """
 
     seconds: Seconds
@@ -49,7 +49,6 @@ class StageSums:
     gradient_bytes: float
     partial_bytes: float
     tied_parameters: Mapping[fx.Node, Held]
-    largest_unit: float
 
     @cached_property
     def stash_sizes(self) -> Mapping[str, Array]:
@@ -91,7 +90,6 @@ def stage_sums(
         gradient_bytes=sum(row.elements * state(row.dtype, precision).gradient for row in held),
         partial_bytes=sum(row.elements * state(row.dtype, precision).gradient for row in held if row.is_partial),
         tied_parameters={node: row for node, row in parameters.items() if tied and priced.folded.own(node) in tied},
-        largest_unit=max(sum(elements for elements, _, _ in priced.held[u].values()) for u in units),
     )
 
 

@@ -18,10 +18,10 @@ from partitioner.cost.kept_activations import Placed
 from partitioner.cost.state_bytes import is_cast, state
 from partitioner.cost.unit_cost import Priced, Stash
 from partitioner.graph.graph import Unit
+from partitioner.plan.parallelism import NO_RECOMPUTE
 from partitioner.schedule.fullest_moments import Array
 from partitioner.step.sharded_peaks import UnitState
 
-NONE = "none"
 KEEP_ENTERING = frozenset({"full", "operators"})  # ways that keep whatever enters a block
 
 
@@ -32,17 +32,17 @@ class StageWalk:
         self.priced, self.units = priced, units
         self.boundaries, self.alive = _Boundaries(priced, units), np.array(_gradients_alive(priced, units))
         self.state = UnitState.of(priced, units)
-        self.ways = {NONE: self._stacked([priced.unit(u).stash[NONE] for u in units], frozenset())}
+        self.ways = {NO_RECOMPUTE: self._stacked([priced.unit(u).stash[NO_RECOMPUTE] for u in units], frozenset())}
 
     def stash(self, ways: Sequence[str], shards: int = 1) -> dict[str, tuple[Stash, ...]]:
         """By way of recomputing, "none" and those asked for, when the first 0, 1, 2, ... blocks are recomputed so.
 
         ``shards``: ranks that divide state, where some do.
         """
-        plain = self.ways[NONE]
+        plain = self.ways[NO_RECOMPUTE]
         behind = np.maximum.accumulate(plain.peaks(self.state, shards)[::-1])[::-1]
         none = Stash(float(plain.size.sum()) + self.boundaries.received, StagePeaks(*behind[0].tolist()))
-        found: dict[str, tuple[Stash, ...]] = {NONE: (none,)}
+        found: dict[str, tuple[Stash, ...]] = {NO_RECOMPUTE: (none,)}
         blocks = np.array([u.is_block for u in self.units])
         for way in ways:
             if way not in self.ways:
@@ -104,7 +104,7 @@ def kept_bytes(priced: Priced, units: Sequence[Unit], way: str) -> Array:
 
 def _recomputed(priced: Priced, units: Sequence[Unit], way: str) -> tuple[list[Stash], frozenset[int]]:
     """Of units whose blocks are all recomputed in a way, and the numbers of those that keep whatever enters them."""
-    rows = [priced.unit(unit).stash[way if unit.is_block else NONE] for unit in units]
+    rows = [priced.unit(unit).stash[way if unit.is_block else NO_RECOMPUTE] for unit in units]
     return rows, frozenset(n for n, unit in enumerate(units) if unit.is_block and way in KEEP_ENTERING)
 
 

@@ -201,8 +201,8 @@ class _Holder(nn.Module):
         return self.inner(run, whole)
 
 
-class _Gather:
-    """FSDP2's all_gather, noted in the log."""
+class _Noted:
+    """A collective of FSDP2's that the log holds."""
 
     def __init__(self, groups: Groups, phase: Phase) -> None:
         self._groups = groups
@@ -211,6 +211,10 @@ class _Gather:
     def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """Memory of its own for each."""
         return torch.empty(*size, dtype=dtype, device=device)
+
+
+class _Gather(_Noted):
+    """Its all_gather."""
 
     def __call__(
         self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: dist.ProcessGroup, async_op: bool = False
@@ -221,16 +225,12 @@ class _Gather:
             return all_gather(output_tensor, input_tensor, group=group, async_op=async_op)
 
 
-class _Scatter:
-    """FSDP2's reduce_scatter, and the all_reduce that it starts next where ``sums``, noted in the log."""
+class _Scatter(_Noted):
+    """Its reduce_scatter, and the all_reduce that it starts next where ``sums``."""
 
     def __init__(self, groups: Groups, phase: Phase, sums: Callable[[], bool]) -> None:
-        self._groups, self._sums = groups, sums
-        self._phase: Phase = phase
-
-    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        """Memory of its own for each."""
-        return torch.empty(*size, dtype=dtype, device=device)
+        super().__init__(groups, phase)
+        self._sums = sums
 
     def __call__(
         self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: dist.ProcessGroup,

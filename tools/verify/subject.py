@@ -35,11 +35,12 @@ class Subject:
 
     def traced_in(self, precision: Precision) -> Graph:
         """The graph in another precision, traced once."""
-        known = {self.graph.precision: self.graph} | self.others
-        if precision not in known:
+        if precision == self.graph.precision:
+            return self.graph
+        if precision not in self.others:
             given = replace(self.source, batch=resample(self.source.batch, self.graph.batched, self.graph.batch))
             self.others[precision] = traced(given, compare=False, precision=precision)
-        return self.others.get(precision, self.graph)
+        return self.others[precision]
 
     def remarks(self) -> list[str]:
         """What was done to compare, for who reads the result."""

@@ -36,7 +36,7 @@ FULL = (
     Stash(30, StagePeaks(FORWARD, BACKWARD, FIRST, ALONE)),
 )
 STAGE = stage(
-    parameters=(Held(10.0, torch.float32, False),), largest_unit=6.0, input_bytes=7.0, output_bytes=7.0, blocks=2,
+    parameters=(Held(10.0, torch.float32, False),), input_bytes=7.0, output_bytes=7.0, blocks=2,
     stash={"none": FULL[:1], "full": FULL},
 )  # fmt: skip
 

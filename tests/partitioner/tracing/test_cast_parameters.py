@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from partitioner import trace
-from partitioner.comparing.capture_check import MOST_PARAMETERS
 from partitioner.errors import InputError
 from partitioner.precision import OWN, PRESETS, preset
 from partitioner.tracing.cast_parameters import computing_in
@@ -51,7 +50,7 @@ def test_parameters_and_inputs_are_cast_and_buffers_are_not() -> None:
     with computing_in(model, PRESETS["bf16"]) as made:
         assert {p.dtype for p in made.parameters()} == {torch.bfloat16}
         assert made.head.weight is made.embed.weight
-        assert [p.requires_grad for p in made.parameters()] == [True, False, True, True] or not made.scale.requires_grad
+        assert [name for name, p in made.named_parameters() if not p.requires_grad] == ["scale"]
         made(**batch())
         assert made.seen == [torch.bfloat16, torch.bfloat16, torch.float32, torch.float32]
     assert state(model) == before
@@ -96,11 +95,12 @@ def test_a_pattern_that_names_nothing_is_refused() -> None:
         trace(Small(), batch(), precision=preset("bf16", ("nrom",)))
 
 
-def test_of_a_large_model_nothing_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no values are compared, cast parameters lie on meta."""
-    assert MOST_PARAMETERS > 1000
-    with computing_in(Small(), PRESETS["bf16"], with_values=False) as made:
-        assert all(p.is_meta for p in made.parameters())
+def test_without_values_nothing_is_copied() -> None:
+    model = Small()
+    before = state(model)
+    with computing_in(model, PRESETS["bf16"], with_values=False) as made:
+        assert {(p.device.type, p.dtype) for p in made.parameters()} == {("meta", torch.bfloat16)}
+    assert state(model) == before
 
 
 def test_whole_numbers_are_left_alone() -> None:
