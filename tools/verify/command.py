@@ -24,12 +24,13 @@ from tools.models.entry_point import parse_settings
 from tools.models.load import Source
 from tools.screen import output, status, table
 from tools.verify.dry_run import dry_run
-from tools.verify.plan_families import Family, cluster, families, left_out
+from tools.verify.plan_families import Family, cluster, families, left_out, possible
 from tools.verify.subject import EXAMPLE, Subject, subject_of
 
 SHARE = 0.95
 EMPTY = 0.5  # share of gradients that are exactly 0: beyond it, equality would say little
 LIMIT_SECONDS = 1800.0
+Asked = tuple[Subject, list[tuple[str, Plan]], list[str]]  # plans by name, and what is said of those left out
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def verify_command(options: argparse.Namespace) -> int:
             raise InputError(f"--dry-run takes a plan.json, not {options.what}: make one with partitioner plan")
         return dry_run(Plan.load(options.what), options)
     with status("loading and tracing") as say:
-        subject, wanted = _of_plan(Plan.load(options.what)) if given else _of_model(options)
+        subject, wanted, without = _of_plan(Plan.load(options.what)) if given else _of_model(options)
         if not options.json:
             output().print(str(subject.source))
         for _, plan in wanted:
@@ -117,7 +118,7 @@ def verify_command(options: argparse.Namespace) -> int:
         traced = captured(subject.module, subject.graph, subject.batch)
         say(f"running {len(wanted)} plans")
         rows, said = run_plans(subject, wanted, 0.0 if given else SHARE)
-    remarks = [*subject.remarks(), *filter(None, (said, "" if given else left_out(subject.graph)))]
+    remarks = [*subject.remarks(), *filter(None, (said, "" if given else left_out(subject.graph))), *without]
     found = Found(subject, traced, rows, remarks)
     if options.json:
         options.document(_document(found))
@@ -126,7 +127,7 @@ def verify_command(options: argparse.Namespace) -> int:
     return 0 if found.passed else 1
 
 
-def _of_plan(plan: Plan) -> tuple[Subject, list[tuple[str, Plan]]]:
+def _of_plan(plan: Plan) -> Asked:
     model = plan.model
     if not model.get("entry"):
         raise InputError("the plan names no model to load: make it with partitioner plan MODEL")
@@ -134,10 +135,10 @@ def _of_plan(plan: Plan) -> tuple[Subject, list[tuple[str, Plan]]]:
     settings: Mapping[str, object] = model["settings"]
     own = plan.decisions.precision
     subject = subject_of(str(model["entry"]), settings, model.get("seq"), EXAMPLE, plan.global_batch, precision=own)
-    return subject, [("the plan", plan)]
+    return subject, [("the plan", plan)], []
 
 
-def _of_model(options: argparse.Namespace) -> tuple[Subject, list[tuple[str, Plan]]]:
+def _of_model(options: argparse.Namespace) -> Asked:
     if options.ranks < 2:
         raise InputError(f"verify needs at least 2 ranks, not {options.ranks}")
     settings = parse_settings(word for words in options.set for word in words)
@@ -146,9 +147,8 @@ def _of_model(options: argparse.Namespace) -> tuple[Subject, list[tuple[str, Pla
     own = precision_option.asked(options, OWN)
     subject = subject_of(options.what, settings, options.seq, EXAMPLE, samples, shrink=True, precision=own)
     tried = [f if own == OWN else replace(f, precision=own) for f in families(subject.graph, options.ranks, samples)]
-    graphs = [subject.traced_in(f.precision) for f in tried]
-    rows = zip(tried, graphs, strict=True)
-    return subject, [(f.name, family_plan(graph, f, options.ranks, samples)) for f, graph in rows]
+    rows, said = possible(tried, subject.traced_in, samples)
+    return subject, [(f.name, family_plan(graph, f, options.ranks, samples)) for f, graph in rows], said
 
 
 def family_plan(graph: Graph, family: Family, ranks: int, global_batch: int) -> Plan:

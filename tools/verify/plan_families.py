@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from partitioner.cluster import Cluster, Device, Link
@@ -78,6 +78,21 @@ def _with_state_divided(blocks: int, ranks: int, global_batch: int) -> Iterator[
     if ranks % 8 == 0 and blocks >= 2:
         for zero in (1, 3):
             yield _family(f"tp x pp x ZeRO {zero}", ranks, global_batch, tp=2, pp=2, dp=ranks // 4, zero=zero)
+
+
+def possible(
+    tried: Iterable[Family], graph_in: Callable[[Precision], Graph], global_batch: int
+) -> tuple[list[tuple[Family, Graph]], list[str]]:
+    """Families with the graph in their precision, and which are left out: code that looks for what overflows in float16
+    mixes samples there alone."""
+    found, said = list[tuple[Family, Graph]](), list[str]()
+    for family in tried:
+        graph, pins = graph_in(family.precision), family.pins
+        if graph.inseparable is None or (pins[DP], pins["micro_batch"]) == (1, global_batch):
+            found.append((family, graph))
+        else:
+            said.append(f"left out: {family.name}, as samples can't be separated: {graph.inseparable}")
+    return found, said
 
 
 def left_out(graph: Graph) -> str:

@@ -14,7 +14,7 @@ from partitioner.precision import OWN
 from runtime.dry_run.counted_peak import tracked_peak
 from runtime.dry_run.dry_run import alike
 from tools.models.load import load
-from tools.verify.plan_families import families
+from tools.verify.plan_families import families, possible
 
 GPT = f"{Path(__file__).parents[3] / 'examples' / 'gpt.py'}:model"
 RANKS, BATCH, MOST = 4, 16, 0.02
@@ -30,8 +30,8 @@ def errors(
     graph = graph_in(OWN)
     cluster = Cluster.load("dgx-a100", devices=RANKS)
     found: dict[str, float] = {}
-    for family in (f for f in families(graph, RANKS, BATCH) if not only or f.name in only):
-        graph = graph_in(family.precision)
+    asked = (f for f in families(graph, RANKS, BATCH) if not only or f.name in only)
+    for family, graph in possible(asked, graph_in, BATCH)[0]:
         plan = search(graph, cluster, BATCH, family.pins)
         program, pp = lower(graph, plan), plan.parallelism.mesh["pp"]
         for rank in alike(program):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 
 from examples.gpt import model
 from partitioner import Graph, search, trace
-from tools.verify.plan_families import cluster, families, left_out
+from partitioner.precision import OWN, Precision
+from tools.models.load import load
+from tools.verify.plan_families import cluster, families, left_out, possible
 
 
 @pytest.fixture(scope="module")
@@ -40,3 +43,18 @@ def test_models_of_every_precision_are_planned(dtype: torch.dtype) -> None:
     module, batch = model(vocab=32, hidden=16, heads=4, seq=8, layers=2, batch=2)
     found = search(trace(module.to(dtype), batch, compare=False), cluster(2), 4, {"tp": 2})
     assert found.parallelism.mesh["tp"] == 2
+
+
+def test_what_mixes_samples_in_one_precision_is_left_out_there() -> None:
+    """T5 looks, in float16 alone, whether anything overflows."""
+    source = load("hf:t5", shrink=True)
+
+    def graph_in(precision: Precision) -> Graph:
+        return trace(source.module, source.batch, compare=False, precision=precision)
+
+    tried = list(families(graph_in(OWN), 2, 4))
+    found, said = possible(tried, functools.cache(graph_in), 4)
+    assert {f.name for f in tried} - {f.name for f, _ in found} == {"dp, fp16"}
+    assert len(said) == 1
+    assert said[0].startswith("left out: dp, fp16, as samples can't be separated: ")
+    assert "dp, bf16" in {f.name for f, _ in found}
