@@ -27,7 +27,7 @@ ROOMS: dict[str, dict[str, str]] = {
         "draws": "errors sharding ops graph samples",
         "emit": "errors sharding cluster ops graph plan layouts",
         "comparing": "errors sharding graph user_code draws",
-        "cost": "precision sharding cluster ops graph layouts emit",
+        "cost": "precision sharding cluster ops graph plan layouts emit",
         "lowering": "errors sharding ops schedule graph plan layouts emit",
         "normalize": "sharding ops graph functionalize samples draws",
         "solve": "errors sharding cluster ops graph layouts cost",

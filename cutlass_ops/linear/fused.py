@@ -43,8 +43,15 @@ def eager(
     log: Log | None = None,
 ) -> Tensors:
     """x (*m, k) -> a tensor (*m, n) for each store. ``log`` counts the products that ran on a kernel, and why not."""
-    op = layer_of(x.dtype, line, inner_line, transposed, keys)
-    return _Fused.apply(op, product(log), len(loads), x, weight, *loads, *inner)
+    return through(product(log), x, weight, loads, inner, line, inner_line, transposed, keys)
+
+
+def through(
+    product: Product, x: torch.Tensor, weight: torch.Tensor, loads: Sequence[torch.Tensor],
+    inner: Sequence[torch.Tensor], *literals: Any,
+) -> Tensors:  # fmt: skip
+    """``eager``, its GEMMs by ``product``."""
+    return _Fused.apply(layer_of(x.dtype, *literals), product, len(loads), x, weight, *loads, *inner)
 
 
 def product(log: Log | None) -> Product:

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 from partitioner.cost.forward_peak import Liveness, Step, is_fresh
 from partitioner.cost.kept_activations import Placed
-from partitioner.cost.materialized import base, is_attention
+from partitioner.cost.materialized import base
 from partitioner.cost.op_work import scores_bytes
 from partitioner.graph.nodes import is_parameter, is_tensor
+from partitioner.layouts.op_kinds import is_attention
 from partitioner.ops.collectives import OPS
 from partitioner.sharding.layout import REPLICATE
 from partitioner.sharding.op_equations import undivided

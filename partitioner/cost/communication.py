@@ -14,11 +14,11 @@ from torch import fx
 
 from partitioner.cluster import Cluster, Route, Software
 from partitioner.cost.collective_seconds import collective_seconds, rank_payloads
-from partitioner.cost.materialized import is_attention
 from partitioner.cost.op_seconds import Seconds
 from partitioner.cost.op_work import Setting
 from partitioner.graph.nodes import operands
 from partitioner.layouts.conversions import Conversion, conversions
+from partitioner.layouts.op_kinds import is_attention
 from partitioner.layouts.solution import Solution
 from partitioner.ops.collective_kinds import ALL_GATHER, REDUCE_SCATTER
 from partitioner.ops.collectives import conversion, payloads

@@ -6,16 +6,16 @@ lives on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import fx
 
 from partitioner.cost.kept_activations import Keeping, Placed
-from partitioner.cost.op_work import is_bias
 from partitioner.graph.graph import loss_node
 from partitioner.graph.nodes import is_tensor, operands, shape_of
 from partitioner.layouts.conversions import Conversion
+from partitioner.layouts.op_kinds import is_bias
 from partitioner.ops.collective_kinds import KINDS
 from partitioner.ops.collectives import OPS, Collective, conversion
 from partitioner.sharding.layout import REPLICATE
@@ -99,21 +99,32 @@ class Liveness:
             key = self.joined[key]
         return key, self.bytes(key)
 
-    def forward(self, keeps: bool = True) -> float:
-        """The fullest moment of the forward; ``keeps``: whether what backward needs stays."""
+    def forward(
+        self, stays: Iterable[Placed] | None = None, hidden_stays: Iterable[fx.Node] | None = None,
+        held: Mapping[Placed, float] | None = None, held_hidden: Mapping[fx.Node, float] | None = None,
+    ) -> float:  # fmt: skip
+        """The fullest moment of the forward.
+
+        ``stays``: the memory, and ``hidden_stays`` the ops, of what is kept; None: what backward needs. ``held``: what
+        lies there from the start, as it was kept when the unit ran for the first time.
+        """
+        stays = self.keeping.storages if stays is None else stays
+        staying = frozenset(self.keeping.hidden if hidden_stays is None else hidden_stays)
+        held_hidden = held_hidden or {}
         last: dict[Placed, int] = {}
         for n, step in enumerate(self.steps):
             for key in (*step.reads, step.made):
                 last[self.lies(key)] = n
         stay = {self.lies(k) for k in self.exported} | set(self.ports.items())
-        stay |= self.keeping.storages.keys() if keeps else set()
-        alive = dict(self.storage[key] for key in self.ports.items())
-        hidden = fullest = 0.0
+        stay |= {*stays}
+        alive = {**dict(self.storage[key] for key in self.ports.items()), **(held or {})}
+        hidden, fullest = sum(held_hidden.values()), 0.0
         for n, step in enumerate(self.steps):
             alive.update([self.storage[step.made]])
-            own = 0.0 if step.rows is not None else self.keeping.hidden.get(step.made[0], 0.0)
+            is_op = step.rows is None and step.made[0] not in held_hidden
+            own = self.keeping.hidden.get(step.made[0], 0.0) if is_op else 0.0
             fullest = max(fullest, sum(alive.values()) + hidden + own + self.packed(step, "forward"))
-            hidden += own if keeps else 0.0
+            hidden += own if step.made[0] in staying else 0.0
             for key in {self.lies(k) for k in (*step.reads, step.made)}:
                 if last[key] == n and key not in stay:
                     alive.pop(key, None)

@@ -6,10 +6,11 @@ from functools import cached_property
 
 from torch import fx
 
-from partitioner.cost.materialized import base, is_attention, is_copy, readers, repeats_heads
+from partitioner.cost.materialized import base, is_copy, readers, repeats_heads
 from partitioner.cost.op_work import Setting, hidden_bytes, op_share, scores_kept
 from partitioner.graph.nodes import is_tensor, operands, shape_of
 from partitioner.graph.saved_by_autograd import saved
+from partitioner.layouts.op_kinds import is_attention
 from partitioner.layouts.solution import Solution
 from partitioner.sharding.layout import REPLICATE, WHOLE, Placement
 from partitioner.sharding.op_rules import rule_of
@@ -56,7 +57,8 @@ class Keeping:
         return hidden_bytes(setting, node) * op_share(setting, node, strategy)
 
     def _save(self, node: fx.Node) -> None:
-        copied = operands(node)[1:3] if repeats_heads(node) else []  # of which attention keeps repetitions
+        repeats = repeats_heads(node) and node not in self.without
+        copied = operands(node)[1:3] if repeats else []  # of which attention keeps repetitions
         for value in (v for v in saved(node, self.folded.differentiable) if v not in copied):
             key = self.lies(value, self._placement(node, value))
             outside = not self._is_port(key[0]) and key[0] not in self.folded.node

@@ -1,4 +1,4 @@
-"""Which values lie in memory: views and copies, chains of pointwise ops that run as one kernel, attention's core."""
+"""Which values lie in memory: views and copies, chains of pointwise ops that run as one kernel."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import fx
 
 from partitioner.graph.nodes import is_tensor, op_of, operands, shape_of
 from partitioner.graph.tied_blocks import Folded
+from partitioner.layouts.op_kinds import is_attention
 from partitioner.sharding.op_rules import rule_of
 from partitioner.sharding.rule import Rule
 
@@ -25,19 +26,6 @@ def internal(folded: Folded) -> frozenset[fx.Node]:
     return frozenset(found)
 
 
-def core(body: list[fx.Node]) -> list[fx.Node]:
-    """The core of attention: products of two values that hang on samples, and all between; or the fused kernel."""
-    fixed = _without_samples(body)
-    ends = [n for n in body if is_attention(n) or (is_product(n) and not {*operands(n)[:2]} & fixed)]
-    below: set[fx.Node] = set(ends)
-    for node in body:
-        below |= {node} if any(n in below for n in operands(node)) else set()
-    above: set[fx.Node] = set(ends)
-    for node in reversed(body):
-        above |= {node} if any(u in above for u in node.users) else set()
-    return [n for n in body if n in below and n in above]
-
-
 def base(node: fx.Node) -> fx.Node:
     """What a node is a view of, itself where it is none."""
     while _is_view(node):
@@ -51,27 +39,6 @@ def repeats_heads(node: fx.Node) -> bool:
         return False
     query, key = (shape_of(n)[:-2] for n in operands(node)[:2])
     return query != key
-
-
-def _without_samples(body: list[fx.Node]) -> set[fx.Node]:
-    """Parameters, buffers and what the ops of a unit make of them alone."""
-    read = {n for node in body for n in operands(node)}
-    found = {n for n in read if n.op == "placeholder" and n.meta["kind"] != "input"}
-    for node in body:
-        found |= {node} if all(n in found for n in operands(node)) else set()
-    return found
-
-
-def is_product(node: fx.Node) -> bool:
-    """Whether a node is a product of two operands."""
-    rule = _rule(node)
-    return rule is not None and rule.gemm is not None and len(operands(node)) > 1
-
-
-def is_attention(node: fx.Node) -> bool:
-    """Whether a node is attention as one op."""
-    rule = _rule(node)
-    return rule is not None and rule.attention is not None
 
 
 def _rule(node: fx.Node) -> Rule | None:

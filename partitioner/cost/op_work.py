@@ -17,10 +17,11 @@ import torch
 from torch import fx
 
 from partitioner.cluster import Cluster
-from partitioner.cost.materialized import base, core, internal, is_attention, is_copy, is_product, repeats_heads
+from partitioner.cost.materialized import base, internal, is_copy, repeats_heads
 from partitioner.graph.nodes import is_parameter, is_tensor, op_of, operands, shape_of
 from partitioner.graph.saved_by_autograd import saved
 from partitioner.graph.tied_blocks import Folded
+from partitioner.layouts.op_kinds import core, is_attention, is_bias, is_product
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import Placement, Shard, local_share
 from partitioner.sharding.op_equations import Op
@@ -269,15 +270,6 @@ def op_flops(node: fx.Node) -> float:
     """FLOPs of one op, forward, unsharded."""
     rule = rule_of(str(node.target))
     return rule.flops(op_of(node)) if rule else 0.0
-
-
-def is_bias(node: fx.Node) -> bool:
-    """Whether an op adds a bias to a product that nothing else reads, so that the GEMM does it."""
-    found, rule = operands(node), rule_of(str(node.target))
-    if rule is None or not rule.bias or len(found) != 2 or len(shape_of(found[1])) != 1:
-        return False
-    product = rule_of(str(found[0].target))
-    return product is not None and bool(product.weight) and len(found[0].users) == 1
 
 
 def _result(strategy: Strategy) -> Placement:

@@ -14,19 +14,17 @@ from partitioner.cluster import Cluster
 from partitioner.cost.backward_peak import Peaks, peaks
 from partitioner.cost.communication import Moved, exposed, least_exposed, moved
 from partitioner.cost.forward_peak import Liveness
-from partitioner.cost.kept_activations import Keeping
-from partitioner.cost.materialized import is_attention, is_product
+from partitioner.cost.kept_activations import Keeping, Placed
 from partitioner.cost.measured_gemms import measured
 from partitioner.cost.op_seconds import ZERO, Seconds, work_seconds
 from partitioner.cost.op_work import Setting, Work, op_flops, op_work, weight_work
 from partitioner.cost.unit_cost import Entering, Priced, Stash, UnitCost
 from partitioner.graph.graph import Unit
-from partitioner.graph.saved_by_autograd import saved
-from partitioner.graph.tied_blocks import Folded
-from partitioner.layouts.conversions import Handed, conversions, handed_on
+from partitioner.layouts.conversions import Conversion, Handed, conversions, handed_on
+from partitioner.layouts.run_again import RunAgain, run_again
 from partitioner.layouts.solution import Solution, group_layouts
+from partitioner.plan.recompute_ways import NO_RECOMPUTE, WAYS
 from partitioner.sharding.mesh_axes import CP
-from partitioner.sharding.op_rules import rule_of
 
 
 def price_units(setting: Setting, solution: Solution, cluster: Cluster) -> Priced:
@@ -75,8 +73,7 @@ class _Pricing:
         return self.costs[handed]
 
     def summed(self, handed: Handed) -> UnitCost:
-        compute, sent, over_cp, again, count = ZERO, ZERO, 0.0, (0.0, 0.0), [0, 0]
-        last = last_kept(self.folded, self.group)
+        compute, sent, over_cp, count = ZERO, ZERO, 0.0, [0, 0]
         for reader in (*self.body, None):
             for move in self.moves.get(reader, ()):
                 if reader is None and (move.value, move.target) not in handed:
@@ -88,8 +85,6 @@ class _Pricing:
                 over_cp += seconds.total if move.axis == CP else 0.0
             if reader is not None:
                 compute += self.seconds[reader]
-            if reader is last:
-                again = compute.forward, sent.forward
         software = self.cluster.software
         return UnitCost(
             compute=compute,
@@ -98,7 +93,7 @@ class _Pricing:
             cp_share=over_cp / sent.total if over_cp else 0.0,
             collectives=(count[0], count[1]),
             kernels=self.kernels(),
-            stash=self.stash(again),
+            stash=self.stash,
             ports=self.ports,
             flops=sum(op_flops(n) for n in self.body),
             surrogate=self.modelled + sent.total * least_exposed(software),
@@ -129,29 +124,49 @@ class _Pricing:
     def plain(self) -> Peaks:
         return peaks(self.live)
 
-    def stash(self, again: tuple[float, float]) -> dict[str, Stash]:
-        everything = self.keeping
-        core = self.setting.core(self.group)
-        outside = Keeping(self.setting, self.solution, self.group, frozenset(core)).bytes
-        entering = sum(port.bytes for port in self.ports)
-        products, attention = [n for n in self.body if is_product(n)], self.attention()
-        outputs = sum(self.made_bytes(n) for n in products) / 2 + sum(self.made_bytes(n) for n in attention)
-        cheap = sum(self.seconds[n].forward for n in self.body if n not in {*products, *attention})
-        half = sum(self.seconds[n].forward for n in products) / 2
-        live, plain = self.live, self.plain
-        again_bytes = self.output() + plain.forward  # beside the gradient that enters
-        full = Peaks(live.forward(keeps=False), *(max(peak, again_bytes) for peak in plain[1:]))
-        return {
-            "none": Stash(everything.bytes, plain),
-            "selective": Stash(outside, plain, sum(self.seconds[n].forward for n in core)),
-            "operators": Stash(
-                min(everything.bytes, entering + outputs), full, min(cheap + half, again[0]), again[1], self.weight
-            ),
-            "full": Stash(entering, full, *again, self.weight),
-        }  # fmt: skip
+    @cached_property
+    def stash(self) -> dict[str, Stash]:
+        """By way of recomputing."""
+        return {NO_RECOMPUTE: Stash(self.keeping.bytes, self.plain), **{way: self.recomputed(way) for way in WAYS}}
 
-    def attention(self) -> list[fx.Node]:
-        return [n for n in self.body if is_attention(n)]
+    def recomputed(self, way: str) -> Stash:
+        row = run_again(self.folded, self.solution, self.setting.ranks, self.group, way)
+        skipped = row.begun if self.cluster.software.early_stop else None
+        runs = (node for node in row.again if node is not skipped)
+        seconds = sum(self.seconds[node].forward for node in runs), self.sent_again(row)
+        if not WAYS[way].whole:
+            return Stash(Keeping(self.setting, self.solution, self.group, row.region).bytes, self.plain, *seconds)
+        held, hidden = self.held_results(row)
+        kept = sum(port.bytes for port in self.ports) + sum(held.values()) + sum(hidden.values())
+        again = self.output() + self.live.forward(held=held, held_hidden=hidden)  # beside the gradient that enters
+        forward = self.live.forward(stays=held, hidden_stays=hidden)
+        peaks = Peaks(forward, *(max(peak, again) for peak in self.plain[1:]))
+        return Stash(kept, peaks, *seconds, self.weight)
+
+    def held_results(self, row: RunAgain) -> tuple[dict[Placed, float], dict[fx.Node, float]]:
+        """Bytes of the results that are kept, by the memory in which they lie, and of what is hidden in their ops;
+        attention that writes its scores keeps nothing."""
+        found, hidden = dict[Placed, float](), dict[fx.Node, float]()
+        for (node, placement), kind in row.kept.items():
+            if kind == "attention" and self.setting.writes_scores(node):
+                continue
+            lies = self.live.lies((node, placement))
+            found[lies] = self.live.bytes(lies)
+            if kind == "attention" and node in self.keeping.hidden:
+                hidden[node] = self.keeping.hidden[node]
+        return found, hidden
+
+    def sent_again(self, row: RunAgain) -> float:
+        """Seconds of the collectives that run again."""
+        moves = conversions(self.folded, self.solution, self.group)
+        converted = {move for rows in moves.values() for move in rows}
+        seconds = 0.0
+        for node in self.body:
+            for move in self.moves.get(node, ()):
+                own = Conversion(move.value, move.source, move.target)
+                if own in row.sent_again or (node in row.again and own not in converted):
+                    seconds += move.seconds.forward
+        return seconds
 
     def made_bytes(self, node: fx.Node) -> float:
         return self.setting.bytes(node, self.solution.made(node))
@@ -164,13 +179,3 @@ class _Pricing:
 
     def output(self) -> float:
         return sum(self.made_bytes(n) for n in {node for node, _ in self.folded.handed_on(self.group)})
-
-
-def last_kept(folded: Folded, group: int) -> fx.Node | None:
-    """The last op of which backward needs something: where a unit is recomputed, its forward runs again up to here."""
-    found = None
-    for node in folded.body(group):
-        rule, differentiable = rule_of(str(node.target)), folded.differentiable
-        if node in differentiable and ((rule and rule.hidden) or saved(node, differentiable)):
-            found = node
-    return found

@@ -6,6 +6,7 @@ graph + plan --> the chosen layouts --> one GraphModule a kind of block --> call
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import fx
@@ -20,10 +21,12 @@ from partitioner.graph.tied_blocks import Folded, fold
 from partitioner.layouts.check import check_layouts
 from partitioner.layouts.exports import Export, exports
 from partitioner.layouts.from_plan import recall
+from partitioner.layouts.run_again import run_again
 from partitioner.layouts.solution import Solution
 from partitioner.lowering.check import check_program
 from partitioner.lowering.gradient_free_calls import extract
-from partitioner.lowering.program import Call, Parameter, Program, Stage, Value
+from partitioner.lowering.mark_recompute import marked
+from partitioner.lowering.program import Call, Parameter, Program, Recompute, Stage, Value
 from partitioner.plan.check import check_plan
 from partitioner.plan.derived_rows import BlockRow
 from partitioner.plan.executed import not_executed
@@ -59,7 +62,7 @@ def lower(graph: Graph, plan: Plan) -> Program:
     check_layouts(folded, solution, ranks)
     out = exports(folded, solution)
     split = stage_units(graph, decisions.stages)
-    again = _recomputed(split, decisions)
+    again = _Again(parallelism.recompute, _recomputed(split, decisions))
     lowered = _Lowered(graph, folded, solution, ranks, out, _calls(folded, solution, plan.blocks, ranks, out, again))
     program = Program(
         stages=_stages(lowered, split, parallelism),
@@ -88,6 +91,13 @@ def lower(graph: Graph, plan: Plan) -> Program:
     return program
 
 
+class _Again(NamedTuple):
+    """Units that are recomputed, and how."""
+
+    way: str
+    units: set[Unit]
+
+
 def _recomputed(split: list[list[Unit]], decisions: Decisions) -> set[Unit]:
     """The first blocks of each stage, as many as the plan says."""
     rows = zip(split, decisions.recomputed, strict=True)
@@ -100,9 +110,10 @@ def _calls(
     rows: tuple[BlockRow, ...],
     ranks: int,
     out: dict[Unit, tuple[Export, ...]],
-    again: set[Unit],
+    again: _Again,
 ) -> dict[Unit, Call]:
     cache: dict[object, Emitted] = {}
+    recomputed: dict[object, Recompute] = {}
     calls: dict[Unit, Call] = {}
     for group, units in enumerate(folded.groups):
         for unit in units:
@@ -114,7 +125,11 @@ def _calls(
                 cache[key] = Emitted(module, emitted.inputs)
             arguments = _arguments(folded, solution, unit, cache[key], group)
             names = tuple(e.name for e in out[unit])
-            calls[unit] = Call(unit.name, cache[key].module, arguments, names, unit in again)
+            if unit in again.units and key not in recomputed:
+                row = run_again(folded, solution, ranks, group, again.way)
+                recomputed[key] = marked(cache[key].module, row)
+            recompute = recomputed[key] if unit in again.units else None
+            calls[unit] = Call(unit.name, cache[key].module, arguments, names, recompute)
     return calls
 
 

@@ -34,15 +34,31 @@ class Value:
     differentiable: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class Recompute:
+    """Nodes of a module, by name, whose results are dropped until backward, which runs them again: ``region``, None for
+    all. Of them, ``kept`` results are held, by what makes them ("product", "attention", "collective", "choice");
+    ``passed`` ones until the collective that alone reads them has run."""
+
+    region: frozenset[str] | None = None
+    kept: Mapping[str, str] = field(default_factory=dict)
+    passed: frozenset[str] = frozenset()
+
+    def runs_again(self, node: str) -> bool:
+        """Whether a node of the module does."""
+        return node not in self.kept and (self.region is None or node in self.region)
+
+
 @dataclass(frozen=True)
 class Call:
-    """``results = module(*arguments)``: one block of a stage. ``recompute`` drops its activations until backward."""
+    """``results = module(*arguments)``: one block of a stage. ``recompute``: what of it backward runs again, None for
+    nothing."""
 
     block: str
     module: fx.GraphModule
     arguments: tuple[str, ...]
     results: tuple[str, ...]
-    recompute: bool = False
+    recompute: Recompute | None = None
 
 
 @dataclass(frozen=True)
@@ -224,6 +240,13 @@ def _function(name: str, module: fx.GraphModule) -> str:
     return body.replace("def forward(self, ", f"def {name}(").replace("def forward(self)", f"def {name}()")
 
 
+def _again(recompute: Recompute) -> str:
+    """As a comment."""
+    named = f"{', '.join(sorted(recompute.region))} " if recompute.region is not None else ""
+    kept = f", but for {', '.join(recompute.kept)}" if recompute.kept else ""
+    return f"{named}recomputed in backward{kept}"
+
+
 def _stage(stage: Stage, names: dict[fx.GraphModule, str]) -> str:
     lines = [f"# stage {stage.index}"]
     if stage.receives:
@@ -231,7 +254,7 @@ def _stage(stage: Stage, names: dict[fx.GraphModule, str]) -> str:
     for call in _calls(stage):
         results = ", ".join(f"v[{r!r}]" for r in call.results)
         arguments = ", ".join(f"v[{a!r}]" for a in call.arguments)
-        again = "  # recomputed in backward" if call.recompute else ""
+        again = f"  # {_again(call.recompute)}" if call.recompute else ""
         lines.append(f"{results}, = {names[call.module]}({arguments}){again}")
     if stage.sends:
         lines.append(f"# sends {', '.join(f'{v.name} {list(v.shape)}' for v in stage.sends)}")

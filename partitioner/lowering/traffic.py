@@ -9,14 +9,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple
-
-import torch
-from torch import fx
 
 from partitioner.graph.nodes import buffer_name
 from partitioner.lowering.program import Call, Coordinates, Program, Stage, Value, coordinates
+from partitioner.lowering.sent_by_call import CallReader, MetaTensor, Ran, Sending
 from partitioner.lowering.shard_groups import (
     gathered_bytes,
     held_shape,
@@ -26,8 +22,6 @@ from partitioner.lowering.shard_groups import (
     shard_groups,
 )
 from partitioner.ops.collective_kinds import ALL_GATHER, ALL_REDUCE, REDUCE_SCATTER
-from partitioner.ops.collectives import Shape
-from partitioner.ops.payloads import RANK_OPS, axis_place, tensor_places
 from partitioner.schedule.tables import KINDS, Action, reader
 from partitioner.sharding.layout import REPLICATE
 from partitioner.sharding.mesh_axes import DP, PP, SHARD
@@ -35,56 +29,7 @@ from partitioner.sharding.mesh_axes import DP, PP, SHARD
 SCALAR = 8  # bytes of a float64
 
 
-class Sending(NamedTuple):
-    """One communication: mesh axis, op, phase of the step, and payload bytes.
-
-    The payload is the whole tensor of an all_reduce, all_gather or reduce_scatter, and the rank's own part of an
-    all_to_all or a send.
-    """
-
-    axis: str
-    kind: str
-    phase: str
-    bytes: int
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    """What a call needs to know of a value to be run on meta."""
-
-    shape: Shape
-    dtype: torch.dtype
-    differentiable: bool
-
-    @staticmethod
-    def of(x: torch.Tensor) -> _Tensor:
-        return _Tensor(tuple(x.shape), x.dtype, x.requires_grad)
-
-    def make(self) -> torch.Tensor:
-        return torch.empty(self.shape, dtype=self.dtype, device="meta").requires_grad_(self.differentiable)
-
-
-Named = dict[str, _Tensor]
-
-
-@dataclass(frozen=True)
-class _Ran:
-    """Results of a call, the rows of its forward, of its recompute and of its backward.
-
-    ``sent`` are of each result the rows of backward that its gradient makes, ``read`` the arguments that it comes to.
-    """
-
-    results: tuple[_Tensor, ...]
-    forward: tuple[Sending, ...]
-    recompute: tuple[Sending, ...]
-    backward: tuple[Sending, ...]
-    sent: tuple[frozenset[int], ...]
-    read: tuple[frozenset[int], ...]
-
-    def rows(self, slots: list[int]) -> list[Sending]:
-        """Of backward, where these results have a gradient."""
-        found = {n for slot in slots for n in self.sent[slot]}
-        return [row for n, row in enumerate(self.backward) if n in found] + (list(self.recompute) if slots else [])
+Named = dict[str, MetaTensor]
 
 
 def traffic(program: Program, rank: int = 0, clipped: bool = True) -> list[Sending]:
@@ -117,7 +62,7 @@ class _Trip:
         self.program, self.here = program, here
         self.axes = dict(program.axes)
         self.known = _fixed(program, here)
-        self.made: dict[object, _Ran] = {}
+        self.made: dict[object, Ran] = {}
         self.stages = [self.stage(stage) for stage in program.stages]
 
     def rows(self, action: Action) -> Iterator[Sending]:
@@ -136,11 +81,11 @@ class _Trip:
         """The rows of a stage's forward and of its backward."""
         values = dict(self.known)
         for v in stage.receives:
-            values[v.name] = _Tensor(v.shape, v.dtype, v.differentiable)
+            values[v.name] = MetaTensor(v.shape, v.dtype, v.differentiable)
         for call in (stage.constants, stage.prelude):
             if call is not None:
                 values |= _without_gradient(call)
-        ran: list[_Ran] = []
+        ran: list[Ran] = []
         for call in stage.calls:
             ran.append(self.run(call, values))
             values |= _named(call, ran[-1])
@@ -148,16 +93,16 @@ class _Trip:
         gathered, reduced = _sharded_often(self.program, self.here, stage, reached)
         return {"forward": [row for r in ran for row in r.forward] + gathered, "backward": backward + reduced}
 
-    def run(self, call: Call, values: Named) -> _Ran:
+    def run(self, call: Call, values: Named) -> Ran:
         """A call on meta, once for each kind of arguments."""
         arguments = tuple(values[name] for name in call.arguments)
-        key = (id(call.module), arguments, call.recompute)
+        key = (id(call.module), arguments, id(call.recompute))
         if key not in self.made:
-            self.made[key] = _Reader(call, self.axes, self.here).read(arguments)
+            self.made[key] = CallReader(call, self.axes, self.here).read(arguments)
         return self.made[key]
 
 
-def _backward(stage: Stage, ran: list[_Ran]) -> tuple[set[int], list[Sending]]:
+def _backward(stage: Stage, ran: list[Ran]) -> tuple[set[int], list[Sending]]:
     """The calls to which a gradient comes, from what is sent and from the loss, and their rows."""
     alive = {v.name for v in stage.sends if v.differentiable} | {stage.loss}
     rows: list[Sending] = []
@@ -195,7 +140,7 @@ def _sharded_once(program: Program, here: Coordinates) -> Iterator[Sending]:
     return (Sending(DP, kind, "sync", size) for kind, size in rows if size)
 
 
-def _named(call: Call, ran: _Ran) -> Named:
+def _named(call: Call, ran: Ran) -> Named:
     return dict(zip(call.results, ran.results, strict=True))
 
 
@@ -203,19 +148,19 @@ def _without_gradient(call: Call) -> Named:
     """What a constant or prelude makes: whole, as it was traced, and never sent."""
     output = next(n for n in call.module.graph.nodes if n.op == "output")
     values = [n.meta["val"] for n in output.args[0]]
-    return {n: _Tensor(tuple(v.shape), v.dtype, False) for n, v in zip(call.results, values, strict=True)}
+    return {n: MetaTensor(tuple(v.shape), v.dtype, False) for n, v in zip(call.results, values, strict=True)}
 
 
 def _fixed(program: Program, here: Coordinates) -> Named:
     """Parameters, buffers and batch inputs; the inputs as the modules' placeholders saw them."""
-    found = {buffer_name(n): _Tensor(tuple(b.shape), b.dtype, False) for n, b in program.buffers.items()}
+    found = {buffer_name(n): MetaTensor(tuple(b.shape), b.dtype, False) for n, b in program.buffers.items()}
     for call in (c for s in program.stages for c in (s.constants, s.prelude, *s.calls) if c is not None):
         nodes = (n for n in call.module.graph.nodes if n.op == "placeholder")
         for name, node in zip(call.arguments, nodes, strict=True):
             if name in program.step_inputs:
-                found[name] = _Tensor(tuple(node.meta["val"].shape), node.meta["val"].dtype, False)
+                found[name] = MetaTensor(tuple(node.meta["val"].shape), node.meta["val"].dtype, False)
     for name, parameter in program.parameters.items():
-        found[name] = _Tensor(rank_shape(program, parameter, here), parameter.dtype, parameter.requires_grad)
+        found[name] = MetaTensor(rank_shape(program, parameter, here), parameter.dtype, parameter.requires_grad)
     return found
 
 
@@ -250,76 +195,3 @@ def _control(program: Program, clipped: bool) -> Iterator[Sending]:
     return (Sending(axis, ALL_REDUCE, "control", size) for axis, size in sizes if wide[axis] > 1)
 
 
-class _Stand(torch.autograd.Function):
-    """A tensor of another shape that has a gradient where one of its sources has; ``keeps`` as the op it stands for."""
-
-    @staticmethod
-    def forward(ctx: Any, shape: Shape, keeps: bool, *sources: torch.Tensor) -> torch.Tensor:
-        if keeps:
-            ctx.save_for_backward(*sources)
-        return sources[0].new_empty(shape)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> None:
-        raise AssertionError("nothing here runs backward")
-
-
-class _Reader(fx.Interpreter):
-    """Runs a call on meta tensors and notes what it would send."""
-
-    def __init__(self, call: Call, axes: dict[str, int], here: Coordinates) -> None:
-        super().__init__(call.module)
-        self.call, self.axes, self.here = call, axes, here
-        self.forward: list[Sending] = []
-        self.backward: list[tuple[Any, Sending]] = []  # the autograd node that sends, and what
-        self.kept = 0  # rows before the last tensor that backward needs: recompute stops there
-
-    def read(self, arguments: tuple[_Tensor, ...]) -> _Ran:
-        """The call with these arguments."""
-        with torch.autograd.graph.saved_tensors_hooks(self._keep, lambda x: x):
-            given = [a.make() for a in arguments]
-            out = super().run(*given)
-        made = out if isinstance(out, tuple | list) else (out,)
-        reached = [_reached(x) for x in made]  # an index computed from a value passes nothing back to it
-        again = self.forward[: self.kept] if self.call.recompute else []
-        return _Ran(
-            tuple(_Tensor.of(x) for x in made),
-            tuple(self.forward),
-            tuple(row._replace(phase="recompute") for row in again),
-            tuple(row for _, row in self.backward),
-            tuple(frozenset(n for n, (node, _) in enumerate(self.backward) if node in nodes) for nodes in reached),
-            tuple(frozenset(n for n, x in enumerate(given) if x in nodes) for nodes in reached),
-        )
-
-    def _keep(self, x: torch.Tensor) -> torch.Tensor:
-        self.kept = len(self.forward)
-        return x
-
-    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """An op of ours in place, torch's own as it is."""
-        row = RANK_OPS.get(str(target))
-        if row is None:
-            return super().call_function(target, args, kwargs)
-        place = axis_place(target)
-        axis = "" if place is None or place >= len(args) else str(args[place])
-        shape = row.shape(self.axes.get(axis, 1), self.here.get(axis, 0), *args)
-        whole = max(math.prod(shape), args[0].numel()) * args[0].element_size()
-        self.forward += [Sending(axis, kind, "forward", int(size)) for kind, size in row.forward(whole, *args)]
-        out = _Stand.apply(shape, row.keeps, *(args[n] for n in tensor_places(target)))
-        if out.requires_grad:
-            sent = [Sending(axis, kind, "backward", int(size)) for kind, size in row.backward(whole, *args)]
-            self.backward += [(out.grad_fn, sending) for sending in sent]
-        return out
-
-
-def _reached(result: torch.Tensor) -> set[Any]:
-    """The autograd nodes that backward from a result runs, and the tensors in which it ends."""
-    found: set[Any] = {result}
-    left = [result.grad_fn]
-    while left:
-        node = left.pop()
-        if node is not None and node not in found:
-            found.add(node)
-            found.add(getattr(node, "variable", node))
-            left += [n for n, _ in node.next_functions]
-    return found

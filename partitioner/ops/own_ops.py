@@ -104,7 +104,7 @@ def top_indices(x: torch.Tensor, k: int, dim: int) -> torch.Tensor:
 
 def expert_linear(x: torch.Tensor, weight: torch.Tensor, expert: torch.Tensor) -> torch.Tensor:
     """Each row of x (t, k) times the matrix of its expert: weight (g, k, n), expert (t,) -> (t, n)."""
-    if x.is_meta:
+    if not has_values(x):
         return torch.bmm(x.unsqueeze(1), weight[expert]).squeeze(1)
     order = expert.argsort(stable=True)
     counts = expert.bincount(minlength=weight.shape[0]).tolist()

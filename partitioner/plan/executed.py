@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from partitioner.plan.parallelism import FULL_RECOMPUTE, NO_RECOMPUTE, Parallelism
+from partitioner.plan.parallelism import Parallelism
+from partitioner.plan.recompute_ways import FULL_RECOMPUTE, NO_RECOMPUTE, OPERATORS, SELECTIVE
 from partitioner.schedule.tables import SCHEDULES
 from partitioner.sharding.mesh_axes import AXES, CP
 
@@ -32,7 +33,7 @@ def _schedules(executed: bool) -> tuple[str, ...]:
 EXECUTED = {  # a decision that has no row is executed with every value
     CP: Values((1,), tuple(range(2, 17)), f"{CP} {{}}"),
     "zero": Values((0, 1, 2, 3), (), "ZeRO {}"),
-    "recompute": Values((NO_RECOMPUTE, FULL_RECOMPUTE), ("selective",), "{} recompute"),
+    "recompute": Values((NO_RECOMPUTE, OPERATORS, SELECTIVE, FULL_RECOMPUTE), (), "{} recompute"),
     "schedule": Values(_schedules(True), _schedules(False), "schedule {}"),
 }
 

@@ -3,6 +3,7 @@ it anew.
 
     6 -> 7    precision: the model's own data types, in which such plans were executed; the bytes of a parameter were
               the cluster's. ZeRO over all replicas
+    7 -> 8    a recompute was priced with all of the last op that keeps something
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from partitioner.plan.digests import digest_of
 from partitioner.plan.json_document import plain
 from partitioner.precision import OWN
 
-VERSION = 7
+VERSION = 8
 UNVERSIONED = 6  # what reports without a version are of
 _STATE = ("weight_bytes", "gradient_bytes", "optimizer_bytes")
 Data = dict[str, Any]
@@ -29,10 +30,12 @@ def migrated(data: Data, origin: str, version: object) -> Data:
         return data
     if isinstance(version, int) and version > VERSION:
         raise InputError(f"{origin}: version {version} is newer than this program, which reads {VERSION}: update it")
-    if version not in _STEPS:
+    if not isinstance(version, int) or version not in _STEPS:
         raise InputError(f"{origin}: version {str(version)[:60]} is not known here{_again(data)}")
     try:
-        return _STEPS[version](data, origin)
+        while version != VERSION:
+            data, version = _STEPS[version](data, origin), version + 1
+        return data | {"version": VERSION}
     except (AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{origin}: not whole, for version {version}: {error!r}{_again(data)}") from error
 
@@ -45,20 +48,31 @@ def _from_6(data: Data, origin: str) -> Data:
     if any(software.pop(key, None) is not None for key in _STATE):
         raise InputError(f"{origin}: its cluster says what a parameter holds, which a plan does now{_again(data)}")
     cluster = before | {"software": software}
-    made = data | {"version": VERSION, "decisions": decisions, "asked": asked | {"cluster": cluster}}
+    made = _on_cluster(data, cluster) | {"decisions": decisions}
     if "found" not in data:
         return made
     rows = {key: [row | {"zero_group": 0} for row in data["derived"][key]] for key in ("candidates", "front")}
     made["derived"] = data["derived"] | rows
-    digests = dict(data["found"]["digests"]) | {"zero_group": digest_of(0)}
-    if digests.get("cluster") == digest_of(before):
-        digests["cluster"] = digest_of(cluster)
+    digests = dict(made["found"]["digests"]) | {"zero_group": digest_of(0)}
     if asked["model"]["dtype"] in ("float32", "float64"):
         digests["precision"] = digest_of(decisions["precision"])
     return made | {"found": data["found"] | {"digests": digests}}
 
 
-_STEPS: Mapping[object, Callable[[Data, str], Data]] = {6: _from_6}
+def _from_7(data: Data, origin: str) -> Data:
+    before = data["asked"]["cluster"]
+    return _on_cluster(data, before | {"software": before["software"] | {"early_stop": False}})
+
+
+def _on_cluster(data: Data, cluster: Data) -> Data:
+    """The document with its cluster written otherwise, of which the price holds."""
+    made = data | {"asked": data["asked"] | {"cluster": cluster}}
+    if data.get("found", {}).get("digests", {}).get("cluster") == digest_of(data["asked"]["cluster"]):
+        made["found"] = data["found"] | {"digests": data["found"]["digests"] | {"cluster": digest_of(cluster)}}
+    return made
+
+
+_STEPS: Mapping[int, Callable[[Data, str], Data]] = {6: _from_6, 7: _from_7}
 
 
 def _again(data: Data) -> str:

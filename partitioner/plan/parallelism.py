@@ -1,6 +1,6 @@
 """How a step is divided over ranks and over time; plans, candidates and prices hold one of these.
 
-    pp 2 x dp 2 x tp 2, 4 micro-batches of 2, 1f1b, recompute full, ZeRO 0
+pp 2 x dp 2 x tp 2, 4 micro-batches of 2, 1f1b, recompute full, ZeRO 0
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from functools import cached_property
 
 from partitioner.schedule.tables import Table, rank_of, schedule, stages_of
 from partitioner.sharding.mesh_axes import AXES, CP, DP, PP, REPLICATING, TP
-
-NO_RECOMPUTE, FULL_RECOMPUTE = "none", "full"  # of nothing, of whole blocks
 
 
 def mesh_of(pp: int = 1, dp: int = 1, cp: int = 1, tp: int = 1) -> dict[str, int]:
@@ -27,7 +25,7 @@ class Parallelism:
 
     ``mesh``: ranks along each axis. ``order``: its axes, outermost first. ``micro_batch``: samples of one, of which a
     data rank takes ``micro_batches`` a step. ``schedule``: the pipeline's, with ``virtual`` stages a rank.
-    ``recompute``: what is computed again in backward ("none", "full", or "selective": attention's scores). ``zero``:
+    ``recompute``: what is computed again in backward (plan/recompute_ways.py). ``zero``:
     ZeRO's stage, over groups of ``zero_group`` neighbouring ranks of those that hold the same parameters, 0 for all.
     """
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from partitioner.ops.collective_kinds import ALL_GATHER, ALL_REDUCE, REDUCE_SCATTER
 from partitioner.plan.derived_rows import CollectiveRow
-from partitioner.plan.parallelism import FULL_RECOMPUTE
 from partitioner.plan.plan import Plan
+from partitioner.plan.recompute_ways import WAYS
 from partitioner.sharding.layout import parse_placement
 from partitioner.sharding.mesh_axes import DP, PP, TP
 
@@ -43,7 +43,8 @@ _Sent = tuple[str, str, str, int, float]
 
 def _collectives(plan: Plan, stage: int) -> Iterator[_Sent]:
     rows, many = {name: row for row in plan.blocks for name in row.units}, plan.parallelism.micro_batches
-    recomputed = plan.decisions.recomputed[stage] if plan.parallelism.recompute == FULL_RECOMPUTE else 0
+    way = WAYS.get(plan.parallelism.recompute)
+    recomputed = plan.decisions.recomputed[stage] if way and way.communicates else 0
     for name in plan.decisions.stages[stage]:
         again = rows[name].is_block and recomputed > 0
         recomputed -= again

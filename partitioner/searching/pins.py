@@ -13,7 +13,7 @@ from partitioner.errors import InputError
 from partitioner.graph.graph import Graph
 from partitioner.graph.tied_blocks import Folded, Port
 from partitioner.plan.executed import EXECUTED
-from partitioner.plan.parallelism import FULL_RECOMPUTE, NO_RECOMPUTE
+from partitioner.plan.recompute_ways import FULL_RECOMPUTE, NO_RECOMPUTE
 from partitioner.schedule.tables import SCHEDULES
 from partitioner.sharding.layout import REPLICATE, WHOLE, Placement, Shard
 from partitioner.sharding.mesh_axes import DP, NAMED

@@ -13,8 +13,8 @@ from partitioner.graph.tied_blocks import fold
 from partitioner.layouts.from_plan import recall
 from partitioner.layouts.solution import Solution
 from partitioner.plan.derived_rows import Cost
-from partitioner.plan.parallelism import NO_RECOMPUTE
 from partitioner.plan.plan import Plan
+from partitioner.plan.recompute_ways import NO_RECOMPUTE
 from partitioner.searching.splits import Tried
 from partitioner.sharding.mesh_axes import CP, TP
 from partitioner.step.rank_memory import RankMemory

@@ -18,8 +18,8 @@ from partitioner.errors import DoesNotFit, InputError
 from partitioner.gc_pause import uncollected
 from partitioner.graph.graph import Graph
 from partitioner.plan.derived_rows import Cost
-from partitioner.plan.parallelism import NO_RECOMPUTE
 from partitioner.plan.plan import Plan
+from partitioner.plan.recompute_ways import NO_RECOMPUTE
 from partitioner.searching.candidates import Progress, candidates
 from partitioner.searching.pin_conflicts import conflict
 from partitioner.searching.pins import read_pins

@@ -9,7 +9,8 @@ from functools import cached_property
 from partitioner.cost.unit_cost import Priced
 from partitioner.graph.graph import Unit
 from partitioner.plan.executed import EXECUTED, is_searched
-from partitioner.plan.parallelism import NO_RECOMPUTE, Parallelism, mesh_of
+from partitioner.plan.parallelism import Parallelism, mesh_of
+from partitioner.plan.recompute_ways import NO_RECOMPUTE
 from partitioner.schedule.tables import PLAIN, SCHEDULES
 from partitioner.searching.pins import Pins
 from partitioner.sharding.mesh_axes import CP, DP, PP, TP
@@ -65,7 +66,8 @@ class Splits:
         self.cluster, self.cuts, self.fitting_cuts = priced.cluster, StageCuts(priced), FittingCuts(priced)
         self.blocks = sum(u.is_block for u in priced.folded.graph.units)
         self.walks: dict[tuple[float, ...], tuple[StageWalk, dict[int, StageSums]]] = {}  # and sums by shards
-        self.ways = tuple(way for way in EXECUTED["recompute"].searched(plan_only) if way != NO_RECOMPUTE)
+        ways = (way for way in EXECUTED["recompute"].searched(plan_only) if way != NO_RECOMPUTE)
+        self.ways = tuple(way for way in ways if fixed.decided.get("recompute") == way or frees(priced, way))
         self.stages: dict[int, tuple[tuple[Unit, ...], ...]] = {}
 
     def all_of(self, depths: Iterable[int]) -> Iterator[Tried]:
@@ -188,6 +190,12 @@ class Splits:
         stages = EXECUTED["zero"].searched(self.plan_only) if replicas > 1 else (0,)
         admitted = [n for n in stages if self.fixed.admits("zero", n)]
         return {group: [n for n in admitted if not group or pinned or n == max(stages)] for group in groups}
+
+
+def frees(priced: Priced, way: str) -> bool:
+    """Whether recomputing so keeps less of some block."""
+    rows = (priced.unit(units[0]).stash for units in priced.folded.groups if units[0].is_block)
+    return any(stash[way].bytes < stash[NO_RECOMPUTE].bytes for stash in rows)
 
 
 def schedules(pp: int, blocks: int, micro_batches: int, plan_only: bool) -> Iterator[tuple[str, int]]:

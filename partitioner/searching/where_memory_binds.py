@@ -1,7 +1,7 @@
 """Candidates beside those that were tried first, where plans that might be the fastest do not fit.
 
-    layouts     solved again, a byte costing more passes of memory, where not much is missing
-    stages      cut so that each fits
+layouts     solved again, a byte costing more passes of memory, where not much is missing
+stages      cut so that each fits
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from partitioner.cluster import Cluster
 from partitioner.graph.graph import Graph
-from partitioner.plan.parallelism import NO_RECOMPUTE
+from partitioner.plan.recompute_ways import NO_RECOMPUTE
 from partitioner.searching.candidates import Progress, candidates
 from partitioner.searching.pins import Pins
 from partitioner.searching.splits import Splits, Tried

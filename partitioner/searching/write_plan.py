@@ -9,7 +9,6 @@ from torch import fx
 from partitioner.cost.communication import Moved, Sent, moved
 from partitioner.cost.op_seconds import op_seconds
 from partitioner.cost.op_work import op_flops
-from partitioner.cost.price_units import last_kept
 from partitioner.cost.unit_cost import Priced
 from partitioner.emit.block_code import emit
 from partitioner.emit.product_rows import products
@@ -19,12 +18,13 @@ from partitioner.graph.nodes import is_parameter, is_tensor, operands
 from partitioner.graph.tied_blocks import Folded, Port
 from partitioner.layouts.exports import Export, exports
 from partitioner.layouts.from_plan import graph_digest
+from partitioner.layouts.run_again import last_read
 from partitioner.layouts.strategies import space
 from partitioner.plan.derived_rows import BlockRow, Candidate, CollectiveRow, Cost, OpRow, OtherRow, ProductRow
 from partitioner.plan.executed import not_executed
 from partitioner.plan.name_patterns import by_pattern
-from partitioner.plan.parallelism import NO_RECOMPUTE
 from partitioner.plan.plan import Decisions, Plan
+from partitioner.plan.recompute_ways import NO_RECOMPUTE
 from partitioner.searching.assumed import assumed
 from partitioner.searching.pins import Pins, read_pins
 from partitioner.searching.splits import Tried
@@ -91,7 +91,7 @@ def _ops(priced: Priced, group: int, others: _Others) -> tuple[tuple[OpRow, ...]
     """The ops of a group's unit, and what is sent after them."""
     body, cluster, setting = priced.folded.body(group), priced.cluster, priced.setting
     moves = moved(setting, priced.solution, cluster, group)
-    last = last_kept(priced.folded, group)
+    last = last_read(priced.folded, group)
     runs_again = last is not None
     rows: list[OpRow] = []
     for node in body:

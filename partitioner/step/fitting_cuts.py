@@ -17,7 +17,7 @@ import torch
 from partitioner.cost.state_bytes import state_bytes
 from partitioner.cost.unit_cost import Priced
 from partitioner.graph.graph import Unit
-from partitioner.plan.parallelism import NO_RECOMPUTE
+from partitioner.plan.recompute_ways import NO_RECOMPUTE
 from partitioner.schedule.fullest_moments import Array
 from partitioner.step.rank_memory import RankMemory
 from partitioner.step.split import Split

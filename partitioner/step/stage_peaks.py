@@ -1,8 +1,8 @@
 """What a stage keeps of a micro-batch, and how full it is at most, by how many of its first blocks are recomputed.
 
-    a unit                its peaks, on top of what earlier ones keep, beside what backward of later ones has left
-    units up to the n-th  recomputed                               the fullest of them
-    units behind it       as they are                              the fullest of them, less what is kept no more
+a unit                its peaks, on top of what earlier ones keep, beside what backward of later ones has left
+units up to the n-th  recomputed                               the fullest of them
+units behind it       as they are                              the fullest of them, less what is kept no more
 """
 
 from __future__ import annotations
@@ -18,11 +18,9 @@ from partitioner.cost.kept_activations import Placed
 from partitioner.cost.state_bytes import is_cast, state
 from partitioner.cost.unit_cost import Priced, Stash
 from partitioner.graph.graph import Unit
-from partitioner.plan.parallelism import NO_RECOMPUTE
+from partitioner.plan.recompute_ways import NO_RECOMPUTE, WAYS
 from partitioner.schedule.fullest_moments import Array
 from partitioner.step.sharded_peaks import UnitState
-
-KEEP_ENTERING = frozenset({"full", "operators"})  # ways that keep whatever enters a block
 
 
 class StageWalk:
@@ -105,7 +103,8 @@ def kept_bytes(priced: Priced, units: Sequence[Unit], way: str) -> Array:
 def _recomputed(priced: Priced, units: Sequence[Unit], way: str) -> tuple[list[Stash], frozenset[int]]:
     """Of units whose blocks are all recomputed in a way, and the numbers of those that keep whatever enters them."""
     rows = [priced.unit(unit).stash[way if unit.is_block else NO_RECOMPUTE] for unit in units]
-    return rows, frozenset(n for n, unit in enumerate(units) if unit.is_block and way in KEEP_ENTERING)
+    is_whole = way in WAYS and WAYS[way].whole
+    return rows, frozenset(n for n, unit in enumerate(units) if unit.is_block and is_whole)
 
 
 class _Boundaries:

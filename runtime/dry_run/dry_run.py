@@ -196,12 +196,17 @@ def _ops(engine: Engine) -> int:
     counts: dict[int, int] = {}
     for index, stage in engine.worker.stages.items():
         calls = [c for c in (stage.prelude, *stage.calls) if c]
-        counts[index] = sum(_nodes(c.module) * (2 if c.call.recompute else 1) for c in calls)
+        counts[index] = sum(_nodes(c.call.module) + _again(c.call) for c in calls)
     return sum(counts[a.stage] for a in engine.worker.actions if KINDS[a.kind].is_forward)
 
 
 def _nodes(module: torch.fx.GraphModule) -> int:
     return sum(n.op == "call_function" for n in module.graph.nodes)
+
+
+def _again(call: Call) -> int:
+    again = call.recompute
+    return sum(n.op == "call_function" and again.runs_again(n.name) for n in call.module.graph.nodes) if again else 0
 
 
 def _hold(program: Program, row: Rank, wanted: Bytes) -> None:

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from partitioner.errors import InputError
-from partitioner.lowering.traffic import Sending
+from partitioner.lowering.sent_by_call import Sending
 from partitioner.ops.collective_kinds import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, REDUCE_SCATTER
 from partitioner.schedule.tables import Action
 from partitioner.sharding.mesh_axes import PP

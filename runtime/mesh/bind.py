@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,10 @@ import partitioner.ops.collectives
 import partitioner.ops.own_ops
 import partitioner.ops.payloads
 from cutlass_ops.linear import fused, gemm, layer
+from cutlass_ops.linear.layer import Product, Tensors
 from cutlass_ops.spec import notation
+from cutlass_ops.spec.spec import Gemm
+from partitioner.lowering.program import Recompute
 from partitioner.ops.collectives import OPS
 from partitioner.ops.payloads import axis_place, tensor_places
 from runtime.mesh import collectives, column_linears, vocab_parallel
@@ -25,6 +28,8 @@ from runtime.mesh.axis import Axis
 from runtime.mesh.collectives import Binding
 from runtime.mesh.communication_log import Phase
 from runtime.mesh.groups import Groups
+from runtime.mesh.kept_results import as_one, kept
+from runtime.mesh.seen_axis import SeenAxis
 
 own = torch.ops.partitioner
 # importing them registers what is bound here
@@ -35,13 +40,19 @@ _ROWS: dict[object, Binding] = {
 }
 
 
-def bind(module: fx.GraphModule, groups: Groups, phase: Phase = "forward") -> fx.GraphModule:
+def bind(
+    module: fx.GraphModule, groups: Groups, phase: Phase = "forward", recompute: Recompute | None = None
+) -> fx.GraphModule:
     """A copy of ``module`` whose collectives run on this rank's groups; where nothing communicates, torch's own ops.
 
-    ``phase``: what its forward is logged as.
+    ``phase``: what its forward is logged as. ``recompute``: which of its nodes' results are kept from forward to
+    backward, should it run under selective contexts.
     """
     graph = fx.Graph()
     graph.output(graph.graph_copy(module.graph, {}))
+    if recompute is not None:
+        for node, source in zip(graph.nodes, module.graph.nodes, strict=True):
+            node.meta |= {"kept": recompute.kept.get(source.name), "passed": source.name in recompute.passed}
     for node in graph.nodes:
         if node.target == gemm.ops.linear.default:
             node.target = gemm.eager
@@ -52,7 +63,9 @@ def bind(module: fx.GraphModule, groups: Groups, phase: Phase = "forward") -> fx
             node.kwargs = {**node.kwargs, "device": groups.device}
     for node in graph.nodes:
         if node.target == column_linears.FUSED:
-            node.target = _fused(groups)
+            node.target = _fused(groups, node)
+        if node.meta.get("kept"):
+            node.target = kept(node.target, node.meta["kept"])
     graph.lint()
     return fx.GraphModule(module, graph)
 
@@ -63,10 +76,12 @@ def _bind(node: fx.Node, groups: Groups, phase: Phase) -> None:
     if position >= len(node.args) or not node.args[position]:
         return  # on no axis it is what it is on one rank
     axis = Axis.of(groups, str(node.args[position]), phase)
+    if node.meta.get("kept"):
+        axis = SeenAxis(**vars(axis), lets_go=_is_let_go(node.args[0]))
     row, literals = _ROWS[node.target], [a for n, a in enumerate(node.args) if n not in operands and n != position]
     op = OPS.get(str(node.target).split(".")[1])
     is_column = op is not None and column_linears.sums_back(op, literals)
-    if is_column and column_linears.fuse(node, axis, literals, fused.product(groups.kernels)):
+    if is_column and column_linears.fuse(node, axis, literals, _product(groups, node)):
         return
     literals += [_is_owned(node.args[0])] if row.in_place else []
     function = row.make(axis, *literals)
@@ -75,11 +90,30 @@ def _bind(node: fx.Node, groups: Groups, phase: Phase) -> None:
     node.target, node.args = function, tuple(node.args[n] for n in operands)
 
 
-def _fused(groups: Groups) -> Callable[..., tuple[torch.Tensor, ...]]:
+def _fused(groups: Groups, node: fx.Node) -> Callable[..., tuple[torch.Tensor, ...]]:
+    product = _product(groups, node)
+
     def fused_linear(*arguments: Any) -> tuple[torch.Tensor, ...]:
-        return fused.eager(*arguments, log=groups.kernels)
+        return fused.through(product, *arguments)
 
     return fused_linear
+
+
+def _product(groups: Groups, node: fx.Node) -> Product:
+    """Through the kernels; as one op where it, or what reads it, is kept."""
+    product = fused.product(groups.kernels)
+    if not any(n.meta.get("kept") for n in (node, *node.users)):
+        return product
+
+    def seen(gemm: Gemm, a: torch.Tensor, b: torch.Tensor, loads: Sequence[torch.Tensor], key: str) -> Tensors:
+        return tuple(as_one(lambda a, b, *loads: product(gemm, a, b, loads, key), a, b, *loads))
+
+    return seen
+
+
+def _is_let_go(operand: Any) -> bool:
+    """Whether a kept result is held for the one collective that reads it."""
+    return isinstance(operand, fx.Node) and bool(operand.meta.get("passed")) and len(operand.users) == 1
 
 
 def _makes(node: fx.Node) -> bool:

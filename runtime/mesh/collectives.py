@@ -17,9 +17,11 @@ class _AllReduce(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, axis: Axis, backward: bool, owned: bool) -> torch.Tensor:
         ctx.axis, ctx.sums = axis, backward
-        if owned and x.is_contiguous():
-            ctx.mark_dirty(x)
-        return axis.sum(x, axis.phase, owned and x.is_contiguous())
+        if not (owned and x.is_contiguous()):
+            return axis.sum(x, axis.phase)
+        ctx.mark_dirty(x)
+        axis.sum(x, axis.phase, owned=True)
+        return x
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:

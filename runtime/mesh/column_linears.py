@@ -198,6 +198,7 @@ def fuse(node: fx.Node, axis: Axis, literals: Sequence[Any], product: Product) -
     with node.graph.inserting_before(linears[0]):
         made = node.graph.call_function(function, (node.args[0], *arguments))
         made.meta = {k: v for k, v in linears[0].meta.items() if k == "modules"}
+        made.meta["kept"] = "product" if any(n.meta.get("kept") for n in (node, *linears)) else None
         for n, result in enumerate(results):
             if result is None:
                 continue

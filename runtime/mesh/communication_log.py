@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from partitioner.lowering.traffic import Sending
+from partitioner.lowering.sent_by_call import Sending
 from runtime.mesh.step_clock import Clock
 
 Phase = Literal["forward", "recompute", "backward", "send", "state", "sync", "control"]  # of a step

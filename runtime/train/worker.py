@@ -8,34 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from itertools import chain, repeat
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils.checkpoint import checkpoint
 
 from partitioner.errors import InputError
 from partitioner.graph.nodes import buffer_name
-from partitioner.lowering.program import Call, Program, Stage
+from partitioner.lowering.program import Call, Program, Recompute, Stage
 from partitioner.schedule.tables import BACKWARD, FORWARD, Action, releasing_kind
 from partitioner.sharding.mesh_axes import PP
 from runtime.mesh.bind import bind
 from runtime.mesh.communication_log import Phase
 from runtime.mesh.groups import Groups
+from runtime.train.recompute import REGION, Again, Run, checkpointed, outlined
 from runtime.train.sharded_stages import Around, ShardedStages, plainly
 from runtime.train.stage_transport import Transport
 
 Named = dict[str, torch.Tensor]
-Run = Callable[..., tuple[torch.Tensor, ...]]
 
 
 @dataclass(frozen=True)
 class BoundCall:
     """A call whose module communicates; ``spent``: values of which it is the last reader in its stage.
 
-    ``rerun`` is what a backward runs again, None where nothing is recomputed. ``around`` runs it, with parameters that
-    are not among the values.
+    ``module`` is all of it, as it is run; ``run`` runs it, and ``rerun`` is what a backward runs again, None where not
+    the whole call is recomputed. ``around`` runs it, with parameters that are not among the values.
     """
 
     call: Call
@@ -54,11 +52,9 @@ class BoundCall:
             del values[name]
 
     def _ran(self, *arguments: torch.Tensor) -> Any:
-        if self.rerun is None or not torch.is_grad_enabled():
+        if self.rerun is None or self.call.recompute is None:
             return self.run(*arguments)
-        return checkpoint(
-            _in_turn(self.run, self.rerun), *arguments, use_reentrant=False, preserve_rng_state=False
-        )
+        return checkpointed(self.run, self.rerun, bool(self.call.recompute.kept))(*arguments)
 
 
 @dataclass(frozen=True)
@@ -91,7 +87,8 @@ class Worker:
         self.program, self.groups, self._sharded = program, groups, sharded
         here = groups.coordinates[PP]
         self.actions = program.actions[here]
-        self._bound: dict[tuple[int, Phase], fx.GraphModule] = {}
+        self._bound: dict[tuple[int, int, Phase], fx.GraphModule] = {}
+        self._outlined: dict[tuple[int, int], fx.GraphModule] = {}
         own = [stage for stage in program.stages if stage.rank == here]
         self.stages = {stage.index: self._bind_stage(stage) for stage in own}
         self.transport = Transport(program, groups)
@@ -115,16 +112,31 @@ class Worker:
     def _bind_call(self, call: Call | None, phase: Phase = "forward") -> BoundCall | None:
         if call is None:
             return None
-        module = self.bind(call.module, phase)
-        rerun = self.bind(call.module, "recompute").forward if call.recompute else None
-        return BoundCall(call, module, module.forward, rerun)
+        module = self.bind(call.module, phase, call.recompute)
+        if call.recompute is None:
+            return BoundCall(call, module, module.forward)
+        if call.recompute.region is not None:
+            return BoundCall(call, module, self._with_region(call.module, call.recompute).forward)
+        return BoundCall(call, module, module.forward, self.bind(call.module, "recompute", call.recompute).forward)
 
-    def bind(self, module: fx.GraphModule, phase: Phase) -> fx.GraphModule:
+    def bind(self, module: fx.GraphModule, phase: Phase, recompute: Recompute | None = None) -> fx.GraphModule:
         """The module on this rank's groups; blocks that share a module share the bound one."""
-        key = id(module), phase
+        key = id(module), id(recompute), phase
         if key not in self._bound:
-            self._bound[key] = bind(module, self.groups, phase)
+            self._bound[key] = bind(module, self.groups, phase, recompute)
         return self._bound[key]
+
+    def _with_region(self, module: fx.GraphModule, recompute: Recompute) -> fx.GraphModule:
+        """The module, of which a region runs again."""
+        key = id(module), id(recompute)
+        if key not in self._outlined:
+            assert recompute.region is not None
+            found = bind(outlined(module, recompute.region), self.groups)
+            for name, part in list(found.named_children()):
+                if name.startswith(REGION) and isinstance(part, fx.GraphModule):
+                    setattr(found, name, Again(bind(part, self.groups), bind(part, self.groups, "recompute")))
+            self._outlined[key] = found
+        return self._outlined[key]
 
     def _run_constants(self, parameters: Mapping[str, nn.Parameter]) -> dict[int, Named]:
         """By stage: parameters, buffers and constants, once for the whole run."""
@@ -236,12 +248,6 @@ _ACTS: dict[str, Callable[[Worker, Action, Named], torch.Tensor | None]] = {
     BACKWARD: lambda worker, action, batch: worker.backward(action, batch),
 }
 KINDS = frozenset(_ACTS)  # of actions that can be executed
-
-
-def _in_turn(first: Run, later: Run) -> Run:
-    """``first`` when it is called first, ``later`` from then on."""
-    runs = chain((first,), repeat(later))
-    return lambda *arguments: next(runs)(*arguments)
 
 
 def _alone(value: torch.Tensor) -> torch.Tensor:

@@ -12,13 +12,13 @@ from partitioner.step.split import Split, StageSums
 
 def split_of(
     sums: Sequence[StageSums], units: Sequence[tuple[Unit, ...]], many: int, kind: str = "1f1b", virtual: int = 1,
-    recomputed: Sequence[int] = (), zero: int = 0, **degrees: int,
+    recomputed: Sequence[int] = (), zero: int = 0, way: str = "full", **degrees: int,
 ) -> Split:  # fmt: skip
-    """``many`` micro-batches; ``recomputed``: whole blocks of each stage, none where nothing is said."""
+    """``many`` micro-batches; ``recomputed``: blocks of each stage, in a ``way``; none where nothing is said."""
     mesh = mesh_of(**degrees)
     own = Parallelism(
         mesh=mesh, order=tuple(mesh), micro_batch=1, micro_batches=many, schedule=kind, virtual=virtual,
-        recompute="full" if recomputed else "none", zero=zero,
+        recompute=way if recomputed else "none", zero=zero,
     )  # fmt: skip
     counts = tuple(recomputed) or (0,) * len(sums)
     return Split(parallelism=own, stages=tuple(sums), units=tuple(units), recomputed=counts)

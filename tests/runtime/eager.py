@@ -24,6 +24,7 @@ PINS: dict[str, Pins] = {
     "tp": {"tp": 2, "boundary": "whole"},
     "tp sequence": {"tp": 2, "boundary": "sharded"},
     "tp recompute": {"tp": 2, "recompute": "on"},
+    "tp recompute operators": {"tp": 2, "recompute": "operators"},
     "pp": {"pp": 2, "schedule": "1f1b"},
     "pp interleaved": {"pp": 2, "schedule": "interleaved", "virtual": 2},
 }

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import partitioner.ops.collectives  # registers the ops that the graphs hold
 from cutlass_ops.linear import gemm
 from partitioner.graph.counts import Count
-from partitioner.lowering.program import Call, Parameter, Program, Stage, Value
+from partitioner.lowering.program import Call, Parameter, Program, Recompute, Stage, Value
 from partitioner.ops.own_ops import dropout_mask, mix64
 from partitioner.schedule.tables import rank_of, schedule
 from partitioner.sharding.layout import REPLICATE, WHOLE, Layout, Placement, Segment, Shard, shard_whole
@@ -176,7 +176,8 @@ def program(
             last = b == BLOCKS - 1
             read = [f"x{b}", *(["x0"] if last else []), *(f"{b}.{n}" for n in SHAPES), *([f"k{b}"] if drop else [])]
             arguments = tuple(read)
-            calls.append(Call(f"block {b}", modules[last], arguments, (f"x{b + 1}",), recompute))
+            again = Recompute() if recompute else None
+            calls.append(Call(f"block {b}", modules[last], arguments, (f"x{b + 1}",), again))
         end = s == stages - 1
         if end:
             names = (f"x{BLOCKS}", "embed", "labels", "count_0")

@@ -8,7 +8,7 @@ from typing import Any
 
 from partitioner import Plan
 from partitioner.plan.derived_rows import BlockRow, CollectiveRow, OpRow
-from partitioner.plan.parallelism import FULL_RECOMPUTE
+from partitioner.plan.recompute_ways import FULL_RECOMPUTE
 from partitioner.plan.sent_by_plan import leaving
 from tools.figures.outline import kind, place
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from partitioner.cluster import Cluster, Device, Link
 from partitioner.graph.graph import Graph
+from partitioner.plan.recompute_ways import FULL_RECOMPUTE, OPERATORS, SELECTIVE
 from partitioner.precision import OWN, PRESETS, Precision
 from partitioner.schedule.tables import PLAIN, SCHEDULES
 from partitioner.sharding.mesh_axes import DP, PP, TP
@@ -62,6 +63,7 @@ def families(graph: Graph, ranks: int, global_batch: int) -> Iterator[Family]:
     if ranks % 8 == 0 and blocks >= 2:
         yield _family("tp x pp x dp", ranks, global_batch, tp=2, pp=2, dp=ranks // 4)
     yield from _with_state_divided(blocks, ranks, global_batch)
+    yield from _recomputed(ranks, global_batch)
     for name in CAST:
         yield replace(_family(f"{DP}, {name}", ranks, global_batch, dp=ranks), precision=PRESETS[name])
 
@@ -72,12 +74,21 @@ def _with_state_divided(blocks: int, ranks: int, global_batch: int) -> Iterator[
         yield _family(f"ZeRO {zero}", ranks, global_batch, dp=ranks, zero=zero)
     if ranks % 4 == 0:
         yield _family("ZeRO 3 over 2 (HSDP)", ranks, global_batch, dp=ranks, zero=3, zero_group=2)
-        yield _family("tp x ZeRO 3", ranks, global_batch, tp=2, dp=ranks // 2, zero=3)
+        yield _family("tp x ZeRO 3", ranks, global_batch, tp=2, dp=ranks // 2, zero=3, recompute=OPERATORS)
         if blocks >= 2:
             yield _family("pp x ZeRO 1", ranks, global_batch, pp=2, dp=ranks // 2, zero=1)
     if ranks % 8 == 0 and blocks >= 2:
         for zero in (1, 3):
             yield _family(f"tp x pp x ZeRO {zero}", ranks, global_batch, tp=2, pp=2, dp=ranks // 4, zero=zero)
+
+
+def _recomputed(ranks: int, global_batch: int) -> Iterator[Family]:
+    """Each way of recomputing, beside what it has to do with: collectives, samples, weights that are gathered."""
+    beside: dict[str, dict[str, str | int]] = {
+        OPERATORS: {TP: ranks, "boundary": "sharded"}, SELECTIVE: {DP: ranks}, FULL_RECOMPUTE: {DP: ranks, "zero": 3},
+    }  # fmt: skip
+    for way, pins in beside.items():
+        yield _family(f"recompute {way}", ranks, global_batch, recompute=way, **pins)
 
 
 def possible(

@@ -11,12 +11,12 @@ from torch import fx
 
 from partitioner import Cluster, trace
 from partitioner.cost.kept_activations import Keeping
-from partitioner.cost.materialized import is_attention
 from partitioner.cost.op_work import Setting, op_flops, op_work, weight_work
 from partitioner.cost.price_units import price_units
 from partitioner.graph.graph import Graph
 from partitioner.graph.saved_by_autograd import saved_bytes as saved_of_graph
 from partitioner.graph.tied_blocks import Folded, fold
+from partitioner.layouts.op_kinds import is_attention
 from partitioner.layouts.solution import Solution
 from partitioner.layouts.strategies import space
 from partitioner.solve.choices import Prices

@@ -34,8 +34,8 @@ def test_what_is_not_executed_is_named_in_order() -> None:
     assert list(not_executed(SIX)) == ["cp 4"]
     plain = replace(SIX, mesh=mesh_of(pp=2), order=("pp", "dp", "tp"))
     assert not list(not_executed(plain))
-    strange = replace(SIX, zero=3, recompute="selective", schedule="zbv")
-    assert list(not_executed(strange)) == ["cp 4", "selective recompute", "schedule zbv"]
+    strange = replace(SIX, zero=3, schedule="zbv")
+    assert list(not_executed(strange)) == ["cp 4", "schedule zbv"]
 
 
 def test_a_decision_without_a_row_is_executed_with_every_value() -> None:

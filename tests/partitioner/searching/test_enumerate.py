@@ -14,6 +14,7 @@ from partitioner import Cluster, search
 from partitioner.graph.graph import Graph
 from partitioner.graph.resize_batch import resize
 from partitioner.graph.tied_blocks import fold
+from partitioner.plan.recompute_ways import OPERATORS, WAYS
 from partitioner.schedule.tables import SCHEDULES
 from partitioner.searching.candidates import layouts
 from partitioner.searching.pins import read_pins
@@ -59,10 +60,12 @@ def enumerated(graph: Graph, cluster: Cluster) -> tuple[float, int]:
                     continue
                 evenest = StageCuts(priced).evenest(pp * virtual)
                 for units in all_cuts(priced.folded.graph.units, pp) if virtual == 1 else [evenest] if evenest else []:
-                    sums = tuple(stage_sums(priced, u, shards=dp) for u in units)
+                    sums = tuple(stage_sums(priced, u, [*WAYS], dp) for u in units)
                     counted = itertools.product(*(range(s.blocks + 1) for s in sums))
-                    for counts, zero in itertools.product(counted, range(4 if dp > 1 else 1)):
-                        split = split_of(sums, units, many, kind, virtual, counts, zero, pp=pp, dp=dp, tp=tp)
+                    for counts, zero, way in itertools.product(counted, range(4 if dp > 1 else 1), WAYS):
+                        if way != OPERATORS and not any(counts):
+                            continue
+                        split = split_of(sums, units, many, kind, virtual, counts, zero, way, pp=pp, dp=dp, tp=tp)
                         cost, tried = price(priced, split), tried + 1
                         if cost.peak_bytes <= cluster.device.room:
                             best = min(best, cost.step_seconds)
@@ -89,5 +92,5 @@ def test_a_little_less_memory_recomputes_some_blocks() -> None:
     needed = search(graph, FREE, BATCH, {**pins, "recompute": "off"}).cost.peak_bytes
     device = dataclasses.replace(FREE.device, memory_bytes=needed - 1)
     found = search(graph, dataclasses.replace(FREE, device=device), BATCH, pins).decisions
-    assert found.parallelism.recompute == "full"
+    assert found.parallelism.recompute == "operators"
     assert 0 < found.recomputed[0] < len(graph.blocks)

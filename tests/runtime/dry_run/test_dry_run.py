@@ -16,7 +16,7 @@ from torch import fx
 
 from partitioner import Graph, Plan, Program, lower, search, trace
 from partitioner.lowering.parameter_bytes import held_bytes
-from partitioner.lowering.traffic import Sending
+from partitioner.lowering.sent_by_call import Sending
 from partitioner.schedule.tables import Action
 from runtime.dry_run.dry_run import Rank, alike, run_ranks
 from runtime.mesh import vocab_parallel

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from partitioner import Cluster, lower, search, trace
-from partitioner.lowering.traffic import Sending
+from partitioner.lowering.sent_by_call import Sending
 from runtime.mesh.groups import Groups
 from runtime.verify.parity import difference, unforeseen
 from runtime.verify.plain_steps import Steps

@@ -1,0 +1,59 @@
+"""What ops of a unit are: products, biases that join them, attention, and its core from the scores to their use."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from partitioner.graph.nodes import operands, shape_of
+from partitioner.sharding.op_rules import rule_of
+from partitioner.sharding.rule import Rule
+
+
+def core(body: list[fx.Node]) -> list[fx.Node]:
+    """The core of attention: products of two values that hang on samples, and all between; or the fused kernel.
+
+    A product by a weight stands between two attentions, and belongs to none.
+    """
+    fixed = _without_samples(body)
+    ends = {n for n in body if is_attention(n) or (is_product(n) and not {*operands(n)[:2]} & fixed)}
+    between = {n for n in body if n in ends or not is_product(n)}
+    below, above = set(ends), set(ends)
+    for node in body:
+        below |= {node} if node in between and not below.isdisjoint(operands(node)) else set()
+    for node in reversed(body):
+        above |= {node} if node in between and not above.isdisjoint(node.users) else set()
+    return [n for n in body if n in below and n in above]
+
+
+def is_product(node: fx.Node) -> bool:
+    """Whether a node is a product of two operands."""
+    rule = _rule(node)
+    return rule is not None and rule.gemm is not None and len(operands(node)) > 1
+
+
+def is_bias(node: fx.Node) -> bool:
+    """Whether an op adds a bias to a product that nothing else reads, so that the GEMM does it."""
+    found, rule = operands(node), _rule(node)
+    if rule is None or not rule.bias or len(found) != 2 or len(shape_of(found[1])) != 1:
+        return False
+    product = rule_of(str(found[0].target))
+    return product is not None and bool(product.weight) and len(found[0].users) == 1
+
+
+def is_attention(node: fx.Node) -> bool:
+    """Whether a node is attention as one op."""
+    rule = _rule(node)
+    return rule is not None and rule.attention is not None
+
+
+def _without_samples(body: list[fx.Node]) -> set[fx.Node]:
+    """Parameters, buffers and what the ops of a unit make of them alone."""
+    read = {n for node in body for n in operands(node)}
+    found = {n for n in read if n.op == "placeholder" and n.meta["kind"] != "input"}
+    for node in body:
+        found |= {node} if all(n in found for n in operands(node)) else set()
+    return found
+
+
+def _rule(node: fx.Node) -> Rule | None:
+    return rule_of(str(node.target)) if node.op == "call_function" else None

@@ -1,0 +1,190 @@
+"""What of a unit runs again in backward, and whose results are kept so that it need not, in each way of recomputing.
+
+    norm --> linear --> gelu --> linear --> all_reduce --> add
+    again    kept       again    passed     kept           not needed
+
+What backward reads is traced back to what is kept. A product that only a kept collective reads is passed on: it does
+not run again, and its result is let go of once it is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import fx
+
+from partitioner.graph.nodes import is_tensor, operands
+from partitioner.graph.saved_by_autograd import saved
+from partitioner.graph.tied_blocks import Folded
+from partitioner.layouts.conversions import Conversion, conversions
+from partitioner.layouts.op_kinds import core, is_attention, is_bias, is_product
+from partitioner.layouts.solution import Solution
+from partitioner.ops.collectives import conversion
+from partitioner.plan.recompute_ways import WAYS
+from partitioner.sharding.layout import Placement
+from partitioner.sharding.op_rules import rule_of
+
+Placed = tuple[fx.Node, Placement]
+Kind = Literal["product", "attention", "collective", "choice"]
+
+
+@dataclass(frozen=True)
+class RunAgain:
+    """``region``: the ops that a recompute walks, the whole unit or a part of it, of which ``again`` run, and
+    ``sent_again`` are what they convert by communicating. ``begun``: of ``again``, the last, where backward needs only
+    what it reads. ``kept``: results that are held from forward to backward, by what makes them; ``passed`` ones are
+    held for collectives alone."""
+
+    is_whole: bool
+    region: frozenset[fx.Node]
+    again: tuple[fx.Node, ...]
+    begun: fx.Node | None
+    sent_again: frozenset[Conversion]
+    kept: Mapping[Placed, Kind]
+    passed: frozenset[Placed]
+
+
+def run_again(folded: Folded, solution: Solution, ranks: int, group: int, way: str) -> RunAgain:
+    """Of a unit of the group, recomputed in a way of WAYS."""
+    return _Walk(folded, solution, ranks, group, way).found()
+
+
+@dataclass(frozen=True)
+class _Step:
+    """An op of the unit, or a conversion of a value; ``reader``: of a conversion, the op that first needs it."""
+
+    made: Placed
+    reads: tuple[Placed, ...]
+    move: Conversion | None = None
+    reader: fx.Node | None = None
+
+
+class _Walk:
+    def __init__(self, folded: Folded, solution: Solution, ranks: int, group: int, way: str) -> None:
+        self.folded, self.solution, self.ranks, self.row = folded, solution, ranks, WAYS[way]
+        self.body, self.differentiable = folded.body(group), folded.differentiable
+        self.core = frozenset(core(self.body))
+        self.region = frozenset(self.body) if self.row.whole else self.core
+        self.steps = list(self._steps(conversions(folded, solution, group)))
+        self.maker = {step.made: step for step in self.steps}
+        self.order = {node: n for n, node in enumerate(self.body)}
+        last = last_read(folded, group)
+        self.last = -1 if last is None else self.order[last]
+
+    def _steps(self, moves: dict[fx.Node | None, list[Conversion]]) -> Iterator[_Step]:
+        for node in (*self.body, None):
+            for move in moves.get(node, ()):
+                yield _Step((move.value, move.target), ((move.value, move.source),), move, node)
+            if node is not None:
+                reads = zip(operands(node), self.solution.strategies[node].operands, strict=True)
+                yield _Step((node, self._result(node)), tuple(reads))
+
+    def _result(self, node: fx.Node) -> Placement:
+        return self.solution.strategies[node].result  # type: ignore[return-value]
+
+    def found(self) -> RunAgain:
+        kept = self.kept
+        readers: dict[Placed, list[_Step]] = {}
+        for step in self.steps:
+            for key in step.reads:
+                readers.setdefault(key, []).append(step)
+        passed = set[Placed]()
+        for key, step in self.maker.items():
+            reading = readers.get(key, [])
+            sole = reading[0] if len(reading) == 1 and (reading[0].move or self._joins(reading[0])) else None
+            if key not in kept and self._kind(step) and sole is not None and sole.made in kept:
+                passed.add(key)
+        steps = (n for n in self.body if n in self.region and self.order[n] <= self.last)
+        again = [n for n in steps if not {(n, self._result(n))} & (kept.keys() | passed)]
+        end = again[-1] if again and self.order[again[-1]] == self.last else None
+        is_begun = end is not None and (end, self._result(end)) not in self._read_by_backward(end)
+        sent = (s.move for s in self.steps if s.move and self._is_before_last(s) and s.made not in kept)
+        return RunAgain(
+            is_whole=self.row.whole,
+            region=self.region,
+            again=tuple(again),
+            begun=end if is_begun else None,
+            sent_again=frozenset(move for move in sent if self._communicates(move)),
+            kept=kept,
+            passed=frozenset(passed),
+        )
+
+    @cached_property
+    def kept(self) -> dict[Placed, Kind]:
+        """What is made of what is kept, or enters, needs no more than that."""
+        steps, found, seen = self.maker, dict[Placed, Kind](), set[Placed]()
+        left = [key for node in self.body if node in self.region for key in self._read_by_backward(node)]
+        left += [s.made for s in self.steps if s.move and self._is_before_last(s) and self._kind(s)]
+        while left:
+            key = left.pop()
+            step = steps.get(key)
+            if key in seen or step is None:
+                continue
+            seen.add(key)
+            if kind := self._kind(step):
+                found[key] = kind
+            else:
+                left += step.reads
+        return {key: found[key] for key in steps if key in found}
+
+    def _read_by_backward(self, node: fx.Node) -> Iterator[Placed]:
+        """What an op's backward reads: of what is hidden in it, its result, with which that is made."""
+        if node not in self.differentiable:
+            return
+        own, result = self.solution.strategies[node], (node, self._result(node))
+        for value in saved(node, self.differentiable):
+            yield result if value is node else (value, own.operands[operands(node).index(value)])
+        if _hides(node):
+            yield result
+
+    def _kind(self, step: _Step) -> Kind | None:
+        """What makes it, where that is kept in this way."""
+        node = step.made[0]
+        if step.move is None and _is_choice(node, self.differentiable) and self.row.whole:
+            return "choice"
+        if not self.row.keeps_results:
+            return None
+        if step.move is not None:
+            return "collective" if self._communicates(step.move) else None
+        if is_attention(node):
+            return "attention"
+        is_whole = self._joins(step) or is_product(node)
+        return "product" if is_whole and node not in self.core else None
+
+    def _joins(self, step: _Step) -> bool:
+        """Whether an op adds a bias to a product as it lies, which is one op then."""
+        node = step.made[0]
+        return step.move is None and is_bias(node) and step.reads[0][1] == self.solution.made(operands(node)[0])
+
+    def _communicates(self, move: Conversion) -> bool:
+        rows = conversion(move.source, move.target, self.ranks, move.value in self.differentiable)
+        return any(row.forward for row in rows or ())
+
+    def _is_before_last(self, step: _Step) -> bool:
+        return step.reader in self.region and self.order.get(step.reader, len(self.body)) <= self.last
+
+
+def _is_choice(node: fx.Node, differentiable: set[fx.Node]) -> bool:
+    """Whether an op chooses by computed values (a router): run again it could choose otherwise, so that is kept."""
+    if not is_tensor(node) or node in differentiable or not any(n in differentiable for n in operands(node)):
+        return False
+    dtype = node.meta["val"].dtype
+    return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+
+
+def last_read(folded: Folded, group: int) -> fx.Node | None:
+    """The last op of a unit of which backward needs something: where it runs again, it does up to here."""
+    found, differentiable = None, folded.differentiable
+    for node in folded.body(group):
+        if node in differentiable and (_hides(node) or saved(node, differentiable)):
+            found = node
+    return found
+
+
+def _hides(node: fx.Node) -> bool:
+    rule = rule_of(str(node.target))
+    return rule is not None and rule.hidden is not None
