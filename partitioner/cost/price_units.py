@@ -133,7 +133,7 @@ class _Pricing:
         row = run_again(self.folded, self.solution, self.setting.ranks, self.group, way)
         skipped = row.begun if self.cluster.software.early_stop else None
         runs = (node for node in row.again if node is not skipped)
-        seconds = sum(self.seconds[node].forward for node in runs), self.sent_again(row)
+        seconds = sum(self.seconds[node].forward for node in runs) + self.dropped(row), self.sent_again(row)
         if not WAYS[way].whole:
             return Stash(Keeping(self.setting, self.solution, self.group, row.region).bytes, self.plain, *seconds)
         held, hidden = self.held_results(row)
@@ -151,10 +151,17 @@ class _Pricing:
             if kind == "attention" and self.setting.writes_scores(node):
                 continue
             lies = self.live.lies((node, placement))
-            found[lies] = self.live.bytes(lies)
+            share = self.cluster.software.kept_products if kind == "product" else 1.0
+            found[lies] = share * self.live.bytes(lies)
             if kind == "attention" and node in self.keeping.hidden:
                 hidden[node] = self.keeping.hidden[node]
         return found, hidden
+
+    def dropped(self, row: RunAgain) -> float:
+        """Seconds of the products whose results a program does not keep, though a recompute in this way may."""
+        of_weights = {node for (node, _), kind in row.kept.items() if kind == "product"} | {n for n, _ in row.passed}
+        share = 1.0 - self.cluster.software.kept_products
+        return share * sum(self.seconds[node].forward for node in of_weights) if share else 0.0
 
     def sent_again(self, row: RunAgain) -> float:
         """Seconds of the collectives that run again."""

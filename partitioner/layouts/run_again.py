@@ -3,7 +3,8 @@
     norm --> linear --> gelu --> linear --> all_reduce --> add
     again    kept       again    passed     kept           not needed
 
-What backward reads is traced back to what is kept. A product that only a kept collective reads is passed on: it does
+What is gathered is not kept, for it is as many times larger as there are ranks: it is gathered again. What backward
+reads is traced back to what is kept. A product that only a kept collective reads is passed on: it does
 not run again, and its result is let go of once it is sent.
 """
 
@@ -23,6 +24,7 @@ from partitioner.graph.tied_blocks import Folded
 from partitioner.layouts.conversions import Conversion, conversions
 from partitioner.layouts.op_kinds import core, is_attention, is_bias, is_product
 from partitioner.layouts.solution import Solution
+from partitioner.ops.collective_kinds import KINDS
 from partitioner.ops.collectives import conversion
 from partitioner.plan.recompute_ways import WAYS
 from partitioner.sharding.layout import Placement
@@ -108,7 +110,7 @@ class _Walk:
             region=self.region,
             again=tuple(again),
             begun=end if is_begun else None,
-            sent_again=frozenset(move for move in sent if self._communicates(move)),
+            sent_again=frozenset(move for move in sent if self._kinds(move)),
             kept=kept,
             passed=frozenset(passed),
         )
@@ -149,7 +151,7 @@ class _Walk:
         if not self.row.keeps_results:
             return None
         if step.move is not None:
-            return "collective" if self._communicates(step.move) else None
+            return "collective" if any(not KINDS[kind].grows for kind in self._kinds(step.move)) else None
         if is_attention(node):
             return "attention"
         is_whole = self._joins(step) or is_product(node)
@@ -160,9 +162,10 @@ class _Walk:
         node = step.made[0]
         return step.move is None and is_bias(node) and step.reads[0][1] == self.solution.made(operands(node)[0])
 
-    def _communicates(self, move: Conversion) -> bool:
+    def _kinds(self, move: Conversion) -> list[str]:
+        """Of the collectives by which a value is converted."""
         rows = conversion(move.source, move.target, self.ranks, move.value in self.differentiable)
-        return any(row.forward for row in rows or ())
+        return [row.forward for row in rows or () if row.forward]
 
     def _is_before_last(self, step: _Step) -> bool:
         return step.reader in self.region and self.order.get(step.reader, len(self.body)) <= self.last

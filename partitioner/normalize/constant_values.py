@@ -1,4 +1,4 @@
-"""Values that depend on no input and no parameter: equal ones merged, masks recognised, batch dimensions trimmed."""
+"""Values that depend on no input and no parameter: equal ones merged, batch dimensions trimmed."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import fx
 
 from partitioner.graph.dependence import constants, evaluate, input_free, module_path, parameter_free
 from partitioner.graph.nodes import emit, shape_of
+from partitioner.normalize.attention_masks import flag_masks
 from partitioner.ops.own_ops import own
 
 aten = torch.ops.aten
-_ATTENTION = aten.scaled_dot_product_attention.default
 _PLACES = (aten.select.int, aten.slice.Tensor, own.part.default)
 _VIEWS = (*_PLACES, aten.reshape.default)
-_MOST_ELEMENTS = 1 << 28  # a mask of 16,384 x 16,384; above it a mask is kept as it is
+_MOST_ELEMENTS = 1 << 28  # a mask of 16,384 x 16,384; of a larger one only repetition is known
 
 
-def fold_masks(module: fx.GraphModule, buffers: dict[str, torch.Tensor], batch: int) -> None:
+def fold_constants(module: fx.GraphModule, buffers: dict[str, torch.Tensor], batch: int) -> None:
     """Turn causal and all-true attention masks into flags; give every other constant a batch dimension of 1.
 
     A constant that is the same for all ``batch`` samples is narrowed to one and expanded again behind, so that its
@@ -26,11 +26,11 @@ def fold_masks(module: fx.GraphModule, buffers: dict[str, torch.Tensor], batch: 
     """
     graph = module.graph
     fixed = constants(graph)
+    flag_masks(graph, fixed, buffers)
+    graph.eliminate_dead_code()
+    fixed &= {*graph.nodes}
     wanted = [n for n in fixed if any(user not in fixed for user in n.users) and _is_interesting(n)]
     for node, value in evaluate(graph, fixed, set(wanted), buffers).items():
-        masked = [u for u in node.users if u.target == _ATTENTION and len(u.args) > 3 and u.args[3] is node]
-        if masked:
-            _set_mask_flag(masked, value)
         outside = [user for user in node.users if user not in fixed]
         if outside and node.op == "call_function":
             _trim(graph, node, value, batch, outside)
@@ -49,23 +49,20 @@ def merge_equal(graph: fx.Graph) -> None:
 
 
 def _is_interesting(node: fx.Node) -> bool:
-    masks = any(u.target == _ATTENTION for u in node.users)
-    wanted = len(shape_of(node)) > 0 and (masks or bool(node.meta.get("batch_dims")))
-    return wanted and node.op == "call_function" and node.meta["val"].numel() <= _MOST_ELEMENTS
+    if not shape_of(node) or not node.meta.get("batch_dims") or node.op != "call_function":
+        return False
+    if node.meta["val"].numel() <= _MOST_ELEMENTS:
+        return True
+    if node.target == aten.expand.default and _repeats(node):
+        node.meta["grown"] = True
+    return False
 
 
-def _set_mask_flag(users: list[fx.Node], mask: torch.Tensor) -> None:
-    allowed = mask if mask.dtype == torch.bool else mask == 0
-    refused = ~mask if mask.dtype == torch.bool else mask <= torch.finfo(mask.dtype).min / 2
-    if not bool((allowed | refused).all()):
-        return
-    rows, columns = allowed.shape[-2:]
-    every = bool(allowed.all())
-    causal = not every and rows == columns and bool((allowed == allowed.new_ones(rows, columns).tril()).all())
-    for user in users if every or causal else ():
-        user.update_arg(3, None)
-        if causal:
-            user.update_arg(5, True)
+def _repeats(node: fx.Node) -> bool:
+    """Whether an expanded value is the same for all samples, for it has one of its source."""
+    (source,) = node.all_input_nodes
+    behind = len(shape_of(node)) - len(shape_of(source))
+    return all(dim < behind or shape_of(source)[dim - behind] == 1 for dim in node.meta["batch_dims"])
 
 
 def _trim(graph: fx.Graph, node: fx.Node, value: torch.Tensor, batch: int, outside: list[fx.Node]) -> None:

@@ -15,7 +15,7 @@ from partitioner.graph.counts import Count
 from partitioner.graph.graph import loss_node
 from partitioner.graph.nodes import arguments, propagate, shape_of, to_meta
 from partitioner.normalize.canonical_ops import canonicalize
-from partitioner.normalize.constant_values import fold_masks, sort_by_dependence
+from partitioner.normalize.constant_values import fold_constants, sort_by_dependence
 from partitioner.normalize.index_ops import aligned_indexes, plain_indexes, slice_indexes
 from partitioner.normalize.loss_forms import loss_forms
 from partitioner.normalize.selection_ops import in_order
@@ -57,7 +57,7 @@ def normal_samples(
     """
     graph = module.graph
     key_draws(graph, batch)
-    fold_masks(module, buffers, batch)
+    fold_constants(module, buffers, batch)
     found = separate(graph, batch)
     sort_by_dependence(graph)
     _drop_unread(graph)

@@ -14,7 +14,7 @@ class Kind:
     ``phases``: so often a ring passes every member. ``tree``: where it spans nodes it may go by a tree instead.
     ``own_part``: the payload is what a rank holds, of which each pair of ranks exchanges a part; else it is the whole
     tensor. ``copies`` of the payload whose parts lie one behind the other; none where it is sent from where it lies.
-    ``in_place``: the result replaces the operand.
+    ``in_place``: the result replaces the operand. ``grows``: a rank's result is larger than what it gives.
     """
 
     name: str
@@ -23,6 +23,7 @@ class Kind:
     own_part: bool = False
     copies: int = 0
     in_place: bool = False
+    grows: bool = False
 
     def payload(self, size: float, ranks: int) -> float:
         """Bytes, where the whole tensor has ``size``."""
@@ -31,7 +32,7 @@ class Kind:
 
 _KINDS = (
     Kind(ALL_REDUCE, 2, tree=True, in_place=True),
-    Kind(ALL_GATHER, 1, copies=1),
+    Kind(ALL_GATHER, 1, copies=1, grows=True),
     Kind(REDUCE_SCATTER, 1, copies=1),
     Kind(ALL_TO_ALL, 1, own_part=True, copies=2),
 )

@@ -61,7 +61,7 @@ def _from_6(data: Data, origin: str) -> Data:
 
 def _from_7(data: Data, origin: str) -> Data:
     before = data["asked"]["cluster"]
-    return _on_cluster(data, before | {"software": before["software"] | {"early_stop": False}})
+    return _on_cluster(data, before | {"software": before["software"] | {"early_stop": False, "kept_products": 1.0}})
 
 
 def _on_cluster(data: Data, cluster: Data) -> Data:
