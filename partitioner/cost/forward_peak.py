@@ -6,7 +6,7 @@ lives on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import fx
@@ -20,6 +20,16 @@ from partitioner.ops.collective_kinds import KINDS
 from partitioner.ops.collectives import OPS, Collective, conversion
 from partitioner.sharding.layout import REPLICATE
 from partitioner.sharding.op_rules import rule_of
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Bytes of what lies between forward and backward: results by the memory in which they lie, and what is hidden in
+    ops."""
+
+    results: Mapping[Placed, float]
+    hidden: Mapping[fx.Node, float]
+
 
 PlacedBytes = tuple[Placed, float]
 
@@ -99,32 +109,38 @@ class Liveness:
             key = self.joined[key]
         return key, self.bytes(key)
 
-    def forward(
-        self, stays: Iterable[Placed] | None = None, hidden_stays: Iterable[fx.Node] | None = None,
-        held: Mapping[Placed, float] | None = None, held_hidden: Mapping[fx.Node, float] | None = None,
-    ) -> float:  # fmt: skip
-        """The fullest moment of the forward.
+    def forward(self, kept: Kept | None = None) -> float:
+        """The fullest moment of the forward, of which ``kept`` stays; None: what backward needs."""
+        staying = Kept(self.keeping.storages, self.keeping.hidden) if kept is None else kept
+        stay = {self.lies(k) for k in self.exported} | set(self.ports.items()) | staying.results.keys()
+        return self._fullest(self.steps, stay, staying.hidden.keys(), Kept({}, {}))
 
-        ``stays``: the memory, and ``hidden_stays`` the ops, of what is kept; None: what backward needs. ``held``: what
-        lies there from the start, as it was kept when the unit ran for the first time.
+    def again(self, kept: Kept, passed: Container[Placed], begun: fx.Node | None) -> float:
+        """The fullest moment as the unit runs again, up to ``begun``, with what was ``kept``.
+
+        What backward needs stays. A result that was ``passed`` to a collective is none any more.
         """
-        stays = self.keeping.storages if stays is None else stays
-        staying = frozenset(self.keeping.hidden if hidden_stays is None else hidden_stays)
-        held_hidden = held_hidden or {}
+        ends = (n for n, step in enumerate(self.steps) if step.rows is None and step.made[0] is begun)
+        steps = [step for step in self.steps[: next(ends, None)] if step.made not in passed]
+        stay = set(self.ports.items()) | self.keeping.storages.keys()
+        return self._fullest(steps, stay, self.keeping.hidden.keys(), kept)
+
+    def _fullest(
+        self, steps: Sequence[Step], stay: Container[Placed], hidden_stays: Container[fx.Node], held: Kept
+    ) -> float:
         last: dict[Placed, int] = {}
-        for n, step in enumerate(self.steps):
+        for n, step in enumerate(steps):
             for key in (*step.reads, step.made):
                 last[self.lies(key)] = n
-        stay = {self.lies(k) for k in self.exported} | set(self.ports.items())
-        stay |= {*stays}
-        alive = {**dict(self.storage[key] for key in self.ports.items()), **(held or {})}
-        hidden, fullest = sum(held_hidden.values()), 0.0
-        for n, step in enumerate(self.steps):
+        alive = {**dict(self.storage[key] for key in self.ports.items()), **held.results}
+        hidden, fullest = sum(held.hidden.values()), 0.0
+        for n, step in enumerate(steps):
             alive.update([self.storage[step.made]])
-            is_op = step.rows is None and step.made[0] not in held_hidden
+            is_op = step.rows is None and step.made[0] not in held.hidden
             own = self.keeping.hidden.get(step.made[0], 0.0) if is_op else 0.0
-            fullest = max(fullest, sum(alive.values()) + hidden + own + self.packed(step, "forward"))
-            hidden += own if step.made[0] in staying else 0.0
+            packed = 0.0 if self.lies(step.made) in held.results else self.packed(step, "forward")
+            fullest = max(fullest, sum(alive.values()) + hidden + own + packed)
+            hidden += own if step.made[0] in hidden_stays else 0.0
             for key in {self.lies(k) for k in (*step.reads, step.made)}:
                 if last[key] == n and key not in stay:
                     alive.pop(key, None)

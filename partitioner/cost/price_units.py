@@ -13,7 +13,7 @@ from torch import fx
 from partitioner.cluster import Cluster
 from partitioner.cost.backward_peak import Peaks, peaks
 from partitioner.cost.communication import Moved, exposed, least_exposed, moved
-from partitioner.cost.forward_peak import Liveness
+from partitioner.cost.forward_peak import Kept, Liveness
 from partitioner.cost.kept_activations import Keeping, Placed
 from partitioner.cost.measured_gemms import measured
 from partitioner.cost.op_seconds import ZERO, Seconds, work_seconds
@@ -136,14 +136,13 @@ class _Pricing:
         seconds = sum(self.seconds[node].forward for node in runs) + self.dropped(row), self.sent_again(row)
         if not WAYS[way].whole:
             return Stash(Keeping(self.setting, self.solution, self.group, row.region).bytes, self.plain, *seconds)
-        held, hidden = self.held_results(row)
-        kept = sum(port.bytes for port in self.ports) + sum(held.values()) + sum(hidden.values())
-        again = self.output() + self.live.forward(held=held, held_hidden=hidden)  # beside the gradient that enters
-        forward = self.live.forward(stays=held, hidden_stays=hidden)
-        peaks = Peaks(forward, *(max(peak, again) for peak in self.plain[1:]))
-        return Stash(kept, peaks, *seconds, self.weight)
+        kept = self.kept(row)
+        size = sum(port.bytes for port in self.ports) + sum(kept.results.values()) + sum(kept.hidden.values())
+        again = self.output() + self.live.again(kept, row.passed, skipped)  # beside the gradient that enters
+        peaks = Peaks(self.live.forward(kept), *(max(peak, again) for peak in self.plain[1:]))
+        return Stash(size, peaks, *seconds, self.weight)
 
-    def held_results(self, row: RunAgain) -> tuple[dict[Placed, float], dict[fx.Node, float]]:
+    def kept(self, row: RunAgain) -> Kept:
         """Bytes of the results that are kept, by the memory in which they lie, and of what is hidden in their ops;
         attention that writes its scores keeps nothing."""
         found, hidden = dict[Placed, float](), dict[fx.Node, float]()
@@ -155,7 +154,7 @@ class _Pricing:
             found[lies] = share * self.live.bytes(lies)
             if kind == "attention" and node in self.keeping.hidden:
                 hidden[node] = self.keeping.hidden[node]
-        return found, hidden
+        return Kept(found, hidden)
 
     def dropped(self, row: RunAgain) -> float:
         """Seconds of the products whose results a program does not keep, though a recompute in this way may."""

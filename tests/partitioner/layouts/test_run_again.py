@@ -130,7 +130,7 @@ def test_two_attentions_have_two_cores(fused: bool) -> None:
 
 
 def test_a_product_that_only_a_collective_reads_is_passed_on() -> None:
-    """tp 2, boundaries divided: ``out`` is scattered; operators gather again, full sends all that lies before its end."""
+    """tp 2, boundaries divided: ``out`` is scattered; operators gather again, full sends all of it."""
     graph = traced()
     row, _ = of_block(graph, OPERATORS, 2)
     collectives = [(node, placement) for (node, placement), kind in row.kept.items() if kind == "collective"]
