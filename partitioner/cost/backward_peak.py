@@ -33,8 +33,8 @@ class Peaks(NamedTuple):
 
 
 class StagePeaks(NamedTuple):
-    """Of a stage, ``Peaks``, and those where ZeRO divides state: of forwards and backwards by its stage, and of the
-    last backward of a step, when no other micro-batch is there."""
+    """Of a stage, ``Peaks``, and those where ZeRO divides state: of forwards, of backwards and of a step's first
+    backward by its stage, and of the last backward of a step, when no other micro-batch is there."""
 
     forward: float
     backward: float
@@ -45,6 +45,8 @@ class StagePeaks(NamedTuple):
     backward_1: float = 0.0
     backward_2: float = 0.0
     backward_3: float = 0.0
+    first_2: float = 0.0
+    first_3: float = 0.0
     last_1: float = 0.0
 
 

@@ -16,7 +16,7 @@ from torch import fx
 from partitioner.cost.backward_peak import StagePeaks
 from partitioner.cost.state_bytes import State, held_state, is_cast, state
 from partitioner.cost.unit_cost import Held, Priced
-from partitioner.schedule.fullest_moments import Array, moments
+from partitioner.schedule.fullest_moments import IN_FORWARD, Array, moments
 from partitioner.sharding.mesh_axes import PP
 from partitioner.step.split import Split, StageSums
 
@@ -35,7 +35,7 @@ class RankMemory:
     """One split's ranks p, moments m and stages s; each rank holds the samples of a step.
 
     Gradients lie in buckets for the whole run where ranks sum them, or where they are added up in another type than
-    the parameter's; else each step's first backward brings them.
+    the parameter's; else each step's first backward brings them, as it does the parts of them that ZeRO 2 and 3 keep.
     """
 
     def __init__(self, priced: Priced, split: Split) -> None:
@@ -104,9 +104,14 @@ class RankMemory:
         tables = [split.stages[n].stash_sizes[split.parallelism.recompute] for n in self._distinct]
         return np.concatenate(tables), np.cumsum([0, *map(len, tables[:-1])])[self._rows]
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether several ranks divide state."""
+        return self.parallelism.zero > 0 and self.parallelism.shards > 1
+
     def _last(self, counts: Array) -> Array:
         """(s): what the last backward of a step holds beside state, where ZeRO scatters gradients then."""
-        if self.parallelism.zero != 1 or self.parallelism.shards == 1:
+        if not self.is_sharded or self.parallelism.zero != 1:
             return np.zeros(len(counts))
         return self._table[self._starts + counts][:, 1 + StagePeaks._fields.index("last_1")] + self.transit
 
@@ -114,14 +119,22 @@ class RankMemory:
         """What each stage keeps of a micro-batch (s), what each of its actions holds beside that and beside state
         (s, action): its own, weights gathered, the next action's receive; and bytes above what is fixed (m)."""
         moments, zero, table = self.moments, self.parallelism.zero, self._table[self._starts + counts].T
-        kept, (forward, backward, first, alone, *sharded) = table[0], table[1:]
-        if zero and self.parallelism.shards > 1:
-            forward = np.maximum(forward, (forward, *sharded[:2])[zero - 1])
-            backward = np.maximum(backward, sharded[1 + zero])
-        first = np.where(self.new_gradients > 0, first if self.parallelism.mesh[PP] > 1 else alone, backward)
-        actions = np.stack((forward, backward - kept, first - kept), 1) + self.transit[:, None]
+        kept, peaks = table[0], StagePeaks(*table[1:])
+        forward, backward, buffers = peaks.forward, peaks.backward, np.zeros(len(kept))
+        backward = np.maximum(backward, getattr(peaks, f"backward_{zero}")) if self.is_sharded else backward
+        again = backward
+        if self.is_sharded and zero > 1:
+            forward = np.maximum(forward, getattr(peaks, f"forward_{zero}"))
+            again = np.maximum(peaks.backward, getattr(peaks, f"first_{zero}"))
+            buffers = np.array([stage.scattered_bytes for stage in self.split.stages])
+        else:
+            grown = peaks.first if self.parallelism.mesh[PP] > 1 else peaks.alone
+            again = np.where(self.new_gradients > 0, grown, again)
+        actions = np.stack((forward, backward - kept, again - kept), 1) + self.transit[:, None]
         gradients = (moments.has_gradients * self.new_gradients[moments.stages]).sum(1)
-        inside = (moments.in_flight * kept[moments.stages]).sum(1) + gradients
+        others = (moments.stages != moments.acting_stage[:, None]) | (moments.action == IN_FORWARD)[:, None]
+        left = (moments.has_gradients * others * buffers[moments.stages]).sum(1)
+        inside = (moments.in_flight * kept[moments.stages]).sum(1) + gradients + left
         return kept, actions, inside + actions[moments.acting_stage, moments.action]
 
     def _shared_state(self) -> Array:
@@ -137,6 +150,9 @@ class RankMemory:
 
     def _stage_state(self, stage: StageSums) -> tuple[Array, float]:
         """Bytes of a stage's state by kind, and those of gradients that each step makes anew."""
+        if self.is_sharded and self.parallelism.zero > 1:
+            state = self._state_bytes(stage.parameters)
+            return state, State(*state).gradient
         own = self.parallelism.replicas == 1
         grown = self._made_anew(stage.parameters) if own else 0.0
         if own and self.parallelism.mesh[PP] > 1:

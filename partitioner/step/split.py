@@ -27,7 +27,8 @@ class StageSums:
     the whole stage keeps when its first 0, 1, 2, ... blocks are recomputed so. ``input_bytes`` and ``output_bytes``:
     what it receives and hands on, ``sent_bytes`` of it by this rank; ``sent_back_bytes``: gradients of what it
     receives, by this rank. ``parameters``: alike ones added up; ``weight_bytes`` and ``gradient_bytes``: as they
-    are gathered and summed, ``partial_bytes`` of the latter Partial; ``tied_parameters``: those that other units read
+    are gathered and summed, ``partial_bytes`` of the latter Partial, ``scattered_bytes`` of the last that a backward
+    scatters; ``tied_parameters``: those that other units read
     too.
     """
 
@@ -48,6 +49,7 @@ class StageSums:
     weight_bytes: float
     gradient_bytes: float
     partial_bytes: float
+    scattered_bytes: float
     tied_parameters: Mapping[fx.Node, Held]
 
     @cached_property
@@ -64,7 +66,7 @@ def stage_sums(
     state; ``walk``: through these units, where there is one."""
     start, end = priced.place[units[0]], priced.place[units[-1]] + 1
     rows, precision, tied = [priced.unit(u) for u in units], priced.precision, priced.setting.tied
-    parameters: dict[fx.Node, Held] = {}
+    walk, parameters = walk or StageWalk(priced, units), dict[fx.Node, Held]()
     for unit in units:
         parameters |= priced.held[unit]
     found: dict[tuple[torch.dtype, bool], float] = {}
@@ -79,7 +81,7 @@ def stage_sums(
         collectives=(sum(c.collectives[0] for c in rows), sum(c.collectives[1] for c in rows)),
         kernels=(sum(c.kernels[0] for c in rows), sum(c.kernels[1] for c in rows)),
         blocks=sum(u.is_block for u in units),
-        stash=(walk or StageWalk(priced, units)).stash(ways, shards),
+        stash=walk.stash(ways, shards),
         input_bytes=priced.crossing[start],
         output_bytes=priced.crossing[end],
         sent_bytes=priced.sent[end],
@@ -89,6 +91,7 @@ def stage_sums(
         weight_bytes=sum(row.elements * row.dtype.itemsize for row in held),
         gradient_bytes=sum(row.elements * state(row.dtype, precision).gradient for row in held),
         partial_bytes=sum(row.elements * state(row.dtype, precision).gradient for row in held if row.is_partial),
+        scattered_bytes=walk.scattered_last,
         tied_parameters={node: row for node, row in parameters.items() if tied and priced.folded.own(node) in tied},
     )
 

@@ -32,6 +32,11 @@ class StageWalk:
         self.state = UnitState.of(priced, units)
         self.ways = {NO_RECOMPUTE: self._stacked([priced.unit(u).stash[NO_RECOMPUTE] for u in units], frozenset())}
 
+    @property
+    def scattered_last(self) -> float:
+        """Bytes of the buffer that ZeRO leaves behind a backward."""
+        return self.state.scattered_last
+
     def stash(self, ways: Sequence[str], shards: int = 1) -> dict[str, tuple[Stash, ...]]:
         """By way of recomputing, "none" and those asked for, when the first 0, 1, 2, ... blocks are recomputed so.
 
