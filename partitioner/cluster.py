@@ -91,7 +91,7 @@ class Software:
 
     fused: bool = False
     overlap_gradients: bool = True
-    overlap_parameters: bool = False
+    overlap_parameters: bool = True
     overlap_sends: bool = True
     overlap_tensor: bool = False
     early_stop: bool = True

@@ -71,19 +71,19 @@ class RankMemory:
 
     def rank_peak_bytes(self, counts: Array) -> Array:
         """(p): of all moments, and of the update, when all gradients lie there and no micro-batch is in flight."""
-        _, _, above = self._live_bytes(counts)
+        *_, above = self._live_bytes(counts)
         most = np.maximum(np.maximum.reduceat(above, self.moments.starts), self._last(counts)[self.rank_stages].max(1))
         lasting, gradients = (of_stages[self.rank_stages].sum(1) for of_stages in (self.lasting, self.new_gradients))
         return lasting + np.maximum(most, gradients) + self.sample_bytes
 
     def action_bytes(self, counts: Sequence[int]) -> tuple[Array, Array]:
         """What each stage keeps of a micro-batch (s), and what its actions hold beside (s, action)."""
-        kept, actions, _ = self._live_bytes(np.array(counts))
+        kept, actions, *_ = self._live_bytes(np.array(counts))
         return kept, actions
 
     def fullest(self, counts: Sequence[int]) -> tuple[StageBytes, ...]:
         """(s): where its rank is fullest."""
-        moments, (kept, actions, above) = self.moments, self._live_bytes(np.array(counts))
+        moments, (kept, actions, left, above) = self.moments, self._live_bytes(np.array(counts))
         last = self._last(np.array(counts))
         found = [StageBytes(weights, gradients, optimizer, 0.0, 0.0) for weights, gradients, optimizer in self.state]
         for own, start, end in zip(self.rank_stages, moments.starts, [*moments.starts[1:], len(above)], strict=True):
@@ -92,10 +92,12 @@ class RankMemory:
                 n = own[ending]
                 found[n] = found[n]._replace(activations=kept[n], transient=last[n] - kept[n])
             elif above[m] >= self.new_gradients[own].sum():
-                for n, flying, there in zip(own, moments.in_flight[m], moments.has_gradients[m], strict=True):
+                rows = zip(own, moments.in_flight[m], moments.has_gradients[m], left[m], strict=True)
+                for n, flying, there, buffer in rows:
                     acting = float(actions[n, moments.action[m]]) if n == moments.acting_stage[m] else 0.0
                     gradients = found[n].gradients - self.new_gradients[n] * (not there)
-                    found[n] = StageBytes(found[n].weights, gradients, found[n].optimizer, kept[n] * flying, acting)
+                    weights, _, optimizer, *_ = found[n]
+                    found[n] = StageBytes(weights, gradients, optimizer, kept[n] * flying, acting + buffer)
             found[own[0]] = found[own[0]]._replace(activations=found[own[0]].activations + self.sample_bytes)
         return tuple(StageBytes(*map(float, part)) for part in found)
 
@@ -115,9 +117,10 @@ class RankMemory:
             return np.zeros(len(counts))
         return self._table[self._starts + counts][:, 1 + StagePeaks._fields.index("last_1")] + self.transit
 
-    def _live_bytes(self, counts: Array) -> tuple[Array, Array, Array]:
+    def _live_bytes(self, counts: Array) -> tuple[Array, Array, Array, Array]:
         """What each stage keeps of a micro-batch (s), what each of its actions holds beside that and beside state
-        (s, action): its own, weights gathered, the next action's receive; and bytes above what is fixed (m)."""
+        (s, action): its own, weights gathered, the next action's receive; buffers that backwards of other actions left
+        (m, v); and bytes above what is fixed (m)."""
         moments, zero, table = self.moments, self.parallelism.zero, self._table[self._starts + counts].T
         kept, peaks = table[0], StagePeaks(*table[1:])
         forward, backward, buffers = peaks.forward, peaks.backward, np.zeros(len(kept))
@@ -133,9 +136,9 @@ class RankMemory:
         actions = np.stack((forward, backward - kept, again - kept), 1) + self.transit[:, None]
         gradients = (moments.has_gradients * self.new_gradients[moments.stages]).sum(1)
         others = (moments.stages != moments.acting_stage[:, None]) | (moments.action == IN_FORWARD)[:, None]
-        left = (moments.has_gradients * others * buffers[moments.stages]).sum(1)
-        inside = (moments.in_flight * kept[moments.stages]).sum(1) + gradients + left
-        return kept, actions, inside + actions[moments.acting_stage, moments.action]
+        left = moments.has_gradients * others * buffers[moments.stages]
+        inside = (moments.in_flight * kept[moments.stages]).sum(1) + gradients + left.sum(1)
+        return kept, actions, left, inside + actions[moments.acting_stage, moments.action]
 
     def _shared_state(self) -> Array:
         """(s, kind): state of parameters that an earlier stage of the same rank holds too."""

@@ -129,10 +129,15 @@ class SplitSeconds:
         return [self.software.dispatch_seconds * (k + c) + each * c for k, c in pairs]
 
     def gather_seconds(self, stage: StageSums) -> float:
-        return collective_seconds(ALL_GATHER, stage.weight_bytes, self.shard_route)
+        return self.by_blocks(ALL_GATHER, stage.weight_bytes, stage.blocks)
 
     def scatter_seconds(self, stage: StageSums) -> float:
-        return collective_seconds(REDUCE_SCATTER, stage.gradient_bytes, self.shard_route)
+        return self.by_blocks(REDUCE_SCATTER, stage.gradient_bytes, stage.blocks)
+
+    def by_blocks(self, kind: str, size: float, blocks: int) -> float:
+        """Seconds of what ZeRO gathers or scatters, block by block."""
+        pieces = max(1, blocks)
+        return pieces * collective_seconds(kind, size / pieces, self.shard_route)
 
     def unhidden_seconds(self, moved: float, compute: float, stage: StageSums) -> float:
         """What communication adds to compute that hides it: its first piece, what is too long, and what it slows."""
@@ -192,7 +197,7 @@ class SplitSeconds:
         stride = min(own.stride(a) for a in REPLICATING if a in own.mesh)
         across = self.cluster.route(own.replicas // shards, stride * shards)
         scatter = collective_seconds(REDUCE_SCATTER, gradients, self.shard_route) if own.zero == 1 else 0.0
-        gather = blocks * collective_seconds(ALL_GATHER, weights / blocks, self.shard_route) if own.zero < 3 else 0.0
+        gather = self.by_blocks(ALL_GATHER, weights, blocks) if own.zero < 3 else 0.0
         return scatter + collective_seconds(ALL_REDUCE, gradients / shards, across), gather
 
 

@@ -81,7 +81,7 @@ def stage(**figures: object) -> StageSums:
         "collectives": (0, 0), "kernels": (0, 0), "blocks": 1,
         "stash": {"none": (empty,), "full": (empty, empty)}, "input_bytes": 0.0, "output_bytes": 0.0,
         "sent_bytes": 0.0, "sent_back_bytes": 0.0, "flops": 0.0, "parameters": (), "weight_bytes": 0.0,
-        "gradient_bytes": 0.0, "partial_bytes": 0.0, "tied_parameters": {},
+        "gradient_bytes": 0.0, "partial_bytes": 0.0, "scattered_bytes": 0.0, "tied_parameters": {},
     }  # fmt: skip
     return StageSums(**plain | figures)  # type: ignore[arg-type]
 

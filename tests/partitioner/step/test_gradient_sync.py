@@ -20,7 +20,7 @@ from partitioner.cost.unit_cost import Held, Priced
 from partitioner.plan.derived_rows import Cost
 from partitioner.step.step_seconds import bound, price
 
-BARE = Software(overlap_gradients=False, overlap_sends=False)
+BARE = Software(overlap_gradients=False, overlap_parameters=False, overlap_sends=False)
 STAGE = stage(
     parameters=(Held(1000.0, torch.float32, False),), weight_bytes=4000.0, gradient_bytes=4000.0, blocks=2,
     seconds=Seconds(100.0, 200.0),
