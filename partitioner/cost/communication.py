@@ -62,6 +62,11 @@ class Moved(NamedTuple):
     backward: tuple[Sent, ...]
 
     @property
+    def conversion(self) -> Conversion:
+        """What becomes of it."""
+        return Conversion(self.value, self.source, self.target)
+
+    @property
     def seconds(self) -> Seconds:
         """Of all that is sent."""
         return Seconds(sum(s.seconds for s in self.forward), sum(s.seconds for s in self.backward))

@@ -20,7 +20,7 @@ from partitioner.cost.op_seconds import ZERO, Seconds, work_seconds
 from partitioner.cost.op_work import Setting, Work, op_flops, op_work, weight_work
 from partitioner.cost.unit_cost import Entering, Priced, Stash, UnitCost
 from partitioner.graph.graph import Unit
-from partitioner.layouts.conversions import Conversion, Handed, conversions, handed_on
+from partitioner.layouts.conversions import Handed, conversions, handed_on
 from partitioner.layouts.run_again import RunAgain, run_again
 from partitioner.layouts.solution import Solution, group_layouts
 from partitioner.plan.recompute_ways import NO_RECOMPUTE, WAYS
@@ -164,15 +164,8 @@ class _Pricing:
 
     def sent_again(self, row: RunAgain) -> float:
         """Seconds of the collectives that run again."""
-        moves = conversions(self.folded, self.solution, self.group)
-        converted = {move for rows in moves.values() for move in rows}
-        seconds = 0.0
-        for node in self.body:
-            for move in self.moves.get(node, ()):
-                own = Conversion(move.value, move.source, move.target)
-                if own in row.sent_again or (node in row.again and own not in converted):
-                    seconds += move.seconds.forward
-        return seconds
+        moves = ((node, move) for node in self.body for move in self.moves.get(node, ()))
+        return sum(move.seconds.forward for node, move in moves if row.sends(move.conversion, node))
 
     def made_bytes(self, node: fx.Node) -> float:
         return self.setting.bytes(node, self.solution.made(node))

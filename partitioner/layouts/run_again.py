@@ -37,17 +37,22 @@ Kind = Literal["product", "attention", "collective", "choice"]
 @dataclass(frozen=True)
 class RunAgain:
     """``region``: the ops that a recompute walks, the whole unit or a part of it, of which ``again`` run, and
-    ``sent_again`` are what they convert by communicating. ``begun``: of ``again``, the last, where backward needs only
-    what it reads. ``kept``: results that are held from forward to backward, by what makes them; ``passed`` ones are
-    held for collectives alone."""
+    ``sent_again`` are what they convert by communicating, of all ``conversions``. ``begun``: of ``again``, the last,
+    where backward needs only what it reads. ``kept``: results that are held from forward to backward, by what makes
+    them; ``passed`` ones are held for collectives alone."""
 
     is_whole: bool
     region: frozenset[fx.Node]
     again: tuple[fx.Node, ...]
     begun: fx.Node | None
     sent_again: frozenset[Conversion]
+    conversions: frozenset[Conversion]
     kept: Mapping[Placed, Kind]
     passed: frozenset[Placed]
+
+    def sends(self, move: Conversion, reader: fx.Node) -> bool:
+        """Whether a value that ``reader`` needs otherwise, or what it sends of it inside, is sent again."""
+        return move in self.sent_again or (reader in self.again and move not in self.conversions)
 
 
 def run_again(folded: Folded, solution: Solution, ranks: int, group: int, way: str) -> RunAgain:
@@ -111,6 +116,7 @@ class _Walk:
             again=tuple(again),
             begun=end if is_begun else None,
             sent_again=frozenset(move for move in sent if self._kinds(move)),
+            conversions=frozenset(step.move for step in self.steps if step.move),
             kept=kept,
             passed=frozenset(passed),
         )

@@ -16,8 +16,8 @@ PIPELINE, OPTIMIZER, SYNC = "pipeline", "optimizer", f"{DP} communication"  # pa
 class CollectiveRow:
     """What becomes of ``value``, from one layout to another, and what one rank sends for it each way.
 
-    The kind of the collective ("" where nothing is sent), its payload and its seconds. ``again``: whether recompute of
-    the whole block runs its forward once more. The payload is the whole tensor of an all_reduce, all_gather or
+    The kind of the collective ("" where nothing is sent), its payload and its seconds. ``again``: whether a block that
+    the plan recomputes sends its forward once more. The payload is the whole tensor of an all_reduce, all_gather or
     reduce_scatter, and the rank's own part of an all_to_all.
     """
 
@@ -48,8 +48,8 @@ class OpRow:
     """One op of a representative block: what it is, how its operands and result lie, its seconds per micro-batch.
 
     ``inputs`` names what each operand is: an op of the block, a value of an earlier unit, or a parameter. ``shape`` is
-    of the whole result, ``flops`` of the whole forward. ``collectives``: what is sent before it runs, or
-    inside it. ``others``: the next best ways to divide it.
+    of the whole result, ``flops`` of the whole forward. ``again``: whether a block that the plan recomputes runs it
+    once more. ``collectives``: what is sent before it runs, or inside it. ``others``: the next best ways to divide it.
     """
 
     name: str
@@ -62,6 +62,7 @@ class OpRow:
     flops: float
     forward_seconds: float
     backward_seconds: float
+    again: bool = False
     collectives: tuple[CollectiveRow, ...] = ()
     others: tuple[OtherRow, ...] = ()
 

@@ -3,7 +3,7 @@ it anew.
 
     6 -> 7    precision: the model's own data types, in which such plans were executed; the bytes of a parameter were
               the cluster's. ZeRO over all replicas
-    7 -> 8    a recompute was priced with all of the last op that keeps something
+    7 -> 8    a recompute was of whole blocks, and priced with all of the last op that keeps something
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from partitioner.errors import InputError
 from partitioner.plan.digests import digest_of
 from partitioner.plan.json_document import plain
+from partitioner.plan.recompute_ways import NO_RECOMPUTE
 from partitioner.precision import OWN
 
 VERSION = 8
@@ -61,7 +62,15 @@ def _from_6(data: Data, origin: str) -> Data:
 
 def _from_7(data: Data, origin: str) -> Data:
     before = data["asked"]["cluster"]
-    return _on_cluster(data, before | {"software": before["software"] | {"early_stop": False, "kept_products": 1.0}})
+    software = before["software"] | {"early_stop": False, "kept_products": 1.0}
+    made, again = _on_cluster(data, before | {"software": software}), data["decisions"]["recompute"] != NO_RECOMPUTE
+    if "blocks" not in data.get("derived", ()):
+        return made
+    rows = [
+        block | {"ops": [op | {"again": again and block["is_block"]} for op in block["ops"]]}
+        for block in data["derived"]["blocks"]
+    ]
+    return made | {"derived": made["derived"] | {"blocks": rows}}
 
 
 def _on_cluster(data: Data, cluster: Data) -> Data:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from partitioner.ops.collective_kinds import KINDS
-
 NO_RECOMPUTE, OPERATORS, SELECTIVE, FULL_RECOMPUTE = "none", "operators", "selective", "full"
 
 
@@ -22,10 +20,6 @@ class Way:
 
     whole: bool = False
     keeps_results: bool = False
-
-    def sends_again(self, collective: str) -> bool:
-        """Whether a kind of collective on which the block's layouts depend runs again with it."""
-        return self.whole and not (self.keeps_results and not KINDS[collective].grows)
 
 
 WAYS = {OPERATORS: Way(whole=True, keeps_results=True), SELECTIVE: Way(), FULL_RECOMPUTE: Way(whole=True)}

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from partitioner.ops.collective_kinds import ALL_GATHER, ALL_REDUCE, REDUCE_SCATTER
 from partitioner.plan.derived_rows import CollectiveRow
 from partitioner.plan.plan import Plan
-from partitioner.plan.recompute_ways import WAYS
 from partitioner.sharding.layout import parse_placement
 from partitioner.sharding.mesh_axes import DP, PP, TP
 
@@ -43,15 +42,14 @@ _Sent = tuple[str, str, str, int, float]
 
 def _collectives(plan: Plan, stage: int) -> Iterator[_Sent]:
     rows, many = {name: row for row in plan.blocks for name in row.units}, plan.parallelism.micro_batches
-    way = WAYS.get(plan.parallelism.recompute)
-    recomputed = plan.decisions.recomputed[stage] if way else 0
+    recomputed = plan.decisions.recomputed[stage]
     for name in plan.decisions.stages[stage]:
         again = rows[name].is_block and recomputed > 0
         recomputed -= again
         for move in moves(plan, name):
             yield move.axis, move.forward, "forward", many, move.forward_bytes
             yield move.axis, move.backward, "backward", many, move.backward_bytes
-            if again and move.again and move.forward and way and way.sends_again(move.forward):
+            if again and move.again:
                 yield move.axis, move.forward, "recompute", many, move.forward_bytes
 
 

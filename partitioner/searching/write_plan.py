@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from torch import fx
 
@@ -18,13 +18,14 @@ from partitioner.graph.nodes import is_parameter, is_tensor, operands
 from partitioner.graph.tied_blocks import Folded, Port
 from partitioner.layouts.exports import Export, exports
 from partitioner.layouts.from_plan import graph_digest
-from partitioner.layouts.run_again import last_read
+from partitioner.layouts.run_again import RunAgain, run_again
 from partitioner.layouts.strategies import space
 from partitioner.plan.derived_rows import BlockRow, Candidate, CollectiveRow, Cost, OpRow, OtherRow, ProductRow
 from partitioner.plan.executed import not_executed
 from partitioner.plan.name_patterns import by_pattern
+from partitioner.plan.parallelism import Parallelism
 from partitioner.plan.plan import Decisions, Plan
-from partitioner.plan.recompute_ways import NO_RECOMPUTE
+from partitioner.plan.recompute_ways import NO_RECOMPUTE, WAYS
 from partitioner.searching.assumed import assumed
 from partitioner.searching.pins import Pins, read_pins
 from partitioner.searching.splits import Tried
@@ -39,13 +40,15 @@ NOTHING = Sent("", 0.0, 0.0)
 _Others = Mapping[fx.Node, tuple[OtherRow, ...]]
 
 
-def block_rows(priced: Priced, names: Mapping[Unit, str], micro_batches: int, pins: Pins) -> Iterator[BlockRow]:
+def block_rows(priced: Priced, names: Mapping[Unit, str], own: Parallelism, pins: Pins) -> Iterator[BlockRow]:
     """One for each group of identical units; ``names`` are those of the plan."""
     folded, solution = priced.folded, priced.solution
-    out, others = exports(folded, solution), _others(priced, micro_batches, pins)
+    out, others = exports(folded, solution), _others(priced, own.micro_batches, pins)
     for g, units in enumerate(folded.groups):
         ports = folded.ports(g)
-        cost, (ops, leaving) = priced.groups[g], _ops(priced, g, others)
+        is_recomputed = own.recompute in WAYS and units[0].is_block
+        again = run_again(folded, solution, priced.ranks, g, own.recompute) if is_recomputed else None
+        cost, (ops, leaving) = priced.groups[g], _ops(priced, g, others, again)
         yield BlockRow(
             units=tuple(names[u] for u in units), is_block=units[0].is_block,
             ports=tuple(placement_json(solution.ports[p]) for p in ports), forward_seconds=cost.seconds.forward,
@@ -87,12 +90,13 @@ def _differs(priced: Priced) -> Iterator[str]:
         )
 
 
-def _ops(priced: Priced, group: int, others: _Others) -> tuple[tuple[OpRow, ...], tuple[CollectiveRow, ...]]:
-    """The ops of a group's unit, and what is sent after them."""
+def _ops(
+    priced: Priced, group: int, others: _Others, again: RunAgain | None
+) -> tuple[tuple[OpRow, ...], tuple[CollectiveRow, ...]]:
+    """The ops of a group's unit, and what is sent after them; ``again``: what of it runs again, where some does."""
     body, cluster, setting = priced.folded.body(group), priced.cluster, priced.setting
     moves = moved(setting, priced.solution, cluster, group)
-    last = last_read(priced.folded, group)
-    runs_again = last is not None
+    skipped = again.begun if again and cluster.software.early_stop else None
     rows: list[OpRow] = []
     for node in body:
         strategy = priced.solution.strategies[node]
@@ -106,15 +110,20 @@ def _ops(priced: Priced, group: int, others: _Others) -> tuple[tuple[OpRow, ...]
                 inputs=tuple(n.meta["source"] if is_parameter(n) else n.name for n in operands(node)),
                 operands=tuple(placement_json(p) for p in strategy.operands), result=placement_json(strategy.result),
                 flops=op_flops(node), forward_seconds=seconds.forward, backward_seconds=seconds.backward,
-                collectives=_collectives(moves.get(node, ()), runs_again), others=others.get(node, ()),
+                again=again is not None and node in again.again and node is not skipped,
+                collectives=_collectives(moves.get(node, ()), node, again), others=others.get(node, ()),
             )
         )  # fmt: skip
-        runs_again = runs_again and node is not last
-    return tuple(rows), _collectives(moves.get(None, ()), False)
+    return tuple(rows), _collectives(moves.get(None, ()), None, again)
 
 
-def _collectives(moves: list[Moved] | tuple[()], again: bool) -> tuple[CollectiveRow, ...]:
-    return tuple(row for move in moves for row in _sent(move, again))
+def _collectives(
+    moves: Iterable[Moved], reader: fx.Node | None, again: RunAgain | None
+) -> tuple[CollectiveRow, ...]:
+    def sends(move: Moved) -> bool:
+        return again is not None and reader is not None and again.sends(move.conversion, reader)
+
+    return tuple(row for move in moves for row in _sent(move, sends(move)))
 
 
 def _sent(move: Moved, again: bool) -> Iterator[CollectiveRow]:
@@ -181,7 +190,7 @@ def plan_of(
         model={**model, "digest": graph_digest(folded), "blocks": len(folded.graph.blocks),
                "parameters": sum(n.meta["val"].numel() for n in folded.parameter), **assumed(folded.graph)},
         cluster=priced.cluster.as_dict(), global_batch=global_batch, pins={k: str(v) for k, v in pins.items()},
-        decisions=decisions, blocks=tuple(block_rows(priced, names, parallelism.micro_batches, fixed)),
+        decisions=decisions, blocks=tuple(block_rows(priced, names, parallelism, fixed)),
         parameters=dict(sorted(layouts.items())), reads=unit_reads(folded, names),
         cost=cost, searched=searched, notes=tuple(notes(priced)),
         candidates=tuple(_candidate(tried, cost) for tried, cost in ranking),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -80,6 +81,27 @@ def _stale_copies(engine: Any) -> None:
 
 def _still_scaled(engine: Any) -> None:
     engine.loss_scale.unscale = lambda gradients: None
+
+
+def _rerun(change: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> Callable[[Engine], None]:
+    """What runs again is given other arguments than what ran."""
+
+    def prepare(engine: Any) -> None:
+        for index, stage in engine.worker.stages.items():
+            calls = [replace(c, rerun=_of(c.rerun, change)) if c.rerun else c for c in stage.calls]
+            engine.worker.stages[index] = replace(stage, calls=tuple(calls))
+
+    return prepare
+
+
+def _of(run: Callable[..., Any], change: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> Callable[..., Any]:
+    return lambda *arguments: run(*change(arguments))
+
+
+def _doubled(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The first tensor that has a gradient."""
+    place = next(n for n, x in enumerate(arguments) if x.requires_grad)
+    return (*arguments[:place], 2 * arguments[place], *arguments[place + 1 :])
 
 
 def _counts(change: Callable[[Engine, list[torch.Tensor]], list[torch.Tensor]]) -> Callable[[Engine], None]:
@@ -161,6 +183,10 @@ def _copied(program: Program) -> bool:
     return not _sharded(program) and any(p.copy_dtype for p in program.parameters.values())
 
 
+def _recomputed(program: Program) -> bool:
+    return any(c.recompute and c.recompute.region is None for s in program.stages for c in s.calls)
+
+
 def _always(program: Program) -> bool:
     return True
 
@@ -180,6 +206,7 @@ ENGINE: dict[str, tuple[Callable[[Program], bool], Callable[[Engine], object]]] 
     "gradients never scattered": (lambda p: _sharded(p) and p.zero == 1, _never_last),
     "norm not summed over what divides dp": (_sharded, _norm_without(SHARD)),
     "parameters cast once": (_copied, _stale_copies),
+    "other values run again": (_recomputed, _rerun(_doubled)),
     "the loss scale left in gradients": (lambda p: p.loss_scale, _still_scaled),
     "no gradient sum over tp": (_replicated, _unsummed(TP)),
     "no gradient sum of tied weights": (_tied, _unsummed(PP)),

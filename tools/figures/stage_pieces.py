@@ -8,7 +8,6 @@ from typing import Any
 
 from partitioner import Plan
 from partitioner.plan.derived_rows import BlockRow, CollectiveRow, OpRow
-from partitioner.plan.recompute_ways import FULL_RECOMPUTE
 from partitioner.plan.sent_by_plan import leaving
 from tools.figures.outline import kind, place
 
@@ -30,13 +29,13 @@ def forward_pieces(plan: Plan, stage: int) -> list[Piece]:
 
 
 def backward_pieces(plan: Plan, stage: int) -> list[Piece]:
-    """The same backwards; a block that is recomputed runs its forward first."""
-    d, rows, found, way = plan.decisions, _rows(plan), list[Piece](), plan.parallelism.recompute
-    left = d.recomputed[stage] if way == FULL_RECOMPUTE else 0
+    """The same backwards; a block that is recomputed first runs again what of its forward the plan says."""
+    d, rows, found = plan.decisions, _rows(plan), list[Piece]()
+    left = d.recomputed[stage]
     for name in d.stages[stage]:
         again = rows[name].is_block and left > 0
         left -= again
-        forward = _again(plan, name, rows[name]) if again else []
+        forward = _again(name, rows[name]) if again else []
         found = [*forward, *_backward(plan, name, rows[name]), *found]
     return found
 
@@ -62,9 +61,14 @@ def _forward(plan: Plan, unit: str, row: BlockRow) -> Iterator[Piece]:
         yield _sent(move, move.forward, move.forward_bytes, move.forward_seconds)
 
 
-def _again(plan: Plan, unit: str, row: BlockRow) -> Iterator[Piece]:
-    for piece in _forward(plan, unit, row):
-        yield Piece(f"{piece.name} again", piece.kind, piece.seconds, piece.facts)
+def _again(unit: str, row: BlockRow) -> Iterator[Piece]:
+    for op in row.ops:
+        for move in (m for m in op.collectives if m.again):
+            piece = _sent(move, move.forward, move.forward_bytes, move.forward_seconds)
+            yield Piece(f"{piece.name} again", piece.kind, piece.seconds, piece.facts)
+        if op.again:
+            piece = _computed(unit, op, row, op.forward_seconds)
+            yield Piece(f"{piece.name} again", piece.kind, piece.seconds, piece.facts)
 
 
 def _backward(plan: Plan, unit: str, row: BlockRow) -> Iterator[Piece]:
