@@ -17,6 +17,8 @@ def declare(commands: Subcommands) -> None:
     verify.add_argument("--ranks", type=int, default=2, metavar="N")
     verify.add_argument("--set", action="append", default=[], nargs="+", metavar="k=v")
     verify.add_argument("--seq", type=int, metavar="S")
+    verify.add_argument("--random", type=int, metavar="N", help="N plans of a MODEL drawn at random, in its own types")
+    verify.add_argument("--seed", type=int, default=0, metavar="S", help="of --random")
     precision_option.declare(verify, "of a MODEL: of all its families; default: its own data types")
     verify.add_argument("--json", action="store_true")
     verify.add_argument("--dry-run", action="store_true", help="all ranks of a PLAN here, without values or machines")

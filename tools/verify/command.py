@@ -25,6 +25,7 @@ from tools.models.load import Source
 from tools.screen import output, status, table
 from tools.verify.dry_run import dry_run
 from tools.verify.plan_families import Family, cluster, families, left_out, possible
+from tools.verify.random_plans import random_plans
 from tools.verify.subject import EXAMPLE, Subject, subject_of
 
 SHARE = 0.95
@@ -117,7 +118,7 @@ def verify_command(options: argparse.Namespace) -> int:
         say("comparing the graph with the eager module")
         traced = captured(subject.module, subject.graph, subject.batch)
         say(f"running {len(wanted)} plans")
-        rows, said = run_plans(subject, wanted, 0.0 if given else SHARE)
+        rows, said = run_plans(subject, wanted, 0.0 if given or options.random is not None else SHARE)
     remarks = [*subject.remarks(), *filter(None, (said, "" if given else left_out(subject.graph))), *without]
     found = Found(subject, traced, rows, remarks)
     if options.json:
@@ -146,6 +147,9 @@ def _of_model(options: argparse.Namespace) -> Asked:
     samples = 2 * options.ranks
     own = precision_option.asked(options, OWN)
     subject = subject_of(options.what, settings, options.seq, EXAMPLE, samples, shrink=True, precision=own)
+    if options.random is not None:
+        drawn = random_plans(subject.graph, options.ranks, samples, options.random, options.seed)
+        return subject, drawn, [f"{len(drawn)} plans drawn with seed {options.seed}"]
     tried = [f if own == OWN else replace(f, precision=own) for f in families(subject.graph, options.ranks, samples)]
     rows, said = possible(tried, subject.traced_in, samples)
     return subject, [(f.name, family_plan(graph, f, options.ranks, samples)) for f, graph in rows], said
