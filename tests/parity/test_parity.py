@@ -27,9 +27,14 @@ UNEVEN = [
 ]
 
 
+def named(model: str) -> str:
+    """As the shards of ``make parity`` name it."""
+    return model.removeprefix("hf:") if model.startswith("hf:") else "example"
+
+
 @pytest.mark.parity
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("model", "ranks"), CASES)
+@pytest.mark.parametrize(("model", "ranks"), CASES, ids=[f"of_{named(m)}_on_{ranks}" for m, ranks in CASES])
 def test_all_families_equal_the_plain_model(model: str, ranks: int) -> None:
     settings = ["--set", *MODELS[model]] if MODELS.get(model) else []
     assert main(["verify", model, "--ranks", str(ranks), *settings]) == 0
@@ -37,6 +42,6 @@ def test_all_families_equal_the_plain_model(model: str, ranks: int) -> None:
 
 @pytest.mark.parity
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("model", "ranks", "settings"), UNEVEN)
+@pytest.mark.parametrize(("model", "ranks", "settings"), UNEVEN, ids=[f"of_uneven_{n}" for n in range(len(UNEVEN))])
 def test_sizes_that_ranks_do_not_divide(model: str, ranks: int, settings: tuple[str, ...]) -> None:
     assert main(["verify", model, "--ranks", str(ranks), "--set", *settings]) == 0
