@@ -9,7 +9,7 @@ from torch import fx
 from partitioner.cost.materialized import base, is_copy, readers, repeats_heads
 from partitioner.cost.op_work import Setting, hidden_bytes, op_share, scores_kept
 from partitioner.graph.nodes import is_tensor, operands, shape_of
-from partitioner.graph.saved_by_autograd import saved
+from partitioner.graph.saved_by_autograd import hides, saved
 from partitioner.layouts.op_kinds import is_attention
 from partitioner.layouts.solution import Solution
 from partitioner.sharding.layout import REPLICATE, WHOLE, Placement
@@ -47,12 +47,12 @@ class Keeping:
         return {node: size for node, size in rows if size}
 
     def _hidden(self, node: fx.Node) -> float:
-        setting, rule, strategy = self.setting, rule_of(str(node.target)), self.solution.strategies[node]
+        setting, strategy = self.setting, self.solution.strategies[node]
         if node not in self.folded.differentiable:
             return 0.0
         if setting.writes_scores(node):
             return 0.0 if node in self.without else scores_kept(setting, node, strategy)
-        if not rule or not rule.hidden or (node in self.without and not is_attention(node)):
+        if not hides(node) or (node in self.without and not is_attention(node)):
             return 0.0
         return hidden_bytes(setting, node) * op_share(setting, node, strategy)
 

@@ -19,7 +19,7 @@ from torch import fx
 from partitioner.cluster import Cluster
 from partitioner.cost.materialized import base, internal, is_copy, repeats_heads
 from partitioner.graph.nodes import is_parameter, is_tensor, op_of, operands, shape_of
-from partitioner.graph.saved_by_autograd import saved
+from partitioner.graph.saved_by_autograd import hidden, saved
 from partitioner.graph.tied_blocks import Folded
 from partitioner.layouts.op_kinds import core, is_attention, is_bias, is_product
 from partitioner.sharding.equations import Strategy
@@ -251,8 +251,9 @@ def _other(setting: Setting, node: fx.Node, strategy: Strategy, rule: Rule | Non
 def hidden_bytes(setting: Setting, node: fx.Node) -> float:
     """What only backward sees of an unsharded op."""
     rule = rule_of(str(node.target))
-    hidden = (setting.fused and rule.fused_hidden) or rule.hidden if rule else None
-    return hidden(setting.op(node), node.meta["val"].element_size()) if hidden else 0.0
+    if rule and rule.fused_hidden and setting.fused:
+        return rule.fused_hidden(setting.op(node), node.meta["val"].element_size())
+    return hidden(node)
 
 
 def _streamed(dtype: torch.dtype, size: float) -> Work:

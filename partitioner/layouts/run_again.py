@@ -19,7 +19,7 @@ import torch
 from torch import fx
 
 from partitioner.graph.nodes import is_tensor, operands
-from partitioner.graph.saved_by_autograd import saved
+from partitioner.graph.saved_by_autograd import hides, saved
 from partitioner.graph.tied_blocks import Folded
 from partitioner.layouts.conversions import Conversion, conversions
 from partitioner.layouts.op_kinds import core, is_attention, is_bias, is_product
@@ -28,7 +28,6 @@ from partitioner.ops.collective_kinds import KINDS
 from partitioner.ops.collectives import conversion
 from partitioner.plan.recompute_ways import WAYS
 from partitioner.sharding.layout import Placement
-from partitioner.sharding.op_rules import rule_of
 
 Placed = tuple[fx.Node, Placement]
 Kind = Literal["product", "attention", "collective", "choice"]
@@ -146,7 +145,7 @@ class _Walk:
         own, result = self.solution.strategies[node], (node, self._result(node))
         for value in saved(node, self.differentiable):
             yield result if value is node else (value, own.operands[operands(node).index(value)])
-        if _hides(node):
+        if hides(node):
             yield result
 
     def _kind(self, step: _Step) -> Kind | None:
@@ -189,11 +188,6 @@ def last_read(folded: Folded, group: int) -> fx.Node | None:
     """The last op of a unit of which backward needs something: where it runs again, it does up to here."""
     found, differentiable = None, folded.differentiable
     for node in folded.body(group):
-        if node in differentiable and (_hides(node) or saved(node, differentiable)):
+        if node in differentiable and (hides(node) or saved(node, differentiable)):
             found = node
     return found
-
-
-def _hides(node: fx.Node) -> bool:
-    rule = rule_of(str(node.target))
-    return rule is not None and rule.hidden is not None
