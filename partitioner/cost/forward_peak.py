@@ -115,13 +115,17 @@ class Liveness:
         stay = {self.lies(k) for k in self.exported} | set(self.ports.items()) | staying.results.keys()
         return self._fullest(self.steps, stay, staying.hidden.keys(), Kept({}, {}))
 
-    def again(self, kept: Kept, passed: Container[Placed], begun: fx.Node | None) -> float:
-        """The fullest moment as the unit runs again, up to ``begun``, with what was ``kept``.
+    def again(
+        self, kept: Kept, passed: Container[Placed], ends: Container[fx.Node], begun: Container[fx.Node]
+    ) -> float:
+        """The fullest moment as the unit runs again with what was ``kept``, up to the op of ``ends``, which is done or
+        only ``begun``.
 
         What backward needs stays. A result that was ``passed`` to a collective is none any more.
         """
-        ends = (n for n, step in enumerate(self.steps) if step.rows is None and step.made[0] is begun)
-        steps = [step for step in self.steps[: next(ends, None)] if step.made not in passed]
+        rows = ((n, step.made[0]) for n, step in enumerate(self.steps) if step.rows is None)
+        last = next((n + (node not in begun) for n, node in rows if node in ends), None)
+        steps = [step for step in self.steps[:last] if step.made not in passed]
         stay = set(self.ports.items()) | self.keeping.storages.keys()
         return self._fullest(steps, stay, self.keeping.hidden.keys(), kept)
 

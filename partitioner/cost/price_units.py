@@ -131,14 +131,15 @@ class _Pricing:
 
     def recomputed(self, way: str) -> Stash:
         row = run_again(self.folded, self.solution, self.setting.ranks, self.group, way)
-        skipped = row.begun if self.cluster.software.early_stop else None
-        runs = (node for node in row.again if node is not skipped)
+        skipped = row.begun if self.cluster.software.early_stop else frozenset[fx.Node]()
+        runs = (node for node in row.again if node not in skipped)
         seconds = sum(self.seconds[node].forward for node in runs) + self.dropped(row), self.sent_again(row)
         if not WAYS[way].whole:
-            return Stash(Keeping(self.setting, self.solution, self.group, row.region).bytes, self.plain, *seconds)
+            dropped = frozenset(node for region in row.regions for node in region)
+            return Stash(Keeping(self.setting, self.solution, self.group, dropped).bytes, self.plain, *seconds)
         kept = self.kept(row)
         size = sum(port.bytes for port in self.ports) + sum(kept.results.values()) + sum(kept.hidden.values())
-        again = self.output() + self.live.again(kept, row.passed, skipped)  # beside the gradient that enters
+        again = self.output() + self.live.again(kept, row.passed, row.ends, skipped)  # beside the gradient that enters
         peaks = Peaks(self.live.forward(kept), *(max(peak, again) for peak in self.plain[1:]))
         return Stash(size, peaks, *seconds, self.weight)
 

@@ -25,6 +25,22 @@ def core(body: list[fx.Node]) -> list[fx.Node]:
     return [n for n in body if n in below and n in above]
 
 
+def cores(body: list[fx.Node]) -> list[frozenset[fx.Node]]:
+    """Those of each attention by itself."""
+    left, found = core(body), list[frozenset[fx.Node]]()
+    inside = set(left)
+    while inside:
+        reached, work = set[fx.Node](), [next(n for n in left if n in inside)]
+        while work:
+            node = work.pop()
+            if node in inside and node not in reached:
+                reached.add(node)
+                work += [*operands(node), *node.users]
+        inside -= reached
+        found.append(frozenset(reached))
+    return found
+
+
 def is_product(node: fx.Node) -> bool:
     """Whether a node is a product of two operands."""
     rule = _rule(node)

@@ -22,7 +22,7 @@ from partitioner.graph.nodes import is_tensor, operands
 from partitioner.graph.saved_by_autograd import hides, saved
 from partitioner.graph.tied_blocks import Folded
 from partitioner.layouts.conversions import Conversion, conversions
-from partitioner.layouts.op_kinds import core, is_attention, is_bias, is_product
+from partitioner.layouts.op_kinds import core, cores, is_attention, is_bias, is_product
 from partitioner.layouts.solution import Solution
 from partitioner.ops.collective_kinds import KINDS
 from partitioner.ops.collectives import conversion
@@ -35,15 +35,17 @@ Kind = Literal["product", "attention", "collective", "choice"]
 
 @dataclass(frozen=True)
 class RunAgain:
-    """``region``: the ops that a recompute walks, the whole unit or a part of it, of which ``again`` run, and
-    ``sent_again`` are what they convert by communicating, of all ``conversions``. ``begun``: of ``again``, the last,
-    where backward needs only what it reads. ``kept``: results that are held from forward to backward, by what makes
-    them; ``passed`` ones are held for collectives alone."""
+    """``regions``: the ops that a recompute walks, the whole unit or parts of it, of which ``again`` run, and
+    ``sent_again`` are what they convert by communicating, of all ``conversions``. ``ends``: the last op of each region
+    of which backward needs something; ``begun``: those of them that need not run, for it needs only what they read.
+    ``kept``: results that are held from forward to backward, by what makes them; ``passed`` ones are held for
+    collectives alone."""
 
     is_whole: bool
-    region: frozenset[fx.Node]
+    regions: tuple[frozenset[fx.Node], ...]
     again: tuple[fx.Node, ...]
-    begun: fx.Node | None
+    begun: frozenset[fx.Node]
+    ends: frozenset[fx.Node]
     sent_again: frozenset[Conversion]
     conversions: frozenset[Conversion]
     kept: Mapping[Placed, Kind]
@@ -74,12 +76,15 @@ class _Walk:
         self.folded, self.solution, self.ranks, self.row = folded, solution, ranks, WAYS[way]
         self.body, self.differentiable = folded.body(group), folded.differentiable
         self.core = frozenset(core(self.body))
-        self.region = frozenset(self.body) if self.row.whole else self.core
+        self.regions = [frozenset(self.body)] if self.row.whole else cores(self.body)
         self.steps = list(self._steps(conversions(folded, solution, group)))
         self.maker = {step.made: step for step in self.steps}
         self.order = {node: n for n, node in enumerate(self.body)}
-        last = last_read(folded, group)
-        self.last = -1 if last is None else self.order[last]
+        self.walked = frozenset(node for region in self.regions for node in region)
+        ends = (max((n for n in r if self._is_read(n)), key=self.order.__getitem__, default=None) for r in self.regions)
+        self.ends = dict(zip(self.regions, ends, strict=True))
+        rows = ((n, end) for region, end in self.ends.items() if end is not None for n in region)
+        self.runs = frozenset(n for n, end in rows if self.order[n] <= self.order[end])  # up to each region's end
 
     def _steps(self, moves: dict[fx.Node | None, list[Conversion]]) -> Iterator[_Step]:
         for node in (*self.body, None):
@@ -99,21 +104,21 @@ class _Walk:
             for key in step.reads:
                 readers.setdefault(key, []).append(step)
         passed = set[Placed]()
-        for key, step in self.maker.items():
+        for key, step in reversed(self.maker.items()):
             reading = readers.get(key, [])
             sole = reading[0] if len(reading) == 1 and (reading[0].move or self._joins(reading[0])) else None
-            if key not in kept and self._kind(step) and sole is not None and sole.made in kept:
+            if key not in kept and self._kind(step) and sole is not None and sole.made in {*kept, *passed}:
                 passed.add(key)
-        steps = (n for n in self.body if n in self.region and self.order[n] <= self.last)
-        again = [n for n in steps if not {(n, self._result(n))} & (kept.keys() | passed)]
-        end = again[-1] if again and self.order[again[-1]] == self.last else None
-        is_begun = end is not None and (end, self._result(end)) not in self._read_by_backward(end)
-        sent = (s.move for s in self.steps if s.move and self._is_before_last(s) and s.made not in kept)
+        again = [n for n in self.body if n in self.runs and not {(n, self._result(n))} & (kept.keys() | passed)]
+        ends = {end for end in self.ends.values() if end is not None}
+        begun = (end for end in ends if end in again and (end, self._result(end)) not in self._read_by_backward(end))
+        sent = (s.move for s in self.steps if s.move and s.reader in self.runs and s.made not in kept)
         return RunAgain(
             is_whole=self.row.whole,
-            region=self.region,
+            regions=tuple(self.regions),
             again=tuple(again),
-            begun=end if is_begun else None,
+            begun=frozenset(begun),
+            ends=frozenset(ends),
             sent_again=frozenset(move for move in sent if self._kinds(move)),
             conversions=frozenset(step.move for step in self.steps if step.move),
             kept=kept,
@@ -124,8 +129,8 @@ class _Walk:
     def kept(self) -> dict[Placed, Kind]:
         """What is made of what is kept, or enters, needs no more than that."""
         steps, found, seen = self.maker, dict[Placed, Kind](), set[Placed]()
-        left = [key for node in self.body if node in self.region for key in self._read_by_backward(node)]
-        left += [s.made for s in self.steps if s.move and self._is_before_last(s) and self._kind(s)]
+        left = [key for node in self.body if node in self.walked for key in self._read_by_backward(node)]
+        left += [s.made for s in self.steps if s.move and s.reader in self.runs and self._kind(s)]
         while left:
             key = left.pop()
             step = steps.get(key)
@@ -172,8 +177,9 @@ class _Walk:
         rows = conversion(move.source, move.target, self.ranks, move.value in self.differentiable)
         return [row.forward for row in rows or () if row.forward]
 
-    def _is_before_last(self, step: _Step) -> bool:
-        return step.reader in self.region and self.order.get(step.reader, len(self.body)) <= self.last
+    def _is_read(self, node: fx.Node) -> bool:
+        """Whether backward needs something of an op."""
+        return node in self.differentiable and (hides(node) or bool(saved(node, self.differentiable)))
 
 
 def _is_choice(node: fx.Node, differentiable: set[fx.Node]) -> bool:
@@ -182,12 +188,3 @@ def _is_choice(node: fx.Node, differentiable: set[fx.Node]) -> bool:
         return False
     dtype = node.meta["val"].dtype
     return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
-
-
-def last_read(folded: Folded, group: int) -> fx.Node | None:
-    """The last op of a unit of which backward needs something: where it runs again, it does up to here."""
-    found, differentiable = None, folded.differentiable
-    for node in folded.body(group):
-        if node in differentiable and (hides(node) or saved(node, differentiable)):
-            found = node
-    return found

@@ -113,7 +113,7 @@ def _calls(
     again: _Again,
 ) -> dict[Unit, Call]:
     cache: dict[object, Emitted] = {}
-    recomputed: dict[object, Recompute] = {}
+    recomputed: dict[object, Recompute | None] = {}
     calls: dict[Unit, Call] = {}
     for group, units in enumerate(folded.groups):
         for unit in units:

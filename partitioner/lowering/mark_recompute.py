@@ -13,22 +13,28 @@ from partitioner.ops.collectives import OPS
 _CONVERSIONS = {op.target: op for op in OPS.values()}
 
 
-def marked(module: fx.GraphModule, row: RunAgain) -> Recompute:
-    """Of the module emitted for a unit of which ``row`` says what runs again."""
-    kinds = {(node.name, placement): kind for (node, placement), kind in row.kept.items()}
-    passed = {(node.name, placement) for node, placement in row.passed}
-    again = {node.name for node in row.region}
-    kept, let_go, region = dict[str, str](), set[str](), set[fx.Node]()
+def marked(module: fx.GraphModule, row: RunAgain) -> Recompute | None:
+    """Of the module emitted for a unit of which ``row`` says what runs again; None for nothing."""
+    converted = {(node.name, placement) for (node, placement), kind in row.kept.items() if kind == "collective"}
+    kinds = {node.name: kind for (node, _), kind in row.kept.items() if kind != "collective"}
+    passed = {node.name for node, _ in row.passed}
+    kept, let_go, ends = dict[str, str](), set[str](), [set[fx.Node]() for _ in row.regions]
     for node in (n for n in module.graph.nodes if n.op == "call_function" and "stands_for" in n.meta):
-        key, conversion = (node.meta["stands_for"], node.meta["placement"]), _CONVERSIONS.get(str(node.target))
+        name, conversion = node.meta["stands_for"], _CONVERSIONS.get(str(node.target))
+        name = node.meta.get("part_of", name) if name not in kinds else name  # of a product that kernels compute apart
         if conversion is not None:
-            kept |= {node.name: kinds[key]} if key in kinds and conversion.forward else {}
+            is_kept = (node.meta["stands_for"], node.meta["placement"]) in converted and conversion.forward
+            kept |= {node.name: "collective"} if is_kept else {}
         elif node.target is not operator.getitem:  # of several results, which are kept with their op
-            region |= {node} if key[0] in again else set()
-            let_go |= {node.name} if key in passed else set()
-            kept |= {node.name: "product"} if key in passed else {node.name: kinds[key]} if key in kinds else {}
-    whole = None if row.is_whole else frozenset(node.name for node in _between(module.graph, region))
-    return Recompute(region=whole, kept=kept, passed=frozenset(let_go))
+            for inside, region in zip(ends, row.regions, strict=True):
+                inside |= {node} if name in {n.name for n in region} else set()
+            let_go |= {node.name} if name in passed else set()
+            kept |= {node.name: "product"} if name in passed else {node.name: kinds[name]} if name in kinds else {}
+    if row.is_whole:
+        return Recompute(kept=kept, passed=frozenset(let_go))
+    regions = (frozenset(node.name for node in _between(module.graph, inside)) for inside in ends if inside)
+    found = tuple(regions)
+    return Recompute(regions=found) if found else None
 
 
 def _between(graph: fx.Graph, ends: set[fx.Node]) -> set[fx.Node]:

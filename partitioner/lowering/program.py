@@ -36,17 +36,23 @@ class Value:
 
 @dataclass(frozen=True, kw_only=True)
 class Recompute:
-    """Nodes of a module, by name, whose results are dropped until backward, which runs them again: ``region``, None for
-    all. Of them, ``kept`` results are held, by what makes them ("product", "attention", "collective", "choice");
-    ``passed`` ones until the collective that alone reads them has run."""
+    """Nodes of a module, by name, whose results are dropped until backward, which runs them again: each of ``regions``
+    by itself, None for the whole module. Of them, ``kept`` results are held, by what makes them ("product",
+    "attention", "collective", "choice"); ``passed`` ones until the collective that alone reads them has run."""
 
-    region: frozenset[str] | None = None
+    regions: tuple[frozenset[str], ...] | None = None
     kept: Mapping[str, str] = field(default_factory=dict)
     passed: frozenset[str] = frozenset()
 
     def runs_again(self, node: str) -> bool:
         """Whether a node of the module does."""
-        return node not in self.kept and (self.region is None or node in self.region)
+        return node not in self.kept and self.region_of(node) is not None
+
+    def region_of(self, node: str) -> int | None:
+        """The number of the region in which a node is."""
+        if self.regions is None:
+            return 0
+        return next((n for n, region in enumerate(self.regions) if node in region), None)
 
 
 @dataclass(frozen=True)
@@ -242,7 +248,7 @@ def _function(name: str, module: fx.GraphModule) -> str:
 
 def _again(recompute: Recompute) -> str:
     """As a comment."""
-    named = f"{', '.join(sorted(recompute.region))} " if recompute.region is not None else ""
+    named = "".join(f"{', '.join(sorted(region))} " for region in recompute.regions or ())
     kept = f", but for {', '.join(recompute.kept)}" if recompute.kept else ""
     return f"{named}recomputed in backward{kept}"
 

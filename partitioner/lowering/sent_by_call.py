@@ -85,9 +85,9 @@ class CallReader(fx.Interpreter):
         self.call, self.axes, self.here = call, axes, here
         self.node = ""  # that runs
         self.forward: list[Sending] = []
-        self.again: list[Sending] = []  # of them, by nodes that run again
+        self.again: list[tuple[int, Sending]] = []  # of them, by nodes that run again, with their region
         self.backward: list[tuple[Any, Sending]] = []  # the autograd node that sends, and what
-        self.kept = 0  # rows of ``again`` before the last tensor that backward needs: recompute stops there
+        self.kept: dict[int, int] = {}  # by region, rows of ``again`` before the last tensor that backward needs
 
     def read(self, arguments: tuple[MetaTensor, ...]) -> Ran:
         """The call with these arguments."""
@@ -99,16 +99,17 @@ class CallReader(fx.Interpreter):
         return Ran(
             tuple(MetaTensor.of(x) for x in made),
             tuple(self.forward),
-            tuple(row._replace(phase="recompute") for row in self.again[: self.kept]),
+            tuple(row._replace(phase="recompute") for n, (region, row) in enumerate(self.again)
+                  if n < self.kept.get(region, 0)),
             tuple(row for _, row in self.backward),
             tuple(frozenset(n for n, (node, _) in enumerate(self.backward) if node in nodes) for nodes in reached),
             tuple(frozenset(n for n, x in enumerate(given) if x in nodes) for nodes in reached),
         )
 
     def _keep(self, x: torch.Tensor) -> torch.Tensor:
-        region = self.call.recompute.region if self.call.recompute else None
-        if region is None or self.node in region:
-            self.kept = len(self.again)
+        region = self.call.recompute.region_of(self.node) if self.call.recompute else None
+        if region is not None:
+            self.kept[region] = len(self.again)
         return x
 
     def run_node(self, n: fx.Node) -> Any:
@@ -127,7 +128,8 @@ class CallReader(fx.Interpreter):
         whole = max(math.prod(shape), args[0].numel()) * args[0].element_size()
         sent = [Sending(axis, kind, "forward", int(size)) for kind, size in row.forward(whole, *args)]
         self.forward += sent
-        self.again += sent if self.call.recompute and self.call.recompute.runs_again(self.node) else []
+        if self.call.recompute and self.call.recompute.runs_again(self.node):
+            self.again += [(self.call.recompute.region_of(self.node) or 0, row) for row in sent]
         out = _Stand.apply(shape, row.keeps, *(args[n] for n in tensor_places(target)))
         if out.requires_grad:
             back = [Sending(axis, kind, "backward", int(size)) for kind, size in row.backward(whole, *args)]

@@ -96,7 +96,7 @@ def _ops(
     """The ops of a group's unit, and what is sent after them; ``again``: what of it runs again, where some does."""
     body, cluster, setting = priced.folded.body(group), priced.cluster, priced.setting
     moves = moved(setting, priced.solution, cluster, group)
-    skipped = again.begun if again and cluster.software.early_stop else None
+    skipped = again.begun if again and cluster.software.early_stop else frozenset[fx.Node]()
     rows: list[OpRow] = []
     for node in body:
         strategy = priced.solution.strategies[node]
@@ -110,7 +110,7 @@ def _ops(
                 inputs=tuple(n.meta["source"] if is_parameter(n) else n.name for n in operands(node)),
                 operands=tuple(placement_json(p) for p in strategy.operands), result=placement_json(strategy.result),
                 flops=op_flops(node), forward_seconds=seconds.forward, backward_seconds=seconds.backward,
-                again=again is not None and node in again.again and node is not skipped,
+                again=again is not None and node in again.again and node not in skipped,
                 collectives=_collectives(moves.get(node, ()), node, again), others=others.get(node, ()),
             )
         )  # fmt: skip

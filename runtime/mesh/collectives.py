@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from partitioner.ops.autograd_functions import alone
 from partitioner.sharding.cut_tensors import take
 from partitioner.sharding.layout import Shard, unflat
 from runtime.mesh.axis import Axis
@@ -20,7 +21,10 @@ class _AllReduce(torch.autograd.Function):
         if not (owned and x.is_contiguous()):
             return axis.sum(x, axis.phase)
         ctx.mark_dirty(x)
-        axis.sum(x, axis.phase, owned=True)
+        made = axis.sum(x, axis.phase, owned=True)
+        if made.untyped_storage()._cdata != x.untyped_storage()._cdata:  # pyright: ignore[reportPrivateUsage]
+            with alone():  # the sum was kept, and what it sums was made again
+                x.copy_(made)
         return x
 
     @staticmethod

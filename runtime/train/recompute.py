@@ -38,13 +38,16 @@ def _in_turn(first: Run, later: Run) -> Run:
     return lambda *arguments: next(runs)(*arguments)
 
 
-def outlined(module: fx.GraphModule, region: frozenset[str]) -> fx.GraphModule:
-    """A copy whose nodes of these names are one call of a module of their own."""
+def outlined(module: fx.GraphModule, regions: tuple[frozenset[str], ...]) -> fx.GraphModule:
+    """A copy in which the nodes of each region, by name, are one call of a module of their own."""
     graph = fx.Graph()
     graph.output(graph.graph_copy(module.graph, {}))
     whole = fx.GraphModule(nn.Module(), graph, class_name=module.__class__.__name__)
     names = dict(zip(whole.graph.nodes, (node.name for node in module.graph.nodes), strict=True))
-    return fuse_by_partitions(whole, [{node: None for node, name in names.items() if name in region}], REGION)
+    partitions: list[dict[fx.Node, int | None]] = [
+        {node: None for node, name in names.items() if name in region} for region in regions
+    ]
+    return fuse_by_partitions(whole, partitions, REGION)
 
 
 class Again(nn.Module):

@@ -115,7 +115,7 @@ class Worker:
         module = self.bind(call.module, phase, call.recompute)
         if call.recompute is None:
             return BoundCall(call, module, module.forward)
-        if call.recompute.region is not None:
+        if call.recompute.regions is not None:
             return BoundCall(call, module, self._with_region(call.module, call.recompute).forward)
         return BoundCall(call, module, module.forward, self.bind(call.module, "recompute", call.recompute).forward)
 
@@ -127,11 +127,11 @@ class Worker:
         return self._bound[key]
 
     def _with_region(self, module: fx.GraphModule, recompute: Recompute) -> fx.GraphModule:
-        """The module, of which a region runs again."""
+        """The module, of which regions run again."""
         key = id(module), id(recompute)
         if key not in self._outlined:
-            assert recompute.region is not None
-            found = bind(outlined(module, recompute.region), self.groups)
+            assert recompute.regions is not None
+            found = bind(outlined(module, recompute.regions), self.groups)
             for name, part in list(found.named_children()):
                 if name.startswith(REGION) and isinstance(part, fx.GraphModule):
                     setattr(found, name, Again(bind(part, self.groups), bind(part, self.groups, "recompute")))

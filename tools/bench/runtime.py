@@ -38,11 +38,12 @@ LIMIT_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Config:
-    """A mesh of ours for one of the file's; micro-batches only where it has stages, as the file does."""
+    """A mesh and a stage of ZeRO for one of the file's; micro-batches only where it has stages, as the file does."""
 
     pp: int = 1
     dp: int = 1
     tp: int = 1
+    zero: int = 0
 
     @property
     def ranks(self) -> int:
@@ -53,14 +54,14 @@ class Config:
         """What search may not change."""
         each = sizes["batch"] // self.dp
         fixed: dict[str, str | int] = {
-            PP: self.pp, DP: self.dp, TP: self.tp, "schedule": PLAIN, "recompute": "off",
+            PP: self.pp, DP: self.dp, TP: self.tp, "schedule": PLAIN, "recompute": "off", "zero": self.zero,
             "micro_batch": each // sizes["micro"] if self.pp > 1 else each,
         }  # fmt: skip
         return fixed | ({"boundary": "whole"} if self.tp > 1 else {})
 
 
 CONFIGS = {
-    "single": Config(), "dp2": Config(dp=2), "tp2lp": Config(tp=2), "pp2": Config(pp=2),
+    "single": Config(), "dp2": Config(dp=2), "fsdp2": Config(dp=2, zero=3), "tp2lp": Config(tp=2), "pp2": Config(pp=2),
     "dp2tp2lp": Config(dp=2, tp=2), "dp2pp2": Config(dp=2, pp=2), "tp2pp2": Config(tp=2, pp=2),
 }  # fmt: skip
 

@@ -184,7 +184,7 @@ def _copied(program: Program) -> bool:
 
 
 def _recomputed(program: Program) -> bool:
-    return any(c.recompute and c.recompute.region is None for s in program.stages for c in s.calls)
+    return any(c.recompute and c.recompute.regions is None for s in program.stages for c in s.calls)
 
 
 def _always(program: Program) -> bool:

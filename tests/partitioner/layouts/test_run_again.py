@@ -98,8 +98,8 @@ def test_operators_keep_products_and_attention() -> None:
     ]  # fmt: skip
     computing = [w for w in words(row.again) if w not in ("reshape", "permute", "view", "transpose", "unflatten")]
     assert computing == ["layer_norm", "add", "gelu", "linear"]
-    assert row.begun is row.again[-1]
-    assert row.region == set(body)
+    assert row.begun == {row.again[-1]}
+    assert row.regions == (frozenset(body),)
     assert row.is_whole
     assert not row.sent_again
 
@@ -115,7 +115,9 @@ def test_scores_that_are_written_out_are_not_kept() -> None:
     assert not some.kept
     computing = [w for w in words(some.again) if w in ("matmul", "softmax", "linear", "gelu")]
     assert computing == ["matmul", "softmax", "matmul"]
-    assert set(some.again) == some.region
+    (region,) = some.regions
+    assert set(some.again) <= region
+    assert words(some.begun) == ["matmul"]  # the last need only begin: torch stops there
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -133,13 +135,12 @@ def test_a_product_that_only_a_collective_reads_is_passed_on() -> None:
     """tp 2, boundaries divided: ``out`` is scattered; operators gather again, full sends all of it."""
     graph = traced()
     row, _ = of_block(graph, OPERATORS, 2)
-    collectives = [(node, placement) for (node, placement), kind in row.kept.items() if kind == "collective"]
+    collectives = [node for (node, _), kind in row.kept.items() if kind == "collective"]
     passed = [node for node, _ in row.passed]
-    assert set(words(passed)) <= {"linear", "add"}
-    assert any(node in passed for node, _ in collectives)
+    assert any(node in passed for node in collectives)
     assert not set(passed) & set(row.again)
     full = of_block(graph, FULL_RECOMPUTE, 2)[0].sent_again
-    assert {str(move.target) for move in row.sent_again} <= {"W", "R"}
+    assert {str(move.target) for move in row.sent_again} == {"R"}
     assert row.sent_again < full
 
 

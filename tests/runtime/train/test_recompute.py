@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -78,10 +78,10 @@ def counting() -> Iterator[Counter[str]]:
 Ran = tuple[dict[str, Tensor], Counter[str], set[str]]
 
 
-def gradients(fused: bool, pins: Pins, way: str) -> Ran:
+def gradients(make: Callable[[], nn.Module], pins: Pins, way: str) -> Ran:
     """Of a step under a plan; its ops, and by which collectives it communicates again."""
     torch.manual_seed(3)
-    model = Model(fused)
+    model = make()
     x, y = (torch.randint(13, (BATCH, 6), generator=torch.Generator().manual_seed(n)) for n in (4, 5))
     graph = promote(trace(model, {"x": x[:2], "y": y[:2]}, compare=False))
     plan = search(graph, cluster(RANKS), BATCH, {"micro_batch": 1, "recompute": way, **pins})
@@ -95,6 +95,30 @@ def gradients(fused: bool, pins: Pins, way: str) -> Ran:
     return {n: p.grad for n, p in engine.parameters.items() if p.grad is not None}, ops, again
 
 
+class Table(nn.Module):
+    """Its rows are looked up in a block: a Partial over a divided vocabulary, summed where it lies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(13, WIDTH), nn.Linear(WIDTH, 13)
+        self.blocks = nn.ModuleList(Looking() for _ in range(2))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        hidden = self.embed(x)
+        for block in self.blocks:
+            hidden = block(hidden, x)
+        return F.cross_entropy(self.head(hidden).flatten(0, 1), y.flatten())
+
+
+class Looking(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.up, self.down = nn.Embedding(14, WIDTH), nn.Linear(WIDTH, 32), nn.Linear(32, WIDTH, bias=False)
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        return x + self.down(F.gelu(self.up(self.table(tokens))))
+
+
 PLANS: dict[str, Pins] = {
     "dp": {"dp": 2}, "tp": {"tp": 2, "boundary": "whole"}, "tp, sharded": {"tp": 2, "boundary": "sharded"},
     "pp": {"pp": 2, "schedule": "1f1b"}, "ZeRO 3": {"dp": 2, "zero": 3},
@@ -105,10 +129,10 @@ PRODUCTS = ("mm", "addmm", "bmm")
 def _same(rank: int, fused: bool) -> None:
     wrong: list[str] = []
     for name, pins in PLANS.items():
-        wanted, plain, _ = gradients(fused, pins, NO_RECOMPUTE)
+        wanted, plain, _ = gradients(lambda: Model(fused), pins, NO_RECOMPUTE)
         products = {None: sum(plain[op] for op in PRODUCTS)}
         for way in WAYS:
-            found, ops, again = gradients(fused, pins, way)
+            found, ops, again = gradients(lambda: Model(fused), pins, way)
             differ = [n for n, grad in wanted.items() if not torch.allclose(found[n], grad, rtol=1e-12, atol=1e-14)]
             wrong += [f"{name}, {way}: {differ}"] if differ else []
             products[way] = sum(ops[op] for op in PRODUCTS)
@@ -129,3 +153,17 @@ def test_every_way_has_the_gradients_of_none(fused: bool) -> None:
     Scores that are written out run again in all ways; of selective's core the last product need only begin.
     """
     plans.spawn(_same, RANKS, fused)
+
+
+def _summed_where_it_lies(rank: int) -> None:
+    pins: Pins = {"tp": 2, "boundary": "whole", "blocks.*.table": "shard:0", "blocks.*.up": "shard:0"}
+    wanted, _, _ = gradients(Table, pins, NO_RECOMPUTE)
+    for way in WAYS:
+        found, _, _ = gradients(Table, pins, way)
+        for name, grad in wanted.items():
+            assert torch.allclose(found[name], grad, rtol=1e-12, atol=1e-14), (way, name)
+
+
+def test_a_kept_sum_stands_where_what_it_sums_is_made_again() -> None:
+    """A table's rows run again, their sum over ranks does not; blocks without attention have nothing selective."""
+    plans.spawn(_summed_where_it_lies, RANKS)
