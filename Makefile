@@ -39,17 +39,17 @@ test: install
 readme: install
 	$(BIN)/python -m pytest -m readme
 
-# what takes long, in shards: one that has passed on this commit does not run again
+# what takes long, in shards: one that has passed on these files does not run again
 SHARDS := $(patsubst %,of_%_,example gpt2 llama qwen3 mistral opt gpt_neox phi3 gemma2 gemma3_text mixtral bert t5 vit whisper \
 	falcon bloom gptj bart roberta uneven) random memory rest
-PASSED := $(OUT)/parity/$(shell git rev-parse --short HEAD)
+PASSED := $(OUT)/parity/$(shell git rev-parse --short HEAD)-$(shell git diff HEAD | cksum | cut -d' ' -f1)
 SELECT_random := tests/tools/verify/test_random_plans.py
 SELECT_memory := tests/parity/test_memory.py tests/runtime/dry_run/test_counted_peak.py
 SELECT_rest := tests --ignore=tests/parity/test_parity.py $(addprefix --ignore=,$(SELECT_random) $(SELECT_memory))
 
 parity: $(SHARDS:%=$(PASSED)/%)
 
-$(PASSED)/%: install
+$(PASSED)/%: .venv/installed
 	$(BIN)/python -m pytest -m parity $(or $(SELECT_$*),tests/parity/test_parity.py -k $*)
 	@mkdir -p $(@D) && touch $@
 

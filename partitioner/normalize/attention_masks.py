@@ -7,19 +7,22 @@ small constants are broadcast to it (positions compared with positions).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import fx
 
 from partitioner.graph.dependence import evaluate
-from partitioner.graph.nodes import call, op_of, shape_of
+from partitioner.graph.nodes import call, op_of, operands, shape_of
 from partitioner.sharding.layout import Segment, Shard
 from partitioner.sharding.op_rules import complete, rule_of
 
 aten = torch.ops.aten
 _ATTENTION = aten.scaled_dot_product_attention.default
 _EXPAND = aten.expand.default
+_TRIANGLES = (aten.tril.default, aten.triu.default)
 MOST_ELEMENTS = 1 << 26  # of what is evaluated at once
+MOST_WHOLE = 1 << 28  # where rows can't be computed alone
 
 
 def flag_masks(graph: fx.Graph, fixed: set[fx.Node], buffers: dict[str, torch.Tensor]) -> None:
@@ -56,15 +59,16 @@ def _has_the_rows_of_its_source(node: fx.Node) -> bool:
 
 def _kind(mask: fx.Node, graph: fx.Graph, fixed: set[fx.Node], buffers: dict[str, torch.Tensor]) -> str:
     """ "every" where it lets everything pass, "causal", or "" for any other."""
-    every, causal = True, shape_of(mask)[-2:-1] == shape_of(mask)[-1:]
+    every, causal, seen = True, shape_of(mask)[-2:-1] == shape_of(mask)[-1:], False
     for first, rows in _blocks(mask, graph, fixed, buffers):
+        seen = True
         allowed = rows if rows.dtype == torch.bool else rows == 0
         every, causal = every and bool(allowed.all()), causal and _is_causal(allowed, first)
         if not (every or causal):
             return ""
         if rows.dtype != torch.bool and not bool((allowed | (rows <= torch.finfo(rows.dtype).min / 2)).all()):
             return ""
-    return "every" if every else "causal" if causal else ""
+    return "" if not seen else "every" if every else "causal" if causal else ""
 
 
 def _is_causal(allowed: torch.Tensor, first: int) -> bool:
@@ -76,42 +80,70 @@ def _is_causal(allowed: torch.Tensor, first: int) -> bool:
 def _blocks(
     mask: fx.Node, graph: fx.Graph, fixed: set[fx.Node], buffers: dict[str, torch.Tensor]
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Blocks of rows (..., rows, columns) and the first row of each; one of nothing where they can't be computed so."""
-    small = _leaves(mask)
-    if small is None:
-        yield 0, torch.full((1, 1), 0.5)
+    """Blocks of rows (..., rows, columns) and the first row of each; none where the mask is too large to look at."""
+    rows, columns = shape_of(mask)[-2:]
+    leaves, size = _leaves(mask, len(shape_of(mask)) - 2), mask.meta["val"].numel()
+    if leaves is None:
+        leaves = {mask} if size <= MOST_WHOLE else set[fx.Node]()
+    if not leaves:
         return
-    whole, (rows, columns) = evaluate(graph, fixed, small, buffers), shape_of(mask)[-2:]
-    each = max(1, MOST_ELEMENTS * rows * columns // (columns * mask.meta["val"].numel()))
+    whole = evaluate(graph, fixed, leaves, buffers)
+    each = max(1, MOST_ELEMENTS * rows // size) if mask not in whole else rows
     for first in range(0, rows, each):
-        block = _rows_of(mask, whole, rows, first, min(rows, first + each))
-        yield first, torch.broadcast_to(block, (*block.shape[:-2], min(rows, first + each) - first, columns))
+        window = _Window(first, min(rows, first + each))
+        block = _part(mask, len(shape_of(mask)) - 2, window, whole)
+        yield first, torch.broadcast_to(block, (*block.shape[:-2], window.last - first, columns))
 
 
-def _leaves(mask: fx.Node) -> set[fx.Node] | None:
-    """The small values from which a large one is made row by row; None where an op makes it otherwise."""
-    if mask.meta["val"].numel() <= MOST_ELEMENTS:
-        return {mask}
-    if not (mask.target == _EXPAND or _has_the_rows_of_its_source(mask) or _goes_by_rows(mask)):
+class _Window(NamedTuple):
+    """Rows."""
+
+    first: int
+    last: int
+
+
+def _leaves(node: fx.Node, dim: int | None) -> set[fx.Node] | None:
+    """The small values, and what lies in memory, from which a large one is made rows by rows, its rows being dimension
+    ``dim``; None where an op makes it otherwise."""
+    if node.meta["val"].numel() <= MOST_ELEMENTS or node.op == "placeholder":
+        return {node}
+    if dim is None or (sources := _sources(node, dim)) is None:
         return None
-    found = [_leaves(node) for node in mask.all_input_nodes]
+    found = [_leaves(source, place) for source, place in sources]
     return None if None in found else set[fx.Node]().union(*(row for row in found if row))
 
 
-def _goes_by_rows(node: fx.Node) -> bool:
-    """Whether its rule lets an op be divided by rows."""
-    rule, (rows, _) = rule_of(str(node.target)), shape_of(node)[-2:]
-    shard = Shard(len(shape_of(node)) - 2, (Segment(1, rows, 1),))
-    return rule is not None and not rule.view and complete(op_of(node), -1, shard, rows) is not None
+def _sources(node: fx.Node, dim: int) -> list[tuple[fx.Node, int | None]] | None:
+    """What a value is made of, and which dimension of each its rows are; None where it can't be made rows by rows."""
+    if node.target in _TRIANGLES:
+        return [(node.all_input_nodes[0], dim)]
+    rows, rule = shape_of(node)[dim], rule_of(str(node.target))
+    if node.target == _EXPAND or _has_the_rows_of_its_source(node):
+        (source,) = node.all_input_nodes
+        place = dim - len(shape_of(node)) + len(shape_of(source))
+        return [(source, place if place >= 0 and shape_of(source)[place] == rows else None)]
+    if rule is None or rule.view:
+        return None
+    strategy = complete(op_of(node), -1, Shard(dim, (Segment(1, rows, 1),)), rows)
+    if strategy is None:
+        return None
+    places = (p.dim if isinstance(p, Shard) else None for p in strategy.operands)
+    return list(zip(operands(node), places, strict=True))
 
 
-def _rows_of(node: fx.Node, whole: dict[fx.Node, torch.Tensor], rows: int, first: int, last: int) -> torch.Tensor:
+def _part(node: fx.Node, dim: int | None, window: _Window, whole: dict[fx.Node, torch.Tensor]) -> torch.Tensor:
+    """The rows of a value, all of it where ``dim`` is None."""
     if node in whole:
-        value = whole[node]
-        return value[..., first:last, :] if value.dim() > 1 and value.shape[-2] == rows else value
-    parts = {n: _rows_of(n, whole, rows, first, last) for n in node.all_input_nodes}
+        return whole[node] if dim is None else whole[node].narrow(dim, window.first, window.last - window.first)
+    assert dim is not None
+    sources = _sources(node, dim)
+    assert sources is not None
+    parts = {source: _part(source, place, window, whole) for source, place in sources}
     if node.target == _EXPAND or _has_the_rows_of_its_source(node):
         return parts[node.all_input_nodes[0]]  # what reads it broadcasts
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: parts[n])
+    args, kwargs = fx.map_arg((node.args, node.kwargs), parts.__getitem__)
+    if node.target in _TRIANGLES:
+        diagonal = int(node.args[1]) if len(node.args) > 1 else 0  # type: ignore[arg-type]
+        args = (args[0], diagonal + window.first)
     with torch.no_grad():
         return call(node, *args, **kwargs)

@@ -16,7 +16,7 @@ from typing import Any
 from partitioner.errors import InputError
 from partitioner.plan.digests import digest_of
 from partitioner.plan.json_document import plain
-from partitioner.plan.recompute_ways import NO_RECOMPUTE
+from partitioner.plan.recompute_ways import FULL_RECOMPUTE, NO_RECOMPUTE
 from partitioner.precision import OWN
 
 VERSION = 8
@@ -63,14 +63,22 @@ def _from_6(data: Data, origin: str) -> Data:
 def _from_7(data: Data, origin: str) -> Data:
     before = data["asked"]["cluster"]
     software = before["software"] | {"early_stop": False, "kept_products": 1.0}
-    made, again = _on_cluster(data, before | {"software": software}), data["decisions"]["recompute"] != NO_RECOMPUTE
+    made, way = _on_cluster(data, before | {"software": software}), data["decisions"]["recompute"]
+    if way not in (NO_RECOMPUTE, FULL_RECOMPUTE):
+        raise InputError(f"{origin}: recompute {way} is another than it was{_again(data)}")
     if "blocks" not in data.get("derived", ()):
         return made
-    rows = [
-        block | {"ops": [op | {"again": again and block["is_block"]} for op in block["ops"]]}
-        for block in data["derived"]["blocks"]
-    ]
+    rows = [block | {"ops": _run_again(block, way == FULL_RECOMPUTE)} for block in data["derived"]["blocks"]]
     return made | {"derived": made["derived"] | {"blocks": rows}}
+
+
+def _run_again(block: Data, is_recomputed: bool) -> list[Data]:
+    """Version 7 marked the collectives up to the last op that keeps something, in every plan."""
+    again, rows = is_recomputed and block["is_block"], list[Data]()
+    for op in block["ops"]:
+        sent = [move | {"again": again and move["again"]} for move in op["collectives"]]
+        rows.append(op | {"again": again, "collectives": sent})
+    return rows
 
 
 def _on_cluster(data: Data, cluster: Data) -> Data:

@@ -109,6 +109,8 @@ def verify_command(options: argparse.Namespace) -> int:
         if not given:
             raise InputError(f"--dry-run takes a plan.json, not {options.what}: make one with partitioner plan")
         return dry_run(Plan.load(options.what), options)
+    if given and options.random is not None:
+        raise InputError(f"--random draws plans of a MODEL, and {options.what} is a plan: drop one of them")
     with status("loading and tracing") as say:
         subject, wanted, without = _of_plan(Plan.load(options.what)) if given else _of_model(options)
         if not options.json:

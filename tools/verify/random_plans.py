@@ -28,7 +28,7 @@ def random_plans(graph: Graph, ranks: int, global_batch: int, count: int, seed: 
     generator, found, seen = random.Random(seed), list[tuple[str, Plan]](), set[tuple[tuple[str, str | int], ...]]()
     for _ in range(DRAWS * count):
         if len(found) == count:
-            return found
+            break
         pins = draw(generator, graph, ranks, global_batch)
         key = tuple(sorted(pins.items()))
         if key in seen:
@@ -39,6 +39,8 @@ def random_plans(graph: Graph, ranks: int, global_batch: int, count: int, seed: 
             found.append((f"{len(found)}: {_words(plan, pins)}", plan))
         except InputError:
             continue
+    if len(found) == count:
+        return found
     raise InputError(f"only {len(found)} of {count} random plans were found on {ranks} ranks: ask for fewer")
 
 

@@ -77,9 +77,20 @@ def test_a_mask_that_says_what_a_flag_says_is_one(
     assert graph.inseparable is None
 
 
-def test_what_is_made_otherwise_than_element_by_element_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+OTHERS: list[Mask] = [
+    lambda n: torch.ones(n, n, dtype=torch.bool).tril(),
+    lambda n: torch.full((n, n), torch.finfo(torch.float32).min).triu(1),
+    lambda n: torch.zeros(n, n).masked_fill(~causal(n), torch.finfo(torch.float32).min),
+    lambda n: causal(n)[torch.arange(n)],  # rows of a table
+]
+
+
+@pytest.mark.parametrize("mask", OTHERS, ids=["tril", "triu", "filled", "indexed"])
+def test_masks_of_other_ops(mask: Mask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_masks, "MOST_ELEMENTS", 2 * SEQ)
-    assert flags(lambda n: torch.ones(n, n, dtype=torch.bool).tril())[1:] == (True, False)
+    assert flags(mask)[1:] == (False, True)
+    monkeypatch.setattr(attention_masks, "MOST_WHOLE", 2 * SEQ)
+    assert flags(mask)[1:] in ((True, False), (False, True))  # it stays where it is too large to be looked at
 
 
 def test_a_long_mask_is_not_held() -> None:
