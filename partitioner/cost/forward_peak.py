@@ -15,7 +15,7 @@ from partitioner.cost.kept_activations import Keeping, Placed
 from partitioner.graph.graph import loss_node
 from partitioner.graph.nodes import is_tensor, operands, shape_of
 from partitioner.layouts.conversions import Conversion
-from partitioner.layouts.op_kinds import is_bias
+from partitioner.layouts.op_kinds import biased
 from partitioner.ops.collective_kinds import KINDS
 from partitioner.ops.collectives import OPS, Collective, conversion
 from partitioner.sharding.layout import REPLICATE
@@ -56,7 +56,7 @@ class Liveness:
         self.differentiable = self.folded.differentiable
         self.steps = list(self._steps(moves))
         self.ports = {n: self.solution.ports[p] for n, p in self.folded.inputs(self.group)}
-        self.joined = {step.reads[0]: step.made for step in self.steps if self._joins(step)}
+        self.joined = {self._joined(step): step.made for step in self.steps if self._joins(step)}
         self.storage: dict[Placed, PlacedBytes] = {key: (key, self.bytes(key)) for key in self.ports.items()}
         for step in self.steps:
             self.storage[step.made] = self._storage(step)
@@ -91,7 +91,12 @@ class Liveness:
             kinds = [KINDS[row.forward] if row.forward else None for row in step.rows]
             summed = bool(kinds) and all(kind is not None and kind.in_place for kind in kinds)
             return summed and is_fresh(node) and len(node.users) == 1
-        return is_bias(node) and step.reads[0][1] == self.keeping.made(operands(node)[0])
+        place = biased(node)
+        return place is not None and step.reads[place][1] == self.keeping.made(operands(node)[place])
+
+    def _joined(self, step: Step) -> Placed:
+        """What it replaces."""
+        return step.reads[0 if step.rows is not None else biased(step.made[0]) or 0]
 
     def is_view(self, step: Step) -> bool:
         """Whether a result lies in its operand's memory as it is."""

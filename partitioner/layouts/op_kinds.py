@@ -49,11 +49,19 @@ def is_product(node: fx.Node) -> bool:
 
 def is_bias(node: fx.Node) -> bool:
     """Whether an op adds a bias to a product that nothing else reads, so that the GEMM does it."""
+    return biased(node) is not None
+
+
+def biased(node: fx.Node) -> int | None:
+    """Which operand of such an op is the product; None of any other op."""
     found, rule = operands(node), _rule(node)
-    if rule is None or not rule.bias or len(found) != 2 or len(shape_of(found[1])) != 1:
-        return False
-    product = rule_of(str(found[0].target))
-    return product is not None and bool(product.weight) and len(found[0].users) == 1
+    if rule is None or not rule.bias or len(found) != 2:
+        return None
+    for n, (product, bias) in enumerate((found, found[::-1])):
+        row = _rule(product)
+        if row is not None and row.weight and len(product.users) == 1 and len(shape_of(bias)) == 1:
+            return n
+    return None
 
 
 def is_attention(node: fx.Node) -> bool:

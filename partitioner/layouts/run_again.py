@@ -22,7 +22,7 @@ from partitioner.graph.nodes import is_tensor, operands
 from partitioner.graph.saved_by_autograd import hides, saved
 from partitioner.graph.tied_blocks import Folded
 from partitioner.layouts.conversions import Conversion, conversions
-from partitioner.layouts.op_kinds import core, cores, is_attention, is_bias, is_product
+from partitioner.layouts.op_kinds import biased, core, cores, is_attention, is_product
 from partitioner.layouts.solution import Solution
 from partitioner.ops.collective_kinds import KINDS
 from partitioner.ops.collectives import conversion
@@ -169,8 +169,10 @@ class _Walk:
 
     def _joins(self, step: _Step) -> bool:
         """Whether an op adds a bias to a product as it lies, which is one op then."""
-        node = step.made[0]
-        return step.move is None and is_bias(node) and step.reads[0][1] == self.solution.made(operands(node)[0])
+        node, place = step.made[0], biased(step.made[0])
+        if step.move is not None or place is None:
+            return False
+        return step.reads[place][1] == self.solution.made(operands(node)[place])
 
     def _kinds(self, move: Conversion) -> list[str]:
         """Of the collectives by which a value is converted."""
