@@ -16,6 +16,7 @@ prefetches, adds up and reduces. The optimizer sees the rank's rows as plain ten
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -71,7 +72,9 @@ class ShardedStages:
         def run(ops: Ops, arguments: Arguments) -> Any:
             for holder in (*here, *ahead):
                 holder.unshard(async_op=True)
-            return plain(ops, arguments)
+            with warnings.catch_warnings():  # of results that are views: nothing is written to what a call returns
+                warnings.filterwarnings("ignore", "FSDP2-wrapped module")
+                return plain(ops, arguments)
 
         return run
 
