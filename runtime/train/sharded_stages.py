@@ -59,7 +59,9 @@ class ShardedStages:
 
     def run(self, stage: int, calls: Callable[[Mapping[str, torch.Tensor]], Any]) -> Any:
         """A stage's forward: ``calls`` is given the parameters that several of its calls read, and returns tensors."""
-        return self._roots[stage](calls)
+        with warnings.catch_warnings():  # of results that are views: nothing is written to what a call returns
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module")
+            return self._roots[stage](calls)
 
     def around(self, stage: int, call: int) -> Around:
         """What runs a call of a stage with the parameters that it alone reads, of which the arguments hold nothing.
@@ -72,9 +74,7 @@ class ShardedStages:
         def run(ops: Ops, arguments: Arguments) -> Any:
             for holder in (*here, *ahead):
                 holder.unshard(async_op=True)
-            with warnings.catch_warnings():  # of results that are views: nothing is written to what a call returns
-                warnings.filterwarnings("ignore", "FSDP2-wrapped module")
-                return plain(ops, arguments)
+            return plain(ops, arguments)
 
         return run
 
