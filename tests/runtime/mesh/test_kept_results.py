@@ -9,32 +9,22 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from partitioner.ops.own_ops import own
 from runtime.mesh.kept_results import KINDS, as_one, contexts, kept
+from tests.runtime.op_counts import counting
 
 Run = Callable[..., torch.Tensor]
-
-
-class Counting(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.ops = Counter[str]()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.ops[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def counted(run: Run, *inputs: torch.Tensor) -> tuple[Counter[str], list[torch.Tensor]]:
     """Ops of a backward, and the gradients, of a function under selective contexts."""
     given = [x.detach().clone().requires_grad_() for x in inputs]
     made = checkpoint(run, *given, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
-    with Counting() as counting:
+    with counting() as ops:
         made.square().sum().backward()
-    return counting.ops, [x.grad for x in given if x.grad is not None]
+    return ops, [x.grad for x in given if x.grad is not None]
 
 
 def plain(run: Run, *inputs: torch.Tensor) -> list[torch.Tensor]:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from partitioner import lower, search, trace
 from partitioner.comparing.graph_float64 import promote
@@ -19,6 +16,7 @@ from partitioner.plan.recompute_ways import FULL_RECOMPUTE, NO_RECOMPUTE, OPERAT
 from partitioner.user_code.compiled import written_parameters
 from runtime.verify.parity import engine_of, own_samples
 from tests.runtime import plans
+from tests.runtime.op_counts import counting
 from tools.verify.plan_families import cluster
 
 RANKS, BATCH, WIDTH = 2, 4, 16
@@ -57,22 +55,6 @@ class Model(nn.Module):
         for block in self.blocks:
             hidden = block(hidden)
         return F.cross_entropy(self.head(hidden).flatten(0, 1), y.flatten())
-
-
-class Counting(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.ops = Counter[str]()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.ops[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def counting() -> Iterator[Counter[str]]:
-    with Counting() as mode:
-        yield mode.ops
 
 
 Ran = tuple[dict[str, Tensor], Counter[str], set[str]]
