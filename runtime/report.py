@@ -12,7 +12,7 @@ from partitioner.plan.derived_rows import OPTIMIZER, PIPELINE, Cost
 from partitioner.plan.json_document import plain, read, write
 from partitioner.plan.migrate import UNVERSIONED, VERSION, migrated
 from partitioner.plan.plan import Asked, Decisions
-from partitioner.sharding.mesh_axes import CP, DP, PP, TP
+from partitioner.sharding.mesh_axes import PP, named
 
 KIND = "report"
 MEASURED_MEMORY = {"cpu": "of the process, interpreter included", "cuda": "of the allocator"}
@@ -83,6 +83,6 @@ class Report:
 
 def predicted_parts(cost: Cost) -> dict[str, float]:
     """The parts of a step as a run can measure them."""
-    axes = {f"{axis} communication": cost.exposed_seconds.get(axis, 0.0) for axis in (TP, CP, DP)}
+    axes = {f"{axis} communication": cost.exposed_seconds.get(axis, 0.0) for axis in named() if axis != PP}
     pipeline = cost.bubble_seconds + cost.exposed_seconds.get(PP, 0.0)
     return {"compute": cost.compute_seconds, **axes, PIPELINE: pipeline, OPTIMIZER: cost.optimizer_seconds}

@@ -31,7 +31,7 @@ ROOMS: dict[str, dict[str, str]] = {
         "lowering": "errors sharding ops schedule graph plan layouts emit",
         "normalize": "sharding ops graph functionalize samples draws",
         "solve": "errors sharding cluster ops graph layouts cost",
-        "step": "sharding cluster ops schedule graph plan cost",
+        "step": "precision sharding cluster ops schedule graph plan cost",
         "tracing": "errors precision gc_pause sharding graph user_code functionalize samples draws comparing normalize",
         "searching": "errors gc_pause sharding cluster schedule graph plan layouts emit cost solve step",
     },

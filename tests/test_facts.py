@@ -19,7 +19,8 @@ from partitioner.ops.payloads import ON_RANKS, RANK_OPS
 from partitioner.plan.executed import EXECUTED as EXECUTED_VALUES
 from partitioner.schedule.tables import KINDS as ACTIONS
 from partitioner.schedule.tables import SCHEDULES
-from partitioner.sharding.mesh_axes import AXES, NAMED
+from partitioner.sharding import mesh_axes
+from partitioner.sharding.mesh_axes import AXES
 from partitioner.sharding.op_rules import RULES
 from runtime.mesh import collectives, vocab_parallel
 from runtime.train.worker import KINDS as EXECUTED
@@ -167,7 +168,7 @@ def test_a_planted_letter_is_seen(source: str) -> None:
 
 
 def test_every_axis_is_named_in_its_order() -> None:
-    assert sorted(NAMED) == sorted(AXES)
+    assert sorted(mesh_axes.named()) == sorted(AXES)
 
 
 def test_every_collective_is_bound() -> None:

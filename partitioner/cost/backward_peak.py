@@ -117,7 +117,7 @@ class _Backward:
         gradient = self.pending.pop(step.made, None)
         if gradient is None:
             return
-        if step.rows is not None:
+        if step.is_conversion:
             self.convert(step, gradient)
         elif self.live.is_view(step):
             self.view(step, gradient)
@@ -129,7 +129,7 @@ class _Backward:
 
     def convert(self, step: Step, gradient: _Gradient) -> None:
         """A sum's gradient passes, or is summed in a copy; else it is gathered, scattered, exchanged."""
-        rows = step.rows or ()
+        rows = [hop.row for hop in step.hops or ()]
         if all(OPS[row.op].passes and not row.backward for row in rows):
             gradient.holders += 1
             self.give(step.reads[0], gradient)
@@ -180,11 +180,11 @@ class _Backward:
     def weights(self, keys: list[Placed], temporary: float = 0.0) -> None:
         """Gradients of parameters are made; those that ranks sum go to their buckets."""
         self.see(sum(self.live.setting.bytes(*key) for key in keys), temporary)
-        for node, placement in keys:
-            size = self.live.setting.bytes(node, placement)
+        for node, layout in keys:
+            size = self.live.setting.bytes(node, layout)
             if base(node) in self.live.setting.tied:
                 self.tied += size
-            elif placement != REPLICATE:
+            elif REPLICATE not in layout:
                 self.grown += size
 
     def differentiate(self, step: Step, gradient: _Gradient) -> None:
@@ -203,10 +203,11 @@ class _Backward:
     def scratch(self, step: Step) -> float:
         """What an op's backward has of its own, as its rule says; math attention has the softmax' gradient."""
         node = step.made[0]
-        strategy = self.live.solution.strategies[node]
+        strategies = self.live.solution.strategies[node]
         if self.live.setting.writes_scores(node):
-            return 2 * scores_bytes(self.live.setting, node, strategy)
-        return _rule(step).scratch(strategy) * self.keeping.hidden.get(node, 0.0)
+            return 2 * scores_bytes(self.live.setting, node, strategies)
+        scratch = min((_rule(step).scratch(strategy) for strategy in strategies.each), default=0)
+        return scratch * self.keeping.hidden.get(node, 0.0)
 
     def let_go(self, step: Step) -> None:
         """What only this op still needed."""

@@ -1,4 +1,4 @@
-"""Seconds of one collective, and of turning one placement of a value into another.
+"""Seconds of one collective, and of turning one layout of a value into another.
 
 hops x latency + bytes / bandwidth, by a ring or a tree, inside a node or through its ports     (alpha-beta)
 """
@@ -6,7 +6,8 @@ hops x latency + bytes / bandwidth, by a ring or a tree, inside a node or throug
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 from torch import fx
 
@@ -14,13 +15,14 @@ from partitioner.cluster import Route
 from partitioner.cost.op_seconds import ZERO, Seconds
 from partitioner.cost.op_work import Setting
 from partitioner.ops.collective_kinds import KINDS
-from partitioner.ops.collectives import conversion, payloads
+from partitioner.ops.conversions import conversion
 from partitioner.ops.payloads import RANK_OPS
-from partitioner.ops.rank_form import rank_form
-from partitioner.sharding.equations import Strategy
-from partitioner.sharding.layout import REPLICATE, Placement
+from partitioner.ops.rank_form import rank_forms
+from partitioner.sharding.equations import Strategies
+from partitioner.sharding.layout import REPLICATE, Layout
 
 Sendings = list[tuple[str, float]]
+WAYS = ("forward", "backward")
 _TREE_HOPS = 2  # messages that a node of a binary tree waits for at each level, one from each child
 
 
@@ -49,31 +51,37 @@ def _hops(route: Route, far: int) -> float:
 
 
 def convert_seconds(
-    setting: Setting, node: fx.Node, source: Placement, target: Placement, route: Route
+    setting: Setting, node: fx.Node, source: Layout, target: Layout, routes: Mapping[str, Route]
 ) -> Seconds | None:
-    """Time to turn one placement of a value into another, both phases; None where no collective does."""
+    """Time to turn one layout of a value into another, both phases; None where no collectives do."""
     if source == target:
         return ZERO
-    differentiable = node in setting.folded.differentiable
-    rows = conversion(source, target, setting.ranks, differentiable)
-    if rows is None:
-        return None
-    size = setting.bytes(node, REPLICATE)
-    forward, backward = (payloads(size, rows, setting.ranks, phase) for phase in ("forward", "backward"))
-    return Seconds(
-        sum(collective_seconds(kind, size, route) for kind, size in forward),
-        sum(collective_seconds(kind, size, route) for kind, size in backward) if differentiable else 0.0,
-    )
+    differentiable, found = node in setting.folded.differentiable, ZERO
+    hops = conversion(source, target, setting.axes, differentiable)
+    for hop in hops or ():
+        size, route = setting.bytes(node, hop.whole), routes[hop.axis]
+        forward, backward = (
+            collective_seconds(hop.sent(way), hop.payload(size, way), route) if hop.sent(way) else 0.0 for way in WAYS
+        )
+        found += Seconds(forward, backward if differentiable else 0.0)
+    return None if hops is None else found
 
 
-def rank_payloads(setting: Setting, node: fx.Node, strategy: Strategy) -> tuple[Sendings, Sendings]:
-    """(kind, bytes) of what an op of ours sends on a rank in the place of ``node``, of all tokens of the rank: in
-    forward, and in backward where it has one."""
-    form = rank_form(setting.op(node), node.args, strategy, "")
-    row = RANK_OPS.get(str(form[0])) if form else None
-    if form is None or row is None:
-        return [], []
-    args: tuple[Any, ...] = fx.map_arg(form[1], lambda n: n.meta["val"])
-    ways = row.forward(0, *args), row.backward(0, *args) if node in setting.folded.differentiable else ()
-    forward, backward = ([(kind, size * setting.tokens(node)) for kind, size in way] for way in ways)
-    return forward, backward
+class Inside(NamedTuple):
+    """(kind, bytes) of what an op of ours sends over an axis, in forward, and in backward where it has one."""
+
+    axis: str
+    forward: Sendings
+    backward: Sendings
+
+
+def sent_inside(setting: Setting, node: fx.Node, strategies: Strategies) -> Iterator[Inside]:
+    """What the op of ours sends that stands on a rank in the place of ``node``, of all tokens of the rank."""
+    for form in rank_forms(setting.op(node), node.args, strategies, setting.axes):
+        if row := RANK_OPS.get(str(form.op)):
+            args: tuple[Any, ...] = fx.map_arg(form.arguments, lambda n: n.meta["val"])
+            ways = row.forward(0, *args), row.backward(0, *args) if node in setting.folded.differentiable else ()
+            others = [p if n not in form.slots else REPLICATE for n, p in enumerate(strategies.result)]
+            share = setting.share(node, tuple(others))
+            forward, backward = ([(kind, size * share) for kind, size in way] for way in ways)
+            yield Inside(form.axis, forward, backward)

@@ -1,19 +1,19 @@
 """What a unit communicates for the sake of its layouts, in one micro-batch, as one rank sends it.
 
-conversion    of a value that lies otherwise than an op, or a later unit, needs it      over tp
-inside        an op of ours: cross entropy over a divided vocabulary                    over tp
-context       attention's keys and values, where ranks share a sample's tokens          over cp
+conversion    of a value that lies otherwise than an op, or a later unit, needs it
+inside        an op of ours: cross entropy over a divided vocabulary
+context       attention's keys and values, where ranks share a sample's tokens
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from torch import fx
 
 from partitioner.cluster import Cluster, Route, Software
-from partitioner.cost.collective_seconds import collective_seconds, rank_payloads
+from partitioner.cost.collective_seconds import WAYS, collective_seconds, sent_inside
 from partitioner.cost.op_seconds import Seconds
 from partitioner.cost.op_work import Setting
 from partitioner.graph.nodes import operands
@@ -21,10 +21,9 @@ from partitioner.layouts.conversions import Conversion, conversions
 from partitioner.layouts.op_kinds import is_attention
 from partitioner.layouts.solution import Solution
 from partitioner.ops.collective_kinds import ALL_GATHER, REDUCE_SCATTER
-from partitioner.ops.collectives import conversion, payloads
-from partitioner.sharding.equations import Strategy
-from partitioner.sharding.layout import REPLICATE, Placement
-from partitioner.sharding.mesh_axes import CP, TP
+from partitioner.ops.conversions import conversion
+from partitioner.sharding.equations import Strategies
+from partitioner.sharding.layout import Layout
 
 _HIDDEN = 0.25  # share of a tensor-parallel collective that hides where it runs in pieces beside its product
 
@@ -55,15 +54,15 @@ class Moved(NamedTuple):
     """What becomes of a value, and what is sent for it each way."""
 
     value: fx.Node
-    source: Placement
-    target: Placement
+    source: Layout
+    target: Layout
     axis: str
     forward: tuple[Sent, ...]
     backward: tuple[Sent, ...]
 
     @property
     def conversion(self) -> Conversion:
-        """What becomes of it."""
+        """What becomes of it in the end."""
         return Conversion(self.value, self.source, self.target)
 
     @property
@@ -74,10 +73,9 @@ class Moved(NamedTuple):
 
 def moved(setting: Setting, solution: Solution, cluster: Cluster, group: int) -> dict[fx.Node | None, list[Moved]]:
     """By the op that first needs it; None stands for what later units need."""
-    route, found = cluster.route(setting.ranks), dict[fx.Node | None, list[Moved]]()
+    routes, found = setting.routes(cluster), dict[fx.Node | None, list[Moved]]()
     for reader, rows in conversions(setting.folded, solution, group).items():
-        found[reader] = [_converted(setting, move, route) for move in rows]
-    routes = routes_of(setting, cluster)
+        found[reader] = [row for move in rows for row in _converted(setting, move, routes)]
     for node in setting.folded.body(group):
         inside = sent_by_op(setting, node, solution.strategies[node], routes)
         if inside:
@@ -85,49 +83,44 @@ def moved(setting: Setting, solution: Solution, cluster: Cluster, group: int) ->
     return found
 
 
-class Routes(NamedTuple):
-    """Between the ranks of tp and those of cp."""
-
-    tp: Route
-    cp: Route
+Routes = Mapping[str, Route]
 
 
-def routes_of(setting: Setting, cluster: Cluster) -> Routes:
-    """Of a cluster whose neighbours are tp's."""
-    return Routes(cluster.route(setting.ranks), cluster.route(setting.cp, setting.ranks))
+def sent_by_op(setting: Setting, node: fx.Node, strategies: Strategies, routes: Routes) -> list[Moved]:
+    """What an op sends by itself where it runs by these strategies."""
+    context = _context(setting, node, strategies, routes) if setting.sharers > 1 and is_attention(node) else []
+    return [*_inside(setting, node, strategies, routes), *context]
 
 
-def sent_by_op(setting: Setting, node: fx.Node, strategy: Strategy, routes: Routes) -> list[Moved]:
-    """What an op sends by itself where it runs by a strategy."""
-    context = _context(setting, node, strategy, routes.cp) if setting.cp > 1 and is_attention(node) else []
-    return _inside(setting, node, strategy, routes.tp) + context
-
-
-def _converted(setting: Setting, move: Conversion, route: Route) -> Moved:
+def _converted(setting: Setting, move: Conversion, routes: Routes) -> Iterator[Moved]:
+    """Each collective of a conversion; of one that has none, that nothing is sent."""
     value, source, target = move
     differentiable = value in setting.folded.differentiable
-    rows, size = conversion(source, target, setting.ranks, differentiable) or (), setting.bytes(value, REPLICATE)
-    forward = _sent(payloads(size, rows, setting.ranks, "forward"), route)
-    backward = _sent(payloads(size, rows, setting.ranks, "backward"), route) if differentiable else ()
-    return Moved(value, source, target, TP, forward, backward)
+    hops = conversion(source, target, setting.axes, differentiable)
+    if not hops:
+        yield Moved(value, source, target, setting.axes[0][0], (), ())
+    for hop in hops or ():
+        size, route = setting.bytes(value, hop.whole), routes[hop.axis]
+        forward, backward = (_sent([(hop.sent(way), hop.payload(size, way))] if hop.sent(way) else (), route)
+                             for way in WAYS)  # fmt: skip
+        yield Moved(value, source, target, hop.axis, forward, backward if differentiable else ())
 
 
-def _inside(setting: Setting, node: fx.Node, strategy: Strategy, route: Route) -> list[Moved]:
-    forward, backward = (_sent(way, route) for way in rank_payloads(setting, node, strategy))
-    if not forward and not backward:
-        return []
-    assert not isinstance(strategy.result, tuple)
-    return [Moved(operands(node)[0], strategy.operands[0], strategy.result, TP, forward, backward)]
+def _inside(setting: Setting, node: fx.Node, strategies: Strategies, routes: Routes) -> Iterator[Moved]:
+    for axis, *ways in sent_inside(setting, node, strategies):
+        forward, backward = (_sent(way, routes[axis]) for way in ways)
+        if forward or backward:
+            yield Moved(operands(node)[0], strategies.operands[0], strategies.result, axis, forward, backward)
 
 
-def _context(setting: Setting, node: fx.Node, strategy: Strategy, route: Route) -> list[Moved]:
-    """Keys and values gathered over cp, again for backward, and their gradients scattered."""
-    found = list[Moved]()
-    for value, placement in list(zip(operands(node), strategy.operands, strict=True))[1:3]:
-        size = setting.bytes(value, placement) * setting.cp
-        gathered, scattered = _sent([(ALL_GATHER, size)], route), _sent([(REDUCE_SCATTER, size)], route)
-        found.append(Moved(value, placement, placement, CP, gathered, (*gathered, *scattered)))
-    return found
+def _context(setting: Setting, node: fx.Node, strategies: Strategies, routes: Routes) -> Iterator[Moved]:
+    """Keys and values gathered over each axis that shares tokens, again for backward, and their gradients scattered."""
+    for value, layout in list(zip(operands(node), strategies.operands, strict=True))[1:3]:
+        size = setting.bytes(value, layout)
+        for axis, ranks in reversed(setting.sharing):
+            size *= ranks
+            gathered, scattered = ([*_sent([(kind, size)], routes[axis])] for kind in (ALL_GATHER, REDUCE_SCATTER))
+            yield Moved(value, layout, layout, axis, tuple(gathered), (*gathered, *scattered))
 
 
 def _sent(rows: Iterable[tuple[str, float]], route: Route) -> tuple[Sent, ...]:

@@ -17,8 +17,8 @@ from partitioner.graph.nodes import is_tensor, operands, shape_of
 from partitioner.layouts.conversions import Conversion
 from partitioner.layouts.op_kinds import biased
 from partitioner.ops.collective_kinds import KINDS
-from partitioner.ops.collectives import OPS, Collective, conversion
-from partitioner.sharding.layout import REPLICATE
+from partitioner.ops.collectives import OPS
+from partitioner.ops.conversions import Hop, conversion
 from partitioner.sharding.op_rules import rule_of
 
 
@@ -36,15 +36,15 @@ PlacedBytes = tuple[Placed, float]
 
 @dataclass(frozen=True)
 class Step:
-    """One op of the lowered unit, or a conversion by the collectives of ``rows``: what it makes and what it reads."""
+    """One op of the lowered unit, or a conversion by the collectives of ``hops``: what it makes and what it reads."""
 
     made: Placed
     reads: tuple[Placed, ...]
-    rows: tuple[Collective, ...] | None
+    hops: tuple[Hop, ...] | None
 
     @property
     def is_conversion(self) -> bool:
-        return self.rows is not None
+        return self.hops is not None
 
 
 class Liveness:
@@ -72,8 +72,8 @@ class Liveness:
     def _steps(self, moves: dict[fx.Node | None, list[Conversion]]) -> Iterator[Step]:
         for node in (*self.folded.body(self.group), None):
             for value, source, target in moves.get(node, ()):
-                rows = conversion(source, target, self.setting.ranks, value in self.differentiable)
-                yield Step((value, target), ((value, source),), rows or ())
+                hops = conversion(source, target, self.setting.axes, value in self.differentiable)
+                yield Step((value, target), ((value, source),), hops or ())
             if node is not None and is_tensor(node):
                 yield Step((node, self.keeping.result(node)), tuple(self._reads(node)), None)
 
@@ -87,8 +87,8 @@ class Liveness:
     def _joins(self, step: Step) -> bool:
         """Whether an op's result replaces its operand in its place: a bias in its product, a sum over ranks."""
         node = step.made[0]
-        if step.rows is not None:
-            kinds = [KINDS[row.forward] if row.forward else None for row in step.rows]
+        if step.hops is not None:
+            kinds = [KINDS[hop.row.forward] if hop.row.forward else None for hop in step.hops]
             summed = bool(kinds) and all(kind is not None and kind.in_place for kind in kinds)
             return summed and is_fresh(node) and len(node.users) == 1
         place = biased(node)
@@ -96,12 +96,12 @@ class Liveness:
 
     def _joined(self, step: Step) -> Placed:
         """What it replaces."""
-        return step.reads[0 if step.rows is not None else biased(step.made[0]) or 0]
+        return step.reads[0 if step.hops is not None else biased(step.made[0]) or 0]
 
     def is_view(self, step: Step) -> bool:
         """Whether a result lies in its operand's memory as it is."""
-        if step.rows is not None:
-            return all(OPS[row.op].view for row in step.rows)
+        if step.hops is not None:
+            return all(OPS[hop.row.op].view for hop in step.hops)
         rule = rule_of(str(step.made[0].target))
         return rule is not None and rule.view and not self.keeping.is_copy(step.made[0])
 
@@ -128,7 +128,7 @@ class Liveness:
 
         What backward needs stays. A result that was ``passed`` to a collective is none any more.
         """
-        rows = ((n, step.made[0]) for n, step in enumerate(self.steps) if step.rows is None)
+        rows = ((n, step.made[0]) for n, step in enumerate(self.steps) if not step.is_conversion)
         last = next((n + (node not in begun) for n, node in rows if node in ends), None)
         steps = [step for step in self.steps[:last] if step.made not in passed]
         stay = set(self.ports.items()) | self.keeping.storages.keys()
@@ -145,7 +145,7 @@ class Liveness:
         hidden, fullest = sum(held.hidden.values()), 0.0
         for n, step in enumerate(steps):
             alive.update([self.storage[step.made]])
-            is_op = step.rows is None and step.made[0] not in held.hidden
+            is_op = not step.is_conversion and step.made[0] not in held.hidden
             own = self.keeping.hidden.get(step.made[0], 0.0) if is_op else 0.0
             packed = 0.0 if self.lies(step.made) in held.results else self.packed(step, "forward")
             fullest = max(fullest, sum(alive.values()) + hidden + own + packed)
@@ -161,18 +161,17 @@ class Liveness:
 
     def packed(self, step: Step, phase: str) -> float:
         """Bytes of the copies that a conversion makes whose parts lie one behind the other."""
-        node, rows = step.made[0], step.rows or ()
-        whole = self.bytes((node, REPLICATE)) if rows else 0.0
-        kinds = [row.forward if phase == "forward" else row.backward for row in rows]
-        return sum(_packed(k, r, shape_of(node), whole, self.setting.ranks) for k, r in zip(kinds, rows, strict=True))
+        node = step.made[0]
+        return sum(_packed(hop, phase, shape_of(node), self.bytes((node, hop.whole))) for hop in step.hops or ())
 
 
-def _packed(kind: str, row: Collective, shape: tuple[int, ...], whole: float, ranks: int) -> float:
+def _packed(hop: Hop, phase: str, shape: tuple[int, ...], whole: float) -> float:
     """Bytes of the copy whose parts lie one behind the other, where those of the value don't."""
-    copies = KINDS[kind].copies * KINDS[kind].payload(whole, ranks) if kind else 0.0
+    kind = hop.sent(phase)
+    copies = KINDS[kind].copies * hop.payload(whole, phase) if kind else 0.0
     if not copies or KINDS[kind].own_part:
         return copies
-    return 0.0 if OPS[row.op].in_order(shape, *row.arguments) else copies
+    return 0.0 if OPS[hop.row.op].in_order(shape, *hop.row.arguments) else copies
 
 
 def is_fresh(node: fx.Node) -> bool:

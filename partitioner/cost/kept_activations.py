@@ -12,10 +12,10 @@ from partitioner.graph.nodes import is_tensor, operands, shape_of
 from partitioner.graph.saved_by_autograd import hides, saved
 from partitioner.layouts.op_kinds import is_attention
 from partitioner.layouts.solution import Solution
-from partitioner.sharding.layout import REPLICATE, WHOLE, Placement
+from partitioner.sharding.layout import Layout, is_same_memory
 from partitioner.sharding.op_rules import rule_of
 
-Placed = tuple[fx.Node, Placement]
+Placed = tuple[fx.Node, Layout]
 
 
 class Keeping:
@@ -60,23 +60,23 @@ class Keeping:
         repeats = repeats_heads(node) and node not in self.without
         copied = operands(node)[1:3] if repeats else []  # of which attention keeps repetitions
         for value in (v for v in saved(node, self.folded.differentiable) if v not in copied):
-            key = self.lies(value, self._placement(node, value))
+            key = self.lies(value, self._layout(node, value))
             outside = not self._is_port(key[0]) and key[0] not in self.folded.node
             rebuilt = node in self.without and key[0] in self.without
             if not outside and not rebuilt and key[0] not in self.setting.internal:
                 self.storages[key] = self.setting.bytes(*key)
                 self.savers.setdefault(key, []).append(node)
 
-    def lies(self, value: fx.Node, placement: Placement) -> Placed:
-        """What memory a value in a placement lies in: its own, or that of what it is a view of."""
+    def lies(self, value: fx.Node, layout: Layout) -> Placed:
+        """What memory a value in a layout lies in: its own, or that of what it is a view of."""
         while True:
             made = self.made(value)
-            placement = made if (made, placement) == (WHOLE, REPLICATE) else placement
-            if placement != made or not self._is_view(value):
-                return value, placement
-            value, placement = operands(value)[0], self.solution.strategies[value].operands[0]
+            layout = made if is_same_memory(made, layout) else layout
+            if layout != made or not self._is_view(value):
+                return value, layout
+            value, layout = operands(value)[0], self.solution.strategies[value].operands[0]
 
-    def made(self, value: fx.Node) -> Placement:
+    def made(self, value: fx.Node) -> Layout:
         """How a value arrives or is made."""
         return self.solution.arrives(self.folded, self.group, value)
 
@@ -103,11 +103,11 @@ class Keeping:
         local = self.setting.local(source, self.solution.strategies[node].operands[0])
         return len(repeated) == 1 and repeated[0] > 0 and local[repeated[0] - 1] == 1
 
-    def result(self, node: fx.Node) -> Placement:
+    def result(self, node: fx.Node) -> Layout:
         """How an op makes its result."""
         return self.solution.made(node)
 
-    def _placement(self, node: fx.Node, value: fx.Node) -> Placement:
+    def _layout(self, node: fx.Node, value: fx.Node) -> Layout:
         """How ``node`` has the value that it keeps: as its result, or as an operand."""
         if value is node:
             return self.result(node)

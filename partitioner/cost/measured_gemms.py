@@ -26,9 +26,9 @@ def measured(
     """By op of the group's representative: the seconds that replace the modelled ones."""
     folded = setting.folded
     first = folded.groups[group][0]
-    wanted = tuple((first.nodes.index(e.node.name), e.placement) for e in exports(folded, solution)[first])
-    module = emit(folded, solution, setting.ranks, group, wanted).module
-    rows = products(module, setting.ranks, cluster)
+    wanted = tuple((first.nodes.index(e.node.name), e.layout) for e in exports(folded, solution)[first])
+    module = emit(folded, solution, group, wanted).module
+    rows = products(module, solution.axes, cluster)
     modelled_in_part = {row.whole for row in rows if None in row.measured}
     nodes, found = {node.name: node for node in modelled}, dict[fx.Node, Seconds]()
     for row in rows:

@@ -16,7 +16,7 @@ from torch import fx
 from partitioner.cluster import Cluster, Device
 from partitioner.cost.op_work import Setting, Work, op_work
 from partitioner.precision import OWN, SINGLE, TF32, Precision
-from partitioner.sharding.equations import Strategy
+from partitioner.sharding.equations import Strategies
 from partitioner.sharding.products import Gemm
 
 TILES = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 64))
@@ -44,9 +44,9 @@ class Seconds:
 ZERO = Seconds(0.0, 0.0)
 
 
-def op_seconds(setting: Setting, node: fx.Node, strategy: Strategy, cluster: Cluster) -> Seconds:
+def op_seconds(setting: Setting, node: fx.Node, strategies: Strategies, cluster: Cluster) -> Seconds:
     """Time of one op where the fullest rank's share of it runs; views, and a bias that joins its GEMM, are free."""
-    rows, precision = op_work(setting, node, strategy), setting.folded.graph.precision
+    rows, precision = op_work(setting, node, strategies), setting.folded.graph.precision
     return Seconds(*(work_seconds(work, cluster, precision) for work in rows))
 
 

@@ -10,20 +10,22 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import fx
 
-from partitioner.cluster import Cluster
+from partitioner.cluster import Cluster, Route
 from partitioner.cost.materialized import base, internal, is_copy, repeats_heads
 from partitioner.graph.nodes import is_parameter, is_tensor, op_of, operands, shape_of
 from partitioner.graph.saved_by_autograd import hidden, saved
 from partitioner.graph.tied_blocks import Folded
 from partitioner.layouts.op_kinds import core, is_attention, is_bias, is_product
-from partitioner.sharding.equations import Strategy
-from partitioner.sharding.layout import Placement, Shard, local_share
+from partitioner.sharding.equations import Strategies
+from partitioner.sharding.layout import Layout, Shard, largest_shape, local_share
+from partitioner.sharding.mesh_axes import Axes, inner, laid_axes, sharing_axes, whole
 from partitioner.sharding.op_equations import Op
 from partitioner.sharding.op_rules import rule_of
 from partitioner.sharding.products import Gemm
@@ -48,45 +50,68 @@ class Work:
 
 @dataclass(frozen=True)
 class Setting:
-    """What an op's work depends on beside its strategy; ``cp`` ranks share the tokens of a micro-batch.
+    """What an op's work depends on beside its strategies: ``axes`` along which ops lie, ``sharing`` ones whose ranks
+    share the tokens of a micro-batch.
 
     ``attention``: "flash" or "math"; ``fused``: whether chains of pointwise ops run as one kernel.
     """
 
     folded: Folded
-    ranks: int
-    cp: int
+    axes: Axes
+    sharing: Axes
     attention: str
     fused: bool
 
     @staticmethod
-    def of(folded: Folded, cluster: Cluster, ranks: int, cp: int = 1) -> Setting:
-        """With the cluster's attention and kernels."""
-        return Setting(folded, ranks, cp, cluster.attention, cluster.software.fused)
+    def of(
+        folded: Folded, cluster: Cluster, degrees: Mapping[str, int], refined: Mapping[str, int] | None = None
+    ) -> Setting:
+        """With the cluster's attention and kernels, on a mesh of these degrees."""
+        axes, sharing = laid_axes(degrees, refined or {}), sharing_axes(degrees)
+        return Setting(folded, axes, sharing, cluster.attention, cluster.software.fused)
+
+    @cached_property
+    def ranks(self) -> int:
+        """Over which ops are divided."""
+        return math.prod(ranks for _, ranks in self.axes)
+
+    @cached_property
+    def sharers(self) -> int:
+        """Ranks that share a micro-batch's tokens."""
+        return math.prod(ranks for _, ranks in self.sharing)
+
+    def routes(self, cluster: Cluster) -> dict[str, Route]:
+        """Between the ranks of each of the axes, and of what they refine, which lie nearest to each other."""
+        found, stride = dict[str, Route](), 1
+        for axis in reversed(inner()):
+            parts = [(name, ranks) for name, ranks in (*self.axes, *self.sharing) if whole(name) == axis]
+            if parts:
+                found[axis] = cluster.route(math.prod(ranks for _, ranks in parts), stride)
+            for name, ranks in reversed(parts):
+                found[name] = cluster.route(ranks, stride)
+                stride *= ranks
+        return found
 
     def writes_scores(self, node: fx.Node) -> bool:
         """Whether an op is attention that no fused kernel computes."""
         return is_attention(node) and self.attention == "math" or repeats_heads(node)
 
-    def share(self, node: fx.Node, placement: Placement) -> float:
+    def share(self, node: fx.Node, layout: Layout) -> float:
         """The share of a value that the fullest rank holds."""
-        return self.tokens(node) * (local_share(shape_of(node), placement, self.ranks) if is_tensor(node) else 1.0)
+        return self.tokens(node) * (local_share(shape_of(node), layout, self.axes) if is_tensor(node) else 1.0)
 
-    def bytes(self, node: fx.Node, placement: Placement) -> float:
+    def bytes(self, node: fx.Node, layout: Layout) -> float:
         """Bytes of a value on the fullest rank; 0 for a tuple."""
         value = node.meta["val"]
-        return value.numel() * value.element_size() * self.share(node, placement) if is_tensor(node) else 0.0
+        return value.numel() * value.element_size() * self.share(node, layout) if is_tensor(node) else 0.0
 
-    def local(self, node: fx.Node, placement: Placement) -> list[float]:
-        """The shape that the fullest rank of an axis holds, tokens not yet divided over cp."""
-        shape = [float(n) for n in shape_of(node)]
-        if isinstance(placement, Shard):
-            shape[placement.dim] *= local_share(shape_of(node), placement, self.ranks)
-        return shape
+    def local(self, node: fx.Node, layout: Layout) -> list[float]:
+        """The shape that the fullest rank holds, tokens not yet divided among those that share them."""
+        return [float(n) for n in largest_shape(shape_of(node), layout, self.axes)]
 
     def tokens(self, node: fx.Node) -> float:
-        """The share of its tokens that a rank of cp has."""
-        return 1.0 / self.cp if self.cp > 1 and node.name in self.folded.sized.batch_layout else 1.0
+        """The share of its tokens that a rank has."""
+        return 1.0 / self.sharers if self.sharers > 1 and node.name in self.folded.sized.batch_layout else 1.0
 
     def op(self, node: fx.Node) -> Op:
         """What rules look at of a node, looked up once."""
@@ -118,27 +143,27 @@ class Setting:
         return core(self.folded.body(group))
 
 
-def op_work(setting: Setting, node: fx.Node, strategy: Strategy) -> tuple[Work, Work]:
+def op_work(setting: Setting, node: fx.Node, strategies: Strategies) -> tuple[Work, Work]:
     """Forward and backward work of one op where the fullest rank's share of it runs."""
     rule, dtype = rule_of(str(node.target)), _dtype(node)
     nothing = Work(dtype)
     if not is_tensor(node) or (rule and rule.view and (setting.fused or not is_copy(node))):
         return nothing, nothing
     if is_attention(node):
-        forward, backward = _attention(setting, node, strategy)
+        forward, backward = _attention(setting, node, strategies)
     elif is_product(node):
-        forward, backward = _product(setting, node, strategy)
+        forward, backward = _product(setting, node, strategies)
     elif is_bias(node):
-        forward, backward = nothing, _streamed(dtype, setting.bytes(node, _result(strategy)))
+        forward, backward = nothing, _streamed(dtype, setting.bytes(node, strategies.result))
     else:
-        forward, backward = _other(setting, node, strategy, rule)
+        forward, backward = _other(setting, node, strategies, rule)
     return forward, backward if node in setting.folded.differentiable else nothing
 
 
-def _product(setting: Setting, node: fx.Node, strategy: Strategy) -> tuple[Work, Work]:
+def _product(setting: Setting, node: fx.Node, strategies: Strategies) -> tuple[Work, Work]:
     """The gradient of the first operand is m x n by n x k, of the second k x m by m x n."""
-    gemm, dtype = _gemm(setting, node, strategy), _dtype(node)
-    second = _second_gradient(setting, node, strategy, gemm)
+    gemm, dtype = _gemm(setting, node, strategies), _dtype(node)
+    second = _second_gradient(setting, node, strategies, gemm)
     gradients = list(second.gemms)
     if _differentiable(operands(node)[0], setting.folded.differentiable):
         gradients.insert(0, Gemm(gemm.m, gemm.k, gemm.n, gemm.count))
@@ -147,54 +172,55 @@ def _product(setting: Setting, node: fx.Node, strategy: Strategy) -> tuple[Work,
     return Work(dtype, (gemm,), kernels=1), backward
 
 
-def _gemm(setting: Setting, node: fx.Node, strategy: Strategy) -> Gemm:
-    sides = [setting.local(n, p) for n, p in zip(operands(node)[:2], strategy.operands, strict=False)]
+def _gemm(setting: Setting, node: fx.Node, strategies: Strategies) -> Gemm:
+    sides = [setting.local(n, p) for n, p in zip(operands(node)[:2], strategies.operands, strict=False)]
     rule = rule_of(str(node.target))
     assert rule is not None
     assert rule.gemm is not None
-    gemm = rule.gemm(setting.op(node), sides[0], sides[1], setting.local(node, _result(strategy)))
+    gemm = rule.gemm(setting.op(node), sides[0], sides[1], setting.local(node, strategies.result))
     return Gemm(gemm.m * setting.tokens(node), gemm.n, gemm.k, gemm.count)
 
 
-def _second_gradient(setting: Setting, node: fx.Node, strategy: Strategy, gemm: Gemm) -> Work:
+def _second_gradient(setting: Setting, node: fx.Node, strategies: Strategies, gemm: Gemm) -> Work:
     second = operands(node)[1]
     if not _differentiable(second, setting.folded.differentiable):
         return Work(_dtype(node))
-    streamed = _accumulated(setting, second, strategy.operands[1])
+    streamed = _accumulated(setting, second, strategies.operands[1])
     return Work(_dtype(node), (Gemm(gemm.k, gemm.n, gemm.m, gemm.count),), 0.0, streamed, 1 + (streamed > 0))
 
 
-def weight_work(setting: Setting, node: fx.Node, strategy: Strategy) -> Work:
+def weight_work(setting: Setting, node: fx.Node, strategies: Strategies) -> Work:
     """The part of an op's backward that makes and accumulates a weight's gradient, which no earlier op waits for."""
     if not (is_product(node) and is_parameter(base(operands(node)[1]))) or node not in setting.folded.differentiable:
         return Work(_dtype(node))
-    return _second_gradient(setting, node, strategy, _gemm(setting, node, strategy))
+    return _second_gradient(setting, node, strategies, _gemm(setting, node, strategies))
 
 
-def _accumulated(setting: Setting, weight: fx.Node, placement: Placement) -> float:
+def _accumulated(setting: Setting, weight: fx.Node, layout: Layout) -> float:
     """Bytes streamed to add a weight's gradient to the sum, which a fused product does as it writes."""
-    return 0.0 if setting.fused or not is_parameter(base(weight)) else _ACCUMULATION * setting.bytes(weight, placement)
+    return 0.0 if setting.fused or not is_parameter(base(weight)) else _ACCUMULATION * setting.bytes(weight, layout)
 
 
 def _differentiable(node: fx.Node, differentiable: set[fx.Node]) -> bool:
     return node in differentiable or base(node) in differentiable
 
 
-def _attention(setting: Setting, node: fx.Node, strategy: Strategy) -> tuple[Work, Work]:
+def _attention(setting: Setting, node: fx.Node, strategies: Strategies) -> tuple[Work, Work]:
     dtype = _dtype(node)
-    part = op_share(setting, node, strategy)
-    gather = setting.cp  # keys and values are whole again on each rank
-    reads = setting.bytes(operands(node)[0], strategy.operands[0]) + setting.bytes(node, _result(strategy))
-    reads += sum(setting.bytes(n, p) * gather for n, p in zip(operands(node)[1:3], strategy.operands[1:3], strict=True))
+    part = op_share(setting, node, strategies)
+    gather = setting.sharers  # keys and values are whole again on each rank
+    reads = setting.bytes(operands(node)[0], strategies.operands[0]) + setting.bytes(node, strategies.result)
+    pairs = zip(operands(node)[1:3], strategies.operands[1:3], strict=True)
+    reads += sum(setting.bytes(n, layout) * gather for n, layout in pairs)
     if not setting.writes_scores(node):
         flops = op_flops(node) * part
         forward = Work(dtype, (), flops, reads, 1)
         return forward, Work(dtype, (), _FLASH_BACKWARD * flops, 2 * reads, 2)
     query, key, value = (shape_of(n) for n in operands(node)[:3])
-    count, rows = math.prod(query[:-2]) * part * setting.cp, query[-2] / setting.cp
+    count, rows = math.prod(query[:-2]) * part * setting.sharers, query[-2] / setting.sharers
     scores = Gemm(rows, key[-2], query[-1], count)
     mixed = Gemm(rows, value[-1], key[-2], count)
-    size = scores_bytes(setting, node, strategy)
+    size = scores_bytes(setting, node, strategies)
     dropped = _DROPOUT_PASSES if _drops(node) else 0.0
     gradients = (
         Gemm(rows, key[-2], value[-1], count), Gemm(key[-2], value[-1], rows, count),
@@ -207,34 +233,34 @@ def _attention(setting: Setting, node: fx.Node, strategy: Strategy) -> tuple[Wor
     )
 
 
-def scores_bytes(setting: Setting, node: fx.Node, strategy: Strategy) -> float:
+def scores_bytes(setting: Setting, node: fx.Node, strategies: Strategies) -> float:
     """Bytes of the attention scores on one rank."""
     query, key = (shape_of(n) for n in operands(node)[:2])
     size = node.meta["val"].element_size()
-    return math.prod(query[:-1]) * key[-2] * size * op_share(setting, node, strategy)
+    return math.prod(query[:-1]) * key[-2] * size * op_share(setting, node, strategies)
 
 
-def scores_kept(setting: Setting, node: fx.Node, strategy: Strategy) -> float:
+def scores_kept(setting: Setting, node: fx.Node, strategies: Strategies) -> float:
     """What unfused attention keeps: its softmax, with dropout also a byte of mask and the product with it; keys and
     values repeated for each head."""
     size = node.meta["val"].element_size()
-    repeated = 2 * setting.bytes(operands(node)[0], strategy.operands[0]) if repeats_heads(node) else 0.0
-    return scores_bytes(setting, node, strategy) * (2 + 1 / size if _drops(node) else 1) + repeated
+    repeated = 2 * setting.bytes(operands(node)[0], strategies.operands[0]) if repeats_heads(node) else 0.0
+    return scores_bytes(setting, node, strategies) * (2 + 1 / size if _drops(node) else 1) + repeated
 
 
 def _drops(node: fx.Node) -> bool:
     return bool(op_of(node).literal("dropout_p"))
 
 
-def _other(setting: Setting, node: fx.Node, strategy: Strategy, rule: Rule | None) -> tuple[Work, Work]:
+def _other(setting: Setting, node: fx.Node, strategies: Strategies, rule: Rule | None) -> tuple[Work, Work]:
     """By bytes: a sum's gradient is its operands', a table's is as large as the table."""
     differentiable, dtype = setting.folded.differentiable, _dtype(node)
-    result = 0.0 if node in setting.internal else setting.bytes(node, _result(strategy))
+    result = 0.0 if node in setting.internal else setting.bytes(node, strategies.result)
     read = [
         (n, 0.0 if setting.is_internal(n) else setting.bytes(n, p))
-        for n, p in zip(operands(node), strategy.operands, strict=True)
+        for n, p in zip(operands(node), strategies.operands, strict=True)
     ]
-    hidden = hidden_bytes(setting, node) * op_share(setting, node, strategy)
+    hidden = hidden_bytes(setting, node) * op_share(setting, node, strategies)
     looked_up = rule is not None and rule.lookup
     entering = result if looked_up else sum(size for _, size in read)
     forward = _streamed(dtype, entering + result + hidden)
@@ -260,22 +286,20 @@ def _streamed(dtype: torch.dtype, size: float) -> Work:
     return Work(dtype, streamed_bytes=size, kernels=int(size > 0))
 
 
-def op_share(setting: Setting, node: fx.Node, strategy: Strategy) -> float:
+def op_share(setting: Setting, node: fx.Node, strategies: Strategies) -> float:
     """The share of an op's work that the fullest rank does."""
-    sides = [*zip(operands(node), strategy.operands, strict=True), (node, _result(strategy))]
-    shares = [local_share(shape_of(n), p, setting.ranks) for n, p in sides if isinstance(p, Shard) and is_tensor(n)]
-    return max(shares, default=1.0) * setting.tokens(node)
+    sides = [*zip(operands(node), strategies.operands, strict=True), (node, strategies.result)]
+    tensors, share = [(shape_of(n), layout) for n, layout in sides if is_tensor(n)], setting.tokens(node)
+    for n, axis in enumerate(setting.axes):
+        divided = [(largest_shape(s, p[:n], setting.axes[:n]), p[n]) for s, p in tensors if isinstance(p[n], Shard)]
+        share *= max((local_share(shape, (placement,), (axis,)) for shape, placement in divided), default=1.0)
+    return share
 
 
 def op_flops(node: fx.Node) -> float:
     """FLOPs of one op, forward, unsharded."""
     rule = rule_of(str(node.target))
     return rule.flops(op_of(node)) if rule else 0.0
-
-
-def _result(strategy: Strategy) -> Placement:
-    assert not isinstance(strategy.result, tuple)
-    return strategy.result
 
 
 def _dtype(node: fx.Node) -> torch.dtype:

@@ -24,7 +24,7 @@ from partitioner.layouts.conversions import Handed, conversions, handed_on
 from partitioner.layouts.run_again import RunAgain, run_again
 from partitioner.layouts.solution import Solution, group_layouts
 from partitioner.plan.recompute_ways import NO_RECOMPUTE, WAYS
-from partitioner.sharding.mesh_axes import CP
+from partitioner.sharding.mesh_axes import whole
 
 
 def price_units(setting: Setting, solution: Solution, cluster: Cluster) -> Priced:
@@ -73,7 +73,7 @@ class _Pricing:
         return self.costs[handed]
 
     def summed(self, handed: Handed) -> UnitCost:
-        compute, sent, over_cp, count = ZERO, ZERO, 0.0, [0, 0]
+        compute, sent, over, count = ZERO, ZERO, dict[str, float](), [0, 0]
         for reader in (*self.body, None):
             for move in self.moves.get(reader, ()):
                 if reader is None and (move.value, move.target) not in handed:
@@ -82,7 +82,7 @@ class _Pricing:
                 count[0] += len(move.forward)
                 count[1] += len(move.backward)
                 sent += seconds
-                over_cp += seconds.total if move.axis == CP else 0.0
+                over[whole(move.axis)] = over.get(whole(move.axis), 0.0) + seconds.total
             if reader is not None:
                 compute += self.seconds[reader]
         software = self.cluster.software
@@ -90,7 +90,7 @@ class _Pricing:
             compute=compute,
             weight_gradient_seconds=self.weight,
             communication=exposed(sent, compute, software),
-            cp_share=over_cp / sent.total if over_cp else 0.0,
+            axis_shares={axis: own / sent.total for axis, own in over.items() if own},
             collectives=(count[0], count[1]),
             kernels=self.kernels(),
             stash=self.stash,
@@ -130,7 +130,7 @@ class _Pricing:
         return {NO_RECOMPUTE: Stash(self.keeping.bytes, self.plain), **{way: self.recomputed(way) for way in WAYS}}
 
     def recomputed(self, way: str) -> Stash:
-        row = run_again(self.folded, self.solution, self.setting.ranks, self.group, way)
+        row = run_again(self.folded, self.solution, self.group, way)
         skipped = row.begun if self.cluster.software.early_stop else frozenset[fx.Node]()
         runs = (node for node in row.again if node not in skipped)
         seconds = sum(self.seconds[node].forward for node in runs) + self.dropped(row), self.sent_again(row)
@@ -147,10 +147,10 @@ class _Pricing:
         """Bytes of the results that are kept, by the memory in which they lie, and of what is hidden in their ops;
         attention that writes its scores keeps nothing."""
         found, hidden = dict[Placed, float](), dict[fx.Node, float]()
-        for (node, placement), kind in row.kept.items():
+        for (node, layout), kind in row.kept.items():
             if kind == "attention" and self.setting.writes_scores(node):
                 continue
-            lies = self.live.lies((node, placement))
+            lies = self.live.lies((node, layout))
             share = self.cluster.software.kept_products if kind == "product" else 1.0
             found[lies] = share * self.live.bytes(lies)
             if kind == "attention" and node in self.keeping.hidden:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,7 @@ from partitioner.graph.graph import Unit
 from partitioner.graph.tied_blocks import Folded
 from partitioner.layouts.solution import Solution
 from partitioner.precision import Precision
-from partitioner.sharding.layout import REPLICATE, Placement, Shard
+from partitioner.sharding.layout import Layout, Shard, partial_axes
 
 
 @dataclass(frozen=True)
@@ -36,27 +37,27 @@ class Stash:
 
 
 class Held(NamedTuple):
-    """Of a trained parameter on a rank; ``dtype``: in which it computes, ``is_partial``: whether its gradient is
-    Partial."""
+    """Of a trained parameter on a rank; ``dtype``: in which it computes, ``partial``: the axes over which its gradient
+    is Partial."""
 
     elements: float
     dtype: torch.dtype
-    is_partial: bool
+    partial: tuple[str, ...]
 
 
 class Entering(NamedTuple):
     """A value that a unit reads of earlier ones; ``kept``: its bytes where the unit's backward keeps it."""
 
-    placement: Placement
+    layout: Layout
     bytes: float
     kept: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnitCost:
-    """One unit, one micro-batch, one tp rank: compute, exposed communication, and what is kept for backward.
+    """One unit, one micro-batch, one rank: compute, exposed communication, and what is kept for backward.
 
-    ``weight_gradient_seconds``: of compute's backward. ``cp_share``: of communication, the rest goes over tp.
+    ``weight_gradient_seconds``: of compute's backward. ``axis_shares``: of communication, by axis of the mesh.
     ``stash``: by way of recomputing, "none", "selective" (attention's scores), "operators" (every second product) and
     "full". ``ports``: what enters.
     ``collectives`` and ``kernels``: how many there are in forward and backward. ``surrogate``: seconds as the choice of
@@ -66,7 +67,7 @@ class UnitCost:
     compute: Seconds
     weight_gradient_seconds: float
     communication: Seconds
-    cp_share: float
+    axis_shares: Mapping[str, float]
     collectives: tuple[int, int]
     kernels: tuple[int, int]
     stash: Mapping[str, Stash]
@@ -101,7 +102,7 @@ class Priced:
 
     @property
     def ranks(self) -> int:
-        """Of the tp axis."""
+        """Over which ops are divided."""
         return self.setting.ranks
 
     @cached_property
@@ -124,9 +125,9 @@ class Priced:
         def held(node: fx.Node) -> Held:
             alike = folded.parameter[folded.own(node)]
             if alike not in known:
-                placement, value = self.solution.parameters[alike], node.meta["val"]
-                elements = value.numel() * self.setting.share(node, placement)
-                known[alike] = Held(elements, value.dtype, placement == REPLICATE)
+                layout, value = self.solution.parameters[alike], node.meta["val"]
+                elements = value.numel() * self.setting.share(node, layout)
+                known[alike] = Held(elements, value.dtype, partial_axes(layout, self.solution.axes))
             return known[alike]
 
         return {unit: {n: held(n) for n in found} for unit, found in folded.graph.trained.items()}
@@ -162,25 +163,30 @@ class Priced:
         return self._crossing(self.cluster.software.scatter_sends, differentiable=True)
 
     @cached_property
-    def spans(self) -> dict[tuple[fx.Node, Placement], tuple[int, int, float]]:
+    def spans(self) -> dict[tuple[fx.Node, Layout], tuple[int, int, float]]:
         """Of each value that units hand on: the places of its maker and of its last reader, and bytes."""
         units = self.folded.graph.units
         made = {node: self.place[unit] for node, unit in self.folded.home.items()}
         found = {}
         for n, unit in enumerate(units):
             for node, port in zip(self.folded.entering[unit], self.unit(unit).ports, strict=True):
-                found[node, port.placement] = made[node], n, port.bytes
+                found[node, port.layout] = made[node], n, port.bytes
         return found
 
     def _crossing(self, scattered: bool, differentiable: bool = False) -> list[float]:
         found, folded = [0.0] * (len(self.folded.graph.units) + 1), self.folded
-        for (node, placement), (made, last, size) in self.spans.items():
+        for (node, layout), (made, last, size) in self.spans.items():
             if differentiable and folded.own(folded.node[node]) not in folded.differentiable:
                 continue
-            part = size / self.ranks if scattered and not isinstance(placement, Shard) else size
+            part = size / self._holders(layout) if scattered else size
             for cut in range(made + 1, last + 1):
                 found[cut] += part
         return found
+
+    def _holders(self, layout: Layout) -> int:
+        """Ranks that hold the same of a value."""
+        rows = zip(layout, self.solution.axes, strict=True)
+        return math.prod(ranks for placement, (_, ranks) in rows if not isinstance(placement, Shard))
 
     def unit(self, unit: Unit) -> UnitCost:
         """The price of one unit."""

@@ -14,15 +14,16 @@ import torch
 from torch import fx, nn
 
 from partitioner.emit.gemm_ops import gemms
-from partitioner.emit.local_sizes import localize
 from partitioner.graph.nodes import is_tensor, op_of, operands
 from partitioner.graph.tied_blocks import Folded
+from partitioner.layouts.local_sizes import localize
 from partitioner.layouts.solution import Solution
-from partitioner.ops.collectives import OPS, Collective, conversion
-from partitioner.ops.rank_form import rank_form
-from partitioner.sharding.equations import Strategy
-from partitioner.sharding.layout import Placement
-from partitioner.sharding.mesh_axes import TP
+from partitioner.ops.collectives import OPS
+from partitioner.ops.conversions import Hop, conversion
+from partitioner.ops.rank_form import rank_forms
+from partitioner.sharding.equations import Strategies
+from partitioner.sharding.layout import Layout, layout_word
+from partitioner.sharding.mesh_axes import Axes
 
 own = torch.ops.partitioner
 
@@ -35,15 +36,13 @@ class Emitted:
     inputs: tuple[fx.Node, ...]
 
 
-def emit(
-    folded: Folded, solution: Solution, ranks: int, group: int, wanted: tuple[tuple[int, Placement], ...]
-) -> Emitted:
-    """The module of ``group``'s units that returns the nodes at these positions in these placements."""
-    writer = _Writer(folded, solution, ranks, group)
+def emit(folded: Folded, solution: Solution, group: int, wanted: tuple[tuple[int, Layout], ...]) -> Emitted:
+    """The module of ``group``'s units that returns the nodes at these positions in these layouts."""
+    writer = _Writer(folded, solution, group)
     for node in folded.body(group):
         writer.write(node)
     body = folded.body(group)
-    writer.graph.output(tuple(writer.get(body[index], placement) for index, placement in wanted))
+    writer.graph.output(tuple(writer.get(body[index], layout) for index, layout in wanted))
     gemms(writer.graph)
     module = fx.GraphModule(nn.Module(), writer.graph, class_name=_identifier(folded.groups[group][0].name))
     module.graph.lint()
@@ -55,11 +54,11 @@ def _identifier(name: str) -> str:
 
 
 class _Writer:
-    def __init__(self, folded: Folded, solution: Solution, ranks: int, group: int) -> None:
-        self.folded, self.solution, self.ranks, self.group = folded, solution, ranks, group
+    def __init__(self, folded: Folded, solution: Solution, group: int) -> None:
+        self.folded, self.solution, self.group = folded, solution, group
         self.graph = fx.Graph()
         self.inputs: dict[fx.Node, fx.Node] = {}
-        self.values: dict[tuple[fx.Node, Placement], fx.Node] = {}
+        self.values: dict[tuple[fx.Node, Layout], fx.Node] = {}
         own_nodes = set(folded.body(group))
         for node in folded.body(group):
             for operand in operands(node):
@@ -67,21 +66,21 @@ class _Writer:
                     self.inputs[operand] = self.graph.placeholder(self.input_name(operand))
                     self.inputs[operand].meta = {"val": operand.meta["val"], **self.origin(operand, self.made(operand))}
 
-    def origin(self, node: fx.Node, placement: Placement) -> dict[str, object]:
+    def origin(self, node: fx.Node, layout: Layout) -> dict[str, object]:
         """What an emitted node's meta says: the representative's node that it stands for, how its value lies, and
         whether it has a gradient."""
         gradient = node in self.folded.differentiable
-        return {"stands_for": node.name, "placement": placement, "differentiable": gradient}
+        return {"stands_for": node.name, "layout": layout, "differentiable": gradient}
 
     def input_name(self, node: fx.Node) -> str:
         return _identifier(node.meta["source"] if node.op == "placeholder" else node.name)
 
-    def made(self, node: fx.Node) -> Placement:
-        """Where an operand of the representative lies when it arrives or is made."""
+    def made(self, node: fx.Node) -> Layout:
+        """How an operand of the representative lies when it arrives or is made."""
         return self.solution.arrives(self.folded, self.group, node)
 
-    def get(self, node: fx.Node, wanted: Placement) -> fx.Node:
-        """The emitted value of ``node`` in a placement, converted once for all its readers."""
+    def get(self, node: fx.Node, wanted: Layout) -> fx.Node:
+        """The emitted value of ``node`` in a layout, converted once for all its readers."""
         source = self.made(node)
         if (node, source) not in self.values:
             self.values[node, source] = self.inputs[node]
@@ -89,42 +88,41 @@ class _Writer:
             self.values[node, wanted] = self.convert(node, source, wanted)
         return self.values[node, wanted]
 
-    def convert(self, node: fx.Node, source: Placement, wanted: Placement) -> fx.Node:
+    def convert(self, node: fx.Node, source: Layout, wanted: Layout) -> fx.Node:
         value = self.values[node, source]
         if not is_tensor(node):
             return value
-        rows = conversion(source, wanted, self.ranks, node in self.folded.differentiable)
-        if rows is None:
-            raise ValueError(f"{node.name} cannot go from {source} to {wanted}")
-        for row in rows:
-            value = self.call(node, row, value)
-            value.meta |= self.origin(node, wanted)
+        hops = conversion(source, wanted, self.solution.axes, node in self.folded.differentiable)
+        if hops is None:
+            raise ValueError(f"{node.name} cannot go from {layout_word(source)} to {layout_word(wanted)}")
+        for hop in hops:
+            value = self.call(node, hop, value)
         return value
 
-    def call(self, node: fx.Node, row: Collective, value: fx.Node) -> fx.Node:
-        new = self.graph.call_function(getattr(own, row.op).default, (value, TP, *row.arguments))  # type: ignore[arg-type]
-        new.meta["val"] = node.meta["val"]
+    def call(self, node: fx.Node, hop: Hop, value: fx.Node) -> fx.Node:
+        op, arguments = getattr(own, hop.row.op).default, (value, hop.axis, *hop.row.arguments)
+        new = self.graph.call_function(op, arguments)  # type: ignore[arg-type]
+        new.meta = {"val": node.meta["val"], **self.origin(node, hop.made)}
         return new
 
     def write(self, node: fx.Node) -> None:
-        strategy = self.solution.strategies[node]
-        readers = iter([self.get(n, p) for n, p in zip(operands(node), strategy.operands, strict=True)])
-        target, args, kwargs = _local(node, strategy, self.ranks)
+        strategies = self.solution.strategies[node]
+        readers = iter([self.get(n, layout) for n, layout in zip(operands(node), strategies.operands, strict=True)])
+        target, args, kwargs = _local(node, strategies, self.solution.axes)
         args, kwargs = fx.map_arg((args, kwargs), lambda _: next(readers))
         new = self.graph.call_function(target, args, kwargs)
         new.meta = {k: v for k, v in node.meta.items() if k in ("modules", "stack_trace", "val")}
-        assert not isinstance(strategy.result, tuple)
-        new.meta |= self.origin(node, strategy.result)
-        self.values[node, strategy.result] = new
+        new.meta |= self.origin(node, strategies.result)
+        self.values[node, strategies.result] = new
 
 
-def _local(node: fx.Node, strategy: Strategy, ranks: int) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    """Target and arguments of an op under a strategy: literals local, ranked ops where plain ones stood."""
-    result = strategy.result
-    assert not isinstance(result, tuple)
-    args, kwargs = localize(node, result, ranks)
-    form = rank_form(op_of(node), args, strategy, TP)
-    return (*form, {}) if form else (node.target, args, kwargs)
+def _local(node: fx.Node, strategies: Strategies, axes: Axes) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """Target and arguments of an op on a rank: literals local, ranked ops where plain ones stood."""
+    args, kwargs = localize(node, strategies.result, axes)
+    forms = list(rank_forms(op_of(node), args, strategies, axes))
+    if len(forms) > 1:
+        raise ValueError(f"{node.name} communicates along {' and '.join(form.axis for form in forms)}")
+    return (forms[0].op, forms[0].arguments, {}) if forms else (node.target, args, kwargs)
 
 
 def collective_nodes(module: fx.GraphModule) -> Iterator[fx.Node]:

@@ -13,7 +13,8 @@ import torch
 from torch import fx
 
 from partitioner.graph.nodes import arguments
-from partitioner.sharding.layout import local_shape
+from partitioner.sharding.layout import largest_shape
+from partitioner.sharding.mesh_axes import Axes
 
 aten = torch.ops.aten
 Arg = fx.Node | float
@@ -54,9 +55,9 @@ def source(node: fx.Node) -> fx.Node:
     return node
 
 
-def local(node: fx.Node, ranks: int) -> tuple[int, ...]:
+def local(node: fx.Node, axes: Axes) -> tuple[int, ...]:
     """The shape of an emitted node's value on rank 0."""
-    return local_shape(tuple(node.meta["val"].shape), node.meta["placement"], 0, ranks)
+    return largest_shape(tuple(node.meta["val"].shape), node.meta["layout"], axes)
 
 
 def _columns(node: Any) -> int | None:

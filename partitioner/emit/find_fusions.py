@@ -21,6 +21,7 @@ from cutlass_ops.linear import gemm, layer
 from cutlass_ops.spec.spec import ACCUMULATOR, Gemm, Load, Op, Store
 from partitioner.emit.epilogue_words import local, rows_of, source
 from partitioner.graph.nodes import arguments
+from partitioner.sharding.mesh_axes import Axes
 
 LINEAR = gemm.ops.linear.default
 
@@ -45,22 +46,22 @@ class Fusion:
         return bool(self.product.args[3])
 
 
-def find(graph: fx.Graph, ranks: int) -> list[Fusion]:
+def find(graph: fx.Graph, axes: Axes) -> list[Fusion]:
     """All products of a lowered block, in order, with what joins each; the values' local shapes are those of rank 0."""
     products = [node for node in graph.nodes if node.target == LINEAR]
     claimed: set[fx.Node] = set()
     found: dict[fx.Node, Fusion] = {}
     for product in reversed(products):
-        found[product] = _Chain(graph, product, ranks, claimed).fusion()
+        found[product] = _Chain(graph, product, axes, claimed).fusion()
         claimed |= set(found[product].members)
     return [_with_inner(found[product], found) for product in products]
 
 
 class _Chain:
-    def __init__(self, graph: fx.Graph, product: fx.Node, ranks: int, claimed: set[fx.Node]) -> None:
-        self.product, self.ranks, self.claimed = product, ranks, claimed
+    def __init__(self, graph: fx.Graph, product: fx.Node, axes: Axes, claimed: set[fx.Node]) -> None:
+        self.product, self.axes, self.claimed = product, axes, claimed
         self.order = {node: n for n, node in enumerate(graph.nodes)}
-        self.shape = local(product, ranks)
+        self.shape = local(product, axes)
         self.members: list[fx.Node] = []
         self._grow(graph)
         self._absorb()
@@ -159,7 +160,7 @@ class _Chain:
 
     def _fits(self, node: fx.Node) -> bool:
         """Whether a value is the product's size and dtype."""
-        shape = local(node, self.ranks)
+        shape = local(node, self.axes)
         same = len(shape) > 1 and shape[-1] == self.shape[-1] and math.prod(shape) == math.prod(self.shape)
         return same and node.meta["val"].dtype == self.product.meta["val"].dtype
 

@@ -22,6 +22,7 @@ from partitioner.emit.write_fusions import Keys, rewrite, split
 from partitioner.errors import InputError
 from partitioner.graph.nodes import arguments
 from partitioner.plan.derived_rows import ProductRow
+from partitioner.sharding.mesh_axes import Axes
 
 UNMEASURED = "no kernel measured"
 NO_KEYS = ("", "", "")
@@ -44,12 +45,12 @@ class Found:
     whole: str
 
 
-def products(module: fx.GraphModule, ranks: int, cluster: Cluster) -> list[Found]:
+def products(module: fx.GraphModule, axes: Axes, cluster: Cluster) -> list[Found]:
     """The block's products, in order. Raises InputError where the cluster's database can't be read."""
-    found = find(_split(module), ranks)
+    found = find(_split(module), axes)
     of = {fusion.product: fusion for fusion in found}
     kernels = _database(cluster)
-    return [_found(fusion, of[fusion.inner] if fusion.inner else None, ranks, kernels) for fusion in found]
+    return [_found(fusion, of[fusion.inner] if fusion.inner else None, axes, kernels) for fusion in found]
 
 
 def gemms(row: ProductRow, dtype: str) -> tuple[tuple[Gemm, Sizes], ...]:
@@ -60,15 +61,15 @@ def gemms(row: ProductRow, dtype: str) -> tuple[tuple[Gemm, Sizes], ...]:
     return (op.forward, (m, n, k)), (layer.dgrad(op), (m, k, n)), (layer.wgrad(op), weight)
 
 
-def with_kernels(module: fx.GraphModule, chosen: tuple[ProductRow, ...], ranks: int) -> fx.GraphModule:
+def with_kernels(module: fx.GraphModule, chosen: tuple[ProductRow, ...], axes: Axes) -> fx.GraphModule:
     """The block with the products replaced for which a kernel was chosen; itself where there are none."""
     keys = {row.name: row.kernels for row in chosen if any(row.kernels)}
     if not keys:
         return module
     graph = _split(module)
-    found = find(graph, ranks)
+    found = find(graph, axes)
     wanted: dict[fx.Node, Keys] = {f.product: keys[_name(f.product)] for f in found if _name(f.product) in keys}
-    rewrite(graph, found, wanted, ranks)
+    rewrite(graph, found, wanted, axes)
     return fx.GraphModule(module, graph, class_name=module.__class__.__name__)
 
 
@@ -86,8 +87,8 @@ def _database(cluster: Cluster) -> Database | None:
         raise InputError(f"the kernels of {cluster.name}: {error}") from error
 
 
-def _found(fusion: Fusion, inner: Fusion | None, ranks: int, kernels: Database | None) -> Found:
-    row = _row(fusion, notation.written(inner.gemm) if inner else "", ranks)
+def _found(fusion: Fusion, inner: Fusion | None, axes: Axes, kernels: Database | None) -> Found:
+    row = _row(fusion, notation.written(inner.gemm) if inner else "", axes)
     measured: tuple[Measured | None, ...] = (None, None, None)
     if kernels is not None:
         measured = tuple(kernels.look(gemm, *sizes) for gemm, sizes in gemms(row, row.dtype))
@@ -103,14 +104,14 @@ def _reason(measured: tuple[Measured | None, ...]) -> str:
     return "; ".join(f"{word} {m.reason if m else 'not measured'}" for word, m in rows if m is None or not m.key)
 
 
-def _row(fusion: Fusion, inner: str, ranks: int) -> ProductRow:
+def _row(fusion: Fusion, inner: str, axes: Axes) -> ProductRow:
     product = fusion.product
-    x = local(arguments(product)[0], ranks)
+    x = local(arguments(product)[0], axes)
     return ProductRow(
         name=_name(product),
         module=("", *product.meta.get("modules", ()))[-1],
         m=math.prod(x[:-1]),
-        n=local(product, ranks)[-1],
+        n=local(product, axes)[-1],
         k=x[-1],
         dtype=fusion.gemm.dtype,
         transposed=fusion.transposed,

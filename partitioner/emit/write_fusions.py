@@ -18,6 +18,7 @@ from partitioner.emit.epilogue_words import local, rows_of, source
 from partitioner.emit.find_fusions import LINEAR, Fusion
 from partitioner.graph.nodes import arguments
 from partitioner.ops import own_ops
+from partitioner.sharding.mesh_axes import Axes
 
 Keys = tuple[str, str, str]  # of forward, dgrad and wgrad
 FUSED = fused.ops.fused_linear.default
@@ -36,7 +37,7 @@ def split(graph: fx.Graph) -> None:
             _split(graph, product, parts)
 
 
-def rewrite(graph: fx.Graph, found: list[Fusion], keys: Mapping[fx.Node, Keys], ranks: int) -> None:
+def rewrite(graph: fx.Graph, found: list[Fusion], keys: Mapping[fx.Node, Keys], axes: Axes) -> None:
     """Replace the products of ``keys``, as ``fuse.find`` found them; a product without keys stays as it is.
 
     A gradient rides on a dgrad where that has a kernel and the product that it goes on to is replaced too.
@@ -48,7 +49,7 @@ def rewrite(graph: fx.Graph, found: list[Fusion], keys: Mapping[fx.Node, Keys], 
         chosen = keys.get(fusion.product)
         if chosen is not None:
             rides = fusion.inner is not None and fusion.inner in keys and chosen[1] != ""
-            _Writer(graph, fusion, of[fusion.inner] if rides else None, ranks, now, made).write(chosen)  # type: ignore[index]
+            _Writer(graph, fusion, of[fusion.inner] if rides else None, axes, now, made).write(chosen)  # type: ignore[index]
     graph.eliminate_dead_code()
     graph.lint()
 
@@ -64,17 +65,17 @@ class _Writer:
         graph: fx.Graph,
         fusion: Fusion,
         inner: Fusion | None,
-        ranks: int,
+        axes: Axes,
         now: dict[fx.Node, fx.Node],
         made: dict[fx.Node, fx.Node],
     ) -> None:
-        self.graph, self.fusion, self.inner, self.ranks, self.now, self.made = graph, fusion, inner, ranks, now, made
+        self.graph, self.fusion, self.inner, self.axes, self.now, self.made = graph, fusion, inner, axes, now, made
 
     def write(self, keys: Keys) -> None:
         fusion, product = self.fusion, self.fusion.product
         x, weight, bias, transposed = product.args
         with self.graph.inserting_before((product, *fusion.members)[-1]):
-            loads = [self.shaped(self.now.get(n, n), n, local(product, self.ranks)) for n in fusion.loads]
+            loads = [self.shaped(self.now.get(n, n), n, local(product, self.axes)) for n in fusion.loads]
             biases = [] if bias is None else [bias]
             lines = notation.written(fusion.gemm), notation.written(self.inner.gemm) if self.inner else ""
             arguments = (x, weight, [*biases, *loads], self.tensors(), *lines, transposed, list(keys))
@@ -96,8 +97,8 @@ class _Writer:
         names = [load.name for load in gemm.loads if load.over == "m n"]
         loads = [self.now.get(node, node) for node in self.inner.loads]
         known = dict(zip(names, loads, strict=True)) | {layer.pre_activation(gemm): self.made[product]}
-        lead = local(arguments(self.fusion.product)[0], self.ranks)[:-1]
-        shape = (*lead, local(product, self.ranks)[-1])
+        lead = local(arguments(self.fusion.product)[0], self.axes)[:-1]
+        shape = (*lead, local(product, self.axes)[-1])
         return [self.shaped(known[name], known[name], shape) for name in layer.leaves(gemm, 0)]
 
     def replace(self, results: dict[fx.Node, fx.Node]) -> None:
@@ -107,14 +108,14 @@ class _Writer:
         for node in (self.fusion.product, *self.fusion.members):
             if source(node) in results and set(node.users) - inside:
                 result = results[source(node)]
-                new = self.shaped(result, node, local(node, self.ranks), local(self.fusion.product, self.ranks))
+                new = self.shaped(result, node, local(node, self.axes), local(self.fusion.product, self.axes))
                 node.replace_all_uses_with(new, delete_user_cb=lambda user: user not in inside)
 
     def shaped(
         self, value: fx.Node, like: fx.Node, shape: tuple[int, ...], have: tuple[int, ...] | None = None
     ) -> fx.Node:
         """``value``, of the shape ``have`` (its own where it is not said), in another shape of its rows."""
-        if (have or local(value, self.ranks)) == shape:
+        if (have or local(value, self.axes)) == shape:
             return value
         new = self.graph.call_function(aten.reshape.default, (value, list(shape)))
         new.meta = like.meta

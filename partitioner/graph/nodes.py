@@ -44,10 +44,11 @@ def call(node: fx.Node, *args: Any, **kwargs: Any) -> Any:
     return function(*args, **kwargs)
 
 
-def op_of(node: fx.Node) -> Op:
-    """What the rules may look at of a call_function node."""
+def op_of(node: fx.Node, args: tuple[Any, ...] | None = None, kwargs: Mapping[str, Any] | None = None) -> Op:
+    """What the rules may look at of a call_function node, of other arguments where they are given."""
     defaults = _defaults(node.target)
-    given = dict(zip(defaults, node.args, strict=False)) | dict(node.kwargs)
+    given = dict(zip(defaults, node.args if args is None else args, strict=False))
+    given |= dict(node.kwargs if kwargs is None else kwargs)
     shapes = tuple(shape_of(n) for n in operands(node))
     value = node.meta["val"]
     result = tuple(value.shape) if isinstance(value, torch.Tensor) else ()

@@ -8,13 +8,15 @@ from partitioner.layouts.solution import Solution
 from partitioner.layouts.strategies import space
 
 
-def check_layouts(folded: Folded, solution: Solution, ranks: int) -> None:
-    """Every op runs in a way that its rule allows on ``ranks``; raises InputError naming the first that does not."""
-    options = space(folded, ranks).strategies
-    for node, strategy in solution.strategies.items():
-        if strategy not in options[node]:
-            operands = ", ".join(map(str, strategy.operands))
-            raise InputError(
-                f"the plan runs {node.name} as {operands} -> {strategy.result}, "
-                f"which the rule of {node.target} does not allow: plan again"
-            )
+def check_layouts(folded: Folded, solution: Solution) -> None:
+    """Every op runs in a way that its rule allows on each axis; raises InputError naming the first that does not."""
+    for n, (axis, ranks) in enumerate(solution.axes):
+        options = space(folded, axis, ranks, solution.on(solution.axes[:n])).strategies
+        for node, strategies in solution.strategies.items():
+            strategy = strategies.each[n]
+            if strategy not in options[node]:
+                operands = ", ".join(map(str, strategy.operands))
+                raise InputError(
+                    f"the plan runs {node.name} over {axis} as {operands} -> {strategy.result}, "
+                    f"which the rule of {node.target} does not allow: plan again"
+                )

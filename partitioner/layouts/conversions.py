@@ -1,4 +1,4 @@
-"""Which values a unit turns from one placement into another: each once, for all that need it so."""
+"""Which values a unit turns from one layout into another: each once, for all that need it so."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from partitioner.graph.nodes import is_parameter, is_tensor, operands
 from partitioner.graph.tied_blocks import Folded
 from partitioner.layouts.exports import exports
 from partitioner.layouts.solution import Solution
-from partitioner.sharding.layout import Placement
+from partitioner.sharding.layout import Layout
 
-Handed = frozenset[tuple[fx.Node, Placement]]
+Handed = frozenset[tuple[fx.Node, Layout]]
 
 
 class Conversion(NamedTuple):
     """Of a value, as the unit's ops name it."""
 
     value: fx.Node
-    source: Placement
-    target: Placement
+    source: Layout
+    target: Layout
 
 
 def conversions(folded: Folded, solution: Solution, group: int) -> dict[fx.Node | None, list[Conversion]]:
@@ -49,6 +49,6 @@ def conversions(folded: Folded, solution: Solution, group: int) -> dict[fx.Node 
 def handed_on(folded: Folded, solution: Solution) -> dict[Unit, Handed]:
     """Of each unit, what later units want of it in other layouts than it makes."""
     return {
-        unit: frozenset((folded.node[e.node], e.placement) for e in rows if not e.native)
+        unit: frozenset((folded.node[e.node], e.layout) for e in rows if not e.native)
         for unit, rows in exports(folded, solution).items()
     }

@@ -1,4 +1,4 @@
-"""What each unit hands to later units: values in the placements that their readers' ports want."""
+"""What each unit hands to later units: values in the layouts that their readers' ports want."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from torch import fx
 from partitioner.graph.graph import Unit, loss_node
 from partitioner.graph.tied_blocks import Folded
 from partitioner.layouts.solution import Solution
-from partitioner.sharding.layout import Placement
+from partitioner.sharding.layout import Layout, layout_word
 
 
 @dataclass(frozen=True)
 class Export:
-    """A value of a unit in one placement; ``native`` when it is made so."""
+    """A value of a unit in one layout; ``native`` when it is made so."""
 
     node: fx.Node
-    placement: Placement
+    layout: Layout
     native: bool
 
     @property
     def name(self) -> str:
         """The value's name in a Program."""
-        return self.node.name if self.native else f"{self.node.name}:{self.placement}"
+        return self.node.name if self.native else f"{self.node.name}:{layout_word(self.layout)}"
 
 
 def exports(folded: Folded, solution: Solution) -> dict[Unit, tuple[Export, ...]]:
@@ -41,5 +41,5 @@ def exports(folded: Folded, solution: Solution) -> dict[Unit, tuple[Export, ...]
     return {u: tuple(sorted(rows, key=lambda e: (order[e.node.name], e.name))) for u, rows in found.items()}
 
 
-def _export(folded: Folded, solution: Solution, value: fx.Node, wanted: Placement) -> Export:
+def _export(folded: Folded, solution: Solution, value: fx.Node, wanted: Layout) -> Export:
     return Export(value, wanted, solution.made(folded.node[value]) == wanted)

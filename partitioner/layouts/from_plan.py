@@ -13,8 +13,9 @@ from partitioner.layouts.solution import Solution
 from partitioner.plan.derived_rows import BlockRow
 from partitioner.plan.digests import digest_of
 from partitioner.plan.plan import Plan
-from partitioner.sharding.equations import Strategy
-from partitioner.sharding.layout import Placement, parse_placement
+from partitioner.sharding.equations import Strategies, Strategy
+from partitioner.sharding.layout import Layout, parse_layout
+from partitioner.sharding.mesh_axes import Axes
 
 
 def graph_digest(folded: Folded) -> str:
@@ -38,22 +39,25 @@ def recall(plan: Plan, folded: Folded) -> Solution:
     own, traced = plan.decisions.precision, folded.graph.precision
     if traced not in (own, own.promoted()):
         raise InputError(f"the plan's precision is {own}, the model was traced with {traced}: trace it with the plan's")
-    strategies: dict[fx.Node, Strategy] = {}
-    ports: dict[Port, Placement] = {}
+    axes = plan.parallelism.axes
+    strategies: dict[fx.Node, Strategies] = {}
+    ports: dict[Port, Layout] = {}
     for group, row in enumerate(plan.blocks):
-        for index, word in enumerate(row.ports):
-            ports[Port(group, index)] = _placement(word, row)
+        for index, words in enumerate(row.ports):
+            ports[Port(group, index)] = _layout(words, axes, row)
         for node, op in zip(folded.body(group), row.ops, strict=True):
-            strategies[node] = Strategy(tuple(_placement(w, row) for w in op.operands), _placement(op.result, row))
+            sides = [_layout(words, axes, row) for words in (*op.operands, op.result)]
+            each = zip(*sides, strict=True)
+            strategies[node] = Strategies(tuple(Strategy(side[:-1], side[-1]) for side in each))
     names = {n.meta["source"]: n for n in dict.fromkeys(folded.parameter.values())}
     by_pattern = plan.parameters
-    parameters = {n: _placement(by_pattern[name], None) for name, n in names.items()}
-    return Solution(strategies, ports, parameters, 0.0)
+    parameters = {n: _layout(by_pattern[name], axes, None) for name, n in names.items()}
+    return Solution(axes, strategies, ports, parameters, 0.0)
 
 
-def _placement(word: Any, row: BlockRow | None) -> Placement:
+def _layout(words: Any, axes: Axes, row: BlockRow | None) -> Layout:
     try:
-        return parse_placement(word)
+        return parse_layout(words, len(axes))
     except ValueError as error:
         where = f" in block {row.units[0]}" if row else ""
         raise InputError(f"the plan{where}: {error}") from error

@@ -25,11 +25,11 @@ from partitioner.layouts.conversions import Conversion, conversions
 from partitioner.layouts.op_kinds import biased, core, cores, is_attention, is_product
 from partitioner.layouts.solution import Solution
 from partitioner.ops.collective_kinds import KINDS
-from partitioner.ops.collectives import conversion
+from partitioner.ops.conversions import conversion
 from partitioner.plan.recompute_ways import WAYS
-from partitioner.sharding.layout import Placement
+from partitioner.sharding.layout import Layout
 
-Placed = tuple[fx.Node, Placement]
+Placed = tuple[fx.Node, Layout]
 Kind = Literal["product", "attention", "collective", "choice"]
 
 
@@ -56,9 +56,9 @@ class RunAgain:
         return move in self.sent_again or (reader in self.again and move not in self.conversions)
 
 
-def run_again(folded: Folded, solution: Solution, ranks: int, group: int, way: str) -> RunAgain:
+def run_again(folded: Folded, solution: Solution, group: int, way: str) -> RunAgain:
     """Of a unit of the group, recomputed in a way of WAYS."""
-    return _Walk(folded, solution, ranks, group, way).found()
+    return _Walk(folded, solution, group, way).found()
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ class _Step:
 
 
 class _Walk:
-    def __init__(self, folded: Folded, solution: Solution, ranks: int, group: int, way: str) -> None:
-        self.folded, self.solution, self.ranks, self.row = folded, solution, ranks, WAYS[way]
+    def __init__(self, folded: Folded, solution: Solution, group: int, way: str) -> None:
+        self.folded, self.solution, self.row = folded, solution, WAYS[way]
         self.body, self.differentiable = folded.body(group), folded.differentiable
         self.core = frozenset(core(self.body))
         self.regions = [frozenset(self.body)] if self.row.whole else cores(self.body)
@@ -94,8 +94,8 @@ class _Walk:
                 reads = zip(operands(node), self.solution.strategies[node].operands, strict=True)
                 yield _Step((node, self._result(node)), tuple(reads))
 
-    def _result(self, node: fx.Node) -> Placement:
-        return self.solution.strategies[node].result  # type: ignore[return-value]
+    def _result(self, node: fx.Node) -> Layout:
+        return self.solution.strategies[node].result
 
     def found(self) -> RunAgain:
         kept = self.kept
@@ -176,8 +176,8 @@ class _Walk:
 
     def _kinds(self, move: Conversion) -> list[str]:
         """Of the collectives by which a value is converted."""
-        rows = conversion(move.source, move.target, self.ranks, move.value in self.differentiable)
-        return [row.forward for row in rows or () if row.forward]
+        hops = conversion(move.source, move.target, self.solution.axes, move.value in self.differentiable)
+        return [hop.row.forward for hop in hops or () if hop.row.forward]
 
     def _is_read(self, node: fx.Node) -> bool:
         """Whether backward needs something of an op."""

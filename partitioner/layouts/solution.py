@@ -1,45 +1,55 @@
-"""The layouts that were chosen: a strategy an op, a placement a port and a parameter."""
+"""The layouts that were chosen: how each op runs, how each port and parameter lies, on each axis of the mesh."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx
 
 from partitioner.graph.nodes import is_parameter, operands
 from partitioner.graph.tied_blocks import Folded, Port, Value
-from partitioner.sharding.equations import Strategy
-from partitioner.sharding.layout import WHOLE, Placement
+from partitioner.sharding.equations import Strategies
+from partitioner.sharding.layout import WHOLE, Layout, everywhere
+from partitioner.sharding.mesh_axes import Axes
 
 
 @dataclass(frozen=True)
 class Solution:
-    """The chosen strategy of every representative op, the placement of every port and representative parameter.
+    """The chosen strategies of every representative op, the layout of every port and representative parameter, on
+    ``axes``.
 
     ``seconds`` is the objective where it was solved: a micro-batch of all blocks, its part of a sync, bytes held, of
     which each costs ``scarcity`` passes of memory.
     """
 
-    strategies: dict[fx.Node, Strategy]
-    ports: dict[Port, Placement]
-    parameters: dict[fx.Node, Placement]
+    axes: Axes
+    strategies: dict[fx.Node, Strategies]
+    ports: dict[Port, Layout]
+    parameters: dict[fx.Node, Layout]
     seconds: float
     scarcity: float = 1.0
 
-    def made(self, value: Value) -> Placement:
-        """Where a value lies when it is made."""
+    def on(self, axes: Axes) -> Solution | None:
+        """What of it lies along ``axes``, the first of its own; None for none of them."""
+        many = len(axes)
+        if not many:
+            return None
+        return replace(
+            self, axes=axes, strategies={n: Strategies(s.each[:many]) for n, s in self.strategies.items()},
+            ports={p: layout[:many] for p, layout in self.ports.items()},
+            parameters={n: layout[:many] for n, layout in self.parameters.items()},
+        )  # fmt: skip
+
+    def made(self, value: Value) -> Layout:
+        """How a value lies when it is made."""
         if isinstance(value, Port):
             return self.ports[value]
-        if value in self.parameters:
-            return self.parameters[value]
-        result = self.strategies[value].result
-        assert not isinstance(result, tuple)
-        return result
+        return self.parameters[value] if value in self.parameters else self.strategies[value].result
 
-    def arrives(self, folded: Folded, group: int, operand: fx.Node) -> Placement:
-        """Where an operand of a group's representative lies before it is converted."""
+    def arrives(self, folded: Folded, group: int, operand: fx.Node) -> Layout:
+        """How an operand of a group's representative lies before it is converted."""
         value = folded.value_of(group, operand)
-        return WHOLE if value is None else self.made(value)
+        return everywhere(WHOLE, self.axes) if value is None else self.made(value)
 
 
 def group_layouts(folded: Folded, solution: Solution, group: int) -> tuple[object, ...]:

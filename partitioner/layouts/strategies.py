@@ -1,4 +1,8 @@
-"""All legal ways to run each folded op on one axis: shards spread from every dimension to a fixpoint."""
+"""All legal ways to run each folded op on one axis: shards spread from every dimension to a fixpoint.
+
+Axes that are laid out already have left an op smaller. Where they divide a dimension of a value otherwise as it is made
+and as an op has it, a shard of that dimension is begun anew there.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +10,36 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from partitioner.graph.graph import op_of
-from partitioner.graph.nodes import is_parameter, is_tensor, operands, shape_of
+from partitioner.graph.nodes import is_parameter, is_tensor, operands
 from partitioner.graph.tied_blocks import Folded
+from partitioner.layouts.left_sizes import Left
+from partitioner.layouts.solution import Solution
 from partitioner.ops.autograd_functions import AutogradCall
+from partitioner.ops.rank_form import rank_forms
 from partitioner.sharding.equations import Strategy
-from partitioner.sharding.layout import Placement, Shard, shard_whole
+from partitioner.sharding.layout import Shard, shard_whole
+from partitioner.sharding.mesh_axes import AXES, whole
 from partitioner.sharding.op_rules import complete, partial, replicated, rule_of
 
 
 @dataclass(frozen=True)
 class Space:
-    """Strategies by representative op, and the shards seen of every representative value and parameter."""
+    """On an ``axis`` of ``ranks``: strategies by representative op, and the shards seen of every representative value
+    and parameter, as they are made of what other axes ``left``."""
 
+    axis: str
     ranks: int
+    left: Left
     strategies: dict[fx.Node, tuple[Strategy, ...]]
     shards: dict[fx.Node, tuple[Shard, ...]]
 
 
-def space(folded: Folded, ranks: int) -> Space:
-    """Enumerate; with one rank every op has the one strategy WHOLE."""
-    nodes = [n for g in range(len(folded.groups)) for n in folded.body(g)]
+def space(folded: Folded, axis: str, ranks: int, fixed: Solution | None = None) -> Space:
+    """Enumerate; with one rank every op has the one strategy WHOLE. ``fixed``: the layouts on outer axes."""
+    nodes, left = [n for g in range(len(folded.groups)) for n in folded.body(g)], Left(folded, fixed)
     if ranks == 1:
-        return Space(1, {n: replicated(len(operands(n)))[:1] for n in nodes}, {})
-    builder = _Builder(folded, ranks)
+        return Space(axis, 1, left, {n: replicated(len(operands(n)))[:1] for n in nodes}, {})
+    builder = _Builder(left, axis, ranks)
     for node in nodes:
         builder.seed(node)
         for operand in operands(node):
@@ -37,30 +47,32 @@ def space(folded: Folded, ranks: int) -> Space:
                 builder.seed(folded.parameter[operand])
     builder.spread(nodes)
     shards = {n: tuple(sorted(found)) for n, found in builder.shards.items()}
-    return Space(ranks, {n: _all(n, builder.found.get(n, {})) for n in nodes}, shards)
-
-
-def _all(node: fx.Node, found: dict[Strategy, None]) -> tuple[Strategy, ...]:
-    if isinstance(node.target, AutogradCall):  # its backward need not be linear in a gradient that is Partial
-        return replicated(len(operands(node)))[:1]
-    if not is_tensor(node):
-        return replicated(len(operands(node)))
-    return (*replicated(len(operands(node))), *partial(op_of(node)), *found)
+    return Space(axis, ranks, left, {n: builder.all_of(n) for n in nodes}, shards)
 
 
 class _Builder:
     """Spreads shards: ``shards`` by value, ``found`` strategies by op."""
 
-    def __init__(self, folded: Folded, ranks: int) -> None:
-        self.folded, self.ranks = folded, ranks
+    def __init__(self, left: Left, axis: str, ranks: int) -> None:
+        self.folded, self.left, self.axis, self.ranks = left.folded, left, axis, ranks
+        self.divides_parameters = "parameters" in AXES[whole(axis)].divides
         self.shards: dict[fx.Node, dict[Shard, None]] = {}
         self.found: dict[fx.Node, dict[Strategy, None]] = {}
         self.work: list[tuple[fx.Node, Shard]] = []
 
+    def all_of(self, node: fx.Node) -> tuple[Strategy, ...]:
+        """An op's strategies, those first that divide nothing."""
+        many = len(operands(node))
+        if isinstance(node.target, AutogradCall):  # its backward need not be linear in a gradient that is Partial
+            return replicated(many)[:1]
+        if not is_tensor(node):
+            return replicated(many)
+        return (*replicated(many), *partial(self.left.op(node)), *self.found.get(node, {}))
+
     def seed(self, node: fx.Node) -> None:
         if not is_tensor(node):
             return
-        for dim, size in enumerate(shape_of(node)):
+        for dim, size in enumerate(self.left.shape(node)):
             if size >= self.ranks:
                 self.add(node, shard_whole(dim, size, self.ranks))
 
@@ -79,8 +91,11 @@ class _Builder:
         return True
 
     def legal(self, node: fx.Node, shard: Shard) -> bool:
-        """The batch is dp's to divide; every rank holds something; only parameters' dimensions divide unevenly."""
-        if any(s.units < self.ranks for s in shard.segments):
+        """The batch is dp's to divide; every rank holds something; only parameters' dimensions divide unevenly, and
+        only once."""
+        if any(s.units < self.ranks for s in shard.segments) or not self.left.is_even(node, shard.dim):
+            return False
+        if is_parameter(node) and not self.divides_parameters:
             return False
         batch = self.folded.sized.batch_layout.get(node.name)
         if batch is None or batch.dim != shard.dim:
@@ -89,15 +104,22 @@ class _Builder:
         return all(s.repeat % rows == 0 for s in shard.segments)
 
     def expressible(self, op: fx.Node, strategy: Strategy) -> bool:
-        """Uneven results need a size inferred from the operand, which neither a grown dimension nor a part has."""
+        """Uneven results need a size inferred from the operand, which neither a grown dimension nor a part has. What
+        communicates inside does so on one axis."""
         result = strategy.result
+        if self.left.axes and len(self.forms(op, strategy)) > 1:
+            return False
         if not isinstance(result, Shard) or result.is_even(self.ranks):
             return True
         rule = rule_of(str(op.target))
         kind = rule.literals.kind if rule and rule.literals else ""
         if kind == "parts":
-            return op_of(op).literal("dim") != result.dim
+            return self.left.op(op).literal("dim") != result.dim
         return kind != "grown" or isinstance(strategy.operands[0], Shard)
+
+    def forms(self, op: fx.Node, strategy: Strategy) -> list[object]:
+        axes = (*self.left.axes, (self.axis, self.ranks))
+        return list(rank_forms(self.left.op(op), op.args, self.left.together(op, strategy), axes))
 
     def spread(self, nodes: list[fx.Node]) -> None:
         users: dict[fx.Node, list[tuple[fx.Node, int]]] = {}
@@ -108,19 +130,31 @@ class _Builder:
         while self.work:
             value, shard = self.work.pop(0)
             for op, slot in users.get(value, ()):
-                self.apply(op, slot, shard)
+                if is_tensor(op) and all(is_tensor(n) for n in operands(op)):
+                    shape = self.left.op(op).operands[slot] if slot >= 0 else self.left.shape(op)
+                    self.apply(op, slot, self.resized(shard, shape))
 
-    def apply(self, op: fx.Node, slot: int, shard: Shard) -> None:
-        if not is_tensor(op) or not all(is_tensor(n) for n in operands(op)):
-            return
-        strategy = complete(op_of(op), slot, shard, self.ranks)
+    def apply(self, op: fx.Node, slot: int, shard: Shard | None) -> None:
+        strategy = complete(self.left.op(op), slot, shard, self.ranks) if shard else None
         if strategy is None or strategy in self.found.get(op, {}):
             return
-        sides: list[tuple[fx.Node, Placement]] = list(zip(operands(op), strategy.operands, strict=True))
-        assert not isinstance(strategy.result, tuple)
-        sides.append((op, strategy.result))
-        shards = [(self.value(n), p) for n, p in sides if isinstance(p, Shard)]
-        if all(self.legal(n, p) for n, p in shards) and self.expressible(op, strategy):
+        shards = list[tuple[fx.Node, Shard | None]]()
+        for operand, placement in zip(operands(op), strategy.operands, strict=True):
+            if isinstance(placement, Shard):
+                value = self.value(operand)
+                shards.append((value, self.resized(placement, self.left.shape(value))))
+        if isinstance(strategy.result, Shard):
+            shards.append((op, strategy.result))
+        if all(p is not None and self.legal(n, p) for n, p in shards) and self.expressible(op, strategy):
             self.found.setdefault(op, {})[strategy] = None
-            for node, placement in shards:
-                self.add(node, placement)
+            for node, shard in shards:
+                assert shard is not None
+                self.add(node, shard)
+
+    def resized(self, shard: Shard, shape: tuple[int, ...]) -> Shard | None:
+        """A shard of a value as it is made, where an op has it in this ``shape``, or the other way; None where there is
+        too little for all ranks."""
+        size = shape[shard.dim]
+        if not self.left.axes or shard.size == size:
+            return shard
+        return shard_whole(shard.dim, size, self.ranks) if size >= self.ranks else None

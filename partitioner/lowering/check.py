@@ -15,7 +15,7 @@ def check_program(program: Program) -> None:
     for stage in program.stages:
         if stage.receives != arriving:
             raise ValueError(f"stage {stage.index} does not receive what the stage before it sends")
-        _check_stage(stage, everywhere | program.parameters.keys() & set(stage.parameters), dict(program.axes))
+        _check_stage(stage, everywhere | program.parameters.keys() & set(stage.parameters), program.sizes)
         arriving = stage.sends
     if arriving or program.stages[-1].loss is None:
         raise ValueError("the last stage must make the loss and send nothing")

@@ -32,8 +32,7 @@ from partitioner.plan.derived_rows import BlockRow
 from partitioner.plan.executed import not_executed
 from partitioner.plan.parallelism import Parallelism
 from partitioner.plan.plan import Decisions, Plan
-from partitioner.sharding.layout import WHOLE, Placement, local_shape
-from partitioner.sharding.mesh_axes import TP
+from partitioner.sharding.layout import WHOLE, Layout, everywhere, largest_shape
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,6 @@ class _Lowered:
     graph: Graph
     folded: Folded
     solution: Solution
-    ranks: int
     exports: dict[Unit, tuple[Export, ...]]
     calls: dict[Unit, Call]
 
@@ -58,12 +56,11 @@ def lower(graph: Graph, plan: Plan) -> Program:
     graph = resize(graph, parallelism.micro_batch)
     folded = fold(graph)
     solution = recall(plan, folded)
-    ranks = parallelism.mesh[TP]
-    check_layouts(folded, solution, ranks)
+    check_layouts(folded, solution)
     out = exports(folded, solution)
     split = stage_units(graph, decisions.stages)
     again = _Again(parallelism.recompute, _recomputed(split, decisions))
-    lowered = _Lowered(graph, folded, solution, ranks, out, _calls(folded, solution, plan.blocks, ranks, out, again))
+    lowered = _Lowered(graph, folded, solution, out, _calls(folded, solution, plan.blocks, out, again))
     program = Program(
         stages=_stages(lowered, split, parallelism),
         parameters=_parameters(lowered, split),
@@ -72,7 +69,7 @@ def lower(graph: Graph, plan: Plan) -> Program:
         counts=graph.counts,
         mesh=dict(parallelism.mesh),
         order=parallelism.order,
-        axes=((TP, ranks),),
+        axes=parallelism.axes,
         micro_batch=parallelism.micro_batch,
         micro_batches=parallelism.micro_batches,
         actions=parallelism.actions,
@@ -108,7 +105,6 @@ def _calls(
     folded: Folded,
     solution: Solution,
     rows: tuple[BlockRow, ...],
-    ranks: int,
     out: dict[Unit, tuple[Export, ...]],
     again: _Again,
 ) -> dict[Unit, Call]:
@@ -117,16 +113,16 @@ def _calls(
     calls: dict[Unit, Call] = {}
     for group, units in enumerate(folded.groups):
         for unit in units:
-            wanted = tuple((unit.nodes.index(e.node.name), e.placement) for e in out[unit])
+            wanted = tuple((unit.nodes.index(e.node.name), e.layout) for e in out[unit])
             key = (group, wanted)
             if key not in cache:
-                emitted = emit(folded, solution, ranks, group, wanted)
-                module = with_kernels(emitted.module, rows[group].products, ranks)
+                emitted = emit(folded, solution, group, wanted)
+                module = with_kernels(emitted.module, rows[group].products, solution.axes)
                 cache[key] = Emitted(module, emitted.inputs)
             arguments = _arguments(folded, solution, unit, cache[key], group)
             names = tuple(e.name for e in out[unit])
             if unit in again.units and key not in recomputed:
-                row = run_again(folded, solution, ranks, group, again.way)
+                row = run_again(folded, solution, group, again.way)
                 recomputed[key] = marked(cache[key].module, row)
             recompute = recomputed[key] if unit in again.units else None
             calls[unit] = Call(unit.name, cache[key].module, arguments, names, recompute)
@@ -146,8 +142,8 @@ def _arguments(folded: Folded, solution: Solution, unit: Unit, emitted: Emitted,
 def _value_name(folded: Folded, solution: Solution, node: fx.Node, port: object) -> str:
     if port is not None:
         representative = folded.node[node]
-        placement = solution.ports[port]  # type: ignore[index]
-        return Export(node, placement, solution.made(representative) == placement).name
+        layout = solution.ports[port]  # type: ignore[index]
+        return Export(node, layout, solution.made(representative) == layout).name
     return value_name(node)
 
 
@@ -184,7 +180,7 @@ def _read(graph: Graph, names: dict[str, None]) -> tuple[str, ...]:
 
 
 def _value(lowered: _Lowered, export: Export, differentiable: set[fx.Node]) -> Value:
-    shape = local_shape(shape_of(export.node), export.placement, 0, lowered.ranks)
+    shape = largest_shape(shape_of(export.node), export.layout, lowered.solution.axes)
     return Value(export.name, shape, export.node.meta["val"].dtype, export.node in differentiable)
 
 
@@ -201,22 +197,23 @@ def _parameters(lowered: _Lowered, split: list[list[Unit]]) -> dict[str, Paramet
     trained = reached(lowered.graph.module.graph)
     for node, readers in stages.items():
         info = lowered.graph.parameters[node.meta["source"]]
-        placement = lowered.solution.parameters[lowered.folded.parameter[node]]
-        found[info.names[0]] = _parameter(lowered, info, node in trained, placement, tuple(sorted(readers)), True)
+        layout = lowered.solution.parameters[lowered.folded.parameter[node]]
+        found[info.names[0]] = _parameter(lowered, info, node in trained, layout, tuple(sorted(readers)), True)
+    whole = everywhere(WHOLE, lowered.solution.axes)
     for name, info in lowered.graph.parameters.items():  # what no op reads is held, whole, and never changes
         if name not in found:
-            found[name] = _parameter(lowered, info, False, WHOLE, (0,), False)
+            found[name] = _parameter(lowered, info, False, whole, (0,), False)
     order = {name: n for n, name in enumerate(lowered.graph.parameters)}
     return dict(sorted(found.items(), key=lambda row: order[row[0]]))
 
 
 def _parameter(
-    lowered: _Lowered, info: ParameterInfo, trains: bool, placement: Placement, stages: tuple[int, ...], is_read: bool
+    lowered: _Lowered, info: ParameterInfo, trains: bool, layout: Layout, stages: tuple[int, ...], is_read: bool
 ) -> Parameter:
     own, precision = str(info.dtype).removeprefix("torch."), lowered.graph.precision
     copy = precision.state_of(own) if trains else None
     return Parameter(
-        names=info.names, shape=info.shape, dtype=info.dtype, requires_grad=trains, layout=(placement,), stages=stages,
+        names=info.names, shape=info.shape, dtype=info.dtype, requires_grad=trains, layout=layout, stages=stages,
         gradient_dtype=getattr(torch, precision.gradient_of(own)),
         copy_dtype=None if copy is None else getattr(torch, copy), is_read=is_read,
     )  # fmt: skip

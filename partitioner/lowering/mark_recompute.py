@@ -15,7 +15,7 @@ _CONVERSIONS = {op.target: op for op in OPS.values()}
 
 def marked(module: fx.GraphModule, row: RunAgain) -> Recompute | None:
     """Of the module emitted for a unit of which ``row`` says what runs again; None for nothing."""
-    converted = {(node.name, placement) for (node, placement), kind in row.kept.items() if kind == "collective"}
+    converted = {(node.name, layout) for (node, layout), kind in row.kept.items() if kind == "collective"}
     kinds = {node.name: kind for (node, _), kind in row.kept.items() if kind != "collective"}
     passed = {node.name for node, _ in row.passed}
     kept, let_go, ends = dict[str, str](), set[str](), [set[fx.Node]() for _ in row.regions]
@@ -23,7 +23,7 @@ def marked(module: fx.GraphModule, row: RunAgain) -> Recompute | None:
         name, conversion = node.meta["stands_for"], _CONVERSIONS.get(str(node.target))
         name = node.meta.get("part_of", name) if name not in kinds else name  # of a product that kernels compute apart
         if conversion is not None:
-            is_kept = (node.meta["stands_for"], node.meta["placement"]) in converted and conversion.forward
+            is_kept = (node.meta["stands_for"], node.meta["layout"]) in converted and conversion.forward
             kept |= {node.name: "collective"} if is_kept else {}
         elif node.target is not operator.getitem:  # of several results, which are kept with their op
             for inside, region in zip(ends, row.regions, strict=True):

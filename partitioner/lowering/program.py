@@ -18,12 +18,12 @@ from partitioner.graph.counts import Count
 from partitioner.graph.step_inputs import BATCH_SHARE, SAMPLE_COUNT, SAMPLE_KEYS, STEP_KEY
 from partitioner.schedule.tables import Action
 from partitioner.sharding.layout import Layout
-from partitioner.sharding.mesh_axes import DP, REPLICA, SHARD, TP
+from partitioner.sharding.mesh_axes import DP, REPLICA, SHARD, Axes, whole
 
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor that crosses a stage boundary: its name, local shape (one micro-batch, one tp rank) and dtype.
+    """A tensor that crosses a stage boundary: its name, local shape (one micro-batch, one rank) and dtype.
 
     ``differentiable``: it has a gradient, which comes back to the stage that sent it.
     """
@@ -131,8 +131,8 @@ class Parameter:
 class Program:
     """Everything that a rank needs to run its part.
 
-    Ranks are numbered over ``mesh`` = {"pp": .., "dp": .., "tp": ..} in the order of ``order`` (last varies fastest).
-    ``axes`` are the tensor-parallel axes inside a stage and their sizes: (("tp", n),), or a refinement of it.
+    Ranks are numbered over ``mesh``, ranks by axis, in the order of ``order`` (last varies fastest).
+    ``axes`` are those along which ops lie inside a stage, axes of the mesh or what refines them, and their ranks.
     ``inputs`` are the batch's names, ``batched`` those that carry samples along dimension 0; the others are whole in
     every micro-batch. Calls may also read the inputs of step_inputs.py, and each of ``counts`` by its name, summed over
     the micro-batches of the global batch.
@@ -149,7 +149,7 @@ class Program:
     counts: tuple[Count, ...]
     mesh: dict[str, int]
     order: tuple[str, ...]
-    axes: tuple[tuple[str, int], ...]
+    axes: Axes
     micro_batch: int
     micro_batches: int
     actions: tuple[tuple[Action, ...], ...]
@@ -161,6 +161,20 @@ class Program:
     tf32: bool = False
     zero: int = 0
     shards: int = 1
+
+    @property
+    def parts(self) -> dict[str, Axes]:
+        """By axis of the mesh that is refined: what refines it, and the ranks of each."""
+        found: dict[str, Axes] = {}
+        for axis, ranks in (*self.axes, (REPLICA, self.mesh[DP] // self.shards), (SHARD, self.shards)):
+            if axis not in self.mesh:
+                found[whole(axis)] = (*found.get(whole(axis), ()), (axis, ranks))
+        return found
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Ranks along each axis of the mesh, and each that refines one."""
+        return dict(self.mesh) | {name: ranks for parts in self.parts.values() for name, ranks in parts}
 
     def is_sharded(self, parameter: Parameter) -> bool:
         """Whether ranks of dp hold parts of a parameter's state."""
@@ -196,13 +210,13 @@ Coordinates = Mapping[str, int]
 
 
 def coordinates(program: Program) -> list[Coordinates]:
-    """Of each rank: its index on each axis of the mesh, each of ``program.axes``, and those that refine dp."""
-    cells = list(product(*(range(size) for _, size in program.axes)))
-    refined = [dict(zip((axis for axis, _ in program.axes), cell, strict=True)) for cell in cells]
+    """Of each rank: its index on each axis of the mesh, and on each that refines one."""
     places = product(*(range(program.mesh[axis]) for axis in program.order))
-    rows = (dict(zip(program.order, place, strict=True)) for place in places)
-    shards = program.shards
-    return [row | refined[row[TP]] | {REPLICA: row[DP] // shards, SHARD: row[DP] % shards} for row in rows]
+    rows: list[Coordinates] = [dict(zip(program.order, place, strict=True)) for place in places]
+    for axis, parts in program.parts.items():
+        names, cells = [name for name, _ in parts], list(product(*(range(ranks) for _, ranks in parts)))
+        rows = [{**row, **dict(zip(names, cells[row[axis]], strict=True))} for row in rows]
+    return rows
 
 
 def listing(program: Program) -> str:

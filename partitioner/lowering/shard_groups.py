@@ -53,10 +53,7 @@ def reduced_bytes(program: Program, here: Coordinates, group: ShardGroup) -> int
 
 def rank_shape(program: Program, parameter: Parameter, here: Coordinates) -> tuple[int, ...]:
     """What a rank's ops read of a parameter."""
-    shape = parameter.shape
-    for placement, (axis, ranks) in zip(parameter.layout, program.axes, strict=True):
-        shape = local_shape(shape, placement, here[axis], ranks)
-    return shape
+    return local_shape(parameter.shape, parameter.layout, ((here[axis], ranks) for axis, ranks in program.axes))
 
 
 def chunk_rows(size: int, rank: int, ranks: int) -> tuple[int, int]:

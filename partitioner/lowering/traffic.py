@@ -23,7 +23,7 @@ from partitioner.lowering.shard_groups import (
 )
 from partitioner.ops.collective_kinds import ALL_GATHER, ALL_REDUCE, REDUCE_SCATTER
 from partitioner.schedule.tables import KINDS, Action, reader
-from partitioner.sharding.layout import REPLICATE
+from partitioner.sharding.layout import partial_axes
 from partitioner.sharding.mesh_axes import DP, PP, SHARD
 
 SCALAR = 8  # bytes of a float64
@@ -60,7 +60,7 @@ class _Trip:
 
     def __init__(self, program: Program, here: Coordinates) -> None:
         self.program, self.here = program, here
-        self.axes = dict(program.axes)
+        self.axes = program.sizes
         self.known = _fixed(program, here)
         self.made: dict[object, Ran] = {}
         self.stages = [self.stage(stage) for stage in program.stages]
@@ -171,8 +171,7 @@ def _sync(program: Program, here: Coordinates) -> Iterator[Sending]:
         owners = program.ranks_of(parameter.stages)
         if not parameter.requires_grad or here[PP] not in owners:
             continue
-        rows = zip(parameter.layout, program.axes, strict=True)
-        axes = [axis for placement, (axis, ranks) in rows if placement == REPLICATE and ranks > 1]
+        axes = list(partial_axes(parameter.layout, program.axes))
         axes += [PP] if len(owners) > 1 else []
         is_sharded = program.is_sharded(parameter)
         axes += [DP] if program.mesh[DP] > 1 and not is_sharded else []
@@ -185,12 +184,11 @@ def _sync(program: Program, here: Coordinates) -> Iterator[Sending]:
 
 def _control(program: Program, clipped: bool) -> Iterator[Sending]:
     """Fingerprints of what carries no samples, the counts, the loss, the squared gradient norm."""
-    mesh = program.mesh
     shared = len(program.inputs) - len(program.batched)
     sizes = [(DP, 2 * SCALAR * shared)] if shared else []
     sizes += [(DP, SCALAR * numbers) for numbers in program.counted]
     sizes += [(DP, SCALAR), (PP, SCALAR)]
-    wide = dict(mesh) | dict(program.axes) | {SHARD: program.shards}
+    wide = program.sizes
     sizes += [(axis, SCALAR) for axis in (PP, *(axis for axis, _ in program.axes), SHARD) if clipped]
     return (Sending(axis, ALL_REDUCE, "control", size) for axis, size in sizes if wide[axis] > 1)
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import torch
 
-from partitioner.ops.collective_kinds import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, KINDS, REDUCE_SCATTER
+from partitioner.ops.collective_kinds import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, REDUCE_SCATTER
 from partitioner.sharding.layout import PARTIAL, REPLICATE, WHOLE, Placement, Shard, flat, unflat
 
 Shape = tuple[int, ...]
@@ -175,8 +175,10 @@ def _to_shard(source: Placement, target: Shard) -> tuple[Collective, ...] | None
     return _cut(target)
 
 
-def conversion(source: Placement, target: Placement, ranks: int, differentiable: bool) -> tuple[Collective, ...] | None:
-    """``collectives.convert``; a value without a gradient that every rank holds is anything that it can be cut into."""
+def convert_value(
+    source: Placement, target: Placement, ranks: int, differentiable: bool
+) -> tuple[Collective, ...] | None:
+    """``convert``; a value without a gradient that every rank holds is anything that it can be cut into."""
     if not differentiable and str(source) in ("W", "R"):
         if str(target) in ("W", "R"):
             return ()
@@ -187,9 +189,3 @@ def conversion(source: Placement, target: Placement, ranks: int, differentiable:
 
 def _cut(target: Shard) -> tuple[Collective, ...]:
     return (Collective.of("shard", target.dim, flat(target.segments), False),)
-
-
-def payloads(size: float, rows: tuple[Collective, ...], ranks: int, phase: str) -> list[tuple[str, float]]:
-    """(kind, bytes) of what collectives on a value of ``size`` bytes send in one phase."""
-    found = [(row.forward if phase == "forward" else row.backward) for row in rows]
-    return [(kind, KINDS[kind].payload(size, ranks)) for kind in found if kind]

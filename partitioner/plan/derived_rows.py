@@ -120,7 +120,8 @@ class StageCost:
     first backward of a step on; ``kept_bytes`` that each micro-batch in flight keeps, ``acting_bytes`` that its
     forward, its backward and the first backward of a step hold beside that. What is sent for it: ``sent_bytes`` to the
     next stage and ``sent_back_bytes`` to the one before for each micro-batch; once a step ``synced_bytes`` of
-    gradients, ``partial_bytes`` of them over tp too, and ``gathered_bytes`` of weights where ZeRO divides them.
+    gradients, ``partial_bytes`` of them over other axes too, by axis, and ``gathered_bytes`` of weights where ZeRO
+    divides them.
     """
 
     forward_seconds: float
@@ -138,7 +139,7 @@ class StageCost:
     sent_bytes: float
     sent_back_bytes: float
     synced_bytes: float
-    partial_bytes: float
+    partial_bytes: dict[str, float]
     gathered_bytes: float
 
     @property
@@ -180,8 +181,8 @@ class Cost:
 
 
 _CANDIDATE = """
-    mesh micro_batch schedule virtual recompute zero zero_group order step_seconds compute_seconds exposed_seconds
-    bubble_seconds peak_bytes
+    mesh micro_batch schedule virtual recompute zero zero_group order refined step_seconds compute_seconds
+    exposed_seconds bubble_seconds peak_bytes
 """
 
 

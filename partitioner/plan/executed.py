@@ -9,7 +9,7 @@ from typing import Any
 from partitioner.plan.parallelism import Parallelism
 from partitioner.plan.recompute_ways import FULL_RECOMPUTE, NO_RECOMPUTE, OPERATORS, SELECTIVE
 from partitioner.schedule.tables import SCHEDULES
-from partitioner.sharding.mesh_axes import AXES, CP
+from partitioner.sharding.mesh_axes import AXES
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def _schedules(executed: bool) -> tuple[str, ...]:
 
 
 EXECUTED = {  # a decision that has no row is executed with every value
-    CP: Values((1,), tuple(range(2, 17)), f"{CP} {{}}"),
+    **{axis: Values((1,), row.looked_at, f"{axis} {{}}") for axis, row in AXES.items() if row.looked_at},
     "zero": Values((0, 1, 2, 3), (), "ZeRO {}"),
     "recompute": Values((NO_RECOMPUTE, OPERATORS, SELECTIVE, FULL_RECOMPUTE), (), "{} recompute"),
     "schedule": Values(_schedules(True), _schedules(False), "schedule {}"),

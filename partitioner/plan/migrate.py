@@ -4,6 +4,7 @@ it anew.
     6 -> 7    precision: the model's own data types, in which such plans were executed; the bytes of a parameter were
               the cluster's. ZeRO over all replicas
     7 -> 8    a recompute was of whole blocks, and priced with all of the last op that keeps something
+    8 -> 9    ops lay along tp alone: a layout was one placement
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from partitioner.plan.digests import digest_of
 from partitioner.plan.json_document import plain
 from partitioner.plan.recompute_ways import FULL_RECOMPUTE, NO_RECOMPUTE
 from partitioner.precision import OWN
+from partitioner.sharding.mesh_axes import TP
 
-VERSION = 8
+VERSION = 9
 UNVERSIONED = 6  # what reports without a version are of
 _STATE = ("weight_bytes", "gradient_bytes", "optimizer_bytes")
 Data = dict[str, Any]
@@ -81,6 +83,49 @@ def _run_again(block: Data, is_recomputed: bool) -> list[Data]:
     return rows
 
 
+def _from_8(data: Data, origin: str) -> Data:
+    before, refined = data["decisions"], dict[str, int]()
+    after = before | {
+        "refined": refined, "parameters": _laid(before["parameters"]),
+        "boundaries": {name: [[word] for word in row] for name, row in before["boundaries"].items()},
+    }  # fmt: skip
+    made = data | {"decisions": after}
+    if "found" in data:
+        digests = dict(data["found"]["digests"])
+        for key in ("parameters", "boundaries"):
+            digests[key] = digest_of(after[key]) if digests.get(key) == digest_of(before[key]) else ""
+        digests["refined"] = digest_of(refined)
+        made["found"] = data["found"] | {"digests": digests, "cost": _over_tp(data["found"]["cost"])}
+    if "predicted" in data:
+        made["predicted"] = _over_tp(data["predicted"])
+    if "derived" in data:
+        derived = data["derived"]
+        rows = {key: [row | {"refined": refined} for row in derived[key]] for key in ("candidates", "front")}
+        blocks = [block | {"ports": [[word] for word in block["ports"]], "ops": [_op(op) for op in block["ops"]]}
+                  for block in derived["blocks"]]  # fmt: skip
+        made["derived"] = derived | rows | {"parameters": _laid(derived["parameters"]), "blocks": blocks}
+    return made
+
+
+def _laid(parameters: Data) -> Data:
+    return {name: [word] for name, word in parameters.items()}
+
+
+def _op(op: Data) -> Data:
+    return _sides(op) | {"others": [_sides(other) for other in op["others"]]}
+
+
+def _sides(row: Data) -> Data:
+    return row | {"operands": [[word] for word in row["operands"]], "result": [row["result"]]}
+
+
+def _over_tp(cost: Data) -> Data:
+    """A cost whose Partial gradients are said to be summed over tp."""
+    sizes = [{TP: row["partial_bytes"]} if row["partial_bytes"] else {} for row in cost["stages"]]
+    pairs = zip(cost["stages"], sizes, strict=True)
+    return cost | {"stages": [row | {"partial_bytes": size} for row, size in pairs]}
+
+
 def _on_cluster(data: Data, cluster: Data) -> Data:
     """The document with its cluster written otherwise, of which the price holds."""
     made = data | {"asked": data["asked"] | {"cluster": cluster}}
@@ -89,7 +134,7 @@ def _on_cluster(data: Data, cluster: Data) -> Data:
     return made
 
 
-_STEPS: Mapping[int, Callable[[Data, str], Data]] = {6: _from_6, 7: _from_7}
+_STEPS: Mapping[int, Callable[[Data, str], Data]] = {6: _from_6, 7: _from_7, 8: _from_8}
 
 
 def _again(data: Data) -> str:

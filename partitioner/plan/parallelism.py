@@ -6,17 +6,16 @@ pp 2 x dp 2 x tp 2, 4 micro-batches of 2, 1f1b, recompute full, ZeRO 0
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from partitioner.schedule.tables import Table, rank_of, schedule, stages_of
-from partitioner.sharding.mesh_axes import AXES, CP, DP, PP, REPLICATING, TP
+from partitioner.sharding.mesh_axes import AXES, PP, Axes, laid_axes, replicating, whole
 
 
-def mesh_of(pp: int = 1, dp: int = 1, cp: int = 1, tp: int = 1) -> dict[str, int]:
+def mesh_of(**degrees: int) -> dict[str, int]:
     """Ranks along each axis; one that is not always named stands there where it divides."""
-    sizes = {PP: pp, DP: dp, CP: cp, TP: tp}
-    return {axis: sizes[axis] for axis, row in AXES.items() if row.is_always or sizes[axis] > 1}
+    return {axis: n for axis, row in AXES.items() if (n := degrees.get(axis, 1)) > 1 or row.is_always}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +26,7 @@ class Parallelism:
     data rank takes ``micro_batches`` a step. ``schedule``: the pipeline's, with ``virtual`` stages a rank.
     ``recompute``: what is computed again in backward (plan/recompute_ways.py). ``zero``:
     ZeRO's stage, over groups of ``zero_group`` neighbouring ranks of those that hold the same parameters, 0 for all.
+    ``refined``: of an axis of the mesh along which ops lie by its parts, the ranks of each part.
     """
 
     mesh: dict[str, int]
@@ -38,6 +38,7 @@ class Parallelism:
     recompute: str
     zero: int = 0
     zero_group: int = 0
+    refined: dict[str, int] = field(default_factory=dict[str, int])
 
     def degree(self, axis: str) -> int:
         """Ranks along an axis, 1 where the mesh has none such."""
@@ -51,7 +52,12 @@ class Parallelism:
     @cached_property
     def replicas(self) -> int:
         """Ranks that hold the same parameters."""
-        return math.prod(map(self.degree, REPLICATING))
+        return math.prod(map(self.degree, replicating()))
+
+    @cached_property
+    def axes(self) -> Axes:
+        """Those along which ops lie, outermost first."""
+        return laid_axes(self.mesh, self.refined)
 
     @property
     def shards(self) -> int:
@@ -90,3 +96,12 @@ def mesh_error(mesh: dict[str, int], order: tuple[str, ...]) -> str:
     if known != sorted(mesh) or not set(known) <= set(AXES) or min(mesh.values()) < 1:
         return f"mesh must give a positive size to each of {needed}"
     return "" if sorted(order) == known else f"order must hold each of {', '.join(known)} once"
+
+
+def refined_error(mesh: dict[str, int], refined: dict[str, int]) -> str:
+    """What is wrong with how axes are refined, in words that follow their place's; "" where nothing is."""
+    for axis in dict.fromkeys(map(whole, refined)):
+        row, sizes = AXES.get(axis), [refined.get(part, 0) for part in (AXES[axis].parts if axis in AXES else ())]
+        if row is None or not row.lays or not sizes or min(sizes) < 1 or math.prod(sizes) != mesh.get(axis, 1):
+            return f"refined must give sizes to the parts of an axis, whose product is its own, not {refined}"
+    return ""

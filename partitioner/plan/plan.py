@@ -21,7 +21,7 @@ from partitioner.plan.derived_rows import BlockRow, Candidate, Cost
 from partitioner.plan.digests import digest_of
 from partitioner.plan.json_document import Among, plain, read, write
 from partitioner.plan.migrate import VERSION, migrated
-from partitioner.plan.parallelism import Parallelism, mesh_error
+from partitioner.plan.parallelism import Parallelism, mesh_error, refined_error
 from partitioner.precision import OWN, REAL, Precision
 from partitioner.sharding.mesh_axes import DP
 
@@ -29,14 +29,15 @@ _MOST_BYTES = 16_000_000
 
 
 _DECISIONS = """
-    mesh order micro_batch micro_batches schedule virtual stages recompute recomputed parameters boundaries zero
+    mesh order refined micro_batch micro_batches schedule virtual stages recompute recomputed parameters boundaries zero
     zero_group precision plan_only seed
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decisions:
-    """What was decided. ``stages``: names of each stage's units. Layouts are W, R, P or [dim, segments].
+    """What was decided. ``stages``: names of each stage's units. Layouts are lists of placements, W, R, P or
+    [dim, segments], one for each axis along which ops lie, outermost first.
 
     ``recomputed``: how many blocks of each stage, from its first, are recomputed as ``recompute`` says ("none", "full",
     or "selective": attention's scores). ``zero``: ZeRO's stage. ``precision``: in which types. ``plan_only`` names what
@@ -211,7 +212,7 @@ def _counted(rows: tuple[Candidate, ...], global_batch: int, place: str) -> tupl
     found = list[Candidate]()
     for n, row in enumerate(rows):
         own = row.parallelism
-        wrong = mesh_error(own.mesh, own.order)
+        wrong = mesh_error(own.mesh, own.order) or refined_error(own.mesh, own.refined)
         if wrong or own.micro_batch < 1:
             raise InputError(f"{place}[{n}].{wrong or 'micro_batch must be positive'}")
         many = global_batch // (own.mesh[DP] * own.micro_batch)
@@ -230,7 +231,8 @@ def _check_asked(asked: Asked, origin: str) -> None:
 
 def _check(decisions: Decisions, origin: str) -> None:
     parallelism, counts = decisions.parallelism, decisions.recomputed
-    if wrong := mesh_error(parallelism.mesh, parallelism.order):
+    mesh, order, refined = parallelism.mesh, parallelism.order, parallelism.refined
+    if wrong := mesh_error(mesh, order) or refined_error(mesh, refined):
         raise InputError(f"{origin}: decisions.{wrong}")
     group = parallelism.zero_group
     if group < 0 or parallelism.replicas % (group or 1):

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from partitioner.ops.collective_kinds import ALL_GATHER, ALL_REDUCE, REDUCE_SCATTER
 from partitioner.plan.derived_rows import CollectiveRow
 from partitioner.plan.plan import Plan
-from partitioner.sharding.layout import parse_placement
-from partitioner.sharding.mesh_axes import DP, PP, TP
+from partitioner.sharding.layout import layout_word, parse_layout
+from partitioner.sharding.mesh_axes import DP, PP
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def leaving(plan: Plan, unit: str) -> list[CollectiveRow]:
     """What a unit sends after its last op, because later units want another layout than it makes."""
     rows = {name: row for row in plan.blocks for name in row.units}
     wanted = {
-        (value, str(parse_placement(port)))
+        (value, layout_word(parse_layout(port, len(plan.parallelism.axes))))
         for reader, sources in plan.reads.items()
         for (maker, value), port in zip(sources, rows[reader].ports, strict=True) if maker == unit
     }  # fmt: skip
@@ -83,8 +83,8 @@ def _sends(plan: Plan, stage: int) -> Iterator[_Sent]:
 def _sync(plan: Plan, stage: int) -> Iterator[_Sent]:
     """Once a step; with ZeRO 2 and 3 for each micro-batch."""
     own, row = plan.parallelism, plan.cost.stages[stage]
-    if own.mesh[TP] > 1:
-        yield TP, ALL_REDUCE, "sync", 1, row.partial_bytes
+    for axis, size in row.partial_bytes.items():
+        yield axis, ALL_REDUCE, "sync", 1, size
     if own.replicas > 1:
         if not own.zero:
             yield DP, ALL_REDUCE, "sync", 1, row.synced_bytes

@@ -1,6 +1,6 @@
 """Every way to cut a step that search may propose, each with a bound on its time and its exact memory.
 
-for each tp, cp, micro-batch           resize, enumerate
+for each setup                         resize, enumerate     (inner axes' degrees, how they are refined, micro-batch)
 for each pp, dp                        solve for the micro-batches that a step then has      (the layouts)
 for each order, schedule               cut stages
 for each ZeRO stage                    as few recomputed blocks as fit in memory, of each stage its own number; or all
@@ -8,6 +8,8 @@ for each ZeRO stage                    as few recomputed blocks as fit in memory
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Container, Iterable, Iterator
 
 from partitioner.cluster import Cluster
@@ -17,13 +19,13 @@ from partitioner.cost.unit_cost import Priced
 from partitioner.graph.graph import Graph
 from partitioner.graph.resize_batch import at_batch, resize
 from partitioner.graph.tied_blocks import Folded, fold
-from partitioner.layouts.strategies import space
 from partitioner.plan.executed import is_searched
 from partitioner.searching.pins import Pins
-from partitioner.searching.splits import Splits, Tried
-from partitioner.sharding.mesh_axes import CP, DP, PP, TP
-from partitioner.solve.choices import NoLayout, Prices
-from partitioner.solve.solve import solve_each
+from partitioner.searching.refinements import refinements
+from partitioner.searching.splits import Setup, Splits, Tried
+from partitioner.sharding.mesh_axes import AXES, DP, PP, Axes, inner
+from partitioner.solve.axis_by_axis import solve_axes
+from partitioner.solve.choices import NoLayout
 
 MOST_MICRO_BATCH = 16
 Progress = Callable[[str], None]
@@ -31,40 +33,41 @@ Progress = Callable[[str], None]
 
 def candidates(
     graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, plan_only: bool, progress: Progress,
-    scarcity: float = 1.0, setups: Container[tuple[int, int, int]] | None = None,
+    scarcity: float = 1.0, wanted: Container[Setup] | None = None,
 ) -> Iterator[Tried]:  # fmt: skip
     """All of them that the pins admit; with ``plan_only`` also what the runtime can't execute yet.
 
-    ``scarcity``: passes of memory that a byte costs where layouts are chosen. ``setups``: the tp, cp and micro-batches
-    asked for, where not all are.
-    A tp whose layouts the pins exclude has none; raises NoLayout where that leaves nothing at all.
+    ``scarcity``: passes of memory that a byte costs where layouts are chosen. ``wanted``: the setups asked for, where
+    not all are.
+    A setup whose layouts the pins exclude has none; raises NoLayout where that leaves nothing at all.
     """
     refused, found = list[NoLayout](), False
     folded = fold(graph)
-    degrees = [n for n in divisors(cluster.devices) if stays_inside(TP, n, cluster, fixed)]
-    contexts = [n for n in divisors(cluster.devices) if is_searched(CP, n, plan_only)]
+    meshes = [
+        (degrees, refined) for degrees in inner_degrees(cluster, fixed, plan_only)
+        for refined in refinements(folded, degrees, fixed)
+    ]  # fmt: skip
     for micro_batch in divisors(global_batch):
-        pairs = [
-            (tp, cp) for tp in degrees for cp in contexts
-            if cluster.devices % (tp * cp) == 0 and fixed.admits(CP, cp)
-            and admits_micro_batch(micro_batch, global_batch, cluster.devices // (tp * cp), fixed)
-            and (setups is None or (tp, cp, micro_batch) in setups)
+        setups = [
+            setup for setup in (Setup(degrees, micro_batch, refined) for degrees, refined in meshes)
+            if admits_micro_batch(micro_batch, global_batch, cluster.devices // setup.ranks, fixed)
+            and (wanted is None or setup in wanted)
         ]  # fmt: skip
-        sized = (at_batch(folded, micro_batch) or fold(resize(graph, micro_batch))) if pairs else None
-        for tp, cp in pairs:
-            progress(f"layouts at tp {tp}, cp {cp}, micro-batch {micro_batch}")
+        sized = (at_batch(folded, micro_batch) or fold(resize(graph, micro_batch))) if setups else None
+        for setup in setups:
+            progress(f"layouts at {setup}")
             assert sized is not None
-            counts = micro_batches(sized, cluster.devices // (tp * cp), micro_batch, global_batch, fixed)
+            counts = micro_batches(sized, cluster.devices // setup.ranks, micro_batch, global_batch, fixed)
             depths: dict[Priced, list[int]] = {}
             try:
-                priced = layouts(sized, cluster, tp, cp, set(counts.values()), fixed, scarcity)
+                priced = layouts(sized, cluster, setup, set(counts.values()), fixed, scarcity)
             except NoLayout as error:
                 refused.append(error)
                 continue
             for pp, many in counts.items():
                 depths.setdefault(priced[many], []).append(pp)
             for alike, pps in depths.items():
-                for tried in Splits(alike, cp, micro_batch, global_batch, fixed, plan_only).all_of(pps):
+                for tried in Splits(alike, setup, global_batch, fixed, plan_only).all_of(pps):
                     found = True
                     yield tried
     if refused and not found:
@@ -72,11 +75,11 @@ def candidates(
 
 
 def layouts(
-    sized: Folded, cluster: Cluster, tp: int, cp: int, counts: Iterable[int], fixed: Pins, scarcity: float = 1.0
+    sized: Folded, cluster: Cluster, setup: Setup, counts: Iterable[int], fixed: Pins, scarcity: float = 1.0
 ) -> dict[int, Priced]:
-    """The best layouts of one tp, cp and micro-batch, priced, for each of ``counts`` micro-batches a step."""
-    setting = Setting.of(sized, cluster, tp, cp)
-    found = solve_each(sized, space(sized, tp), Prices(cluster, setting, 1, scarcity), counts, fixed.allows(sized))
+    """The best layouts of one setup, priced, for each of ``counts`` micro-batches a step."""
+    setting = Setting.of(sized, cluster, dict(setup.degrees), dict(setup.refined))
+    found = solve_axes(setting, cluster, counts, fixed.allows(sized), scarcity)
     distinct = {id(solution): solution for solution in found.values()}
     priced = dict(zip(distinct, price_each(setting, distinct.values(), cluster), strict=True))
     return {many: priced[id(solution)] for many, solution in found.items()}
@@ -95,9 +98,19 @@ def divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def stays_inside(axis: str, degree: int, cluster: Cluster, fixed: Pins) -> bool:
-    """An axis stays inside a node unless it is pinned."""
-    return fixed.admits(axis, degree) and (degree <= cluster.node_devices or fixed.number(axis) is not None)
+def inner_degrees(cluster: Cluster, fixed: Pins, plan_only: bool) -> Iterator[Axes]:
+    """The degrees of the axes that divide the work of a micro-batch, that the devices and the pins admit."""
+    axes, devices = inner(), cluster.devices
+    rows = ([n for n in divisors(devices) if _admits(axis, n, cluster, fixed, plan_only)] for axis in reversed(axes))
+    for degrees in itertools.product(*rows):
+        if devices % math.prod(degrees) == 0:
+            yield tuple(zip(axes, reversed(degrees), strict=True))
+
+
+def _admits(axis: str, degree: int, cluster: Cluster, fixed: Pins, plan_only: bool) -> bool:
+    """One that is to stay inside a node does unless it is pinned."""
+    inside = not AXES[axis].in_node or degree <= cluster.node_devices or fixed.number(axis) is not None
+    return inside and fixed.admits(axis, degree) and is_searched(axis, degree, plan_only)
 
 
 def admits_micro_batch(size: int, global_batch: int, ranks: int, fixed: Pins) -> bool:

@@ -10,10 +10,10 @@ from partitioner.cluster import Cluster
 from partitioner.graph.graph import Graph
 from partitioner.plan.executed import EXECUTED, is_executed, is_searched
 from partitioner.schedule.tables import PLAIN, SCHEDULES, Schedule
-from partitioner.searching.candidates import admits_micro_batch, divisors, stays_inside
+from partitioner.searching.candidates import admits_micro_batch, divisors, inner_degrees
 from partitioner.searching.pins import Pins
 from partitioner.searching.splits import schedules
-from partitioner.sharding.mesh_axes import AXES, CP, DP, NAMED, PP, TP
+from partitioner.sharding.mesh_axes import AXES, DP, PP, named
 
 
 def conflict(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, plan_only: bool) -> str:
@@ -26,7 +26,7 @@ def conflict(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, pla
 
 def _reasons(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, plan_only: bool) -> Iterator[str]:
     blocks, devices = max(1, len(graph.blocks)), cluster.devices
-    pinned = {axis: n for axis in NAMED if (n := fixed.number(axis)) is not None}
+    pinned = {axis: n for axis in named() if (n := fixed.number(axis)) is not None}
     yield from _unexecuted(fixed, plan_only)
     if graph.inseparable:
         yield (
@@ -90,13 +90,11 @@ def _together(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, pl
 def _possible(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, plan_only: bool) -> bool:
     """Whether some mesh, micro-batch, schedule and cut have the pins, by their numbers alone."""
     blocks, devices = max(1, len(graph.blocks)), cluster.devices
-    contexts = [n for n in divisors(devices) if is_searched(CP, n, plan_only)]
-    for tp, cp, pp in itertools.product(divisors(devices), contexts, divisors(devices)):
-        dp, rest = divmod(devices, tp * cp * pp)
-        wanted = {TP: tp, CP: cp, PP: pp, DP: dp}
-        if rest or pp > blocks or not all(fixed.admits(axis, n) for axis, n in wanted.items()):
+    for degrees, pp in itertools.product(inner_degrees(cluster, fixed, plan_only), divisors(devices)):
+        dp, rest = divmod(devices, math.prod(n for _, n in degrees) * pp)
+        if rest or pp > blocks or not (fixed.admits(PP, pp) and fixed.admits(DP, dp)):
             continue
-        if stays_inside(TP, tp, cluster, fixed) and _cuts(graph, global_batch, dp, pp, fixed, plan_only):
+        if _cuts(graph, global_batch, dp, pp, fixed, plan_only):
             return True
     return False
 

@@ -16,9 +16,9 @@ from partitioner.plan.executed import EXECUTED
 from partitioner.plan.recompute_ways import FULL_RECOMPUTE, NO_RECOMPUTE
 from partitioner.schedule.tables import SCHEDULES
 from partitioner.sharding.layout import REPLICATE, WHOLE, Placement, Shard
-from partitioner.sharding.mesh_axes import DP, NAMED
+from partitioner.sharding.mesh_axes import DP, named, refining
 
-_NUMBERS = (*NAMED, "micro_batch", "virtual", "zero", "zero_group")
+_NUMBERS = ("micro_batch", "virtual", "zero", "zero_group")  # beside the axes of a mesh
 _WAYS = EXECUTED["recompute"].searched(plan_only=True)
 _WORDS: dict[str, dict[str, object]] = {
     "schedule": {kind: kind for kind in sorted(SCHEDULES)},
@@ -91,10 +91,11 @@ def read_pins(pins: Mapping[str, str | int], graph: Graph) -> Pins:
     """Check pins against the model; raises InputError naming the nearest known name."""
     fixed: dict[str, object] = {}
     layouts: dict[str, str] = {}
+    numbers = (*named(), *refining(), *_NUMBERS)
     names = [name for info in graph.parameters.values() for name in info.names]
     for key, value in pins.items():
         word = str(value)
-        if key in _NUMBERS:
+        if key in numbers:
             if not word.isdigit() or int(word) < (key != "zero"):
                 raise InputError(f"pin {key}={word}: give a positive number")
             fixed[key] = int(word)
@@ -109,7 +110,7 @@ def read_pins(pins: Mapping[str, str | int], graph: Graph) -> Pins:
                 raise InputError(f"pin {key}={word}: choose replicate, shard:0 or shard:1")
             layouts[key] = word
         else:
-            near = difflib.get_close_matches(key, [*_NUMBERS, *_WORDS, "stages", *names], 1, 0.0)
+            near = difflib.get_close_matches(key, [*numbers, *_WORDS, "stages", *names], 1, 0.0)
             raise InputError(f"pin {key} names no decision and no parameter; the nearest name is {near[0]}")
     return Pins(fixed, layouts)
 

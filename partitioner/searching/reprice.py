@@ -16,7 +16,6 @@ from partitioner.plan.derived_rows import Cost
 from partitioner.plan.plan import Plan
 from partitioner.plan.recompute_ways import NO_RECOMPUTE
 from partitioner.searching.splits import Tried
-from partitioner.sharding.mesh_axes import CP, TP
 from partitioner.step.rank_memory import RankMemory
 from partitioner.step.split import Split, stage_sums
 from partitioner.step.step_seconds import price
@@ -39,7 +38,7 @@ class Repricer:
     def tried(self, cluster: Cluster) -> Tried:
         """As a candidate of a search on ``cluster``, which must have the plan's number of devices."""
         decisions, parallelism = self.plan.decisions, self.plan.parallelism
-        setting = Setting.of(self.folded, cluster, parallelism.degree(TP), parallelism.degree(CP))
+        setting = Setting.of(self.folded, cluster, parallelism.mesh, parallelism.refined)
         priced = price_units(setting, self.solution, cluster)
         units = tuple(tuple(self.units[name] for name in names) for names in decisions.stages)
         ways = {parallelism.recompute} - {NO_RECOMPUTE}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 from partitioner.cost.unit_cost import Priced
 from partitioner.graph.graph import Unit
@@ -13,7 +15,7 @@ from partitioner.plan.parallelism import Parallelism, mesh_of
 from partitioner.plan.recompute_ways import NO_RECOMPUTE
 from partitioner.schedule.tables import PLAIN, SCHEDULES
 from partitioner.searching.pins import Pins
-from partitioner.sharding.mesh_axes import CP, DP, PP, TP
+from partitioner.sharding.mesh_axes import DP, PP, Axes, inner
 from partitioner.step.cut_stages import StageCuts
 from partitioner.step.fitting_cuts import FittingCuts
 from partitioner.step.least_recompute import least_recomputed
@@ -43,25 +45,42 @@ class Tried:
     def identity(self) -> tuple[object, ...]:
         """What no two candidates share, unless they are the same step: layouts are known by their bytes and seconds."""
         own, units = self.split.parallelism, tuple(map(len, self.split.units))
+        mesh = (*own.mesh.items(), *own.refined.items())
         ways = (own.order, own.micro_batch, own.schedule, own.virtual, own.recompute, own.zero, own.zero_group)
-        return (*own.mesh.items(), *ways, self.split.recomputed, units, self.priced.seconds, self.peak_bytes)
+        return (*mesh, *ways, self.split.recomputed, units, self.priced.seconds, self.peak_bytes)
 
     @property
     def plainness(self) -> tuple[object, ...]:
         """Among equal times: fewest bytes, then the plainest mesh."""
         own = self.split.parallelism
-        degrees = (own.degree(axis) for axis in (PP, CP, TP, DP))
+        degrees = (own.degree(axis) for axis in (PP, *inner(), DP))
         ways = (own.virtual, own.zero, own.zero_group, sum(self.split.recomputed), own.recompute)
-        return (self.peak_bytes, *degrees, *ways, own.schedule, own.micro_batch, own.order)
+        return (self.peak_bytes, *degrees, len(own.refined), *ways, own.schedule, own.micro_batch, own.order)
+
+
+class Setup(NamedTuple):
+    """What a graph is priced for: the degrees of the axes that divide the work of a micro-batch, its samples, and how
+    axes are refined."""
+
+    degrees: Axes
+    micro_batch: int
+    refined: Axes = ()
+
+    @property
+    def ranks(self) -> int:
+        """That share a micro-batch's work in a stage."""
+        return math.prod(ranks for _, ranks in self.degrees)
+
+    def __str__(self) -> str:
+        words = [f"{axis} {n}" for axis, n in (*reversed(self.degrees), *self.refined)]
+        return f"{', '.join(words)}, micro-batch {self.micro_batch}"
 
 
 class Splits:
     """The stages of one priced graph, and every split of a step into them."""
 
-    def __init__(
-        self, priced: Priced, cp: int, micro_batch: int, global_batch: int, fixed: Pins, plan_only: bool
-    ) -> None:
-        self.priced, self.cp, self.micro_batch, self.global_batch = priced, cp, micro_batch, global_batch
+    def __init__(self, priced: Priced, setup: Setup, global_batch: int, fixed: Pins, plan_only: bool) -> None:
+        self.priced, self.setup, self.micro_batch, self.global_batch = priced, setup, setup.micro_batch, global_batch
         self.fixed, self.plan_only = fixed, plan_only
         self.cluster, self.cuts, self.fitting_cuts = priced.cluster, StageCuts(priced), FittingCuts(priced)
         self.blocks = sum(u.is_block for u in priced.folded.graph.units)
@@ -72,15 +91,15 @@ class Splits:
 
     def all_of(self, depths: Iterable[int]) -> Iterator[Tried]:
         for pp in depths:
-            dp = self.cluster.devices // (self.priced.ranks * self.cp * pp)
+            dp = self.cluster.devices // (self.setup.ranks * pp)
             many = self.global_batch // (dp * self.micro_batch)
             for kind, virtual in schedules(pp, self.blocks, many, self.plan_only):
                 if self.fixed.admits("schedule", kind) and self.fixed.admits("virtual", virtual):
-                    mesh = mesh_of(pp=pp, dp=dp, cp=self.cp, tp=self.priced.ranks)
+                    mesh = mesh_of(**{PP: pp, DP: dp}, **dict(self.setup.degrees))
                     yield from self.sharded_and_recomputed(
                         Parallelism(
                             mesh=mesh, order=tuple(mesh), micro_batch=self.micro_batch, micro_batches=many,
-                            schedule=kind, virtual=virtual, recompute=NO_RECOMPUTE,
+                            schedule=kind, virtual=virtual, recompute=NO_RECOMPUTE, refined=dict(self.setup.refined),
                         )
                     )  # fmt: skip
 

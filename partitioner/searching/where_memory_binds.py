@@ -13,8 +13,8 @@ from partitioner.graph.graph import Graph
 from partitioner.plan.recompute_ways import NO_RECOMPUTE
 from partitioner.searching.candidates import Progress, candidates
 from partitioner.searching.pins import Pins
-from partitioner.searching.splits import Splits, Tried
-from partitioner.sharding.mesh_axes import CP, PP, TP
+from partitioner.searching.splits import Setup, Splits, Tried
+from partitioner.sharding.mesh_axes import PP, inner
 
 NEAR = 1.25  # of the room: what needs more is not brought into it by layouts
 
@@ -42,9 +42,9 @@ def _has_cuts(tried: Tried) -> bool:
     return own.mesh[PP] > 1 and own.virtual == 1
 
 
-def _setup(tried: Tried) -> tuple[int, int, int]:
+def _setup(tried: Tried) -> Setup:
     own = tried.split.parallelism
-    return own.degree(TP), own.degree(CP), own.micro_batch
+    return Setup(tuple((axis, own.degree(axis)) for axis in inner()), own.micro_batch, tuple(own.refined.items()))
 
 
 def recut(found: Sequence[Tried], best: float, asked: Asked) -> Iterator[Tried]:
@@ -56,7 +56,7 @@ def recut(found: Sequence[Tried], best: float, asked: Asked) -> Iterator[Tried]:
         plain = tried.split.recomputing(NO_RECOMPUTE, (0,) * len(tried.split.stages))
         own, key = plain.parallelism, id(tried.priced)
         if key not in splits:
-            splits[key] = Splits(tried.priced, own.degree(CP), own.micro_batch, global_batch, fixed, plan_only)
+            splits[key] = Splits(tried.priced, _setup(tried), global_batch, fixed, plan_only)
         step = (key, *own.mesh.values(), own.schedule, own.virtual, own.zero, own.zero_group)
         if step not in seen:
             seen.add(step)

@@ -29,7 +29,7 @@ from partitioner.plan.recompute_ways import NO_RECOMPUTE, WAYS
 from partitioner.searching.assumed import assumed
 from partitioner.searching.pins import Pins, read_pins
 from partitioner.searching.splits import Tried
-from partitioner.sharding.layout import placement_json
+from partitioner.sharding.layout import layout_json, layout_word
 from partitioner.sharding.op_rules import rule_of
 from partitioner.solve.choices import Choices, Prices
 from partitioner.solve.solve import increases
@@ -47,11 +47,11 @@ def block_rows(priced: Priced, names: Mapping[Unit, str], own: Parallelism, pins
     for g, units in enumerate(folded.groups):
         ports = folded.ports(g)
         is_recomputed = own.recompute in WAYS and units[0].is_block
-        again = run_again(folded, solution, priced.ranks, g, own.recompute) if is_recomputed else None
+        again = run_again(folded, solution, g, own.recompute) if is_recomputed else None
         cost, (ops, leaving) = priced.groups[g], _ops(priced, g, others, again)
         yield BlockRow(
             units=tuple(names[u] for u in units), is_block=units[0].is_block,
-            ports=tuple(placement_json(solution.ports[p]) for p in ports), forward_seconds=cost.seconds.forward,
+            ports=tuple(layout_json(solution.ports[p]) for p in ports), forward_seconds=cost.seconds.forward,
             backward_seconds=cost.seconds.backward, saved_bytes=cost.stash[NO_RECOMPUTE].bytes, ops=ops,
             leaving=leaving, products=_products(priced, g, out[units[0]]),
         )  # fmt: skip
@@ -99,16 +99,15 @@ def _ops(
     skipped = again.begun if again and cluster.software.early_stop else frozenset[fx.Node]()
     rows: list[OpRow] = []
     for node in body:
-        strategy = priced.solution.strategies[node]
-        seconds = op_seconds(setting, node, strategy, cluster)
-        assert not isinstance(strategy.result, tuple)
+        strategies = priced.solution.strategies[node]
+        seconds = op_seconds(setting, node, strategies, cluster)
         rows.append(
             OpRow(
                 name=node.name, op=str(node.target),
                 module=next((name for name in reversed(module_path(node)) if name), ""),
                 shape=tuple(node.meta["val"].shape) if is_tensor(node) else (),
                 inputs=tuple(n.meta["source"] if is_parameter(n) else n.name for n in operands(node)),
-                operands=tuple(placement_json(p) for p in strategy.operands), result=placement_json(strategy.result),
+                operands=tuple(map(layout_json, strategies.operands)), result=layout_json(strategies.result),
                 flops=op_flops(node), forward_seconds=seconds.forward, backward_seconds=seconds.backward,
                 again=again is not None and node in again.again and node not in skipped,
                 collectives=_collectives(moves.get(node, ()), node, again), others=others.get(node, ()),
@@ -131,37 +130,40 @@ def _sent(move: Moved, again: bool) -> Iterator[CollectiveRow]:
     for n in range(max(1, len(move.forward), len(move.backward))):
         forward, backward = (sent[n] if n < len(sent) else NOTHING for sent in (move.forward, move.backward))
         yield CollectiveRow(
-            value=move.value.name, source=str(move.source), target=str(move.target), axis=move.axis,
+            value=move.value.name, source=layout_word(move.source), target=layout_word(move.target), axis=move.axis,
             forward=forward.kind, forward_bytes=forward.bytes, forward_seconds=forward.seconds,
             backward=backward.kind, backward_bytes=backward.bytes, backward_seconds=backward.seconds, again=again,
         )  # fmt: skip
 
 
 def _others(priced: Priced, micro_batches: int, pins: Pins) -> dict[fx.Node, tuple[OtherRow, ...]]:
-    """Of each op the next best strategies that the pins admit."""
-    folded = priced.folded
-    if priced.ranks == 1:
+    """Of each op the next best strategies on the innermost axis that the pins admit."""
+    folded, solution = priced.folded, priced.solution
+    axis, ranks = solution.axes[-1]
+    if ranks == 1:
         return {}
-    prices = Prices(priced.cluster, priced.setting, micro_batches, priced.solution.scarcity)
-    choices = Choices(folded, space(folded, priced.ranks), prices, pins.allows(folded))
+    prices = Prices(priced.cluster, priced.setting, micro_batches, solution.scarcity)
+    options = space(folded, axis, ranks, solution.on(solution.axes[:-1]))
+    choices = Choices(folded, options, prices, pins.allows(folded))
     found: dict[fx.Node, tuple[OtherRow, ...]] = {}
     for value, more in increases(choices).items():
         if not isinstance(value, Port) and value in priced.solution.strategies:
-            rows = [(c.strategy, float(s)) for c, s in zip(choices.of[value], more, strict=True)]
+            pairs = zip(choices.of[value], more, strict=True)
+            rows = [(options.left.together(value, c.strategy), float(s)) for c, s in pairs if c.strategy is not None]
             best = sorted((row for row in rows if row[1] < float("inf")), key=lambda row: row[1])
-            chosen = priced.solution.strategies[value]
+            chosen = solution.strategies[value]
             found[value] = tuple(
-                OtherRow(tuple(map(placement_json, s.operands)), placement_json(s.result), seconds)  # type: ignore[arg-type]
-                for s, seconds in best if s is not None and s != chosen
+                OtherRow(tuple(map(layout_json, s.operands)), layout_json(s.result), seconds)
+                for s, seconds in best if s != chosen
             )[:OTHERS]  # fmt: skip
     return found
 
 
 def _products(priced: Priced, group: int, out: tuple[Export, ...]) -> tuple[ProductRow, ...]:
-    first, ranks = priced.folded.groups[group][0], priced.setting.ranks
-    wanted = tuple((first.nodes.index(e.node.name), e.placement) for e in out)
-    module = emit(priced.folded, priced.solution, ranks, group, wanted).module
-    return tuple(found.row for found in products(module, ranks, priced.cluster))
+    first, solution = priced.folded.groups[group][0], priced.solution
+    wanted = tuple((first.nodes.index(e.node.name), e.layout) for e in out)
+    module = emit(priced.folded, solution, group, wanted).module
+    return tuple(found.row for found in products(module, solution.axes, priced.cluster))
 
 
 Ranking = list[tuple[Tried, Cost]]
@@ -176,9 +178,9 @@ def plan_of(
     fixed = read_pins(pins, best.priced.folded.graph)
     priced, split, folded, parallelism = best.priced, best.split, best.priced.folded, best.split.parallelism
     names = {unit: name for name, unit in unit_names(folded.graph).items()}
-    layouts = {n.meta["source"]: placement_json(priced.solution.parameters[r]) for n, r in folded.parameter.items()}
+    layouts = {n.meta["source"]: layout_json(priced.solution.parameters[r]) for n, r in folded.parameter.items()}
     boundaries = {
-        names[units[0]]: tuple(placement_json(priced.solution.ports[p]) for p in folded.ports(g))
+        names[units[0]]: tuple(layout_json(priced.solution.ports[p]) for p in folded.ports(g))
         for g, units in enumerate(folded.groups)
     }
     decisions = Decisions(

@@ -13,20 +13,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from partitioner.sharding.layout import PARTIAL, REPLICATE, Placement, Shard
+from partitioner.sharding.layout import PARTIAL, REPLICATE, Layout, Placement, Shard
 
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """One legal way to run an op on one mesh axis: a placement for each tensor operand, and one for the result.
-
-    ``result`` is a tuple of placements for an op that returns a tuple.
-    """
+    """One legal way to run an op on one mesh axis: a placement for each tensor operand, and one for the result."""
 
     operands: tuple[Placement, ...]
-    result: Placement | tuple[Placement, ...]
+    result: Placement
 
     def __hash__(self) -> int:
         return self._hash
@@ -34,6 +31,27 @@ class Strategy:
     @cached_property
     def _hash(self) -> int:
         return hash((self.operands, self.result))
+
+
+@dataclass(frozen=True)
+class Strategies:
+    """How an op runs: a Strategy on each axis along which ops lie, outermost first; and what follows, a Layout of each
+    operand and of the result."""
+
+    each: tuple[Strategy, ...]
+
+    def __hash__(self) -> int:
+        return hash(self.each)
+
+    @cached_property
+    def operands(self) -> tuple[Layout, ...]:
+        """Of each tensor operand."""
+        return tuple(zip(*(strategy.operands for strategy in self.each), strict=True))
+
+    @cached_property
+    def result(self) -> Layout:
+        """Of the result."""
+        return tuple(strategy.result for strategy in self.each)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """How a tensor lies on the mesh.
 
-A Layout holds one placement for each mesh axis it is written for (normally only ``tp``):
+A Layout holds one placement for each axis along which ops lie, outermost first; a later axis divides what an earlier
+one left. Of one axis:
 
     word          value on each rank               gradient on each rank
     ----------    -----------------------------    ----------------------------------
@@ -16,9 +17,11 @@ Megatron's f and g: f turns WHOLE into REPLICATE, g turns PARTIAL into WHOLE.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+
+from partitioner.sharding.mesh_axes import Axes, wholes
 
 
 @dataclass(frozen=True, order=True)
@@ -139,17 +142,68 @@ def shard_whole(dim: int, size: int, ranks: int) -> Shard:
     return Shard(dim, (Segment(1, size, 1),)).canonical(ranks)
 
 
-def local_shape(shape: tuple[int, ...], placement: Placement, rank: int, ranks: int) -> tuple[int, ...]:
-    """The shape that one rank holds of a tensor of ``shape``."""
-    if not isinstance(placement, Shard):
-        return shape
-    local = placement.local_size(rank, ranks)
-    return (*shape[: placement.dim], local, *shape[placement.dim + 1 :])
+def local_shape(shape: tuple[int, ...], layout: Layout, places: Iterable[tuple[int, int]]) -> tuple[int, ...]:
+    """The shape that a rank holds of a tensor of ``shape``; ``places``: its (index, ranks) on each axis."""
+    for placement, (rank, ranks) in zip(layout, places, strict=True):
+        if isinstance(placement, Shard):
+            local = placement.local_size(rank, ranks)
+            shape = (*shape[: placement.dim], local, *shape[placement.dim + 1 :])
+    return shape
 
 
-def largest_local_shape(shape: tuple[int, ...], placement: Placement, ranks: int) -> tuple[int, ...]:
-    """The shape on rank 0, which holds at least as much as any other rank."""
-    return local_shape(shape, placement, 0, ranks)
+def largest_shape(shape: tuple[int, ...], layout: Layout, axes: Axes) -> tuple[int, ...]:
+    """The shape on the first rank, which holds at least as much as any other."""
+    return local_shape(shape, layout, ((0, ranks) for _, ranks in axes))
+
+
+def everywhere(placement: Placement, axes: Axes) -> Layout:
+    """The same placement along each of ``axes``."""
+    return (placement,) * len(axes)
+
+
+def layout_word(layout: Layout) -> str:
+    """As people read it, outermost axis first: ``S(1)``, ``S(0) W``."""
+    return " ".join(map(str, layout))
+
+
+def is_same_memory(source: Layout, target: Layout) -> bool:
+    """Whether a value of one layout lies in memory as one of the other: what is WHOLE is copied by nobody to REPLICATE
+    it."""
+    return all(a == b or (a, b) == (WHOLE, REPLICATE) for a, b in zip(source, target, strict=True))
+
+
+def partial_axes(layout: Layout, axes: Axes) -> tuple[str, ...]:
+    """Over which the gradient of a parameter that lies so is Partial: one for those that refine it together."""
+    found = list[str]()
+    for axis, slots in wholes(axes):
+        own = [axes[slot][0] for slot in slots if layout[slot] == REPLICATE and axes[slot][1] > 1]
+        found += [axis] if 1 < len(own) == len(slots) else own
+    return tuple(found)
+
+
+def joined(placements: Sequence[Placement], ranks: Sequence[int]) -> Placement | None:
+    """The one placement on an axis that says what these on the axes that refine it do, outermost first; None where none
+    does."""
+    first, rest = placements[0], placements[1:]
+    if isinstance(first, Word):
+        return first if all(p == first for p in rest) else None
+    return _nested(first, ranks[0], rest, ranks[1:])
+
+
+def _nested(outer: Shard, ranks: int, rest: Sequence[Placement], others: Sequence[int]) -> Shard | None:
+    if not rest:
+        return outer
+    inner = rest[0]
+    if not isinstance(inner, Shard) or inner.dim != outer.dim:
+        return None
+    if not outer.is_even(ranks) or not inner.is_even(others[0]):
+        return None
+    pairs = list(zip(outer.canonical(ranks).segments, inner.canonical(others[0]).segments, strict=False))
+    is_nested = all(a.repeat == b.repeat and a.granule == b.units * b.granule for a, b in pairs)
+    if not is_nested or not len(outer.segments) == len(inner.segments) == len(pairs):
+        return None
+    both = Shard(outer.dim, tuple(Segment(a.repeat, a.units * b.units, b.granule) for a, b in pairs))
+    return _nested(both, ranks * others[0], rest[1:], others[1:])
 
 
 def reshape_shard(shard: Shard, shape: tuple[int, ...], target: tuple[int, ...], ranks: int) -> Shard | None:
@@ -199,8 +253,24 @@ def placement_json(placement: Placement) -> str | list[object]:
     return [placement.dim, [[s.repeat, s.units, s.granule] for s in placement.segments]]
 
 
-def local_share(shape: tuple[int, ...], placement: Placement, ranks: int) -> float:
+def parse_layout(words: object, axes: int | None = None) -> Layout:
+    """The layout, on so many axes, that is written by ``layout_json``; raises ValueError on anything else."""
+    if not isinstance(words, list | tuple) or len(words) != (axes or len(words)):
+        raise ValueError(f"{words!r} is not a layout: write a list of {axes or 'as many'} placements, one an axis")
+    return tuple(map(parse_placement, words))
+
+
+def layout_json(layout: Layout) -> list[object]:
+    """A list of placements, outermost axis first."""
+    return [placement_json(placement) for placement in layout]
+
+
+def local_share(shape: tuple[int, ...], layout: Layout, axes: Axes) -> float:
     """The share of a tensor's elements that the fullest rank holds."""
-    if not isinstance(placement, Shard) or not shape[placement.dim]:
-        return 1.0
-    return placement.local_size(0, ranks) / shape[placement.dim]
+    share = 1.0
+    for placement, (_, ranks) in zip(layout, axes, strict=True):
+        if isinstance(placement, Shard) and shape[placement.dim]:
+            local = placement.local_size(0, ranks)
+            share *= local / shape[placement.dim]
+            shape = (*shape[: placement.dim], local, *shape[placement.dim + 1 :])
+    return share

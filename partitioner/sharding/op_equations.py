@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -30,6 +30,10 @@ class Op:
     def literal(self, name: str) -> object:
         """The argument of this name; None where the op has none."""
         return self.arguments.get(name)
+
+    def sized(self, operands: tuple[Shape, ...], result: Shape) -> Op:
+        """The same op of tensors of these shapes."""
+        return replace(self, operands=operands, result=result)
 
     def dims(self, name: str, rank: int) -> tuple[int, ...]:
         """An argument that is an int, a list of ints, or None or empty for all, as non-negative dimensions."""

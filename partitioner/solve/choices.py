@@ -1,9 +1,10 @@
 """What the layout search may choose, what each choice costs, and what conversions between choices cost.
 
-choice    of an op: a strategy; of a port or a parameter: a placement
-read      a value and all that read it: each reader's choices say in which placements it needs the value
+choice    of an op: a strategy; of a port or a parameter: a placement; on one axis
+read      a value and all that read it: each reader's choices say in which layouts it needs the value
 
-One conversion of a value serves all of its readers that need the same placement.
+A layout is a placement on that axis behind those on the axes that are laid out already. One conversion of a value
+serves all of its readers that need the same layout.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import fx
 
 from partitioner.cluster import Cluster
 from partitioner.cost.collective_seconds import collective_seconds, convert_seconds
-from partitioner.cost.communication import Routes, least_exposed, routes_of, sent_by_op
+from partitioner.cost.communication import Routes, least_exposed, sent_by_op
 from partitioner.cost.op_seconds import op_seconds
 from partitioner.cost.op_work import Setting
 from partitioner.cost.state_bytes import state, state_bytes
@@ -27,7 +28,8 @@ from partitioner.graph.tied_blocks import Folded, Port, Value
 from partitioner.layouts.strategies import Space
 from partitioner.ops.collective_kinds import ALL_REDUCE
 from partitioner.sharding.equations import Strategy
-from partitioner.sharding.layout import PARTIAL, REPLICATE, WHOLE, Placement, Shard
+from partitioner.sharding.layout import PARTIAL, REPLICATE, WHOLE, Layout, Placement, Shard
+from partitioner.sharding.mesh_axes import whole
 
 Allowed = Callable[[Value, Placement], bool]
 TIE_BYTES = 1e-4  # of a byte's price: among equal times, hold fewer bytes
@@ -49,14 +51,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Read:
-    """``needs``: for each reader, by the number of its choice, the placements in which it needs ``value``.
+    """``needs``: for each reader, by the number of its choice, the layouts in which it needs ``value``.
 
     A conversion happens ``count`` times in the model.
     """
 
     value: Value
     count: float
-    needs: dict[Value, tuple[tuple[Placement, ...], ...]]
+    needs: dict[Value, tuple[tuple[Layout, ...], ...]]
 
 
 @dataclass(frozen=True)
@@ -82,15 +84,10 @@ class Prices:
         """Of a byte that an op makes."""
         return self.state_byte_seconds * (TIE_BYTES if self.scarcity <= 1 else 1.0)
 
-    @property
-    def ranks(self) -> int:
-        """Of the tp axis."""
-        return self.setting.ranks
-
     @cached_property
     def routes(self) -> Routes:
-        """Between the ranks of the tp axis, and of cp."""
-        return routes_of(self.setting, self.cluster)
+        """Between the ranks of each axis."""
+        return self.setting.routes(self.cluster)
 
     @cached_property
     def exposed(self) -> float:
@@ -106,13 +103,15 @@ def _activations(folded: Folded) -> set[fx.Node]:
 
 
 class Choices:
-    """The choices of every value of a folded graph. Raises NoLayout when pins leave a parameter or a port none."""
+    """The choices of every value of a folded graph on the axis of ``options``. Raises NoLayout when pins leave a
+    parameter or a port none."""
 
     def __init__(self, folded: Folded, options: Space, prices: Prices, allowed: Allowed) -> None:
         self.folded, self.options, self.prices, self.allowed = folded, options, prices, allowed
+        self.left, self.axis, self.ranks = options.left, options.axis, options.ranks
         self.counts = {n: len(units) for g, units in enumerate(folded.groups) for n in folded.body(g)}
         self.of: dict[Value, tuple[Choice, ...]] = {}
-        self.converted: dict[tuple[float, bool, Placement, Placement], float | None] = {}
+        self.converted: dict[tuple[float, bool, Layout, Layout], float | None] = {}
         self.trained = {n: self.parameter_placements(n) for n in dict.fromkeys(folded.parameter.values())}
         self.of |= self.parameters()
         self.activations = _activations(folded)
@@ -120,7 +119,7 @@ class Choices:
             self.of[port] = tuple(Choice(0.0, p) for p in self.port_placements(port))
         loss = next(n for n in folded.graph.module.graph.nodes if n.op == "output").all_input_nodes[0]
         for node, count in self.counts.items():
-            rows = [Choice(self.op_cost(node, s, count), result(s), s) for s in options.strategies[node]]
+            rows = [Choice(self.op_cost(node, s, count), s.result, s) for s in options.strategies[node]]
             self.of[node] = tuple(c for c in rows if node is not folded.node[loss] or c.placement == WHOLE)
 
     def parameters(self) -> dict[Value, tuple[Choice, ...]]:
@@ -135,14 +134,14 @@ class Choices:
         return found
 
     def parameter_placements(self, node: fx.Node) -> list[Placement]:
-        found = [WHOLE, REPLICATE, *self.options.shards.get(node, ())] if self.prices.ranks > 1 else [WHOLE]
+        found = [WHOLE, REPLICATE, *self.options.shards.get(node, ())] if self.ranks > 1 else [WHOLE]
         kept = [p for p in found if self.allowed(node, p)]
         if not kept:
             raise NoLayout(f"no layout of {node.meta['source']} satisfies the pins: relax one")
         return kept
 
     def port_placements(self, port: Port) -> list[Placement]:
-        first, ranks = next(iter(self.folded.sources[port])), self.prices.ranks
+        first, ranks = next(iter(self.folded.sources[port])), self.ranks
         shards = set(self.options.shards.get(first, ()))
         for other in self.folded.sources[port]:
             shards &= set(self.options.shards.get(other, ()))
@@ -153,39 +152,39 @@ class Choices:
         if not kept:
             unit = self.folded.groups[port.group][0].name
             raise NoLayout(
-                f"pin boundary=sharded: tp {ranks} can't divide {first.name} evenly where it enters {unit}: "
-                "drop the pin, or pin another tp"
+                f"pin boundary=sharded: {self.axis} {ranks} can't divide {first.name} evenly where it enters {unit}: "
+                f"drop the pin, or pin another {whole(self.axis)}"
             )
         return kept
 
     def parameter_cost(self, node: fx.Node, placement: Placement) -> float:
         """State bytes at their price; a replicated gradient is summed once a step, shared by the micro-batches."""
         value, prices = node.meta["val"], self.prices
-        elements = value.numel() * prices.setting.share(node, placement)
+        elements = value.numel() * prices.setting.share(node, self.layout(node, placement))
         held = state_bytes(elements, value.dtype, self.folded.graph.precision) * prices.state_byte_seconds
         return held * self.folded.members[node] + self.sync_seconds(node, placement) / prices.micro_batches
 
     def sync_seconds(self, node: fx.Node, placement: Placement) -> float:
-        """What summing a parameter's gradients over tp takes once a step, in all of its units."""
+        """What summing a parameter's gradients over the axis takes once a step, in all of its units."""
         if placement != REPLICATE:
             return 0.0
         value = node.meta["val"]
         size = state(value.dtype, self.folded.graph.precision).gradient
-        gradient = value.numel() * size * self.prices.setting.share(node, REPLICATE)
-        return collective_seconds(ALL_REDUCE, gradient, self.prices.routes.tp) * self.folded.members[node]
+        gradient = value.numel() * size * self.prices.setting.share(node, self.layout(node, REPLICATE))
+        return collective_seconds(ALL_REDUCE, gradient, self.prices.routes[self.axis]) * self.folded.members[node]
 
     def op_cost(self, node: fx.Node, strategy: Strategy, count: int) -> float:
-        prices = self.prices
-        seconds = op_seconds(prices.setting, node, strategy, prices.cluster).total
-        sent = sum(row.seconds.total for row in sent_by_op(prices.setting, node, strategy, prices.routes))
+        prices, together = self.prices, self.left.together(node, strategy)
+        seconds = op_seconds(prices.setting, node, together, prices.cluster).total
+        sent = sum(row.seconds.total for row in sent_by_op(prices.setting, node, together, prices.routes))
         seconds += sent * prices.exposed
-        held = prices.setting.bytes(node, result(strategy)) * prices.activation_byte_seconds
+        held = prices.setting.bytes(node, together.result) * prices.activation_byte_seconds
         return (seconds + held) * count
 
     @cached_property
     def reads(self) -> list[Read]:
         """Every value with its readers inside a unit, and once more with each port that it enters."""
-        found: dict[tuple[Value, Value | None], dict[Value, list[tuple[Placement, ...]]]] = {}
+        found: dict[tuple[Value, Value | None], dict[Value, list[tuple[Layout, ...]]]] = {}
         for g in range(len(self.folded.groups)):
             for node in self.folded.body(g):
                 slots: dict[Value, list[int]] = {}
@@ -194,20 +193,28 @@ class Choices:
                     if value is not None:
                         slots.setdefault(value, []).append(slot)
                 for value, own in slots.items():
-                    rows = [tuple(dict.fromkeys(self.needed(c, slot) for slot in own)) for c in self.of[node]]
+                    rows = self.needed(node, own)
                     found.setdefault((value, None), {})[node] = rows
         for port, sources in self.folded.sources.items():
             for source in sources:
-                found.setdefault((source, port), {})[port] = [(c.placement,) for c in self.of[port]]
+                found.setdefault((source, port), {})[port] = [(self.layout(port, c.placement),) for c in self.of[port]]
         return [
             Read(value, self.count(value, port), {reader: tuple(rows) for reader, rows in needs.items()})
             for (value, port), needs in found.items()
         ]
 
-    @staticmethod
-    def needed(choice: Choice, slot: int) -> Placement:
-        assert choice.strategy is not None
-        return choice.strategy.operands[slot]
+    def needed(self, node: fx.Node, slots: list[int]) -> list[tuple[Layout, ...]]:
+        """Of each choice of an op, the layouts in which it needs the value that is its operand in these places."""
+        ahead, rows = [self.left.operand(node, slot) for slot in slots], list[tuple[Layout, ...]]()
+        for choice in self.of[node]:
+            assert choice.strategy is not None
+            own = ((*a, choice.strategy.operands[slot]) for a, slot in zip(ahead, slots, strict=True))
+            rows.append(tuple(dict.fromkeys(own)))
+        return rows
+
+    def layout(self, value: Value, placement: Placement) -> Layout:
+        """How a value lies that is made so on the axis."""
+        return (*self.left.made(value), placement)
 
     def count(self, value: Value, port: Value | None) -> float:
         """How often a value is converted: in each of its units, or at each entry into a port's."""
@@ -218,26 +225,30 @@ class Choices:
             return float(len(self.folded.groups[value.group]))
         return float(self.counts.get(value, 1))
 
-    def conversion_cost(self, value: Value, source: Placement, target: Placement) -> float | None:
+    def conversion_cost(self, value: Value, source: Layout, target: Layout) -> float | None:
+        """Seconds; None where no collectives do it."""
         node = next(iter(self.folded.sources[value])) if isinstance(value, Port) else value
-        ranks = self.prices.ranks
         if source == target:
             return 0.0
         if is_parameter(node):
-            cut = source == REPLICATE and isinstance(target, Shard) and target.is_even(ranks)
-            return TIE_COLLECTIVE if cut or target == PARTIAL and source in (WHOLE, REPLICATE) else None
+            rows = zip(source, target, self.prices.setting.axes, strict=True)
+            return TIE_COLLECTIVE if all(_is_cut(a, b, ranks) for a, b, (_, ranks) in rows) else None
         if not is_tensor(node):
             return None
-        size, setting = self.prices.setting.bytes(node, REPLICATE), self.prices.setting
+        setting = self.prices.setting
+        size = setting.bytes(node, (*self.left.made(value), REPLICATE))
         key = size, node in self.folded.differentiable, source, target
         if key not in self.converted:
-            seconds = convert_seconds(setting, node, source, target, self.prices.routes.tp)
+            seconds = convert_seconds(setting, node, source, target, self.prices.routes)
             total = None if seconds is None else seconds.total * self.prices.exposed
             self.converted[key] = None if total is None else total + TIE_COLLECTIVE
         return self.converted[key]
 
 
-def result(strategy: Strategy) -> Placement:
-    """Where an op's one result lies."""
-    assert not isinstance(strategy.result, tuple)
-    return strategy.result
+def _is_cut(source: Placement, target: Placement, ranks: int) -> bool:
+    """Whether a parameter that lies so is read so, cut where it lies."""
+    if source == target:
+        return True
+    if target == PARTIAL:
+        return source in (WHOLE, REPLICATE)
+    return source == REPLICATE and isinstance(target, Shard) and target.is_even(ranks)

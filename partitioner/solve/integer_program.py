@@ -19,7 +19,7 @@ from scipy.sparse import coo_array
 
 from partitioner.errors import InputError
 from partitioner.graph.tied_blocks import Value
-from partitioner.sharding.layout import Placement
+from partitioner.sharding.layout import Layout
 from partitioner.solve.choices import Choices, Read
 
 LIMIT_SECONDS = 600.0
@@ -67,16 +67,16 @@ class _Problem:
         return len(self.costs) - 1
 
     def link(self, read: Read) -> None:
-        makes: dict[Placement, list[int]] = {}
+        makes: dict[Layout, list[int]] = {}
         for column, choice in zip(self.columns[read.value], self.choices.of[read.value], strict=True):
-            makes.setdefault(choice.placement, []).append(column)
-        needs: dict[tuple[Value, Placement], list[int]] = {}
+            makes.setdefault(self.choices.layout(read.value, choice.placement), []).append(column)
+        needs: dict[tuple[Value, Layout], list[int]] = {}
         for reader, rows in read.needs.items():
-            for column, placements in zip(self.columns[reader], rows, strict=True):
-                for placement in placements:
-                    needs.setdefault((reader, placement), []).append(column)
-        arriving: dict[Placement, dict[int, float]] = {}
-        for target in dict.fromkeys(placement for _, placement in needs):
+            for column, layouts in zip(self.columns[reader], rows, strict=True):
+                for layout in layouts:
+                    needs.setdefault((reader, layout), []).append(column)
+        arriving: dict[Layout, dict[int, float]] = {}
+        for target in dict.fromkeys(layout for _, layout in needs):
             arriving[target] = {}
             for source, makers in makes.items():
                 cost = self.choices.conversion_cost(read.value, source, target)

@@ -1,7 +1,7 @@
-"""Per-op layouts of the folded graph on one axis, optimal.
+"""Per-op layouts of the folded graph on one axis, those on outer axes fixed, optimal.
 
 A table of costs for each op, port and parameter, and one for each value over all that read it, because one conversion
-serves all readers that need the same placement; their sum is minimized exactly by eliminating one variable after
+serves all readers that need the same layout; their sum is minimized exactly by eliminating one variable after
 another. A block whose tables grow too wide for that goes to HiGHS as a 0/1 program.
 """
 
@@ -18,7 +18,7 @@ from torch import fx
 from partitioner.graph.tied_blocks import Folded, Port, Value
 from partitioner.layouts.solution import Solution
 from partitioner.layouts.strategies import Space
-from partitioner.sharding.layout import Placement
+from partitioner.sharding.layout import Layout
 from partitioner.solve import variable_elimination
 from partitioner.solve.choices import Allowed, Choices, NoLayout, Prices, Read
 from partitioner.solve.integer_program import minimize01
@@ -90,10 +90,11 @@ def increases(choices: Choices) -> dict[Value, Array]:
 
 def _solution(choices: Choices, seconds: float, chosen: Mapping[Value, int]) -> Solution:
     made = {value: choices.of[value][n] for value, n in chosen.items()}
-    strategies = {v: c.strategy for v, c in made.items() if isinstance(v, fx.Node) and c.strategy is not None}
-    ports = {v: c.placement for v, c in made.items() if isinstance(v, Port)}
-    parameters = {v: c.placement for v, c in made.items() if isinstance(v, fx.Node) and c.strategy is None}
-    return Solution(strategies, ports, parameters, seconds, choices.prices.scarcity)
+    nodes, left = {v: c for v, c in made.items() if isinstance(v, fx.Node)}, choices.left
+    strategies = {v: left.together(v, c.strategy) for v, c in nodes.items() if c.strategy is not None}
+    ports = {v: choices.layout(v, c.placement) for v, c in made.items() if isinstance(v, Port)}
+    parameters = {v: choices.layout(v, c.placement) for v, c in nodes.items() if c.strategy is None}
+    return Solution(choices.prices.setting.axes, strategies, ports, parameters, seconds, choices.prices.scarcity)
 
 
 class _Solver:
@@ -118,7 +119,7 @@ class _Solver:
 
     def line(self, micro_batches: int) -> _Line:
         found = self.at(micro_batches)
-        once = sum(self.choices.sync_seconds(node, placement) for node, placement in found.parameters.items())
+        once = sum(self.choices.sync_seconds(node, layout[-1]) for node, layout in found.parameters.items())
         return _Line(found, found.seconds - once / micro_batches, once)
 
     def eliminated(self, choices: Choices) -> tuple[float, dict[Value, int]]:
@@ -155,14 +156,14 @@ class _Tables:
         else:
             self.apart(read, makes, readers)
 
-    def made(self, value: Value) -> tuple[int, list[Placement]]:
-        """A variable over the distinct placements in which a value may be made."""
-        rows = [c.placement for c in self.choices.of[value]]
+    def made(self, value: Value) -> tuple[int, list[Layout]]:
+        """A variable over the distinct layouts in which a value may be made."""
+        rows = [self.choices.layout(value, c.placement) for c in self.choices.of[value]]
         return self.image(self.variable[value], rows)
 
     def narrowed(
-        self, reader: Value, needs: tuple[tuple[Placement, ...], ...]
-    ) -> tuple[int, list[tuple[Placement, ...]]]:
+        self, reader: Value, needs: tuple[tuple[Layout, ...], ...]
+    ) -> tuple[int, list[tuple[Layout, ...]]]:
         """A variable over the distinct needs of a reader."""
         return self.image(self.variable[reader], list(needs))
 
@@ -178,12 +179,12 @@ class _Tables:
         self.found.append(Table((variable, len(self.domains) - 1), tie))
         return len(self.domains) - 1, kinds
 
-    def prices(self, read: Read, sources: list[Placement], targets: list[Placement]) -> Array:
+    def prices(self, read: Read, sources: list[Layout], targets: list[Layout]) -> Array:
         rows = [[self.choices.conversion_cost(read.value, s, t) for t in targets] for s in sources]
         return np.array([[np.inf if c is None else c * read.count for c in row] for row in rows])
 
     def joined(
-        self, read: Read, makes: tuple[int, list[Placement]], readers: list[tuple[int, list[tuple[Placement, ...]]]]
+        self, read: Read, makes: tuple[int, list[Layout]], readers: list[tuple[int, list[tuple[Layout, ...]]]]
     ) -> None:
         variable, sources = makes
         targets = list(dict.fromkeys(t for _, needs in readers for need in needs for t in need))
@@ -195,7 +196,7 @@ class _Tables:
         self.found.append(Table((variable, *(v for v, _ in readers)), costs))
 
     def apart(
-        self, read: Read, makes: tuple[int, list[Placement]], readers: list[tuple[int, list[tuple[Placement, ...]]]]
+        self, read: Read, makes: tuple[int, list[Layout]], readers: list[tuple[int, list[tuple[Layout, ...]]]]
     ) -> None:
         variable, sources = makes
         for target in dict.fromkeys(t for _, needs in readers for need in needs for t in need):

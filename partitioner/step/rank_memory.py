@@ -164,7 +164,7 @@ class RankMemory:
 
     def _made_anew(self, rows: Iterable[Held]) -> float:
         """Bytes of gradients that lie in no bucket, where ranks hold no replicas."""
-        found = (row for row in rows if not row.is_partial and not is_cast(row.dtype, self.precision))
+        found = (row for row in rows if not row.partial and not is_cast(row.dtype, self.precision))
         return sum(row.elements * state(row.dtype, self.precision).gradient for row in found)
 
     def _state_bytes(self, rows: Iterable[Held]) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -12,9 +12,10 @@ from torch import fx
 
 from partitioner.cost.op_seconds import ZERO, Seconds
 from partitioner.cost.state_bytes import state
-from partitioner.cost.unit_cost import Held, Priced, Stash
+from partitioner.cost.unit_cost import Held, Priced, Stash, UnitCost
 from partitioner.graph.graph import Unit
 from partitioner.plan.parallelism import Parallelism
+from partitioner.precision import Precision
 from partitioner.schedule.fullest_moments import Array
 from partitioner.step.stage_peaks import StageWalk
 
@@ -23,19 +24,18 @@ from partitioner.step.stage_peaks import StageWalk
 class StageSums:
     """What one micro-batch takes of a stage's units; ``blocks`` of them may be recomputed.
 
-    ``cp_seconds``: of communication over cp, the rest of it goes over tp. ``stash``: by way of recomputing, what
-    the whole stage keeps when its first 0, 1, 2, ... blocks are recomputed so. ``input_bytes`` and ``output_bytes``:
+    ``axis_seconds``: of communication, by axis of the mesh. ``stash``: by way of recomputing, what the whole stage
+    keeps when its first 0, 1, 2, ... blocks are recomputed so. ``input_bytes`` and ``output_bytes``:
     what it receives and hands on, ``sent_bytes`` of it by this rank; ``sent_back_bytes``: gradients of what it
     receives, by this rank. ``parameters``: alike ones added up; ``weight_bytes`` and ``gradient_bytes``: as they
-    are gathered and summed, ``partial_bytes`` of the latter Partial, ``scattered_bytes`` of the last that a backward
-    scatters; ``tied_parameters``: those that other units read
-    too.
+    are gathered and summed, ``partial_bytes`` of the latter Partial, by axis; ``scattered_bytes`` of the last that a
+    backward scatters; ``tied_parameters``: those that other units read too.
     """
 
     seconds: Seconds
     weight_gradient_seconds: float
     communication_seconds: float
-    cp_seconds: float
+    axis_seconds: Mapping[str, float]
     collectives: tuple[int, int]
     kernels: tuple[int, int]
     blocks: int
@@ -48,7 +48,7 @@ class StageSums:
     parameters: tuple[Held, ...]
     weight_bytes: float
     gradient_bytes: float
-    partial_bytes: float
+    partial_bytes: dict[str, float]
     scattered_bytes: float
     tied_parameters: Mapping[fx.Node, Held]
 
@@ -69,15 +69,15 @@ def stage_sums(
     walk, parameters = walk or StageWalk(priced, units), dict[fx.Node, Held]()
     for unit in units:
         parameters |= priced.held[unit]
-    found: dict[tuple[torch.dtype, bool], float] = {}
-    for elements, dtype, is_partial in parameters.values():
-        found[dtype, is_partial] = found.get((dtype, is_partial), 0.0) + elements
+    found: dict[tuple[torch.dtype, tuple[str, ...]], float] = {}
+    for elements, dtype, partial in parameters.values():
+        found[dtype, partial] = found.get((dtype, partial), 0.0) + elements
     held = [Held(elements, *key) for key, elements in found.items()]
     return StageSums(
         seconds=sum((c.seconds for c in rows), ZERO),
         weight_gradient_seconds=sum(c.weight_gradient_seconds for c in rows),
         communication_seconds=sum(c.communication.total for c in rows),
-        cp_seconds=sum(c.communication.total * c.cp_share for c in rows),
+        axis_seconds=_by_axis(rows),
         collectives=(sum(c.collectives[0] for c in rows), sum(c.collectives[1] for c in rows)),
         kernels=(sum(c.kernels[0] for c in rows), sum(c.kernels[1] for c in rows)),
         blocks=sum(u.is_block for u in units),
@@ -90,10 +90,28 @@ def stage_sums(
         parameters=tuple(held),
         weight_bytes=sum(row.elements * row.dtype.itemsize for row in held),
         gradient_bytes=sum(row.elements * state(row.dtype, precision).gradient for row in held),
-        partial_bytes=sum(row.elements * state(row.dtype, precision).gradient for row in held if row.is_partial),
+        partial_bytes=_partial_bytes(held, precision),
         scattered_bytes=walk.scattered_last,
         tied_parameters={node: row for node, row in parameters.items() if tied and priced.folded.own(node) in tied},
     )
+
+
+def _by_axis(rows: Iterable[UnitCost]) -> dict[str, float]:
+    """Exposed seconds of communication by axis."""
+    found: dict[str, float] = {}
+    for cost in rows:
+        for axis, share in cost.axis_shares.items():
+            found[axis] = found.get(axis, 0.0) + cost.communication.total * share
+    return found
+
+
+def _partial_bytes(held: Iterable[Held], precision: Precision) -> dict[str, float]:
+    """Of the gradients that are summed over each axis."""
+    found: dict[str, float] = {}
+    for row in held:
+        for axis in row.partial:
+            found[axis] = found.get(axis, 0.0) + row.elements * state(row.dtype, precision).gradient
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

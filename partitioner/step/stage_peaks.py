@@ -139,7 +139,7 @@ class _Boundaries:
         for n, unit in enumerate(self.units):
             kept = forward = backward = 0.0
             for node, port in zip(self.priced.folded.entering[unit], self.priced.unit(unit).ports, strict=True):
-                key, size = (node, port.placement), port.bytes if n in keeping else port.kept
+                key, size = (node, port.layout), port.bytes if n in keeping else port.kept
                 if key in seen:
                     kept += size
                     forward += port.bytes if key in self.boundary_values else size
@@ -165,8 +165,8 @@ def _gradients_alive(priced: Priced, units: Sequence[Unit]) -> list[Peaks]:
         pending = {key: size for key, size in pending.items() if key[0].name not in unit.nodes}
         back = sum(pending.values()) + sum(waiting.values()) + (sent if found else 0.0)
         found.append(Peaks(0.0, back, back + stay, back + alone))
-        for node, (elements, dtype, is_partial) in priced.held[unit].items():
-            in_bucket = is_partial or is_cast(dtype, priced.precision)
+        for node, (elements, dtype, partial) in priced.held[unit].items():
+            in_bucket = partial or is_cast(dtype, priced.precision)
             made = 0.0 if in_bucket else elements * state(dtype, priced.precision).gradient
             if node not in shared:
                 stay += made
@@ -178,5 +178,5 @@ def _gradients_alive(priced: Priced, units: Sequence[Unit]) -> list[Peaks]:
                 waiting[node] = elements * dtype.itemsize
         for node, port in zip(folded.entering[unit], priced.unit(unit).ports, strict=True):
             if folded.own(folded.node[node]) in folded.differentiable:
-                pending[node, port.placement] = port.bytes
+                pending[node, port.layout] = port.bytes
     return found[::-1]

@@ -20,7 +20,7 @@ from partitioner.ops.collective_kinds import ALL_GATHER, ALL_REDUCE, REDUCE_SCAT
 from partitioner.plan.derived_rows import Cost, StageCost
 from partitioner.schedule.simulate import most_in_flight, simulate
 from partitioner.schedule.tables import SCHEDULES
-from partitioner.sharding.mesh_axes import CP, DP, PP, REPLICATING, TP
+from partitioner.sharding.mesh_axes import DP, PP, inner, replicating, whole
 from partitioner.step.rank_memory import RankMemory
 from partitioner.step.split import Split, StageSums
 
@@ -42,7 +42,7 @@ class SplitSeconds:
     @cached_property
     def shard_route(self) -> Route:
         """The ranks over which ZeRO divides."""
-        return self.route(REPLICATING, self.parallelism.shards)
+        return self.route(replicating(), self.parallelism.shards)
 
     @cached_property
     def slowest_factor(self) -> float:
@@ -82,14 +82,13 @@ class SplitSeconds:
 
     def exposed_seconds(self, p: int) -> dict[str, float]:
         """By axis, of a pipeline rank's micro-batch: what it communicates while it computes nothing."""
-        found: dict[str, float] = {}
+        found = dict.fromkeys((*reversed(inner()), PP, DP), 0.0)
         for n in self.parallelism.rank_stages[p]:
             stage, again = self.split.stages[n], self.split.stash(n).communication
-            sent = stage.communication_seconds + again
-            over_cp = stage.cp_seconds / stage.communication_seconds * sent if stage.cp_seconds else 0.0
-            over_pp, over_dp = self.unhidden_sends[n].total, self.zero_seconds(n).total
-            rows = {TP: sent - over_cp, CP: over_cp, PP: over_pp, DP: over_dp}
-            found = {axis: found.get(axis, 0.0) + seconds for axis, seconds in rows.items()}
+            more = 1 + again / stage.communication_seconds if again else 1.0
+            rows = {axis: more * seconds for axis, seconds in stage.axis_seconds.items()}
+            rows |= {PP: self.unhidden_sends[n].total, DP: self.zero_seconds(n).total}
+            found |= {axis: found[axis] + seconds for axis, seconds in rows.items()}
         return found
 
     @cached_property
@@ -174,10 +173,15 @@ class SplitSeconds:
         return sum(optimizer_seconds(row.elements / shared, row.dtype, own, cluster) for row in rows)
 
     def sync_seconds(self, p: int) -> dict[str, float]:
-        """Partial gradients over tp, then all over the replicas, less what one micro-batch's backward, or W, hides."""
+        """Partial gradients over their axes, then all over the replicas, less what a micro-batch's backward, or W,
+        hides."""
         stages, own, software = self.rank_sums(p), self.parallelism.rank_stages[p], self.software
-        partial = sum(stage.partial_bytes for stage in stages)
-        over_tp = collective_seconds(ALL_REDUCE, partial, self.cluster.route(self.priced.ranks))
+        routes, summed = self.priced.setting.routes(self.cluster), dict[str, float]()
+        for axis, size in (row for stage in stages for row in stage.partial_bytes.items()):
+            summed[axis] = summed.get(axis, 0.0) + size
+        found = dict.fromkeys((*reversed(inner()), DP), 0.0)
+        for axis, size in summed.items():
+            found[whole(axis)] += collective_seconds(ALL_REDUCE, size, routes[axis])
         gradients, weights = sum(s.gradient_bytes for s in stages), sum(s.weight_bytes for s in stages)
         blocks = max(1, sum(stage.blocks for stage in stages))
         backward = sum(self.deferred_weight_seconds[n] or self.stage_seconds[n].backward for n in own) / len(own)
@@ -185,7 +189,7 @@ class SplitSeconds:
         reduced, gathered = self.reduction_seconds(gradients, weights, blocks)
         over_dp = max(reduced / blocks, reduced - backward) if software.overlap_gradients else reduced
         over_dp += max(gathered / blocks, gathered - forward) if software.overlap_parameters else gathered
-        return {TP: over_tp, DP: over_dp}
+        return found | {DP: over_dp}
 
     def reduction_seconds(self, gradients: float, weights: float, blocks: int) -> tuple[float, float]:
         """Seconds to sum gradients over the replicas once a step, and to gather, block by block, what ZeRO updated."""
@@ -193,8 +197,8 @@ class SplitSeconds:
         if own.replicas == 1:
             return 0.0, 0.0
         if own.zero == 0:
-            return collective_seconds(ALL_REDUCE, gradients, self.route(REPLICATING, own.replicas)), 0.0
-        stride = min(own.stride(a) for a in REPLICATING if a in own.mesh)
+            return collective_seconds(ALL_REDUCE, gradients, self.route(replicating(), own.replicas)), 0.0
+        stride = min(own.stride(a) for a in replicating() if a in own.mesh)
         across = self.cluster.route(own.replicas // shards, stride * shards)
         scatter = collective_seconds(REDUCE_SCATTER, gradients, self.shard_route) if own.zero == 1 else 0.0
         gather = self.by_blocks(ALL_GATHER, weights, blocks) if own.zero < 3 else 0.0

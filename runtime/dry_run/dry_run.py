@@ -25,7 +25,7 @@ from partitioner.lowering.program import Call, Coordinates, Parameter, Program, 
 from partitioner.lowering.shard_groups import held_shape
 from partitioner.lowering.traffic import tally, traffic
 from partitioner.schedule.tables import KINDS
-from partitioner.sharding.mesh_axes import DP, PP, SHARD, TP
+from partitioner.sharding.mesh_axes import DP, PP, SHARD
 from partitioner.user_code.batches import flat
 from runtime.dry_run.match_tapes import unmatched
 from runtime.dry_run.recording_group import Tape, world_of
@@ -89,17 +89,20 @@ class Rank:
 def alike(program: Program, merge: bool = True) -> dict[int, tuple[int, ...]]:
     """By the first of them: ranks that do the same with tensors of the same shapes.
 
-    dp ranks differ in samples, and in how many rows of the state they hold where it is divided. tp ranks are told apart
-    by the local shapes of all parameters, everywhere alike, and the first from the others, since it alone adds what is
-    whole to partial sums and counts it in the norm.
+    dp ranks differ in samples, and in how many rows of the state they hold where it is divided. Ranks along which ops
+    lie are told apart by the local shapes of all parameters, everywhere alike, and the first of an axis from the
+    others, since it alone adds what is whole to partial sums and counts it in the norm.
     """
     rows: dict[object, list[int]] = {}
-    places = coordinates(program)
-    kinds: dict[tuple[int, int], object] = {(place[TP], place[SHARD]): place[TP] for place in places}
-    if merge and len(program.axes) == 1:
-        kinds = {key: (key[0] == 0, _shapes(program, {program.axes[0][0]: key[0], SHARD: key[1]})) for key in kinds}
+    places, names = coordinates(program), [axis for axis, _ in program.axes]
+    kinds: dict[tuple[int, ...], object] = {}
+    for place in places:
+        cell = tuple(place[axis] for axis in names)
+        key = (*cell, place[SHARD])
+        if key not in kinds:
+            kinds[key] = (tuple(n == 0 for n in cell), _shapes(program, place)) if merge else cell
     for rank, place in enumerate(places):
-        kind = kinds[place[TP], place[SHARD]]
+        kind = kinds[*(place[axis] for axis in names), place[SHARD]]
         rows.setdefault((place[PP], kind, place[DP] if not merge else 0), []).append(rank)
     return {ranks[0]: tuple(ranks) for ranks in rows.values()}
 

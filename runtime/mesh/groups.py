@@ -14,16 +14,15 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from partitioner.errors import InputError
 from partitioner.lowering.program import Coordinates, Program, Stage, coordinates
-from partitioner.sharding.mesh_axes import DP, PP, REPLICA, SHARD, TP
+from partitioner.sharding.mesh_axes import DP, PP, REPLICA, SHARD
 from runtime.mesh.communication_log import Log
 
 
 class Groups:
     """The mesh from one rank's place. A world of 1 needs no process group.
 
-    Axes are "pp", "dp", "tp", each of ``program.axes``, and those that refine dp where state is divided. ``backend`` is
-    the one whose ways are followed, by default the world's own. Raises InputError when the world has not the plan's
-    size.
+    Axes are those of the mesh and what refines them. ``backend`` is the one whose ways are followed, by default the
+    world's own. Raises InputError when the world has not the plan's size.
     """
 
     def __init__(self, program: Program, device: torch.device | None = None, backend: str | None = None) -> None:
@@ -38,18 +37,14 @@ class Groups:
         self.backend = backend or (dist.get_backend() if dist.is_initialized() else "")
         self.log = Log()
         self.kernels: Counter[str] = Counter()  # products that ran on a kernel, and the reasons of those that did not
-        refined = {REPLICA: program.mesh[DP] // program.shards, SHARD: program.shards}
-        self._sizes = dict(program.mesh) | dict(program.axes) | refined
+        self._sizes = program.sizes
         self._mesh = dict(program.mesh)
         self._made: dict[tuple[int, ...], dist.ProcessGroup | None] = {}
         self._groups = {axis: self._make(rows, [axis]) for axis in program.mesh}
-        for axis, _ in program.axes:
-            if axis not in self._groups:
-                others = [a for a, _ in program.axes if a != axis]
-                self._groups[axis] = self._make(rows, [axis], hidden=[TP], kept=others)
-        if program.shards > 1:
-            for axis, other in ((SHARD, REPLICA), (REPLICA, SHARD)):
-                self._groups[axis] = self._make(rows, [axis], hidden=[DP], kept=[other])
+        for axis, parts in program.parts.items():
+            for name in dict(parts) if axis != DP or program.shards > 1 else ():
+                others = [other for other in dict(parts) if other != name]
+                self._groups[name] = self._make(rows, [name], hidden=[axis], kept=others)
         self.state_mesh = self._state_mesh() if program.shards > 1 else None
         tied = {program.ranks_of(p.stages) for p in program.parameters.values()}
         self._tied: dict[tuple[int, ...], dist.ProcessGroup | None] = {

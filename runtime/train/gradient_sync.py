@@ -25,7 +25,7 @@ from torch import nn
 
 from partitioner.lowering.program import Parameter, Program
 from partitioner.ops.collective_kinds import ALL_REDUCE
-from partitioner.sharding.layout import REPLICATE, Shard
+from partitioner.sharding.layout import Shard, partial_axes
 from partitioner.sharding.mesh_axes import DP, PP, SHARD
 from runtime.mesh.axis import wait
 from runtime.mesh.groups import Groups
@@ -68,7 +68,7 @@ class GradientSync:
         self._groups, self._read, self._held = groups, copies.read, copies.held
         self._sharded, self._parameters = sharded, parameters
         rows = [p for p in program.parameters.values() if sharded and p.name in sharded.names and p.requires_grad]
-        self._rows = {p.name: (partial_axes(program, p), _tied(program, p)) for p in rows}
+        self._rows = {p.name: (partial_axes(p.layout, program.axes), _tied(program, p)) for p in rows}
         self._dp = groups.size(DP) > 1
         rows = [p for p in program.parameters.values() if p.name in copies.held and p.requires_grad]
         buckets = [b for key, names in self._keys(program, rows).items() for b in self._fill(key, names)]
@@ -83,7 +83,7 @@ class GradientSync:
         """Names by what they are summed over; backward reaches the last parameters first."""
         found: dict[tuple[tuple[str, ...], tuple[int, ...], torch.dtype], list[str]] = {}
         for parameter in reversed(rows):
-            axes = partial_axes(program, parameter)
+            axes = partial_axes(parameter.layout, program.axes)
             tied = _tied(program, parameter)
             if axes or tied or self._dp or parameter.copy_dtype or parameter.gradient_dtype != parameter.dtype:
                 found.setdefault((axes, tied, parameter.gradient_dtype), []).append(parameter.name)
@@ -181,12 +181,6 @@ def _tied(program: Program, parameter: Parameter) -> tuple[int, ...]:
     """The pipeline ranks whose gradients are added up, where there are several."""
     ranks = program.ranks_of(parameter.stages)
     return ranks if len(ranks) > 1 else ()
-
-
-def partial_axes(program: Program, parameter: Parameter) -> tuple[str, ...]:
-    """The tensor-parallel axes over which the gradient of ``parameter`` is Partial."""
-    rows = zip(parameter.layout, program.axes, strict=True)
-    return tuple(axis for placement, (axis, ranks) in rows if placement == REPLICATE and ranks > 1)
 
 
 def counts_here(program: Program, groups: Groups, parameter: Parameter) -> bool:

@@ -25,7 +25,7 @@ from partitioner.graph.nodes import operands
 from partitioner.graph.resize_batch import resize
 from partitioner.graph.step_inputs import SAMPLE_KEYS
 from partitioner.lowering.program import Program
-from partitioner.sharding.mesh_axes import DP, TP
+from partitioner.sharding.mesh_axes import DP, Axes
 from runtime.mesh.groups import Groups
 from runtime.ranks.process_group import everywhere
 from runtime.train.engine import Engine
@@ -104,7 +104,8 @@ def _watch(engine: Engine, graph: Graph, program: Program) -> list[_Watched]:
     tracked = {n.name for n in has_gradient(graph.module.graph)}
     rows: list[_Watched] = []
     for index, stage in engine.worker.stages.items():
-        new = [_Watched((index, n), unit_of[index, n], c, graph, tracked) for n, c in enumerate(stage.calls)]
+        calls_here = enumerate(stage.calls)
+        new = [_Watched((index, n), unit_of[index, n], c, graph, tracked, program.axes) for n, c in calls_here]
         calls = tuple(w.observed() for w in new)
         engine.worker.stages[index] = replace(stage, calls=calls)
         rows += new
@@ -120,6 +121,7 @@ class _Watched:
     call: BoundCall
     graph: Graph
     tracked: set[str]
+    axes: Axes
     seen: list[Seen] = field(default_factory=list)
 
     def observed(self) -> BoundCall:
@@ -171,7 +173,7 @@ class _Watched:
 
     def compare(self, plain: Seen, micro_batch: int, groups: Groups) -> list[_Found]:
         """The first value and the last gradient, in the order of execution, that differ."""
-        parts = _gathered(self.seen[micro_batch], groups)
+        parts = _gathered(self.seen[micro_batch], self.axes, groups)
         nodes = [n for n in self.call.module.graph.nodes if n.op != "output"]
         values = (n for n in enumerate(nodes) if self._value_differs(n[1], parts, plain))
         gradients = (n for n in reversed([*enumerate(nodes)]) if self._gradient_differs(n[1], parts, plain))
@@ -195,12 +197,13 @@ class _Watched:
         return First(" + ".join(self.covered[node.name]), module, phase)
 
     def _value_differs(self, node: fx.Node, parts: list[Seen], plain: Seen) -> bool:
-        if "placement" not in node.meta or node.name not in parts[0].values:
+        if "layout" not in node.meta or node.name not in parts[0].values:
             return False
         (name,) = self.names_of(node)
         if name not in plain.values:
             return False
-        found = whole([p.values[node.name] for p in parts], node.meta["placement"], plain.values[name].shape, False)
+        made, shape = [p.values[node.name] for p in parts], plain.values[name].shape
+        found = whole(made, node.meta["layout"], self.axes, shape, False)
         return differs(found, plain.values[name], plain.value_floor)
 
     def _gradient_differs(self, node: fx.Node, parts: list[Seen], plain: Seen) -> bool:
@@ -219,7 +222,7 @@ class _Watched:
         return False
 
     def _given(self, node: fx.Node, operand: fx.Node, parts: list[Seen], shape: torch.Size) -> list[torch.Tensor]:
-        return whole([p.given[node.name, operand.name] for p in parts], operand.meta["placement"], shape, True)
+        return whole([p.given[node.name, operand.name] for p in parts], operand.meta["layout"], self.axes, shape, True)
 
     def _keeps(self, node: fx.Node, parts: list[Seen], shape: torch.Size, floor: float) -> bool:
         """Whether a conversion gives its operand the gradient that it gets."""
@@ -227,7 +230,7 @@ class _Watched:
         given = self._given(node, operand, parts, shape)
         if node.name not in parts[0].gradients:
             return not any(bool(g.any()) for g in given)
-        got = whole([p.gradients[node.name] for p in parts], node.meta["placement"], shape, True)
+        got = whole([p.gradients[node.name] for p in parts], node.meta["layout"], self.axes, shape, True)
         return not differs(given, got[0], floor)
 
 
@@ -261,10 +264,12 @@ def _plain(
     return seen
 
 
-def _gathered(seen: Seen, groups: Groups) -> list[Seen]:
-    """What every tp rank saw, in rank order."""
-    if groups.size(TP) == 1:
-        return [seen]
-    rows: list[Any] = [None] * groups.size(TP)
-    dist.all_gather_object(rows, seen, group=groups.group(TP))
-    return rows
+def _gathered(seen: Seen, axes: Axes, groups: Groups) -> list[Seen]:
+    """What every rank along ``axes`` saw, the last varying fastest."""
+    found = [seen]
+    for axis, ranks in reversed(axes):
+        if ranks > 1:
+            rows: list[list[Seen]] = [[]] * ranks
+            dist.all_gather_object(rows, found, group=groups.group(axis))
+            found = [one for row in rows for one in row]
+    return found

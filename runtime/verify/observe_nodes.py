@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,8 @@ import torch
 from torch import fx
 
 from partitioner.sharding.cut_tensors import assemble
-from partitioner.sharding.layout import PARTIAL, REPLICATE, Placement, Shard, local_shape
+from partitioner.sharding.layout import PARTIAL, REPLICATE, Layout, Shard, local_shape
+from partitioner.sharding.mesh_axes import Axes
 
 LIMIT = 1e-10  # of a value's size, or of its floor where that is larger
 FLOOR = 1e-3  # of the median size
@@ -88,15 +90,32 @@ def _keep(table: dict[Any, torch.Tensor], key: object, x: torch.Tensor) -> None:
     x.register_hook(add)
 
 
-def whole(parts: list[torch.Tensor], placement: Placement, shape: torch.Size, is_gradient: bool) -> list[torch.Tensor]:
-    """All whole tensors that a placement's parts say there are; [] where the parts have not its shape."""
-    ranks = len(parts)
-    if any(p.shape != local_shape(tuple(shape), placement, r, ranks) for r, p in enumerate(parts)):
+def whole(
+    parts: list[torch.Tensor], layout: Layout, axes: Axes, shape: torch.Size, is_gradient: bool
+) -> list[torch.Tensor]:
+    """All whole tensors that the parts of a layout, the last axis varying fastest, say there are; [] where the parts
+    have not its shape."""
+    sizes = [ranks for _, ranks in axes]
+    cells = itertools.product(*map(range, sizes))
+    if any(
+        part.shape != local_shape(tuple(shape), layout, zip(cell, sizes, strict=True))
+        for part, cell in zip(parts, cells, strict=True)
+    ):
         return []
-    if isinstance(placement, Shard):
-        return [assemble(parts, placement)]
-    is_sum = placement == (REPLICATE if is_gradient else PARTIAL)
-    return [torch.stack(parts).sum(0)] if is_sum else parts
+    return _put_together(parts, layout, sizes, is_gradient)
+
+
+def _put_together(
+    parts: list[torch.Tensor], layout: Layout, sizes: list[int], is_gradient: bool
+) -> list[torch.Tensor]:
+    if not sizes:
+        return parts
+    each = len(parts) // sizes[0]
+    rows = [_put_together(parts[n : n + each], layout[1:], sizes[1:], is_gradient) for n in range(0, len(parts), each)]
+    if isinstance(layout[0], Shard):
+        return [assemble([row[n % len(row)] for row in rows], layout[0]) for n in range(max(map(len, rows)))]
+    is_sum = layout[0] == (REPLICATE if is_gradient else PARTIAL)
+    return total(rows) if is_sum else [part for row in rows for part in row]
 
 
 def total(wholes: Sequence[list[torch.Tensor]]) -> list[torch.Tensor]:

@@ -66,7 +66,6 @@ class Enumerator:
                     return None
                 cost += seconds * many
                 paid.add((value, wanted))
-        assert not isinstance(strategy.result, tuple)
         made[node] = strategy.result
         cost += self.pricing.op_cost(node, strategy, self.counts[node])
         for port, sources in self.folded.sources.items():
@@ -80,7 +79,7 @@ class Enumerator:
     def convert(self, node: fx.Node, source: Placement, target: Placement) -> float | None:
         if source == target:
             return 0.0
-        found = convert_seconds(self.prices.setting, node, source, target, self.prices.routes.tp)
+        found = convert_seconds(self.prices.setting, node, (source,), (target,), self.prices.routes)
         return None if found is None else found.total + TIE_COLLECTIVE
 
 

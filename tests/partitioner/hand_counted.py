@@ -64,24 +64,24 @@ def cluster(
 def priced(graph: Graph, on: Cluster, tp: int = 1, layouts: Mapping[str, Placement] | None = None) -> Priced:
     """``layouts``: of parameters, by the end of a name; the others lie as is best."""
     folded = fold(graph)
-    setting = Setting.of(folded, on, tp)
+    setting = Setting.of(folded, on, {"tp": tp})
 
     def allowed(value: Value, placement: Placement) -> bool:
         name = value.meta.get("source", "") if isinstance(value, torch.fx.Node) else ""
         return all(placement == wanted for end, wanted in (layouts or {}).items() if str(name).endswith(end))
 
-    return price_units(setting, solve(folded, space(folded, tp), Prices(on, setting, 1), allowed), on)
+    return price_units(setting, solve(folded, space(folded, "tp", tp), Prices(on, setting, 1), allowed), on)
 
 
 def stage(**figures: object) -> StageSums:
     """Of one block that holds nothing and takes no time, but for the figures that are given."""
     empty = Stash(0.0, StagePeaks(0.0, 0.0, 0.0, 0.0))
     plain: dict[str, object] = {
-        "seconds": ZERO, "weight_gradient_seconds": 0.0, "communication_seconds": 0.0, "cp_seconds": 0.0,
+        "seconds": ZERO, "weight_gradient_seconds": 0.0, "communication_seconds": 0.0, "axis_seconds": {},
         "collectives": (0, 0), "kernels": (0, 0), "blocks": 1,
         "stash": {"none": (empty,), "full": (empty, empty)}, "input_bytes": 0.0, "output_bytes": 0.0,
         "sent_bytes": 0.0, "sent_back_bytes": 0.0, "flops": 0.0, "parameters": (), "weight_bytes": 0.0,
-        "gradient_bytes": 0.0, "partial_bytes": 0.0, "scattered_bytes": 0.0, "tied_parameters": {},
+        "gradient_bytes": 0.0, "partial_bytes": {}, "scattered_bytes": 0.0, "tied_parameters": {},
     }  # fmt: skip
     return StageSums(**plain | figures)  # type: ignore[arg-type]
 

@@ -88,7 +88,7 @@ PLANS: dict[str, dict[str, object]] = {
     "tp2 pp2": {"tp": 2, "pp": 2},
     "dp4": {"dp": 4},
     "tp4": {"tp": 4},
-    "kv2 repeat2": {"tp": 4, "axes": (("kv", 2), ("repeat", 2))},
+    "kv2 repeat2": {"tp": 4, "axes": (("tp_kv", 2), ("tp_repeat", 2))},
     "pp2 dp2, dp first": {"pp": 2, "dp": 2, "order": ("dp", "pp", "tp")},
     "tp2 dp2, tp first": {"tp": 2, "dp": 2, "order": ("tp", "pp", "dp")},
 }
@@ -119,7 +119,7 @@ def shard(program: Program, name: str, whole: torch.Tensor, rank: int) -> torch.
     here = coordinates(program, rank)
     for placement, (axis, ranks) in zip(program.parameters[name].layout, program.axes, strict=True):
         if isinstance(placement, Shard):
-            expected = local_shape(tuple(whole.shape), placement, here[axis], ranks)
+            expected = local_shape(tuple(whole.shape), (placement,), [(here[axis], ranks)])
             whole = take(whole, placement, here[axis], ranks)
             assert tuple(whole.shape) == expected
     return whole

@@ -29,6 +29,7 @@ from partitioner.errors import InputError
 from partitioner.graph.tied_blocks import fold
 from partitioner.searching.candidates import layouts
 from partitioner.searching.pins import Pins
+from partitioner.searching.splits import Setup
 from partitioner.sharding.products import Gemm
 from runtime.measure.device_probes import block
 from runtime.measure.sweep import Sample, Sweep
@@ -130,7 +131,7 @@ def block_work(size: tuple[int, ...], cluster: Cluster) -> list[Work]:
 def priced_work(module: nn.Module, batch: dict[str, torch.Tensor], cluster: Cluster) -> list[Work]:
     """What the price counts of a module on one device, op by op, forward and backward."""
     one = replace(cluster, nodes=1, node_devices=1)
-    priced = layouts(fold(trace(module, batch)), one, 1, 1, [1], Pins({}, {}))[1]
+    priced = layouts(fold(trace(module, batch)), one, Setup((), 1), [1], Pins({}, {}))[1]
     strategies, folded = priced.solution.strategies, priced.folded
     bodies = [folded.body(g) for g, units in enumerate(folded.groups) for _ in units]
     return [work for body in bodies for n in body for work in op_work(priced.setting, n, strategies[n])]

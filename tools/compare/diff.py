@@ -6,7 +6,7 @@ import argparse
 
 from partitioner import Plan
 from partitioner.plan.json_document import plain
-from partitioner.sharding.layout import parse_placement
+from partitioner.sharding.layout import layout_word, parse_layout
 from tools.figures import figures
 from tools.screen import output
 
@@ -60,10 +60,11 @@ def _words(value: object) -> str:
     return " ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
 
 
-def _layout(word: object) -> str:
-    if word is None:
+def _layout(words: object) -> str:
+    """Of a layout, or of each that enters a block."""
+    if words is None:
         return "absent"
     try:
-        return str(parse_placement(word))
+        return layout_word(parse_layout(words))
     except ValueError:
-        return ", ".join(str(parse_placement(w)) for w in word) if isinstance(word, list) else str(word)
+        return ", ".join(map(_layout, words)) if isinstance(words, list | tuple) else str(words)

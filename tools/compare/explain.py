@@ -8,7 +8,7 @@ from partitioner import Plan
 from partitioner.plan.derived_rows import OPTIMIZER, PIPELINE
 from partitioner.plan.plan import Decisions
 from partitioner.plan.sent_by_plan import volume
-from partitioner.sharding.mesh_axes import CP, DP, NAMED, PP, TP
+from partitioner.sharding.mesh_axes import CP, DP, PP, TP, named
 from runtime.report import Report
 from tools.figures import figures
 from tools.figures.columns import HELD, Column
@@ -66,7 +66,7 @@ def changes(a: Plan, b: Plan) -> dict[str, str]:
     if a.cluster != b.cluster:
         found["cluster"] = f"cluster {_cluster(a)} -> {_cluster(b)}"
     pairs: list[tuple[str, object, object]] = [
-        *((axis, x.degree(axis), y.degree(axis)) for axis in NAMED),
+        *((axis, x.degree(axis), y.degree(axis)) for axis in named()),
         ("micro-batch", x.micro_batch, y.micro_batch), ("schedule", x.schedule, y.schedule),
         ("virtual stages", x.virtual, y.virtual), ("recompute", _recompute(a.decisions), _recompute(b.decisions)),
         ("ZeRO", x.zero, y.zero), ("order", " ".join(x.order), " ".join(y.order)),
@@ -102,7 +102,7 @@ def _times(a: Plan, b: Plan, changed: dict[str, str]) -> Iterator[tuple[float, s
 def _kinds(part: str, a: Plan, b: Plan) -> str:
     """A part's name; of communication, the collectives that it is made of."""
     axis = part.split()[0]
-    if axis not in NAMED:
+    if axis not in named():
         return part
     sums: dict[str, float] = {}
     for plan in (a, b):

@@ -53,9 +53,9 @@ def block_graph(plan: Plan, row: BlockRow, every: bool = False) -> nx.DiGraph[st
             _add_move(graph, moving, made)
             if moving.target not in {word(p) for p in op.operands}:  # sent inside the op
                 graph.add_edge(moving.name, op.name, layout=moving.target)
-        for name, placement in zip(op.inputs, op.operands, strict=True):
+        for name, layout in zip(op.inputs, op.operands, strict=True):
             if name in made:
-                arrives, converted = word(placement), f"{name}>{word(placement)}"
+                arrives, converted = word(layout), f"{name}>{word(layout)}"
                 source = converted if converted in graph and arrives != made[name] else name
                 graph.add_edge(source, op.name, layout=arrives)
     for moving in movings(row.leaving):

@@ -12,7 +12,7 @@ from partitioner.errors import InputError
 from partitioner.plan.derived_rows import OPTIMIZER, PIPELINE
 from partitioner.plan.plan import Asked, Decisions
 from partitioner.plan.sent_by_plan import volume
-from partitioner.sharding.mesh_axes import NAMED, PP
+from partitioner.sharding.mesh_axes import PP, named
 from runtime.report import KIND, Report
 from tools.figures import figures
 from tools.figures.card import check_readable
@@ -42,7 +42,7 @@ HELD = {kind: "optimizer state" if kind == "optimizer" else kind for kind in fig
 ROWS = (
     Figure("step", "seconds", True),
     Figure("compute", "seconds", True),
-    *(Figure(f"{axis} communication", "seconds", True) for axis in NAMED),
+    *(Figure(f"{axis} communication", "seconds", True) for axis in named()),
     Figure("bubble", "seconds", True),
     Figure(PIPELINE, "seconds", True),
     Figure(OPTIMIZER, "seconds", True),
@@ -52,8 +52,8 @@ ROWS = (
     Figure("energy for them", "kWh", True),
     Figure("memory", "bytes", True),
     *(Figure(name, "bytes", True) for name in HELD.values()),
-    *(Figure(f"{axis} collectives", "number", True) for axis in NAMED),
-    *(Figure(f"{axis} bytes", "bytes", True) for axis in NAMED),
+    *(Figure(f"{axis} collectives", "number", True) for axis in named()),
+    *(Figure(f"{axis} bytes", "bytes", True) for axis in named()),
 )
 WORDS = ("cluster", "precision", "a sample", "mesh", "micro-batch", "schedule", "recompute")
 
@@ -104,14 +104,14 @@ def of_plan(name: str, plan: Plan) -> Column:
     busiest = max(rows, key=lambda found: sum(row.bytes for row in found))
     values: dict[str, Value] = {
         "step": cost.step_seconds, "compute": cost.compute_seconds,
-        **{f"{axis} communication": cost.exposed_seconds.get(axis, 0.0) for axis in NAMED},
+        **{f"{axis} communication": cost.exposed_seconds.get(axis, 0.0) for axis in named()},
         "bubble": cost.bubble_seconds, OPTIMIZER: cost.optimizer_seconds,
         f"{unit}/s": figures.rate(plan), "MFU": figures.mfu(plan),
         f"a billion {unit}": figures.dollars(plan), "energy for them": figures.kilowatt_hours(plan),
         "memory": cost.peak_bytes,
         **{HELD[kind]: many for kind, many in figures.rank_memory(plan)[figures.worst_rank(plan)].items()},
-        **{f"{axis} collectives": float(sum(r.count for r in busiest if r.axis == axis)) for axis in NAMED},
-        **{f"{axis} bytes": sum(r.bytes for r in busiest if r.axis == axis) for axis in NAMED},
+        **{f"{axis} collectives": float(sum(r.count for r in busiest if r.axis == axis)) for axis in named()},
+        **{f"{axis} bytes": sum(r.bytes for r in busiest if r.axis == axis) for axis in named()},
     }  # fmt: skip
     asked = Asked(plan.model, plan.cluster, plan.global_batch, plan.pins)
     return Column(name, "plan", _words(asked, plan.decisions, plan.world), values, plan=plan)

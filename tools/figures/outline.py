@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from partitioner import Plan
 from partitioner.plan.derived_rows import BlockRow, CollectiveRow, OpRow
-from partitioner.sharding.layout import parse_placement
+from partitioner.sharding.layout import layout_word, parse_layout
 from tools.screen import seconds, size
 
 _WEIGHTY = ("linear", "matmul", "attention", "embedding", "cross_entropy", "conv", "mm")
@@ -120,9 +120,9 @@ def arrival(row: CollectiveRow) -> str:
     return words + (f", back by {row.backward} of {size(row.backward_bytes)}" if row.backward else "")
 
 
-def word(placement: object) -> str:
-    """A placement as R, W, P or S(dim)."""
-    return str(parse_placement(placement))
+def word(layout: object) -> str:
+    """A layout as R, W, P or S(dim), one for each axis."""
+    return layout_word(parse_layout(layout))
 
 
 def shape(op: OpRow) -> str:

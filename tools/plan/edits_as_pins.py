@@ -7,7 +7,7 @@ from typing import Any
 from partitioner import Plan
 from partitioner.errors import InputError
 from partitioner.searching.pins import matches
-from partitioner.sharding.layout import Shard, parse_placement
+from partitioner.sharding.layout import Shard, parse_layout
 
 Pins = dict[str, str | int]
 
@@ -45,10 +45,12 @@ def _parameters(plan: Plan) -> Pins:
 
 def _layout(pattern: str, layout: Any) -> str:
     try:
-        placement = parse_placement(layout)
+        words = {f"shard:{p.dim}" if isinstance(p, Shard) else "replicate" for p in parse_layout(layout)}
     except ValueError as error:
         raise InputError(f"decisions.parameters.{pattern}: {error}") from error
-    return f"shard:{placement.dim}" if isinstance(placement, Shard) else "replicate"
+    if len(words) != 1:
+        raise InputError(f"decisions.parameters.{pattern}: a pin is of all axes: write the same for each")
+    return words.pop()
 
 
 def _recomputed(plan: Plan) -> Pins:
@@ -58,8 +60,8 @@ def _recomputed(plan: Plan) -> Pins:
 
 def _boundaries(plan: Plan) -> Pins:
     """Whole or sharded, where all blocks agree."""
-    words = [parse_placement(p) for ports in plan.decisions.boundaries.values() for p in ports]
-    sharded = {isinstance(placement, Shard) for placement in words}
+    layouts = [parse_layout(words) for ports in plan.decisions.boundaries.values() for words in ports]
+    sharded = {any(isinstance(placement, Shard) for placement in layout) for layout in layouts}
     if len(sharded) != 1:
         raise InputError("decisions.boundaries differ from block to block: make them alike, or pin boundary=whole")
     return {"boundary": "sharded" if sharded.pop() else "whole"}

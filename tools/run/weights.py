@@ -11,8 +11,8 @@ from partitioner import Graph, Plan, trace
 from partitioner.errors import InputError
 from partitioner.lowering.program import Parameter, Program, Stage
 from partitioner.plan.parallelism import mesh_of
-from partitioner.sharding.layout import WHOLE
-from partitioner.sharding.mesh_axes import TP
+from partitioner.sharding.layout import WHOLE, everywhere
+from partitioner.sharding.mesh_axes import laid_axes
 from runtime.mesh.groups import Groups
 from runtime.state import checkpoint
 from runtime.state.checkpoint import Progress
@@ -48,12 +48,13 @@ def _single(path: str) -> tuple[Program, Groups, Source]:
         raise InputError("the plan names no model to load: make it with partitioner plan MODEL")
     source = load(plan.model["entry"], plan.model["settings"], seq=plan.model.get("seq"), meta=True)
     graph: Graph = trace(source.module, source.batch)
+    mesh = mesh_of()
+    axes = laid_axes(mesh, {})
     parameters = {
-        n: Parameter(p.names, p.shape, p.dtype, p.requires_grad, (WHOLE,), (0,), p.dtype)
+        n: Parameter(p.names, p.shape, p.dtype, p.requires_grad, everywhere(WHOLE, axes), (0,), p.dtype)
         for n, p in graph.parameters.items()
     }
-    mesh = mesh_of()
     seed = plan.decisions.seed
     stage = Stage(0, 0, None, None, (), (), (), tuple(parameters), None)  # it holds all and calls nothing
-    program = Program((stage,), parameters, (), (), (), mesh, tuple(mesh), ((TP, 1),), 1, 1, (), seed, {})
+    program = Program((stage,), parameters, (), (), (), mesh, tuple(mesh), axes, 1, 1, (), seed, {})
     return program, Groups(program), source

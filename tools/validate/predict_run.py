@@ -21,14 +21,12 @@ from partitioner.graph.graph import Graph, Unit
 from partitioner.graph.resize_batch import at_batch, resize
 from partitioner.graph.tied_blocks import Folded, fold
 from partitioner.layouts.solution import Solution
-from partitioner.layouts.strategies import space
 from partitioner.plan.derived_rows import Cost
 from partitioner.plan.parallelism import Parallelism, mesh_of
 from partitioner.precision import PRESETS, SINGLE, Precision
 from partitioner.schedule.tables import plainest
 from partitioner.searching.pins import read_pins
-from partitioner.solve.choices import Prices
-from partitioner.solve.solve import solve
+from partitioner.solve.axis_by_axis import solve_axes
 from partitioner.step.cut_stages import StageCuts
 from partitioner.step.split import Split, stage_sums
 from partitioner.step.step_seconds import price
@@ -119,9 +117,8 @@ class Rerun:
         key = (id(sized), run.tp, run.cp, many, boundary, cluster.attention, cluster.software.fused)
         if key not in self.solved:
             fixed = read_pins({"boundary": boundary, **MEGATRON} if boundary else {}, sized.graph)
-            setting = Setting.of(sized, cluster, run.tp, run.cp)
-            prices = Prices(cluster, setting, many)
-            self.solved[key] = setting, solve(sized, space(sized, run.tp), prices, fixed.allows(sized))
+            setting = Setting.of(sized, cluster, run.degrees)
+            self.solved[key] = setting, solve_axes(setting, cluster, [many], fixed.allows(sized))[many]
         return self.solved[key]
 
     def _sized(self, size: Dimensions, precision: Precision, micro_batch: int) -> Folded:
@@ -173,7 +170,7 @@ def split_of(run: Run, priced: Priced, balanced: bool = False) -> Split:
     sums = tuple(known[u] for u in units)
     share = {"none": 0.0, "layers": 0.5}.get(run.recompute, 1.0)
     counts = tuple(round(s.blocks * share) for s in sums)
-    mesh = mesh_of(pp=run.pp, dp=run.dp, cp=run.cp, tp=run.tp)
+    mesh = mesh_of(**run.degrees)
     parallelism = Parallelism(
         mesh=mesh, order=tuple(mesh), micro_batch=run.micro_batch,
         micro_batches=run.global_batch // (run.dp * run.micro_batch), schedule=plainest(run.virtual),

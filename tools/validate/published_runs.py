@@ -57,6 +57,11 @@ class Run:
     strange: str = ""
 
     @property
+    def degrees(self) -> dict[str, int]:
+        """Of the mesh."""
+        return {PP: self.pp, DP: self.dp, CP: self.cp, TP: self.tp}
+
+    @property
     def configuration(self) -> tuple[object, ...]:
         """All but name, place in the file and what was measured."""
         skipped = ("line", "name", "step_seconds", "peak_bytes")
@@ -81,7 +86,7 @@ def _runs(origin: str, rows: list[dict[str, str]]) -> Iterator[Run]:
 
 
 def _strange(run: Run) -> str:
-    product = run.tp * run.pp * run.cp * run.dp
+    product = math.prod(run.degrees.values())
     size = run.size
     for part, whole, name in ((size.heads, size.hidden, "heads"), (size.kv_heads, size.heads, "kv_heads")):
         if whole % part:

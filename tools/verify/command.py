@@ -15,7 +15,7 @@ from typing import Any
 from partitioner import Graph, Plan, lower, search
 from partitioner.errors import InputError
 from partitioner.precision import OWN
-from partitioner.sharding.layout import Shard, parse_placement
+from partitioner.sharding.layout import Shard, parse_layout
 from partitioner.sharding.mesh_axes import TP
 from runtime.ranks import launch
 from runtime.verify.captured_graph import Captured, captured
@@ -204,15 +204,20 @@ def _row(name: str, plan: Plan, subject: Subject, least: float, result: Mapping[
 def divided_parameters(plan: Plan, graph: Graph) -> float:
     """The share of parameter elements whose layout is a shard."""
     sizes = {name: math.prod(info.shape) for name, info in graph.parameters.items()}
-    parts = [sizes[n] for n, word in plan.parameters.items() if isinstance(parse_placement(word), Shard)]
+    parts = [sizes[n] for n, word in plan.parameters.items() if is_divided(word)]
     return sum(parts) / sum(sizes[n] for n in plan.parameters)
+
+
+def is_divided(words: object) -> bool:
+    """Whether ranks hold parts of what lies so."""
+    return any(isinstance(placement, Shard) for placement in parse_layout(words))
 
 
 def divided_flops(plan: Plan, graph: Graph) -> float:
     """The share of forward FLOPs of ops that run on a shard."""
     flops: dict[str, float] = {name: node["forward_flops"] for name, node in graph.digraph.nodes.items()}
     rows = [(len(block.units) * flops[op.name], (*op.operands, op.result)) for block in plan.blocks for op in block.ops]
-    parts = [n for n, words in rows if any(isinstance(parse_placement(w), Shard) for w in words)]
+    parts = [n for n, words in rows if any(map(is_divided, words))]
     return sum(parts) / sum(n for n, _ in rows)
 
 

@@ -31,8 +31,8 @@ def solved(graph: Graph, tp: int = 1, cp: int = 1, attention: str = "flash", fus
         CLUSTER, attention=attention, software=dataclasses.replace(CLUSTER.software, fused=fused)
     )
     folded = fold(graph)
-    setting = Setting.of(folded, cluster, tp, cp)
-    return Solved(setting, solve(folded, space(folded, tp), Prices(cluster, setting, 8)), cluster)
+    setting = Setting.of(folded, cluster, {"tp": tp, "cp": cp})
+    return Solved(setting, solve(folded, space(folded, "tp", tp), Prices(cluster, setting, 8)), cluster)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +121,7 @@ def test_context_parallel_gathers_keys_and_values() -> None:
     assert [cost.communication.total for cost in costs[0]] == [0, 0, 0]
     # of a block's keys and values each is gathered, for backward again, and its gradient scattered; all over cp
     assert [cost.collectives for cost in costs[1]] == [(0, 0), (2, 4), (0, 0)]
-    assert [cost.cp_share for cost in costs[1]] == [0, 1, 0]
+    assert [cost.axis_shares.get("cp", 0) for cost in costs[1]] == [0, 1, 0]
 
 
 def test_a_fused_chain_streams_and_keeps_less() -> None:

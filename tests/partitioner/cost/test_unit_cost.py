@@ -100,7 +100,7 @@ def test_what_a_block_sends_by_its_weights_layout(
     assert sent == parts
     assert rows[1].stash["none"].bytes == kept
     assert rows[1].stash["full"].communication == again
-    assert rows[1].cp_share == 0
+    assert "cp" not in rows[1].axis_shares
 
 
 def test_what_a_unit_hands_on_otherwise_is_its_own() -> None:
@@ -139,9 +139,9 @@ def test_what_crosses_a_cut() -> None:
 
 
 @pytest.mark.parametrize(
-    ("weight", "elements", "is_partial"), [(COLUMNS, 8, False), (ROWS, 8, False), (REPLICATE, 16, True)]
+    ("weight", "elements", "partial"), [(COLUMNS, 8, ()), (ROWS, 8, ()), (REPLICATE, 16, ("tp",))]
 )
-def test_what_a_rank_holds_of_a_parameter(weight: Placement, elements: int, is_partial: bool) -> None:
+def test_what_a_rank_holds_of_a_parameter(weight: Placement, elements: int, partial: tuple[str, ...]) -> None:
     found_ = found(cluster(), 2, **{"0": weight})
     for block in found_.folded.graph.blocks:
-        assert list(found_.held[block].values()) == [(elements, torch.float32, is_partial)]
+        assert list(found_.held[block].values()) == [(elements, torch.float32, partial)]

@@ -17,6 +17,7 @@ from partitioner.layouts.op_kinds import core
 from partitioner.layouts.run_again import RunAgain, run_again
 from partitioner.layouts.solution import Solution
 from partitioner.plan.recompute_ways import FULL_RECOMPUTE, OPERATORS, SELECTIVE, WAYS
+from partitioner.sharding.layout import layout_word
 from tools.verify.plan_families import cluster
 
 WIDTH, HEADS, TOKENS = 32, 4, 16
@@ -82,7 +83,7 @@ def laid_out(graph: Graph, tp: int = 1) -> tuple[Folded, Solution]:
 def of_block(graph: Graph, way: str, tp: int = 1) -> tuple[RunAgain, list[torch.fx.Node]]:
     folded, solution = laid_out(graph, tp)
     group = next(g for g, units in enumerate(folded.groups) if units[0].is_block)
-    return run_again(folded, solution, tp, group, way), folded.body(group)
+    return run_again(folded, solution, group, way), folded.body(group)
 
 
 def words(nodes: object) -> list[str]:
@@ -140,7 +141,7 @@ def test_a_product_that_only_a_collective_reads_is_passed_on() -> None:
     assert any(node in passed for node in collectives)
     assert not set(passed) & set(row.again)
     full = of_block(graph, FULL_RECOMPUTE, 2)[0].sent_again
-    assert {str(move.target) for move in row.sent_again} == {"R"}
+    assert {layout_word(move.target) for move in row.sent_again} == {"R"}
     assert row.sent_again < full
 
 

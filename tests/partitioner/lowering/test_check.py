@@ -139,8 +139,8 @@ def _turned_layout(plan: Plan) -> Plan:
     blocks = list(plan.blocks)
     for b, block in enumerate(blocks):
         for o, op in enumerate(block.ops):
-            if "linear" in op.op and op.result not in ("W", "R", "P"):
-                ops = (*block.ops[:o], replace(op, result="W"), *block.ops[o + 1 :])
+            if "linear" in op.op and op.result[0] not in ("W", "R", "P"):
+                ops = (*block.ops[:o], replace(op, result=["W"]), *block.ops[o + 1 :])
                 blocks[b] = replace(block, ops=ops)
                 return replace(plan, blocks=tuple(blocks))
     raise AssertionError("no linear is divided")

@@ -73,7 +73,7 @@ def test_an_uneven_vocabulary_is_divided_without_padding() -> None:
     program = program_of("gpt", tp=2, pp=1, dp=2, **{name: "shard:0"})
     head = program.parameters[name]
     assert head.shape[0] == models.VOCABULARY
-    assert [local_shape(head.shape, head.layout[0], rank, 2)[0] for rank in range(2)] == [51, 50]
+    assert [local_shape(head.shape, head.layout, [(rank, 2)])[0] for rank in range(2)] == [51, 50]
 
 
 def test_a_plan_of_another_model_is_refused_with_what_differs() -> None:

@@ -45,6 +45,17 @@ def test_one_of_bfloat16_was_priced_with_copies_that_it_never_had() -> None:
     assert (plan.decisions.precision, plan.edited) == (OWN, ["precision"])
 
 
+def test_layouts_that_were_placements_along_tp_are_what_is_found_now(tmp_path: Path) -> None:
+    path = OLD.parent / "version_8" / "plan.json"
+    old, data = Plan.load(path), json.loads(path.read_text())
+    graph = trace(*model(layers=1, hidden=15, heads=3, seq=8, vocab=256))
+    pins: dict[str, str | int] = {"tp": 2, "boundary": "sharded"}
+    assert search(graph, Cluster.load("local-cpu", devices=4), 8, pins, old.model, keep=2) == old
+    assert lower(graph, old).axes == (("tp", 2),)
+    data["found"]["cost"]["stages"][0]["partial_bytes"] = 8.0
+    assert load(data, tmp_path).cost.stages[0].partial_bytes == {"tp": 8.0}
+
+
 def test_an_edited_cluster_is_still_edited(tmp_path: Path) -> None:
     data = document()
     data["asked"]["cluster"]["device"]["memory_bytes"] *= 2

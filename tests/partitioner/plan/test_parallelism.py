@@ -54,8 +54,8 @@ def plan() -> Plan:
 def test_a_file_has_one_flat_object_and_is_read_back_the_same(plan: Plan, tmp_path: Path) -> None:
     document = json.loads(plan.to_json())
     assert list(document["decisions"]) == [
-        "mesh", "order", "micro_batch", "micro_batches", "schedule", "virtual", "stages", "recompute", "recomputed",
-        "parameters", "boundaries", "zero", "zero_group", "precision", "plan_only", "seed",
+        "mesh", "order", "refined", "micro_batch", "micro_batches", "schedule", "virtual", "stages", "recompute",
+        "recomputed", "parameters", "boundaries", "zero", "zero_group", "precision", "plan_only", "seed",
     ]  # fmt: skip
     assert list(document["derived"]["candidates"][0])[:7] == [
         "mesh", "micro_batch", "schedule", "virtual", "recompute", "zero", "zero_group",

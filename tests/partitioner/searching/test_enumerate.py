@@ -19,6 +19,7 @@ from partitioner.schedule.tables import SCHEDULES
 from partitioner.searching.candidates import layouts
 from partitioner.searching.pins import read_pins
 from partitioner.searching.search import SCARCITIES
+from partitioner.searching.splits import Setup
 from partitioner.step.cut_stages import StageCuts
 from partitioner.step.split import stage_sums
 from partitioner.step.step_seconds import price
@@ -52,7 +53,8 @@ def enumerated(graph: Graph, cluster: Cluster) -> tuple[float, int]:
             if rest or BATCH % (dp * micro_batch):
                 continue
             many = BATCH // (dp * micro_batch)
-            solved = [layouts(folded, cluster, tp, 1, [many], read_pins({}, graph), s)[many] for s in SCARCITIES[:2]]
+            setup, pins = Setup((("tp", tp),), micro_batch), read_pins({}, graph)
+            solved = [layouts(folded, cluster, setup, [many], pins, s)[many] for s in SCARCITIES[:2]]
             executed = [row.name for row in SCHEDULES.values() if row.executed]
             for priced, kind, virtual in itertools.product(solved, executed, (1, 2, 3, 4)):
                 legal = kind == "interleaved" if virtual > 1 else kind != "interleaved"

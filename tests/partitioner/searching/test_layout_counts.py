@@ -15,7 +15,7 @@ from partitioner.graph.resize_batch import resize
 from partitioner.graph.tied_blocks import Value, fold
 from partitioner.layouts.strategies import space
 from partitioner.searching.reprice import Repricer
-from partitioner.sharding.layout import Placement
+from partitioner.sharding.layout import Layout, Placement
 from partitioner.solve.choices import Choices, Prices
 from partitioner.solve.solve import increases, solve, solve_each
 
@@ -34,11 +34,12 @@ def test_nothing_else_is_cheaper_at_the_plans_own_prices(cluster: str) -> None:
     assert plan.parallelism.micro_batches > 1
     priced = Repricer(gpt(), plan).tried(known).priced
     prices = Prices(known, priced.setting, plan.parallelism.micro_batches)
-    choices = Choices(priced.folded, space(priced.folded, 2), prices, lambda value, placement: True)
+    choices = Choices(priced.folded, space(priced.folded, "tp", 2), prices, lambda value, placement: True)
     for value, more in increases(choices).items():
         made = [c.strategy or c.placement for c in choices.of[value]]
         solution = priced.solution
-        chosen = solution.strategies.get(value) or solution.made(value)  # type: ignore[call-overload]
+        runs = solution.strategies.get(value)  # type: ignore[call-overload]
+        (chosen,) = runs.each if runs else solution.made(value)
         assert more[made.index(chosen)] == pytest.approx(0.0, abs=1e-14), value
     alike = [op for b in plan.blocks for op in b.ops for o in op.others if o.seconds == 0.0]
     assert all(op.forward_seconds == op.backward_seconds == 0.0 for op in alike), "views alone"
@@ -46,8 +47,8 @@ def test_nothing_else_is_cheaper_at_the_plans_own_prices(cluster: str) -> None:
 
 def test_layouts_for_many_counts_are_those_of_each() -> None:
     folded = fold(resize(gpt(), 16))
-    options, counts = space(folded, 2), (1, 2, 3, 4, 8, 16, 64, 512)
-    prices_of = functools.partial(Prices, CLUSTER, Setting.of(folded, CLUSTER, 2))
+    options, counts = space(folded, "tp", 2), (1, 2, 3, 4, 8, 16, 64, 512)
+    prices_of = functools.partial(Prices, CLUSTER, Setting.of(folded, CLUSTER, {"tp": 2}))
     found = solve_each(folded, options, prices_of(1), counts)
     assert 1 < len({id(solution) for solution in found.values()}) < len(counts)
     for n, solution in found.items():
@@ -56,15 +57,15 @@ def test_layouts_for_many_counts_are_those_of_each() -> None:
         assert forced == pytest.approx(free, rel=1e-12)
 
 
-def lies(known: dict[Value, Placement], value: Value, placement: Placement) -> bool:
-    return known[value] == placement
+def lies(known: dict[Value, Layout], value: Value, placement: Placement) -> bool:
+    return known[value] == (placement,)
 
 
 def test_sharded_boundaries_are_asked_for_where_there_is_tp_alone() -> None:
     plan = search(graph_of("gpt"), CLUSTER, 8, {"boundary": "sharded"})
     ports = [p for row in plan.blocks if row.is_block for p in row.ports]
     assert plan.parallelism.mesh == {"pp": 1, "dp": 2, "tp": 2}
-    assert ports == [[2, [[1, 2, 24]]]]  # of a block's one input, features in halves of 24
+    assert ports == [[[2, [[1, 2, 24]]]]]  # of a block's one input, features in halves of 24
 
 
 @pytest.mark.parametrize("tp", [1, 5])

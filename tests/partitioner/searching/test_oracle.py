@@ -22,7 +22,7 @@ from partitioner.graph.resize_batch import resize
 from partitioner.graph.tied_blocks import Folded, Port, Value, fold
 from partitioner.layouts.solution import Solution
 from partitioner.layouts.strategies import space
-from partitioner.sharding.equations import Strategy
+from partitioner.sharding.equations import Strategies, Strategy
 from partitioner.sharding.layout import PARTIAL, WHOLE, Placement
 from partitioner.solve.choices import Choices, Prices
 from partitioner.step.split import stage_sums
@@ -62,7 +62,7 @@ def tiny(width: int, classes: int) -> Graph:
 
 def every_layout(folded: Folded, setting: Setting, cluster: Cluster) -> Iterator[Solution]:
     """All that are legal: op by op, what it reads converted from where it lies."""
-    options = space(folded, setting.ranks)
+    options = space(folded, "tp", setting.ranks)
     choices = Choices(folded, options, Prices(cluster, setting, 1), lambda value, placement: True)
     nodes = [n for g in range(len(folded.groups)) for n in folded.body(g)]
     held = [v for v, rows in choices.of.items() if rows[0].strategy is None]
@@ -71,7 +71,7 @@ def every_layout(folded: Folded, setting: Setting, cluster: Cluster) -> Iterator
     def legal(made: dict[Value, Placement], value: Value, target: Placement) -> bool:
         if value in folded.parameter.values():  # a parameter lies as its op reads it
             return made[value] == (WHOLE if target == PARTIAL else target)
-        return choices.conversion_cost(value, made[value], target) is not None
+        return choices.conversion_cost(value, (made[value],), (target,)) is not None
 
     def runs(node: torch.fx.Node, strategy: Strategy, made: dict[Value, Placement]) -> bool:
         group = next(g for g in range(len(folded.groups)) if node in folded.body(g))
@@ -82,8 +82,10 @@ def every_layout(folded: Folded, setting: Setting, cluster: Cluster) -> Iterator
         if len(strategies) == len(nodes):
             entering = [(p, s) for p, sources in folded.sources.items() for s in sources]
             if all(legal(made, s, made[p]) for p, s in entering) and any(made[s] == made[p] for p, s in entering):
-                ports = {v: made[v] for v in held if isinstance(v, Port)}
-                yield Solution(strategies, ports, {v: made[v] for v in held if isinstance(v, torch.fx.Node)}, math.nan)
+                ports = {v: (made[v],) for v in held if isinstance(v, Port)}
+                rows = {v: (made[v],) for v in held if isinstance(v, torch.fx.Node)}
+                together = {node: Strategies((strategy,)) for node, strategy in strategies.items()}
+                yield Solution(setting.axes, together, ports, rows, math.nan)
             return
         node = nodes[len(strategies)]
         for choice in choices.of[node]:
@@ -119,7 +121,7 @@ def steps(priced: Priced, micro_batch: int, depths: tuple[int, ...]) -> Iterator
 def test_search_finds_the_best_of_all_layouts_and_cuts(tp: int, pins: dict[str, str | int]) -> None:
     graph, best, tried = tiny(1024, 512), math.inf, 0
     folded = fold(resize(graph, MICRO_BATCH))
-    setting = Setting.of(folded, CLUSTER, tp)
+    setting = Setting.of(folded, CLUSTER, {"tp": tp})
     for priced in price_each(setting, every_layout(folded, setting, CLUSTER), CLUSTER):
         for seconds in steps(priced, MICRO_BATCH, (2,) if pins else (1, 2)):
             best, tried = min(best, seconds), tried + 1

@@ -11,6 +11,7 @@ import pytest
 from examples.gpt import model
 from partitioner import Cluster, Graph, Plan, search, trace
 from partitioner.precision import PRESETS
+from partitioner.searching.splits import Setup
 from partitioner.searching.where_memory_binds import NEAR
 
 SEARCH = sys.modules["partitioner.searching.search"]
@@ -96,6 +97,6 @@ def test_what_is_far_from_fitting_is_not_solved_again(monkeypatch: pytest.Monkey
     )
     pins: dict[str, str | int] = {"tp": 2, "micro_batch": 16}
     search(graph(), room(1 / NEAR + 0.01, pins), 16, pins)
-    assert asked == [{(2, 1, 16)}]
+    assert asked == [{Setup((("cp", 1), ("tp", 2)), 16)}]
     search(graph(), room(0.5, pins), 16, pins)
     assert len(asked) == 1

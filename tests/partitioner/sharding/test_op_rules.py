@@ -10,9 +10,9 @@ from calls import Sample
 from samples import POINTWISE, SAMPLES
 from torch import fx
 
-from partitioner.emit.local_sizes import localize
 from partitioner.graph.graph import op_of
 from partitioner.graph.nodes import operands, propagate
+from partitioner.layouts.local_sizes import localize
 from partitioner.sharding.cut_tensors import assemble, take
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import PARTIAL, REPLICATE, WHOLE, Placement, Segment, Shard, shard_whole
@@ -146,8 +146,7 @@ def _check_trained(
 
     placed = [_scatter(v, p, ranks, PARTIAL) for v, p in zip(values, strategy.operands, strict=True)]
     locals_ = [_leaves(list(row), trained) for row in zip(*placed, strict=True)]
-    assert not isinstance(strategy.result, tuple)
-    args, kwargs = localize(node, strategy.result, ranks)
+    args, kwargs = localize(node, (strategy.result,), (("tp", ranks),))
     results = _by_class(node, strategy, locals_) or [_run(node, row, args, kwargs) for row in locals_]
     torch.testing.assert_close(_gather(results, strategy.result, PARTIAL), result, rtol=1e-9, atol=1e-9)
 
@@ -232,7 +231,7 @@ def test_forbidden_shards_really_differ(sample: Sample) -> None:
 
 def _agrees(node: fx.Node, pieces: list[torch.Tensor], shard: Shard, whole: torch.Tensor) -> bool:
     try:
-        results = [_run(node, [piece], *localize(node, shard, 2)) for piece in pieces]
+        results = [_run(node, [piece], *localize(node, (shard,), (("tp", 2),))) for piece in pieces]
         return assemble(results, shard).equal(whole)
     except (RuntimeError, IndexError):
         return False

@@ -23,7 +23,7 @@ from partitioner.layouts.solution import Solution
 from partitioner.layouts.strategies import space
 from partitioner.ops.collectives import OPS
 from partitioner.searching.search import search
-from partitioner.sharding.layout import REPLICATE, WHOLE, Placement, Shard, parse_placement, shard_whole
+from partitioner.sharding.layout import REPLICATE, WHOLE, Placement, Shard, parse_layout, shard_whole
 from partitioner.solve.choices import Prices
 from partitioner.solve.solve import solve
 from partitioner.tracing.trace import trace
@@ -88,21 +88,22 @@ def graph_of(seq: int = SEQ, dtype: torch.dtype = torch.bfloat16, **options: obj
 def solved(graph: Graph, tp: int, micro_batch: int = 1, scarcity: float = 1.0) -> tuple[Folded, Solution]:
     folded = fold(resize(graph, micro_batch))
     cluster = Cluster.load("dgx-a100")
-    return folded, solve(folded, space(folded, tp), Prices(cluster, Setting.of(folded, cluster, tp), 8, scarcity))
+    prices = Prices(cluster, Setting.of(folded, cluster, {"tp": tp}), 8, scarcity)
+    return folded, solve(folded, space(folded, "tp", tp), prices)
 
 
 def block_collectives(folded: Folded, solution: Solution, tp: int) -> Counter[str]:
     """What one block's emitted module communicates forward."""
     group = next(g for g, units in enumerate(folded.groups) if units[0].is_block)
     unit = folded.groups[group][1]
-    wanted = tuple((unit.nodes.index(e.node.name), e.placement) for e in exports(folded, solution)[unit])
-    module = emit(folded, solution, tp, group, wanted).module
+    wanted = tuple((unit.nodes.index(e.node.name), e.layout) for e in exports(folded, solution)[unit])
+    module = emit(folded, solution, group, wanted).module
     names = [str(n.target).split(".")[1] for n in module.graph.nodes if str(n.target).startswith("partitioner.")]
     return Counter(n for n in names if n in OPS and n not in ("copy", "shard", "on_first"))
 
 
 def parameters(solution: Solution) -> dict[str, Placement]:
-    return {n.meta["source"]: p for n, p in solution.parameters.items()}
+    return {n.meta["source"]: p for n, (p,) in solution.parameters.items()}
 
 
 MEGATRON = ({"all_reduce": 2}, {"all_gather": 2, "reduce_scatter": 2})
@@ -133,16 +134,17 @@ def test_the_head_and_its_loss_are_vocabulary_parallel(tied: bool) -> None:
     head = "tokens.weight" if tied else "head.weight"
     assert found[head] == shard_whole(0, 51200, 8)
     loss = next(n for n in solution.strategies if "cross_entropy" in str(n.target))
-    assert solution.strategies[loss].operands == (shard_whole(1, 51200, 8), REPLICATE)
+    assert solution.strategies[loss].operands == ((shard_whole(1, 51200, 8),), (REPLICATE,))
 
 
 def test_norm_gradients_are_partial_once_a_step_under_sequence_parallel() -> None:
     folded = fold(resize(graph_of(), 1))
     cluster = Cluster.load("dgx-a100")
-    prices = Prices(cluster, Setting.of(folded, cluster, 4), 8)
-    solution = solve(folded, space(folded, 4), prices, lambda v, p: not isinstance(v, Port) or isinstance(p, Shard))
+    prices = Prices(cluster, Setting.of(folded, cluster, {"tp": 4}), 8)
+    options = space(folded, "tp", 4)
+    solution = solve(folded, options, prices, lambda v, p: not isinstance(v, Port) or isinstance(p, Shard))
     found = parameters(solution)
-    assert [p.dim for p in solution.ports.values() if isinstance(p, Shard)] == [1, 1]
+    assert [p.dim for (p,) in solution.ports.values() if isinstance(p, Shard)] == [1, 1]
     assert dict(block_collectives(folded, solution, 4)) == {"all_gather": 2, "reduce_scatter": 2}
     assert found["blocks.0.norm1.weight"] == REPLICATE
     assert found["blocks.0.norm2.bias"] == REPLICATE
@@ -151,7 +153,7 @@ def test_norm_gradients_are_partial_once_a_step_under_sequence_parallel() -> Non
 def test_the_batch_is_never_divided_over_tp() -> None:
     graph = graph_of(hidden=64, heads=4, vocab=128, seq=16)
     folded = fold(graph)
-    for node, rows in space(folded, 2).strategies.items():
+    for node, rows in space(folded, "tp", 2).strategies.items():
         batch = graph.batch_layout.get(node.name)
         for row in rows:
             if batch and isinstance(row.result, Shard) and row.result.dim == batch.dim:
@@ -197,7 +199,7 @@ def test_the_optimum_of_an_unknown_block_is_the_exhaustive_one(links: str) -> No
         free = dataclasses.replace(cluster.node, bytes_per_second=1e18, latency_seconds=0.0)
         cluster = dataclasses.replace(cluster, node=free)
     folded = fold(graph)
-    options, prices = space(folded, 2), Prices(cluster, Setting.of(folded, cluster, 2), 4)
+    options, prices = space(folded, "tp", 2), Prices(cluster, Setting.of(folded, cluster, {"tp": 2}), 4)
     solution = solve(folded, options, prices)
     assert solution.seconds == pytest.approx(Enumerator(folded, options, prices).best(), rel=1e-6)
 
@@ -209,7 +211,8 @@ def test_free_links_change_the_answer() -> None:
         cluster, node=dataclasses.replace(cluster.node, bytes_per_second=1e18, latency_seconds=0.0)
     )
     folded = fold(graph)
-    one, two = (solve(folded, space(folded, 2), Prices(c, Setting.of(folded, c, 2), 4)) for c in (cluster, free))
+    settings = ((c, Setting.of(folded, c, {"tp": 2})) for c in (cluster, free))
+    one, two = (solve(folded, space(folded, "tp", 2), Prices(c, setting, 4)) for c, setting in settings)
     assert one.parameters != two.parameters or one.ports != two.ports
 
 
@@ -226,8 +229,8 @@ def test_pins_override_and_the_rest_is_solved_again() -> None:
     pins = {"tp": 2, "pp": 1, "blocks.*.up": "replicate", "blocks.*.down.weight": "shard:1"}
     plan = search(graph, Cluster.load("local-cpu"), 8, pins)
     assert plan.parallelism.mesh == {"pp": 1, "dp": 2, "tp": 2}
-    assert parse_placement(plan.parameters["blocks.1.up.weight"]) == WHOLE
-    assert parse_placement(plan.parameters["blocks.2.down.weight"]) == shard_whole(1, 256, 2)
+    assert parse_layout(plan.parameters["blocks.1.up.weight"]) == (WHOLE,)
+    assert parse_layout(plan.parameters["blocks.2.down.weight"]) == (shard_whole(1, 256, 2),)
 
 
 @pytest.mark.parametrize(

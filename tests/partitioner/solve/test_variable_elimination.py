@@ -57,9 +57,10 @@ def test_it_equals_the_integer_program(name: str, joined: int, monkeypatch: pyte
     folded = fold(traced(name)[1])
     cluster = Cluster.load("dgx-a100")
     free = Cluster(**{**cluster.__dict__, "node": Link(1e14, 1.0, 1e-9)})
-    options = space(folded, 2)
-    choices = Choices(folded, options, Prices(free, Setting.of(folded, free, 2), 4), lambda value, placement: True)
-    found = solve.solve(folded, options, Prices(free, Setting.of(folded, free, 2), 4))
+    options = space(folded, "tp", 2)
+    prices = Prices(free, Setting.of(folded, free, {"tp": 2}), 4)
+    choices = Choices(folded, options, prices, lambda value, placement: True)
+    found = solve.solve(folded, options, prices)
     wanted, chosen = minimize01(choices)
     assert found.seconds == pytest.approx(wanted, rel=1e-9)
     assert len({str(found.made(v)) for v in chosen}) > 2, "something is divided"

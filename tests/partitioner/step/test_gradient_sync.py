@@ -22,7 +22,7 @@ from partitioner.step.step_seconds import bound, price
 
 BARE = Software(overlap_gradients=False, overlap_parameters=False, overlap_sends=False)
 STAGE = stage(
-    parameters=(Held(1000.0, torch.float32, False),), weight_bytes=4000.0, gradient_bytes=4000.0, blocks=2,
+    parameters=(Held(1000.0, torch.float32, ()),), weight_bytes=4000.0, gradient_bytes=4000.0, blocks=2,
     seconds=Seconds(100.0, 200.0),
 )
 ORDER = ("pp", "dp", "tp")
@@ -115,8 +115,8 @@ def test_replicas_on_other_nodes_share_their_ports() -> None:
 
 def test_partial_gradients_are_summed_over_tp() -> None:
     """1,000 bytes of them by two ranks: 500, twice; only then over the replicas."""
-    found = replace(plain(), cluster=NEAR, setting=replace(plain().setting, ranks=2))
-    decided = split((replace(STAGE, partial_bytes=1000.0),), dp=2, many=3, mesh={"pp": 1, "dp": 2, "tp": 2})
+    found = replace(plain(), cluster=NEAR, setting=replace(plain().setting, axes=(("tp", 2),)))
+    decided = split((replace(STAGE, partial_bytes={"tp": 1000.0}),), dp=2, many=3, mesh={"pp": 1, "dp": 2, "tp": 2})
     row = price(found, decided)
     assert row.sync_seconds == 2 * 500 + 2 * 2000
     assert (row.exposed_seconds["tp"], row.exposed_seconds["dp"]) == (1000, 4000)
@@ -130,7 +130,7 @@ def test_the_update_is_of_what_a_rank_updates(zero: int, shared: int) -> None:
 def test_the_slowest_rank_counts() -> None:
     """Of two pipeline ranks the second has three times the parameters."""
     larger = replace(
-        STAGE, parameters=(Held(3000.0, torch.float32, False),), weight_bytes=12000.0, gradient_bytes=12000.0,
+        STAGE, parameters=(Held(3000.0, torch.float32, ()),), weight_bytes=12000.0, gradient_bytes=12000.0,
         seconds=Seconds(10.0, 20.0),
     )
     found = replace(plain(), cluster=cluster(4, near=1.0, memory=1.0, software=BARE))

@@ -36,7 +36,7 @@ FULL = (
     Stash(30, StagePeaks(FORWARD, BACKWARD, FIRST, ALONE)),
 )
 STAGE = stage(
-    parameters=(Held(10.0, torch.float32, False),), input_bytes=7.0, output_bytes=7.0, blocks=2,
+    parameters=(Held(10.0, torch.float32, ()),), input_bytes=7.0, output_bytes=7.0, blocks=2,
     stash={"none": FULL[:1], "full": FULL},
 )  # fmt: skip
 
@@ -137,7 +137,7 @@ def test_zero_over_some_of_the_replicas() -> None:
 def test_partial_gradients_and_buffers_are_there_all_the_time() -> None:
     first = replace(FULL[0], peaks=StagePeaks(FORWARD, BACKWARD, 1000.0, 1000.0))
     sums, here = replace(STAGE, stash={"none": (first,)}), 2 * KEPT + (BACKWARD - KEPT + SENT)
-    partial = replace(sums, parameters=(Held(10.0, torch.float32, True),))
+    partial = replace(sums, parameters=(Held(10.0, torch.float32, ("tp",)),))
     assert peaks(step(sums=partial))[0] == STATE + here
     assert peaks(step(sums=sums))[0] == STATE - GRADIENT + 2 * KEPT + 1000 - KEPT + SENT
     wide = Precision(compute="float32", gradients="float64")  # added up in buckets of their own
@@ -153,7 +153,7 @@ def table() -> fx.Node:
 def test_gradients_of_tied_tables_are_there_all_the_time() -> None:
     """They are summed over the first and the last stage: of 40 bytes of gradients 24 come with the first backward."""
     first = replace(FULL[0], peaks=StagePeaks(FORWARD, BACKWARD, 1000.0, 1000.0))
-    tied = replace(STAGE, tied_parameters={table(): Held(4.0, torch.float32, False)}, stash={"none": (first,)})
+    tied = replace(STAGE, tied_parameters={table(): Held(4.0, torch.float32, ())}, stash={"none": (first,)})
     assert peaks(step(sums=tied)) == [STATE - 24 + n * KEPT + 1000 - KEPT + SENT for n in (2, 1)]
     alone = replace(tied, input_bytes=0.0, output_bytes=0.0)
     assert peaks(step(sums=alone, pp=1)) == [STATE - GRADIENT + 1000]
@@ -161,7 +161,7 @@ def test_gradients_of_tied_tables_are_there_all_the_time() -> None:
 
 def test_a_rank_of_both_ends_holds_a_tied_table_once() -> None:
     """zbv lays stages 0 and 3 on rank 0, 1 and 2 on rank 1: of the four parts of 160 on rank 0 one is the other's."""
-    tied, untied = replace(STAGE, tied_parameters={table(): Held(10.0, torch.float32, False)}), STAGE
+    tied, untied = replace(STAGE, tied_parameters={table(): Held(10.0, torch.float32, ())}), STAGE
     memory = [
         RankMemory(chain_in(), split(sums, pp=2, many=4, schedule="zbv", virtual=2))
         for sums in ((tied, untied, untied, tied), (untied,) * 4)

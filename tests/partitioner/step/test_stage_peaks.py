@@ -75,7 +75,7 @@ def test_what_crosses_is_received_and_handed_on() -> None:
 
 
 def f32(elements: float) -> Held:
-    return Held(elements, torch.float32, is_partial=False)
+    return Held(elements, torch.float32, ())
 
 
 @pytest.mark.parametrize(("tied", "whole"), [(False, 64 + 3 * 16 + 64), (True, 64 + 3 * 16)])
@@ -86,7 +86,7 @@ def test_parameters_of_stages(tied: bool, whole: int) -> None:
     ]  # fmt: skip
     assert [len(sums(*run, tied).tied_parameters) for run in ((0, 5), (0, 2), (2, 4), (4, 5))] == [tied, tied, 0, tied]
     row = sums(0, 5, tied)
-    assert (row.weight_bytes, row.gradient_bytes, row.partial_bytes) == (4 * whole, 4 * whole, 0)
+    assert (row.weight_bytes, row.gradient_bytes, row.partial_bytes) == (4 * whole, 4 * whole, {})
 
 
 @pytest.mark.parametrize(("tied", "fullest"), [(False, 448 + 2 * 32), (True, 32 + TABLE + TABLE)])
@@ -104,9 +104,9 @@ def test_bytes_of_sums_by_the_training_program() -> None:
     graph = replace(chain(), precision=Precision(compute="float32", gradients="float64"))
     found = priced(graph, cluster(), 2, {"0.weight": REPLICATE, "embed.weight": REPLICATE})
     row = stage_sums(found, found.folded.graph.units[:4])
-    partial = sum(n for n, _, is_partial in row.parameters if is_partial)
+    partial = sum(n for n, _, axes in row.parameters if axes)
     assert partial in (48, 48 + 64)
-    assert row.partial_bytes == 8 * partial
+    assert row.partial_bytes == {"tp": 8 * partial}
     assert row.gradient_bytes == 8 * sum(n for n, _, _ in row.parameters)
     assert row.weight_bytes == 4 * sum(n for n, _, _ in row.parameters)
 
@@ -115,7 +115,7 @@ def test_sums_of_seconds_and_counts() -> None:
     on = priced(chain(), cluster(memory=1.0))
     row = stage_sums(on, on.folded.graph.units[1:3])
     assert (row.seconds.forward, row.seconds.backward) == (2 * 736, 2 * 992)
-    assert (row.weight_gradient_seconds, row.communication_seconds, row.cp_seconds) == (2 * (256 + 3 * 64), 0, 0)
+    assert (row.weight_gradient_seconds, row.communication_seconds, row.axis_seconds) == (2 * (256 + 3 * 64), 0, {})
     assert (row.kernels, row.blocks, row.flops) == ((6, 8), 2, 2 * 192)
     assert [kept.compute for kept in row.stash["full"]] == [0, 448, 896]
     assert [kept.weight_gradient_seconds for kept in row.stash["full"]] == [0, 448, 896]

@@ -33,8 +33,8 @@ CLUSTER = Cluster.load("dgx-a100", devices=4)
 
 def priced_graph(name: str, tp: int) -> Priced:
     folded = fold(graph_of(name))
-    setting = Setting.of(folded, CLUSTER, tp)
-    return price_units(setting, solve(folded, space(folded, tp), Prices(CLUSTER, setting, 8)), CLUSTER)
+    setting = Setting.of(folded, CLUSTER, {"tp": tp})
+    return price_units(setting, solve(folded, space(folded, "tp", tp), Prices(CLUSTER, setting, 8)), CLUSTER)
 
 
 KINDS = tuple((row.name, row.fewest_stages) for row in SCHEDULES.values())

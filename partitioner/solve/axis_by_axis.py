@@ -1,0 +1,33 @@
+"""Layouts on all axes of a mesh: outermost first, each optimal on what those before it leave, at the price of all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from partitioner.cluster import Cluster
+from partitioner.cost.op_work import Setting
+from partitioner.layouts.solution import Solution
+from partitioner.layouts.strategies import space
+from partitioner.solve.choices import Allowed, Prices
+from partitioner.solve.solve import solve_each
+
+
+def solve_axes(
+    setting: Setting, cluster: Cluster, counts: Iterable[int], allowed: Allowed = lambda value, placement: True,
+    scarcity: float = 1.0,
+) -> dict[int, Solution]:  # fmt: skip
+    """The layouts for each of ``counts`` micro-batches that may share a step, one object where one is enough.
+
+    ``allowed(value, placement)`` restricts a parameter or a port on every axis (a pin). Raises NoLayout when the pins
+    leave none.
+    """
+    found: dict[int, Solution | None] = dict.fromkeys(counts)
+    for n, (axis, ranks) in enumerate(setting.axes):
+        last = n + 1 == len(setting.axes)
+        here = setting if last else replace(setting, axes=setting.axes[: n + 1])
+        for fixed in {id(row): row for row in found.values()}.values():
+            own = [many for many, row in found.items() if row is fixed]
+            options = space(setting.folded, axis, ranks, fixed)
+            found |= solve_each(setting.folded, options, Prices(cluster, here, 1, scarcity), own, allowed)
+    return {many: row for many, row in found.items() if row is not None}
