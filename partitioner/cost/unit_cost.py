@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import fx
 
-from partitioner.cluster import Cluster
+from partitioner.cluster import Cluster, Route
 from partitioner.cost.backward_peak import Peaks, StagePeaks
 from partitioner.cost.op_seconds import Seconds
 from partitioner.cost.op_work import Setting
@@ -104,6 +104,11 @@ class Priced:
     def ranks(self) -> int:
         """Over which ops are divided."""
         return self.setting.ranks
+
+    @cached_property
+    def routes(self) -> Mapping[str, Route]:
+        """Between the ranks of each axis that divides a micro-batch's work."""
+        return self.setting.routes(self.cluster)
 
     @cached_property
     def seconds(self) -> float:

@@ -6,23 +6,25 @@ from partitioner.graph.nodes import buffer_name
 from partitioner.lowering.program import Call, Program, Stage
 from partitioner.ops.payloads import RANK_OPS, axis_place
 from partitioner.schedule.tables import SENDING, Action
+from partitioner.sharding.mesh_axes import whole
 
 
 def check_program(program: Program) -> None:
     """What is read was made, what is sent is received, every axis exists, every stage runs every micro-batch once."""
     everywhere = {*program.step_inputs, *(buffer_name(name) for name in program.buffers)}
+    axes = {name for axis, _ in program.axes for name in (axis, whole(axis))}
     arriving: tuple[object, ...] = ()
     for stage in program.stages:
         if stage.receives != arriving:
             raise ValueError(f"stage {stage.index} does not receive what the stage before it sends")
-        _check_stage(stage, everywhere | program.parameters.keys() & set(stage.parameters), program.sizes)
+        _check_stage(stage, everywhere | program.parameters.keys() & set(stage.parameters), axes)
         arriving = stage.sends
     if arriving or program.stages[-1].loss is None:
         raise ValueError("the last stage must make the loss and send nothing")
     _check_actions(program)
 
 
-def _check_stage(stage: Stage, known: set[str], axes: dict[str, int]) -> None:
+def _check_stage(stage: Stage, known: set[str], axes: set[str]) -> None:
     known |= {v.name for v in stage.receives}
     for call in (stage.constants, stage.prelude, *stage.calls):
         if call is not None:
@@ -33,7 +35,7 @@ def _check_stage(stage: Stage, known: set[str], axes: dict[str, int]) -> None:
             raise ValueError(f"stage {stage.index} does not make {name}")
 
 
-def _check_call(call: Call, known: set[str], axes: dict[str, int]) -> None:
+def _check_call(call: Call, known: set[str], axes: set[str]) -> None:
     nodes = list(call.module.graph.nodes)
     read = [n for n in nodes if n.op == "placeholder"]
     made = next(n for n in nodes if n.op == "output").args[0]

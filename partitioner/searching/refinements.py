@@ -20,16 +20,24 @@ Refined = tuple[tuple[str, int], ...]  # parts and their ranks
 
 
 def refinements(folded: Folded, degrees: Axes, fixed: Pins) -> list[Refined]:
-    """Of a mesh with these degrees: none, where no part is pinned, and each that divides more; one axis at a time."""
-    shared, found = repeated(folded), list[Refined]()
-    pinned = any(fixed.number(part) is not None for part in refining())
-    for axis, ranks in degrees:
-        outer, inner = AXES[axis].parts if AXES[axis].lays and AXES[axis].parts else ("", "")
-        rows = {(math.gcd(ranks, heads), repeats) for heads, repeats in shared}
-        for size in sorted({n for n, repeats in rows if outer and 1 < n < ranks and repeats % (ranks // n) == 0}):
-            if fixed.admits(outer, size) and fixed.admits(inner, ranks // size):
-                found.append(((outer, size), (inner, ranks // size)))
-    return found if pinned else [(), *found]
+    """Of a mesh with these degrees: none, and each that divides more, one axis at a time; where the ranks of a part
+    are pinned, those alone."""
+    found = [refined for axis, ranks in degrees for refined in _of_axis(folded, axis, ranks, fixed)]
+    return found if any(fixed.number(part) is not None for part in refining()) else [(), *found]
+
+
+def _of_axis(folded: Folded, axis: str, ranks: int, fixed: Pins) -> Iterator[Refined]:
+    if not AXES[axis].lays or len(AXES[axis].parts) != 2:
+        return
+    outer, inner = AXES[axis].parts
+    if fixed.number(outer) is None and fixed.number(inner) is None:
+        rows = {(math.gcd(ranks, heads), repeats) for heads, repeats in repeated(folded)}
+        sizes = {size for size, repeats in rows if repeats % (ranks // size) == 0}
+    else:
+        sizes = {size for size in range(1, ranks + 1) if ranks % size == 0}
+    for size in sorted(size for size in sizes if 1 < size < ranks):
+        if fixed.admits(outer, size) and fixed.admits(inner, ranks // size):
+            yield (outer, size), (inner, ranks // size)
 
 
 def repeated(folded: Folded) -> set[tuple[int, int]]:

@@ -10,8 +10,10 @@ least step time; equal times: fewer bytes, then the plainer mesh
 from __future__ import annotations
 
 import bisect
+import heapq
+import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from partitioner.cluster import Cluster
 from partitioner.errors import DoesNotFit, InputError
@@ -59,7 +61,7 @@ def search(
     found = _Found(cluster.device.room)
 
     def say(text: str) -> None:
-        best = min((t.least_seconds for t in found.fitting), default=None)
+        best = min((t.floor_seconds for t in found.fitting), default=None)
         progress(f"{text}; {len(found.all)} candidates" + (f", the best takes at least {best:.3g} s" if best else ""))
 
     asked = graph, cluster, global_batch, fixed, plan_only, say
@@ -125,10 +127,24 @@ class _Prices:
 def _walk_best(fitting: list[Tried], keep: int, prices: _Prices) -> None:
     """Price candidates by rising bound, until ``keep`` of them can't be beaten any more."""
     times: list[float] = []
-    for tried in sorted(fitting, key=lambda t: (t.least_seconds, t.plainness)):
+    for tried in _rising(fitting):
         if len(times) >= keep and tried.least_seconds > times[keep - 1]:
             break
         bisect.insort(times, prices.exact(tried).step_seconds)
+
+
+def _rising(fitting: list[Tried]) -> Iterator[Tried]:
+    """By rising bound, the plainest of equal ones first; bounds are found of those alone whose floor is not above."""
+    left: list[tuple[float, bool, tuple[object, ...], int]] = [
+        (tried.floor_seconds, False, (), n) for n, tried in enumerate(fitting)
+    ]
+    heapq.heapify(left)
+    while left:
+        _, is_bound, _, n = heapq.heappop(left)
+        if is_bound:
+            yield fitting[n]
+        else:
+            heapq.heappush(left, (fitting[n].least_seconds, True, fitting[n].plainness, n))
 
 
 def _front(fitting: list[Tried], prices: _Prices) -> Ranking:
@@ -138,12 +154,14 @@ def _front(fitting: list[Tried], prices: _Prices) -> Ranking:
     """
     found: Ranking = []
     best = math.inf
-    for tried in sorted(fitting, key=lambda t: (t.peak_bytes, t.least_seconds, t.plainness)):
-        if tried.least_seconds < best * (1 - FRONT_STEP):
-            cost = prices.exact(tried)
-            if cost.step_seconds < best * (1 - FRONT_STEP):
-                best = cost.step_seconds
-                found.append((tried, cost))
+    for _, alike in itertools.groupby(sorted(fitting, key=lambda t: t.peak_bytes), key=lambda t: t.peak_bytes):
+        better = [tried for tried in alike if tried.may_take_less(best * (1 - FRONT_STEP))]
+        for tried in sorted(better, key=lambda t: (t.least_seconds, t.plainness)):
+            if tried.least_seconds < best * (1 - FRONT_STEP):
+                cost = prices.exact(tried)
+                if cost.step_seconds < best * (1 - FRONT_STEP):
+                    best = cost.step_seconds
+                    found.append((tried, cost))
     return found
 
 

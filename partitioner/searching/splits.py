@@ -22,7 +22,7 @@ from partitioner.step.least_recompute import least_recomputed
 from partitioner.step.rank_memory import RankMemory
 from partitioner.step.split import Split, StageSums, stage_sums
 from partitioner.step.stage_peaks import StageWalk
-from partitioner.step.step_seconds import bound
+from partitioner.step.step_seconds import bound, floor
 
 MOST_VIRTUAL = 4
 MOST_CUTS = 4  # of one step and way of recomputing, each made with what the last was found to hold
@@ -37,9 +37,18 @@ class Tried:
     peak_bytes: float
 
     @cached_property
+    def floor_seconds(self) -> float:
+        """No more than ``least_seconds``."""
+        return floor(self.priced, self.split)
+
+    @cached_property
     def least_seconds(self) -> float:
-        """No schedule of its stages takes less; of many that do not fit nobody asks."""
+        """No schedule of its stages takes less; of most candidates nobody asks, as their floor is too high."""
         return bound(self.priced, self.split)
+
+    def may_take_less(self, seconds: float) -> bool:
+        """Whether some schedule of its stages may."""
+        return self.floor_seconds < seconds and self.least_seconds < seconds
 
     @property
     def identity(self) -> tuple[object, ...]:

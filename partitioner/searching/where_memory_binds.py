@@ -27,7 +27,7 @@ def where_memory_binds(found: Sequence[Tried], best: float, asked: Asked, scarci
     graph, cluster, global_batch, fixed, plan_only, say = asked
     near = {
         _setup(t) for t in found
-        if cluster.device.room < t.peak_bytes <= NEAR * cluster.device.room and t.least_seconds < best
+        if cluster.device.room < t.peak_bytes <= NEAR * cluster.device.room and t.may_take_less(best)
     }  # fmt: skip
     known, scarce = {t.identity for t in found}, list[Tried]()
     if near and scarcity is not None:
@@ -52,7 +52,7 @@ def recut(found: Sequence[Tried], best: float, asked: Asked) -> Iterator[Tried]:
     its axes lie."""
     _, cluster, global_batch, fixed, plan_only, _ = asked
     splits, seen = dict[int, Splits](), set[tuple[object, ...]]()
-    for tried in [t for t in found if t.peak_bytes > cluster.device.room and _has_cuts(t) and t.least_seconds < best]:
+    for tried in [t for t in found if t.peak_bytes > cluster.device.room and _has_cuts(t) and t.may_take_less(best)]:
         plain = tried.split.recomputing(NO_RECOMPUTE, (0,) * len(tried.split.stages))
         own, key = plain.parallelism, id(tried.priced)
         if key not in splits:

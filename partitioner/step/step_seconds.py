@@ -176,12 +176,12 @@ class SplitSeconds:
         """Partial gradients over their axes, then all over the replicas, less what a micro-batch's backward, or W,
         hides."""
         stages, own, software = self.rank_sums(p), self.parallelism.rank_stages[p], self.software
-        routes, summed = self.priced.setting.routes(self.cluster), dict[str, float]()
+        summed = dict[str, float]()
         for axis, size in (row for stage in stages for row in stage.partial_bytes.items()):
             summed[axis] = summed.get(axis, 0.0) + size
         found = dict.fromkeys((*reversed(inner()), DP), 0.0)
         for axis, size in summed.items():
-            found[whole(axis)] += collective_seconds(ALL_REDUCE, size, routes[axis])
+            found[whole(axis)] += collective_seconds(ALL_REDUCE, size, self.priced.routes[axis])
         gradients, weights = sum(s.gradient_bytes for s in stages), sum(s.weight_bytes for s in stages)
         blocks = max(1, sum(stage.blocks for stage in stages))
         backward = sum(self.deferred_weight_seconds[n] or self.stage_seconds[n].backward for n in own) / len(own)
@@ -246,6 +246,14 @@ def _stages(seconds: SplitSeconds, memory: RankMemory) -> Iterator[StageCost]:
             acting_bytes=(forward, backward, first), sent_bytes=sent, sent_back_bytes=back,
             synced_bytes=stage.gradient_bytes, partial_bytes=stage.partial_bytes, gathered_bytes=stage.weight_bytes,
         )  # fmt: skip
+
+
+def floor(priced: Priced, split: Split) -> float:
+    """Seconds that ``bound`` is at least, found sooner: those of the busiest pipeline rank's devices."""
+    seconds, own = SplitSeconds(priced, split), split.parallelism
+    each = [seconds.device_seconds(n).total for n in range(len(split.stages))]
+    busiest = max(sum(each[n] for n in stages) for stages in own.rank_stages)
+    return own.micro_batches * busiest * (1 - 2e-12)
 
 
 def bound(priced: Priced, split: Split) -> float:

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from partitioner.ops.collective_kinds import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, REDUCE_SCATTER
 from partitioner.sharding.cut_tensors import assemble, take
 from partitioner.sharding.layout import Shard
+from partitioner.sharding.mesh_axes import whole
 from runtime.mesh.communication_log import Log, Phase
 from runtime.mesh.groups import Groups
 
@@ -55,7 +56,7 @@ class Axis:
         return x
 
     def _timed(self) -> AbstractContextManager[object]:
-        return self.log.timed(f"{self.name} communication")
+        return self.log.timed(f"{whole(self.name)} communication")
 
     def sum_async(self, x: torch.Tensor, phase: Phase) -> Callable[[], torch.Tensor]:
         """Start summing a contiguous tensor in place; the function returned waits for it."""

@@ -8,7 +8,7 @@ from partitioner import Plan
 from partitioner.plan.derived_rows import OPTIMIZER, PIPELINE
 from partitioner.plan.plan import Decisions
 from partitioner.plan.sent_by_plan import volume
-from partitioner.sharding.mesh_axes import CP, DP, PP, TP, named
+from partitioner.sharding.mesh_axes import CP, DP, PP, TP, named, whole
 from runtime.report import Report
 from tools.figures import figures
 from tools.figures.columns import HELD, Column
@@ -38,8 +38,8 @@ def explain(best: Column, other: Column) -> list[str]:
         return [headline(best, other)]
     a, b = best.plan, other.plan
     changed = changes(a, b)
-    whole = a.cost.step_seconds
-    rows = [(abs(x) / whole, line) for x, line in _times(a, b, changed) if abs(x) > LEAST_SHARE * whole]
+    step = a.cost.step_seconds
+    rows = [(abs(x) / step, line) for x, line in _times(a, b, changed) if abs(x) > LEAST_SHARE * step]
     held = a.cost.peak_bytes
     rows += [(abs(x) / held, line) for x, line in _bytes(a, b, changed) if abs(x) > LEAST_SHARE * held]
     return [headline(best, other), *(f"  {line}" for _, line in sorted(rows, key=lambda row: -row[0]))]
@@ -107,7 +107,7 @@ def _kinds(part: str, a: Plan, b: Plan) -> str:
     sums: dict[str, float] = {}
     for plan in (a, b):
         for row in volume(plan, 0):
-            if row.axis == axis:
+            if whole(row.axis) == axis:
                 sums[row.kind] = sums.get(row.kind, 0.0) + row.bytes
     most = sorted(sums, key=lambda kind: -sums[kind])[:2]
     return f"{axis} {' and '.join(most)}" if most else part

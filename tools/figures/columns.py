@@ -12,7 +12,7 @@ from partitioner.errors import InputError
 from partitioner.plan.derived_rows import OPTIMIZER, PIPELINE
 from partitioner.plan.plan import Asked, Decisions
 from partitioner.plan.sent_by_plan import volume
-from partitioner.sharding.mesh_axes import PP, named
+from partitioner.sharding.mesh_axes import PP, named, whole
 from runtime.report import KIND, Report
 from tools.figures import figures
 from tools.figures.card import check_readable
@@ -110,8 +110,8 @@ def of_plan(name: str, plan: Plan) -> Column:
         f"a billion {unit}": figures.dollars(plan), "energy for them": figures.kilowatt_hours(plan),
         "memory": cost.peak_bytes,
         **{HELD[kind]: many for kind, many in figures.rank_memory(plan)[figures.worst_rank(plan)].items()},
-        **{f"{axis} collectives": float(sum(r.count for r in busiest if r.axis == axis)) for axis in named()},
-        **{f"{axis} bytes": sum(r.bytes for r in busiest if r.axis == axis) for axis in named()},
+        **{f"{axis} collectives": float(sum(r.count for r in busiest if whole(r.axis) == axis)) for axis in named()},
+        **{f"{axis} bytes": sum(r.bytes for r in busiest if whole(r.axis) == axis) for axis in named()},
     }  # fmt: skip
     asked = Asked(plan.model, plan.cluster, plan.global_batch, plan.pins)
     return Column(name, "plan", _words(asked, plan.decisions, plan.world), values, plan=plan)

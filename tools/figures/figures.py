@@ -10,14 +10,19 @@ from partitioner.plan.derived_rows import StageCost
 from partitioner.plan.parallelism import Parallelism
 from partitioner.plan.plan import Decisions
 from partitioner.precision import SINGLE, Precision
+from partitioner.sharding.mesh_axes import AXES
 
 # kinds, in the order in which they stack
 MEMORY: tuple[str, ...] = ("weights", "gradients", "optimizer", "activations", "transient")
 
 
 def mesh_words(parallelism: Parallelism, between: str = " x ") -> str:
-    """``pp 2 x dp 1 x tp 2``."""
-    return between.join(f"{axis} {parallelism.mesh[axis]}" for axis in parallelism.order)
+    """``pp 2 x dp 1 x tp 2``; of an axis that is refined, how: ``tp 8 (2 x 4)``."""
+    words = list[str]()
+    for axis in parallelism.order:
+        parts = [str(parallelism.refined[part]) for part in AXES[axis].parts if part in parallelism.refined]
+        words.append(f"{axis} {parallelism.mesh[axis]}" + (f" ({' x '.join(parts)})" if parts else ""))
+    return between.join(words)
 
 
 def recompute_words(decisions: Decisions) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from partitioner.plan.derived_rows import Candidate
 from partitioner.plan.sent_by_plan import volume
 from partitioner.plan.timeline import Span, holdings, timeline
 from partitioner.schedule.tables import KINDS, Action
-from partitioner.sharding.mesh_axes import CP, DP, PP, TP
+from partitioner.sharding.mesh_axes import PP, named, whole
 from tools.figures import figures
 from tools.figures.columns import HELD, Column
 from tools.screen import seconds, size
@@ -23,11 +24,11 @@ from tools.screen import seconds, size
 INK, GRID = "#7c8696", "#7c86964d"
 ACTIONS = {"forward": "#3b82f6", "backward": "#8b5cf6", "weight gradients": "#14b8a6", "sync": "#ea580c",
            "optimizer": "#eab308"}  # fmt: skip
-PARTS = {"compute": "#3b82f6", f"{TP} communication": "#ea580c", f"{CP} communication": "#f59e0b",
-         f"{PP} communication": "#d946ef", f"{DP} communication": "#ef4444", "communication": "#fb923c",
-         "bubble": "#94a3b8", "pipeline": "#94a3b8", "optimizer": "#eab308"}  # fmt: skip
+_AXES = ("#ea580c", "#f59e0b", "#d946ef", "#ef4444", "#be123c", "#a16207")  # in the order in which they are named
+AXIS_COLORS = dict(zip(named(), itertools.cycle(_AXES), strict=False))
+PARTS = {"compute": "#3b82f6", **{f"{axis} communication": color for axis, color in AXIS_COLORS.items()},
+         "communication": "#fb923c", "bubble": "#94a3b8", "pipeline": "#94a3b8", "optimizer": "#eab308"}  # fmt: skip
 MEMORY: dict[str, str] = dict(zip(figures.MEMORY, ("#3b82f6", "#06b6d4", "#8b5cf6", "#22c55e", "#eab308"), strict=True))
-AXIS_COLORS = {TP: "#ea580c", CP: "#f59e0b", PP: "#d946ef", DP: "#ef4444"}
 MOST_SPANS = 20_000
 Legend = dict[str, str]  # colours by name
 
@@ -167,7 +168,8 @@ def volume_chart(plan: Plan) -> Any:
     names = [f"{row.axis} {row.kind}, {row.phase}" for row in rows]
     unit, one = _unit(max(row.bytes for row in rows))
     columns = {
-        "name": names, "bytes": [row.bytes / one for row in rows], "color": [AXIS_COLORS[row.axis] for row in rows],
+        "name": names, "bytes": [row.bytes / one for row in rows],
+        "color": [AXIS_COLORS[whole(row.axis)] for row in rows],
         "words": [size(row.bytes) for row in rows], "count": [f"{row.count:,}" for row in rows],
     }  # fmt: skip
     chart = _figure(height=80 + 24 * len(rows), x_axis_label=f"{unit} a step", y_range=list(reversed(names)),

@@ -10,7 +10,7 @@ from partitioner.graph.graph import Graph
 from partitioner.plan.recompute_ways import FULL_RECOMPUTE, OPERATORS, SELECTIVE
 from partitioner.precision import OWN, PRESETS, Precision
 from partitioner.schedule.tables import PLAIN, SCHEDULES
-from partitioner.sharding.mesh_axes import DP, PP, TP
+from partitioner.sharding.mesh_axes import AXES, DP, PP, TP
 
 CAST = ("bf16", "fp16")  # presets of which each has a family
 
@@ -60,6 +60,7 @@ def families(graph: Graph, ranks: int, global_batch: int) -> Iterator[Family]:
             if ranks > 4 or half != deep:
                 yield _family("pp x dp", ranks, global_batch, pp=2, dp=half, recompute="on")
         yield _family("tp x dp", ranks, global_batch, tp=2, dp=half)
+        yield _family(f"{TP} by its parts", ranks, global_batch, **{TP: ranks, AXES[TP].parts[0]: 2})
     if ranks % 8 == 0 and blocks >= 2:
         yield _family("tp x pp x dp", ranks, global_batch, tp=2, pp=2, dp=ranks // 4)
     yield from _with_state_divided(blocks, ranks, global_batch)

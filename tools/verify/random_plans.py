@@ -13,7 +13,7 @@ from partitioner.errors import InputError
 from partitioner.plan.executed import EXECUTED
 from partitioner.plan.recompute_ways import NO_RECOMPUTE
 from partitioner.schedule.tables import SCHEDULES
-from partitioner.sharding.mesh_axes import DP, PP, TP
+from partitioner.sharding.mesh_axes import AXES, DP, PP, TP
 from tools.verify.plan_families import cluster
 
 DRAWS = 50  # for each plan that is asked for
@@ -57,6 +57,8 @@ def draw(generator: random.Random, graph: Graph, ranks: int, global_batch: int) 
     pins["zero"] = generator.choice(EXECUTED["zero"].executed) if dp > 1 else 0
     if pins["zero"] and generator.random() < 0.5:
         pins["zero_group"] = generator.choice(_divisors(dp)[1:])
+    if (sizes := _divisors(tp)[1:-1]) and generator.random() < 0.5:
+        pins[AXES[TP].parts[0]] = generator.choice(sizes)
     if tp > 1:
         pins["boundary"] = generator.choice(("whole", "sharded"))
         names = sorted(name for name, info in graph.parameters.items() if len(info.shape) == 2)
@@ -69,6 +71,7 @@ def _words(plan: Plan, pins: Pins) -> str:
     """Of a drawn plan, but for its mesh."""
     own, layouts = plan.parallelism, sum(value in LAYOUTS for value in pins.values())
     words = [f"micro-batch {own.micro_batch}"]
+    words += [f"{axis} {ranks}" for axis, ranks in own.refined.items()]
     words += [own.schedule] if own.mesh[PP] > 1 else []
     words += [f"recompute {own.recompute}"] if own.recompute != NO_RECOMPUTE else []
     words += [f"ZeRO {own.zero} over {own.shards}"] if own.zero else []
