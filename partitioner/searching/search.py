@@ -61,8 +61,8 @@ def search(
     found = _Found(cluster.device.room)
 
     def say(text: str) -> None:
-        best = min((t.floor_seconds for t in found.fitting), default=None)
-        progress(f"{text}; {len(found.all)} candidates" + (f", the best takes at least {best:.3g} s" if best else ""))
+        least = f", the best takes at least {found.least:.3g} s" if found.fitting else ""
+        progress(f"{text}; {len(found.all)} candidates{least}")
 
     asked = graph, cluster, global_batch, fixed, plan_only, say
     higher = list(SCARCITIES)
@@ -92,19 +92,21 @@ def search(
 
 
 class _Found:
-    """Candidates, each step once."""
+    """Candidates, each step once; ``least``: seconds that those that fit take at least."""
 
     def __init__(self, room: float) -> None:
         self.room, self.all, self.fitting = room, dict[tuple[object, ...], Tried](), list[Tried]()
+        self.least = math.inf
 
     def add(self, rows: Iterable[Tried]) -> list[Tried]:
         """Those that are new."""
         new = list[Tried]()
         for tried in rows:
-            if tried.identity not in self.all:
-                self.all[tried.identity] = tried
+            if self.all.setdefault(tried.identity, tried) is tried:
                 new.append(tried)
-                self.fitting += [tried] if tried.peak_bytes <= self.room else []
+                if tried.peak_bytes <= self.room:
+                    self.fitting.append(tried)
+                    self.least = min(self.least, tried.floor_seconds)
         return new
 
 

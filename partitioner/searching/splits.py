@@ -97,6 +97,7 @@ class Splits:
         ways = (way for way in EXECUTED["recompute"].searched(plan_only) if way != NO_RECOMPUTE)
         self.ways = tuple(way for way in ways if fixed.decided.get("recompute") == way or frees(priced, way))
         self.stages: dict[int, tuple[tuple[Unit, ...], ...]] = {}
+        self.sums: dict[tuple[int, int], tuple[StageSums, ...]] = {}  # of ``stages``, by ranks that divide state
 
     def all_of(self, depths: Iterable[int]) -> Iterator[Tried]:
         for pp in depths:
@@ -149,13 +150,19 @@ class Splits:
     def whole(self, parallelism: Parallelism, units: tuple[tuple[Unit, ...], ...]) -> Split:
         """Nothing of it recomputed."""
         shards = min(parallelism.zero_group or parallelism.replicas, parallelism.replicas)
-        stages = tuple(self.sums_of(u, shards) for u in units)
+        if units is self.stages.get(len(units)):
+            key = len(units), shards
+            stages = self.sums[key] if key in self.sums else tuple(self.sums_of(u, shards) for u in units)
+            self.sums[key] = stages
+        else:
+            stages = tuple(self.sums_of(u, shards) for u in units)
         return Split(parallelism=parallelism, stages=stages, units=units, recomputed=(0,) * len(stages))
 
     def recomputed_and_ordered(self, plain: Split) -> Iterator[Tried]:
         parallelism = plain.parallelism
+        orders, room = self.orders(parallelism.mesh), self.cluster.device.room
         for split, peak_bytes in self.recomputed(plain):
-            for order in self.orders(parallelism.mesh):
+            for order in orders if peak_bytes <= room else orders[:1]:  # what does not fit is only looked at for others
                 ordered = replace(split, parallelism=replace(split.parallelism, order=order))
                 yield Tried(priced=self.priced, split=ordered, peak_bytes=peak_bytes)
 
@@ -170,12 +177,13 @@ class Splits:
                 ways = ()
         everything = tuple(s.blocks for s in plain.stages)
         for way in (w for w in ways if self.fixed.admits("recompute", w)):
-            split = plain.recomputing(way, everything)
             memory = whole.recomputing(way)
-            least = least_recomputed(memory, room)
-            if least is not None and least != everything and "recompute" not in self.fixed.decided:
-                yield plain.recomputing(way, least), memory.peak_bytes(least)
-            yield split, memory.peak_bytes(everything)
+            peak_bytes = memory.peak_bytes(everything)
+            if peak_bytes <= room and "recompute" not in self.fixed.decided:
+                least = least_recomputed(memory, room)
+                if least is not None and least != everything:
+                    yield plain.recomputing(way, least), memory.peak_bytes(least)
+            yield plain.recomputing(way, everything), peak_bytes
 
     def stage_units(self, stages: int) -> tuple[tuple[Unit, ...], ...]:
         if stages not in self.stages:

@@ -251,9 +251,11 @@ def _stages(seconds: SplitSeconds, memory: RankMemory) -> Iterator[StageCost]:
 def floor(priced: Priced, split: Split) -> float:
     """Seconds that ``bound`` is at least, found sooner: those of the busiest pipeline rank's devices."""
     seconds, own = SplitSeconds(priced, split), split.parallelism
-    each = [seconds.device_seconds(n).total for n in range(len(split.stages))]
-    busiest = max(sum(each[n] for n in stages) for stages in own.rank_stages)
-    return own.micro_batches * busiest * (1 - 2e-12)
+    keys = list(zip(map(id, split.stages), split.recomputed, strict=True))
+    known = {key: seconds.device_seconds(n).total for key, n in {key: n for n, key in enumerate(keys)}.items()}
+    if own.virtual == 1:
+        return own.micro_batches * max(known.values()) * (1 - 2e-12)
+    return own.micro_batches * max(sum(known[keys[n]] for n in row) for row in own.rank_stages) * (1 - 2e-12)
 
 
 def bound(priced: Priced, split: Split) -> float:
