@@ -34,7 +34,8 @@ class Peaks(NamedTuple):
 
 class StagePeaks(NamedTuple):
     """Of a stage, ``Peaks``, and those where ZeRO divides state: of forwards, of backwards and of a step's first
-    backward by its stage, and of the last backward of a step, when no other micro-batch is there."""
+    backward by its stage; of the last backward of a step, when no other micro-batch is there; and of a step's only
+    backward."""
 
     forward: float
     backward: float
@@ -48,6 +49,8 @@ class StagePeaks(NamedTuple):
     first_2: float = 0.0
     first_3: float = 0.0
     last_1: float = 0.0
+    last_2: float = 0.0
+    only_2: float = 0.0
 
 
 def peaks(live: Liveness) -> Peaks:

@@ -129,6 +129,10 @@ class RankMemory:
         if self.is_sharded and zero > 1:
             forward = np.maximum(forward, getattr(peaks, f"forward_{zero}"))
             again = np.maximum(peaks.backward, getattr(peaks, f"first_{zero}"))
+            many = self.parallelism.micro_batches
+            if zero == 2 and many <= 2:  # there is no backward between the first and the last, or no other
+                backward = np.maximum(peaks.backward, peaks.last_2)
+                again = np.maximum(peaks.backward, peaks.only_2) if many == 1 else again
             buffers = np.array([stage.scattered_bytes for stage in self.split.stages])
         else:
             grown = peaks.first if self.parallelism.mesh[PP] > 1 else peaks.alone

@@ -6,6 +6,7 @@
     backward too            the buffer from which the last gradients were scattered, of the unit behind, or of the
                             backward before; that lies there between backwards
     behind it               its gradients beside the buffer from which they are scattered
+    last backward, ZeRO 2   weights are let go of, a unit's before its gradients are scattered
 
 The ways are those of torch's FSDP2 (runtime/train/sharded_stages.py).
 """
@@ -65,13 +66,16 @@ class UnitState:
         scattering = after + gradients + np.maximum(weights, self.last_weight + part)
         using, found = np.maximum(forward, start + weights) + weights + ahead + self.shared[0], list[Array]()
         grown = np.append(np.cumsum(part[:0:-1])[::-1], 0.0)  # parts of the gradients of units behind
+        kept = np.cumsum(weights[::-1])[::-1] - weights  # of units behind, in backwards but the last
+        lasts = list[Array]()
         for behind, there in ((self.scattered_last, 0.0 * grown), (0.0, grown)):  # later backwards, and the first
             buffer = np.append(gradients[1:], behind)
             scattered = np.maximum(alone + buffer, scattering)
             gathered = np.maximum(alone + buffer + weights, scattering) + before
             gathered = np.maximum(gathered, between + buffer + 2 * weights)  # copied out of what was gathered
             found += [scattered + there, gathered + there + self.shared[0]]
-        return np.stack((forward, using, summed, *found, last), 1)
+            lasts.append(np.maximum(alone + buffer, scattering - weights) - kept + there)
+        return np.stack((forward, using, summed, *found, last, *lasts), 1)
 
     @property
     def scattered_last(self) -> float:

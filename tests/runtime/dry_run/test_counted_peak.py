@@ -69,3 +69,15 @@ def test_attention_that_repeats_heads_writes_its_scores() -> None:
     found = errors("hf:falcon", size, 256, {"tp", "pp 1f1b"})
     assert len(found) == 5
     assert beyond(found) == {}
+
+
+@pytest.mark.parametrize("micro_batch", [4, 2, 1])
+def test_the_last_backward_lets_weights_go(micro_batch: int) -> None:
+    """Of ZeRO 2: a step's only backward, one of two, one of four."""
+    source = load(GPT, {"vocab": 256, "hidden": 512, "heads": 8, "seq": 64, "layers": 4}, meta=True)
+    graph = trace(source.module, source.batch, compare=False)
+    pins: dict[str, str | int] = {"dp": RANKS, "zero": 2, "micro_batch": micro_batch, "recompute": "off"}
+    plan = search(graph, Cluster.load("dgx-a100", devices=RANKS), BATCH, pins)
+    counted = tracked_peak(lower(graph, plan), source.batch, 0)
+    assert counted > 1e7
+    assert abs(plan.cost.peak_bytes / counted - 1) <= MOST
