@@ -14,7 +14,7 @@ The ways are those of torch's FSDP2 (runtime/train/sharded_stages.py).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +31,8 @@ from partitioner.schedule.fullest_moments import Array
 class UnitState:
     """Bytes of each unit's own parameters (units): as ops read them; of their gradients, as they are added up; and of
     the last parameter alone, whose gradient FSDP2 lets go last, in both types. ``cast``: whether those are two.
-    ``shared``: weights and gradients of what several units read, which are no unit's own."""
+    ``shared``: weights and gradients of what several units read, which are no unit's own. ``scattered_last``: the
+    buffer from which a backward scatters at its end."""
 
     weights: Array
     gradients: Array
@@ -39,6 +40,7 @@ class UnitState:
     last_gradient: Array
     cast: Array
     shared: tuple[float, float]
+    scattered_last: float
 
     @staticmethod
     def of(priced: Priced, units: Sequence[Unit]) -> UnitState:
@@ -49,7 +51,8 @@ class UnitState:
         rows = np.array([_row(priced, unit, frozenset(n for n in priced.held[unit] if readers.get(n, 1) > 1))
                          for unit in units])  # fmt: skip
         whole = sum(weight for weight, _ in shared), sum(gradient for _, gradient in shared)
-        return UnitState(rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3], rows[:, 4] > 0, whole)
+        last = _scattered_last(priced, units, rows[:, 1].tolist(), held.keys(), whole[1])
+        return UnitState(rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3], rows[:, 4] > 0, whole, last)
 
     def peaks(
         self, forward: Array, backward: Array, alone: Array, start: Array, between: Array, after: Array, shards: int
@@ -77,10 +80,17 @@ class UnitState:
             lasts.append(np.maximum(alone + buffer, scattering - weights) - kept + there)
         return np.stack((forward, using, summed, *found, last, *lasts), 1)
 
-    @property
-    def scattered_last(self) -> float:
-        """Bytes of the buffer from which a backward scatters at its end."""
-        return self.shared[1] or float(self.gradients[0])
+
+def _scattered_last(
+    priced: Priced, units: Sequence[Unit], gradients: Sequence[float], several: Set[fx.Node], shared: float
+) -> float:
+    """Units that read nothing with a gradient, beside parameters of their own, end with the backward itself, in order,
+    behind what several units read."""
+    folded = priced.folded
+    inputs = ([folded.own(folded.node[n]) for n in folded.entering[unit]] for unit in units)
+    rows = zip(gradients, inputs, (several.isdisjoint(priced.held[unit]) for unit in units), strict=True)
+    ending = [size for size, nodes, alone in rows if size and alone and folded.differentiable.isdisjoint(nodes)]
+    return ending[-1] if ending else shared or next((size for size in gradients if size), 0.0)
 
 
 def _bytes(elements: float, dtype: torch.dtype, priced: Priced) -> tuple[float, float]:
