@@ -17,11 +17,10 @@ from partitioner.cost.collective_seconds import WAYS, collective_seconds, sent_i
 from partitioner.cost.op_seconds import Seconds
 from partitioner.cost.op_work import Setting
 from partitioner.graph.nodes import operands
-from partitioner.layouts.conversions import Conversion, conversions
+from partitioner.layouts.conversions import Conversion, conversions, hops_of
 from partitioner.layouts.op_kinds import is_attention
 from partitioner.layouts.solution import Solution
 from partitioner.ops.collective_kinds import ALL_GATHER, REDUCE_SCATTER
-from partitioner.ops.conversions import conversion
 from partitioner.sharding.equations import Strategies
 from partitioner.sharding.layout import Layout
 
@@ -51,7 +50,8 @@ class Sent(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """What becomes of a value, and what is sent for it each way."""
+    """What becomes of a value, and what is sent for it each way; ``number``: of a conversion by several collectives,
+    the one's place."""
 
     value: fx.Node
     source: Layout
@@ -59,6 +59,7 @@ class Moved(NamedTuple):
     axis: str
     forward: tuple[Sent, ...]
     backward: tuple[Sent, ...]
+    number: int = 0
 
     @property
     def conversion(self) -> Conversion:
@@ -96,14 +97,14 @@ def _converted(setting: Setting, move: Conversion, routes: Routes) -> Iterator[M
     """Each collective of a conversion; of one that has none, that nothing is sent."""
     value, source, target = move
     differentiable = value in setting.folded.differentiable
-    hops = conversion(source, target, setting.axes, differentiable)
+    hops = hops_of(move, setting.axes, differentiable)
     if not hops:
         yield Moved(value, source, target, setting.axes[0][0], (), ())
-    for hop in hops or ():
+    for number, hop in enumerate(hops):
         size, route = setting.bytes(value, hop.whole), routes[hop.axis]
         forward, backward = (_sent([(hop.sent(way), hop.payload(size, way))] if hop.sent(way) else (), route)
                              for way in WAYS)  # fmt: skip
-        yield Moved(value, source, target, hop.axis, forward, backward if differentiable else ())
+        yield Moved(value, source, target, hop.axis, forward, backward if differentiable else (), number)
 
 
 def _inside(setting: Setting, node: fx.Node, strategies: Strategies, routes: Routes) -> Iterator[Moved]:

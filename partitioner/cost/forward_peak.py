@@ -14,11 +14,12 @@ from torch import fx
 from partitioner.cost.kept_activations import Keeping, Placed
 from partitioner.graph.graph import loss_node
 from partitioner.graph.nodes import is_tensor, operands, shape_of
-from partitioner.layouts.conversions import Conversion
+from partitioner.layouts.conversions import Conversion, hops_of
 from partitioner.layouts.op_kinds import biased
 from partitioner.ops.collective_kinds import KINDS
 from partitioner.ops.collectives import OPS
-from partitioner.ops.conversions import Hop, conversion
+from partitioner.ops.conversions import Hop
+from partitioner.sharding.layout import largest_shape
 from partitioner.sharding.op_rules import rule_of
 
 
@@ -36,7 +37,7 @@ PlacedBytes = tuple[Placed, float]
 
 @dataclass(frozen=True)
 class Step:
-    """One op of the lowered unit, or a conversion by the collectives of ``hops``: what it makes and what it reads."""
+    """One op of the lowered unit, or a conversion by a collective, or by none (``hops``): what it makes and reads."""
 
     made: Placed
     reads: tuple[Placed, ...]
@@ -71,11 +72,18 @@ class Liveness:
 
     def _steps(self, moves: dict[fx.Node | None, list[Conversion]]) -> Iterator[Step]:
         for node in (*self.folded.body(self.group), None):
-            for value, source, target in moves.get(node, ()):
-                hops = conversion(source, target, self.setting.axes, value in self.differentiable)
-                yield Step((value, target), ((value, source),), hops or ())
+            for move in moves.get(node, ()):
+                yield from self._converted(move)
             if node is not None and is_tensor(node):
                 yield Step((node, self.keeping.result(node)), tuple(self._reads(node)), None)
+
+    def _converted(self, move: Conversion) -> Iterator[Step]:
+        now = (move.value, move.source)
+        for hop in hops_of(move, self.setting.axes, move.value in self.differentiable):
+            yield Step((move.value, hop.made), (now,), (hop,))
+            now = (move.value, hop.made)
+        if now[1] != move.target:
+            yield Step((move.value, move.target), (now,), ())
 
     def _reads(self, node: fx.Node) -> list[Placed]:
         return list(zip(operands(node), self.solution.strategies[node].operands, strict=True))
@@ -161,8 +169,11 @@ class Liveness:
 
     def packed(self, step: Step, phase: str) -> float:
         """Bytes of the copies that a conversion makes whose parts lie one behind the other."""
-        node = step.made[0]
-        return sum(_packed(hop, phase, shape_of(node), self.bytes((node, hop.whole))) for hop in step.hops or ())
+        node, axes = step.made[0], self.setting.axes
+        return sum(
+            _packed(hop, phase, largest_shape(shape_of(node), hop.whole, axes), self.bytes((node, hop.whole)))
+            for hop in step.hops or ()
+        )
 
 
 def _packed(hop: Hop, phase: str, shape: tuple[int, ...], whole: float) -> float:

@@ -53,7 +53,8 @@ class Setting:
     """What an op's work depends on beside its strategies: ``axes`` along which ops lie, ``sharing`` ones whose ranks
     share the tokens of a micro-batch.
 
-    ``attention``: "flash" or "math"; ``fused``: whether chains of pointwise ops run as one kernel.
+    ``attention``: "flash" or "math"; ``fused``: whether chains of pointwise ops run as one kernel. ``nearer``: ranks of
+    axes inside those, which are not laid out yet.
     """
 
     folded: Folded
@@ -61,6 +62,7 @@ class Setting:
     sharing: Axes
     attention: str
     fused: bool
+    nearer: int = 1
 
     @staticmethod
     def of(
@@ -82,7 +84,7 @@ class Setting:
 
     def routes(self, cluster: Cluster) -> dict[str, Route]:
         """Between the ranks of each of the axes, and of what they refine, which lie nearest to each other."""
-        found, stride = dict[str, Route](), 1
+        found, stride = dict[str, Route](), self.nearer
         for axis in reversed(inner()):
             parts = [(name, ranks) for name, ranks in (*self.axes, *self.sharing) if whole(name) == axis]
             if parts:

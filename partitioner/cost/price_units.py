@@ -166,7 +166,7 @@ class _Pricing:
     def sent_again(self, row: RunAgain) -> float:
         """Seconds of the collectives that run again."""
         moves = ((node, move) for node in self.body for move in self.moves.get(node, ()))
-        return sum(move.seconds.forward for node, move in moves if row.sends(move.conversion, node))
+        return sum(move.seconds.forward for node, move in moves if row.sends(move.conversion, move.number, node))
 
     def made_bytes(self, node: fx.Node) -> float:
         return self.setting.bytes(node, self.solution.made(node))

@@ -16,13 +16,14 @@ from torch import fx, nn
 from partitioner.emit.gemm_ops import gemms
 from partitioner.graph.nodes import is_tensor, op_of, operands
 from partitioner.graph.tied_blocks import Folded
+from partitioner.layouts.conversions import Conversion, hops_of
 from partitioner.layouts.local_sizes import localize
 from partitioner.layouts.solution import Solution
 from partitioner.ops.collectives import OPS
-from partitioner.ops.conversions import Hop, conversion
+from partitioner.ops.conversions import Hop
 from partitioner.ops.rank_form import rank_forms
 from partitioner.sharding.equations import Strategies
-from partitioner.sharding.layout import Layout, layout_word
+from partitioner.sharding.layout import Layout
 from partitioner.sharding.mesh_axes import Axes
 
 own = torch.ops.partitioner
@@ -92,10 +93,8 @@ class _Writer:
         value = self.values[node, source]
         if not is_tensor(node):
             return value
-        hops = conversion(source, wanted, self.solution.axes, node in self.folded.differentiable)
-        if hops is None:
-            raise ValueError(f"{node.name} cannot go from {layout_word(source)} to {layout_word(wanted)}")
-        for hop in hops:
+        move = Conversion(node, source, wanted)
+        for hop in hops_of(move, self.solution.axes, node in self.folded.differentiable):
             value = self.call(node, hop, value)
         return value
 

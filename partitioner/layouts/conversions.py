@@ -11,7 +11,9 @@ from partitioner.graph.nodes import is_parameter, is_tensor, operands
 from partitioner.graph.tied_blocks import Folded
 from partitioner.layouts.exports import exports
 from partitioner.layouts.solution import Solution
-from partitioner.sharding.layout import Layout
+from partitioner.ops.conversions import Hop, conversion
+from partitioner.sharding.layout import Layout, layout_word
+from partitioner.sharding.mesh_axes import Axes
 
 Handed = frozenset[tuple[fx.Node, Layout]]
 
@@ -44,6 +46,14 @@ def conversions(folded: Folded, solution: Solution, group: int) -> dict[fx.Node 
     for move, reader in found.items():
         rows.setdefault(reader, []).append(move)
     return rows
+
+
+def hops_of(move: Conversion, axes: Axes, differentiable: bool) -> tuple[Hop, ...]:
+    """The collectives of a conversion, in order. Raises ValueError where there are none that do it."""
+    hops = conversion(move.source, move.target, axes, differentiable)
+    if hops is None:
+        raise ValueError(f"{move.value.name} cannot go from {layout_word(move.source)} to {layout_word(move.target)}")
+    return hops
 
 
 def handed_on(folded: Folded, solution: Solution) -> dict[Unit, Handed]:

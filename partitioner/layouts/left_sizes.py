@@ -46,13 +46,13 @@ class Left:
         """An op's strategies with that on one more axis."""
         return Strategies((*(self.fixed.strategies[node].each if self.fixed else ()), strategy))
 
-    def shape(self, node: fx.Node) -> Shape:
-        """Of a value as it is made."""
-        return largest_shape(shape_of(node), self.made(node), self.axes) if self.fixed else shape_of(node)
+    def shape(self, node: fx.Node, lies: Value | None = None) -> Shape:
+        """Of a value as it is made, or as it ``lies`` in a port."""
+        return largest_shape(shape_of(node), self.made(lies or node), self.axes) if self.fixed else shape_of(node)
 
-    def is_even(self, node: fx.Node, dim: int) -> bool:
+    def is_even(self, value: Value, dim: int) -> bool:
         """Whether all ranks have as many elements of a dimension of a value as it is made."""
-        rows = zip(self.made(node), self.axes, strict=True)
+        rows = zip(self.made(value), self.axes, strict=True)
         return all(p.is_even(ranks) for p, (_, ranks) in rows if isinstance(p, Shard) and p.dim == dim)
 
     def op(self, node: fx.Node) -> Op:

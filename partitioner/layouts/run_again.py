@@ -21,11 +21,10 @@ from torch import fx
 from partitioner.graph.nodes import is_tensor, operands
 from partitioner.graph.saved_by_autograd import hides, saved
 from partitioner.graph.tied_blocks import Folded
-from partitioner.layouts.conversions import Conversion, conversions
+from partitioner.layouts.conversions import Conversion, conversions, hops_of
 from partitioner.layouts.op_kinds import biased, core, cores, is_attention, is_product
 from partitioner.layouts.solution import Solution
 from partitioner.ops.collective_kinds import KINDS
-from partitioner.ops.conversions import conversion
 from partitioner.plan.recompute_ways import WAYS
 from partitioner.sharding.layout import Layout
 
@@ -36,24 +35,24 @@ Kind = Literal["product", "attention", "collective", "choice"]
 @dataclass(frozen=True)
 class RunAgain:
     """``regions``: the ops that a recompute walks, the whole unit or parts of it, of which ``again`` run, and
-    ``sent_again`` are what they convert by communicating, of all ``conversions``. ``ends``: the last op of each region
-    of which backward needs something; ``begun``: those of them that need not run, for it needs only what they read.
-    ``kept``: results that are held from forward to backward, by what makes them; ``passed`` ones are held for
-    collectives alone."""
+    ``sent_again`` are the collectives by which they convert, by their place in one of all ``conversions``. ``ends``:
+    the last op of each region of which backward needs something; ``begun``: those of them that need not run, for it
+    needs only what they read. ``kept``: results that are held from forward to backward, by what makes them; ``passed``
+    ones are held for collectives alone."""
 
     is_whole: bool
     regions: tuple[frozenset[fx.Node], ...]
     again: tuple[fx.Node, ...]
     begun: frozenset[fx.Node]
     ends: frozenset[fx.Node]
-    sent_again: frozenset[Conversion]
+    sent_again: frozenset[tuple[Conversion, int]]
     conversions: frozenset[Conversion]
     kept: Mapping[Placed, Kind]
     passed: frozenset[Placed]
 
-    def sends(self, move: Conversion, reader: fx.Node) -> bool:
-        """Whether a value that ``reader`` needs otherwise, or what it sends of it inside, is sent again."""
-        return move in self.sent_again or (reader in self.again and move not in self.conversions)
+    def sends(self, move: Conversion, number: int, reader: fx.Node) -> bool:
+        """Whether a conversion's collective, or what ``reader`` sends of a value inside, is sent again."""
+        return (move, number) in self.sent_again or (reader in self.again and move not in self.conversions)
 
 
 def run_again(folded: Folded, solution: Solution, group: int, way: str) -> RunAgain:
@@ -63,12 +62,15 @@ def run_again(folded: Folded, solution: Solution, group: int, way: str) -> RunAg
 
 @dataclass(frozen=True)
 class _Step:
-    """An op of the unit, or a conversion of a value; ``reader``: of a conversion, the op that first needs it."""
+    """An op of the unit, or one collective of a conversion, the ``number``-th, which sends a ``kind`` forward, "" for
+    nothing; ``reader``: the op that first needs it."""
 
     made: Placed
     reads: tuple[Placed, ...]
     move: Conversion | None = None
     reader: fx.Node | None = None
+    number: int = 0
+    kind: str = ""
 
 
 class _Walk:
@@ -89,10 +91,17 @@ class _Walk:
     def _steps(self, moves: dict[fx.Node | None, list[Conversion]]) -> Iterator[_Step]:
         for node in (*self.body, None):
             for move in moves.get(node, ()):
-                yield _Step((move.value, move.target), ((move.value, move.source),), move, node)
+                yield from self._converted(move, node)
             if node is not None:
                 reads = zip(operands(node), self.solution.strategies[node].operands, strict=True)
                 yield _Step((node, self._result(node)), tuple(reads))
+
+    def _converted(self, move: Conversion, reader: fx.Node | None) -> Iterator[_Step]:
+        value, now = move.value, move.source
+        hops = hops_of(move, self.solution.axes, value in self.differentiable)
+        for n, (made, kind) in enumerate([(hop.made, hop.row.forward) for hop in hops] or [(move.target, "")]):
+            yield _Step((value, made), ((value, now),), move, reader, n, kind)
+            now = made
 
     def _result(self, node: fx.Node) -> Layout:
         return self.solution.strategies[node].result
@@ -112,14 +121,14 @@ class _Walk:
         again = [n for n in self.body if n in self.runs and not {(n, self._result(n))} & (kept.keys() | passed)]
         ends = {end for end in self.ends.values() if end is not None}
         begun = (end for end in ends if end in again and (end, self._result(end)) not in self._read_by_backward(end))
-        sent = (s.move for s in self.steps if s.move and s.reader in self.runs and s.made not in kept)
+        sent = (s for s in self.steps if s.kind and s.reader in self.runs and s.made not in kept)
         return RunAgain(
             is_whole=self.row.whole,
             regions=tuple(self.regions),
             again=tuple(again),
             begun=frozenset(begun),
             ends=frozenset(ends),
-            sent_again=frozenset(move for move in sent if self._kinds(move)),
+            sent_again=frozenset((s.move, s.number) for s in sent if s.move),
             conversions=frozenset(step.move for step in self.steps if step.move),
             kept=kept,
             passed=frozenset(passed),
@@ -161,7 +170,7 @@ class _Walk:
         if not self.row.keeps_results:
             return None
         if step.move is not None:
-            return "collective" if any(not KINDS[kind].grows for kind in self._kinds(step.move)) else None
+            return "collective" if step.kind and not KINDS[step.kind].grows else None
         if is_attention(node):
             return "attention"
         is_whole = self._joins(step) or is_product(node)
@@ -173,11 +182,6 @@ class _Walk:
         if step.move is not None or place is None:
             return False
         return step.reads[place][1] == self.solution.made(operands(node)[place])
-
-    def _kinds(self, move: Conversion) -> list[str]:
-        """Of the collectives by which a value is converted."""
-        hops = conversion(move.source, move.target, self.solution.axes, move.value in self.differentiable)
-        return [hop.row.forward for hop in hops or () if hop.row.forward]
 
     def _is_read(self, node: fx.Node) -> bool:
         """Whether backward needs something of an op."""

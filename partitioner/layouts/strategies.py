@@ -1,7 +1,7 @@
 """All legal ways to run each folded op on one axis: shards spread from every dimension to a fixpoint.
 
 Axes that are laid out already have left an op smaller. Where they divide a dimension of a value otherwise as it is made
-and as an op has it, a shard of that dimension is begun anew there.
+and as an op has it, a shard of that dimension is one of what is left there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from partitioner.layouts.solution import Solution
 from partitioner.ops.autograd_functions import AutogradCall
 from partitioner.ops.rank_form import rank_forms
 from partitioner.sharding.equations import Strategy
-from partitioner.sharding.layout import Shard, shard_whole
+from partitioner.sharding.layout import Shard, resized, shard_whole
 from partitioner.sharding.mesh_axes import AXES, whole
 from partitioner.sharding.op_rules import complete, partial, replicated, rule_of
 
@@ -91,8 +91,7 @@ class _Builder:
         return True
 
     def legal(self, node: fx.Node, shard: Shard) -> bool:
-        """The batch is dp's to divide; every rank holds something; only parameters' dimensions divide unevenly, and
-        only once."""
+        """The batch is dp's to divide; every rank holds something; what divides unevenly does so once."""
         if any(s.units < self.ranks for s in shard.segments) or not self.left.is_even(node, shard.dim):
             return False
         if is_parameter(node) and not self.divides_parameters:
@@ -111,6 +110,8 @@ class _Builder:
             return False
         if not isinstance(result, Shard) or result.is_even(self.ranks):
             return True
+        if not all(self.left.is_even(op, dim) for dim in range(len(self.left.shape(op)))):
+            return False  # no more than one size can be inferred
         rule = rule_of(str(op.target))
         kind = rule.literals.kind if rule and rule.literals else ""
         if kind == "parts":
@@ -132,7 +133,7 @@ class _Builder:
             for op, slot in users.get(value, ()):
                 if is_tensor(op) and all(is_tensor(n) for n in operands(op)):
                     shape = self.left.op(op).operands[slot] if slot >= 0 else self.left.shape(op)
-                    self.apply(op, slot, self.resized(shard, shape))
+                    self.apply(op, slot, resized(shard, shape[shard.dim], self.ranks))
 
     def apply(self, op: fx.Node, slot: int, shard: Shard | None) -> None:
         strategy = complete(self.left.op(op), slot, shard, self.ranks) if shard else None
@@ -142,7 +143,7 @@ class _Builder:
         for operand, placement in zip(operands(op), strategy.operands, strict=True):
             if isinstance(placement, Shard):
                 value = self.value(operand)
-                shards.append((value, self.resized(placement, self.left.shape(value))))
+                shards.append((value, resized(placement, self.left.shape(value)[placement.dim], self.ranks)))
         if isinstance(strategy.result, Shard):
             shards.append((op, strategy.result))
         if all(p is not None and self.legal(n, p) for n, p in shards) and self.expressible(op, strategy):
@@ -150,11 +151,3 @@ class _Builder:
             for node, shard in shards:
                 assert shard is not None
                 self.add(node, shard)
-
-    def resized(self, shard: Shard, shape: tuple[int, ...]) -> Shard | None:
-        """A shard of a value as it is made, where an op has it in this ``shape``, or the other way; None where there is
-        too little for all ranks."""
-        size = shape[shard.dim]
-        if not self.left.axes or shard.size == size:
-            return shard
-        return shard_whole(shard.dim, size, self.ranks) if size >= self.ranks else None

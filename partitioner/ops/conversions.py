@@ -67,6 +67,11 @@ class _Line:
     slots: tuple[int, ...]
 
     @property
+    def grows(self) -> int:
+        """Whether a rank has more of the value afterwards (1), or less (-1): what comes behind is as much larger."""
+        return isinstance(self.source, Shard) - isinstance(self.target, Shard)
+
+    @property
     def resized(self) -> set[int]:
         """The dimensions of which a rank has another part afterwards."""
         sides = (self.source, self.target) if self.source != self.target else ()
@@ -90,9 +95,10 @@ def _ordered(lines: list[_Line]) -> list[_Line] | None:
     """Those that convert, as they may follow each other; None where they can't."""
     found, left = list[_Line](), lines
     while left:
-        line = next((line for n, line in reversed(list(enumerate(left))) if _may_come(n, left)), None)
-        if line is None:
+        free = [line for n, line in reversed(list(enumerate(left))) if _may_come(n, left)]
+        if not free:
             return None
+        line = min(free, key=lambda line: line.grows)
         left = [other for other in left if other is not line]
         found.append(line)
     return [line for line in found if line.source != line.target]

@@ -120,7 +120,7 @@ def _collectives(
     moves: Iterable[Moved], reader: fx.Node | None, again: RunAgain | None
 ) -> tuple[CollectiveRow, ...]:
     def sends(move: Moved) -> bool:
-        return again is not None and reader is not None and again.sends(move.conversion, reader)
+        return again is not None and reader is not None and again.sends(move.conversion, move.number, reader)
 
     return tuple(row for move in moves for row in _sent(move, sends(move)))
 

@@ -181,6 +181,17 @@ def partial_axes(layout: Layout, axes: Axes) -> tuple[str, ...]:
     return tuple(found)
 
 
+def resized(shard: Shard, size: int, ranks: int) -> Shard | None:
+    """The same division of a dimension that has another ``size``; None where there is none such for all ranks."""
+    if shard.size == size:
+        return shard
+    segment = shard.segments[0]
+    units, rest = divmod(size, segment.repeat)
+    if len(shard.segments) > 1 or rest or units < ranks:
+        return None
+    return Shard(shard.dim, (Segment(segment.repeat, units, 1),)).canonical(ranks)
+
+
 def joined(placements: Sequence[Placement], ranks: Sequence[int]) -> Placement | None:
     """The one placement on an axis that says what these on the axes that refine it do, outermost first; None where none
     does."""

@@ -1,7 +1,8 @@
-"""Layouts on all axes of a mesh: outermost first, each optimal on what those before it leave, at the price of all."""
+"""Layouts on all axes of a mesh: outermost first, each optimal on what those before it leave, at the price of both."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -24,8 +25,8 @@ def solve_axes(
     """
     found: dict[int, Solution | None] = dict.fromkeys(counts)
     for n, (axis, ranks) in enumerate(setting.axes):
-        last = n + 1 == len(setting.axes)
-        here = setting if last else replace(setting, axes=setting.axes[: n + 1])
+        nearer = math.prod(size for _, size in setting.axes[n + 1 :])
+        here = replace(setting, axes=setting.axes[: n + 1], nearer=nearer) if setting.axes[n + 1 :] else setting
         for fixed in {id(row): row for row in found.values()}.values():
             own = [many for many, row in found.items() if row is fixed]
             options = space(setting.folded, axis, ranks, fixed)

@@ -28,7 +28,7 @@ from partitioner.graph.tied_blocks import Folded, Port, Value
 from partitioner.layouts.strategies import Space
 from partitioner.ops.collective_kinds import ALL_REDUCE
 from partitioner.sharding.equations import Strategy
-from partitioner.sharding.layout import PARTIAL, REPLICATE, WHOLE, Layout, Placement, Shard
+from partitioner.sharding.layout import PARTIAL, REPLICATE, WHOLE, Layout, Placement, Shard, resized
 from partitioner.sharding.mesh_axes import whole
 
 Allowed = Callable[[Value, Placement], bool]
@@ -142,9 +142,9 @@ class Choices:
 
     def port_placements(self, port: Port) -> list[Placement]:
         first, ranks = next(iter(self.folded.sources[port])), self.ranks
-        shards = set(self.options.shards.get(first, ()))
-        for other in self.folded.sources[port]:
-            shards &= set(self.options.shards.get(other, ()))
+        shape, known = self.left.shape(first, port), self.options.shards
+        found = [{resized(s, shape[s.dim], ranks) for s in known.get(node, ())} for node in self.folded.sources[port]]
+        shards = [s for s in set[Shard | None].intersection(*found) if s is not None and self.left.is_even(port, s.dim)]
         divided = [REPLICATE, *sorted(s for s in shards if s.is_even(ranks))] if ranks > 1 else []
         kept = [p for p in (WHOLE, *divided) if self.allowed(port, p)]
         if not kept and first not in self.activations:  # a scale, a mask: no boundary is meant

@@ -52,7 +52,8 @@ def _sample(plan: Plan) -> str:
 
 
 _DECIDED = (
-    "mesh", "order", "micro_batch", "micro_batches", "schedule", "virtual", "recompute", "recomputed", "zero", "seed",
+    "mesh", "order", "refined", "micro_batch", "micro_batches", "schedule", "virtual", "recompute", "recomputed",
+    "zero", "zero_group", "seed",
 )  # fmt: skip
 
 

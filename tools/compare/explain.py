@@ -8,7 +8,7 @@ from partitioner import Plan
 from partitioner.plan.derived_rows import OPTIMIZER, PIPELINE
 from partitioner.plan.plan import Decisions
 from partitioner.plan.sent_by_plan import volume
-from partitioner.sharding.mesh_axes import CP, DP, PP, TP, named, whole
+from partitioner.sharding.mesh_axes import CP, DP, PP, TP, named, refining, whole
 from runtime.report import Report
 from tools.figures import figures
 from tools.figures.columns import HELD, Column
@@ -71,6 +71,7 @@ def changes(a: Plan, b: Plan) -> dict[str, str]:
         ("virtual stages", x.virtual, y.virtual), ("recompute", _recompute(a.decisions), _recompute(b.decisions)),
         ("ZeRO", x.zero, y.zero), ("order", " ".join(x.order), " ".join(y.order)),
     ]  # fmt: skip
+    pairs += [(part, x.refined.get(part, 1), y.refined.get(part, 1)) for part in refining()]
     found |= {name: f"{name} {was} -> {now}" for name, was, now in pairs if was != now}
     if TP not in found and a.decisions.parameters != b.decisions.parameters:
         found["layouts"] = "other layouts"

@@ -69,6 +69,7 @@ def _boundaries(plan: Plan) -> Pins:
 
 _KEPT = {
     "mesh": _mesh,
+    "refined": lambda plan: dict(plan.parallelism.refined),
     "micro_batch": lambda plan: {"micro_batch": plan.parallelism.micro_batch},
     "schedule": lambda plan: {"schedule": plan.parallelism.schedule},
     "virtual": lambda plan: {"virtual": plan.parallelism.virtual},

@@ -61,6 +61,8 @@ def families(graph: Graph, ranks: int, global_batch: int) -> Iterator[Family]:
                 yield _family("pp x dp", ranks, global_batch, pp=2, dp=half, recompute="on")
         yield _family("tp x dp", ranks, global_batch, tp=2, dp=half)
         yield _family(f"{TP} by its parts", ranks, global_batch, **{TP: ranks, AXES[TP].parts[0]: 2})
+        beside: dict[str, str | int] = {"boundary": "sharded", "recompute": OPERATORS}
+        yield _family(f"{TP} by its parts, sharded", ranks, global_batch, **{TP: ranks, AXES[TP].parts[0]: 2}, **beside)
     if ranks % 8 == 0 and blocks >= 2:
         yield _family("tp x pp x dp", ranks, global_batch, tp=2, pp=2, dp=ranks // 4)
     yield from _with_state_divided(blocks, ranks, global_batch)
