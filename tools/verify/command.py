@@ -151,7 +151,8 @@ def _of_model(options: argparse.Namespace) -> Asked:
     subject = subject_of(options.what, settings, options.seq, EXAMPLE, samples, shrink=True, precision=own)
     if options.random is not None:
         drawn = random_plans(subject.graph, options.ranks, samples, options.random, options.seed)
-        return subject, drawn, [f"{len(drawn)} plans drawn with seed {options.seed}"]
+        said = f"{len(drawn.plans)} plans drawn with seed {options.seed}, {len(drawn.refused)} draws have no plan"
+        return subject, drawn.plans, [said, *(f"no plan: {words}" for words in drawn.refused)]
     tried = [f if own == OWN else replace(f, precision=own) for f in families(subject.graph, options.ranks, samples)]
     rows, said = possible(tried, subject.traced_in, samples)
     return subject, [(f.name, family_plan(graph, f, options.ranks, samples)) for f, graph in rows], said

@@ -1,12 +1,13 @@
 """Plans drawn at random: meshes, schedules, micro-batches, recompute, ZeRO, and layouts of some parameters.
 
 The same seed draws the same plans. What can't be planned (a layout that does not divide, a schedule that wants other
-micro-batches) is drawn again.
+micro-batches) is drawn again, and told.
 """
 
 from __future__ import annotations
 
 import random
+from typing import NamedTuple
 
 from partitioner import Graph, Plan, search
 from partitioner.errors import InputError
@@ -22,12 +23,18 @@ PINNED = 3  # parameters of one plan, at most
 Pins = dict[str, str | int]
 
 
-def random_plans(graph: Graph, ranks: int, global_batch: int, count: int, seed: int) -> list[tuple[str, Plan]]:
-    """``count`` plans, no two alike, each with its number and what was drawn; raises InputError where not so many are
-    found."""
-    generator, found, seen = random.Random(seed), list[tuple[str, Plan]](), set[tuple[tuple[str, str | int], ...]]()
+class Drawn(NamedTuple):
+    """Plans, each with its number and what was drawn; and why the draws between them have none."""
+
+    plans: list[tuple[str, Plan]]
+    refused: list[str]
+
+
+def random_plans(graph: Graph, ranks: int, global_batch: int, count: int, seed: int) -> Drawn:
+    """``count`` plans, no two alike; raises InputError where not so many are found."""
+    generator, found, seen = random.Random(seed), Drawn([], []), set[tuple[tuple[str, str | int], ...]]()
     for _ in range(DRAWS * count):
-        if len(found) == count:
+        if len(found.plans) == count:
             break
         pins = draw(generator, graph, ranks, global_batch)
         key = tuple(sorted(pins.items()))
@@ -36,12 +43,12 @@ def random_plans(graph: Graph, ranks: int, global_batch: int, count: int, seed: 
         seen.add(key)
         try:
             plan = search(graph, cluster(ranks), global_batch, pins)
-            found.append((f"{len(found)}: {_words(plan, pins)}", plan))
-        except InputError:
-            continue
-    if len(found) == count:
+            found.plans.append((f"{len(found.plans)}: {_words(plan, pins)}", plan))
+        except InputError as error:
+            found.refused.append(f"{' '.join(f'{name}={value}' for name, value in pins.items())}: {error}")
+    if len(found.plans) == count:
         return found
-    raise InputError(f"only {len(found)} of {count} random plans were found on {ranks} ranks: ask for fewer")
+    raise InputError(f"only {len(found.plans)} of {count} random plans were found on {ranks} ranks: ask for fewer")
 
 
 def draw(generator: random.Random, graph: Graph, ranks: int, global_batch: int) -> Pins:

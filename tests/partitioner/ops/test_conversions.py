@@ -31,6 +31,7 @@ SHAPE = (8, 4)
 Ranks = dict[tuple[int, ...], torch.Tensor]  # by place on the axes
 APART: Axes = (("a", 2), ("b", 2))
 REFINING: Axes = (("tp_kv", 2), ("tp_repeat", 2))
+UNLIKE: Axes = (("a", 2), ("b", 3))
 
 
 def scattered(value: torch.Tensor, layout: Layout, axes: Axes, place: tuple[int, ...] = ()) -> Ranks:
@@ -86,12 +87,12 @@ def _made(op: str, arguments: tuple[object, ...], parts: list[torch.Tensor], ran
     return {"copy": parts[rank], "shard": take(parts[rank], shards[0], rank, ranks) if shards else parts[rank]}[op]
 
 
-def layouts(axes: Axes) -> list[Layout]:
+def layouts(axes: Axes, shape: tuple[int, ...]) -> list[Layout]:
     found: list[Layout] = [()]
     for n, (_, ranks) in enumerate(axes):
         grown = list[Layout]()
         for layout in found:
-            left = local_shape(SHAPE, layout, [(0, size) for _, size in axes[:n]])
+            left = local_shape(shape, layout, [(0, size) for _, size in axes[:n]])
             own: list[Placement] = [WHOLE, REPLICATE, PARTIAL, *(shard_whole(d, s, ranks) for d, s in enumerate(left))]
             grown += [(*layout, placement) for placement in own]
         found = grown
@@ -104,9 +105,9 @@ def hops_of(source: Layout, target: Layout, axes: Axes) -> list[Hop]:
     return list(found)
 
 
-@pytest.mark.parametrize("axes", [APART, REFINING])
-def test_every_conversion_ends_where_it_says(axes: Axes) -> None:
-    value, known, tried = torch.randint(-99, 99, SHAPE).double(), layouts(axes), 0
+@pytest.mark.parametrize(("axes", "shape"), [(APART, SHAPE), (REFINING, SHAPE), (UNLIKE, (12, 6))])
+def test_every_conversion_ends_where_it_says(axes: Axes, shape: tuple[int, ...]) -> None:
+    value, known, tried = torch.randint(-99, 99, shape).double(), layouts(axes, shape), 0
     for source, target in itertools.product(known, known):
         hops = conversion(source, target, axes, True)
         if hops is None:
@@ -114,7 +115,8 @@ def test_every_conversion_ends_where_it_says(axes: Axes) -> None:
         rows, tried = scattered(value, source, axes), tried + 1
         for hop in hops:
             rows = played(rows, hop, axes)
-            shapes = {place: local_shape(SHAPE, hop.made, list(zip(place, (2, 2), strict=True))) for place in rows}
+            sizes = [ranks for _, ranks in axes]
+            shapes = {place: local_shape(shape, hop.made, list(zip(place, sizes, strict=True))) for place in rows}
             assert {place: tuple(x.shape) for place, x in rows.items()} == shapes
             assert all(a in (b, REPLICATE) for a, b in zip(hop.whole, hop.made, strict=True))
         assert all(torch.equal(value, x) for x in gathered(rows, target, axes)), (source, target, hops)
