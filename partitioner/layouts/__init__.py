@@ -1,4 +1,4 @@
 """Which layouts of a graph are legal, and which were chosen.
 
-    strategies --> solution --> exports, from_plan, check
+    local_sizes --> left_sizes --> strategies --> solution --> conversions, exports, from_plan, check, run_again
 """

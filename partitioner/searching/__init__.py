@@ -1,4 +1,4 @@
 """Graph x Cluster --> Plan.
 
-    pins --> candidates --> search --> write_plan        pin_conflicts, reprice, assumed
+    pins --> refinements --> splits --> candidates --> search --> write_plan        pin_conflicts, reprice, assumed
 """

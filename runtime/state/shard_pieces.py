@@ -69,7 +69,7 @@ def part(
 
 
 def places(program: Program, coordinates: Mapping[str, int]) -> tuple[tuple[int, int], ...]:
-    """(index, size) of a rank on each of the Program's tensor-parallel axes."""
+    """(index, size) of a rank on each axis along which the Program's ops lie."""
     return tuple((coordinates[axis], size) for axis, size in program.axes)
 
 

@@ -1,4 +1,4 @@
-"""Gradients after backward, in a fixed order: sum over tp axes and tied stages, sum over dp, global norm, clip.
+"""Gradients after backward, in a fixed order: sum over layouts' axes and tied stages, over dp, global norm, clip.
 
     backward's gradient --added up in the Program's type--> bucket --summed over ranks--> ``grad`` of what is updated
 
@@ -6,7 +6,7 @@
     -------------    -----------------    --------------------------------------    ---------------------------------
     plain weights    copied in            a bucket is full -> its all_reduce        wait
                                           over dp starts
-    Partial, tied    copied in                                                      all_reduce over tp, tied, then dp
+    Partial, tied    copied in                                                      all_reduce over axes, tied, then dp
     cast, alone      copied in                                                      nothing
 
 A bucket is one flat tensor that lives as long as the run. A gradient moves in as soon as the first micro-batch has made
@@ -153,7 +153,7 @@ class GradientSync:
         return dist.all_reduce(flat, group=group, async_op=True)
 
     def _sum_rows(self) -> None:
-        """Of what dp has summed and divided, the sums over tp axes and tied stages, each rank's rows by themselves."""
+        """Of what dp has summed and divided, the sums over axes and tied stages, each rank's rows by themselves."""
         for name, (axes, tied) in self._rows.items():
             assert self._sharded is not None
             held, found = self._parameters[name], self._sharded.gradient(name)
@@ -184,8 +184,8 @@ def _tied(program: Program, parameter: Parameter) -> tuple[int, ...]:
 
 
 def counts_here(program: Program, groups: Groups, parameter: Parameter) -> bool:
-    """Whether this rank is the one that counts the value, of those along tp, pp and what divides dp that hold the
-    same."""
+    """Whether this rank is the one that counts the value, of those that hold the same along pp, the axes along which
+    ops lie, and what divides dp."""
     here = groups.coordinates
     if program.shards > 1 and not program.is_sharded(parameter) and here[SHARD] != 0:
         return False

@@ -1,6 +1,6 @@
 """Where a plan's numbers first leave the plain model's: the op that made the first wrong value or gradient.
 
-plan     of every node of every call: its value, and the gradient it gives to each operand, whole over the tp ranks
+plan     of every node of every call: its value, and the gradient it gives to each operand, whole over their axes
 plain    the same of the graph's nodes, which the emitted nodes name (``stands_for``)
 
 A conversion's operand and result are one value of the graph, so it only has to keep the gradient that it gets.

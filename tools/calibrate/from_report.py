@@ -15,7 +15,7 @@ from typing import Any
 
 from partitioner.cluster import Cluster, Link
 from partitioner.plan.parallelism import Parallelism
-from partitioner.sharding.mesh_axes import CP, DP, TP
+from partitioner.sharding.mesh_axes import PP, named
 from runtime.report import Report
 
 LINKS = {"node": "the links inside a node", "network": "the links across nodes"}
@@ -44,7 +44,7 @@ def corrected(report: Report, name: str) -> tuple[Cluster, list[Correction]]:
     found.append(compute)
     own = report.decisions.parallelism
     for link, words in LINKS.items():
-        carried = [parts[f"{axis} communication"] for axis in (TP, CP, DP)
+        carried = [parts[f"{axis} communication"] for axis in named() if axis != PP
                    if f"{axis} communication" in parts and _link(axis, own, cluster) == link]  # fmt: skip
         was, now = (sum(column) for column in zip(*carried, strict=True)) if carried else (0.0, 0.0)
         if was > 0 and now > 0:
