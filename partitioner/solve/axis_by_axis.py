@@ -1,4 +1,4 @@
-"""Layouts on all axes of a mesh: outermost first, each optimal on what those before it leave, at the price of both."""
+"""Layouts on all axes of a mesh: outermost first, each optimal on what those before it leave, once."""
 
 from __future__ import annotations
 
