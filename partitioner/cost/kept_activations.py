@@ -21,7 +21,8 @@ Placed = tuple[fx.Node, Layout]
 class Keeping:
     """What backward keeps of a unit of ``group``; a view keeps all of what it views, a parameter nothing.
 
-    What ops of ``without`` make for each other, and what is hidden in them, is not counted.
+    What ops of ``without`` make for each other, and what is hidden in them, is not counted; what they read of others
+    is, for they run again.
     """
 
     def __init__(
@@ -34,6 +35,9 @@ class Keeping:
         for node in self.folded.body(group):
             if node in self.folded.differentiable and is_tensor(node):
                 self._save(node)
+            for value in operands(node) if node in self.without else ():
+                if value not in self.without:
+                    self._hold(node, value)
 
     @property
     def bytes(self) -> float:
@@ -60,12 +64,15 @@ class Keeping:
         repeats = repeats_heads(node) and node not in self.without
         copied = operands(node)[1:3] if repeats else []  # of which attention keeps repetitions
         for value in (v for v in saved(node, self.folded.differentiable) if v not in copied):
-            key = self.lies(value, self._layout(node, value))
-            outside = not self._is_port(key[0]) and key[0] not in self.folded.node
-            rebuilt = node in self.without and key[0] in self.without
-            if not outside and not rebuilt and key[0] not in self.setting.internal:
-                self.storages[key] = self.setting.bytes(*key)
-                self.savers.setdefault(key, []).append(node)
+            self._hold(node, value)
+
+    def _hold(self, node: fx.Node, value: fx.Node) -> None:
+        key = self.lies(value, self._layout(node, value))
+        outside = not self._is_port(key[0]) and key[0] not in self.folded.node
+        rebuilt = node in self.without and key[0] in self.without
+        if not outside and not rebuilt and key[0] not in self.setting.internal:
+            self.storages[key] = self.setting.bytes(*key)
+            self.savers.setdefault(key, []).append(node)
 
     def lies(self, value: fx.Node, layout: Layout) -> Placed:
         """What memory a value in a layout lies in: its own, or that of what it is a view of."""

@@ -114,10 +114,17 @@ def apply_plainly(function: Function, *arguments: Any) -> Any:
     return _APPLY.__get__(None, function)(*arguments)
 
 
+class Unhooked(torch.autograd.graph.saved_tensors_hooks):
+    """What is saved inside is no affair of hooks outside, as those of torch's checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda x: x, lambda x: x)
+
+
 @contextmanager
 def alone() -> Generator[None]:
-    """No mode sees what runs inside."""
-    with _disable_current_modes(), torch._C.DisableTorchFunction():  # type: ignore[attr-defined]
+    """No mode sees what runs inside, and no hook what it saves."""
+    with _disable_current_modes(), torch._C.DisableTorchFunction(), Unhooked():  # type: ignore[attr-defined]
         yield
 
 

@@ -17,6 +17,7 @@ from torch.nn.modules import module as modules
 from torch.overrides import TorchFunctionMode
 
 from partitioner.errors import InputError
+from partitioner.ops.autograd_functions import Unhooked
 from partitioner.user_code.places import place_here
 
 _MODULE_HOOKS = {
@@ -73,7 +74,7 @@ def hooks_refused(model: nn.Module, notes: list[str]) -> Generator[None]:
     def entered(self: saved_tensors_hooks) -> None:
         if isinstance(self, save_on_cpu):
             notes.extend([] if _LEFT_OUT in notes else [_LEFT_OUT])
-        elif type(self).__module__ == "torch.utils.checkpoint":
+        elif isinstance(self, Unhooked) or type(self).__module__ == "torch.utils.checkpoint":
             enter(self)
         else:
             _refuse(model, f"{type(self).__name__} (torch.autograd.graph.saved_tensors_hooks)")

@@ -64,6 +64,14 @@ def test_stages_that_share_an_encoders_result_and_an_embedding() -> None:
     assert beyond(found) == {}
 
 
+def test_what_an_attention_that_runs_again_reads_is_held() -> None:
+    """A bias that is made of a table in each block: no backward needs it but that which runs the scores again."""
+    size = {"num_layers": 2, "d_model": 256, "d_ff": 1024, "num_heads": 4, "d_kv": 64, "vocab_size": 2048}
+    found = errors("hf:t5", size, 256, {"recompute selective"})
+    assert len(found) == 1
+    assert beyond(found) == {}
+
+
 def test_attention_that_repeats_heads_writes_its_scores() -> None:
     size = {"num_hidden_layers": 4, "hidden_size": 512, "num_attention_heads": 8, "vocab_size": 8192}
     found = errors("hf:falcon", size, 256, {"tp", "pp 1f1b"})

@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 import torch
 from torch import fx
+from torch.nn import functional as F
 
 from partitioner import Graph, Plan, Program, lower, search, trace
 from partitioner.lowering.parameter_bytes import held_bytes
 from partitioner.lowering.sent_by_call import Sending
+from partitioner.plan.recompute_ways import NO_RECOMPUTE, WAYS
 from partitioner.schedule.tables import Action
 from runtime.dry_run.dry_run import Rank, alike, run_ranks
 from runtime.mesh import vocab_parallel
@@ -78,12 +80,13 @@ class Clip(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(bound)
-        return x.view_as(x)
+        ctx.save_for_backward(x, bound)
+        return x.tanh()
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
-        return gradient.clamp(-ctx.saved_tensors[0], ctx.saved_tensors[0]), None
+        x, bound = ctx.saved_tensors
+        return (gradient * (1 - x.tanh() ** 2)).clamp(-bound, bound), None
 
 
 class Clipped(torch.nn.Module):
@@ -94,15 +97,16 @@ class Clipped(torch.nn.Module):
 
     def forward(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         for block in self.blocks:
-            x = x + Clip.apply(block(x).relu(), self.bound)
-        return torch.nn.functional.cross_entropy(x.flatten(0, 1), labels.flatten())
+            x = x + F.linear(Clip.apply(block(x) * 2, self.bound), block.weight)
+        return F.cross_entropy(x.flatten(0, 1), labels.flatten())
 
 
+@pytest.mark.parametrize("recompute", [NO_RECOMPUTE, *WAYS])
 @pytest.mark.parametrize("pins", [{"tp": 2}, {"pp": 2}, {"dp": 2}])
-def test_an_autograd_function_runs_without_values(pins: dict[str, str | int]) -> None:
+def test_an_autograd_function_runs_without_values(pins: dict[str, str | int], recompute: str) -> None:
     batch = {"x": torch.randn(4, 3, 8), "labels": torch.zeros(4, 3, dtype=torch.int64)}
     graph = trace(Clipped(), batch)
-    plan = search(graph, cluster(2), 4, {"recompute": "off", "zero": 0, **pins})
+    plan = search(graph, cluster(2), 4, {"recompute": recompute, "zero": 0, **pins})
     assert problems(run_ranks(lower(graph, plan), batch)) == {}
     assert any("autograd.Function[Clip] in" in note and "replicated" in note for note in plan.notes)
 
