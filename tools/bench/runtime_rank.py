@@ -77,12 +77,14 @@ def batches(sizes: dict[str, int]) -> list[dict[str, torch.Tensor]]:
 def main(job: Job) -> None:
     """Train, time, compare the updates, write the result from rank 0."""
     torch.set_num_threads(1)
-    model, data = WithLoss(native_module(job.native), job.sizes), batches(job.sizes)
+    native = native_module(job.native)
+    model, data = WithLoss(native, job.sizes), batches(job.sizes)
     start = {n: p.detach().clone() for n, p in model.named_parameters()}
     plan = Plan.load(job.plan)
     program = lower(trace(model, data[0], compare=False, precision=plan.decisions.precision), plan)
     start_ranks()
-    trainer = engine(program, model, None, torch.optim.SGD, None, None, None, {"lr": job.lr})
+    options = {"lr": job.lr, **getattr(native, "OPTIONS", {})}
+    trainer = engine(program, model, None, torch.optim.SGD, None, None, None, options)
     each = program.micro_batch * program.micro_batches
     first = trainer.groups.coordinates[DP] * each
     own = [{n: t[first : first + each] for n, t in batch.items()} for batch in data]
