@@ -50,7 +50,7 @@ class Pins:
             if not self.admits(name, value):
                 raise InputError(
                     f"pin {name}={self.decided[name]}: {why}, so that one micro-batch must hold the whole batch of "
-                    f"{global_batch} (dp 1): drop the pin, divide by tp and pp"
+                    f"{global_batch} (dp 1): drop the pin"
                 )
         return Pins({**self.decided, **whole}, self.layouts)
 

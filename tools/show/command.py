@@ -17,7 +17,7 @@ from tools.figures.gemm_words import products
 from tools.figures.outline import Run, arrival, is_weighty, outline, sentence
 from tools.models.load_planned import load_plan
 from tools.screen import output, size, written
-from tools.show.drawing import LAYOUTS, block_drawing, draw, plan_graph, program_drawing
+from tools.show.drawing import block_drawing, draw, layouts_said, plan_graph, program_drawing
 from tools.show.html_page import page
 from tools.show.perfetto import trace_json
 
@@ -42,7 +42,7 @@ def show_command(options: argparse.Namespace) -> int:
     elif not written:
         output().print(summary(plan))
         output().print(tree(plan, options.ops))
-        output().print(LAYOUTS, style="dim")
+        output().print(layouts_said(plan.parallelism.axes), style="dim")
         output().print(products(plan))
     return 0
 

@@ -16,6 +16,7 @@ from partitioner.emit.block_code import collective_nodes
 from partitioner.errors import InputError
 from partitioner.lowering.program import Call
 from partitioner.plan.derived_rows import BlockRow, OpRow
+from partitioner.sharding.mesh_axes import Axes
 from tools.figures.block_graph import ENTERING, Moving, block_graph
 from tools.figures.outline import Run, Stages, is_product, is_weighty, kind, outline, place, shape, word
 from tools.screen import seconds, size
@@ -34,7 +35,6 @@ LEGEND = (
     ("product", "multiplies, or reads a table"), ("op", "any other op"), ("collective", "collective: bytes a rank"),
     ("cut", "another layout, nothing sent"), ("like", "identical to a block drawn above"),
 )  # fmt: skip
-LAYOUTS = "S(d): dimension d divided over tp.  W: whole.  R: whole, its gradient partial.  P: partial sums."
 FORMATS = ("svg", "png")
 
 
@@ -74,7 +74,7 @@ def plan_graph(plan: Plan, folded: bool = False) -> pydot.Dot:
                 box.add_node(_node(key, [run.title, run.times, *like], "op" if run.is_first else "like"))
             homes |= dict.fromkeys(_all_names(plan, stages, n), (key, run.is_first and not folded))
     _add_crossings(made, plan, homes)
-    _add_legend(made)
+    _add_legend(made, plan.parallelism.axes)
     return made
 
 
@@ -86,7 +86,7 @@ def block_drawing(plan: Plan, name: str) -> pydot.Dot:
         raise InputError(f"the plan has no block {name}: name one of {known}, or one like them")
     made = _canvas(name)
     _add_ops(made, row, block_graph(plan, row, every=True), "b")
-    _add_legend(made)
+    _add_legend(made, plan.parallelism.axes)
     return made
 
 
@@ -113,7 +113,7 @@ def program_drawing(program: Program) -> pydot.Dot:
                 if name in homes and homes[name] != start:
                     made.add_edge(_edge(homes[name], start, ""))
             homes |= dict(zip(call.results, ends, strict=True))
-    _add_legend(made)
+    _add_legend(made, program.axes)
     return made
 
 
@@ -248,14 +248,22 @@ def _edge(source: str, target: str, label: str) -> pydot.Edge:
     return pydot.Edge(_quoted(source), _quoted(target), label=_quoted(f" {label} "), tooltip=_quoted(label))
 
 
-def _add_legend(made: pydot.Dot) -> None:
+def layouts_said(axes: Axes) -> str:
+    """What the words of a layout mean, of which there is one for each axis."""
+    names = " x ".join(axis for axis, _ in axes)
+    each = f"  One word for each of {names}." if len(axes) > 1 else ""
+    over = "" if each else f" over {names}"
+    return f"S(d): dimension d divided{over}.  W: whole.  R: whole, its gradient partial.  P: partial sums.{each}"
+
+
+def _add_legend(made: pydot.Dot, axes: Axes) -> None:
     """A table below the drawing."""
     cells = "".join(
         f'<tr><td bgcolor="{STYLES[style][0]}" color="{STYLES[style][1]}" border="1" width="28"> </td>'
         f'<td align="left">{words}</td></tr>'
         for style, words in LEGEND
     )
-    cells += f'<tr><td></td><td align="left">{LAYOUTS}</td></tr>'
+    cells += f'<tr><td></td><td align="left">{layouts_said(axes)}</td></tr>'
     made.set("label", f'<<table border="0" cellborder="0" cellspacing="3">{cells}</table>>')
     made.set("labeljust", "l")
     made.set("fontsize", "10")

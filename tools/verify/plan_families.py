@@ -83,6 +83,8 @@ def _with_state_divided(blocks: int, ranks: int, global_batch: int) -> Iterator[
     if ranks % 8 == 0 and blocks >= 2:
         for zero in (1, 3):
             yield _family(f"tp x pp x ZeRO {zero}", ranks, global_batch, tp=2, pp=2, dp=ranks // 4, zero=zero)
+        parts: dict[str, str | int] = {TP: ranks // 2, AXES[TP].parts[0]: 2}
+        yield _family(f"{TP} by its parts x ZeRO 3", ranks, global_batch, dp=2, zero=3, **parts)
 
 
 def _recomputed(ranks: int, global_batch: int) -> Iterator[Family]:

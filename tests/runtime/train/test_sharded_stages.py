@@ -81,14 +81,20 @@ PLANS: dict[str, tuple[str, Pins]] = {
 }
 
 
-def _equal(rank: int) -> None:
+OF_EIGHT: dict[str, tuple[str, Pins]] = {
+    "3 beside parts of tp": ("own", {"dp": 2, "tp": 4, "tp_kv": 2, "zero": 3, "micro_batch": 2}),
+    "1 beside parts of tp, cast": ("bf16", {"dp": 2, "tp": 4, "tp_kv": 2, "zero": 1, "micro_batch": 2}),
+}
+
+
+def _equal(rank: int, ranks: int, plans: dict[str, tuple[str, Pins]]) -> None:
     wrong: list[str] = []
     trials = {}
-    for name, (precision, pins) in PLANS.items():
+    for name, (precision, pins) in plans.items():
         model, graph, batch = case(precision)
         if precision not in trials:
             trials[precision] = prepare(model, graph, batch)
-        plan = search(graph, cluster(RANKS), BATCH, {"recompute": "off", **pins})
+        plan = search(graph, cluster(ranks), BATCH, {"recompute": "off", **pins})
         found = run_plan(trials[precision], plan)
         if found is not None and (found.apart.largest > 1e-9 or found.unforeseen or found.real):
             wrong.append(f"ZeRO {name}: {found.apart.largest:.1e} {found.apart.worst} {found.unforeseen} {found.real}")
@@ -96,7 +102,12 @@ def _equal(rank: int) -> None:
 
 
 def test_divided_state_trains_as_the_plain_model() -> None:
-    plans.spawn(_equal, RANKS)
+    plans.spawn(_equal, RANKS, RANKS, PLANS)
+
+
+@pytest.mark.parity
+def test_divided_state_beside_two_axes_of_layouts() -> None:
+    plans.spawn(_equal, 8, 8, OF_EIGHT)
 
 
 KEPT: list[Pins] = [
@@ -104,6 +115,7 @@ KEPT: list[Pins] = [
     {"dp": 2, "tp": 2, "zero": 1, "micro_batch": 2},
     {"dp": 2, "pp": 2, "zero": 0, "micro_batch": 2, "schedule": "1f1b"},
     {"dp": 4, "zero": 2, "micro_batch": 2},
+    {"tp": 4, "tp_kv": 2, "zero": 0, "micro_batch": 4},
 ]
 
 
