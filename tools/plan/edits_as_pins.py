@@ -60,8 +60,15 @@ def _recomputed(plan: Plan) -> Pins:
 
 def _boundaries(plan: Plan) -> Pins:
     """Whole or sharded, where all blocks agree."""
-    layouts = [parse_layout(words) for ports in plan.decisions.boundaries.values() for words in ports]
-    sharded = {any(isinstance(placement, Shard) for placement in layout) for layout in layouts}
+    layouts = []
+    for name, ports in plan.decisions.boundaries.items():
+        try:
+            layouts += [parse_layout(words) for words in ports]
+        except ValueError as error:
+            raise InputError(f"decisions.boundaries.{name}: {error}") from error
+    if any(len({isinstance(placement, Shard) for placement in layout}) > 1 for layout in layouts):
+        raise InputError("decisions.boundaries: a pin is of all axes: write the same for each")
+    sharded = {isinstance(placement, Shard) for layout in layouts for placement in layout}
     if len(sharded) != 1:
         raise InputError("decisions.boundaries differ from block to block: make them alike, or pin boundary=whole")
     return {"boundary": "sharded" if sharded.pop() else "whole"}

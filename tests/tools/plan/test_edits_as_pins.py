@@ -25,6 +25,11 @@ def edited(path: Path, change: Edit) -> Path:
     return path
 
 
+def _ports(data: dict[str, Any], words: list[str]) -> None:
+    boundaries = data["decisions"]["boundaries"]
+    data["decisions"]["boundaries"] = {name: [words for _ in ports] for name, ports in boundaries.items()}
+
+
 def _mesh(data: dict[str, Any]) -> None:
     data["decisions"]["mesh"] = {"pp": 2, "dp": 4, "tp": 1}
 
@@ -42,8 +47,9 @@ def _mesh(data: dict[str, Any]) -> None:
         (lambda d: d["decisions"].update(stages=[d["decisions"]["stages"][0] + d["decisions"]["stages"][1][:1],
                                                  d["decisions"]["stages"][1][1:]]),
          lambda p: [len(s) for s in p.decisions.stages] == [4, 2]),
+        (lambda d: _ports(d, ["W"]), lambda p: p.decisions.boundaries["blocks.0"] in (((["W"]),), ((["R"]),))),
     ],
-    ids=["micro_batch", "schedule", "recompute", "seed", "global_batch", "parameters", "stages"],
+    ids=["micro_batch", "schedule", "recompute", "seed", "global_batch", "parameters", "stages", "boundaries"],
 )  # fmt: skip
 def test_an_edit_is_kept(change: Edit, kept: Callable[[Plan], bool], tmp_path: Path) -> None:
     path, made = edited(tmp_path / "plan.json", change), tmp_path / "again.json"
@@ -67,6 +73,7 @@ def test_an_edited_mesh_gives_way_to_no_pin_of_its_own(tmp_path: Path) -> None:
     [
         (lambda d: d["decisions"].update(micro_batches=99), "decisions.micro_batches was edited, and no pin"),
         (lambda d: d["decisions"].update(recomputed=[1, 1]), "decisions.recomputed was edited, and no pin"),
+        (lambda d: _ports(d, ["S(1)"]), "decisions.boundaries.blocks.0: 'S(1)' is not a placement: write W, R"),
         (lambda d: d["decisions"]["parameters"].update(nothing="W"), "names no parameter of the model: nothing"),
         (lambda d: d["decisions"].update(stages=[["blocks.0"]], recomputed=[0]), "cuts 1 units, the model has 6"),
     ],
