@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from partitioner.cluster import Cluster, Device, Link
+from partitioner.errors import InputError
 from partitioner.graph.graph import Graph
 from partitioner.plan.recompute_ways import FULL_RECOMPUTE, OPERATORS, SELECTIVE
 from partitioner.precision import OWN, PRESETS, Precision
@@ -100,10 +101,16 @@ def possible(
     tried: Iterable[Family], graph_in: Callable[[Precision], Graph], global_batch: int
 ) -> tuple[list[tuple[Family, Graph]], list[str]]:
     """Families with the graph in their precision, and which are left out: code that looks for what overflows in float16
-    mixes samples there alone."""
+    mixes samples, or branches on values, there alone."""
     found, said = list[tuple[Family, Graph]](), list[str]()
     for family in tried:
-        graph, pins = graph_in(family.precision), family.pins
+        try:
+            graph, pins = graph_in(family.precision), family.pins
+        except InputError as error:
+            if family.precision == OWN:
+                raise
+            said.append(f"left out: {family.name}: {error}")
+            continue
         if graph.inseparable is None or (pins[DP], pins["micro_batch"]) == (1, global_batch):
             found.append((family, graph))
         else:

@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from examples.gpt import model
 from partitioner import Graph, search, trace
+from partitioner.errors import InputError
 from partitioner.precision import OWN, Precision
 from tools.models.load import load
 from tools.verify.plan_families import cluster, families, left_out, possible
@@ -58,3 +60,33 @@ def test_what_mixes_samples_in_one_precision_is_left_out_there() -> None:
     assert len(said) == 1
     assert said[0].startswith("left out: dp, fp16, as samples can't be separated: ")
     assert "dp, bf16" in {f.name for f, _ in found}
+
+
+class Branching(nn.Module):
+    """BART's way to look for what overflows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.a(x).relu()
+        if hidden.dtype == torch.float16 and not torch.isfinite(hidden).all():
+            hidden = hidden.clamp(-1e4, 1e4)
+        return self.b(hidden).square().mean()
+
+
+def test_what_branches_on_values_in_one_precision_is_left_out_there_and_refused_as_its_own() -> None:
+    module, batch = Branching(), {"x": torch.randn(2, 4, 8)}
+
+    def graph_in(precision: Precision) -> Graph:
+        return trace(module, batch, compare=False, precision=precision)
+
+    tried = list(families(graph_in(OWN), 2, 4))
+    found, said = possible(tried, functools.cache(graph_in), 4)
+    assert {f.name for f in tried} - {f.name for f, _ in found} == {"dp, fp16"}
+    assert len(said) == 1
+    assert said[0].startswith("left out: dp, fp16: Branching can't be traced")
+    module.half()
+    with pytest.raises(InputError, match="can't be traced"):
+        possible(tried, graph_in, 4)
