@@ -87,6 +87,6 @@ def test_what_branches_on_values_in_one_precision_is_left_out_there_and_refused_
     assert {f.name for f in tried} - {f.name for f, _ in found} == {"dp, fp16"}
     assert len(said) == 1
     assert said[0].startswith("left out: dp, fp16: Branching can't be traced")
-    module.half()
+    module, batch = module.half(), {"x": batch["x"].half()}
     with pytest.raises(InputError, match="can't be traced"):
         possible(tried, graph_in, 4)
