@@ -170,12 +170,11 @@ class Priced:
     @cached_property
     def spans(self) -> dict[tuple[fx.Node, Layout], tuple[int, int, float]]:
         """Of each value that units hand on: the places of its maker and of its last reader, and bytes."""
-        units = self.folded.graph.units
-        made = {node: self.place[unit] for node, unit in self.folded.home.items()}
+        units, home = self.folded.graph.units, self.folded.home
         found = {}
         for n, unit in enumerate(units):
             for node, port in zip(self.folded.entering[unit], self.unit(unit).ports, strict=True):
-                found[node, port.layout] = made[node], n, port.bytes
+                found[node, port.layout] = self.place[home[node]], n, port.bytes
         return found
 
     def _crossing(self, scattered: bool, differentiable: bool = False) -> list[float]:

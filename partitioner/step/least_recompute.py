@@ -41,7 +41,7 @@ def _counts_by_rank(split: Split, rank_stages: Array) -> Array:
     for row in rank_stages:
         key = tuple(id(split.stages[n]) for n in row)
         if key not in known:
-            known[key] = _block_by_block([split.stages[n].stash_sizes[split.parallelism.recompute][:, 0] for n in row])
+            known[key] = _block_by_block([split.stages[n].stash[split.parallelism.recompute].sizes[:, 0] for n in row])
     rows = [known[tuple(id(split.stages[n]) for n in row)] for row in rank_stages]
     longest = max(map(len, rows))
     return np.array([row + row[-1:] * (longest - len(row)) for row in rows])
@@ -49,6 +49,8 @@ def _counts_by_rank(split: Split, rank_stages: Array) -> Array:
 
 def _block_by_block(stashes: list[Array]) -> list[list[int]]:
     """Counts of a rank's stages, whose stashes are such when 0, 1, 2, ... of its blocks are recomputed."""
+    if len(stashes) == 1:
+        return [[n] for n in range(len(stashes[0]))]
     freed = [(-np.diff(sizes)).tolist() for sizes in stashes]
     found = [[0] * len(stashes)]
     for _ in range(sum(map(len, freed))):

@@ -56,6 +56,8 @@ class RankMemory:
         received = np.array([0.0, *(stage.input_bytes for stage in split.stages[1:])])
         sent = np.array([*(stage.output_bytes for stage in split.stages[:-1]), 0.0])
         self.transit = np.maximum(received, sent)
+        self._lasting, self._grown = (row[self.rank_stages].sum(1) for row in (self.lasting, self.new_gradients))
+        self._gradients, self._left = self._beside_actions()
 
     def recomputing(self, way: str) -> RankMemory:
         """Of the same split, but for the way in which blocks are recomputed."""
@@ -73,17 +75,16 @@ class RankMemory:
         """(p): of all moments, and of the update, when all gradients lie there and no micro-batch is in flight."""
         *_, above = self._live_bytes(counts)
         most = np.maximum(np.maximum.reduceat(above, self.moments.starts), self._last(counts)[self.rank_stages].max(1))
-        lasting, gradients = (of_stages[self.rank_stages].sum(1) for of_stages in (self.lasting, self.new_gradients))
-        return lasting + np.maximum(most, gradients) + self.sample_bytes
+        return self._lasting + np.maximum(most, self._grown) + self.sample_bytes
 
     def action_bytes(self, counts: Sequence[int]) -> tuple[Array, Array]:
         """What each stage keeps of a micro-batch (s), and what its actions hold beside (s, action)."""
-        kept, actions, *_ = self._live_bytes(np.array(counts))
+        kept, actions, _ = self._live_bytes(np.array(counts))
         return kept, actions
 
     def fullest(self, counts: Sequence[int]) -> tuple[StageBytes, ...]:
         """(s): where its rank is fullest."""
-        moments, (kept, actions, left, above) = self.moments, self._live_bytes(np.array(counts))
+        moments, (kept, actions, above) = self.moments, self._live_bytes(np.array(counts))
         last = self._last(np.array(counts))
         found = [StageBytes(weights, gradients, optimizer, 0.0, 0.0) for weights, gradients, optimizer in self.state]
         for own, start, end in zip(self.rank_stages, moments.starts, [*moments.starts[1:], len(above)], strict=True):
@@ -92,7 +93,7 @@ class RankMemory:
                 n = own[ending]
                 found[n] = found[n]._replace(activations=kept[n], transient=last[n] - kept[n])
             elif above[m] >= self.new_gradients[own].sum():
-                rows = zip(own, moments.in_flight[m], moments.has_gradients[m], left[m], strict=True)
+                rows = zip(own, moments.in_flight[m], moments.has_gradients[m], self._left[m], strict=True)
                 for n, flying, there, buffer in rows:
                     acting = float(actions[n, moments.action[m]]) if n == moments.acting_stage[m] else 0.0
                     gradients = found[n].gradients - self.new_gradients[n] * (not there)
@@ -103,7 +104,7 @@ class RankMemory:
 
     def _stashes(self, split: Split) -> tuple[Array, Array]:
         """(bytes, *peaks) of all distinct stages by blocks recomputed, and (s) where each stage's begin."""
-        tables = [split.stages[n].stash_sizes[split.parallelism.recompute] for n in self._distinct]
+        tables = [split.stages[n].stash[split.parallelism.recompute].sizes for n in self._distinct]
         return np.concatenate(tables), np.cumsum([0, *map(len, tables[:-1])])[self._rows]
 
     @property
@@ -117,13 +118,12 @@ class RankMemory:
             return np.zeros(len(counts))
         return self._table[self._starts + counts][:, 1 + StagePeaks._fields.index("last_1")] + self.transit
 
-    def _live_bytes(self, counts: Array) -> tuple[Array, Array, Array, Array]:
+    def _live_bytes(self, counts: Array) -> tuple[Array, Array, Array]:
         """What each stage keeps of a micro-batch (s), what each of its actions holds beside that and beside state
-        (s, action): its own, weights gathered, the next action's receive; buffers that backwards of other actions left
-        (m, v); and bytes above what is fixed (m)."""
+        (s, action): its own, weights gathered, the next action's receive; and bytes above what is fixed (m)."""
         moments, zero, table = self.moments, self.parallelism.zero, self._table[self._starts + counts].T
         kept, peaks = table[0], StagePeaks(*table[1:])
-        forward, backward, buffers = peaks.forward, peaks.backward, np.zeros(len(kept))
+        forward, backward = peaks.forward, peaks.backward
         backward = np.maximum(backward, getattr(peaks, f"backward_{zero}")) if self.is_sharded else backward
         again = backward
         if self.is_sharded and zero > 1:
@@ -133,21 +133,28 @@ class RankMemory:
             if zero == 2 and many <= 2:  # there is no backward between the first and the last, or no other
                 backward = np.maximum(peaks.backward, peaks.last_2)
                 again = np.maximum(peaks.backward, peaks.only_2) if many == 1 else again
-            buffers = np.array([stage.scattered_bytes for stage in self.split.stages])
         else:
             grown = peaks.first if self.parallelism.mesh[PP] > 1 else peaks.alone
             again = np.where(self.new_gradients > 0, grown, again)
         actions = np.stack((forward, backward - kept, again - kept), 1) + self.transit[:, None]
+        inside = (moments.in_flight * kept[moments.stages]).sum(1) + self._gradients + self._left.sum(1)
+        return kept, actions, inside + actions[moments.acting_stage, moments.action]
+
+    def _beside_actions(self) -> tuple[Array, Array]:
+        """Gradients that lie there (m), and buffers that backwards of other actions left (m, v)."""
+        moments = self.moments
         gradients = (moments.has_gradients * self.new_gradients[moments.stages]).sum(1)
+        if not self.is_sharded or self.parallelism.zero < 2:
+            return gradients, np.zeros(moments.stages.shape)
+        buffers = np.array([stage.scattered_bytes for stage in self.split.stages])
         others = (moments.stages != moments.acting_stage[:, None]) | (moments.action == IN_FORWARD)[:, None]
-        left = moments.has_gradients * others * buffers[moments.stages]
-        inside = (moments.in_flight * kept[moments.stages]).sum(1) + gradients + left.sum(1)
-        return kept, actions, left, inside + actions[moments.acting_stage, moments.action]
+        return gradients, moments.has_gradients * others * buffers[moments.stages]
 
     def _shared_state(self) -> Array:
         """(s, kind): state of parameters that an earlier stage of the same rank holds too."""
         split, found = self.split, np.zeros((len(self.split.stages), len(State._fields)))
-        for own in self.rank_stages if any(stage.tied_parameters for stage in split.stages) else ():
+        several = self.parallelism.virtual > 1 and any(stage.tied_parameters for stage in split.stages)
+        for own in self.rank_stages if several else ():
             seen = set[fx.Node]()
             for n in own:
                 rows = [row for node, row in split.stages[n].tied_parameters.items() if node in seen]

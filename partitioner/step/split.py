@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
-import numpy as np
 import torch
 from torch import fx
 
 from partitioner.cost.op_seconds import ZERO, Seconds
 from partitioner.cost.state_bytes import state
-from partitioner.cost.unit_cost import Held, Priced, Stash, UnitCost
+from partitioner.cost.unit_cost import Held, Priced, UnitCost
 from partitioner.graph.graph import Unit
 from partitioner.plan.parallelism import Parallelism
 from partitioner.precision import Precision
-from partitioner.schedule.fullest_moments import Array
 from partitioner.step.stage_peaks import StageWalk
+from partitioner.step.stashes import Again, Stashes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +37,7 @@ class StageSums:
     collectives: tuple[int, int]
     kernels: tuple[int, int]
     blocks: int
-    stash: Mapping[str, tuple[Stash, ...]]
+    stash: Mapping[str, Stashes]
     input_bytes: float
     output_bytes: float
     sent_bytes: float
@@ -51,11 +49,6 @@ class StageSums:
     partial_bytes: dict[str, float]
     scattered_bytes: float
     tied_parameters: Mapping[fx.Node, Held]
-
-    @cached_property
-    def stash_sizes(self) -> Mapping[str, Array]:
-        """``stash`` as arrays: (blocks recomputed, (bytes, *peaks))."""
-        return {way: np.array([(kept.bytes, *kept.peaks) for kept in rows]) for way, rows in self.stash.items()}
 
 
 def stage_sums(
@@ -130,6 +123,6 @@ class Split:
         """The same, recomputing so many blocks of each stage."""
         return replace(self, parallelism=replace(self.parallelism, recompute=way), recomputed=counts)
 
-    def stash(self, stage: int) -> Stash:
-        """What a stage keeps, rebuilds and runs again."""
-        return self.stages[stage].stash[self.parallelism.recompute][self.recomputed[stage]]
+    def again(self, stage: int) -> Again:
+        """What a stage runs again."""
+        return self.stages[stage].stash[self.parallelism.recompute].again[self.recomputed[stage]]

@@ -7,6 +7,7 @@ units behind it       as they are                              the fullest of th
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from partitioner.graph.graph import Unit
 from partitioner.plan.recompute_ways import NO_RECOMPUTE, WAYS
 from partitioner.schedule.fullest_moments import Array
 from partitioner.step.sharded_peaks import UnitState
+from partitioner.step.stashes import Again, Stashes
 
 
 class StageWalk:
@@ -29,7 +31,7 @@ class StageWalk:
     def __init__(self, priced: Priced, units: Sequence[Unit]) -> None:
         self.priced, self.units = priced, units
         self.boundaries, self.alive = _Boundaries(priced, units), np.array(_gradients_alive(priced, units))
-        self.state = UnitState.of(priced, units)
+        self.state, self.blocks = UnitState.of(priced, units), np.array([u.is_block for u in units])
         self.ways = {NO_RECOMPUTE: self._stacked([priced.unit(u).stash[NO_RECOMPUTE] for u in units], frozenset())}
 
     @property
@@ -37,16 +39,15 @@ class StageWalk:
         """Bytes of the buffer that ZeRO leaves behind a backward."""
         return self.state.scattered_last
 
-    def stash(self, ways: Sequence[str], shards: int = 1) -> dict[str, tuple[Stash, ...]]:
+    def stash(self, ways: Sequence[str], shards: int = 1) -> dict[str, Stashes]:
         """By way of recomputing, "none" and those asked for, when the first 0, 1, 2, ... blocks are recomputed so.
 
         ``shards``: ranks that divide state, where some do.
         """
         plain = self.ways[NO_RECOMPUTE]
         behind = np.maximum.accumulate(plain.peaks(self.state, shards)[::-1])[::-1]
-        none = Stash(float(plain.size.sum()) + self.boundaries.received, StagePeaks(*behind[0].tolist()))
-        found: dict[str, tuple[Stash, ...]] = {NO_RECOMPUTE: (none,)}
-        blocks = np.array([u.is_block for u in self.units])
+        none = np.array((plain.size.sum() + self.boundaries.received, *behind[0]))
+        found = {NO_RECOMPUTE: Stashes(none[None, :], [Again()])}
         for way in ways:
             if way not in self.ways:
                 self.ways[way] = self._stacked(*_recomputed(self.priced, self.units, way))
@@ -54,10 +55,8 @@ class StageWalk:
             freed = np.cumsum(plain.size - own.size)
             after = np.vstack((behind[1:], np.full((1, len(StagePeaks._fields)), -np.inf))) - freed[:, None]
             peaks = np.maximum(np.maximum.accumulate(own.peaks(self.state, shards)), after)
-            seconds = np.cumsum([(k.compute, k.communication, k.weight_gradient_seconds) for k in own.rows], axis=0)
-            left = (none.bytes - freed)[blocks].tolist()
-            rows = zip(left, peaks[blocks].tolist(), seconds[blocks].tolist(), strict=True)
-            found[way] = (none, *(Stash(kept, StagePeaks(*most), *run) for kept, most, run in rows))
+            sizes = np.vstack((none, np.column_stack((none[0] - freed, peaks))[self.blocks]))
+            found[way] = Stashes(sizes, own.again)
         return found
 
     def _stacked(self, rows: Sequence[Stash], keeping: frozenset[int]) -> _Stacked:
@@ -71,8 +70,10 @@ class StageWalk:
         behind = before + boundaries.sent[::-1].cumsum()[::-1] - backward
         on_top = np.array([before - forward, *(behind for _ in Peaks._fields[1:])]).T
         waiting = np.insert(alive[:-1, 1], 0, 0.0)  # gradients of values, once a unit's backward has run
+        seconds = np.cumsum([(k.compute, k.communication, k.weight_gradient_seconds) for k in rows], axis=0)
         return _Stacked(
-            rows=rows, size=size, plain=np.array([row.peaks for row in rows]) + alive + on_top,
+            again=[Again(), *itertools.starmap(Again, seconds[self.blocks].tolist())], size=size,
+            plain=np.array([row.peaks for row in rows]) + alive + on_top,
             alone=np.array([row.peaks.alone for row in rows]) + alive[:, 1] + behind, start=before,
             between=before + size + alive[:, 1], after=before + waiting,
         )  # fmt: skip
@@ -80,9 +81,10 @@ class StageWalk:
 
 @dataclass(frozen=True, kw_only=True)
 class _Stacked:
-    """By unit: bytes kept, peaks on top of what lies there, and what ``UnitState.peaks`` asks for."""
+    """By unit: bytes kept, peaks on top of what lies there, and what ``UnitState.peaks`` asks for; ``again``: by how
+    many blocks are recomputed."""
 
-    rows: Sequence[Stash]
+    again: Sequence[Again]
     size: Array
     plain: Array
     alone: Array

@@ -67,8 +67,8 @@ class SplitSeconds:
 
     def device_seconds(self, n: int) -> Seconds:
         """Compute and what layouts send, recompute with them, at the pace of the slowest device."""
-        stage, kept = self.split.stages[n], self.split.stash(n)
-        backward = stage.seconds.backward + kept.compute + kept.communication
+        stage, again = self.split.stages[n], self.split.again(n)
+        backward = stage.seconds.backward + again.compute + again.communication
         return Seconds(self.slowest_factor * stage.seconds.forward, self.slowest_factor * backward)
 
     def zero_seconds(self, n: int) -> Seconds:
@@ -84,7 +84,7 @@ class SplitSeconds:
         """By axis, of a pipeline rank's micro-batch: what it communicates while it computes nothing."""
         found = dict.fromkeys((*reversed(inner()), PP, DP), 0.0)
         for n in self.parallelism.rank_stages[p]:
-            stage, again = self.split.stages[n], self.split.stash(n).communication
+            stage, again = self.split.stages[n], self.split.again(n).communication
             more = 1 + again / stage.communication_seconds if again else 1.0
             rows = {axis: more * seconds for axis, seconds in stage.axis_seconds.items()}
             rows |= {PP: self.unhidden_sends[n].total, DP: self.zero_seconds(n).total}
@@ -115,9 +115,9 @@ class SplitSeconds:
             return [0.0] * len(self.split.stages)
         found = list[float]()
         for n, (stage, time) in enumerate(zip(self.split.stages, self.stage_seconds, strict=True)):
-            kept, backward = self.split.stash(n), time.backward - self.unhidden_sends[n].backward
-            whole = stage.seconds.backward + kept.compute + kept.communication
-            found.append(backward * ((stage.weight_gradient_seconds - kept.weight_gradient_seconds) / whole))
+            again, backward = self.split.again(n), time.backward - self.unhidden_sends[n].backward
+            whole = stage.seconds.backward + again.compute + again.communication
+            found.append(backward * ((stage.weight_gradient_seconds - again.weight_gradient_seconds) / whole))
         return found
 
     def host_seconds(self, stage: StageSums) -> list[float]:

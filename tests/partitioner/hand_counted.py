@@ -28,6 +28,7 @@ from partitioner.sharding.layout import Placement
 from partitioner.solve.choices import Prices
 from partitioner.solve.solve import solve
 from partitioner.step.split import Split, StageSums
+from partitioner.step.stashes import Stashes
 
 
 class Chain(nn.Module):
@@ -79,7 +80,7 @@ def stage(**figures: object) -> StageSums:
     plain: dict[str, object] = {
         "seconds": ZERO, "weight_gradient_seconds": 0.0, "communication_seconds": 0.0, "axis_seconds": {},
         "collectives": (0, 0), "kernels": (0, 0), "blocks": 1,
-        "stash": {"none": (empty,), "full": (empty, empty)}, "input_bytes": 0.0, "output_bytes": 0.0,
+        "stash": {"none": Stashes.of(empty), "full": Stashes.of(empty, empty)}, "input_bytes": 0.0, "output_bytes": 0.0,
         "sent_bytes": 0.0, "sent_back_bytes": 0.0, "flops": 0.0, "parameters": (), "weight_bytes": 0.0,
         "gradient_bytes": 0.0, "partial_bytes": {}, "scattered_bytes": 0.0, "tied_parameters": {},
     }  # fmt: skip

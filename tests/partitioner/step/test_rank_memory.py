@@ -27,6 +27,7 @@ from partitioner.precision import OWN, Precision
 from partitioner.step.least_recompute import least_recomputed
 from partitioner.step.rank_memory import RankMemory, StageBytes
 from partitioner.step.split import Split, StageSums
+from partitioner.step.stashes import Stashes
 
 STATE, GRADIENT, KEPT, SENT, SAMPLES = 160, 40, 100, 7, 4 * 104
 FORWARD, BACKWARD, FIRST, ALONE = 110, 150, 155, 157
@@ -37,7 +38,7 @@ FULL = (
 )
 STAGE = stage(
     parameters=(Held(10.0, torch.float32, ()),), input_bytes=7.0, output_bytes=7.0, blocks=2,
-    stash={"none": FULL[:1], "full": FULL},
+    stash={"none": Stashes.of(FULL[0]), "full": Stashes.of(*FULL)},
 )  # fmt: skip
 
 
@@ -93,7 +94,7 @@ def test_one_rank_alone() -> None:
 
 def test_the_update_holds_all_gradients() -> None:
     small = Stash(1.0, StagePeaks(2.0, 3.0, 4.0, 4.0))
-    sums = replace(STAGE, stash={"none": (small,)}, input_bytes=0.0, output_bytes=0.0)
+    sums = replace(STAGE, stash={"none": Stashes.of(small)}, input_bytes=0.0, output_bytes=0.0)
     assert peaks(step(sums=sums, pp=1, many=1)) == [STATE]
 
 
@@ -120,7 +121,7 @@ MESH = {"pp": 2, "dp": 2, "tp": 1}
 def test_zero_over_two_replicas(zero: int, state: float) -> None:
     """Ranks that sum gradients hold them for the whole run: no backward is the first."""
     first = replace(FULL[0], peaks=StagePeaks(FORWARD, BACKWARD, 1e6, 1e6))
-    sums = replace(STAGE, stash={"none": (first,)})
+    sums = replace(STAGE, stash={"none": Stashes.of(first)})
     found = peaks(step(sums=sums, mesh=MESH, zero=zero))
     assert found == [state + n * KEPT + (BACKWARD - KEPT + SENT) for n in (2, 1)]
 
@@ -136,7 +137,7 @@ def test_zero_over_some_of_the_replicas() -> None:
 
 def test_partial_gradients_and_buffers_are_there_all_the_time() -> None:
     first = replace(FULL[0], peaks=StagePeaks(FORWARD, BACKWARD, 1000.0, 1000.0))
-    sums, here = replace(STAGE, stash={"none": (first,)}), 2 * KEPT + (BACKWARD - KEPT + SENT)
+    sums, here = replace(STAGE, stash={"none": Stashes.of(first)}), 2 * KEPT + (BACKWARD - KEPT + SENT)
     partial = replace(sums, parameters=(Held(10.0, torch.float32, ("tp",)),))
     assert peaks(step(sums=partial))[0] == STATE + here
     assert peaks(step(sums=sums))[0] == STATE - GRADIENT + 2 * KEPT + 1000 - KEPT + SENT
@@ -153,7 +154,7 @@ def table() -> fx.Node:
 def test_gradients_of_tied_tables_are_there_all_the_time() -> None:
     """They are summed over the first and the last stage: of 40 bytes of gradients 24 come with the first backward."""
     first = replace(FULL[0], peaks=StagePeaks(FORWARD, BACKWARD, 1000.0, 1000.0))
-    tied = replace(STAGE, tied_parameters={table(): Held(4.0, torch.float32, ())}, stash={"none": (first,)})
+    tied = replace(STAGE, tied_parameters={table(): Held(4.0, torch.float32, ())}, stash={"none": Stashes.of(first)})
     assert peaks(step(sums=tied)) == [STATE - 24 + n * KEPT + 1000 - KEPT + SENT for n in (2, 1)]
     alone = replace(tied, input_bytes=0.0, output_bytes=0.0)
     assert peaks(step(sums=alone, pp=1)) == [STATE - GRADIENT + 1000]
@@ -206,7 +207,7 @@ def test_as_few_blocks_as_fit_are_recomputed(short: int, counts: tuple[int, int]
 def test_a_rank_recomputes_first_where_most_is_freed() -> None:
     """Rank 0 has stages 0, whose blocks free 40 and 30, and 2, whose free 50 and 40: of the two 40 stage 0's first."""
     other = tuple(Stash(size, FULL[0].peaks) for size in (KEPT, 50, 10))
-    stages = (STAGE, STAGE, replace(STAGE, stash={"none": other[:1], "full": other}), STAGE)
+    stages = (STAGE, STAGE, replace(STAGE, stash={"none": Stashes.of(other[0]), "full": Stashes.of(*other)}), STAGE)
     plain = split(stages, pp=2, many=4, schedule="interleaved", virtual=2)
     memory = RankMemory(chain_in(), plain.recomputing("full", (0, 0, 0, 0)))
     taken = [(0, 0), (0, 1), (1, 1), (1, 2), (2, 2)]
