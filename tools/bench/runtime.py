@@ -34,7 +34,7 @@ from tools.screen import output, table
 
 SIZES = {"layers": 4, "hidden": 256, "heads": 8, "seq": 128, "vocab": 4096, "batch": 16, "micro": 4}
 MOST_ERROR = {"own": 1e-3, "bf16": 0.1}  # of an update after all steps, against one process in float32
-BY_HAND = Path(__file__).with_name("by_hand.py")
+BY_HAND = Path(__file__).parents[2] / "examples" / "by_hand.py"
 RESAMPLES, SEED = 10_000, 0
 LIMIT_SECONDS = 300.0
 
@@ -167,6 +167,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args(arguments)
     options.native = str(Path(options.native).resolve())
+    if not Path(options.native).is_file():
+        parser.error(f"there is no {options.native}: name the hand-written program by --native")
     rows: list[Ratio] = []
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options, Path(folder))

@@ -1,6 +1,6 @@
 """What a user writes with torch alone: data parallel training whose state is divided, or held in float32 beside bf16.
 
-    python tools/bench/by_hand.py --configs zero1 --json out.json
+    python examples/by_hand.py --configs zero1 --json out.json
 
 single     one process, float32: saves its updates in ``--ref``, with which those of the others are compared
 zero1      DistributedDataParallel and ZeroRedundancyOptimizer
