@@ -47,6 +47,12 @@ class Precision:
         kinds = {key: DOUBLE for key in ("compute", "gradients", "state") if getattr(self, key)}
         return replace(self, **kinds, tf32=False)
 
+    def with_float32(self, patterns: tuple[str, ...]) -> Precision:
+        """With patterns of modules that compute in float32; raises InputError where nothing is cast."""
+        if patterns and self.compute in ("", SINGLE):
+            raise InputError(f"precision {self} computes nothing in less than float32: leave out {', '.join(patterns)}")
+        return replace(self, float32=patterns)
+
     def __str__(self) -> str:
         """The name of a preset, or what is other in it."""
         known = next((name for name, row in PRESETS.items() if replace(self, float32=()) == row), None)
@@ -72,7 +78,4 @@ def preset(name: str, float32: tuple[str, ...] = ()) -> Precision:
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, 1, 0.0)[0]
         raise InputError(f"there is no precision {name}: the nearest is {near}; known are {', '.join(PRESETS)}")
-    found = PRESETS[name]
-    if float32 and found.compute in ("", SINGLE):
-        raise InputError(f"precision {name} computes nothing in less than float32: leave out {', '.join(float32)}")
-    return replace(found, float32=float32)
+    return PRESETS[name].with_float32(float32)

@@ -13,7 +13,7 @@ from torch import fx
 from partitioner.errors import InputError
 from partitioner.graph.counts import Count
 from partitioner.graph.dependence import constants, module_path, parameter_free
-from partitioner.graph.nodes import op_of, operands
+from partitioner.graph.nodes import is_parameter, op_of, operands
 from partitioner.graph.saved_by_autograd import saved_bytes
 from partitioner.precision import OWN, Precision
 from partitioner.sharding.layout import Shard
@@ -92,9 +92,17 @@ class Graph:
         read = {u: dict.fromkeys(n for name in u.nodes for n in operands(nodes[name])) for u in self.units}
         return {u: tuple(n for n in found if self._trains(n)) for u, found in read.items()}
 
+    @cached_property
+    def shared_parameters(self) -> dict[fx.Node, frozenset[Unit]]:
+        """Parameters that several units read, and those units."""
+        nodes, found = self.nodes, dict[fx.Node, set[Unit]]()
+        for unit in self.units:
+            for node in dict.fromkeys(n for name in unit.nodes for n in operands(nodes[name]) if is_parameter(n)):
+                found.setdefault(node, set()).add(unit)
+        return {node: frozenset(units) for node, units in found.items() if len(units) > 1}
+
     def _trains(self, node: fx.Node) -> bool:
-        is_parameter = node.op == "placeholder" and node.meta["kind"] == "parameter"
-        return is_parameter and self.parameters[node.meta["source"]].requires_grad
+        return is_parameter(node) and self.parameters[node.meta["source"]].requires_grad
 
     @cached_property
     def blocks(self) -> tuple[Unit, ...]:

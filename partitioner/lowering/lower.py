@@ -85,6 +85,10 @@ def lower(graph: Graph, plan: Plan) -> Program:
         tf32=graph.precision.tf32,
     )
     check_program(program)
+    for name, parameter in program.parameters.items():
+        ranks = [program.stages[n].rank for n in parameter.stages]
+        if program.is_sharded(parameter) and len(set(ranks)) < len(ranks):
+            raise InputError(f"two stages of a rank read {name}, which ZeRO can't divide there: plan with zero=0")
     return program
 
 

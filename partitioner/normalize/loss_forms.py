@@ -109,9 +109,8 @@ def _mean_of_counted(
     """Rows reduced; a mean is over the labels that are counted."""
     if given["reduction"] != _MEAN:
         return _weighted(graph, node, each, each, given["reduction"], shape)
-    total = emit(graph, node, aten.sum.default, each)
     counted = emit(graph, node, aten.ne.Scalar, labels, given["ignore_index"])
-    return emit(graph, node, aten.div.Tensor, total, emit(graph, node, aten.sum.default, counted))
+    return _mean(graph, node, each, emit(graph, node, aten.sum.default, counted))
 
 
 def _weighted(
@@ -120,10 +119,24 @@ def _weighted(
     """Rows as they are in their first shape, their sum, or their sum over that of their weights."""
     if reduction == _NONE:
         return emit(graph, node, _RESHAPE, each, list(shape)) if shape_of(each) != shape else each
-    total = emit(graph, node, aten.sum.default, each)
     if reduction == _SUM:
-        return total
-    return emit(graph, node, aten.div.Tensor, total, emit(graph, node, aten.sum.default, weights))
+        return emit(graph, node, aten.sum.default, each)
+    return _mean(graph, node, each, _wide_sum(graph, node, weights))
+
+
+def _mean(graph: fx.Graph, node: fx.Node, each: fx.Node, by: fx.Node) -> fx.Node:
+    """The sum of all rows over ``by``, of the rows' data type: the sum alone may be beyond what float16 holds."""
+    mean = emit(graph, node, aten.div.Tensor, _wide_sum(graph, node, each), by)
+    dtype = each.meta["val"].dtype
+    return mean if mean.meta["val"].dtype == dtype else emit(graph, node, aten.to.dtype, mean, dtype)
+
+
+def _wide_sum(graph: fx.Graph, node: fx.Node, each: fx.Node) -> fx.Node:
+    """The sum of all rows, in at least float32."""
+    if each.meta["val"].dtype.itemsize >= 4:
+        return emit(graph, node, aten.sum.default, each)
+    dims = list(range(len(shape_of(each))))
+    return emit(graph, node, aten.sum.dim_IntList, each, dims, False, dtype=torch.float32)
 
 
 def _picked_weights(

@@ -18,7 +18,7 @@ from partitioner.errors import InputError
 from partitioner.plan.digests import digest_of
 from partitioner.plan.json_document import plain
 from partitioner.plan.recompute_ways import FULL_RECOMPUTE, NO_RECOMPUTE
-from partitioner.precision import OWN
+from partitioner.precision import OWN, PRESETS
 from partitioner.sharding.mesh_axes import TP
 
 VERSION = 9
@@ -142,9 +142,19 @@ def _again(data: Data) -> str:
     try:
         asked, cluster = data["asked"], data["asked"]["cluster"]
         words = ["partitioner", "plan", asked["model"]["entry"], "--cluster", cluster["name"]]
-        words += ["--nodes", str(cluster["nodes"]), "--global-batch", str(asked["global_batch"])]
-        words += ["--seq", str(asked["model"]["seq"])] if asked["model"].get("seq") else []
+        words += ["--nodes", cluster["nodes"]] if cluster["nodes"] > 1 else ["--devices", cluster["node_devices"]]
+        words += ["--global-batch", asked["global_batch"]]
+        words += ["--seq", asked["model"]["seq"]] if asked["model"].get("seq") else []
+        words += [w for key, value in asked["model"].get("settings", {}).items() for w in ("--set", f"{key}={value}")]
+        words += _precision_words(data["decisions"].get("precision", plain(OWN)))
         words += [w for key, value in asked["pins"].items() for w in ("--pin", f"{key}={value}")]
         return f"; plan again: {shlex.join(map(str, words))}"
-    except (AttributeError, KeyError, TypeError):
+    except (AttributeError, KeyError, StopIteration, TypeError):
         return ": plan again with partitioner plan"
+
+
+def _precision_words(precision: Mapping[str, Any]) -> list[str]:
+    """The options that ask for it; of version 6, which has none, the model's own."""
+    kept = {key: value for key, value in precision.items() if key != "float32"}
+    name = next(name for name, row in PRESETS.items() if kept.items() <= json.loads(json.dumps(plain(row))).items())
+    return ["--precision", name, *(w for pattern in precision.get("float32", ()) for w in ("--float32", pattern))]

@@ -16,6 +16,7 @@ from partitioner.cluster import Cluster
 from partitioner.cost.op_work import Setting
 from partitioner.cost.price_units import price_each
 from partitioner.cost.unit_cost import Priced
+from partitioner.errors import InputError
 from partitioner.graph.graph import Graph
 from partitioner.graph.resize_batch import at_batch, resize
 from partitioner.graph.tied_blocks import Folded, fold
@@ -39,9 +40,9 @@ def candidates(
 
     ``scarcity``: passes of memory that a byte costs where layouts are chosen. ``wanted``: the setups asked for, where
     not all are.
-    A setup whose layouts the pins exclude has none; raises NoLayout where that leaves nothing at all.
+    A setup whose layouts the pins exclude has none; raises InputError where that leaves nothing at all.
     """
-    refused, found = list[NoLayout](), False
+    refused, found = list[InputError](), False
     folded = fold(graph)
     meshes = [
         (degrees, refined) for degrees in inner_degrees(cluster, fixed, plan_only)
@@ -67,9 +68,11 @@ def candidates(
             for pp, many in counts.items():
                 depths.setdefault(priced[many], []).append(pp)
             for alike, pps in depths.items():
-                for tried in Splits(alike, setup, global_batch, fixed, plan_only).all_of(pps):
+                splits = Splits(alike, setup, global_batch, fixed, plan_only)
+                for tried in splits.all_of(pps):
                     found = True
                     yield tried
+                refused += [InputError(splits.refused)] if splits.refused else []
     if refused and not found:
         raise refused[-1]
 

@@ -96,6 +96,7 @@ class Splits:
         self.walks: dict[tuple[float, ...], tuple[StageWalk, dict[int, StageSums]]] = {}  # and sums by shards
         ways = (way for way in EXECUTED["recompute"].searched(plan_only) if way != NO_RECOMPUTE)
         self.ways = tuple(way for way in ways if fixed.decided.get("recompute") == way or frees(priced, way))
+        self.refused = ""  # why splits that the pins admit can't run
         self.stages: dict[int, tuple[tuple[Unit, ...], ...]] = {}
         self.sums: dict[tuple[int, int], tuple[StageSums, ...]] = {}  # of ``stages``, by ranks that divide state
 
@@ -117,13 +118,26 @@ class Splits:
         units = self.stage_units(parallelism.stage_count)
         if not units:
             return
+        whole = self.read_twice(parallelism, units)
         for group, stages in self.zeros(parallelism).items():
-            for zero in stages:
+            if whole and any(stages):
+                self.refused = f"ZeRO can't divide {whole}, which two stages of a rank read: pin zero=0, or virtual=1"
+            for zero in (n for n in stages if not (whole and n)):
                 divided = replace(parallelism, zero=zero, zero_group=group)
                 rows = list(self.recomputed_and_ordered(self.whole(divided, units)))
                 yield from rows
                 if zero and any(self.fits_plainly(row) for row in rows):
                     return  # what divides more moves more bytes, for memory that nothing needs
+
+    def read_twice(self, parallelism: Parallelism, units: tuple[tuple[Unit, ...], ...]) -> str:
+        """A parameter, no scalar, that two stages of one pipeline rank read; "" where there is none."""
+        graph = self.priced.folded.graph
+        stage_of = {unit: n for n, stage in enumerate(units) for unit in stage} if parallelism.virtual > 1 else {}
+        for node, readers in graph.shared_parameters.items() if stage_of else ():
+            stages = {stage_of[unit] for unit in readers}
+            if node.meta["val"].dim() and len({parallelism.pipeline_rank(n) for n in stages}) < len(stages):
+                return graph.parameters[node.meta["source"]].names[0]
+        return ""
 
     def recut(self, plain: Split, seconds: float) -> Iterator[Tried]:
         """Of a split, nothing recomputed, that does not fit: its stages cut so that they do, where a step may then take

@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -34,9 +34,17 @@ from runtime.state.parameters import Groups, gather
 from runtime.state.safetensors_files import FILE_BYTES, write_safetensors
 from runtime.state.shard_pieces import part, part_of
 
-COMPLETE = "complete.json"
+COMPLETE, VERSION = "complete.json", 1
 Tensors = Mapping[str, torch.Tensor]
-States = dict[str, dict[str, torch.Tensor]]
+
+
+class Number(NamedTuple):
+    """A plain number of an optimizer's state, as a scalar of its kind."""
+
+    held: torch.Tensor
+
+
+States = dict[str, dict[str, torch.Tensor | Number]]
 T = TypeVar("T")
 
 
@@ -143,10 +151,22 @@ def _full(
 
 
 def _states(parameters: Tensors, optimizer: torch.optim.Optimizer | None) -> States:
-    """The optimizer's tensors by parameter name and by its own word for them."""
+    """The optimizer's tensors and numbers by parameter name and by its own word for them."""
     kept = optimizer.state if optimizer is not None else {}
     rows = {name: kept.get(tensor, {}) for name, tensor in parameters.items()}
-    return {name: {word: value for word, value in row.items() if value is not None} for name, row in rows.items()}
+    return {
+        name: {word: _held(word, value, optimizer) for word, value in row.items() if value is not None}
+        for name, row in rows.items()
+    }
+
+
+def _held(word: str, value: object, optimizer: object) -> torch.Tensor | Number:
+    if isinstance(value, torch.Tensor):
+        return value
+    if not isinstance(value, bool | int | float):
+        kind, what = type(optimizer).__name__, type(value).__name__
+        raise InputError(f"the state of {kind} has a {what}, {word}: a checkpoint holds tensors and numbers")
+    return Number(torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None))
 
 
 def _empty_states(program: Program, groups: Groups, parameters: Tensors, metadata: Metadata) -> States:
@@ -155,7 +175,11 @@ def _empty_states(program: Program, groups: Groups, parameters: Tensors, metadat
     for key, stored in metadata.state_dict_metadata.items():
         kind, _, rest = key.partition("/")
         name, _, word = rest.rpartition("/")
-        if kind == "optimizer" and name in states and isinstance(stored, TensorStorageMetadata):
+        if name not in states or not isinstance(stored, TensorStorageMetadata):
+            continue
+        if kind == "number":
+            states[name][word] = Number(torch.empty((), dtype=stored.properties.dtype))
+        elif kind == "optimizer":
             tensor = parameters[name]
             like = tensor.shape if tuple(stored.size) == program.parameters[name].shape else stored.size
             states[name][word] = torch.empty(like, dtype=stored.properties.dtype, device=tensor.device)
@@ -170,6 +194,9 @@ def _entries(program: Program, groups: Groups, parameters: Tensors, states: Stat
             raise ValueError(f"{name} is {tuple(tensor.shape)} here, its part is {own.shape}")
         entries[f"parameter/{name}"] = Entry(tensor, own)
         for word, value in states.get(name, {}).items():
+            if isinstance(value, Number):
+                entries[f"number/{name}/{word}"] = Entry(value.held, part((), (), ()))
+                continue
             whole = value.shape == tensor.shape
             entries[f"optimizer/{name}/{word}"] = Entry(value, own if whole else part(tuple(value.shape), (), ()))
     return entries
@@ -179,7 +206,10 @@ def _give(optimizer: torch.optim.Optimizer, parameters: Tensors, states: States,
     """Let the optimizer place the loaded tensors itself, beside the hyper-parameters of its saved groups."""
     names = {id(tensor): name for name, tensor in parameters.items()}
     members = [p for group in optimizer.param_groups for p in group["params"]]
-    rows = {n: states[names[id(p)]] for n, p in enumerate(members) if states.get(names.get(id(p), ""))}
+    found = ((n, states.get(names.get(id(p), ""), {})) for n, p in enumerate(members))
+    rows = {
+        n: {word: v.held.item() if isinstance(v, Number) else v for word, v in row.items()} for n, row in found if row
+    }
     own = optimizer.state_dict()["param_groups"]
     groups = [restored(group, values) for group, values in zip(own, saved or [{}] * len(own), strict=True)]
     optimizer.load_state_dict({"state": rows, "param_groups": groups})
@@ -188,7 +218,7 @@ def _give(optimizer: torch.optim.Optimizer, parameters: Tensors, states: States,
 def _publish(writing: Path, target: Path, progress: Progress, optimizer: torch.optim.Optimizer | None) -> None:
     sizes = {file.name: file.stat().st_size for file in sorted(writing.iterdir())}
     kind, groups = (type(optimizer).__name__, hyper_parameters(optimizer)) if optimizer is not None else (None, [])
-    complete = {"version": 1, "progress": asdict(progress), "optimizer": kind, "groups": groups, "files": sizes}
+    complete = {"version": VERSION, "progress": asdict(progress), "optimizer": kind, "groups": groups, "files": sizes}
     (writing / COMPLETE).write_text(json.dumps(complete, indent=2) + "\n")
     old = target.with_suffix(".old")
     shutil.rmtree(old, ignore_errors=True)
@@ -226,9 +256,12 @@ def _complete(
 def _checked_files(found: Path) -> dict[str, Any]:
     try:
         complete = json.loads((found / COMPLETE).read_text())
-        sizes = complete["files"].items()
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{found} is not a whole checkpoint ({COMPLETE}: {error}): load an earlier one") from error
+        if complete.get("version", VERSION) > VERSION:
+            have = complete["version"]
+            raise InputError(f"{found}: version {have} is newer than this program, which reads {VERSION}: update it")
+        sizes, _ = complete["files"].items(), Progress(**complete["progress"])
+    except (AttributeError, OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{found} is not a whole checkpoint ({COMPLETE}: {error!r}): load an earlier one") from error
     for name, size in sizes:
         have = (found / name).stat().st_size if (found / name).is_file() else None
         if have != size:

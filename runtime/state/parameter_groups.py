@@ -20,7 +20,8 @@ def parameter_groups(
     fits, 1 where none does; a group keeps its factor where a run goes on with another rate. Every rank has the same
     groups in the same order, some of them empty, so that a checkpoint of one plan is loaded by another.
     """
-    factors, rows = {**(rates or {}), "*": 1.0}, list(named)
+    factors, rows = {"*": 1.0} if rates is None else dict(rates), list(named)
+    factors.setdefault("*", 1.0)  # behind all others
     groups: dict[tuple[str, bool], dict[str, Any]] = {
         (pattern, decays): {
             "params": [], "lr": lr * factor, "lr_factor": factor, "weight_decay": weight_decay if decays else 0.0,

@@ -225,7 +225,8 @@ class Engine:
             self.loss_scale.unscale([p.grad for p in self.trained if p.grad is not None])
 
     def _check(self, loss: torch.Tensor, batches: list[Named]) -> None:
-        if not self.holds(loss.isfinite()):
+        """Of a loss that is scaled the gradients tell: what overflows in float16 skips a step."""
+        if self.loss_scale is None and not self.holds(loss.isfinite()):
             culprit = first_culprit(self.worker, batches, float(loss))
             raise InputError(f"step {self.steps_done}: the loss is {float(loss)}; first made by {culprit}")
 

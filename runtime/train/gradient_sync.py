@@ -205,11 +205,13 @@ class GradientNorm:
 
     def __call__(self) -> torch.Tensor:
         """Called on all ranks, after the gradients are synced."""
-        grads = [p.grad for p in self._counted if p.grad is not None]
+        grads: dict[torch.dtype, list[torch.Tensor]] = {}
+        for grad in (p.grad for p in self._counted if p.grad is not None):
+            grads.setdefault(grad.dtype, []).append(grad)
         total = torch.zeros((), dtype=torch.float64, device=self._groups.device)
-        if grads:
-            wide = None if grads[0].dtype.itemsize >= 4 else torch.float32
-            total += torch.stack(torch.ops.aten._foreach_norm.Scalar(grads, 2, wide)).double().square().sum()
+        for dtype, alike in grads.items():
+            wide = None if dtype.itemsize >= 4 else torch.float32
+            total += torch.stack(torch.ops.aten._foreach_norm.Scalar(alike, 2, wide)).double().square().sum()
         for axis in self._axes:
             self._groups.log.add(axis, ALL_REDUCE, total, "control")
             dist.all_reduce(total, group=self._groups.group(axis))

@@ -72,6 +72,7 @@ def engine(
         keep_freed_memory()
     else:
         torch.set_float32_matmul_precision("high" if program.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = program.tf32  # of convolutions, on unless somebody says no
     is_meta = any(p.is_meta for p in model.parameters())
     source = weights if weights is not None else ModuleStart(model, program.seed) if is_meta else model
     parameters = materialize(program, groups.coordinates, source, groups.device)

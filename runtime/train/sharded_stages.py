@@ -44,7 +44,7 @@ Around = Callable[[Ops, Arguments], Any]
 class ShardedStages:
     """The stages of one rank whose state is divided; ``held`` are its rows of the sharded parameters, by name.
 
-    They lie in FSDP2's memory from now on. Raises InputError for a parameter of two stages of this rank.
+    They lie in FSDP2's memory from now on.
     """
 
     def __init__(
@@ -107,8 +107,6 @@ class ShardedStages:
 
     def _root(self, stage: Stage) -> _Root:
         groups = shard_groups(self._program, stage)
-        for name in (p.name for group in groups for p in group.parameters if p.name in self._sharded):
-            raise InputError(f"{name} is read by two stages of a rank: ZeRO can't divide it there; plan with zero=0")
         runs = [self._holders(call, n, groups) for n, call in enumerate(stage.calls)]
         several = [p for group in groups if group.call is None for p in group.parameters]
         root = _Root(runs, self._empty(several))

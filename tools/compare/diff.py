@@ -44,7 +44,7 @@ def differences(before: Plan, after: Plan) -> list[str]:
 
 
 def _precision(plan: Plan) -> str:
-    return figures.precision_words(plan.model, plan.decisions.precision)
+    return figures.precision_words(plan.model, plan.decisions.precision, plan.cluster)
 
 
 def _sample(plan: Plan) -> str:

@@ -41,8 +41,9 @@ def _card(plan: Plan) -> Panel:
 def facts(plan: Plan) -> list[str]:
     """What is assumed of the model, how the batch is cut, what is recomputed, which kernels run, what one must know."""
     d, own = plan.decisions, plan.parallelism
+    computed = figures.precision_words(plan.model, d.precision, plan.cluster)
     return [
-        ", ".join(filter(None, (figures.precision_words(plan.model, d.precision), figures.sample_words(plan.model)))),
+        ", ".join(filter(None, (computed, figures.sample_words(plan.model)))),
         f"global batch {plan.global_batch:,} = {own.mesh[DP]} dp x {own.micro_batches} micro-batches of "
         f"{own.micro_batch}, {figures.recompute_words(d)}{figures.zero_label(own)}",
         kernel_words(plan),

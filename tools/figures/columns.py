@@ -140,7 +140,8 @@ def _words(asked: Asked, d: Decisions, devices: int) -> dict[str, str]:
     own = d.parallelism
     recompute = figures.recompute_words(d).removeprefix("recompute ") + figures.zero_label(own)
     rows = (
-        f"{devices:,} x {asked.cluster['device']['name']}", figures.precision_label(asked.model, d.precision),
+        f"{devices:,} x {asked.cluster['device']['name']}",
+        figures.precision_label(asked.model, d.precision, asked.cluster),
         figures.sample_words(asked.model).removesuffix(" a sample") or "no text", figures.mesh_words(own),
         f"{own.micro_batches} of {own.micro_batch}", figures.schedule_label(own), recompute,
     )  # fmt: skip

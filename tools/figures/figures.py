@@ -9,7 +9,7 @@ from partitioner import Cluster, Plan
 from partitioner.plan.derived_rows import StageCost
 from partitioner.plan.parallelism import Parallelism
 from partitioner.plan.plan import Decisions
-from partitioner.precision import SINGLE, Precision
+from partitioner.precision import SINGLE, TF32, Precision
 from partitioner.sharding.mesh_axes import AXES
 
 # kinds, in the order in which they stack
@@ -55,11 +55,12 @@ def zero_label(parallelism: Parallelism) -> str:
     return f", ZeRO {parallelism.zero}{inside}" if parallelism.zero else ""
 
 
-def precision_words(model: dict[str, Any], precision: Precision) -> str:
-    """``bfloat16``, ``bfloat16 products of float32 parameters``, and what of a step is otherwise."""
+def precision_words(model: dict[str, Any], precision: Precision, cluster: dict[str, Any]) -> str:
+    """``bfloat16``, ``bfloat16 products of float32 parameters``, and what of a step is otherwise; of float32 on devices
+    that have TF32, that it is not used."""
     held, multiplied = model["dtype"], model["product_dtype"]
     words = held if held == multiplied else f"{multiplied} products of {held} parameters"
-    if precision.compute == SINGLE and not precision.tf32:
+    if multiplied == SINGLE and TF32 in cluster["device"]["flops_per_second"]:
         words += ", no TF32"
     if precision.state == precision.gradients != "":
         words += f", gradients, masters and moments {precision.state}"
@@ -70,9 +71,9 @@ def precision_words(model: dict[str, Any], precision: Precision) -> str:
     return words + kept + (", the loss scaled" if precision.loss_scale else "")
 
 
-def precision_label(model: dict[str, Any], precision: Precision) -> str:
+def precision_label(model: dict[str, Any], precision: Precision, cluster: dict[str, Any]) -> str:
     """``bf16``, or the model's own data types."""
-    return str(precision) if precision.compute else precision_words(model, precision)
+    return str(precision) if precision.compute else precision_words(model, precision, cluster)
 
 
 def sample_words(model: dict[str, Any]) -> str:

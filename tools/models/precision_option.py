@@ -22,7 +22,9 @@ def asked(options: argparse.Namespace, otherwise: Precision) -> Precision:
     """What the options ask for; raises InputError for an unknown name, and for patterns where nothing is cast."""
     if options.precision is None and not options.float32:
         return otherwise
-    return preset(options.precision or str(otherwise), tuple(options.float32))
+    if options.precision is None:
+        return otherwise.with_float32(tuple(options.float32))
+    return preset(options.precision, tuple(options.float32))
 
 
 def usual(cluster: Cluster) -> Precision:

@@ -106,7 +106,8 @@ def _tell(event: Event, events: list[Event]) -> None:
 
 
 def _words(event: Event) -> str:
-    return f"loss {event['loss']:.4f}, {seconds(event['seconds'])} a step"
+    skipped = f", {event['skipped']:,} skipped" if event.get("skipped") else ""
+    return f"loss {event['loss']:.4f}, {seconds(event['seconds'])} a step{skipped}"
 
 
 def _report(plan: Plan, events: list[Event]) -> Report:

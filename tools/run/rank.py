@@ -75,7 +75,8 @@ def main(job: Job, tell: Tell) -> None:
         began = time.perf_counter()
         loss = float(trainer.step(fill(source.batch, next(batches))))
         seconds = time.perf_counter() - began
-        say({"step": trainer.steps_done, "loss": loss, "seconds": seconds})
+        skipped = {} if trainer.loss_scale is None else {"skipped": trainer.loss_scale.skipped}
+        say({"step": trainer.steps_done, "loss": loss, "seconds": seconds, **skipped})
         parts.append({"step": seconds, **clock.read()})
         if job.checkpoint and trainer.steps_done in (job.steps, *saved):
             _save(trainer, job.checkpoint, job.settings)

@@ -84,7 +84,7 @@ def _without_cluster(data: dict[str, Any]) -> None:
     del data["asked"]["cluster"]["software"]
 
 
-AGAIN = "plan again: partitioner plan examples/gpt.py:model --cluster local-cpu --nodes 1 --global-batch 4 --pin tp=2"
+AGAIN = "plan again: partitioner plan examples/gpt.py:model --cluster local-cpu --devices 2 --global-batch 4"
 
 
 @pytest.mark.parametrize(

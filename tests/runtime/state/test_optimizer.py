@@ -58,6 +58,8 @@ def test_classes_partials_and_functions_make_optimizers() -> None:
     assert (part.param_groups[0]["betas"], part.param_groups[0]["lr"]) == ((0.5, 0.25), 0.125)
     assert part.param_groups[0]["fused"]
     assert not factory(partial(torch.optim.AdamW, foreach=True))(named).param_groups[0]["fused"]
+    (one, _) = parameter_groups(named, 0.5, rates={"*": 0.1})
+    assert (one["lr"], len(one["params"])) == (0.05, sum(p.dim() > 1 for _, p in named))
     grouped = factory(lambda rows: torch.optim.AdamW(parameter_groups(rows, 0.5, 0.25, {"*.bias": 0.5})))(named)
     rows = [(len(g["params"]), g["lr"], g["weight_decay"]) for g in grouped.param_groups]
     assert rows == [(0, 0.25, 0.25), (1, 0.25, 0.0), (1, 0.5, 0.25), (0, 0.5, 0.0)]

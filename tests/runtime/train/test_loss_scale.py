@@ -10,6 +10,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from examples.gpt import model
 from partitioner import Cluster, lower, search, trace
+from partitioner.errors import InputError
 from partitioner.precision import PRESETS
 from runtime.mesh.groups import Groups
 from runtime.state.optimizer import factory
@@ -64,6 +65,16 @@ def test_a_step_that_overflows_updates_nothing_and_is_counted() -> None:
     trained.step(batch())
     assert trained.loss_scale == LossScale(2.0**10, good=1, skipped=1)
     assert not all(torch.equal(before[n], p) for n, p in trained.parameters.items())
+
+
+def test_where_no_scale_helps_it_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = engine()
+    trained.loss_scale = LossScale()
+    monkeypatch.setattr(trained, "_norm", lambda: torch.tensor(float("nan")))
+    for _ in range(30):
+        trained.step(batch())
+    with pytest.raises(InputError, match="not finite at a loss scale of 6.1.*, after 30 skipped steps: plan with"):
+        trained.step(batch())
 
 
 def test_gradients_and_their_norm_are_those_without_a_scale() -> None:

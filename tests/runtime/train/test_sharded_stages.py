@@ -119,14 +119,14 @@ KEPT: list[Pins] = [
 ]
 
 
-def _engine(pins: Pins) -> tuple[Engine, dict[str, Any]]:
+def _engine(pins: Pins, optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW) -> tuple[Engine, dict[str, Any]]:
     model, graph, batch = case("bf16")
     wide = promote(graph)
     program = lower(wide, search(graph, cluster(RANKS), BATCH, {"recompute": "off", **pins}))
     groups, own = Groups(program), written_parameters(model)
     start = {n: own[n].detach().double() for n in wide.parameters}
     held = materialize(program, groups.coordinates, lambda p, part: cut(start[p.name], part), "cpu")
-    engine = Engine(program, groups, held, factory(torch.optim.AdamW, lr=1e-2), clip=0.5)
+    engine = Engine(program, groups, held, factory(optimizer, lr=1e-2), clip=0.5)
     return engine, own_samples(program, groups, batch)
 
 
@@ -151,6 +151,41 @@ def _goes_on(rank: int, folder: str) -> None:
 
 def test_a_checkpoint_of_divided_state_goes_on_under_any_plan(tmp_path: Path) -> None:
     plans.spawn(_goes_on, RANKS, str(tmp_path))
+
+
+class Counting(torch.optim.Optimizer):
+    """Its state is a number and a tensor."""
+
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in (p for p in group["params"] if p.grad is not None):
+                state = self.state[p]
+                state["step"] = state.get("step", 0) + 1
+                state["mean"] = 0.5 * state.get("mean", torch.zeros_like(p)) + p.grad
+                p -= group["lr"] / state["step"] * state["mean"]
+
+
+def _counts(rank: int, folder: str) -> None:
+    first, own = _engine(KEPT[0], Counting)
+    first.step(own)
+    first.step(own)
+    first.save(folder)
+    wanted = [float(first.step(own)) for _ in range(2)]
+    for pins in KEPT[1:3]:
+        engine, own = _engine(pins, Counting)
+        engine.load(folder)
+        found = [state["step"] for state in engine.optimizer.state.values()]
+        assert found
+        assert all(type(n) is int and n == 2 for n in found)
+        assert [float(engine.step(own)) for _ in range(2)] == pytest.approx(wanted, rel=1e-9)
+
+
+def test_a_checkpoint_holds_numbers_of_an_optimizer(tmp_path: Path) -> None:
+    plans.spawn(_counts, RANKS, str(tmp_path))
 
 
 def _memory(rank: int) -> None:

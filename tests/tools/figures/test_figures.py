@@ -48,25 +48,29 @@ def test_an_image_is_a_sample_and_no_token() -> None:
 def test_products_and_parameters_of_two_precisions() -> None:
     plan = planned()
     mixed = replace(plan, model=plan.model | {"product_dtype": "bfloat16"})
-    assert figures.precision_words(mixed.model, OWN) == "bfloat16 products of float32 parameters"
-    assert figures.precision_label(plan.model, OWN) == "float32"
+    assert figures.precision_words(mixed.model, OWN, plan.cluster) == "bfloat16 products of float32 parameters"
+    assert figures.precision_label(plan.model, OWN, plan.cluster) == "float32, no TF32"
 
 
 def test_a_precision_in_words() -> None:
+    gpus = planned().cluster
     half = planned().model | {"dtype": "bfloat16", "product_dtype": "bfloat16"}
     kept = replace(PRESETS["bf16"], float32=("*.gate",))
     words = "bfloat16, gradients, masters and moments float32, *.gate in float32"
-    assert figures.precision_words(half, kept) == words
-    assert figures.precision_label(half, kept) == "bf16, *.gate in float32"
+    assert figures.precision_words(half, kept, gpus) == words
+    assert figures.precision_label(half, kept, gpus) == "bf16, *.gate in float32"
     single = planned().model
-    assert figures.precision_words(single, PRESETS["fp32"]) == "float32, no TF32"
+    cpus = Cluster.load("local-cpu", devices=2).as_dict()
+    assert figures.precision_words(single, PRESETS["fp32"], gpus) == "float32, no TF32"
+    assert figures.precision_words(single, PRESETS["fp32"], cpus) == "float32"
     fast = single | {"product_dtype": "tf32"}
-    assert figures.precision_words(fast, PRESETS["tf32"]) == "tf32 products of float32 parameters"
+    assert figures.precision_words(fast, PRESETS["tf32"], gpus) == "tf32 products of float32 parameters"
 
 
 def test_what_is_assumed_is_said_and_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan, other = planned(), planned(torch.bfloat16, 64)
-    assert differences(plan, other)[:2] == ["precision: float32 -> bfloat16", "a sample: 32 tokens -> 64 tokens"]
+    words = ["precision: float32, no TF32 -> bfloat16", "a sample: 32 tokens -> 64 tokens"]
+    assert differences(plan, other)[:2] == words
     columns = [of_plan("a", plan), of_plan("b", other)]
     assert not winners(columns, next(row for row in ROWS if row.name == "MFU")), "shares of two peaks"
     files = [str(tmp_path / "a.json"), str(tmp_path / "b.json")]

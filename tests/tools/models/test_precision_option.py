@@ -35,6 +35,10 @@ def planned(cluster: str, folder: Path, *more: str) -> Plan:
 def test_a_plan_holds_it_and_an_edit_keeps_it(tmp_path: Path) -> None:
     plan = planned("dgx-h100", tmp_path, "--float32", "blocks.*.norm1")
     assert plan.decisions.precision == preset("bf16", ("blocks.*.norm1",))
+    edit = ["plan", "--edit", str(tmp_path / "plan.json"), "--float32", "blocks.*.norm2"]
+    assert main([*edit, "-o", str(tmp_path / "other.json")]) == 0
+    other = Plan.load(tmp_path / "other.json")
+    assert other.decisions.precision == preset("bf16", ("blocks.*.norm2",))
     data = json.loads(plan.to_json())
     data["decisions"]["precision"]["float32"] = []
     (tmp_path / "edited.json").write_text(json.dumps(data))
