@@ -3,8 +3,8 @@
     FOLDER/step-00000020/.metadata, *.distcp     torch.distributed.checkpoint: parameters, optimizer state
     FOLDER/step-00000020/complete.json           step, seed, samples, optimizer, its groups, and every file's size
 
-A checkpoint is written aside and renamed when whole: a folder named step-N is never half a checkpoint. The
-``.metadata`` file is a pickle (torch's format): load only checkpoints that you trust.
+A checkpoint is written aside and renamed when whole: a folder named step-N is never half a checkpoint. Nothing in one
+runs when it is loaded (runtime/state/checkpoint_reader.py).
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from partitioner.errors import InputError
 from partitioner.lowering.program import Program
 from runtime.ranks.process_group import is_first
+from runtime.state.checkpoint_reader import CheckpointReader
 from runtime.state.dcp_chunks import Entry, LoadPlanner, SavePlanner
 from runtime.state.optimizer import Hyper, hyper_parameters, restored
 from runtime.state.parameters import Groups, gather
@@ -109,7 +110,7 @@ def load(
     entries = _entries(program, groups, parameters, states)
     planner = LoadPlanner(flatten_state_dict=False)
     with _quiet():
-        state_dict_loader.load(entries, storage_reader=FileSystemReader(found), planner=planner)
+        state_dict_loader.load(entries, storage_reader=CheckpointReader(found), planner=planner)
     if optimizer is not None:
         _give(optimizer, parameters, states, groups_saved)
     return progress
@@ -273,7 +274,7 @@ def _checked_files(found: Path) -> dict[str, Any]:
 def _metadata(found: Path, program: Program, parameters: Tensors) -> Metadata:
     """What torch wrote about the tensors, found to be of this model."""
     try:
-        metadata = FileSystemReader(found).read_metadata()
+        metadata = CheckpointReader(found).read_metadata()
     except (OSError, EOFError, pickle.UnpicklingError) as error:
         raise InputError(f"{found} is not a whole checkpoint (.metadata: {error}): load an earlier one") from error
     stored = {key: row for key, row in metadata.state_dict_metadata.items() if isinstance(row, TensorStorageMetadata)}
