@@ -180,8 +180,9 @@ class SplitSeconds:
         for axis, size in (row for stage in stages for row in stage.partial_bytes.items()):
             summed[axis] = summed.get(axis, 0.0) + size
         found = dict.fromkeys((*reversed(inner()), DP), 0.0)
+        divided = self.parallelism.shards if self.parallelism.zero else 1  # each rank sums its rows
         for axis, size in summed.items():
-            found[whole(axis)] += collective_seconds(ALL_REDUCE, size, self.priced.routes[axis])
+            found[whole(axis)] += collective_seconds(ALL_REDUCE, size / divided, self.priced.routes[axis])
         gradients, weights = sum(s.gradient_bytes for s in stages), sum(s.weight_bytes for s in stages)
         blocks = max(1, sum(stage.blocks for stage in stages))
         backward = sum(self.deferred_weight_seconds[n] or self.stage_seconds[n].backward for n in own) / len(own)

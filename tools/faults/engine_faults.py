@@ -74,6 +74,13 @@ def _never_last(engine: Any) -> None:
     engine._sharded.before_backward = lambda stage, is_last: inner(stage, False)
 
 
+def _unsummed_replicas(engine: Any) -> None:
+    """What groups hold again is not summed over them."""
+    for root in engine._sharded._roots.values():
+        root.set_requires_all_reduce(False)
+        root.set_requires_all_reduce = lambda *_, **__: None
+
+
 def _stale_copies(engine: Any) -> None:
     """What ops read is cast once, before the first step."""
     engine._copies.refresh = lambda: None
@@ -179,6 +186,10 @@ def _sharded(program: Program) -> bool:
     return program.shards > 1
 
 
+def _held_again(program: Program) -> bool:
+    return _sharded(program) and program.shards < program.mesh[DP]
+
+
 def _copied(program: Program) -> bool:
     return not _sharded(program) and any(p.copy_dtype for p in program.parameters.values())
 
@@ -203,6 +214,7 @@ ENGINE: dict[str, tuple[Callable[[Program], bool], Callable[[Engine], object]]] 
     "no gradient sum over dp": (lambda p: p.mesh[DP] > 1 and not _sharded(p), _unsummed(DP)),
     "each rank's gradients scattered": (_sharded, _scattered_alone),
     "each rank's own rows gathered": (_sharded, _gathered_alone),
+    "no gradient sum over groups that hold the same": (_held_again, _unsummed_replicas),
     "gradients never scattered": (lambda p: _sharded(p) and p.zero == 1, _never_last),
     "norm not summed over what divides dp": (_sharded, _norm_without(SHARD)),
     "parameters cast once": (_copied, _stale_copies),

@@ -25,8 +25,8 @@ from tools.screen import output, table
 from tools.verify.plan_families import cluster
 
 LIMIT = 1e-9
-SAMPLES, RANKS = 4, 2
-MOST = 16  # mutants of each plan
+SAMPLES = 4
+MOST = 16  # faults in the Program of each plan, beside all of its engine's
 LIMIT_SECONDS = 900.0
 Pins = dict[str, str | int]
 
@@ -35,13 +35,16 @@ Pins = dict[str, str | int]
 class Model:
     """A model and its plans: name, pins, and the rule that is wrong while the plan is made ("" for none).
 
-    ``precision``: a preset, whose decisions are taken in float64.
+    ``precision``: a preset, whose decisions are taken in float64. ``ranks``: how many run each plan. ``inside``:
+    whether faults in the Program are planted, beside those of the engine, which all ranks have.
     """
 
     spec: str
     settings: dict[str, object]
     plans: tuple[tuple[str, Pins, str], ...]
     precision: str = "own"
+    ranks: int = 2
+    inside: bool = True
 
 
 _GPT: dict[str, object] = {"vocab": 32, "hidden": 32, "layers": 4, "heads": 4, "seq": 8, "dropout": 0.1, "tied": True}
@@ -60,6 +63,11 @@ MODELS = (
         ("gpt fp16 dp2", {DP: 2, "micro_batch": 1}, ""),
         *((f"gpt fp16 ZeRO {zero}", {DP: 2, "micro_batch": 1, "zero": zero}, "") for zero in (1, 2, 3)),
     ), "fp16"),
+    Model("examples/gpt.py:model", _GPT, (
+        ("gpt ZeRO 3 over 2 of 4", {DP: 4, "micro_batch": 1, "zero": 3, "zero_group": 2}, ""),
+        ("gpt tp2 x ZeRO 1", {TP: 2, DP: 2, "micro_batch": 1, "boundary": "sharded", "zero": 1}, ""),
+        ("gpt pp2 x ZeRO 3", {PP: 2, DP: 2, "micro_batch": 1, "schedule": PLAIN, "zero": 3}, ""),
+    ), "bf16", ranks=4, inside=False),  # a fault of one stage alone would leave the others waiting
     Model("hf:llama", {"num_hidden_layers": 2}, (
         ("llama sp2", {TP: 2, "micro_batch": 2, "boundary": "sharded"}, ""),
         ("llama pp2", {PP: 2, "micro_batch": 1, "schedule": PLAIN}, ""),
@@ -69,12 +77,17 @@ MODELS = (
 
 
 def run(models: Sequence[Model] = MODELS, most: int = MOST) -> list[Result]:
-    """The plans as they are and at most so many mutants of each, in one launch of two ranks."""
+    """The plans as they are and at most so many mutants of each, in one launch for each number of ranks."""
+    numbers = sorted({model.ranks for model in models})
+    return [row for n in numbers for row in _launched([m for m in models if m.ranks == n], n, most)]
+
+
+def _launched(models: Sequence[Model], ranks: int, most: int) -> list[Result]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         jobs = [_job(model, most, folder) for model in models]
         (folder / "jobs").write_text(json.dumps(jobs))
-        result = launch.local_module("tools.faults.mutate_rank", [str(folder)], RANKS, LIMIT_SECONDS)
+        result = launch.local_module("tools.faults.mutate_rank", [str(folder)], ranks, LIMIT_SECONDS)
         if result.failure is not None:
             raise InputError(f"mutate stopped: {result.failure}")
         return [Result(**row) for row in json.loads((folder / "result").read_text())]
@@ -84,16 +97,16 @@ def _job(model: Model, most: int, folder: Path) -> dict[str, object]:
     graph = Case.of(model.spec, model.settings, SAMPLES, model.precision).graph
     for name, pins, rule in model.plans:
         with forgetting(rule):
-            _plan(graph, pins).save(folder / f"{name}.json")
-    plans = {name: (0 if rule else most, rule) for name, _, rule in model.plans}
+            _plan(graph, pins, model.ranks).save(folder / f"{name}.json")
+    plans = {name: (most if model.inside else 0, rule) for name, _, rule in model.plans}
     return {
         "spec": model.spec, "settings": model.settings, "samples": SAMPLES, "precision": model.precision, "plans": plans
     }  # fmt: skip
 
 
-def _plan(graph: Graph, pins: Pins) -> Plan:
+def _plan(graph: Graph, pins: Pins, ranks: int) -> Plan:
     defaults: Pins = {TP: 1, PP: 1, DP: 1, "recompute": "off", "zero": 0}
-    return search(graph, cluster(RANKS), SAMPLES, defaults | pins)
+    return search(graph, cluster(ranks), SAMPLES, defaults | pins)
 
 
 def is_caught(row: Result) -> bool:
@@ -109,7 +122,7 @@ def is_fault(row: Result) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print each fault and what was seen of it."""
     parser = argparse.ArgumentParser(prog="python -m tools.faults.mutate", description=__doc__)
-    parser.add_argument("--most", type=int, default=MOST, help="mutants of each plan")
+    parser.add_argument("--most", type=int, default=MOST, help="faults in the Program of each plan")
     rows = run(most=parser.parse_args(arguments).most)
     cells = [[row.plan, row.mutant, row.raised[:60] or f"{row.error:.1e}", _verdict(row)] for row in rows]
     output().print(table("faults, and the largest relative error they make", ("plan", "fault", "error", ""), cells))

@@ -68,19 +68,21 @@ def main(folder: Path) -> None:
         case = Case.of(job["spec"], job["settings"], job["samples"], job["precision"])
         for name, (most, rule) in job["plans"].items():
             with forgetting(rule):  # a wrong rule is as wrong where its plan is lowered
-                results += _plan(name, Plan.load(folder / f"{name}.json"), case, most)
+                results += _plan(name, Plan.load(folder / f"{name}.json"), case, most, bool(rule))
     if is_first():
         (folder / "result").write_text(json.dumps([asdict(row) for row in results]))
     finish_ranks()
 
 
-def _plan(name: str, plan: Plan, case: Case, most: int) -> Iterator[Result]:
-    """The plan as it is, then its mutants, at most so many, evenly picked."""
+def _plan(name: str, plan: Plan, case: Case, most: int, is_wrong: bool) -> Iterator[Result]:
+    """The plan as it is; where it is not wrong already, also with faults in its Program, at most so many, evenly
+    picked, and with all of its engine's."""
     program = lower(case.graph, plan)
     yield _run(name, Mutant("none", program), case, planted=False)
-    every = list(mutants(program))
-    step = max(1, -(-len(every) // most)) if most else len(every) + 1
-    for mutant in every[::step] if most else []:
+    every = [] if is_wrong else list(mutants(program))
+    inside = [mutant for mutant in every if mutant.program is not program]
+    picked = inside[:: max(1, -(-len(inside) // most))] if most else []
+    for mutant in (*picked, *(mutant for mutant in every if mutant.program is program)):
         yield _run(name, mutant, case, planted=True)
 
 

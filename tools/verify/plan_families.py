@@ -79,11 +79,18 @@ def _with_state_divided(blocks: int, ranks: int, global_batch: int) -> Iterator[
     if ranks % 4 == 0:
         yield _family("ZeRO 3 over 2 (HSDP)", ranks, global_batch, dp=ranks, zero=3, zero_group=2)
         yield _family("tp x ZeRO 3", ranks, global_batch, tp=2, dp=ranks // 2, zero=3, recompute=OPERATORS)
+        selective: dict[str, str | int] = {"zero": 2, "recompute": SELECTIVE}
+        found = _family("tp x ZeRO 2, selective, bf16", ranks, global_batch, tp=2, dp=ranks // 2, **selective)
+        yield replace(found, precision=PRESETS["bf16"])
         if blocks >= 2:
             yield _family("pp x ZeRO 1", ranks, global_batch, pp=2, dp=ranks // 2, zero=1)
+            operators: dict[str, str | int] = {"zero": 3, "recompute": OPERATORS}
+            found = _family("pp x ZeRO 3, operators, fp16", ranks, global_batch, pp=2, dp=ranks // 2, **operators)
+            yield replace(found, precision=PRESETS["fp16"])
     if ranks % 8 == 0 and blocks >= 2:
         for zero in (1, 3):
             yield _family(f"tp x pp x ZeRO {zero}", ranks, global_batch, tp=2, pp=2, dp=ranks // 4, zero=zero)
+        yield _family("tp x ZeRO 3 over 2 (HSDP)", ranks, global_batch, tp=2, dp=ranks // 2, zero=3, zero_group=2)
         parts: dict[str, str | int] = {TP: ranks // 2, AXES[TP].parts[0]: 2}
         yield _family(f"{TP} by its parts x ZeRO 3", ranks, global_batch, dp=2, zero=3, **parts)
 
