@@ -77,8 +77,8 @@ def _never_last(engine: Any) -> None:
 def _unsummed_replicas(engine: Any) -> None:
     """What groups hold again is not summed over them."""
     for root in engine._sharded._roots.values():
-        root.set_requires_all_reduce(False)
-        root.set_requires_all_reduce = lambda *_, **__: None
+        inner = root.set_requires_all_reduce
+        root.set_requires_all_reduce = lambda _, inner=inner: inner(False)
 
 
 def _stale_copies(engine: Any) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tools.faults.mutate import MODELS, Model, is_caught, is_fault, run
+import pytest
+
+from tools.faults.mutate import MODELS, Model, Result, is_caught, is_fault, run
 
 GPT = MODELS[0]
 NAMES = ("gpt sp2", "gpt pp2", "gpt sp2, linear's rule")
@@ -10,8 +12,17 @@ NAMES = ("gpt sp2", "gpt pp2", "gpt sp2, linear's rule")
 
 def test_every_fault_of_a_small_sample_is_caught() -> None:
     small = Model(GPT.spec, GPT.settings | {"layers": 2}, tuple(p for p in GPT.plans if p[0] in NAMES))
-    rows = run([small], most=6)
+    seen(run([small], most=6), 30)
+
+
+@pytest.mark.parity
+@pytest.mark.timeout(1800)
+def test_every_fault_is_caught() -> None:
+    seen(run(), 300)
+
+
+def seen(rows: list[Result], least: int) -> None:
     faults = [row for row in rows if is_fault(row)]
-    assert len(faults) >= 10
+    assert len(faults) >= least
     assert [f"{row.plan}: {row.mutant}" for row in faults if not is_caught(row)] == []
     assert [row for row in rows if not is_fault(row) and is_caught(row)] == []

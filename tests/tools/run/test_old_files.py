@@ -1,4 +1,4 @@
-"""A plan of version 6 and its checkpoint, of a program that knew neither precision nor ZeRO, go on as they did there."""
+"""A plan of version 6 and its checkpoint, of a program without precision and ZeRO, go on as they did there."""
 
 from __future__ import annotations
 
