@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from partitioner.draws.eager_draws import eager_draws
 from partitioner.graph.graph import Graph
 from partitioner.graph.interpret import samples_of
 from partitioner.lowering.program import Program
+from partitioner.precision import PRESETS
 from partitioner.tracing.cast_parameters import computing_in
 from partitioner.user_code.batches import flat
 from partitioner.user_code.outputs import loss_of
@@ -35,6 +36,7 @@ from runtime.verify.parity import engine_of, own_samples, whole_tensors
 LR, SCALE = 0.1, 1024.0  # a loss scale that needs no search
 HALVED = 0.25  # of a gradient's length: rounding stays below it, what loses half or doubles is beyond it
 FLOOR = 0.05  # of the median length, or of its module's longest: a gradient below it is rounding throughout
+ROUNDINGS = 2.0  # as far off as the plain loop is of one in float32, twice, any loop of the recipe may be
 
 
 @dataclass(frozen=True)
@@ -72,20 +74,32 @@ def step_under(program: Program, start: Mapping[str, torch.Tensor], batch: Mappi
     return Step(float(loss), gradients, {n: (after[n] - start[n]).float() for n in kept})
 
 
-def apart(found: Step, wanted: Step) -> tuple[float, str]:
+def rounding(module: nn.Module, graph: Graph, batch: Mapping[str, Any], plain: Step) -> dict[str, float]:
+    """By how much a plain loop's gradients are off those of the same loop in float32, their difference's length."""
+    exact = plain_step(module, replace(graph, precision=PRESETS["fp32"]), batch).gradients
+    return {n: float((g - exact[n]).norm()) for n, g in plain.gradients.items() if n in exact}
+
+
+def apart(found: Step, wanted: Step, rounded: Mapping[str, float] | None = None) -> tuple[float, str]:
     """The largest difference of a gradient or a movement, in parts of its length, and whose it is.
 
-    Movements of what is held in a short type are not told apart from its rounding.
+    ``rounded``: of the gradients that are wanted, how far rounding alone takes them; one that it takes far counts in
+    parts of that. Movements of what is held in a short type are not told apart from its rounding.
     """
+    far = {n: length * ROUNDINGS / HALVED for n, length in (rounded or {}).items()}
+    moved = {n: LR * length for n, length in far.items()}
     rows = [
-        *((error, f"gradient of {name}") for error, name in _errors(found.gradients, wanted.gradients)),
-        *((error, f"the update of {name}") for error, name in _errors(found.moved, wanted.moved)),
+        *((error, f"gradient of {name}") for error, name in _errors(found.gradients, wanted.gradients, far)),
+        *((error, f"the update of {name}") for error, name in _errors(found.moved, wanted.moved, moved)),
         (abs(found.loss - wanted.loss) / max(abs(wanted.loss), 1e-6), "the loss"),
     ]
     return max((math.inf if math.isnan(error) else error, name) for error, name in rows)
 
 
-def _errors(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> list[tuple[float, str]]:
+def _errors(
+    found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], least: Mapping[str, float]
+) -> list[tuple[float, str]]:
+    """In parts of lengths, or of the ``least`` that counts."""
     lengths = {n: float(g.norm()) for n, g in wanted.items() if g.numel()}
     median = statistics.median([length for length in lengths.values() if length > 0] or [0.0])
     rows: list[tuple[float, str]] = []
@@ -93,7 +107,7 @@ def _errors(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor
         if not tensor.numel():
             continue
         near = [length for n, length in lengths.items() if n.rpartition(".")[0] == name.rpartition(".")[0]]
-        scale = max(lengths.get(name, 0.0), FLOOR * max(median, *near, 0.0))
+        scale = max(lengths.get(name, 0.0), FLOOR * max(median, *near, 0.0), least.get(name, 0.0))
         error = float((tensor - wanted[name]).norm()) if name in wanted else float(tensor.norm())
         rows.append((error / scale if error else 0.0, name))
     return rows + [(math.inf, name) for name in wanted if name not in found and lengths.get(name)]

@@ -21,7 +21,7 @@ from runtime.verify.eager_steps import Reference, wanted
 from runtime.verify.first_difference import explain
 from runtime.verify.parity import CLIP, LR, STEPS, Difference, difference, steps_under, unforeseen
 from runtime.verify.plain_steps import Steps, train
-from runtime.verify.recipe_steps import HALVED, apart, plain_step, step_under
+from runtime.verify.recipe_steps import HALVED, apart, plain_step, rounding, step_under
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,10 @@ class Real:
         own = written_parameters(self.module)
         start = {n: own[n].detach() for n in self.graph.parameters}
         found = step_under(lower(self.graph, plan), start, flat(self.batch).tensors)
-        return apart(found, plain_step(self.module, self.graph, self.batch)) if is_first() else (0.0, "")
+        if not is_first():
+            return 0.0, ""
+        plain = plain_step(self.module, self.graph, self.batch)
+        return apart(found, plain, rounding(self.module, self.graph, self.batch, plain))
 
 
 @dataclass(frozen=True)
