@@ -116,7 +116,6 @@ def test_run_learns_and_reports(plan: Path, tmp_path: Path) -> None:
     assert found.peak_bytes > 0
     assert found.predicted == Plan.load(plan).cost
     assert min(found.measured[part] for part in ("compute", "pipeline", "optimizer")) > 0
-    assert sum(found.measured.values()) == pytest.approx(found.step_seconds, rel=0.5)  # medians of parts
 
 
 def test_a_plan_of_one_device_is_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

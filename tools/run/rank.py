@@ -88,7 +88,7 @@ def main(job: Job, tell: Tell) -> None:
         {
             "validation_loss": sum(losses) / len(losses),
             "peak_bytes": peak,
-            "parts": min(everywhere(_median(parts)), key=lambda found: found.get(PIPELINE, 0.0)),
+            "parts": min(everywhere(medians(parts)), key=lambda found: found.get(PIPELINE, 0.0)),
             "device": trainer.groups.device.type,
             "data": str(open_corpus(job.settings["data"])),
             "products": dict(trainer.groups.kernels.most_common()),
@@ -109,7 +109,7 @@ def _trainer(job: Job, plan: Plan, program: Program, model: nn.Module) -> Engine
     return made
 
 
-def _median(steps: list[dict[str, float]]) -> dict[str, float]:
+def medians(steps: list[dict[str, float]]) -> dict[str, float]:
     """Of each part over all steps but the first; what is left of a step is compute."""
     steps = steps[1:] or steps
     names = sorted({name for step in steps for name in step} - {"step"})
