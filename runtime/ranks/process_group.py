@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -46,6 +46,17 @@ def finish_ranks() -> None:
         dist.barrier()
         gc.collect()  # a process group that something still holds would outlive the next line, and its threads Python
         dist.destroy_process_group()
+
+
+def all_here() -> None:
+    """Wait until every rank is here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def saving_group() -> dist.ProcessGroup | None:
+    """Another group of all ranks, on the CPU, for what is written beside training; None in a single process."""
+    return cast(dist.ProcessGroup, dist.new_group(backend="gloo")) if dist.is_initialized() else None
 
 
 def largest(value: float) -> float:

@@ -1,5 +1,5 @@
-"""What a rank holds: parameters, optimizer state, checkpoints, as parts of full tensors.
+"""What a rank holds: parameters, optimizer state, as parts of full tensors.
 
-    shard_pieces --> parameters, dcp_chunks --> checkpoint        safetensors_files        optimizer
+    shard_pieces --> parameters, safetensors_files --> export_weights        optimizer
     compute_copies
 """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 import weakref
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
@@ -18,26 +19,23 @@ import torch.distributed as dist
 from torch import nn
 
 from partitioner.errors import InputError
-from partitioner.graph.counts import Count
-from partitioner.graph.step_inputs import BATCH_SHARE, SAMPLE_COUNT, SAMPLE_KEYS, STEP_KEY
 from partitioner.lowering.check import check_program
 from partitioner.lowering.program import Program
 from partitioner.ops.collective_kinds import ALL_REDUCE
-from partitioner.ops.own_ops import mix64
 from partitioner.plan.derived_rows import OPTIMIZER, PIPELINE, SYNC
 from partitioner.sharding.mesh_axes import DP, PP
-from partitioner.user_code.batches import flat
+from runtime.checkpoint.load import load
+from runtime.checkpoint.record import Progress
+from runtime.checkpoint.save import Saver
 from runtime.mesh.groups import Groups
 from runtime.ranks.watchdog import Watchdog, hang_limit
-from runtime.state import checkpoint
-from runtime.state.checkpoint import Progress
 from runtime.state.compute_copies import ComputeCopies
 from runtime.state.optimizer import Factory, LrLambda, keep_initial_rates, rates, scale_rates, set_rates
 from runtime.train.first_nonfinite import first_culprit
 from runtime.train.gradient_sync import GradientNorm, GradientSync
 from runtime.train.loss_scale import LossScale
 from runtime.train.sharded_stages import ShardedStages
-from runtime.train.shared_inputs import check_shared
+from runtime.train.step_batches import StepBatches
 from runtime.train.worker import Named, Worker
 
 
@@ -50,7 +48,8 @@ class Engine:
     leaves the rates to whoever holds ``optimizer``. A rank that trains nothing has an optimizer too, so that all ranks
     may give theirs to a scheduler. ``loss_scale`` is None but where the Program scales its loss: a step whose gradients
     are not finite then updates nothing and is counted there. ``predicted_seconds`` of a step set when it counts as
-    hung; None: never. ``worker`` makes what walks the Action table.
+    hung; None: never. ``worker`` makes what walks the Action table. ``saving``: a group of all ranks for checkpoints
+    alone, without which none is written beside training.
     """
 
     def __init__(
@@ -63,6 +62,7 @@ class Engine:
         lr_lambda: LrLambda | None = None,
         predicted_seconds: float | None = None,
         worker: Callable[[Program, Groups, Mapping[str, nn.Parameter], ShardedStages | None], Worker] = Worker,
+        saving: dist.ProcessGroup | None = None,
     ) -> None:
         check_program(program)
         self.program, self.groups, self.parameters = program, groups, dict(parameters)
@@ -83,9 +83,8 @@ class Engine:
         self._rates = rates(self.optimizer)
         self._sync = GradientSync(program, groups, self._copies, self._sharded, self.parameters)
         self._norm = GradientNorm(program, groups, self.parameters)
-        calls = [c for stage in program.stages for c in (*stage.calls, stage.prelude) if c]
-        self._reads = {name for call in (*calls, *program.counts) for name in call.arguments}
-        self._counts = {c.name: self.worker.bind(c.module, "control").forward for c in program.counts}
+        self._saver = Saver(saving)
+        self._batches = StepBatches(program, groups, self.worker)
         self._hook()
 
     def _hook(self) -> None:
@@ -114,8 +113,9 @@ class Engine:
         batch of another shape, for one in which no target is counted, and for a loss that is not a number; the
         parameters are then as they were.
         """
+        self._saver.finish(only_done=True)
         with self._watched():
-            batches = self._micro_batches(batch)
+            batches = self._batches.of(batch, self.steps_done, self.holds)
             self._gradients(batches)
             loss = self._loss
             self._check(loss, batches)
@@ -127,7 +127,7 @@ class Engine:
 
     def gradients(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """The loss of a step; leaves the synced, unclipped gradients in ``parameters`` and updates nothing."""
-        self._gradients(self._micro_batches(batch))
+        self._gradients(self._batches.of(batch, self.steps_done, self.holds))
         return self._loss
 
     def holds(self, condition: torch.Tensor) -> bool:
@@ -138,69 +138,6 @@ class Engine:
         if self.predicted_seconds is None:
             return contextlib.nullcontext()
         return Watchdog(hang_limit(self.predicted_seconds), f"step {self.steps_done}")
-
-    def _micro_batches(self, batch: Mapping[str, Any]) -> list[Named]:
-        """Contiguous slices of the batch, each with what a step gives beside it (step_inputs.py)."""
-        size, many, batched = self.program.micro_batch, self.program.micro_batches, self.program.batched
-        given = flat(batch)
-        _check_plain(given.plain, self.program.plain)
-        counts = {name: size * many if name in batched else None for name in self.program.inputs}
-        whole = {
-            n: _checked(given.tensors, n, count, self.program.shapes.get(n)).to(self.groups.device)
-            for n, count in counts.items()
-        }
-        check_shared({n: t for n, t in whole.items() if n not in batched}, self.groups, self.holds)
-        rows = [{n: t[m * size : (m + 1) * size] if n in batched else t for n, t in whole.items()} for m in range(many)]
-        for m, row in enumerate(rows):
-            row |= self._of_step(m)
-        self._count(rows)
-        return rows
-
-    def _of_step(self, micro_batch: int) -> Named:
-        """The keys of samples and step, how many samples the global batch has, and the micro-batch's share of them."""
-        samples = self.program.micro_batches * self.groups.size(DP) * self.program.micro_batch
-        made = {
-            SAMPLE_KEYS: lambda: self._sample_keys(micro_batch),
-            STEP_KEY: lambda: torch.tensor(mix64(self.program.seed, self.steps_done), device=self.groups.device),
-            SAMPLE_COUNT: lambda: torch.tensor(samples, device=self.groups.device),
-            BATCH_SHARE: lambda: torch.tensor(self.program.micro_batch / samples, dtype=torch.float64).to(
-                self.groups.device
-            ),
-        }
-        return {name: make() for name, make in made.items() if name in self._reads}
-
-    def _sample_keys(self, micro_batch: int) -> torch.Tensor:
-        """Data rank r holds samples [r n, (r + 1) n) of the global batch, micro-batches are contiguous in them."""
-        size = self.program.micro_batch
-        first = (self.groups.coordinates[DP] * self.program.micro_batches + micro_batch) * size
-        keys = [mix64(self.program.seed, self.steps_done, first + i) for i in range(size)]
-        return torch.tensor(keys, dtype=torch.int64, device=self.groups.device)
-
-    def _count(self, rows: list[Named]) -> None:
-        """Give each micro-batch the counts of the global batch: one sum over data ranks for each level of counts."""
-        for level in self.program.count_levels:
-            parts = [torch.stack([self._part(count, row) for row in rows]).sum(0) for count in level]
-            numbers = torch.cat(parts)
-            if self.groups.size(DP) > 1:
-                self._sum(numbers, DP)
-            for count, part in zip(level, numbers.split([p.numel() for p in parts]), strict=True):
-                self._check_count(count, part)
-                value = part.view(count.shape).to(count.dtype)
-                for row in rows:
-                    row[count.name] = value
-
-    def _part(self, count: Count, row: Named) -> torch.Tensor:
-        """What one micro-batch adds to a count (float64, flat)."""
-        values = {**self.worker.buffers, **row}
-        with torch.no_grad():
-            return self._counts[count.name](*(values[n] for n in count.arguments)).double().flatten()
-
-    def _check_count(self, count: Count, value: torch.Tensor) -> None:
-        if count.divides and count.numbers == 1 and not self.holds(value != 0):
-            raise InputError(
-                f"step {self.steps_done}: no target of the batch is counted, all labels are ignored or masked: "
-                "the loss would be divided by 0"
-            )
 
     def _sum(self, x: torch.Tensor, axis: str) -> None:
         self.groups.log.add(axis, ALL_REDUCE, x, "control")
@@ -258,17 +195,32 @@ class Engine:
         scale_rates(self.optimizer, lr_lambda(self.steps_done))
         self._rates = rates(self.optimizer)
 
-    def save(self, folder: Path | str) -> Path:
-        """Write a checkpoint folder from all ranks together and return it."""
+    def save(self, folder: Path | str, keep: int | None = None, wait: bool = True) -> Path:
+        """Write FOLDER/step-N from all ranks together and return it; the newest ``keep`` stay there, None: all.
+
+        Without ``wait`` training may go on at once: the state is copied, a thread writes it, and the folder is there
+        when ``saved`` has returned. Raises InputError where it can't be written; the next step does, without ``wait``.
+        """
         scale = asdict(self.loss_scale) if self.loss_scale else None
         progress = Progress(self.steps_done, self.program.seed, self.samples_read, scale)
-        return checkpoint.save(folder, self.program, self.groups, self.parameters, self.optimizer, progress)
+        state = self.program, self.groups, self.parameters, self.optimizer
+        return self._saver.save(Path(folder), *state, progress, keep, wait)
 
-    def load(self, folder: Path | str, lr: float | None = None, own: Collection[str] = ()) -> Progress:
+    def saved(self) -> None:
+        """Wait until the checkpoint that is being written is there."""
+        self._saver.finish()
+
+    def load(
+        self,
+        folder: Path | str,
+        lr: float | None = None,
+        own: Collection[str] = (),
+        tell: Callable[[str], object] = warnings.warn,
+    ) -> Progress:
         """Go on from a checkpoint, written under this plan or another, with its hyper-parameters, but for ``lr`` and
-        those named in ``own``, which stay as they are here."""
+        those named in ``own``, which stay as they are here. ``tell`` is told of one that is damaged and passed over."""
         mine = [{word: group[word] for word in own if word in group} for group in self.optimizer.param_groups]
-        progress = checkpoint.load(folder, self.program, self.groups, self.parameters, self.optimizer)
+        progress = load(folder, self.program, self.groups, self.parameters, self.optimizer, tell)
         for group, kept in zip(self.optimizer.param_groups, mine, strict=True):
             group.update(kept)
         self._copies.refresh()
@@ -281,31 +233,3 @@ class Engine:
             keep_initial_rates(self.optimizer)
         self._rates = rates(self.optimizer)
         return progress
-
-
-def _check_plain(given: Mapping[str, object], traced: Mapping[str, object]) -> None:
-    """What is no tensor was traced as it is: a program holds for that value alone."""
-    for name in {**given, **traced}:
-        if name not in given or name not in traced or given[name] != traced[name]:
-            here, there = (repr(v[name]) if name in v else "nothing" for v in (given, traced))
-            raise InputError(f"{name} of the batch is {here}, the model was traced with {there}: trace it again")
-
-
-def _checked(
-    batch: Mapping[str, torch.Tensor], name: str, samples: int | None, shape: tuple[int, ...] | None
-) -> torch.Tensor:
-    """A tensor of the batch; ``samples``: how many it must have, None where it has none. ``shape``: a micro-batch's."""
-    tensor = batch.get(name)
-    if tensor is None:
-        raise InputError(f"the batch has no {name}: it has {', '.join(batch) or 'nothing'}")
-    if samples is not None and (tensor.dim() == 0 or tensor.shape[0] != samples):
-        have = tensor.shape[0] if tensor.dim() else "no"
-        raise InputError(f"{name} has {have} samples, this rank's part of a step has {samples}")
-    first = 0 if samples is None else 1
-    if shape is not None and tuple(tensor.shape[first:]) != shape[first:]:
-        each = " a sample" if first else ""
-        raise InputError(
-            f"{name} is of shape {tuple(tensor.shape[first:])}{each}, the model was traced with {shape[first:]}: "
-            "pad it, or trace the model with batches of this shape"
-        )
-    return tensor

@@ -16,7 +16,7 @@ from partitioner.lowering.program import Program
 from partitioner.precision import OWN, Precision, preset
 from runtime.mesh.groups import Groups
 from runtime.ranks.keep_heap import keep_freed_memory
-from runtime.ranks.process_group import start_ranks
+from runtime.ranks.process_group import saving_group, start_ranks
 from runtime.state.optimizer import Given, LrLambda, factory
 from runtime.state.parameters import ModuleStart, materialize
 from runtime.state.whole_updates import check_updates
@@ -78,7 +78,9 @@ def engine(
     parameters = materialize(program, groups.coordinates, source, groups.device)
     made = factory(optimizer, **options)
     check_updates(program, made, groups.device)
-    return Engine(program, groups, parameters, made, clip, lr_lambda, predicted_seconds)
+    return Engine(
+        program, groups, parameters, made, clip, lr_lambda, predicted_seconds, saving=saving_group()
+    )
 
 
 def _searched(graph: Graph, cluster: Cluster | None, global_batch: int) -> Plan:

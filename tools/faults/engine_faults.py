@@ -115,17 +115,17 @@ def _counts(change: Callable[[Engine, list[torch.Tensor]], list[torch.Tensor]]) 
     """Other loss counts than the global one."""
 
     def prepare(engine: Any) -> None:
-        inner = engine._micro_batches
+        inner = engine._batches.of
 
         def micro_batches(batch: Any) -> list[dict[str, torch.Tensor]]:
             rows = inner(batch)
             for count in engine.program.counts:
-                own = [engine._part(count, row) for row in rows]
+                own = [engine._batches._part(count, row) for row in rows]
                 for row, value in zip(rows, change(engine, own), strict=True):
                     row[count.name] = value.view(count.shape)
             return rows
 
-        engine._micro_batches = micro_batches
+        engine._batches.of = micro_batches
 
     return prepare
 
@@ -139,8 +139,8 @@ def _own_count(engine: Engine, counts: list[torch.Tensor]) -> list[torch.Tensor]
 
 
 def _same_keys(engine: Any) -> None:
-    inner = engine._sample_keys
-    engine._sample_keys = lambda m: inner(0)
+    inner = engine._batches._sample_keys
+    engine._batches._sample_keys = lambda step, m: inner(step, 0)
 
 
 def _norm_without(axis: str) -> Callable[[Engine], None]:

@@ -13,9 +13,11 @@ from partitioner.lowering.program import Parameter, Program, Stage
 from partitioner.plan.parallelism import mesh_of
 from partitioner.sharding.layout import WHOLE, everywhere
 from partitioner.sharding.mesh_axes import laid_axes
+from runtime.checkpoint.load import load as load_checkpoint
+from runtime.checkpoint.record import Progress
+from runtime.checkpoint.save import Saver
 from runtime.mesh.groups import Groups
-from runtime.state import checkpoint
-from runtime.state.checkpoint import Progress
+from runtime.state.export_weights import export_safetensors
 from runtime.state.parameters import materialize
 from tools.models.load import Source, load, save_config
 from tools.screen import output
@@ -25,7 +27,7 @@ def import_command(options: argparse.Namespace) -> int:
     """Write a step-0 checkpoint of the weights; a run's ``--checkpoint`` takes it."""
     program, groups, _ = _single(options.plan)
     parameters = materialize(program, groups.coordinates, Path(options.source), "cpu")
-    made = checkpoint.save(options.target, program, groups, parameters, None, Progress(0, program.seed, 0))
+    made = Saver(None).save(Path(options.target), program, groups, parameters, None, Progress(0, program.seed, 0))
     output().print(f"written to {made}")
     return 0
 
@@ -34,8 +36,8 @@ def export_command(options: argparse.Namespace) -> int:
     """Write ``model.safetensors`` (or its parts and index), and the configuration where the model has one."""
     program, groups, source = _single(options.plan)
     empty = {n: torch.nn.Parameter(torch.empty(p.shape, dtype=p.dtype), False) for n, p in program.parameters.items()}
-    progress = checkpoint.load(options.source, program, groups, empty, None)
-    checkpoint.export_safetensors(program, groups, empty, options.target)
+    progress = load_checkpoint(options.source, program, groups, empty, None)
+    export_safetensors(program, groups, empty, options.target)
     save_config(source, options.target)
     output().print(f"step {progress.step} written to {options.target}")
     return 0

@@ -18,6 +18,14 @@ class Entry:
     def __init__(self, local: torch.Tensor, part: Part) -> None:
         self._local, self._part = local.detach(), part
 
+    def copied(self, held: dict[str, torch.Tensor], key: str) -> Entry:
+        """With a copy of the values in the memory of the CPU that ``held`` has under ``key``, or now gets."""
+        local = self._local
+        if key not in held or held[key].shape != local.shape or held[key].dtype != local.dtype:
+            held[key] = torch.empty(local.shape, dtype=local.dtype, pin_memory=local.is_cuda)
+        held[key].copy_(local)
+        return Entry(held[key], self._part)
+
     def size(self) -> torch.Size:
         """The full shape."""
         return torch.Size(self._part.whole)

@@ -14,7 +14,7 @@ import torch
 from torch.distributed.checkpoint import state_dict_saver
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
-from runtime.state.checkpoint_reader import CheckpointReader
+from runtime.checkpoint.checkpoint_reader import CheckpointReader
 
 
 class Harmful:

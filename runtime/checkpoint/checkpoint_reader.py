@@ -16,6 +16,7 @@ from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
+METADATA = ".metadata"
 _DESCRIBING = {
     metadata: (
         "Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata", "TensorProperties",
@@ -44,7 +45,7 @@ class CheckpointReader(FileSystemReader):
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Of tensors in files of the folder; raises UnpicklingError for anything else, OSError where there is none."""
-        with (Path(self.path) / ".metadata").open("rb") as file:
+        with (Path(self.path) / METADATA).open("rb") as file:
             try:
                 found = _Describing(file).load()
                 _check(found)

@@ -1,0 +1,110 @@
+"""``complete.json``: what a checkpoint says of itself, and whether its files are still those that were written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from partitioner.errors import InputError
+from runtime.state.optimizer import Hyper
+
+COMPLETE, VERSION = "complete.json", 2  # 1 had sizes alone
+UNSUMMED = 1
+
+
+class NotWhole(InputError):
+    """A checkpoint that is torn or damaged."""
+
+
+def not_whole(folder: Path, why: str) -> NotWhole:
+    """The error that says so."""
+    return NotWhole(f"{folder} is not a whole checkpoint ({why})")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far training has come: steps done, the run's seed, and samples read of the data, all ranks together.
+
+    ``loss_scale``: its numbers, None where the loss is not scaled.
+    """
+
+    step: int
+    seed: int
+    samples: int
+    loss_scale: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class File:
+    """One file as it was written. ``sha256``: hexadecimal, None in a checkpoint of version 1."""
+
+    bytes: int
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class Record:
+    """``optimizer``: its class, None where only weights were saved; ``groups``: its hyper-parameters."""
+
+    progress: Progress
+    optimizer: str | None
+    groups: list[Hyper]
+    files: Mapping[str, File] = field(default_factory=dict)
+
+
+def write_record(folder: Path, record: Record) -> None:
+    """Into a folder whose other files are all written."""
+    said = {"version": VERSION, **asdict(record)}
+    with (folder / COMPLETE).open("w") as file:
+        file.write(json.dumps(said | {"sha256": _own_sum(said)}, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_record(folder: Path) -> Record:
+    """Raises NotWhole for one that is missing or damaged, InputError for one of a later program."""
+    try:
+        found = json.loads((folder / COMPLETE).read_text())
+        if (version := found.get("version", UNSUMMED)) > VERSION:
+            raise InputError(
+                f"{folder}: version {version} is newer than this program, which reads {VERSION}: update it"
+            )
+        if version > UNSUMMED and found.pop("sha256") != _own_sum(found):
+            raise ValueError("it holds other bytes than were written")
+        files = {name: File(row, None) if version == UNSUMMED else File(**row) for name, row in found["files"].items()}
+        return Record(Progress(**found["progress"]), found["optimizer"], found.get("groups", []), files)
+    except (AttributeError, OSError, ValueError, KeyError, TypeError) as error:
+        raise not_whole(folder, f"{COMPLETE}: {type(error).__name__}: {error}") from error
+
+
+def _own_sum(said: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def check_files(folder: Path, files: Iterable[tuple[str, File]]) -> None:
+    """Whether these files are as they were written; raises NotWhole that names the first that is not."""
+    for name, written in files:
+        fault = _fault(folder / name, written) if Path(name).name == name else "is no file of it"
+        if fault:
+            raise not_whole(folder, f"{name} {fault}")
+
+
+def _fault(path: Path, written: File) -> str | None:
+    if not path.is_file():
+        return "is missing"
+    if (have := path.stat().st_size) != written.bytes:
+        return f"has {have} of {written.bytes} bytes"
+    if written.sha256 is not None and sha256(path) != written.sha256:
+        return "holds other bytes than were written"
+    return None
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, hexadecimal, as ``sha256sum`` prints it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,49 @@
+"""A checkpoint of a later program, or whose record is not whole, is refused in one line; one of before is read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from partitioner.errors import InputError
+from runtime.checkpoint.record import COMPLETE, File, NotWhole, Progress, Record, check_files, read_record, write_record
+
+WITHOUT_SUMS: dict[str, Any] = {
+    "version": 1, "progress": {"step": 2, "seed": 0, "samples": 8}, "optimizer": None, "files": {"a": 3},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "words"),
+    [
+        ({"version": 3}, InputError, "version 3 is newer than this program, which reads 2: update it"),
+        ({"progress": {"step": 2, "unheard": 1}}, NotWhole, "is not a whole checkpoint"),
+        ({"progress": None}, NotWhole, "is not a whole checkpoint"),
+        ({"version": 2}, NotWhole, "is not a whole checkpoint"),
+        ({"files": {"../b": 3}}, NotWhole, "../b is no file of it"),
+    ],
+)
+def test_a_record_that_can_not_be_read_is_refused(
+    change: dict[str, Any], kind: type[InputError], words: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a").write_text("abc")
+    (tmp_path / COMPLETE).write_text(json.dumps(WITHOUT_SUMS))
+    found = read_record(tmp_path)
+    assert (found.progress.step, found.files) == (2, {"a": File(3, None)})
+    check_files(tmp_path, found.files.items())
+    (tmp_path / COMPLETE).write_text(json.dumps(WITHOUT_SUMS | change))
+    with pytest.raises(InputError, match=words) as raised:
+        check_files(tmp_path, read_record(tmp_path).files.items())
+    assert type(raised.value) is kind
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    groups = [{"lr": 0.1, "betas": (0.9, 0.999), "amsgrad": False}]
+    record = Record(Progress(3, 1, 24, {"value": 65536.0}), "AdamW", groups, {"a": File(3, "12ab")})
+    write_record(tmp_path, record)
+    found = read_record(tmp_path)
+    assert found.groups[0].pop("betas") == [0.9, 0.999] and groups[0].pop("betas")
+    assert found == record
