@@ -13,6 +13,7 @@ from partitioner.plan.json_document import plain, read, write
 from partitioner.plan.migrate import UNVERSIONED, VERSION, migrated
 from partitioner.plan.plan import Asked, Decisions
 from partitioner.sharding.mesh_axes import PP, named
+from partitioner.whole_files import write_whole
 
 KIND = "report"
 MEASURED_MEMORY = {"cpu": "of the process, interpreter included", "cuda": "of the allocator"}
@@ -54,10 +55,7 @@ class Report:
 
     def save(self, path: Path | str) -> None:
         """Write JSON; raises InputError when the path can't be written."""
-        try:
-            Path(path).write_text(self.to_json())
-        except OSError as error:
-            raise InputError(f"{path} cannot be written: {error}") from error
+        write_whole(path, self.to_json())
 
     def to_json(self) -> str:
         """The document."""

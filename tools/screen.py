@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
-from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from partitioner.errors import InputError
+from partitioner.whole_files import write_whole
 
 SHORT = 12
 
@@ -59,10 +58,7 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], wor
 
 def written(path: str, text: str) -> str:
     """``path``, with ``text`` in it; raises InputError when it can't be written."""
-    try:
-        Path(path).write_text(text)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error}") from error
+    write_whole(path, text)
     return path
 
 

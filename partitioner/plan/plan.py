@@ -24,6 +24,7 @@ from partitioner.plan.migrate import VERSION, migrated
 from partitioner.plan.parallelism import Parallelism, mesh_error, refined_error
 from partitioner.precision import OWN, REAL, Precision
 from partitioner.sharding.mesh_axes import DP
+from partitioner.whole_files import write_whole
 
 _MOST_BYTES = 16_000_000
 
@@ -106,9 +107,9 @@ class Plan:
         """Write JSON; raises InputError when the path can't be written."""
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            Path(path).write_text(self.to_json())
         except OSError as error:
-            raise InputError(f"{path} cannot be written: {error}") from error
+            raise InputError(f"{path} cannot be written: {error.strerror}") from error
+        write_whole(path, self.to_json())
 
     def to_json(self) -> str:
         """The document, the same text for the same plan."""

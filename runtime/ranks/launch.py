@@ -14,11 +14,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
+from typing import Any
 
 from partitioner.errors import InputError
 from runtime.ranks.first_failure import Ended, Failure, first_cause
@@ -37,12 +37,16 @@ Write = Callable[[str], object]
 
 @dataclass(frozen=True)
 class Result:
-    """How the ranks ended: exit statuses (negative: a signal), the first failure or None, ends of standard errors."""
+    """How the ranks ended: exit statuses (negative: a signal), the first failure or None, ends of standard errors.
+
+    ``asked``: the signal after which they left by themselves, None where none came.
+    """
 
     statuses: tuple[int, ...]
     failure: Failure | None
     stderr: tuple[str, ...]
     seconds: float
+    asked: int | None = None
 
 
 def local(
@@ -51,13 +55,15 @@ def local(
     timeout_seconds: float,
     environment: Mapping[str, str] | None = None,
     write: Write | None = None,
+    leave_seconds: float | None = None,
 ) -> Result:
     """Run ``command`` as ``ranks`` processes of this machine, and return when all have ended.
 
     Each gets RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT, GLOO_SOCKET_IFNAME and, unless
     they are set, OMP_NUM_THREADS=1 and PYTHONUNBUFFERED=1; ``environment`` overrides. Rank 0's standard output goes to
     ``write`` (default: ours) line by line, other ranks' is dropped. A failure prints ``rank R failed: <cause>`` on
-    our standard error, behind every rank's stacks if it is a hang. SIGINT and SIGTERM stop all ranks first.
+    our standard error, behind every rank's stacks if it is a hang. SIGINT and SIGTERM stop all ranks first; with
+    ``leave_seconds`` the first of them is passed on, as SIGTERM, and the ranks have so long to leave by themselves.
     Raises InputError when there is no such command.
     """
     if shutil.which(command[0]) is None:
@@ -65,27 +71,34 @@ def local(
     started = time.monotonic()
     port = free_port()
     crew: list[_Rank] = []
+    leaving = _Leaving(leave_seconds)
     try:
-        with _term_raises():
+        with leaving:
             crew.extend(_Rank(command, _variables(r, ranks, port, environment), r, write) for r in range(ranks))
-            failure = _watch(crew, started + timeout_seconds, timeout_seconds)
+            failure = _watch(crew, started + timeout_seconds, timeout_seconds, leaving)
     finally:
         _stop(crew)
     statuses, tails = tuple(r.status or 0 for r in crew), tuple(r.tail() for r in crew)
-    result = Result(statuses, failure, tails, time.monotonic() - started)
+    result = Result(statuses, failure, tails, time.monotonic() - started, leaving.asked)
     _print_failure(result)
     return result
 
 
 def local_module(
-    module: str, words: Sequence[str], ranks: int, timeout_seconds: float, write: Write | None = None
-) -> Result:  # fmt: skip
+    module: str,
+    words: Sequence[str],
+    ranks: int,
+    timeout_seconds: float,
+    write: Write | None = None,
+    leave_seconds: float | None = None,
+) -> Result:
     """Run a module of this project as ``local`` runs a command.
 
     It is found wherever this package lies, and nothing of the folder that a rank starts in is (``python -P``).
     """
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return local([sys.executable, "-P", "-m", module, *words], ranks, timeout_seconds, {"PYTHONPATH": path}, write)
+    command = [sys.executable, "-P", "-m", module, *words]
+    return local(command, ranks, timeout_seconds, {"PYTHONPATH": path}, write, leave_seconds)
 
 
 def free_port() -> int:
@@ -173,16 +186,23 @@ def _thread(target: Callable[..., None], *arguments: object) -> threading.Thread
     return thread
 
 
-def _watch(crew: list[_Rank], deadline: float, timeout_seconds: float) -> Failure | None:
+def _watch(crew: list[_Rank], deadline: float, timeout_seconds: float, leaving: _Leaving) -> Failure | None:
     """Wait until all ranks ended well (None), one failed, or the time is over."""
+    late = f"timed out after {timeout_seconds:g} s"
     while any(r.status is None for r in crew):
         if any(r.status for r in crew):
             break
+        if leaving.is_due():
+            for rank in crew:
+                rank.signal(signal.SIGTERM)
+            deadline = time.monotonic() + (leaving.seconds or 0)
+            late = f"had not left {leaving.seconds:g} s after {signal.Signals(leaving.asked or 0).name}"
         if time.monotonic() > deadline:
             _ask_stacks(crew)
-            return Failure(None, f"timed out after {timeout_seconds:g} s", hung=True)
+            return Failure(None, late, hung=True)
         time.sleep(POLL_SECONDS)
-    if not any(r.status for r in crew):
+    failed = [r.status for r in crew if r.status]
+    if not failed or (leaving.asked and failed == [-signal.SIGTERM] * len(failed)):  # it had not begun
         return None
     return _settled(crew)
 
@@ -222,21 +242,37 @@ def _stop(crew: list[_Rank]) -> None:
             rank.reap()
 
 
-@contextmanager
-def _term_raises() -> Generator[None]:
-    """SIGTERM becomes SystemExit(143) while ranks run, so that they are stopped too; only the main thread can."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, _exit_on_term)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+class _Leaving:
+    """SIGTERM and SIGINT while ranks run, as far as they come to the main thread.
 
+    The first is noted where ranks have ``seconds`` to leave by themselves; else, and the second time, SystemExit.
+    """
 
-def _exit_on_term(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
+    def __init__(self, seconds: float | None) -> None:
+        self.seconds = seconds
+        self.asked: int | None = None
+        self._passed_on, self._before = False, dict[int, Any]()
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            numbers = (signal.SIGTERM,) if self.seconds is None else (signal.SIGTERM, signal.SIGINT)
+            self._before = {number: signal.signal(number, self._note) for number in numbers}
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.seconds is None or self.asked is not None:
+            raise SystemExit(128 + number)
+        self.asked = number
+
+    def is_due(self) -> bool:
+        """Whether the ranks are now to be asked; once."""
+        due, self._passed_on = self.asked is not None and not self._passed_on, self.asked is not None
+        return due
 
 
 def _print_failure(result: Result) -> None:

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from partitioner.cluster import Cluster, Link
 from partitioner.errors import InputError
+from partitioner.whole_files import write_whole
 from runtime.measure.sweep import Sample, Sweep, sweep
 from runtime.ranks import launch
 from runtime.ranks.process_group import finish_ranks, is_first, start_ranks
@@ -98,10 +99,7 @@ def _local(ranks: int, quick: bool) -> Sweep | None:
 
 def _finish(found: Sweep, path: Path, options: argparse.Namespace) -> None:
     cluster = fit(found, options.name or path.stem)
-    try:
-        path.write_text(toml(cluster, found, datetime.date.today()))
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+    write_whole(path, toml(cluster, found, datetime.date.today()))
     Cluster.load(path)
     if options.json:
         document = {"cluster": cluster.as_dict(), "sweep": asdict(found)}

@@ -4,45 +4,47 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import signal
 import statistics
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cutlass_ops.linear.dispatch import RAN
 from partitioner import Plan
 from partitioner.errors import InputError
 from partitioner.plan.plan import Asked
 from runtime.ranks import launch
+from runtime.ranks.watchdog import hang_limit
 from runtime.report import MEASURED_MEMORY, Report
 from tools.run import going_on, rank
-from tools.run.rank import MARK, Event, Job
-from tools.screen import errors, output, seconds, size, table
+from tools.run.progress import Progressing
+from tools.run.rank import Job
+from tools.run.training_loop import Event
+from tools.screen import output, seconds, size, table
 
-LIMIT_SECONDS = 7 * 24 * 3600.0
+LEAVE_SECONDS = 120.0  # for the step that is being trained, beside what it may take, and for saving
 
 
 def run_command(options: argparse.Namespace) -> int:
     """Start the ranks (unless this is one), draw the bar, write and print the report."""
     plan = Plan.load(options.plan)
     job = _job(options, plan)
-    events: list[Event] = []
-    if "RANK" in os.environ:
-        rank.main(job, lambda event: _tell(event, events))
-        status = 0
-    else:
-        sys.stderr.write(f"importing {plan.model['entry']}\n")
-        status = _train(job, plan, events)
-    if status or not events:
+    asked: int | None = None
+    with Progressing(job.steps, plan.cost.step_seconds) as shown:
+        if "RANK" in os.environ:
+            rank.main(job, shown.tell)
+            status = 0
+        else:
+            sys.stderr.write(f"importing {plan.model['entry']}\n")
+            status, asked = _train(job, plan, shown)
+    events = shown.events
+    if status or (not events and asked is None):  # failed, or a rank that tells nothing
         return status
-    if "nothing left" in events[-1]:
-        done = events[-1]["nothing left"]
-        sys.stderr.write(f"nothing to train: {job.checkpoint} holds step {done}, --steps asks for {job.steps} in all\n")
-        return 0
+    if (ended := _ended(events, job, asked)) is not None:
+        return ended
     report = _report(plan, events)
     if options.report:
         report.save(options.report)
@@ -55,11 +57,12 @@ def run_command(options: argparse.Namespace) -> int:
 
 def _job(options: argparse.Namespace, plan: Plan) -> Job:
     """What the ranks are to do; says what of it is other than in the run that saved the checkpoint."""
-    for name in ("steps", "save_every"):
+    for name in ("steps", "save_every", "keep"):
         if (many := getattr(options, name)) is not None and many < 1:
             raise InputError(f"--{name.replace('_', '-')} must be positive, not {many}")
-    if options.save_every and not options.checkpoint:
-        raise InputError("--save-every needs --checkpoint DIR, to save there")
+    for name in ("save_every", "keep"):
+        if getattr(options, name) and not options.checkpoint:
+            raise InputError(f"--{name.replace('_', '-')} needs --checkpoint DIR, to save there")
     if not plan.model.get("entry"):
         raise InputError("the plan names no model to load: make it with partitioner plan MODEL")
     before = going_on.before(options.checkpoint)
@@ -69,45 +72,32 @@ def _job(options: argparse.Namespace, plan: Plan) -> Job:
         sys.stderr.write(f"other than in the run that {options.checkpoint} goes on: {others}\n")
     return Job(
         plan=str(Path(options.plan).resolve()), steps=options.steps, settings=now, weights=options.weights,
-        checkpoint=options.checkpoint, save_every=options.save_every,
+        checkpoint=options.checkpoint, save_every=options.save_every, keep=options.keep,
     )  # fmt: skip
 
 
-def _train(job: Job, plan: Plan, events: list[Event]) -> int:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = errors()
-    ahead = f" (predicted {seconds(plan.cost.step_seconds)})"
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("starting ranks", total=job.steps)
-
-        def write(line: str) -> None:
-            _event(line, events, lambda text, done: bar.update(task, description=text + ahead, completed=done))
-
-        result = launch.local_module("tools.run.rank", [json.dumps(asdict(job))], plan.world, LIMIT_SECONDS, write)
-    return 0 if result.failure is None else 2 if result.statuses[result.failure.rank or 0] == 2 else 1
+def _train(job: Job, plan: Plan, shown: Progressing) -> tuple[int, int | None]:
+    """The exit status of all ranks together, and the signal that they were asked to leave by."""
+    words, leave = [json.dumps(asdict(job))], hang_limit(plan.cost.step_seconds) + LEAVE_SECONDS
+    result = launch.local_module("tools.run.rank", words, plan.world, math.inf, shown.read, leave)
+    failed = result.failure
+    return 0 if failed is None else 2 if result.statuses[failed.rank or 0] == 2 else 1, result.asked
 
 
-def _event(line: str, events: list[Event], show: Callable[[str, int], None]) -> None:
-    """An event of rank 0, or what the user's code printed there, perhaps without an end of its line."""
-    printed, marked, text = line.partition(MARK)
-    sys.stdout.write(printed)
-    if not marked:
-        return
-    events.append(json.loads(text))
-    if "step" in events[-1]:
-        show(_words(events[-1]), events[-1]["step"])
-
-
-def _tell(event: Event, events: list[Event]) -> None:
-    """Where this process is itself rank 0."""
-    events.append(event)
-    if "step" in event:
-        sys.stderr.write(f"step {event['step']}: {_words(event)}\n")
-
-
-def _words(event: Event) -> str:
-    skipped = f", {event['skipped']:,} skipped" if event.get("skipped") else ""
-    return f"loss {event['loss']:.4f}, {seconds(event['seconds'])} a step{skipped}"
+def _ended(events: list[Event], job: Job, asked: int | None) -> int | None:
+    """The exit status of a run that has nothing to report, said in a line; None of one that has."""
+    end = events[-1] if events else {}
+    if "nothing left" in end:
+        done = end["nothing left"]
+        sys.stderr.write(f"nothing to train: {job.checkpoint} holds step {done}, --steps asks for {job.steps} in all\n")
+        return 0
+    if "left" in end or asked is not None:
+        number, done = asked or end["asked"], end.get("left")
+        saved = f"step {done} is saved in {job.checkpoint}: the same command goes on from there"
+        kept = saved if job.checkpoint and done else "nothing is saved"
+        sys.stderr.write(f"stopped by {signal.Signals(number).name} as asked; {kept}\n")
+        return 128 + number
+    return None
 
 
 def _report(plan: Plan, events: list[Event]) -> Report:

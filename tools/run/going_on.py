@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from partitioner.errors import InputError
+from partitioner.whole_files import write_whole
 
 FILE = "run.json"
 DEFAULTS: dict[str, Any] = {
@@ -44,4 +45,5 @@ def changes(before: Settings, now: Settings) -> Iterator[str]:
 
 def keep(folder: str, now: Settings) -> None:
     """Write it there."""
-    (Path(folder) / FILE).write_text(json.dumps(now, indent=1) + "\n")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    write_whole(Path(folder) / FILE, json.dumps(now, indent=1) + "\n")

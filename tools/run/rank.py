@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import json
 import resource
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -22,15 +18,16 @@ from partitioner.lowering.program import Program
 from partitioner.plan.derived_rows import PIPELINE
 from partitioner.sharding.mesh_axes import DP
 from runtime.data import Batches, fill, open_corpus
-from runtime.mesh.step_clock import Clock
-from runtime.ranks.process_group import everywhere, finish_ranks, is_first, largest, start_ranks
-from runtime.state.optimizer import base_rate, warmup_cosine
+from runtime.ranks.process_group import finish_ranks, is_first, largest, start_ranks
+from runtime.state.optimizer import warmup_cosine
 from runtime.train.engine import Engine
 from runtime.train.parallelize import engine
 from tools.models.load import load
 from tools.models.traced import with_values
-from tools.run.going_on import Settings, keep
+from tools.run.going_on import Settings
 from tools.run.optimizers import optimizer_of
+from tools.run.progress import MARK
+from tools.run.training_loop import Event, Saving, Tell, run_steps
 from tools.screen import error_line
 
 VALIDATION_STEPS = 2
@@ -39,7 +36,8 @@ VALIDATION_STEPS = 2
 @dataclass(frozen=True)
 class Job:
     """What a rank needs to know. ``steps`` counts those of the checkpoint too; ``settings``: lr, optimizer, clip,
-    warmup, data, and what else is kept beside a checkpoint (``tools.run.going_on``)."""
+    warmup, data, and what else is kept beside a checkpoint (``tools.run.going_on``). ``keep``: how many checkpoints
+    stay, None for all."""
 
     plan: str
     steps: int
@@ -47,11 +45,9 @@ class Job:
     weights: str | None
     checkpoint: str | None
     save_every: int | None
+    keep: int | None
 
 
-Event = dict[str, Any]
-Tell = Callable[[Event], object]
-MARK = "\x1e"  # before an event's JSON, as RFC 7464 has it: what the user's code prints has none
 
 
 def main(job: Job, tell: Tell) -> None:
@@ -59,28 +55,27 @@ def main(job: Job, tell: Tell) -> None:
     plan = Plan.load(job.plan)
     source = load(plan.model["entry"], plan.model["settings"], seq=plan.model.get("seq"), meta=True)
     start_ranks()
+
+    def say(event: Event) -> None:
+        if is_first():
+            tell(event)
+
     compared = with_values(source) if is_first() else source
     many, precision = plan.global_batch, plan.decisions.precision
     graph = trace(compared.module, compared.batch, global_batch=many, precision=precision)
     program = lower(graph, plan)
-    trainer, say = _trainer(job, plan, program, source.module), lambda event: tell(event) if is_first() else None
+    trainer = _trainer(job, plan, program, source.module, say)
     if trainer.steps_done >= job.steps:
         say({"nothing left": trainer.steps_done})
         finish_ranks()
         return
-    batches, parts = _batches(job, plan, graph, trainer, source.batch), list[dict[str, float]]()
-    clock = trainer.groups.log.clock = Clock(trainer.groups.device)
-    saved = range(0, job.steps, job.save_every or job.steps)
-    while trainer.steps_done < job.steps:
-        began = time.perf_counter()
-        loss = float(trainer.step(fill(source.batch, next(batches))))
-        seconds = time.perf_counter() - began
-        skipped = {} if trainer.loss_scale is None else {"skipped": trainer.loss_scale.skipped}
-        say({"step": trainer.steps_done, "loss": loss, "seconds": seconds, **skipped})
-        parts.append({"step": seconds, **clock.read()})
-        if job.checkpoint and trainer.steps_done in (job.steps, *saved):
-            _save(trainer, job.checkpoint, job.settings)
-    trainer.groups.log.clock = None
+    batches = (fill(source.batch, found) for found in _batches(job, plan, graph, trainer, source.batch))
+    saving = Saving(job.checkpoint, job.save_every, job.keep, job.settings)
+    ran = run_steps(trainer, job.steps, batches, saving, say)
+    if ran.asked:
+        say({"left": trainer.steps_done, "asked": ran.asked})
+        finish_ranks()
+        return
     held = _batches(job, plan, graph, trainer, source.batch, "validation")
     losses = [float(trainer.gradients(fill(source.batch, next(held)))) for _ in range(VALIDATION_STEPS)]
     peak = largest(float(_peak_bytes()))
@@ -88,7 +83,7 @@ def main(job: Job, tell: Tell) -> None:
         {
             "validation_loss": sum(losses) / len(losses),
             "peak_bytes": peak,
-            "parts": min(everywhere(medians(parts)), key=lambda found: found.get(PIPELINE, 0.0)),
+            "parts": min(ran.parts, key=lambda found: found.get(PIPELINE, 0.0)),
             "device": trainer.groups.device.type,
             "data": str(open_corpus(job.settings["data"])),
             "products": dict(trainer.groups.kernels.most_common()),
@@ -97,7 +92,7 @@ def main(job: Job, tell: Tell) -> None:
     finish_ranks()
 
 
-def _trainer(job: Job, plan: Plan, program: Program, model: nn.Module) -> Engine:
+def _trainer(job: Job, plan: Plan, program: Program, model: nn.Module, say: Tell) -> Engine:
     """As the job asks, gone on from its checkpoint where there is one."""
     asked = job.settings
     rate = warmup_cosine(asked["warmup"], job.steps) if asked["warmup"] else None
@@ -105,16 +100,9 @@ def _trainer(job: Job, plan: Plan, program: Program, model: nn.Module) -> Engine
     made = engine(program, model, job.weights, optimizer, asked["clip"], rate, plan.cost.step_seconds, {})
     if job.checkpoint and any(Path(job.checkpoint).glob("step-*")):
         grouped = asked["weight_decay"] is not None or asked["rates"]
-        made.load(job.checkpoint, asked["lr"], own=("weight_decay", "lr_factor") if grouped else ())
+        own = ("weight_decay", "lr_factor") if grouped else ()
+        made.load(job.checkpoint, asked["lr"], own, lambda text: say({"warning": text}))
     return made
-
-
-def medians(steps: list[dict[str, float]]) -> dict[str, float]:
-    """Of each part over all steps but the first; what is left of a step is compute."""
-    steps = steps[1:] or steps
-    names = sorted({name for step in steps for name in step} - {"step"})
-    found = {name: statistics.median(step.get(name, 0.0) for step in steps) for name in names}
-    return {"compute": statistics.median(step["step"] for step in steps) - sum(found.values()), **found}
 
 
 def _batches(
@@ -133,13 +121,6 @@ def _peak_bytes() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _save(trainer: Engine, folder: str, asked: Settings) -> None:
-    """Beside the state what the run was asked, its learning rate as it began."""
-    trainer.save(folder)
-    if is_first():
-        keep(folder, asked | {"lr": base_rate(trainer.optimizer)})
 
 
 def _write(event: Event) -> None:

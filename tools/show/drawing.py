@@ -17,6 +17,7 @@ from partitioner.errors import InputError
 from partitioner.lowering.program import Call
 from partitioner.plan.derived_rows import BlockRow, OpRow
 from partitioner.sharding.mesh_axes import Axes
+from partitioner.whole_files import write_whole
 from tools.figures.block_graph import ENTERING, Moving, block_graph
 from tools.figures.outline import Run, Stages, is_product, is_weighty, kind, outline, place, shape, word
 from tools.screen import seconds, size
@@ -43,10 +44,7 @@ def draw(graph: pydot.Dot, path: str) -> None:
     ending = Path(path).suffix.removeprefix(".")
     if ending not in FORMATS:
         raise InputError(f"{path}: a drawing ends in .{' or .'.join(FORMATS)}")
-    try:
-        Path(path).write_bytes(rendered(graph, ending))
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error}") from error
+    write_whole(path, rendered(graph, ending))
 
 
 def rendered(graph: pydot.Dot, form: str) -> bytes:

@@ -1,4 +1,4 @@
-"""A checkpoint is what training was when it was asked for, there whole or not at all; the newest whole one is loaded."""
+"""A checkpoint is what training was when it was asked for, there whole or not at all; the newest whole is loaded."""
 
 from __future__ import annotations
 
@@ -89,7 +89,8 @@ def test_the_newest_whole_one_is_loaded_and_said(
     said, again = list[str](), build(ONE)
     assert again.load(tmp_path, tell=said.append).step == 1
     _equal(_held(again), _held(_trained(1)))
-    assert len(said) == 1 and f"step-00000002 is not a whole checkpoint ({file}" in said[0]
+    assert len(said) == 1
+    assert f"step-00000002 is not a whole checkpoint ({file}" in said[0]
     assert said[0].endswith("step-00000001 is loaded")
     with pytest.raises(InputError, match=f"step-00000002 is not a whole checkpoint \\({file}.*: load another"):
         again.load(tmp_path / "step-00000002")

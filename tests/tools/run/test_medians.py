@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tools.run.rank import medians
+from tools.run.training_loop import medians
 
 
 def test_what_is_left_of_a_step_is_compute() -> None:

@@ -1,0 +1,79 @@
+"""The loop of ``partitioner run``: steps until all are done or someone asks to leave, saved on the way, and told."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from runtime.mesh.step_clock import Clock
+from runtime.ranks.process_group import everywhere, is_first
+from runtime.state.optimizer import base_rate
+from runtime.train.engine import Engine
+from tools.run.going_on import Settings, keep
+from tools.run.leaving import Leaving
+
+Event = dict[str, Any]
+Tell = Callable[[Event], object]
+Batch = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Saving:
+    """Where a run saves, and after how many steps; the newest ``keep`` stay (None: all). ``settings``: kept beside."""
+
+    folder: str | None
+    every: int | None
+    keep: int | None
+    settings: Settings
+
+    def save(self, trainer: Engine) -> None:
+        """Begin to; it is written beside training."""
+        if self.folder is None:
+            return
+        trainer.save(self.folder, self.keep, wait=False)
+        if is_first():
+            keep(self.folder, self.settings | {"lr": base_rate(trainer.optimizer)})
+
+    def is_due(self, step: int) -> bool:
+        """Whether it is saved after so many steps."""
+        return self.every is not None and step % self.every == 0
+
+
+@dataclass(frozen=True)
+class Ran:
+    """``asked``: the signal that ended it, 0 when all steps were done. ``parts``: medians of a step's, by rank."""
+
+    asked: int
+    steps: int
+    parts: list[dict[str, float]]
+
+
+def run_steps(trainer: Engine, steps: int, batches: Iterator[Batch], saving: Saving, tell: Tell) -> Ran:
+    """Train until ``steps`` are done in all, or a signal came to any rank; the state is then saved."""
+    leaving, parts, asked = Leaving(), list[dict[str, float]](), 0
+    clock = trainer.groups.log.clock = Clock(trainer.groups.device)
+    while trainer.steps_done < steps and not (asked := leaving.asked()):
+        began = time.perf_counter()
+        loss = float(trainer.step(next(batches)))
+        seconds = time.perf_counter() - began
+        skipped = {} if trainer.loss_scale is None else {"skipped": trainer.loss_scale.skipped}
+        tell({"step": trainer.steps_done, "loss": loss, "seconds": seconds, **skipped})
+        parts.append({"step": seconds, **clock.read()})
+        if saving.is_due(trainer.steps_done):
+            saving.save(trainer)
+    trainer.groups.log.clock = None
+    if parts and not saving.is_due(trainer.steps_done):
+        saving.save(trainer)
+    trainer.saved()
+    return Ran(asked, len(parts), everywhere(medians(parts)) if parts else [])
+
+
+def medians(steps: list[dict[str, float]]) -> dict[str, float]:
+    """Of each part over all steps but the first; what is left of a step is compute."""
+    steps = steps[1:] or steps
+    names = sorted({name for step in steps for name in step} - {"step"})
+    found = {name: statistics.median(step.get(name, 0.0) for step in steps) for name in names}
+    return {"compute": statistics.median(step["step"] for step in steps) - sum(found.values()), **found}
