@@ -1,0 +1,67 @@
+"""A signal ends a run after the step that it is in; the state is saved, and the same command goes on from there."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tools.main import main
+
+GPT = f"{Path(__file__).parents[3] / 'examples' / 'gpt.py'}:model"
+SMALL = ["--set", "vocab=256", "hidden=32", "heads=4", "seq=32", "layers=2", "dropout=0.1"]
+RUN = [sys.executable, "-m", "tools.main", "run"]
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("plan") / "plan.json"
+    place = ["--cluster", "local-cpu", "--devices", "2", "--global-batch", "4", "--pin", "pp=2"]
+    assert main(["plan", GPT, *SMALL, *place, "-o", str(path)]) == 0
+    return str(path)
+
+
+def _weights(plan: str, folder: Path, out: Path) -> dict[str, object]:
+    assert main(["export", plan, str(folder), str(out)]) == 0
+    return load_file(out / "model.safetensors")
+
+
+def _interrupted(words: list[str], number: int) -> tuple[int, str]:
+    """Its exit status and what it said, asked to leave after its second step."""
+    with subprocess.Popen([*RUN, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as run:
+        lines = list[str]()
+        for line in run.stderr or ():
+            lines.append(line)
+            if re.match(r"step [2-9]", line):
+                run.send_signal(number)
+                break
+        lines.extend(run.stderr or ())
+        return run.wait(), "".join(lines)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_saves_and_leaves(plan: str, number: signal.Signals, tmp_path: Path) -> None:
+    folder = tmp_path / "saved"
+    status, said = _interrupted([plan, "--steps", "100000", "--checkpoint", str(folder), "--keep", "1"], number)
+    assert status == 128 + number
+    found = re.search(rf"stopped by {number.name} as asked; step (\d+) is saved in {folder}: the same command", said)
+    assert found, said
+    steps = int(found[1])
+    assert sorted(f.name for f in folder.iterdir()) == ["run.json", f"step-{steps:08d}"]
+    assert main(["run", plan, "--steps", str(steps + 2), "--checkpoint", str(folder)]) == 0
+    assert main(["run", plan, "--steps", str(steps + 2), "--checkpoint", str(tmp_path / "whole")]) == 0
+    resumed, whole = (_weights(plan, f, tmp_path / "out" / f.name) for f in (folder, tmp_path / "whole"))
+    assert all((resumed[name] == whole[name]).all() for name in whole)  # type: ignore[union-attr]
+
+
+@pytest.mark.timeout(300)
+def test_without_a_place_nothing_is_saved(plan: str) -> None:
+    status, said = _interrupted([plan, "--steps", "100000"], signal.SIGTERM)
+    assert status == 143
+    assert said.endswith("stopped by SIGTERM as asked; nothing is saved\n")
