@@ -38,7 +38,7 @@ ROOMS: dict[str, dict[str, str]] = {
     },
     "runtime": {
         "data": "",
-        "mesh": "",
+        "mesh": "ranks",
         "ranks": "",
         "report": "",
         "state": "ranks",

@@ -20,6 +20,7 @@ from runtime.checkpoint.checkpoint_writer import CheckpointWriter
 from runtime.checkpoint.dcp_chunks import SavePlanner
 from runtime.checkpoint.entries import Tensors, entries_of, states_of
 from runtime.checkpoint.record import Progress, Record
+from runtime.ranks.doing import waits
 from runtime.ranks.process_group import is_first
 from runtime.state.optimizer import hyper_parameters
 from runtime.state.parameters import Groups
@@ -79,6 +80,7 @@ class Saver:
             self._written = cast("Future[object]", running), writer
         return target
 
+    @waits
     def finish(self, only_done: bool = False) -> None:
         """Wait until what is being written is there; raises InputError where it can't be.
 

@@ -22,6 +22,7 @@ from partitioner.sharding.layout import Shard
 from partitioner.sharding.mesh_axes import whole
 from runtime.mesh.communication_log import Log, Phase
 from runtime.mesh.groups import Groups
+from runtime.ranks.doing import waits
 
 Start = Callable[..., dist.Work | None]
 # torch 2.13 renamed these two and warns of the old names.
@@ -109,6 +110,7 @@ class Axis:
         return join(received, source)
 
 
+@waits
 def wait(work: dist.Work | None) -> None:
     """Until what was started is over; None where there was nothing to start."""
     if work is not None:

@@ -1,4 +1,5 @@
 """Processes: started, watched, stopped, and whose fault it was.
 
-    first_failure, watchdog --> launch        process_group        keep_heap
+    meeting_store, doing --> hang --> watchdog --> first_failure, rank_process --> launch
+                                          '------> process_group                        keep_heap
 """

@@ -2,7 +2,7 @@
 
     killed by a signal            cause      "killed by SIGKILL"
     a traceback of its own        cause      its last exception line
-    hung (the watchdog's end)     cause      "hung: step 7 took more than 60 s"
+    hung (the watchdog's end)     cause      "hung: step 7 took more than 60 s: rank 2 does not answer": see hang.py
     a lost connection, time-out   echo       of another rank's end
 """
 
@@ -20,7 +20,6 @@ _ECHO = re.compile(
     r"|timed out (waiting|after)|recvvalue failed|tcpstore|nccl",
     re.IGNORECASE,
 )
-_WAITING = ("/torch/distributed/", "/runtime/mesh/")
 
 
 @dataclass(frozen=True)
@@ -47,10 +46,9 @@ class Failure:
 
 
 def first_cause(ended: list[Ended]) -> Failure:
-    """The earliest failure that is no echo, else the earliest; of hung ranks, one that waits for no other."""
-    rows = sorted(ended, key=lambda e: (_is_echo(e), _waits(e), e.at))
-    first = rows[0]
-    return Failure(first.rank, reason(first), _is_echo(first) or _waits(first), first.status == HUNG_STATUS)
+    """The earliest failure that is no echo, else the earliest."""
+    first = min(ended, key=lambda e: (_is_echo(e), e.at))
+    return Failure(first.rank, reason(first), _is_echo(first), first.status == HUNG_STATUS)
 
 
 def reason(ended: Ended) -> str:
@@ -72,12 +70,3 @@ def _exception_line(lines: list[str]) -> str | None:
 
 def _is_echo(ended: Ended) -> bool:
     return ended.status > 0 and ended.status != HUNG_STATUS and bool(_ECHO.search(reason(ended)))
-
-
-def _waits(ended: Ended) -> bool:
-    """Whether a hung rank's main thread (the last in a dump, innermost frame first) stands in a collective."""
-    if ended.status != HUNG_STATUS:
-        return False
-    stacks = re.split(r"^(?:Current thread|Thread) .*$", ended.stderr, flags=re.MULTILINE)
-    frames = [line for line in stacks[-1].splitlines() if line.startswith("  File ")][:2]
-    return any(place in frame for place in _WAITING for frame in frames)

@@ -10,29 +10,27 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
 from partitioner.errors import InputError
-from runtime.ranks.first_failure import Ended, Failure, first_cause
+from runtime.ranks import hang, meeting_store
+from runtime.ranks.first_failure import Failure, first_cause
+from runtime.ranks.meeting_store import Store
+from runtime.ranks.rank_process import RankProcess, Write
 from runtime.ranks.watchdog import STACK_SIGNAL
 
 ROOT = Path(__file__).parents[2]  # where the packages lie
 SETTLE_SECONDS = 3.0
 TERM_SECONDS = 2.0
 STACK_SECONDS = 1.0
-READ_SECONDS = 0.5
-TAIL_LINES = 400
 POLL_SECONDS = 0.02
-
-Write = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,9 @@ def local(
 ) -> Result:
     """Run ``command`` as ``ranks`` processes of this machine, and return when all have ended.
 
-    Each gets RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT, GLOO_SOCKET_IFNAME and, unless
-    they are set, OMP_NUM_THREADS=1 and PYTHONUNBUFFERED=1; ``environment`` overrides. Rank 0's standard output goes to
+    Each gets RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT of a store that this process
+    serves, and, unless they are set, GLOO_SOCKET_IFNAME=lo, OMP_NUM_THREADS=1 and PYTHONUNBUFFERED=1; ``environment``
+    overrides. Rank 0's standard output goes to
     ``write`` (default: ours) line by line, other ranks' is dropped. A failure prints ``rank R failed: <cause>`` on
     our standard error, behind every rank's stacks if it is a hang. SIGINT and SIGTERM stop all ranks first; with
     ``leave_seconds`` the first of them is passed on, as SIGTERM, and the ranks have so long to leave by themselves.
@@ -69,13 +68,14 @@ def local(
     if shutil.which(command[0]) is None:
         raise InputError(f"{command[0]} cannot be started: there is no such command")
     started = time.monotonic()
-    port = free_port()
-    crew: list[_Rank] = []
+    store = meeting_store.serve()
+    crew: list[RankProcess] = []
     leaving = _Leaving(leave_seconds)
     try:
         with leaving:
-            crew.extend(_Rank(command, _variables(r, ranks, port, environment), r, write) for r in range(ranks))
-            failure = _watch(crew, started + timeout_seconds, timeout_seconds, leaving)
+            places = [_variables(r, ranks, store.port, environment) for r in range(ranks)]
+            crew.extend(RankProcess(command, place, r, write) for r, place in enumerate(places))
+            failure = _watch(crew, started + timeout_seconds, timeout_seconds, leaving, store)
     finally:
         _stop(crew)
     statuses, tails = tuple(r.status or 0 for r in crew), tuple(r.tail() for r in crew)
@@ -110,83 +110,14 @@ def free_port() -> int:
 
 def _variables(rank: int, ranks: int, port: int, environment: Mapping[str, str] | None) -> dict[str, str]:
     defaults = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
-    fixed = {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+    fixed = {name: str(value) for name, value in place.items()} | meeting_store.served(port)
     return defaults | dict(os.environ) | fixed | dict(environment or {})
 
 
-class _Rank:
-    """One process, the thread that reads what it writes, and the thread that notes when it ends."""
-
-    def __init__(self, command: list[str], variables: dict[str, str], rank: int, write: Write | None) -> None:
-        self.rank, self.ended_at = rank, 0.0
-        self.status: int | None = None
-        self._lines: list[str] = []
-        out = subprocess.PIPE if rank == 0 else subprocess.DEVNULL
-        self._process = subprocess.Popen(
-            command,
-            env=variables,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-        self.pid = self._process.pid
-        self._threads = [_thread(self._read_errors), _thread(self._wait)]
-        if rank == 0:
-            self._threads.append(_thread(self._read_output, write or sys.stdout.write))
-
-    def _read_errors(self) -> None:
-        for line in self._process.stderr or ():
-            self._lines.append(line)
-            del self._lines[:-TAIL_LINES]
-
-    def _read_output(self, write: Write) -> None:
-        for line in self._process.stdout or ():
-            write(line)
-
-    def _wait(self) -> None:
-        # WNOWAIT keeps the pid, and so the group's number, ours until ``reap``: no stranger can be signalled.
-        info = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-        self.ended_at = time.monotonic()
-        if info is not None:
-            self.status = info.si_status if info.si_code == os.CLD_EXITED else -info.si_status
-
-    def signal(self, number: int) -> None:
-        """Signal the process alone."""
-        os.kill(self.pid, number)
-
-    def signal_group(self, number: int) -> None:
-        """Signal the process and all its descendants that stayed in its group."""
-        os.killpg(self.pid, number)
-
-    def reap(self) -> None:
-        """Wait for the killed process, for what it last wrote, and free its entry; nothing is signalled afterwards."""
-        for thread in self._threads:
-            thread.join(READ_SECONDS)
-        self.status = self._process.wait()
-        for pipe in (self._process.stdout, self._process.stderr):
-            if pipe is not None:
-                pipe.close()
-
-    def tail(self) -> str:
-        """The end of the rank's standard error."""
-        return "".join(self._lines)
-
-    def ended(self) -> Ended:
-        """What blame needs to know of an ended rank."""
-        return Ended(self.rank, self.status or 0, self.ended_at, self.tail())
-
-
-def _thread(target: Callable[..., None], *arguments: object) -> threading.Thread:
-    thread = threading.Thread(target=target, args=arguments, daemon=True)
-    thread.start()
-    return thread
-
-
-def _watch(crew: list[_Rank], deadline: float, timeout_seconds: float, leaving: _Leaving) -> Failure | None:
+def _watch(
+    crew: list[RankProcess], deadline: float, timeout_seconds: float, leaving: _Leaving, store: Store
+) -> Failure | None:
     """Wait until all ranks ended well (None), one failed, or the time is over."""
     late = f"timed out after {timeout_seconds:g} s"
     while any(r.status is None for r in crew):
@@ -204,10 +135,10 @@ def _watch(crew: list[_Rank], deadline: float, timeout_seconds: float, leaving: 
     failed = [r.status for r in crew if r.status]
     if not failed or (leaving.asked and failed == [-signal.SIGTERM] * len(failed)):  # it had not begun
         return None
-    return _settled(crew)
+    return _settled(crew, store)
 
 
-def _settled(crew: list[_Rank]) -> Failure:
+def _settled(crew: list[RankProcess], store: Store) -> Failure:
     """The first cause: a lost connection is the echo of another rank's end, so that one is awaited for a moment."""
     end = time.monotonic() + SETTLE_SECONDS
     while True:
@@ -215,20 +146,29 @@ def _settled(crew: list[_Rank]) -> Failure:
         if not failure.echo or time.monotonic() > end or all(r.status is not None for r in crew):
             break
         time.sleep(POLL_SECONDS)
-    if failure.hung:
-        _ask_stacks(crew)
-    return failure
+    return _blamed(failure, crew, meeting_store.named(store)) if failure.hung else failure
 
 
-def _ask_stacks(crew: list[_Rank]) -> None:
-    alive = [r for r in crew if r.status is None]
+def _blamed(failure: Failure, crew: list[RankProcess], store: Store) -> Failure:
+    """Whose fault a hang is, by what the ranks told of themselves; of one alone what it said last."""
+    _ask_stacks(crew)
+    if not store.check([hang.ASKED]):
+        return failure
+    what, rows = store.get(hang.ASKED).decode(), hang.answers(store, len(crew))
+    found = hang.verdict(rows, {r.rank: "stopped by a signal" for r in crew if r.is_stopped()})
+    whose = found.reason if found.rank is None else f"it {found.reason}"
+    return Failure(found.rank, f"hung: {what}: {whose}", hung=True)
+
+
+def _ask_stacks(crew: list[RankProcess]) -> None:
+    alive = [r for r in crew if r.status is None and r.answers_stack_signal()]
     for rank in alive:
         rank.signal(STACK_SIGNAL)
     if alive:
         time.sleep(STACK_SECONDS)
 
 
-def _stop(crew: list[_Rank]) -> None:
+def _stop(crew: list[RankProcess]) -> None:
     try:
         for rank in crew:
             rank.signal_group(signal.SIGTERM)

@@ -5,21 +5,28 @@ from __future__ import annotations
 import gc
 import os
 from datetime import timedelta
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
 from partitioner.errors import InputError
+from runtime.ranks import meeting_store
+from runtime.ranks.meeting_store import Store
+from runtime.ranks.watchdog import START_SECONDS, Watchdog, answer_stack_signal, answer_when_asked
 
 T = TypeVar("T")
-TIMEOUT = timedelta(minutes=10)
+TIMEOUT = timedelta(hours=1)  # of a collective; a watchdog ends what takes too long sooner
 
 
 def start_ranks() -> None:
-    """Join the process group that torchrun, srun or our launcher describes; nothing in a single process."""
+    """Join the process group that torchrun, srun or our launcher describes; nothing in a single process.
+
+    Raises InputError where ranks are announced, but not where they meet.
+    """
     if dist.is_initialized():
         return
+    answer_stack_signal()
     world = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")))
     if world == 1:
         return
@@ -29,10 +36,20 @@ def start_ranks() -> None:
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         if name not in os.environ:
             raise InputError(f"{world} ranks are announced, but {name} is not set: start with torchrun, or export it")
-    on_gpu = torch.cuda.is_available()
-    if on_gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT)
+    with Watchdog(START_SECONDS, "joining the other ranks"):
+        store = meeting_store.join(timedelta(seconds=START_SECONDS))
+        answer_when_asked()
+        _join(store, int(os.environ["RANK"]), world)
+
+
+def _join(store: Store, rank: int, world: int) -> None:
+    place: dict[str, Any] = {"store": store, "rank": rank, "world_size": world, "timeout": TIMEOUT}
+    if not torch.cuda.is_available():
+        dist.init_process_group("gloo", **place)
+        return
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    dist.init_process_group("nccl", device_id=device, **place)
 
 
 def is_first() -> bool:

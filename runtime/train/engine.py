@@ -28,6 +28,7 @@ from runtime.checkpoint.load import load
 from runtime.checkpoint.record import Progress
 from runtime.checkpoint.save import Saver
 from runtime.mesh.groups import Groups
+from runtime.ranks.doing import waits
 from runtime.ranks.watchdog import Watchdog, hang_limit
 from runtime.state.compute_copies import ComputeCopies
 from runtime.state.optimizer import Factory, LrLambda, keep_initial_rates, rates, scale_rates, set_rates
@@ -130,6 +131,7 @@ class Engine:
         self._gradients(self._batches.of(batch, self.steps_done, self.holds))
         return self._loss
 
+    @waits
     def holds(self, condition: torch.Tensor) -> bool:
         """Whether a condition on what was computed is true; the only values that a step reads out of tensors."""
         return bool(condition)

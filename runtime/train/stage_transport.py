@@ -22,6 +22,7 @@ from partitioner.schedule.tables import KINDS, SENDING, Action, maker, reader
 from partitioner.sharding.mesh_axes import PP
 from runtime.mesh.axis import flat
 from runtime.mesh.groups import Groups
+from runtime.ranks.doing import waits
 
 Tensors = list[torch.Tensor]
 AHEAD = 1
@@ -108,6 +109,7 @@ class Transport:
             return pipeline_rank
         return int(pipeline_rank > self._here)
 
+    @waits
     def receive(self, action: Action) -> Tensors:
         """What ``action`` needs, waited for."""
         self.expect(action)
@@ -136,6 +138,7 @@ class Transport:
         while self._sent and self._sent[0][0].is_completed():
             self._sent.popleft()
 
+    @waits
     def finish(self) -> None:
         """After the last action of a step: wait until everything sent has left."""
         with self._groups.log.timed(PIPELINE):

@@ -1,0 +1,112 @@
+"""Ranks that hang: each tells, through the store, what it is doing; who says nothing or is busy alone is to blame.
+
+    a watchdog ends --> "hung" in the store --> every rank that can answers --> verdict --> all end, status 75
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+
+from runtime.ranks.doing import Doing, doing
+from runtime.ranks.meeting_store import Store, join
+
+ASKED = "hung"
+ANSWER_SECONDS = 3.0
+POLL_SECONDS = 0.05
+NEVER = timedelta(days=3650)
+Rows = Mapping[int, Doing | None]  # what each rank answered
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``rank``: whose fault it is, None where it is that of no one."""
+
+    rank: int | None
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason if self.rank is None else f"rank {self.rank} {self.reason}"
+
+
+def verdict(rows: Rows, stopped: Mapping[int, str] | None = None) -> Verdict:
+    """Of what the ranks answered. ``stopped``: what else is known of those that did not, as ``stopped by SIGSTOP``."""
+    silent = [rank for rank, row in rows.items() if row is None]
+    busy = [rank for rank, row in rows.items() if row is not None and not row.waits]
+    if silent:
+        known = next((rank for rank in silent if rank in (stopped or {})), silent[0])
+        why = f", {stopped[known]}" if stopped and known in stopped else ""
+        return Verdict(known, f"does not answer{why}{_others('nor do', silent, known)}")
+    if len(busy) == len(rows):
+        return Verdict(None, f"no rank waits for another, {_places(rows)}: it may need longer")
+    if busy:
+        row = rows[busy[0]]
+        return Verdict(busy[0], f"is busy in {row.where if row else ''}{_others('as are', busy, busy[0])}")
+    return Verdict(None, f"all ranks wait for one another, {_places(rows)}")
+
+
+def _others(words: str, ranks: list[int], named: int) -> str:
+    """``, nor do ranks 2, 3``."""
+    others = [str(rank) for rank in ranks if rank != named]
+    if len(others) == 1:
+        words = {"nor do": "nor does", "as are": "as is"}[words]
+    more = ", ..." if len(others) > 8 else ""
+    return f", {words} rank{'s' if len(others) > 1 else ''} {', '.join(others[:8])}{more}" if others else ""
+
+
+def _places(rows: Rows) -> str:
+    found: dict[str, list[int]] = {}
+    for rank, row in rows.items():
+        found.setdefault(row.where if row else "", []).append(rank)
+    words = [f"{_named(ranks)} in {where}" for where, ranks in found.items()]
+    return "; ".join(words[:4]) + ("; ..." if len(words) > 4 else "")
+
+
+def _named(ranks: list[int]) -> str:
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"{len(ranks)} ranks from {ranks[0]} on"
+
+
+def answers(store: Store, world: int, seconds: float = ANSWER_SECONDS) -> Rows:
+    """What each rank has answered, when all have or the time is over."""
+    keys, end = {rank: f"doing/{rank}" for rank in range(world)}, time.monotonic() + seconds
+    while not store.check(list(keys.values())) and time.monotonic() < end:
+        time.sleep(POLL_SECONDS)
+    told = {rank: store.get(key) if store.check([key]) else None for rank, key in keys.items()}
+    return {rank: Doing(**json.loads(text)) if text else None for rank, text in told.items()}
+
+
+def answer_when_asked(end: Callable[[Callable[[], str]], None]) -> None:
+    """From now on, when any rank hangs, ``end`` is called with what tells the others what this one is doing, and
+    returns the line to say."""
+    store = join()
+
+    def wait() -> None:
+        try:
+            store.wait([ASKED], NEVER)
+        except RuntimeError:
+            return  # whoever served the store is gone, and the run with it
+        end(lambda: _settled(store, store.get(ASKED).decode()))
+
+    threading.Thread(target=wait, name="answer_when_asked", daemon=True).start()
+
+
+def ask(what: str) -> str:
+    """Called where ``what`` took too long: the line to say, with whose fault it is, when the others have answered."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "MASTER_ADDR" not in os.environ:
+        return f"{what}: in {doing().where}"
+    try:
+        store = join()
+        store.set(ASKED, what)
+        return _settled(store, what)
+    except RuntimeError as error:
+        return f"{what}: the store at {os.environ['MASTER_ADDR']} does not answer ({error})"
+
+
+def _settled(store: Store, what: str) -> str:
+    store.set(f"doing/{os.environ['RANK']}", json.dumps(asdict(doing())))
+    return f"{what}: {verdict(answers(store, int(os.environ['WORLD_SIZE'])))}"
