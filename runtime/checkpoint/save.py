@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -22,11 +23,15 @@ from runtime.checkpoint.entries import Tensors, entries_of, states_of
 from runtime.checkpoint.record import Progress, Record
 from runtime.ranks.doing import waits
 from runtime.ranks.process_group import is_first
+from runtime.ranks.watchdog import Watchdog
 from runtime.state.optimizer import hyper_parameters
 from runtime.state.parameters import Groups
 
 # one process without a process group is a case of its own here, and torch warns of it, in the thread that writes too
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+
+
+THREAD = "AsyncCheckpointExecutor"  # what torch names its own
 
 
 class Saver:
@@ -52,12 +57,14 @@ class Saver:
         progress: Progress,
         keep: int | None = None,
         wait: bool = True,
+        limit_seconds: float | None = None,
     ) -> Path:
         """Write FOLDER/step-N and return it. ``keep``: how many checkpoints stay there, None for all.
 
         ``parameters`` are this rank's parts; those that ``optimizer`` updates are found in it by identity. Without
         ``wait`` it is being written when this returns, and is there when ``finish`` has returned. Raises InputError, on
-        every rank, where one could not write; what was there before is as it was.
+        every rank, where one could not write; what was there before is as it was. What takes longer than
+        ``limit_seconds`` counts as hung.
         """
         self.finish()
         entries = entries_of(program, groups, parameters, states_of(parameters, optimizer))
@@ -73,11 +80,17 @@ class Saver:
             "planner": SavePlanner(flatten_state_dict=False),
             "process_group": self._group,
         }
+        what, thread = f"saving {target}", None if wait else THREAD
+        watch = None if limit_seconds is None else Watchdog(limit_seconds, what, thread)
         if wait:
-            _told(writer, lambda: state_dict_saver.save(entries, **asked))
+            with watch or contextlib.nullcontext():
+                _told(writer, lambda: state_dict_saver.save(entries, **asked))
         else:
-            running = _told(writer, lambda: state_dict_saver.async_save(entries, **asked))
-            self._written = cast("Future[object]", running), writer
+            running = cast("Future[object]", _told(writer, lambda: state_dict_saver.async_save(entries, **asked)))
+            if watch is not None:
+                watch.start()
+                running.add_done_callback(lambda _: watch.stop())
+            self._written = running, writer
         return target
 
     @waits

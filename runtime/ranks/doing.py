@@ -33,25 +33,28 @@ class Doing:
     where: str
 
 
-def doing() -> Doing:
-    """Of the main thread, whatever thread asks."""
+def doing(thread: str | None = None) -> Doing:
+    """Of the main thread, or of the one whose name starts so; whatever thread asks."""
     frames = sys._current_frames()  # pyright: ignore[reportPrivateUsage]
-    main = frames.get(threading.main_thread().ident or 0)
-    if main is None:
+    known = {t.ident: t for t in threading.enumerate()}
+    asked = next((t for t in known.values() if thread is not None and t.name.startswith(thread)), None)
+    if thread is not None and asked is None:
+        return Doing(True, "what comes after it")
+    innermost = frames.get((asked or threading.main_thread()).ident or 0)
+    if innermost is None:
         return Doing(False, "its end")
-    if any(frame.f_code.co_name == BACKWARD for frame in _innermost_torch(main)):
-        known = {thread.ident for thread in threading.enumerate()}
+    if any(frame.f_code.co_name == BACKWARD for frame in _innermost_torch(innermost)):
         inside = [_told(frame) for ident, frame in frames.items() if ident not in known]
         for found in sorted(inside, key=lambda row: not row.waits):
             return found
-    return _told(main)
+    return _told(innermost)
 
 
 def _told(innermost: FrameType) -> Doing:
     called = innermost.f_code.co_name
     for frame in _outward(innermost):
         if not _passes(frame):
-            waiting = _of(frame, "torch.distributed") or frame.f_code in _WAITING
+            waiting = _speaks(frame) or frame.f_code in _WAITING
             place = next((f for f in _outward(frame) if not _passes(f) and not _of(f, "torch")), frame)
             name = called if waiting and place is not frame else place.f_code.co_name
             return Doing(waiting, f"{name} ({Path(place.f_code.co_filename).name}:{place.f_lineno})")
@@ -75,6 +78,11 @@ def _passes(frame: FrameType) -> bool:
     """Whether it tells nothing: of the standard library, or of torch but for torch.distributed."""
     root = frame.f_globals.get("__name__", "").partition(".")[0]
     return root in sys.stdlib_module_names or (root == "torch" and not _of(frame, "torch.distributed"))
+
+
+def _speaks(frame: FrameType) -> bool:
+    """Whether it is of what speaks with other ranks; what writes and reads checkpoints is busy."""
+    return _of(frame, "torch.distributed") and not _of(frame, "torch.distributed.checkpoint")
 
 
 def _of(frame: FrameType, package: str) -> bool:

@@ -90,23 +90,31 @@ def answer_when_asked(end: Callable[[Callable[[], str]], None]) -> None:
             store.wait([ASKED], NEVER)
         except RuntimeError:
             return  # whoever served the store is gone, and the run with it
-        end(lambda: _settled(store, store.get(ASKED).decode()))
+        end(lambda: _settled(store, *json.loads(store.get(ASKED))))
 
     threading.Thread(target=wait, name="answer_when_asked", daemon=True).start()
 
 
-def ask(what: str) -> str:
-    """Called where ``what`` took too long: the line to say, with whose fault it is, when the others have answered."""
+def ask(what: str, thread: str | None) -> str:
+    """Called where ``what`` took too long, in a thread: the line to say, with whose fault it is, when all have told.
+
+    ``thread``: the start of its name on every rank, None for the main thread.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "MASTER_ADDR" not in os.environ:
-        return f"{what}: in {doing().where}"
+        return f"{what}: in {doing(thread).where}"
     try:
         store = join()
-        store.set(ASKED, what)
-        return _settled(store, what)
+        store.set(ASKED, json.dumps([what, thread]))
+        return _settled(store, what, thread)
     except RuntimeError as error:
         return f"{what}: the store at {os.environ['MASTER_ADDR']} does not answer ({error})"
 
 
-def _settled(store: Store, what: str) -> str:
-    store.set(f"doing/{os.environ['RANK']}", json.dumps(asdict(doing())))
+def asked(store: Store) -> str | None:
+    """What took too long, None where nothing did."""
+    return json.loads(store.get(ASKED))[0] if store.check([ASKED]) else None
+
+
+def _settled(store: Store, what: str, thread: str | None) -> str:
+    store.set(f"doing/{os.environ['RANK']}", json.dumps(asdict(doing(thread))))
     return f"{what}: {verdict(answers(store, int(os.environ['WORLD_SIZE'])))}"

@@ -152,9 +152,9 @@ def _settled(crew: list[RankProcess], store: Store) -> Failure:
 def _blamed(failure: Failure, crew: list[RankProcess], store: Store) -> Failure:
     """Whose fault a hang is, by what the ranks told of themselves; of one alone what it said last."""
     _ask_stacks(crew)
-    if not store.check([hang.ASKED]):
+    if (what := hang.asked(store)) is None:
         return failure
-    what, rows = store.get(hang.ASKED).decode(), hang.answers(store, len(crew))
+    rows = hang.answers(store, len(crew))
     found = hang.verdict(rows, {r.rank: "stopped by a signal" for r in crew if r.is_stopped()})
     whose = found.reason if found.rank is None else f"it {found.reason}"
     return Failure(found.rank, f"hung: {what}: {whose}", hung=True)

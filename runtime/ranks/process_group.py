@@ -12,17 +12,19 @@ import torch.distributed as dist
 
 from partitioner.errors import InputError
 from runtime.ranks import meeting_store
+from runtime.ranks.limits import START_SECONDS
 from runtime.ranks.meeting_store import Store
-from runtime.ranks.watchdog import START_SECONDS, Watchdog, answer_stack_signal, answer_when_asked
+from runtime.ranks.watchdog import Watchdog, answer_stack_signal, answer_when_asked
 
 T = TypeVar("T")
 TIMEOUT = timedelta(hours=1)  # of a collective; a watchdog ends what takes too long sooner
 
 
-def start_ranks() -> None:
+def start_ranks(limit_seconds: float = START_SECONDS) -> None:
     """Join the process group that torchrun, srun or our launcher describes; nothing in a single process.
 
-    Raises InputError where ranks are announced, but not where they meet.
+    Raises InputError where ranks are announced, but not where they meet. A rank that has not met all others after
+    ``limit_seconds`` ends.
     """
     if dist.is_initialized():
         return
@@ -36,8 +38,8 @@ def start_ranks() -> None:
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         if name not in os.environ:
             raise InputError(f"{world} ranks are announced, but {name} is not set: start with torchrun, or export it")
-    with Watchdog(START_SECONDS, "joining the other ranks"):
-        store = meeting_store.join(timedelta(seconds=START_SECONDS))
+    with Watchdog(limit_seconds, "joining the other ranks"):
+        store = meeting_store.join(timedelta(seconds=limit_seconds))
         answer_when_asked()
         _join(store, int(os.environ["RANK"]), world)
 

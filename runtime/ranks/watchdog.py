@@ -14,21 +14,8 @@ from runtime.ranks import hang
 HUNG_STATUS = 75
 STACK_SIGNAL = signal.SIGUSR1
 STDERR = 2  # its descriptor, whatever sys.stderr is now
-START_SECONDS = 300.0  # until all ranks have come together, their models traced
-FIRST_SECONDS = 240.0  # beside what a step may take: memory is found, kernels are loaded
-STATE_BYTES_A_SECOND = 20e6  # of a checkpoint or of weights, at the least
 
 _ending = threading.Lock()
-
-
-def hang_limit(predicted_seconds: float, floor_seconds: float = 60.0, factor: float = 5.0) -> float:
-    """The seconds after which a step counts as hung: far more than predicted, and never less than the floor."""
-    return max(factor * predicted_seconds, floor_seconds)
-
-
-def state_limit(held_bytes: float) -> float:
-    """The seconds after which reading or writing a rank's part of the state counts as hung."""
-    return START_SECONDS + held_bytes / STATE_BYTES_A_SECOND
 
 
 def answer_stack_signal() -> None:
@@ -45,11 +32,12 @@ class Watchdog:
     """``with Watchdog(limit_seconds, "step 7"): ...`` ends the process if the body takes longer.
 
     Nothing is raised into the body: a rank blocked in a collective cannot be woken. ``start`` and ``stop`` are for what
-    no block holds.
+    no block holds; ``thread``: the start of the name of the one that does it, None for the main thread.
     """
 
-    def __init__(self, limit_seconds: float, what: str = "the step") -> None:
-        self._timer = threading.Timer(limit_seconds, _end_late, (f"{what} took more than {limit_seconds:g} s",))
+    def __init__(self, limit_seconds: float, what: str, thread: str | None = None) -> None:
+        late = f"{what} took more than {limit_seconds:g} s"
+        self._timer = threading.Timer(limit_seconds, _end, (lambda: hang.ask(late, thread),))
         self._timer.daemon = True
 
     def start(self) -> Watchdog:
@@ -68,10 +56,6 @@ class Watchdog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-
-
-def _end_late(what: str) -> None:
-    _end(lambda: hang.ask(what))
 
 
 def _end(settle: Callable[[], str]) -> None:

@@ -29,7 +29,8 @@ from runtime.checkpoint.record import Progress
 from runtime.checkpoint.save import Saver
 from runtime.mesh.groups import Groups
 from runtime.ranks.doing import waits
-from runtime.ranks.watchdog import Watchdog, hang_limit
+from runtime.ranks.limits import Limits
+from runtime.ranks.watchdog import Watchdog
 from runtime.state.compute_copies import ComputeCopies
 from runtime.state.optimizer import Factory, LrLambda, keep_initial_rates, rates, scale_rates, set_rates
 from runtime.train.first_nonfinite import first_culprit
@@ -48,9 +49,9 @@ class Engine:
     ``grad_norm`` None. ``lr_lambda`` sets every learning rate to its initial one times a factor of the step; None
     leaves the rates to whoever holds ``optimizer``. A rank that trains nothing has an optimizer too, so that all ranks
     may give theirs to a scheduler. ``loss_scale`` is None but where the Program scales its loss: a step whose gradients
-    are not finite then updates nothing and is counted there. ``predicted_seconds`` of a step set when it counts as
-    hung; None: never. ``worker`` makes what walks the Action table. ``saving``: a group of all ranks for checkpoints
-    alone, without which none is written beside training.
+    are not finite then updates nothing and is counted there. ``limits`` say when a step, or what reads or writes the
+    state, counts as hung; None: never. ``worker`` makes what walks the Action table. ``saving``: a group of all ranks
+    for checkpoints alone, without which none is written beside training.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Engine:
         optimizer: Factory,
         clip: float | None = None,
         lr_lambda: LrLambda | None = None,
-        predicted_seconds: float | None = None,
+        limits: Limits | None = None,
         worker: Callable[[Program, Groups, Mapping[str, nn.Parameter], ShardedStages | None], Worker] = Worker,
         saving: dist.ProcessGroup | None = None,
     ) -> None:
@@ -76,8 +77,9 @@ class Engine:
         named = [(name, p) for name, p in self.parameters.items() if p.requires_grad]
         self.trained = [p for _, p in named]
         self.optimizer = optimizer(named or [("", nn.Parameter(torch.zeros(0)))])
-        self.clip, self.lr_lambda, self.predicted_seconds = clip, lr_lambda, predicted_seconds
+        self.clip, self.lr_lambda, self._limits = clip, lr_lambda, limits
         self.steps_done = self.samples_read = 0
+        self._has_stepped = False
         self.grad_norm: torch.Tensor | None = None
         if lr_lambda is not None:
             keep_initial_rates(self.optimizer)
@@ -137,9 +139,15 @@ class Engine:
         return bool(condition)
 
     def _watched(self) -> contextlib.AbstractContextManager[object]:
-        if self.predicted_seconds is None:
+        if self._limits is None:
             return contextlib.nullcontext()
-        return Watchdog(hang_limit(self.predicted_seconds), f"step {self.steps_done}")
+        is_first, self._has_stepped = not self._has_stepped, True
+        return Watchdog(self._limits.first_step if is_first else self._limits.step, f"step {self.steps_done}")
+
+    def _state_seconds(self) -> float | None:
+        """How long reading or writing the state may take: the parameters, two moments, and as much again."""
+        held = sum(4 * p.numel() * p.element_size() for p in self.parameters.values())
+        return None if self._limits is None else self._limits.state(held)
 
     def _sum(self, x: torch.Tensor, axis: str) -> None:
         self.groups.log.add(axis, ALL_REDUCE, x, "control")
@@ -206,7 +214,7 @@ class Engine:
         scale = asdict(self.loss_scale) if self.loss_scale else None
         progress = Progress(self.steps_done, self.program.seed, self.samples_read, scale)
         state = self.program, self.groups, self.parameters, self.optimizer
-        return self._saver.save(Path(folder), *state, progress, keep, wait)
+        return self._saver.save(Path(folder), *state, progress, keep, wait, self._state_seconds())
 
     def saved(self) -> None:
         """Wait until the checkpoint that is being written is there."""
@@ -222,7 +230,9 @@ class Engine:
         """Go on from a checkpoint, written under this plan or another, with its hyper-parameters, but for ``lr`` and
         those named in ``own``, which stay as they are here. ``tell`` is told of one that is damaged and passed over."""
         mine = [{word: group[word] for word in own if word in group} for group in self.optimizer.param_groups]
-        progress = load(folder, self.program, self.groups, self.parameters, self.optimizer, tell)
+        limit = self._state_seconds()
+        with contextlib.nullcontext() if limit is None else Watchdog(limit, f"loading {folder}"):
+            progress = load(folder, self.program, self.groups, self.parameters, self.optimizer, tell)
         for group, kept in zip(self.optimizer.param_groups, mine, strict=True):
             group.update(kept)
         self._copies.refresh()

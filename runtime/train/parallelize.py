@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,12 @@ from partitioner.lowering.program import Program
 from partitioner.precision import OWN, Precision, preset
 from runtime.mesh.groups import Groups
 from runtime.ranks.keep_heap import keep_freed_memory
+from runtime.ranks.limits import START_SECONDS, Limits
 from runtime.ranks.process_group import saving_group, start_ranks
+from runtime.ranks.watchdog import Watchdog
 from runtime.state.optimizer import Given, LrLambda, factory
 from runtime.state.parameters import ModuleStart, materialize
+from runtime.state.shard_pieces import part_of
 from runtime.state.whole_updates import check_updates
 from runtime.train.engine import Engine
 
@@ -35,6 +40,7 @@ def parallelize(
     clip: float | None = None,
     lr_lambda: LrLambda | None = None,
     precision: Precision | str | None = None,
+    patience: float = 1.0,
     **options: Any,
 ) -> Engine:
     """Train ``model`` under ``plan`` on all ranks; ``batch`` is an example, ``options`` go to the optimizer (lr, ...).
@@ -45,15 +51,17 @@ def parallelize(
     returns one, of groups as it likes (``runtime.parameter_groups``). ``lr_lambda`` gives factors of the learning rate
     by step; without one the rate is what ``engine.optimizer`` says, so that a scheduler of torch's or a hand may change
     it. ``precision``: a preset's name or a Precision; None is the plan's, and without a plan the model's own data
-    types. Raises InputError for a plan of another model, world size, global batch or precision, and for an optimizer
-    that needs whole what the plan divides.
+    types. ``patience`` multiplies the seconds after which a start, a step or a save counts as hung and ends all ranks
+    (``runtime.ranks.limits``). Raises InputError for a plan of another model, world size, batch or precision, and for
+    an optimizer that needs whole what the plan divides.
     """
-    start_ranks()
+    start_ranks(START_SECONDS * patience)
     found = _given(plan, global_batch)
     graph = trace(model, dict(batch), global_batch=global_batch, precision=_precision(precision, found))
     chosen = found or _searched(graph, cluster, global_batch)
     program = lower(graph, chosen)
-    return engine(program, model, weights, optimizer, clip, lr_lambda, chosen.cost.step_seconds, options)
+    limits = Limits(chosen.cost.step_seconds, patience)
+    return engine(program, model, weights, optimizer, clip, lr_lambda, limits, options)
 
 
 def engine(
@@ -63,7 +71,7 @@ def engine(
     optimizer: Given,
     clip: float | None,
     lr_lambda: LrLambda | None,
-    predicted_seconds: float | None,
+    limits: Limits | None,
     options: Mapping[str, Any],
 ) -> Engine:
     """An Engine whose parameters come from ``weights``, from the module, or from the program's seed."""
@@ -75,12 +83,22 @@ def engine(
         torch.backends.cudnn.allow_tf32 = program.tf32  # of convolutions, on unless somebody says no
     is_meta = any(p.is_meta for p in model.parameters())
     source = weights if weights is not None else ModuleStart(model, program.seed) if is_meta else model
-    parameters = materialize(program, groups.coordinates, source, groups.device)
+    with _watched(program, groups, limits):
+        parameters = materialize(program, groups.coordinates, source, groups.device)
     made = factory(optimizer, **options)
     check_updates(program, made, groups.device)
     return Engine(
-        program, groups, parameters, made, clip, lr_lambda, predicted_seconds, saving=saving_group()
+        program, groups, parameters, made, clip, lr_lambda, limits, saving=saving_group()
     )
+
+
+def _watched(program: Program, groups: Groups, limits: Limits | None) -> contextlib.AbstractContextManager[object]:
+    """Reading or drawing this rank's parameters."""
+    if limits is None:
+        return contextlib.nullcontext()
+    parts = ((p, part_of(program, p, groups.coordinates)) for p in program.parameters.values())
+    held = sum(math.prod(part.shape) * p.dtype.itemsize for p, part in parts)
+    return Watchdog(limits.state(held), "making the parameters")
 
 
 def _searched(graph: Graph, cluster: Cluster | None, global_batch: int) -> Plan:

@@ -17,7 +17,7 @@ from partitioner import Plan
 from partitioner.errors import InputError
 from partitioner.plan.plan import Asked
 from runtime.ranks import launch
-from runtime.ranks.watchdog import hang_limit
+from runtime.ranks.limits import Limits
 from runtime.report import MEASURED_MEMORY, Report
 from tools.run import going_on, rank
 from tools.run.progress import Progressing
@@ -60,6 +60,8 @@ def _job(options: argparse.Namespace, plan: Plan) -> Job:
     for name in ("steps", "save_every", "keep"):
         if (many := getattr(options, name)) is not None and many < 1:
             raise InputError(f"--{name.replace('_', '-')} must be positive, not {many}")
+    if not 0 < options.patience < math.inf:
+        raise InputError(f"--patience must be positive, not {options.patience}")
     for name in ("save_every", "keep"):
         if getattr(options, name) and not options.checkpoint:
             raise InputError(f"--{name.replace('_', '-')} needs --checkpoint DIR, to save there")
@@ -73,12 +75,13 @@ def _job(options: argparse.Namespace, plan: Plan) -> Job:
     return Job(
         plan=str(Path(options.plan).resolve()), steps=options.steps, settings=now, weights=options.weights,
         checkpoint=options.checkpoint, save_every=options.save_every, keep=options.keep,
+        patience=options.patience,
     )  # fmt: skip
 
 
 def _train(job: Job, plan: Plan, shown: Progressing) -> tuple[int, int | None]:
     """The exit status of all ranks together, and the signal that they were asked to leave by."""
-    words, leave = [json.dumps(asdict(job))], hang_limit(plan.cost.step_seconds) + LEAVE_SECONDS
+    words, leave = [json.dumps(asdict(job))], Limits(plan.cost.step_seconds, job.patience).first_step + LEAVE_SECONDS
     result = launch.local_module("tools.run.rank", words, plan.world, math.inf, shown.read, leave)
     failed = result.failure
     return 0 if failed is None else 2 if result.statuses[failed.rank or 0] == 2 else 1, result.asked

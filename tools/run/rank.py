@@ -18,7 +18,9 @@ from partitioner.lowering.program import Program
 from partitioner.plan.derived_rows import PIPELINE
 from partitioner.sharding.mesh_axes import DP
 from runtime.data import Batches, fill, open_corpus
+from runtime.ranks.limits import Limits
 from runtime.ranks.process_group import finish_ranks, is_first, largest, start_ranks
+from runtime.ranks.watchdog import Watchdog, answer_stack_signal
 from runtime.state.optimizer import warmup_cosine
 from runtime.train.engine import Engine
 from runtime.train.parallelize import engine
@@ -37,7 +39,7 @@ VALIDATION_STEPS = 2
 class Job:
     """What a rank needs to know. ``steps`` counts those of the checkpoint too; ``settings``: lr, optimizer, clip,
     warmup, data, and what else is kept beside a checkpoint (``tools.run.going_on``). ``keep``: how many checkpoints
-    stay, None for all."""
+    stay, None for all. ``patience``: a factor of ``runtime.ranks.limits``."""
 
     plan: str
     steps: int
@@ -46,38 +48,42 @@ class Job:
     checkpoint: str | None
     save_every: int | None
     keep: int | None
-
+    patience: float
 
 
 
 def main(job: Job, tell: Tell) -> None:
     """Train until ``job.steps`` are done and tell of each, on rank 0, or that there is nothing left to do."""
+    answer_stack_signal()
     plan = Plan.load(job.plan)
-    source = load(plan.model["entry"], plan.model["settings"], seq=plan.model.get("seq"), meta=True)
-    start_ranks()
+    limits = Limits(plan.cost.step_seconds, job.patience)
 
     def say(event: Event) -> None:
         if is_first():
             tell(event)
 
-    compared = with_values(source) if is_first() else source
-    many, precision = plan.global_batch, plan.decisions.precision
-    graph = trace(compared.module, compared.batch, global_batch=many, precision=precision)
-    program = lower(graph, plan)
-    trainer = _trainer(job, plan, program, source.module, say)
+    with Watchdog(limits.start, "the start"):
+        source = load(plan.model["entry"], plan.model["settings"], seq=plan.model.get("seq"), meta=True)
+        start_ranks(limits.start)
+        compared = with_values(source) if is_first() else source
+        many, precision = plan.global_batch, plan.decisions.precision
+        graph = trace(compared.module, compared.batch, global_batch=many, precision=precision)
+        program = lower(graph, plan)
+    trainer = _trainer(job, limits, program, source.module, say)
     if trainer.steps_done >= job.steps:
         say({"nothing left": trainer.steps_done})
         finish_ranks()
         return
     batches = (fill(source.batch, found) for found in _batches(job, plan, graph, trainer, source.batch))
     saving = Saving(job.checkpoint, job.save_every, job.keep, job.settings)
-    ran = run_steps(trainer, job.steps, batches, saving, say)
+    ran = run_steps(trainer, job.steps, batches, saving, limits, say)
     if ran.asked:
         say({"left": trainer.steps_done, "asked": ran.asked})
         finish_ranks()
         return
     held = _batches(job, plan, graph, trainer, source.batch, "validation")
-    losses = [float(trainer.gradients(fill(source.batch, next(held)))) for _ in range(VALIDATION_STEPS)]
+    with Watchdog(VALIDATION_STEPS * limits.step, "validation"):
+        losses = [float(trainer.gradients(fill(source.batch, next(held)))) for _ in range(VALIDATION_STEPS)]
     peak = largest(float(_peak_bytes()))
     say(
         {
@@ -92,12 +98,12 @@ def main(job: Job, tell: Tell) -> None:
     finish_ranks()
 
 
-def _trainer(job: Job, plan: Plan, program: Program, model: nn.Module, say: Tell) -> Engine:
+def _trainer(job: Job, limits: Limits, program: Program, model: nn.Module, say: Tell) -> Engine:
     """As the job asks, gone on from its checkpoint where there is one."""
     asked = job.settings
     rate = warmup_cosine(asked["warmup"], job.steps) if asked["warmup"] else None
     optimizer = optimizer_of(asked, [name for name, p in program.parameters.items() if p.requires_grad])
-    made = engine(program, model, job.weights, optimizer, asked["clip"], rate, plan.cost.step_seconds, {})
+    made = engine(program, model, job.weights, optimizer, asked["clip"], rate, limits, {})
     if job.checkpoint and any(Path(job.checkpoint).glob("step-*")):
         grouped = asked["weight_decay"] is not None or asked["rates"]
         own = ("weight_decay", "lr_factor") if grouped else ()

@@ -8,8 +8,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from runtime.mesh.step_clock import Clock
+from runtime.ranks.doing import waits
+from runtime.ranks.limits import Limits
 from runtime.ranks.process_group import everywhere, is_first
+from runtime.ranks.watchdog import Watchdog
 from runtime.state.optimizer import base_rate
 from runtime.train.engine import Engine
 from tools.run.going_on import Settings, keep
@@ -51,13 +56,19 @@ class Ran:
     parts: list[dict[str, float]]
 
 
-def run_steps(trainer: Engine, steps: int, batches: Iterator[Batch], saving: Saving, tell: Tell) -> Ran:
+def run_steps(
+    trainer: Engine, steps: int, batches: Iterator[Batch], saving: Saving, limits: Limits, tell: Tell
+) -> Ran:
     """Train until ``steps`` are done in all, or a signal came to any rank; the state is then saved."""
     leaving, parts, asked = Leaving(), list[dict[str, float]](), 0
     clock = trainer.groups.log.clock = Clock(trainer.groups.device)
-    while trainer.steps_done < steps and not (asked := leaving.asked()):
+    while trainer.steps_done < steps:
+        with Watchdog(limits.step, f"reading the batch of step {trainer.steps_done}"):
+            if asked := leaving.asked():
+                break
+            batch = next(batches)
         began = time.perf_counter()
-        loss = float(trainer.step(next(batches)))
+        loss = _number(trainer.step(batch))
         seconds = time.perf_counter() - began
         skipped = {} if trainer.loss_scale is None else {"skipped": trainer.loss_scale.skipped}
         tell({"step": trainer.steps_done, "loss": loss, "seconds": seconds, **skipped})
@@ -69,6 +80,12 @@ def run_steps(trainer: Engine, steps: int, batches: Iterator[Batch], saving: Sav
         saving.save(trainer)
     trainer.saved()
     return Ran(asked, len(parts), everywhere(medians(parts)) if parts else [])
+
+
+@waits
+def _number(loss: torch.Tensor) -> float:
+    """A GPU is waited for here, and what it waits for."""
+    return float(loss)
 
 
 def medians(steps: list[dict[str, float]]) -> dict[str, float]:

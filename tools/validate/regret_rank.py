@@ -16,6 +16,7 @@ import torch
 from partitioner import Plan, lower, trace
 from partitioner.sharding.mesh_axes import DP
 from runtime.measure.step_timing import timed
+from runtime.ranks.limits import Limits
 from runtime.ranks.process_group import everywhere, finish_ranks, is_first, start_ranks
 from runtime.train.engine import Engine
 from runtime.train.parallelize import engine
@@ -45,7 +46,7 @@ def main(job: Job) -> None:
         rate = {"lr": 1e-4}
         trainer = engine(
             lower(graph, plan), source.module, None, torch.optim.AdamW, job.clip, None,
-            plan.cost.step_seconds, rate,
+            Limits(plan.cost.step_seconds), rate,
         )  # fmt: skip
         steps.append(_stepping(trainer, plan, source.batch))
         steps[-1](0)

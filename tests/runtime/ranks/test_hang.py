@@ -80,12 +80,11 @@ def test_ranks_that_wait_for_one_another_are_all_named(tmp_path: Path) -> None:
 def test_one_that_never_joins_is_named(tmp_path: Path) -> None:
     script = (
         "import os, pathlib, signal, sys, time\n"
-        "import runtime.ranks.process_group as joining\n"
-        "joining.START_SECONDS = 4.0\n"
+        "from runtime.ranks.process_group import start_ranks\n"
         "if os.environ['RANK'] == '1':\n"
         "    (pathlib.Path(sys.argv[1]) / 'at').write_text(str(time.time()))\n"
         "    os.kill(os.getpid(), signal.SIGSTOP)\n"
-        "joining.start_ranks()\n"
+        "start_ranks(4.0)\n"
     )
     result, seconds = _run(script, tmp_path)
     wanted = "rank 1 failed: hung: joining the other ranks took more than 4 s: it does not answer, stopped by a signal"

@@ -16,7 +16,8 @@ from partitioner.errors import InputError
 from runtime.ranks import launch
 from runtime.ranks.first_failure import Ended, first_cause, reason
 from runtime.ranks.launch import Result
-from runtime.ranks.watchdog import HUNG_STATUS, hang_limit
+from runtime.ranks.limits import Limits
+from runtime.ranks.watchdog import HUNG_STATUS
 
 ROOT = Path(__file__).resolve().parents[3]
 REDUCE = """
@@ -245,5 +246,8 @@ def test_an_echo_is_blamed_only_when_alone() -> None:
 
 
 def test_a_hang_is_far_above_the_prediction() -> None:
-    assert hang_limit(100.0) == 500.0
-    assert hang_limit(1.0) == 60.0
+    assert Limits(100.0).step == 500.0
+    assert Limits(1.0).step == 60.0
+    assert Limits(1.0).first_step > 2 * Limits(1.0).step
+    assert Limits(1.0, patience=0.5).start == Limits(1.0).start / 2
+    assert Limits(1.0).state(200e9) > 10_000 > Limits(1.0).state(1e9)
