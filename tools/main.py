@@ -59,6 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         words = sys.argv[1:] if arguments is None else arguments
         options = parser().parse_args(words)
+        options.words = words
         with document_alone(getattr(options, "json", False), restore=arguments is not None) as options.document:
             module, _, action = options.action.partition(":")
             return int(getattr(importlib.import_module(module), action)(options) or 0)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 import torch
@@ -16,13 +15,14 @@ from partitioner.errors import InputError
 from partitioner.lowering.program import Coordinates, Program, Stage, coordinates
 from partitioner.sharding.mesh_axes import DP, PP, REPLICA, SHARD
 from runtime.mesh.communication_log import Log
+from runtime.ranks.own_device import backend_of, own_device
 
 
 class Groups:
     """The mesh from one rank's place. A world of 1 needs no process group.
 
-    Axes are those of the mesh and what refines them. ``backend`` is the one whose ways are followed, by default the
-    world's own. Raises InputError when the world has not the plan's size.
+    Axes are those of the mesh and what refines them. ``backend`` is the one whose ways are followed, by default that
+    of the device. Raises InputError when the world has not the plan's size.
     """
 
     def __init__(self, program: Program, device: torch.device | None = None, backend: str | None = None) -> None:
@@ -33,8 +33,8 @@ class Groups:
         rows = coordinates(program)
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.coordinates: Coordinates = rows[self.rank]
-        self.device = device or _device()
-        self.backend = backend or (dist.get_backend() if dist.is_initialized() else "")
+        self.device = device or own_device()
+        self.backend = backend or (backend_of(self.device) if dist.is_initialized() else "")
         self.log = Log()
         self.kernels: Counter[str] = Counter()  # products that ran on a kernel, and the reasons of those that did not
         self._sizes = program.sizes
@@ -67,6 +67,14 @@ class Groups:
     def lane(self, source: int, target: int, backward: bool) -> tuple[dist.ProcessGroup, int]:
         """The group and tag of what pipeline rank ``source`` sends to ``target`` in one phase, in one order."""
         return _present(self._lanes.get((source, target, backward)) or self._groups[PP]), int(backward)
+
+    def every(self) -> Iterator[tuple[str, dist.ProcessGroup]]:
+        """The groups that this rank is in, with the axis that they are of, in the order in which they were made."""
+        named = {**self._groups, **{f"{PP} (shared)": g for g in self._tied.values()}}
+        lanes = {f"{PP} lane {a} to {b}": group for (a, b, _), group in self._lanes.items()}
+        for axis, group in (named | lanes).items():
+            if group is not None:
+                yield axis, group
 
     def _state_mesh(self) -> DeviceMesh:
         """The ranks that divide state; where others hold it again, those as well."""
@@ -119,12 +127,6 @@ class Groups:
             group = dist.group.WORLD if whole else dist.new_group(list(ranks))
             self._made[ranks] = group if isinstance(group, dist.ProcessGroup) else None
         return self._made[ranks]
-
-
-def _device() -> torch.device:
-    if dist.is_initialized() and dist.get_backend() == "nccl":
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    return torch.device("cpu")
 
 
 def _present(group: dist.ProcessGroup | None) -> dist.ProcessGroup:

@@ -11,9 +11,10 @@ import torch
 import torch.distributed as dist
 
 from partitioner.errors import InputError
-from runtime.ranks import meeting_store
+from runtime.ranks import meeting_store, slurm
 from runtime.ranks.limits import START_SECONDS
 from runtime.ranks.meeting_store import Store
+from runtime.ranks.own_device import all_backends, own_device
 from runtime.ranks.watchdog import Watchdog, answer_stack_signal, answer_when_asked
 
 T = TypeVar("T")
@@ -29,29 +30,33 @@ def start_ranks(limit_seconds: float = START_SECONDS) -> None:
     if dist.is_initialized():
         return
     answer_stack_signal()
-    world = int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")))
+    own = announced_rank()
+    world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         return
-    if "RANK" not in os.environ and "SLURM_PROCID" in os.environ:
-        os.environ.update(RANK=os.environ["SLURM_PROCID"], WORLD_SIZE=str(world))
-        os.environ.setdefault("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
-        if name not in os.environ:
+        if own is None or name not in os.environ:
             raise InputError(f"{world} ranks are announced, but {name} is not set: start with torchrun, or export it")
     with Watchdog(limit_seconds, "joining the other ranks"):
         store = meeting_store.join(timedelta(seconds=limit_seconds))
         answer_when_asked()
-        _join(store, int(os.environ["RANK"]), world)
+        _join(store, own, world)
 
 
 def _join(store: Store, rank: int, world: int) -> None:
     place: dict[str, Any] = {"store": store, "rank": rank, "world_size": world, "timeout": TIMEOUT}
-    if not torch.cuda.is_available():
-        dist.init_process_group("gloo", **place)
-        return
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    torch.cuda.set_device(device)
-    dist.init_process_group("nccl", device_id=device, **place)
+    device = own_device()
+    if device.type != "cpu":
+        torch.accelerator.set_device_index(device)
+        place["device_id"] = device  # communicators are then made when groups are, in the same order on all ranks
+    dist.init_process_group(all_backends(device), **place)
+
+
+def announced_rank() -> int | None:
+    """The rank that torchrun, srun or our launcher started this process as; None where nobody did."""
+    if slurm.is_task():
+        slurm.tell_place(os.environ)
+    return int(os.environ["RANK"]) if "RANK" in os.environ else None
 
 
 def is_first() -> bool:
@@ -82,7 +87,7 @@ def largest(value: float) -> float:
     """The largest of all ranks' values."""
     if not dist.is_initialized():
         return value
-    held = torch.tensor(value, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    held = torch.tensor(value, dtype=torch.float64)
     dist.all_reduce(held, dist.ReduceOp.MAX)
     return float(held)
 

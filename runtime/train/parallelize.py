@@ -103,7 +103,7 @@ def _watched(program: Program, groups: Groups, limits: Limits | None) -> context
 
 def _searched(graph: Graph, cluster: Cluster | None, global_batch: int) -> Plan:
     world = dist.get_world_size() if dist.is_initialized() else 1
-    if cluster is None and torch.cuda.is_available():
+    if cluster is None and torch.accelerator.is_available():
         raise InputError("no plan and no cluster were given: name a cluster, for example Cluster.load('dgx-h100')")
     return search(graph, cluster or Cluster.load("local-cpu", devices=world), global_batch)
 

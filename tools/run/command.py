@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import signal
 import statistics
 import sys
 from dataclasses import asdict
 from pathlib import Path
+
+import torch
 
 from cutlass_ops.linear.dispatch import RAN
 from partitioner import Plan
@@ -18,23 +19,30 @@ from partitioner.errors import InputError
 from partitioner.plan.plan import Asked
 from runtime.ranks import launch
 from runtime.ranks.limits import Limits
+from runtime.ranks.process_group import announced_rank
 from runtime.report import MEASURED_MEMORY, Report
 from tools.run import going_on, rank
 from tools.run.progress import Progressing
 from tools.run.rank import Job
+from tools.run.slurm_script import slurm_script
 from tools.run.training_loop import Event
-from tools.screen import output, seconds, size, table
+from tools.screen import output, seconds, size, table, written
 
 LEAVE_SECONDS = 120.0  # for the step that is being trained, beside what it may take, and for saving
 
 
 def run_command(options: argparse.Namespace) -> int:
     """Start the ranks (unless this is one), draw the bar, write and print the report."""
-    plan = Plan.load(options.plan)
-    job = _job(options, plan)
+    plan, own = Plan.load(options.plan), announced_rank()
+    job = _job(options, plan, own)
+    if options.slurm:
+        output().print(f"written to {written(options.slurm, slurm_script(plan, options.words))}: sbatch takes it")
+        return 0
+    if own is None:
+        _check_here(plan)
     asked: int | None = None
     with Progressing(job.steps, plan.cost.step_seconds) as shown:
-        if "RANK" in os.environ:
+        if own is not None:
             rank.main(job, shown.tell)
             status = 0
         else:
@@ -55,7 +63,19 @@ def run_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def _job(options: argparse.Namespace, plan: Plan) -> Job:
+def _check_here(plan: Plan) -> None:
+    """Whether this machine alone can run the plan; raises InputError, with how to start it elsewhere."""
+    each, have = int(plan.cluster["node_devices"]), torch.accelerator.device_count()
+    if (nodes := -(-plan.world // each)) > 1:
+        raise InputError(
+            f"the plan is for {plan.world} ranks on {nodes} nodes of {each}, and this is one machine: start the same "
+            f"command on every node, by torchrun --nnodes {nodes} --nproc-per-node {each} or by srun (--slurm FILE)"
+        )
+    if 0 < have < plan.world:
+        raise InputError(f"the plan is for {plan.world} devices, this machine has {have}: plan with --devices {have}")
+
+
+def _job(options: argparse.Namespace, plan: Plan, own: int | None) -> Job:
     """What the ranks are to do; says what of it is other than in the run that saved the checkpoint."""
     for name in ("steps", "save_every", "keep"):
         if (many := getattr(options, name)) is not None and many < 1:
@@ -70,7 +90,7 @@ def _job(options: argparse.Namespace, plan: Plan) -> Job:
     before = going_on.before(options.checkpoint)
     chosen = going_on.settings(vars(options), before)
     now = chosen | {"steps": options.steps, "global_batch": plan.global_batch, "seq": plan.model.get("seq")}
-    if before is not None and (others := ", ".join(going_on.changes(before, now))):
+    if not own and before is not None and (others := ", ".join(going_on.changes(before, now))):
         sys.stderr.write(f"other than in the run that {options.checkpoint} goes on: {others}\n")
     return Job(
         plan=str(Path(options.plan).resolve()), steps=options.steps, settings=now, weights=options.weights,

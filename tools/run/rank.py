@@ -18,6 +18,7 @@ from partitioner.lowering.program import Program
 from partitioner.plan.derived_rows import PIPELINE
 from partitioner.sharding.mesh_axes import DP
 from runtime.data import Batches, fill, open_corpus
+from runtime.mesh.try_groups import misplaced, try_groups
 from runtime.ranks.limits import Limits
 from runtime.ranks.process_group import finish_ranks, is_first, largest, start_ranks
 from runtime.ranks.watchdog import Watchdog, answer_stack_signal
@@ -70,6 +71,8 @@ def main(job: Job, tell: Tell) -> None:
         graph = trace(compared.module, compared.batch, global_batch=many, precision=precision)
         program = lower(graph, plan)
     trainer = _trainer(job, limits, program, source.module, say)
+    misplaced(int(plan.cluster["node_devices"]), lambda text: say({"warning": text}))
+    try_groups(trainer.groups, limits.start, lambda text: say({"warning": text}))
     if trainer.steps_done >= job.steps:
         say({"nothing left": trainer.steps_done})
         finish_ranks()

@@ -59,4 +59,4 @@ def _single(path: str) -> tuple[Program, Groups, Source]:
     seed = plan.decisions.seed
     stage = Stage(0, 0, None, None, (), (), (), tuple(parameters), None)  # it holds all and calls nothing
     program = Program((stage,), parameters, (), (), (), mesh, tuple(mesh), axes, 1, 1, (), seed, {})
-    return program, Groups(program), source
+    return program, Groups(program, torch.device("cpu")), source
