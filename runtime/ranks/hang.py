@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -14,12 +15,13 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 
 from runtime.ranks.doing import Doing, doing
-from runtime.ranks.meeting_store import Store, join
+from runtime.ranks.meeting_store import Store, join, whose
 
 ASKED = "hung"
-ANSWER_SECONDS = 3.0
+ANSWER_SECONDS, STORE_SECONDS = 3.0, 5.0
 POLL_SECONDS = 0.05
 NEVER = timedelta(days=3650)
+_asking: list[Store] = []  # this process's own line to the store: a new one could not be had of one that is stopped
 Rows = Mapping[int, Doing | None]  # what each rank answered
 
 
@@ -83,14 +85,15 @@ def answers(store: Store, world: int, seconds: float = ANSWER_SECONDS) -> Rows:
 def answer_when_asked(end: Callable[[Callable[[], str]], None]) -> None:
     """From now on, when any rank hangs, ``end`` is called with what tells the others what this one is doing, and
     returns the line to say."""
-    store = join()
+    store, asking = join(), join()  # the first is busy for as long as nobody asks
+    _asking.append(asking)
 
     def wait() -> None:
         try:
             store.wait([ASKED], NEVER)
         except RuntimeError:
             return  # whoever served the store is gone, and the run with it
-        end(lambda: _settled(store, *json.loads(store.get(ASKED))))
+        end(lambda: _settled(asking, *json.loads(asking.get(ASKED))))
 
     threading.Thread(target=wait, name="answer_when_asked", daemon=True).start()
 
@@ -102,12 +105,19 @@ def ask(what: str, thread: str | None) -> str:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "MASTER_ADDR" not in os.environ:
         return f"{what}: in {doing(thread).where}"
-    try:
-        store = join()
+    told = list[str]()
+    if _asking:
+        asking = threading.Thread(target=_ask, args=(_asking[0], what, thread, told), daemon=True)
+        asking.start()
+        asking.join(ANSWER_SECONDS + STORE_SECONDS)  # torch's own limit does not hold where that process is stopped
+    where = f"{os.environ['MASTER_ADDR']}, in {whose()} process"
+    return told[0] if told else f"{what}: the store at {where}, does not answer"
+
+
+def _ask(store: Store, what: str, thread: str | None, told: list[str]) -> None:
+    with contextlib.suppress(RuntimeError):  # it is gone
         store.set(ASKED, json.dumps([what, thread]))
-        return _settled(store, what, thread)
-    except RuntimeError as error:
-        return f"{what}: the store at {os.environ['MASTER_ADDR']} does not answer ({error})"
+        told.append(_settled(store, what, thread))
 
 
 def asked(store: Store) -> str | None:

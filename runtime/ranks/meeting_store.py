@@ -22,6 +22,11 @@ def served(port: int) -> dict[str, str]:
     return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), SERVED_OUTSIDE: "True", ATTEMPT: "0"}
 
 
+def whose() -> str:
+    """In whose process it is."""
+    return "the launcher's" if os.environ.get(SERVED_OUTSIDE) == "True" else "rank 0's"
+
+
 def join(timeout: timedelta = CONNECT) -> Store:
     """The store of this start of the ranks, which MASTER_ADDR and MASTER_PORT lead to."""
     outside = os.environ.get(SERVED_OUTSIDE) == "True"
