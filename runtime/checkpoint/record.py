@@ -30,13 +30,15 @@ def not_whole(folder: Path, why: str) -> NotWhole:
 class Progress:
     """How far training has come: steps done, the run's seed, and samples read of the data, all ranks together.
 
-    ``loss_scale``: its numbers, None where the loss is not scaled.
+    ``loss_scale``: its numbers, None where the loss is not scaled. ``skipped``: steps without an update, beside those
+    that it counts.
     """
 
     step: int
     seed: int
     samples: int
     loss_scale: dict[str, Any] | None = None
+    skipped: int = 0
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,8 @@ from runtime.train.sharded_stages import ShardedStages
 from runtime.train.step_batches import StepBatches
 from runtime.train.worker import Named, Worker
 
+MOST_SKIPPED = 30  # in a row
+
 
 class Engine:
     """Trains a Program on this rank's part of the mesh.
@@ -51,7 +53,8 @@ class Engine:
     may give theirs to a scheduler. ``loss_scale`` is None but where the Program scales its loss: a step whose gradients
     are not finite then updates nothing and is counted there. ``limits`` say when a step, or what reads or writes the
     state, counts as hung; None: never. ``worker`` makes what walks the Action table. ``saving``: a group of all ranks
-    for checkpoints alone, without which none is written beside training.
+    for checkpoints alone, without which none is written beside training. ``skip_nonfinite``: a step whose loss or
+    gradients are no numbers updates nothing, and is counted in ``skipped``; else it raises.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Engine:
         limits: Limits | None = None,
         worker: Callable[[Program, Groups, Mapping[str, nn.Parameter], ShardedStages | None], Worker] = Worker,
         saving: dist.ProcessGroup | None = None,
+        skip_nonfinite: bool = False,
     ) -> None:
         check_program(program)
         self.program, self.groups, self.parameters = program, groups, dict(parameters)
@@ -80,6 +84,7 @@ class Engine:
         self.clip, self.lr_lambda, self._limits = clip, lr_lambda, limits
         self.steps_done = self.samples_read = 0
         self._has_stepped = False
+        self.skip_nonfinite, self._skipped, self._skipped_in_a_row = skip_nonfinite, 0, 0
         self.grad_norm: torch.Tensor | None = None
         if lr_lambda is not None:
             keep_initial_rates(self.optimizer)
@@ -121,9 +126,9 @@ class Engine:
             batches = self._batches.of(batch, self.steps_done, self.holds)
             self._gradients(batches)
             loss = self._loss
-            self._check(loss, batches)
-            with self.groups.log.timed(OPTIMIZER):
-                self._update()
+            if self._is_sound(loss, batches):
+                with self.groups.log.timed(OPTIMIZER):
+                    self._update()
         self.steps_done += 1
         self.samples_read += self.program.micro_batch * self.program.micro_batches * self.groups.size(DP)
         return loss
@@ -171,14 +176,28 @@ class Engine:
         if self.loss_scale is not None:
             self.loss_scale.unscale([p.grad for p in self.trained if p.grad is not None])
 
-    def _check(self, loss: torch.Tensor, batches: list[Named]) -> None:
+    @property
+    def skipped(self) -> int:
+        """Steps that updated nothing since the run began, for their loss or gradients were no numbers."""
+        return self._skipped + (self.loss_scale.skipped if self.loss_scale else 0)
+
+    def _is_sound(self, loss: torch.Tensor, batches: list[Named]) -> bool:
         """Of a loss that is scaled the gradients tell: what overflows in float16 skips a step."""
-        if self.loss_scale is None and not self.holds(loss.isfinite()):
+        if self.loss_scale is not None or self.holds(loss.isfinite()):
+            return True
+        if not self.skip_nonfinite:
             culprit = first_culprit(self.worker, batches, float(loss))
             raise InputError(f"step {self.steps_done}: the loss is {float(loss)}; first made by {culprit}")
+        self._skip(f"the loss is {float(loss)}")
+        return False
+
+    def _skip(self, why: str) -> None:
+        self._skipped, self._skipped_in_a_row = self._skipped + 1, self._skipped_in_a_row + 1
+        if self._skipped_in_a_row > MOST_SKIPPED:
+            raise InputError(f"step {self.steps_done}: {why}, and {MOST_SKIPPED} steps before it were skipped in a row")
 
     def _update(self) -> None:
-        if self.clip is not None or self.loss_scale is not None:
+        if self.clip is not None or self.loss_scale is not None or self.skip_nonfinite:
             self.grad_norm = self._norm()
             is_finite = self.holds(self.grad_norm.isfinite())
             if self.loss_scale is not None:
@@ -186,12 +205,16 @@ class Engine:
                 if not is_finite:
                     return
             elif not is_finite:
-                norm = float(self.grad_norm)
-                raise InputError(f"step {self.steps_done}: the gradient norm is {norm}, though the loss is finite")
+                why = f"the gradient norm is {float(self.grad_norm)}, though the loss is finite"
+                if not self.skip_nonfinite:
+                    raise InputError(f"step {self.steps_done}: {why}")
+                self._skip(why)
+                return
             if self.clip is not None and self.clip < math.inf:
                 torch.nn.utils.clip_grads_with_norm_(self.trained, self.clip, self.grad_norm)
         if self.lr_lambda is not None:
             self._follow(self.lr_lambda)
+        self._skipped_in_a_row = 0
         self.optimizer.step()
         self._copies.refresh()
 
@@ -212,7 +235,7 @@ class Engine:
         when ``saved`` has returned. Raises InputError where it can't be written; the next step does, without ``wait``.
         """
         scale = asdict(self.loss_scale) if self.loss_scale else None
-        progress = Progress(self.steps_done, self.program.seed, self.samples_read, scale)
+        progress = Progress(self.steps_done, self.program.seed, self.samples_read, scale, self._skipped)
         state = self.program, self.groups, self.parameters, self.optimizer
         return self._saver.save(Path(folder), *state, progress, keep, wait, self._state_seconds())
 
@@ -236,7 +259,7 @@ class Engine:
         for group, kept in zip(self.optimizer.param_groups, mine, strict=True):
             group.update(kept)
         self._copies.refresh()
-        self.steps_done, self.samples_read = progress.step, progress.samples
+        self.steps_done, self.samples_read, self._skipped = progress.step, progress.samples, progress.skipped
         if self.loss_scale is not None and progress.loss_scale is not None:
             self.loss_scale = LossScale(**progress.loss_scale)
         if lr is not None:

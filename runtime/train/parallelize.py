@@ -41,6 +41,7 @@ def parallelize(
     lr_lambda: LrLambda | None = None,
     precision: Precision | str | None = None,
     patience: float = 1.0,
+    skip_nonfinite: bool = False,
     **options: Any,
 ) -> Engine:
     """Train ``model`` under ``plan`` on all ranks; ``batch`` is an example, ``options`` go to the optimizer (lr, ...).
@@ -52,7 +53,8 @@ def parallelize(
     by step; without one the rate is what ``engine.optimizer`` says, so that a scheduler of torch's or a hand may change
     it. ``precision``: a preset's name or a Precision; None is the plan's, and without a plan the model's own data
     types. ``patience`` multiplies the seconds after which a start, a step or a save counts as hung and ends all ranks
-    (``runtime.ranks.limits``). Raises InputError for a plan of another model, world size, batch or precision, and for
+    (``runtime.ranks.limits``). ``skip_nonfinite``: a step whose loss or gradients are no numbers updates nothing and is
+    counted, instead of raising. Raises InputError for a plan of another model, world size, batch or precision, and for
     an optimizer that needs whole what the plan divides.
     """
     start_ranks(START_SECONDS * patience)
@@ -61,7 +63,7 @@ def parallelize(
     chosen = found or _searched(graph, cluster, global_batch)
     program = lower(graph, chosen)
     limits = Limits(chosen.cost.step_seconds, patience)
-    return engine(program, model, weights, optimizer, clip, lr_lambda, limits, options)
+    return engine(program, model, weights, optimizer, clip, lr_lambda, limits, options, skip_nonfinite)
 
 
 def engine(
@@ -73,6 +75,7 @@ def engine(
     lr_lambda: LrLambda | None,
     limits: Limits | None,
     options: Mapping[str, Any],
+    skip_nonfinite: bool = False,
 ) -> Engine:
     """An Engine whose parameters come from ``weights``, from the module, or from the program's seed."""
     groups = Groups(program)
@@ -88,7 +91,7 @@ def engine(
     made = factory(optimizer, **options)
     check_updates(program, made, groups.device)
     return Engine(
-        program, groups, parameters, made, clip, lr_lambda, limits, saving=saving_group()
+        program, groups, parameters, made, clip, lr_lambda, limits, saving=saving_group(), skip_nonfinite=skip_nonfinite
     )
 
 

@@ -95,7 +95,7 @@ def _job(options: argparse.Namespace, plan: Plan, own: int | None) -> Job:
     return Job(
         plan=str(Path(options.plan).resolve()), steps=options.steps, settings=now, weights=options.weights,
         checkpoint=options.checkpoint, save_every=options.save_every, keep=options.keep,
-        patience=options.patience,
+        patience=options.patience, skip_nonfinite=options.skip_nonfinite,
     )  # fmt: skip
 
 

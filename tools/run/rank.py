@@ -50,6 +50,7 @@ class Job:
     save_every: int | None
     keep: int | None
     patience: float
+    skip_nonfinite: bool
 
 
 
@@ -106,7 +107,7 @@ def _trainer(job: Job, limits: Limits, program: Program, model: nn.Module, say: 
     asked = job.settings
     rate = warmup_cosine(asked["warmup"], job.steps) if asked["warmup"] else None
     optimizer = optimizer_of(asked, [name for name, p in program.parameters.items() if p.requires_grad])
-    made = engine(program, model, job.weights, optimizer, asked["clip"], rate, limits, {})
+    made = engine(program, model, job.weights, optimizer, asked["clip"], rate, limits, {}, job.skip_nonfinite)
     if job.checkpoint and any(Path(job.checkpoint).glob("step-*")):
         grouped = asked["weight_decay"] is not None or asked["rates"]
         own = ("weight_decay", "lr_factor") if grouped else ()

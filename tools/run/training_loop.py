@@ -70,8 +70,7 @@ def run_steps(
         began = time.perf_counter()
         loss = _number(trainer.step(batch))
         seconds = time.perf_counter() - began
-        skipped = {} if trainer.loss_scale is None else {"skipped": trainer.loss_scale.skipped}
-        tell({"step": trainer.steps_done, "loss": loss, "seconds": seconds, **skipped})
+        tell({"step": trainer.steps_done, "loss": loss, "seconds": seconds, "skipped": trainer.skipped})
         parts.append({"step": seconds, **clock.read()})
         if saving.is_due(trainer.steps_done):
             saving.save(trainer)

@@ -231,3 +231,46 @@ def _save_and_load(rank: int, folder: str) -> None:
 
 def test_a_loaded_engine_goes_on_as_the_saved_one(tmp_path: Path) -> None:
     plans.spawn(_save_and_load, 2, str(tmp_path))
+
+
+def _skip(rank: int, folder: str) -> None:
+    program = small.program(pp=2)
+    data = small.batch(samples(program))
+    engine, plain = build(program, skip_nonfinite=True), build(program)
+    run = engine.worker.run
+
+    def bad_loss(*given: Any) -> list[torch.Tensor]:
+        return [loss * math.nan for loss in run(*given)]
+
+    def bad_gradient(*given: Any) -> list[torch.Tensor]:
+        losses = run(*given)
+        if rank == 1:  # the other has to see it too
+            engine.trained[-1].register_hook(lambda g: g * math.inf)
+        return losses
+
+    wanted = [float(plain.step(data)) for _ in range(2)][0]
+    assert float(engine.step(data)) == wanted
+    before = {name: p.detach().clone() for name, p in engine.parameters.items()}
+    engine.worker.run = bad_loss  # type: ignore[method-assign]
+    assert math.isnan(engine.step(data))
+    engine.worker.run = run  # type: ignore[method-assign]
+    assert (engine.skipped, engine.steps_done, engine.samples_read) == (1, 2, 2 * samples(program))
+    for name, parameter in engine.parameters.items():
+        assert torch.equal(parameter, before[name]), name
+    engine.save(folder)
+    again = build(program, skip_nonfinite=True)
+    again.load(folder)
+    assert again.skipped == 1
+    engine.worker.run = bad_gradient  # type: ignore[method-assign]
+    engine.step(data)  # the hook acts from the next one on
+    engine.step(data)
+    assert engine.skipped == 2
+    engine.worker.run = bad_loss  # type: ignore[method-assign]
+    for _ in range(29):
+        engine.step(data)
+    with pytest.raises(InputError, match="step .*: the loss is nan, and 30 steps before it were skipped in a row"):
+        engine.step(data)
+
+
+def test_a_step_that_is_no_number_can_be_skipped(tmp_path: Path) -> None:
+    plans.spawn(_skip, 2, str(tmp_path))
