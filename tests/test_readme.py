@@ -14,8 +14,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+README, OPERATIONS = ((ROOT / name).read_text() for name in ("README.md", "docs/operations.md"))
 SECONDS = 240
+SRUN = """
+export SLURM_JOB_ID=$$ SLURM_STEP_NUM_TASKS=4 SLURM_STEP_TASKS_PER_NODE=4 SLURM_STEP_NODELIST=127.0.0.1
+while [[ $1 == --* ]]; do shift; done
+for n in 3 2 1; do SLURM_PROCID=$n SLURM_LOCALID=$n "$@" & done
+SLURM_PROCID=0 SLURM_LOCALID=0 "$@" && wait"""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,9 @@ def folder(tmp_path: Path) -> Path:
         script = tmp_path / "bin" / command
         script.write_text(f'#!/bin/sh\nexec "{sys.executable}" {f"-m {module}" if module else ""} "$@"\n')
         script.chmod(0o755)
+    for command, text in {"srun": SRUN, "sbatch": 'exec bash "$1"'}.items():
+        (tmp_path / "bin" / command).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / "bin" / command).chmod(0o755)
     return tmp_path
 
 
@@ -76,14 +84,26 @@ def run(block: Block, folder: Path, site: Path) -> subprocess.CompletedProcess[s
 def test_the_blocks_run_from_an_installed_wheel(folder: Path, site: Path) -> None:
     where = Block("python", "run", "import partitioner, runtime, tools; print(tools.__file__)\n")
     assert run(where, folder, site).stdout.startswith(str(site))
-    for block in blocks(README):
+    run_all(README, folder, site)
+    left = {path.name for path in folder.iterdir()}
+    assert {"plan.json", "plan.svg", "report.json", "llama.json", "small.json", "checkpoints"} <= left
+
+
+@pytest.mark.readme
+@pytest.mark.timeout(2 * SECONDS)
+def test_an_operator_can_do_as_is_said(folder: Path, site: Path) -> None:
+    run_all(OPERATIONS, folder, site)
+    assert (folder / "weights" / "model.safetensors").exists()
+    assert len(blocks(OPERATIONS)) == len([b for b in blocks(OPERATIONS) if b.action == "run"])
+
+
+def run_all(text: str, folder: Path, site: Path) -> None:
+    for block in blocks(text):
         if block.action.startswith("file="):
             (folder / block.action.removeprefix("file=")).write_text(block.text)
         if block.action == "run":
             result = run(block, folder, site)
             assert result.returncode == 0, f"{block.text}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
-    left = {path.name for path in folder.iterdir()}
-    assert {"plan.json", "plan.svg", "report.json", "llama.json", "small.json", "checkpoints"} <= left
 
 
 def test_every_python_block_is_executed_and_bash_ones_but_the_installation() -> None:

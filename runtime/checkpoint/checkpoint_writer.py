@@ -49,7 +49,10 @@ class CheckpointWriter(FileSystemWriter):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """On every rank: its files, each with its sum."""
-        written = super().write_data(plan, planner).wait()
+        try:
+            written = super().write_data(plan, planner).wait()
+        except RuntimeError as error:  # torch's writer of zip files hides the disk's own word
+            raise _of_the_disk(error) or error from error
         names = {row.storage_data.relative_path for row in written}
         files = {name: _file(Path(self.path) / name) for name in names}
         rows = [Summed(r.index, r.size_in_bytes, r.storage_data, files[r.storage_data.relative_path]) for r in written]
@@ -72,6 +75,12 @@ class CheckpointWriter(FileSystemWriter):
     def abandon(self) -> None:
         """Remove what was half written."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _of_the_disk(error: BaseException | None) -> OSError | None:
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _file(path: Path) -> File:

@@ -22,7 +22,7 @@ from runtime.checkpoint.dcp_chunks import SavePlanner
 from runtime.checkpoint.entries import Tensors, entries_of, states_of
 from runtime.checkpoint.record import Progress, Record
 from runtime.ranks.doing import waits
-from runtime.ranks.process_group import is_first
+from runtime.ranks.process_group import is_first, own_rank
 from runtime.ranks.watchdog import Watchdog
 from runtime.state.optimizer import hyper_parameters
 from runtime.state.parameters import Groups
@@ -113,4 +113,6 @@ def _told(writer: CheckpointWriter, write: Callable[[], object]) -> object:
         if is_first():
             writer.abandon()
         rank, (cause, _) = min(error.failures.items())
-        raise InputError(f"{writer.target} can't be written, by rank {rank}: {cause}") from error
+        words = cause.strerror if isinstance(cause, OSError) and cause.strerror else cause
+        whose = "" if rank == own_rank() else f" by a peer, rank {rank}"
+        raise InputError(f"{writer.target} can't be written{whose}: {words}") from error

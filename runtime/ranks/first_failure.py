@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from runtime.ranks.watchdog import HUNG_STATUS
 
+REFUSED_STATUS = 2  # bad input, said in one line
 _PREFIX = re.compile(r"^\[rank\d+\]: ?")
 _ECHO = re.compile(
     r"connection (was )?(closed|reset|refused)|broken pipe|remote process exited|peer|socket (error|timeout)"
@@ -59,6 +60,8 @@ def reason(ended: Ended) -> str:
     raised = _exception_line(lines)
     if raised or (ended.status == HUNG_STATUS and lines):
         return raised or lines[-1]
+    if ended.status == REFUSED_STATUS and lines:
+        return lines[-1].strip().removeprefix("partitioner: ")
     return f"status {ended.status}" + (f": {lines[-1].strip()}" if lines else "")
 
 
