@@ -34,7 +34,7 @@ class CheckpointWriter(FileSystemWriter):
     """
 
     def __init__(self, target: Path, record: Record, keep: int | None, copies: dict[str, torch.Tensor]) -> None:
-        super().__init__(step_folders.writing(target))
+        super().__init__(step_folders.writing(target), per_thread_copy_ahead=0)  # threads use no GPU
         self.target, self._record, self._keep, self._copies = target, record, keep, copies
 
     def stage(self, state_dict: dict[str, Entry]) -> dict[str, Entry]:
@@ -66,6 +66,9 @@ class CheckpointWriter(FileSystemWriter):
         folder = Path(self.path)
         rows = (row for rank in results for row in rank if isinstance(row, Summed))
         files = {row.storage_data.relative_path: row.file for row in rows}
+        for name, file in files.items():
+            if not (folder / name).is_file() or (folder / name).stat().st_size != file.bytes:
+                raise FileNotFoundError(f"rank 0 does not see {name}: all nodes have to share the folder")
         files[METADATA] = _file(folder / METADATA)
         write_record(folder, replace(self._record, files=dict(sorted(files.items()))))
         step_folders.publish(self.target)

@@ -61,6 +61,8 @@ def load(
 
 def _newest_whole(folder: Path, tell: Callable[[str], object]) -> tuple[Path, Record, Metadata]:
     """All files are read for their sums, each rank's share of them by that rank."""
+    if is_first():
+        step_folders.recover(folder)
     names = everywhere([path.name for path in step_folders.found(folder)])[0]
     if not names:
         raise InputError(f"{folder} holds no checkpoint: name a folder that holds step-N, or a step-N itself")

@@ -91,7 +91,10 @@ def _own_sum(said: Mapping[str, Any]) -> str:
 def check_files(folder: Path, files: Iterable[tuple[str, File]]) -> None:
     """Whether these files are as they were written; raises NotWhole that names the first that is not."""
     for name, written in files:
-        fault = _fault(folder / name, written) if Path(name).name == name else "is no file of it"
+        try:
+            fault = _fault(folder / name, written) if Path(name).name == name else "is no file of it"
+        except OSError as error:
+            fault = f"can't be read: {error.strerror or error}"
         if fault:
             raise not_whole(folder, f"{name} {fault}")
 

@@ -66,6 +66,8 @@ class Saver:
         every rank, where one could not write; what was there before is as it was. What takes longer than
         ``limit_seconds`` counts as hung.
         """
+        if self._group is None and not wait and dist.is_initialized():
+            raise ValueError("many ranks need a group of their own to write beside training")
         self.finish()
         entries = entries_of(program, groups, parameters, states_of(parameters, optimizer))
         kind, rows = (type(optimizer).__name__, hyper_parameters(optimizer)) if optimizer is not None else (None, [])
@@ -93,13 +95,15 @@ class Saver:
             self._written = running, writer
         return target
 
-    @waits
-    def finish(self, only_done: bool = False) -> None:
-        """Wait until what is being written is there; raises InputError where it can't be.
+    @property
+    def has_failed(self) -> bool:
+        """Whether what was being written is known, on this rank, not to be there: ``finish`` raises, on all."""
+        return self._written is not None and self._written[0].done() and self._written[0].exception() is not None
 
-        ``only_done``: wait for nothing, and raise where it has failed already.
-        """
-        if self._written is None or (only_done and not self._written[0].done()):
+    @waits
+    def finish(self) -> None:
+        """Wait until what is being written is there; raises InputError, on all ranks, where it can't be."""
+        if self._written is None:
             return
         (running, writer), self._written = self._written, None
         _told(writer, running.result)
@@ -110,8 +114,7 @@ def _told(writer: CheckpointWriter, write: Callable[[], object]) -> object:
     try:
         return write()
     except CheckpointException as error:
-        if is_first():
-            writer.abandon()
+        writer.abandon()
         rank, (cause, _) = min(error.failures.items())
         words = cause.strerror if isinstance(cause, OSError) and cause.strerror else cause
         whose = "" if rank == own_rank() else f" by a peer, rank {rank}"

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 from pathlib import Path
 
@@ -40,7 +42,17 @@ def publish(target: Path) -> None:
     if target.exists():
         target.rename(old)
     writing(target).rename(target)
+    _settle(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _settle(folder: Path) -> None:
+    """A folder's names are on the disk before anything else there is removed."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def prune(target: Path, keep: int) -> None:
@@ -50,12 +62,16 @@ def prune(target: Path, keep: int) -> None:
         shutil.rmtree(folder.rename(writing(folder)), ignore_errors=True)  # none is seen half
 
 
+def recover(folder: Path) -> None:
+    """A checkpoint whose place a stopped run had not yet taken gets its name again."""
+    for old in folder.glob("step-*.old"):
+        if not old.with_suffix("").exists() and (old / COMPLETE).is_file():
+            with contextlib.suppress(FileNotFoundError):  # another process of the same run was first
+                old.rename(old.with_suffix(""))
+
+
 def tidy(folder: Path) -> None:
     """Clear away what a stopped run left: what was half written, and what had been replaced."""
-    for left in folder.glob("step-*.writing"):
+    recover(folder)
+    for left in (*folder.glob("step-*.writing"), *folder.glob("step-*.old")):
         shutil.rmtree(left, ignore_errors=True)
-    for old in folder.glob("step-*.old"):
-        if old.with_suffix("").exists():
-            shutil.rmtree(old, ignore_errors=True)
-        elif (old / COMPLETE).is_file():
-            old.rename(old.with_suffix(""))

@@ -16,6 +16,7 @@ from partitioner.lowering.program import Coordinates, Program, Stage, coordinate
 from partitioner.sharding.mesh_axes import DP, PP, REPLICA, SHARD
 from runtime.mesh.communication_log import Log
 from runtime.ranks.own_device import backend_of, own_device
+from runtime.ranks.process_group import TIMEOUT
 
 
 class Groups:
@@ -70,9 +71,9 @@ class Groups:
 
     def every(self) -> Iterator[tuple[str, dist.ProcessGroup]]:
         """The groups that this rank is in, with the axis that they are of, in the order in which they were made."""
-        named = {**self._groups, **{f"{PP} (shared)": g for g in self._tied.values()}}
-        lanes = {f"{PP} lane {a} to {b}": group for (a, b, _), group in self._lanes.items()}
-        for axis, group in (named | lanes).items():
+        tied = ((f"{PP} (shared parameters)", group) for group in self._tied.values())
+        lanes = ((f"{PP} ({'back' if back else 'forth'})", group) for (_, _, back), group in self._lanes.items())
+        for axis, group in (*self._groups.items(), *tied, *lanes):
             if group is not None:
                 yield axis, group
 
@@ -124,7 +125,7 @@ class Groups:
         """The group of these ranks; None where this rank is not among them."""
         if fresh or ranks not in self._made:
             whole = len(ranks) == dist.get_world_size() and not fresh and list(ranks) == sorted(ranks)
-            group = dist.group.WORLD if whole else dist.new_group(list(ranks))
+            group = dist.group.WORLD if whole else dist.new_group(list(ranks), timeout=TIMEOUT)
             self._made[ranks] = group if isinstance(group, dist.ProcessGroup) else None
         return self._made[ranks]
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from runtime.ranks.doing import waits
+
 
 class Clock:
     """Seconds by part since it was last read."""
@@ -29,6 +31,7 @@ class Clock:
         finally:
             self._rows.append((part, start, self._mark()))
 
+    @waits
     def read(self) -> dict[str, float]:
         """What each part took, and start anew."""
         if self._on_gpu:

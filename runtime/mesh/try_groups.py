@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from runtime.mesh.groups import Groups
+from runtime.ranks.doing import waits
 from runtime.ranks.process_group import everywhere
 from runtime.ranks.watchdog import Watchdog
 
@@ -39,6 +40,7 @@ def try_groups(groups: Groups, limit_seconds: float, tell: Callable[[str], objec
         tell(words)
 
 
+@waits
 def _tried(axis: str, group: dist.ProcessGroup, device: torch.device, limit_seconds: float) -> Tried:
     ranks = tuple(dist.get_process_group_ranks(group))
     x, took = torch.zeros(BYTES // 4, device=device), list[float]()

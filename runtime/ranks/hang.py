@@ -106,10 +106,12 @@ def ask(what: str, thread: str | None) -> str:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "MASTER_ADDR" not in os.environ:
         return f"{what}: in {doing(thread).where}"
     told = list[str]()
-    if _asking:
-        asking = threading.Thread(target=_ask, args=(_asking[0], what, thread, told), daemon=True)
-        asking.start()
-        asking.join(ANSWER_SECONDS + STORE_SECONDS)  # torch's own limit does not hold where that process is stopped
+    if not _asking:
+        own = doing(thread)
+        return f"{what}: {'waiting for others' if own.waits else 'busy'} in {own.where}"
+    asking = threading.Thread(target=_ask, args=(_asking[0], what, thread, told), daemon=True)
+    asking.start()
+    asking.join(ANSWER_SECONDS + STORE_SECONDS)  # torch's own limit does not hold where that process is stopped
     where = f"{os.environ['MASTER_ADDR']}, in {whose()} process"
     return told[0] if told else f"{what}: the store at {where}, does not answer"
 

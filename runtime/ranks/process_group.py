@@ -18,7 +18,7 @@ from runtime.ranks.own_device import all_backends, own_device
 from runtime.ranks.watchdog import Watchdog, answer_stack_signal, answer_when_asked
 
 T = TypeVar("T")
-TIMEOUT = timedelta(hours=1)  # of a collective; a watchdog ends what takes too long sooner
+TIMEOUT = timedelta(days=1)  # of a collective; a watchdog ends what takes too long sooner
 
 
 def start_ranks(limit_seconds: float = START_SECONDS) -> None:
@@ -28,7 +28,7 @@ def start_ranks(limit_seconds: float = START_SECONDS) -> None:
     ``limit_seconds`` ends.
     """
     if dist.is_initialized():
-        return
+        return  # by the user, whose own limits hold
     answer_stack_signal()
     own = announced_rank()
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -85,7 +85,7 @@ def all_here() -> None:
 
 def saving_group() -> dist.ProcessGroup | None:
     """Another group of all ranks, on the CPU, for what is written beside training; None in a single process."""
-    return cast(dist.ProcessGroup, dist.new_group(backend="gloo")) if dist.is_initialized() else None
+    return cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=TIMEOUT)) if dist.is_initialized() else None
 
 
 def largest(value: float) -> float:

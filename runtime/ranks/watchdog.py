@@ -6,6 +6,7 @@ import faulthandler
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 
@@ -14,6 +15,8 @@ from runtime.ranks import hang
 HUNG_STATUS = 75
 STACK_SIGNAL = signal.SIGUSR1
 STDERR = 2  # its descriptor, whatever sys.stderr is now
+
+LINGER_SECONDS = 0.5
 
 _ending = threading.Lock()
 
@@ -61,6 +64,9 @@ class Watchdog:
 def _end(settle: Callable[[], str]) -> None:
     if not _ending.acquire(blocking=False):
         return
-    faulthandler.dump_traceback(file=STDERR, all_threads=True)
-    os.write(STDERR, f"hung: {settle()}\n".encode())
-    os._exit(HUNG_STATUS)
+    try:
+        faulthandler.dump_traceback(file=STDERR, all_threads=True)
+        os.write(STDERR, f"hung: {settle()}\n".encode())
+        time.sleep(LINGER_SECONDS)  # others read the store, which may be in this process
+    finally:
+        os._exit(HUNG_STATUS)

@@ -30,6 +30,7 @@ from runtime.checkpoint.save import Saver
 from runtime.mesh.groups import Groups
 from runtime.ranks.doing import waits
 from runtime.ranks.limits import Limits
+from runtime.ranks.process_group import largest
 from runtime.ranks.watchdog import Watchdog
 from runtime.state.compute_copies import ComputeCopies
 from runtime.state.optimizer import Factory, LrLambda, keep_initial_rates, rates, scale_rates, set_rates
@@ -121,7 +122,6 @@ class Engine:
         batch of another shape, for one in which no target is counted, and for a loss that is not a number; the
         parameters are then as they were.
         """
-        self._saver.finish(only_done=True)
         with self._watched():
             batches = self._batches.of(batch, self.steps_done, self.holds)
             self._gradients(batches)
@@ -150,9 +150,11 @@ class Engine:
         return Watchdog(self._limits.first_step if is_first else self._limits.step, f"step {self.steps_done}")
 
     def _state_seconds(self) -> float | None:
-        """How long reading or writing the state may take: the parameters, two moments, and as much again."""
+        """How long reading or writing the state may take: the fullest rank's parameters, moments, and as much again."""
+        if self._limits is None:
+            return None
         held = sum(4 * p.numel() * p.element_size() for p in self.parameters.values())
-        return None if self._limits is None else self._limits.state(held)
+        return self._limits.state(largest(float(held)))
 
     def _sum(self, x: torch.Tensor, axis: str) -> None:
         self.groups.log.add(axis, ALL_REDUCE, x, "control")
@@ -232,12 +234,18 @@ class Engine:
         """Write FOLDER/step-N from all ranks together and return it; the newest ``keep`` stay there, None: all.
 
         Without ``wait`` training may go on at once: the state is copied, a thread writes it, and the folder is there
-        when ``saved`` has returned. Raises InputError where it can't be written; the next step does, without ``wait``.
+        when ``saved`` has returned. Raises InputError, on all ranks, where it can't be written; without ``wait`` the
+        next ``save`` or ``saved`` does, and ``has_failed_to_save`` tells before, on a rank that knows.
         """
         scale = asdict(self.loss_scale) if self.loss_scale else None
         progress = Progress(self.steps_done, self.program.seed, self.samples_read, scale, self._skipped)
         state = self.program, self.groups, self.parameters, self.optimizer
         return self._saver.save(Path(folder), *state, progress, keep, wait, self._state_seconds())
+
+    @property
+    def has_failed_to_save(self) -> bool:
+        """Whether this rank knows that what is being written can't be."""
+        return self._saver.has_failed
 
     def saved(self) -> None:
         """Wait until the checkpoint that is being written is there."""
@@ -253,6 +261,7 @@ class Engine:
         """Go on from a checkpoint, written under this plan or another, with its hyper-parameters, but for ``lr`` and
         those named in ``own``, which stay as they are here. ``tell`` is told of one that is damaged and passed over."""
         mine = [{word: group[word] for word in own if word in group} for group in self.optimizer.param_groups]
+        self._saver.finish()
         limit = self._state_seconds()
         with contextlib.nullcontext() if limit is None else Watchdog(limit, f"loading {folder}"):
             progress = load(folder, self.program, self.groups, self.parameters, self.optimizer, tell)

@@ -19,7 +19,7 @@ from partitioner.precision import OWN, Precision, preset
 from runtime.mesh.groups import Groups
 from runtime.ranks.keep_heap import keep_freed_memory
 from runtime.ranks.limits import START_SECONDS, Limits
-from runtime.ranks.process_group import saving_group, start_ranks
+from runtime.ranks.process_group import largest, saving_group, start_ranks
 from runtime.ranks.watchdog import Watchdog
 from runtime.state.optimizer import Given, LrLambda, factory
 from runtime.state.parameters import ModuleStart, materialize
@@ -78,7 +78,8 @@ def engine(
     skip_nonfinite: bool = False,
 ) -> Engine:
     """An Engine whose parameters come from ``weights``, from the module, or from the program's seed."""
-    groups = Groups(program)
+    with _limited(limits and limits.start, "making the groups"):
+        groups, saving = Groups(program), saving_group()
     if groups.device.type == "cpu":
         keep_freed_memory()
     else:
@@ -86,22 +87,23 @@ def engine(
         torch.backends.cudnn.allow_tf32 = program.tf32  # of convolutions, on unless somebody says no
     is_meta = any(p.is_meta for p in model.parameters())
     source = weights if weights is not None else ModuleStart(model, program.seed) if is_meta else model
-    with _watched(program, groups, limits):
+    with _limited(limits and limits.state(largest(_part_bytes(program, groups))), "making the parameters"):
         parameters = materialize(program, groups.coordinates, source, groups.device)
     made = factory(optimizer, **options)
     check_updates(program, made, groups.device)
     return Engine(
-        program, groups, parameters, made, clip, lr_lambda, limits, saving=saving_group(), skip_nonfinite=skip_nonfinite
+        program, groups, parameters, made, clip, lr_lambda, limits, saving=saving, skip_nonfinite=skip_nonfinite
     )
 
 
-def _watched(program: Program, groups: Groups, limits: Limits | None) -> contextlib.AbstractContextManager[object]:
-    """Reading or drawing this rank's parameters."""
-    if limits is None:
-        return contextlib.nullcontext()
+def _limited(seconds: float | None, what: str) -> contextlib.AbstractContextManager[object]:
+    return contextlib.nullcontext() if seconds is None else Watchdog(seconds, what)
+
+
+def _part_bytes(program: Program, groups: Groups) -> float:
+    """Of the parameters that this rank holds."""
     parts = ((p, part_of(program, p, groups.coordinates)) for p in program.parameters.values())
-    held = sum(math.prod(part.shape) * p.dtype.itemsize for p, part in parts)
-    return Watchdog(limits.state(held), "making the parameters")
+    return float(sum(math.prod(part.shape) * p.dtype.itemsize for p, part in parts))
 
 
 def _searched(graph: Graph, cluster: Cluster | None, global_batch: int) -> Plan:

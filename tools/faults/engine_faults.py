@@ -117,8 +117,8 @@ def _counts(change: Callable[[Engine, list[torch.Tensor]], list[torch.Tensor]]) 
     def prepare(engine: Any) -> None:
         inner = engine._batches.of
 
-        def micro_batches(batch: Any) -> list[dict[str, torch.Tensor]]:
-            rows = inner(batch)
+        def micro_batches(*given: Any) -> list[dict[str, torch.Tensor]]:
+            rows = inner(*given)
             for count in engine.program.counts:
                 own = [engine._batches._part(count, row) for row in rows]
                 for row, value in zip(rows, change(engine, own), strict=True):

@@ -28,8 +28,6 @@ from tools.run.slurm_script import slurm_script
 from tools.run.training_loop import Event
 from tools.screen import output, seconds, size, table, written
 
-LEAVE_SECONDS = 120.0  # for the step that is being trained, beside what it may take, and for saving
-
 
 def run_command(options: argparse.Namespace) -> int:
     """Start the ranks (unless this is one), draw the bar, write and print the report."""
@@ -101,7 +99,8 @@ def _job(options: argparse.Namespace, plan: Plan, own: int | None) -> Job:
 
 def _train(job: Job, plan: Plan, shown: Progressing) -> tuple[int, int | None]:
     """The exit status of all ranks together, and the signal that they were asked to leave by."""
-    words, leave = [json.dumps(asdict(job))], Limits(plan.cost.step_seconds, job.patience).first_step + LEAVE_SECONDS
+    limits = Limits(plan.cost.step_seconds, job.patience)
+    words, leave = [json.dumps(asdict(job))], limits.first_step + limits.state(plan.cost.peak_bytes)
     result = launch.local_module("tools.run.rank", words, plan.world, math.inf, shown.read, leave)
     failed = result.failure
     return 0 if failed is None else 2 if result.statuses[failed.rank or 0] == 2 else 1, result.asked
@@ -114,7 +113,7 @@ def _ended(events: list[Event], job: Job, asked: int | None) -> int | None:
         done = end["nothing left"]
         sys.stderr.write(f"nothing to train: {job.checkpoint} holds step {done}, --steps asks for {job.steps} in all\n")
         return 0
-    if "left" in end or asked is not None:
+    if "left" in end or (asked is not None and "validation_loss" not in end):
         number, done = asked or end["asked"], end.get("left")
         saved = f"step {done} is saved in {job.checkpoint}: the same command goes on from there"
         kept = saved if job.checkpoint and done else "nothing is saved"

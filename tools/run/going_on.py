@@ -9,6 +9,7 @@ from typing import Any
 
 from partitioner.errors import InputError
 from partitioner.whole_files import write_whole
+from runtime.checkpoint import step_folders
 
 FILE = "run.json"
 DEFAULTS: dict[str, Any] = {
@@ -26,7 +27,10 @@ def settings(given: Mapping[str, Any], before: Settings | None) -> Settings:
 
 def before(folder: str | None) -> Settings | None:
     """What the run that saved in ``folder`` was asked, {} where nobody knows; None where it holds no checkpoint."""
-    if folder is None or not any(Path(folder).glob("step-*")):
+    if folder is None:
+        return None
+    step_folders.recover(Path(folder))
+    if not step_folders.found(Path(folder)):
         return None
     path = Path(folder) / FILE
     try:

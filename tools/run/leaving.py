@@ -7,6 +7,8 @@ from types import FrameType
 
 from runtime.ranks.process_group import largest
 
+FAILED = 1000  # more than any signal
+
 
 class Leaving:
     """From its making on, what this process was asked."""
@@ -19,6 +21,6 @@ class Leaving:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.number = number
 
-    def asked(self) -> int:
-        """The signal that any rank got, the same on all; 0 while none came. Called by all ranks together."""
-        return int(largest(float(self.number)))
+    def asked(self, has_failed: bool) -> int:
+        """The signal that any rank got, FAILED where any has failed, else 0; the same on all, who call it together."""
+        return int(largest(float(FAILED if has_failed else self.number)))

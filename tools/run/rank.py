@@ -17,15 +17,16 @@ from partitioner.graph.targets import classes
 from partitioner.lowering.program import Program
 from partitioner.plan.derived_rows import PIPELINE
 from partitioner.sharding.mesh_axes import DP
+from runtime.checkpoint import step_folders
 from runtime.data import Batches, fill, open_corpus
 from runtime.mesh.try_groups import misplaced, try_groups
 from runtime.ranks.limits import Limits
-from runtime.ranks.process_group import finish_ranks, is_first, largest, start_ranks
+from runtime.ranks.process_group import everywhere, finish_ranks, is_first, largest, start_ranks
 from runtime.ranks.watchdog import Watchdog, answer_stack_signal
 from runtime.state.optimizer import warmup_cosine
 from runtime.train.engine import Engine
 from runtime.train.parallelize import engine
-from tools.models.load import load
+from tools.models.load import Source, load
 from tools.models.traced import with_values
 from tools.run.going_on import Settings
 from tools.run.optimizers import optimizer_of
@@ -72,23 +73,29 @@ def main(job: Job, tell: Tell) -> None:
         graph = trace(compared.module, compared.batch, global_batch=many, precision=precision)
         program = lower(graph, plan)
     trainer = _trainer(job, limits, program, source.module, say)
-    misplaced(int(plan.cluster["node_devices"]), lambda text: say({"warning": text}))
-    try_groups(trainer.groups, limits.start, lambda text: say({"warning": text}))
-    if trainer.steps_done >= job.steps:
+    with Watchdog(limits.start, "finding where ranks are"):
+        misplaced(int(plan.cluster["node_devices"]), lambda text: say({"warning": text}))
+        try_groups(trainer.groups, limits.start, lambda text: say({"warning": text}))
+    if trainer.steps_done < job.steps:
+        _train(job, plan, graph, source, trainer, limits, say)
+    else:
         say({"nothing left": trainer.steps_done})
+    with Watchdog(limits.start, "the end"):
         finish_ranks()
-        return
+
+
+def _train(job: Job, plan: Plan, graph: Graph, source: Source, trainer: Engine, limits: Limits, say: Tell) -> None:
+    """The steps that are left, and what is told of them all."""
     batches = (fill(source.batch, found) for found in _batches(job, plan, graph, trainer, source.batch))
     saving = Saving(job.checkpoint, job.save_every, job.keep, job.settings)
     ran = run_steps(trainer, job.steps, batches, saving, limits, say)
     if ran.asked:
         say({"left": trainer.steps_done, "asked": ran.asked})
-        finish_ranks()
         return
     held = _batches(job, plan, graph, trainer, source.batch, "validation")
     with Watchdog(VALIDATION_STEPS * limits.step, "validation"):
         losses = [float(trainer.gradients(fill(source.batch, next(held)))) for _ in range(VALIDATION_STEPS)]
-    peak = largest(float(_peak_bytes()))
+        peak = largest(float(_peak_bytes()))
     say(
         {
             "validation_loss": sum(losses) / len(losses),
@@ -99,7 +106,6 @@ def main(job: Job, tell: Tell) -> None:
             "products": dict(trainer.groups.kernels.most_common()),
         }
     )
-    finish_ranks()
 
 
 def _trainer(job: Job, limits: Limits, program: Program, model: nn.Module, say: Tell) -> Engine:
@@ -108,7 +114,7 @@ def _trainer(job: Job, limits: Limits, program: Program, model: nn.Module, say: 
     rate = warmup_cosine(asked["warmup"], job.steps) if asked["warmup"] else None
     optimizer = optimizer_of(asked, [name for name, p in program.parameters.items() if p.requires_grad])
     made = engine(program, model, job.weights, optimizer, asked["clip"], rate, limits, {}, job.skip_nonfinite)
-    if job.checkpoint and any(Path(job.checkpoint).glob("step-*")):
+    if job.checkpoint and everywhere(bool(step_folders.found(Path(job.checkpoint))))[0]:  # as rank 0 sees it
         grouped = asked["weight_decay"] is not None or asked["rates"]
         own = ("weight_decay", "lr_factor") if grouped else ()
         made.load(job.checkpoint, asked["lr"], own, lambda text: say({"warning": text}))

@@ -18,7 +18,7 @@ from runtime.ranks.watchdog import Watchdog
 from runtime.state.optimizer import base_rate
 from runtime.train.engine import Engine
 from tools.run.going_on import Settings, keep
-from tools.run.leaving import Leaving
+from tools.run.leaving import FAILED, Leaving
 
 Event = dict[str, Any]
 Tell = Callable[[Event], object]
@@ -64,7 +64,7 @@ def run_steps(
     clock = trainer.groups.log.clock = Clock(trainer.groups.device)
     while trainer.steps_done < steps:
         with Watchdog(limits.step, f"reading the batch of step {trainer.steps_done}"):
-            if asked := leaving.asked():
+            if asked := leaving.asked(trainer.has_failed_to_save):
                 break
             batch = next(batches)
         began = time.perf_counter()
@@ -75,10 +75,13 @@ def run_steps(
         if saving.is_due(trainer.steps_done):
             saving.save(trainer)
     trainer.groups.log.clock = None
+    if asked == FAILED:
+        trainer.saved()  # raises
     if parts and not saving.is_due(trainer.steps_done):
         saving.save(trainer)
     trainer.saved()
-    return Ran(asked, len(parts), everywhere(medians(parts)) if parts else [])
+    with Watchdog(limits.step, "telling one another of the steps"):
+        return Ran(asked, len(parts), everywhere(medians(parts)) if parts else [])
 
 
 @waits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import shutil
@@ -16,7 +17,7 @@ import torch
 from small_engine import build, local, samples
 
 from partitioner.errors import InputError
-from runtime.checkpoint import step_folders
+from runtime.checkpoint import record, step_folders
 from runtime.checkpoint.record import COMPLETE
 from runtime.ranks.process_group import saving_group
 from runtime.train.engine import Engine
@@ -142,6 +143,41 @@ def test_what_a_stopped_run_left_goes(tmp_path: Path) -> None:
     (tmp_path / "step-00000002").rename(tmp_path / "step-00000002.old")  # its place was to be taken, and was not
     _trained(3).save(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["step-00000001", "step-00000002", "step-00000003"]
+
+
+def test_one_whose_place_was_to_be_taken_is_loaded(tmp_path: Path) -> None:
+    saved = _trained(1).save(tmp_path)
+    saved.rename(saved.with_suffix(".old"))
+    assert build(ONE).load(tmp_path).step == 1
+
+
+def test_a_file_that_can_not_be_read_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _trained(1).save(tmp_path)
+    newest = _trained(2).save(tmp_path)
+    inner = record.sha256
+
+    def failing(path: Path) -> str:
+        if path.parent == newest:
+            raise OSError(errno.EIO, "Input/output error")
+        return inner(path)
+
+    monkeypatch.setattr(record, "sha256", failing)
+    said = list[str]()
+    assert build(ONE).load(tmp_path, tell=said.append).step == 1
+    assert "can't be read: Input/output error" in said[0]
+
+
+def _apart(rank: int, folder: str) -> None:
+    program = small.program(pp=2)
+    engine = build(program, saving=saving_group())
+    with pytest.raises(InputError, match="rank 0 does not see __1_0.distcp: all nodes have to share the folder"):
+        engine.save(Path(folder) / str(rank))
+    torch.distributed.barrier()
+    assert not list(Path(folder).glob("*/step-*"))
+
+
+def test_a_folder_that_not_all_share(tmp_path: Path) -> None:
+    plans.spawn(_apart, 2, str(tmp_path))
 
 
 def _limited(rank: int, folder: str, wait: bool) -> None:

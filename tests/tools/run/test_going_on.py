@@ -86,6 +86,13 @@ def test_nothing_is_left_to_train(plan: str, whole: Path, tmp_path: Path, capfd:
     assert not (whole / "step-00000007").exists()
 
 
+def test_killed_in_the_first_save_it_begins_anew(plan: str, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    folder = tmp_path / "saved"
+    (folder / "step-00000002.writing").mkdir(parents=True)
+    assert main(["run", plan, "--steps", "2", "--checkpoint", str(folder)]) == 0
+    assert sorted(f.name for f in folder.iterdir()) == ["run.json", "step-00000002"]
+
+
 def test_saving_now_and_then_needs_a_place(plan: str, capsys: pytest.CaptureFixture) -> None:
     assert main(["run", plan, "--steps", "6", "--save-every", "3"]) == 2
     assert "--save-every needs --checkpoint" in capsys.readouterr().err
