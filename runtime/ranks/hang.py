@@ -106,18 +106,16 @@ def ask(what: str, thread: str | None) -> str:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "MASTER_ADDR" not in os.environ:
         return f"{what}: in {doing(thread).where}"
     told = list[str]()
-    if not _asking:
-        own = doing(thread)
-        return f"{what}: {'waiting for others' if own.waits else 'busy'} in {own.where}"
-    asking = threading.Thread(target=_ask, args=(_asking[0], what, thread, told), daemon=True)
+    asking = threading.Thread(target=_ask, args=(what, thread, told), daemon=True)
     asking.start()
     asking.join(ANSWER_SECONDS + STORE_SECONDS)  # torch's own limit does not hold where that process is stopped
     where = f"{os.environ['MASTER_ADDR']}, in {whose()} process"
     return told[0] if told else f"{what}: the store at {where}, does not answer"
 
 
-def _ask(store: Store, what: str, thread: str | None, told: list[str]) -> None:
+def _ask(what: str, thread: str | None, told: list[str]) -> None:
     with contextlib.suppress(RuntimeError):  # it is gone
+        store = _asking[0] if _asking else join()  # where the user joined the ranks
         store.set(ASKED, json.dumps([what, thread]))
         told.append(_settled(store, what, thread))
 
