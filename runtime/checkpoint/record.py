@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from partitioner.errors import InputError
-from runtime.state.optimizer import Hyper
 
 COMPLETE, VERSION = "complete.json", 2  # 1 had sizes alone
 UNSUMMED = 1
@@ -55,7 +54,7 @@ class Record:
 
     progress: Progress
     optimizer: str | None
-    groups: list[Hyper]
+    groups: list[dict[str, Any]]
     files: Mapping[str, File] = field(default_factory=dict)
 
 

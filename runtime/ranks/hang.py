@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -17,7 +18,7 @@ from datetime import timedelta
 from runtime.ranks.doing import Doing, doing
 from runtime.ranks.meeting_store import Store, join, whose
 
-ASKED = "hung"
+ASKED, OVER = "hung", "over"
 ANSWER_SECONDS, STORE_SECONDS = 3.0, 5.0
 POLL_SECONDS = 0.05
 NEVER = timedelta(days=3650)
@@ -86,16 +87,28 @@ def answer_when_asked(end: Callable[[Callable[[], str]], None]) -> None:
     """From now on, when any rank hangs, ``end`` is called with what tells the others what this one is doing, and
     returns the line to say."""
     store, asking = join(), join()  # the first is busy for as long as nobody asks
+    own = f"{ASKED}/{os.environ['RANK']}"
     _asking.append(asking)
 
     def wait() -> None:
         try:
-            store.wait([ASKED], NEVER)
+            store.wait([own], NEVER)
+            asked = json.loads(store.get(own))
         except RuntimeError:
             return  # whoever served the store is gone, and the run with it
-        end(lambda: _settled(asking, *json.loads(asking.get(ASKED))))
+        if asked != OVER:
+            end(lambda: _settled(asking, *asked))
 
-    threading.Thread(target=wait, name="answer_when_asked", daemon=True).start()
+    answering = threading.Thread(target=wait, name="answer_when_asked", daemon=True)
+    answering.start()
+
+    def stop() -> None:
+        """Before Python ends: a thread that comes back from the store while it does would abort the process."""
+        with contextlib.suppress(RuntimeError):
+            asking.set(own, json.dumps(OVER))
+        answering.join(STORE_SECONDS)
+
+    atexit.register(stop)
 
 
 def ask(what: str, thread: str | None) -> str:
@@ -116,7 +129,10 @@ def ask(what: str, thread: str | None) -> str:
 def _ask(what: str, thread: str | None, told: list[str]) -> None:
     with contextlib.suppress(RuntimeError):  # it is gone
         store = _asking[0] if _asking else join()  # where the user joined the ranks
-        store.set(ASKED, json.dumps([what, thread]))
+        text = json.dumps([what, thread])
+        store.set(ASKED, text)
+        for rank in range(int(os.environ["WORLD_SIZE"])):
+            store.set(f"{ASKED}/{rank}", text)
         told.append(_settled(store, what, thread))
 
 
