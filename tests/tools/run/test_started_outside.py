@@ -106,7 +106,7 @@ def test_a_stopped_task_is_named_by_the_other(plan: str, stopped: int) -> None:
     finally:
         for task in tasks:
             task.kill()
-            task.wait()
+            task.communicate()  # which closes its pipes
     assert other.returncode == 75
     wanted = r"rank 1 does not answer" if stopped else r"the store at 127.0.0.1, in rank 0's process, does not answer"
     assert re.search(rf"hung: .* took more than [\d.]+ s: {wanted}", said), said
