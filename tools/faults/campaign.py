@@ -118,21 +118,21 @@ class Campaign:
 
 def kill(campaign: Campaign) -> None:
     """SIGKILL of any rank at any moment."""
-    what, folder = campaign.fresh("SIGKILL")
-    rank, after = campaign.draw.randrange(RANKS), campaign.draw.uniform(0.0, campaign.seconds)
-    outcome = disturbed(campaign.words(folder), after, rank, signal.SIGKILL)
-    words = f"rank {rank} failed: killed by SIGKILL"
-    campaign.expect("SIGKILL", f"{what} of rank {rank} after {after:.1f} s", outcome, words, KILLED_SECONDS)
-    campaign.resume(what, folder)
+    _signalled(campaign, signal.SIGKILL, "killed by SIGKILL", KILLED_SECONDS)
 
 
 def stop(campaign: Campaign) -> None:
     """SIGSTOP of any rank at any moment."""
-    what, folder = campaign.fresh("SIGSTOP")
+    _signalled(campaign, signal.SIGSTOP, "hung: .*: it does not answer, stopped by a signal", HUNG_SECONDS)
+
+
+def _signalled(campaign: Campaign, number: signal.Signals, words: str, limit: float) -> None:
+    """A rank drawn gets it at a moment drawn; the run says ``words`` of that rank, and goes on afterwards."""
+    what, folder = campaign.fresh(number.name)
     rank, after = campaign.draw.randrange(RANKS), campaign.draw.uniform(0.0, campaign.seconds)
-    outcome = disturbed(campaign.words(folder), after, rank, signal.SIGSTOP)
-    words = rf"rank {rank} failed: hung: .*: it does not answer, stopped by a signal"
-    campaign.expect("SIGSTOP", f"{what} of rank {rank} after {after:.1f} s", outcome, words, HUNG_SECONDS)
+    outcome = disturbed(campaign.words(folder), after, rank, number)
+    said = f"rank {rank} failed: {words}"
+    campaign.expect(number.name, f"{what} of rank {rank} after {after:.1f} s", outcome, said, limit)
     campaign.resume(what, folder)
 
 

@@ -13,21 +13,11 @@ from safetensors.torch import load_file
 
 from tools.main import main
 
-GPT = f"{Path(__file__).parents[3] / 'examples' / 'gpt.py'}:model"
-SMALL = ["--set", "vocab=256", "hidden=32", "heads=4", "seq=32", "layers=2", "dropout=0.1"]
 RUN = [sys.executable, "-m", "tools.main", "run"]
 
 
-@pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("plan") / "plan.json"
-    place = ["--cluster", "local-cpu", "--devices", "2", "--global-batch", "4", "--pin", "pp=2"]
-    assert main(["plan", GPT, *SMALL, *place, "-o", str(path)]) == 0
-    return str(path)
-
-
-def _weights(plan: str, folder: Path, out: Path) -> dict[str, object]:
-    assert main(["export", plan, str(folder), str(out)]) == 0
+def _weights(two_ranks: str, folder: Path, out: Path) -> dict[str, object]:
+    assert main(["export", two_ranks, str(folder), str(out)]) == 0
     return load_file(out / "model.safetensors")
 
 
@@ -46,22 +36,22 @@ def _interrupted(words: list[str], number: int) -> tuple[int, str]:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_saves_and_leaves(plan: str, number: signal.Signals, tmp_path: Path) -> None:
+def test_it_saves_and_leaves(two_ranks: str, number: signal.Signals, tmp_path: Path) -> None:
     folder = tmp_path / "saved"
-    status, said = _interrupted([plan, "--steps", "100000", "--checkpoint", str(folder), "--keep", "1"], number)
+    status, said = _interrupted([two_ranks, "--steps", "100000", "--checkpoint", str(folder), "--keep", "1"], number)
     assert status == 128 + number
     found = re.search(rf"stopped by {number.name} as asked; step (\d+) is saved in {folder}: the same command", said)
     assert found, said
     steps = int(found[1])
     assert sorted(f.name for f in folder.iterdir()) == ["run.json", f"step-{steps:08d}"]
-    assert main(["run", plan, "--steps", str(steps + 2), "--checkpoint", str(folder)]) == 0
-    assert main(["run", plan, "--steps", str(steps + 2), "--checkpoint", str(tmp_path / "whole")]) == 0
-    resumed, whole = (_weights(plan, f, tmp_path / "out" / f.name) for f in (folder, tmp_path / "whole"))
+    assert main(["run", two_ranks, "--steps", str(steps + 2), "--checkpoint", str(folder)]) == 0
+    assert main(["run", two_ranks, "--steps", str(steps + 2), "--checkpoint", str(tmp_path / "whole")]) == 0
+    resumed, whole = (_weights(two_ranks, f, tmp_path / "out" / f.name) for f in (folder, tmp_path / "whole"))
     assert all((resumed[name] == whole[name]).all() for name in whole)  # type: ignore[union-attr]
 
 
 @pytest.mark.timeout(300)
-def test_without_a_place_nothing_is_saved(plan: str) -> None:
-    status, said = _interrupted([plan, "--steps", "100000"], signal.SIGTERM)
+def test_without_a_place_nothing_is_saved(two_ranks: str) -> None:
+    status, said = _interrupted([two_ranks, "--steps", "100000"], signal.SIGTERM)
     assert status == 143
     assert said.endswith("stopped by SIGTERM as asked; nothing is saved\n")

@@ -18,26 +18,16 @@ from runtime.ranks.slurm import FIRST_PORT, PORTS
 from runtime.report import Report
 from tools.main import main
 
-GPT = f"{Path(__file__).parents[3] / 'examples' / 'gpt.py'}:model"
-SMALL = ["--set", "vocab=256", "hidden=32", "heads=4", "seq=32", "layers=2"]
 COMMAND = [sys.executable, "-m", "tools.main"]
 ALONE = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
 ENVIRONMENT = ALONE | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("plan") / "plan.json"
-    place = ["--cluster", "local-cpu", "--devices", "2", "--global-batch", "4", "--pin", "pp=2"]
-    assert main(["plan", GPT, *SMALL, *place, "-o", str(path)]) == 0
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def losses(plan: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[float, ...]:
+def losses(two_ranks: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[float, ...]:
     """Of three steps that our own launcher starts."""
     report = tmp_path_factory.mktemp("report") / "report.json"
-    assert main(["run", plan, "--steps", "3", "--report", str(report)]) == 0
+    assert main(["run", two_ranks, "--steps", "3", "--report", str(report)]) == 0
     return Report.load(report).losses
 
 
@@ -67,9 +57,9 @@ def _tasks(words: list[str]) -> list[subprocess.Popen[str]]:
 
 
 @pytest.mark.timeout(200)
-def test_srun(plan: str, losses: tuple[float, ...], tmp_path: Path) -> None:
+def test_srun(two_ranks: str, losses: tuple[float, ...], tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    tasks = _tasks(["run", plan, "--steps", "3", "--report", str(report)])
+    tasks = _tasks(["run", two_ranks, "--steps", "3", "--report", str(report)])
     said = [task.communicate() for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], said
     assert Report.load(report).losses == losses
@@ -78,10 +68,10 @@ def test_srun(plan: str, losses: tuple[float, ...], tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(200)
-def test_torchrun(plan: str, losses: tuple[float, ...], tmp_path: Path) -> None:
+def test_torchrun(two_ranks: str, losses: tuple[float, ...], tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, "-m", "tools.main", "run", plan, "--steps", "3", "--report", str(report)]
+    command = [*launcher, "-m", "tools.main", "run", two_ranks, "--steps", "3", "--report", str(report)]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
     assert done.returncode == 0, done.stderr
     assert Report.load(report).losses == losses
@@ -90,9 +80,9 @@ def test_torchrun(plan: str, losses: tuple[float, ...], tmp_path: Path) -> None:
 
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("stopped", [0, 1])
-def test_a_stopped_task_is_named_by_the_other(plan: str, stopped: int) -> None:
+def test_a_stopped_task_is_named_by_the_other(two_ranks: str, stopped: int) -> None:
     """There is no launcher of ours; where the stopped one is rank 0, it is the one that has the store."""
-    tasks = _tasks(["run", plan, "--steps", "1000000", "--patience", "0.1"])
+    tasks = _tasks(["run", two_ranks, "--steps", "1000000", "--patience", "0.1"])
     first = tasks[0].stderr
     assert first is not None
     for line in first:
