@@ -19,7 +19,8 @@ Placed = tuple[fx.Node, Layout]
 
 
 class Keeping:
-    """What backward keeps of a unit of ``group``; a view keeps all of what it views, a parameter nothing.
+    """What backward keeps of a unit of ``group``; a view keeps all of what it views, parameters and constants
+    nothing, but their parts in other layouts.
 
     What ops of ``without`` make for each other, and what is hidden in them, is not counted; what they read of others
     is, for they run again.
@@ -68,7 +69,7 @@ class Keeping:
 
     def _hold(self, node: fx.Node, value: fx.Node) -> None:
         key = self.lies(value, self._layout(node, value))
-        outside = not self._is_port(key[0]) and key[0] not in self.folded.node
+        outside = not self._is_port(key[0]) and key[0] not in self.folded.node and key[1] == self.made(key[0])
         rebuilt = node in self.without and key[0] in self.without
         if not outside and not rebuilt and key[0] not in self.setting.internal:
             self.storages[key] = self.setting.bytes(*key)

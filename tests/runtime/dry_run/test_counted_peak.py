@@ -72,6 +72,17 @@ def test_what_an_attention_that_runs_again_reads_is_held() -> None:
     assert beyond(found) == {}
 
 
+def test_the_part_of_a_constant_that_each_block_makes_for_itself_is_held() -> None:
+    """Of the mask of a cross attention, divided by heads."""
+    size = {
+        "num_layers": 1, "num_decoder_layers": 4, "d_model": 256, "d_ff": 512, "num_heads": 8, "d_kv": 32,
+        "vocab_size": 1024,
+    }  # fmt: skip
+    found = errors("hf:t5", size, 256, {"tp x ZeRO 2, selective, bf16"})
+    assert len(found) == 1
+    assert beyond(found) == {}
+
+
 def test_attention_that_repeats_heads_writes_its_scores() -> None:
     size = {"num_hidden_layers": 4, "hidden_size": 512, "num_attention_heads": 8, "vocab_size": 8192}
     found = errors("hf:falcon", size, 256, {"tp", "pp 1f1b"})
