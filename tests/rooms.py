@@ -44,9 +44,10 @@ ROOMS: dict[str, dict[str, str]] = {
         "state": "ranks",
         "checkpoint": "ranks state",
         "measure": "mesh ranks",
-        "train": "mesh ranks state checkpoint",
-        "dry_run": "mesh state train",
-        "verify": "mesh ranks state train",
+        "execute": "mesh ranks",
+        "train": "mesh ranks state checkpoint execute",
+        "dry_run": "mesh state execute train",
+        "verify": "mesh ranks state execute train",
     },
     "tools": {
         "models": "",

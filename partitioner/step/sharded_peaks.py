@@ -8,7 +8,7 @@
     behind it               its gradients beside the buffer from which they are scattered
     last backward, ZeRO 2   weights are let go of, a unit's before its gradients are scattered
 
-The ways are those of torch's FSDP2 (runtime/train/sharded_stages.py).
+The ways are those of torch's FSDP2 (runtime/execute/sharded_stages.py).
 """
 
 from __future__ import annotations

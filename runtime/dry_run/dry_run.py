@@ -31,12 +31,12 @@ from runtime.dry_run.match_tapes import unmatched
 from runtime.dry_run.recording_group import Tape, world_of
 from runtime.dry_run.replay_worker import ReplayWorker
 from runtime.dry_run.valueless_engine import ValuelessEngine
+from runtime.execute.worker import BoundCall
 from runtime.mesh.groups import Groups
 from runtime.state.optimizer import factory
 from runtime.state.parameters import materialize
 from runtime.state.shard_pieces import Part, rank_parameters
 from runtime.train.engine import Engine
-from runtime.train.worker import BoundCall
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 Batch = Mapping[str, Any]

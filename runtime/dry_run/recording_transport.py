@@ -8,8 +8,8 @@ import torch.distributed as dist
 from partitioner.lowering.program import Program
 from partitioner.schedule.tables import Action, reader
 from runtime.dry_run.recording_group import Tape
+from runtime.execute.stage_transport import Lane, Tensors, Transport
 from runtime.mesh.groups import Groups
-from runtime.train.stage_transport import Lane, Tensors, Transport
 
 
 class RecordingTransport(Transport):

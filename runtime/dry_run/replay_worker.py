@@ -18,9 +18,9 @@ from partitioner.lowering.program import Program
 from partitioner.schedule.tables import Action
 from runtime.dry_run.recording_group import Passage, Tape
 from runtime.dry_run.recording_transport import RecordingTransport
+from runtime.execute.sharded_stages import ShardedStages
+from runtime.execute.worker import Named, Stash, Worker
 from runtime.mesh.groups import Groups
-from runtime.train.sharded_stages import ShardedStages
-from runtime.train.worker import Named, Stash, Worker
 
 
 @dataclass(frozen=True)

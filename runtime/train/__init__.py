@@ -1,4 +1,4 @@
-"""A training step: the Action table walked, stages and data ranks kept in step.
+"""A training step: the batch cut, stages and data ranks kept in step.
 
-    stage_transport, sharded_stages --> worker --> engine <-- gradient_sync, loss_scale, shared_inputs, first_nonfinite
+    shared_inputs --> step_batches --> engine <-- gradient_sync, loss_scale, first_nonfinite <-- worker
 """

@@ -27,6 +27,8 @@ from partitioner.sharding.mesh_axes import DP, PP
 from runtime.checkpoint.load import load
 from runtime.checkpoint.record import Progress
 from runtime.checkpoint.save import Saver
+from runtime.execute.sharded_stages import ShardedStages
+from runtime.execute.worker import Named, Worker
 from runtime.mesh.groups import Groups
 from runtime.ranks.doing import waits
 from runtime.ranks.limits import Limits
@@ -37,9 +39,7 @@ from runtime.state.optimizer import Factory, LrLambda, keep_initial_rates, rates
 from runtime.train.first_nonfinite import first_culprit
 from runtime.train.gradient_sync import GradientNorm, GradientSync
 from runtime.train.loss_scale import LossScale
-from runtime.train.sharded_stages import ShardedStages
 from runtime.train.step_batches import StepBatches
-from runtime.train.worker import Named, Worker
 
 MOST_SKIPPED = 30  # in a row
 

@@ -12,7 +12,7 @@ from torch import fx
 
 from partitioner.graph.dependence import module_path
 from partitioner.schedule.tables import KINDS
-from runtime.train.worker import BoundCall, Named, Worker
+from runtime.execute.worker import BoundCall, Named, Worker
 
 
 @dataclass(frozen=True, order=True)

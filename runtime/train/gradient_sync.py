@@ -27,10 +27,10 @@ from partitioner.lowering.program import Parameter, Program
 from partitioner.ops.collective_kinds import ALL_REDUCE
 from partitioner.sharding.layout import Shard, partial_axes
 from partitioner.sharding.mesh_axes import DP, PP, SHARD
+from runtime.execute.sharded_stages import ShardedStages
 from runtime.mesh.axis import wait
 from runtime.mesh.groups import Groups
 from runtime.state.compute_copies import ComputeCopies
-from runtime.train.sharded_stages import ShardedStages
 
 BUCKET_BYTES = 25_000_000
 

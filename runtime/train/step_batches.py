@@ -16,9 +16,9 @@ from partitioner.ops.collective_kinds import ALL_REDUCE
 from partitioner.ops.own_ops import mix64
 from partitioner.sharding.mesh_axes import DP
 from partitioner.user_code.batches import flat
+from runtime.execute.worker import Named, Worker
 from runtime.mesh.groups import Groups
 from runtime.train.shared_inputs import check_shared
-from runtime.train.worker import Named, Worker
 
 Holds = Callable[[torch.Tensor], bool]
 

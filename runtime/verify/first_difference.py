@@ -26,10 +26,10 @@ from partitioner.graph.resize_batch import resize
 from partitioner.graph.step_inputs import SAMPLE_KEYS
 from partitioner.lowering.program import Program
 from partitioner.sharding.mesh_axes import DP, Axes
+from runtime.execute.worker import BoundCall
 from runtime.mesh.groups import Groups
 from runtime.ranks.process_group import everywhere
 from runtime.train.engine import Engine
-from runtime.train.worker import BoundCall
 from runtime.verify.observe_nodes import Observing, Seen, differs, total, whole
 from runtime.verify.parity import Difference, engine_of, own_samples
 

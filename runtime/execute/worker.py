@@ -18,12 +18,12 @@ from partitioner.graph.nodes import buffer_name
 from partitioner.lowering.program import Call, Program, Recompute, Stage
 from partitioner.schedule.tables import BACKWARD, FORWARD, Action, releasing_kind
 from partitioner.sharding.mesh_axes import PP
+from runtime.execute.recompute import REGION, Again, Run, checkpointed, outlined
+from runtime.execute.sharded_stages import Around, ShardedStages, plainly
+from runtime.execute.stage_transport import Transport
 from runtime.mesh.bind import bind
 from runtime.mesh.communication_log import Phase
 from runtime.mesh.groups import Groups
-from runtime.train.recompute import REGION, Again, Run, checkpointed, outlined
-from runtime.train.sharded_stages import Around, ShardedStages, plainly
-from runtime.train.stage_transport import Transport
 
 Named = dict[str, torch.Tensor]
 
