@@ -22,7 +22,7 @@ from partitioner.schedule.tables import SCHEDULES
 from partitioner.sharding import mesh_axes
 from partitioner.sharding.mesh_axes import AXES
 from partitioner.sharding.op_rules import RULES
-from runtime.execute.worker import KINDS as EXECUTED
+from runtime.execute.worker import EXECUTED
 from runtime.mesh import collectives, vocab_parallel
 from tools.faults.program_faults import COLLECTIVES
 

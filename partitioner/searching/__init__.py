@@ -1,4 +1,5 @@
 """Graph x Cluster --> Plan.
 
-    pins --> refinements --> splits --> candidates --> search --> write_plan        pin_conflicts, reprice, assumed
+    pins --> refinements --> splits --> candidates --> search --> write_plan
+    reprice --> same_state        pin_conflicts, assumed
 """

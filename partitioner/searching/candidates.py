@@ -82,7 +82,8 @@ def layouts(
 ) -> dict[int, Priced]:
     """The best layouts of one setup, priced, for each of ``counts`` micro-batches a step."""
     setting = Setting.of(sized, cluster, dict(setup.degrees), dict(setup.refined))
-    found = solve_axes(setting, cluster, counts, fixed.allows(sized), scarcity)
+    allowed = fixed.allows(sized)
+    found = solve_axes(setting, cluster, counts, lambda axis: allowed, scarcity)
     distinct = {id(solution): solution for solution in found.values()}
     priced = dict(zip(distinct, price_each(setting, distinct.values(), cluster), strict=True))
     return {many: priced[id(solution)] for many, solution in found.items()}

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from partitioner.cluster import Cluster
 from partitioner.cost.op_work import Setting
 from partitioner.cost.price_units import price_units
-from partitioner.graph.graph import Graph, Unit, unit_names
+from partitioner.cost.unit_cost import Priced
+from partitioner.graph.graph import Graph, unit_names
 from partitioner.graph.resize_batch import at_batch, resize
 from partitioner.graph.tied_blocks import fold
 from partitioner.layouts.from_plan import recall
 from partitioner.layouts.solution import Solution
 from partitioner.plan.derived_rows import Cost
+from partitioner.plan.parallelism import Parallelism
 from partitioner.plan.plan import Plan
 from partitioner.plan.recompute_ways import NO_RECOMPUTE
 from partitioner.searching.splits import Tried
@@ -33,21 +35,28 @@ class Repricer:
         size = plan.parallelism.micro_batch
         self.folded = at_batch(folded, size) or fold(resize(graph, size))
         self.solution: Solution = recall(plan, self.folded)
-        self.units: Mapping[str, Unit] = unit_names(self.folded.graph)
 
     def tried(self, cluster: Cluster) -> Tried:
         """As a candidate of a search on ``cluster``, which must have the plan's number of devices."""
         decisions, parallelism = self.plan.decisions, self.plan.parallelism
         setting = Setting.of(self.folded, cluster, parallelism.mesh, parallelism.refined)
         priced = price_units(setting, self.solution, cluster)
-        units = tuple(tuple(self.units[name] for name in names) for names in decisions.stages)
-        ways = {parallelism.recompute} - {NO_RECOMPUTE}
-        stages = tuple(stage_sums(priced, own, tuple(ways), parallelism.shards) for own in units)
-        split = Split(parallelism=parallelism, stages=stages, units=units, recomputed=decisions.recomputed)
-        peak_bytes = RankMemory(priced, split).peak_bytes(split.recomputed)
-        return Tried(priced=priced, split=split, peak_bytes=peak_bytes)
+        return decided(priced, parallelism, decisions.stages, decisions.recomputed)
 
     def cost(self, cluster: Cluster) -> Cost:
         """The price of a step."""
         tried = self.tried(cluster)
         return price(tried.priced, tried.split)
+
+
+def decided(
+    priced: Priced, parallelism: Parallelism, stages: Sequence[Sequence[str]], recomputed: tuple[int, ...]
+) -> Tried:
+    """As a candidate, with its stages by the names of their units."""
+    by_name = unit_names(priced.folded.graph)
+    units = tuple(tuple(by_name[name] for name in names) for names in stages)
+    ways = {parallelism.recompute} - {NO_RECOMPUTE}
+    sums = tuple(stage_sums(priced, own, tuple(ways), parallelism.shards) for own in units)
+    split = Split(parallelism=parallelism, stages=sums, units=units, recomputed=recomputed)
+    peak_bytes = RankMemory(priced, split).peak_bytes(split.recomputed)
+    return Tried(priced=priced, split=split, peak_bytes=peak_bytes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from partitioner.cluster import Cluster
@@ -15,13 +15,12 @@ from partitioner.solve.solve import solve_each
 
 
 def solve_axes(
-    setting: Setting, cluster: Cluster, counts: Iterable[int], allowed: Allowed = lambda value, placement: True,
-    scarcity: float = 1.0,
-) -> dict[int, Solution]:  # fmt: skip
+    setting: Setting, cluster: Cluster, counts: Iterable[int], allowed: Callable[[str], Allowed], scarcity: float = 1.0
+) -> dict[int, Solution]:
     """The layouts for each of ``counts`` micro-batches that may share a step, one object where one is enough.
 
-    ``allowed(value, placement)`` restricts a parameter or a port on every axis (a pin). Raises NoLayout when the pins
-    leave none.
+    ``allowed(axis)(value, placement)`` restricts a parameter or a port along an axis (a pin). Raises NoLayout when the
+    pins leave none.
     """
     found: dict[int, Solution | None] = dict.fromkeys(counts)
     for n, (axis, ranks) in enumerate(setting.axes):
@@ -30,5 +29,5 @@ def solve_axes(
         for fixed in {id(row): row for row in found.values()}.values():
             own = [many for many, row in found.items() if row is fixed]
             options = space(setting.folded, axis, ranks, fixed)
-            found |= solve_each(setting.folded, options, Prices(cluster, here, 1, scarcity), own, allowed)
+            found |= solve_each(setting.folded, options, Prices(cluster, here, 1, scarcity), own, allowed(axis))
     return {many: row for many, row in found.items() if row is not None}

@@ -63,18 +63,27 @@ class ShardedStages:
             warnings.filterwarnings("ignore", "FSDP2-wrapped module")
             return self._roots[stage](calls)
 
-    def around(self, stage: int, call: int) -> Around:
+    def around(self, stage: int, call: Call, number: int) -> Around:
         """What runs a call of a stage with the parameters that it alone reads, of which the arguments hold nothing.
 
-        Those of the next call are gathered meanwhile.
+        Those of the next call are gathered meanwhile. The call may be another Program's, of the same parameters:
+        ``number`` is its place in its stage. Raises InputError where what it reads is divided and held by none.
         """
-        holders = self._roots[stage].holders
-        plain, here, ahead = holders[call], _groups_in(holders[call]), _groups_in(*holders[call + 1 : call + 2])
+        root = self._roots[stage]
+        places = {name: n for n, name in enumerate(call.arguments) if name in self.names}
+        own = [n for n, holder in enumerate(root.holders) if not places.keys().isdisjoint(holder.names)]
+        held = root.by_name().keys() | {name for n in own for name in root.holders[n].names}
+        if missing := sorted(places.keys() - held):
+            raise InputError(f"{call.block} reads {missing[0]}, which stage {stage} of the plan does not hold: zero=0")
+        after = own[-1] if own else number
+        ahead = _groups_in(*root.holders[after + 1 : after + 2])
+        around = [root.holders[n] for n in own]
+        here = _groups_in(*around)
 
         def run(ops: Ops, arguments: Arguments) -> Any:
             for holder in (*here, *ahead):
                 holder.unshard(async_op=True)
-            return plain(ops, arguments)
+            return _inside(around, ops, arguments, places)
 
         return run
 
@@ -107,7 +116,7 @@ class ShardedStages:
 
     def _root(self, stage: Stage) -> _Root:
         groups = shard_groups(self._program, stage)
-        runs = [self._holders(call, n, groups) for n, call in enumerate(stage.calls)]
+        runs = [self._holders(n, groups) for n in range(len(stage.calls))]
         several = [p for group in groups if group.call is None for p in group.parameters]
         root = _Root(runs, self._empty(several))
         self._divide(root, several, reshards=False)
@@ -118,11 +127,11 @@ class ShardedStages:
         _prefetch_in_turn([module for module in parts if module.by_name()])
         return root
 
-    def _holders(self, call: Call, number: int, groups: Sequence[ShardGroup]) -> Around:
+    def _holders(self, number: int, groups: Sequence[ShardGroup]) -> _Holder | _NoHolder:
         """Around a call, one for each of its groups."""
-        made: Around = plainly
+        made: _Holder | _NoHolder = _NoHolder()
         for rows in (group.parameters for group in groups if group.call == number):
-            made = _Holder(made, {call.arguments.index(p.name): p.name for p in rows}, self._empty(rows))
+            made = _Holder(made, self._empty(rows))
             self._divide(made, rows, reshards=self._program.zero == 3)
         return made
 
@@ -162,7 +171,7 @@ class ShardedStages:
 class _Root(nn.Module):
     """``holders``: what runs each call of a stage; it owns the parameters that several of them read."""
 
-    def __init__(self, holders: Sequence[Around], own: Mapping[str, nn.Parameter]) -> None:
+    def __init__(self, holders: Sequence[_Holder | _NoHolder], own: Mapping[str, nn.Parameter]) -> None:
         super().__init__()
         self.holders = tuple(holders)
         for n, holder in enumerate(holders):
@@ -182,24 +191,45 @@ class _Root(nn.Module):
 
 
 class _Holder(nn.Module):
-    """Parameters by their places among a call's arguments; ``inner`` runs it with what it holds itself."""
+    """Parameters that one call alone reads; ``inner`` runs it with what it holds itself. ``names``: of both."""
 
-    def __init__(self, inner: Around, places: Mapping[int, str], own: Mapping[str, nn.Parameter]) -> None:
+    def __init__(self, inner: _Holder | _NoHolder, own: Mapping[str, nn.Parameter]) -> None:
         super().__init__()
-        self.inner, self._places = inner, dict(places)
-        for place, name in places.items():
-            self.register_parameter(f"p{place}", own[name])
+        self.inner, self.names = inner, frozenset(own) | inner.names
+        self._keys = {name: f"p{n}" for n, name in enumerate(own)}
+        for name, parameter in own.items():
+            self.register_parameter(self._keys[name], parameter)
 
     def by_name(self) -> dict[str, nn.Parameter]:
         """Its own parameters."""
-        return {name: self.get_parameter(f"p{place}") for place, name in self._places.items()}
+        return {name: self.get_parameter(key) for name, key in self._keys.items()}
 
-    def forward(self, run: Ops, arguments: Arguments) -> Any:
-        """With its parameters whole."""
+    def forward(self, run: Ops, arguments: Arguments, places: Mapping[str, int]) -> Any:
+        """With its parameters whole, at their places among the arguments."""
         whole = list(arguments)
-        for place in self._places:
-            whole[place] = self.get_parameter(f"p{place}")
-        return self.inner(run, whole)
+        for name, parameter in self.by_name().items():
+            if name in places:
+                whole[places[name]] = parameter
+        return self.inner(run, whole, places)
+
+
+class _NoHolder:
+    """Of a call that reads nothing alone that is divided; inside all others."""
+
+    names = frozenset[str]()
+
+    def __call__(self, run: Ops, arguments: Arguments, places: Mapping[str, int]) -> Any:
+        """As it is."""
+        return run(*arguments)
+
+
+def _inside(
+    holders: Sequence[_Holder | _NoHolder], run: Ops, arguments: Arguments, places: Mapping[str, int]
+) -> Any:
+    """A call, inside each of the holders."""
+    if not holders:
+        return run(*arguments)
+    return holders[0](lambda *whole: _inside(holders[1:], run, list(whole), places), arguments, places)
 
 
 class _Noted:
@@ -246,7 +276,7 @@ class _Scatter(_Noted):
         return work
 
 
-def _groups_in(*holders: Around) -> list[Any]:
+def _groups_in(*holders: object) -> list[Any]:
     """The holders among these, and those inside them."""
     return [m for holder in holders if isinstance(holder, nn.Module) for m in holder.modules()]
 

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import fx, nn
 from partitioner.errors import InputError
 from partitioner.graph.nodes import buffer_name
 from partitioner.lowering.program import Call, Program, Recompute, Stage
-from partitioner.schedule.tables import BACKWARD, FORWARD, Action, releasing_kind
+from partitioner.schedule.tables import BACKWARD, FORWARD, KINDS, Action, releasing_kind
 from partitioner.sharding.mesh_axes import PP
 from runtime.execute.recompute import REGION, Again, Run, checkpointed, outlined
 from runtime.execute.sharded_stages import Around, ShardedStages, plainly
@@ -96,7 +96,7 @@ class Worker:
         self._fixed = self._run_constants(parameters)
         self._stash: dict[tuple[int, int], Stash] = {}
         self._now: Action | None = None
-        self._scale = 1.0
+        self._scale, self._counted = 1.0, None
         kind = releasing_kind(self.actions)
         self._last_of = {action.stage: action for action in self.actions if action.kind == kind}
         self._last = self._last_backwards()
@@ -106,7 +106,7 @@ class Worker:
         calls = [c for call in stage.calls if (c := self._bind_call(call))]
         calls = [replace(c, spent=s) for c, s in zip(calls, _spent(stage), strict=True)]
         if self._sharded is not None:
-            calls = [replace(c, around=self._sharded.around(stage.index, n)) for n, c in enumerate(calls)]
+            calls = [replace(c, around=self._sharded.around(stage.index, c.call, n)) for n, c in enumerate(calls)]
         return BoundStage(stage, *rows, tuple(calls))
 
     def _bind_call(self, call: Call | None, phase: Phase = "forward") -> BoundCall | None:
@@ -168,36 +168,54 @@ class Worker:
         """Whether the backward that runs now is the last that reaches the parameter."""
         return self._now is not None and self._last.get(parameter) == self._now
 
-    def run(self, batches: list[Named], loss_scale: float | None = None) -> list[torch.Tensor]:
+    def run(
+        self, batches: list[Named], loss_scale: float | None = None, counted: int | None = None
+    ) -> list[torch.Tensor]:
         """All actions of a step on these micro-batches; the losses of the last stage's, in order (else empty).
 
-        Gradients are added to the parameters' ``grad``, times ``loss_scale``.
+        Gradients are added to the parameters' ``grad``, times ``loss_scale``. Only the first ``counted`` micro-batches
+        (None: all) add to them, and have losses.
         """
-        self._scale = 1.0 if loss_scale is None else loss_scale
+        self._scale, self._counted = 1.0 if loss_scale is None else loss_scale, counted
+        return self._walked(self.actions, batches)
+
+    @torch.no_grad()
+    def losses(self, batches: list[Named], counted: int | None = None) -> list[torch.Tensor]:
+        """The forwards of a step alone; the losses of the first ``counted`` micro-batches."""
+        self._counted = counted
+        return self._walked([a for a in self.actions if KINDS[a.kind].is_forward], batches)
+
+    def _walked(self, actions: Sequence[Action], batches: list[Named]) -> list[torch.Tensor]:
         losses: dict[int, torch.Tensor] = {}
         self.transport.begin()
-        for n, action in enumerate(self.actions):
-            for ahead in self.actions[n : n + 2]:
+        for n, action in enumerate(actions):
+            for ahead in actions[n : n + 2]:
                 self.transport.expect(ahead)
             self._now = action
             loss = _ACTS[action.kind](self, action, batches[action.micro_batch])
-            if loss is not None:
+            if loss is not None and self._counts(action):
                 losses[action.micro_batch] = loss.detach()
         self._now = None
         self.transport.finish()
         return [losses[m] for m in sorted(losses)]
 
+    def _counts(self, action: Action) -> bool:
+        return self._counted is None or action.micro_batch < self._counted
+
     def forward(self, action: Action, batch: Named) -> torch.Tensor | None:
         """Run a stage on one micro-batch; its loss, if it makes one."""
         stage = self.stages[action.stage].stage
         inputs = self.transport.receive(action)
+        is_training = torch.is_grad_enabled()
         for value, tensor in zip(stage.receives, inputs, strict=True):
-            if value.differentiable:
+            if value.differentiable and is_training:
                 tensor.requires_grad_()
         made = self.made(action.stage, self.values(action.stage, batch, inputs))
         outputs, loss = [made[v.name] for v in stage.sends], made[stage.loss] if stage.loss else None
         if outputs:
             self.transport.send(action, [t.detach().contiguous() for t in outputs])
+        if not is_training:
+            return loss
         carried = [t for v, t in zip(stage.sends, outputs, strict=True) if v.differentiable]
         given = [t for v, t in zip(stage.receives, inputs, strict=True) if v.differentiable]
         self._stash[action.stage, action.micro_batch] = Stash(given, carried, loss)
@@ -235,7 +253,8 @@ class Worker:
         roots = [(output, grad) for output, grad in rows if output.requires_grad]
         tensors, grads = [t for t, _ in roots], [g for _, g in roots]
         if stash.loss is not None:
-            torch.autograd.backward([*tensors, stash.loss], [*grads, torch.full_like(stash.loss, self._scale)])
+            scale = self._scale if self._counts(action) else 0.0
+            torch.autograd.backward([*tensors, stash.loss], [*grads, torch.full_like(stash.loss, scale)])
         elif tensors:
             torch.autograd.backward(tensors, grads)
         if stash.inputs:
@@ -247,7 +266,7 @@ _ACTS: dict[str, Callable[[Worker, Action, Named], torch.Tensor | None]] = {
     FORWARD: lambda worker, action, batch: worker.forward(action, batch),
     BACKWARD: lambda worker, action, batch: worker.backward(action, batch),
 }
-KINDS = frozenset(_ACTS)  # of actions that can be executed
+EXECUTED = frozenset(_ACTS)  # kinds of actions
 
 
 def _alone(value: torch.Tensor) -> torch.Tensor:

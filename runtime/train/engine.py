@@ -37,6 +37,7 @@ from runtime.ranks.watchdog import Watchdog
 from runtime.state.compute_copies import ComputeCopies
 from runtime.state.optimizer import Factory, LrLambda, keep_initial_rates, rates, scale_rates, set_rates
 from runtime.train.first_nonfinite import first_culprit
+from runtime.train.forms import Fitted, Forms, Making, Ready
 from runtime.train.gradient_sync import GradientNorm, GradientSync
 from runtime.train.loss_scale import LossScale
 from runtime.train.step_batches import StepBatches
@@ -55,7 +56,8 @@ class Engine:
     are not finite then updates nothing and is counted there. ``limits`` say when a step, or what reads or writes the
     state, counts as hung; None: never. ``worker`` makes what walks the Action table. ``saving``: a group of all ranks
     for checkpoints alone, without which none is written beside training. ``skip_nonfinite``: a step whose loss or
-    gradients are no numbers updates nothing, and is counted in ``skipped``; else it raises.
+    gradients are no numbers updates nothing, and is counted in ``skipped``; else it raises. ``making``: Programs for
+    batches of other forms than the plan's, and for evaluation; None: there are none.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Engine:
         worker: Callable[[Program, Groups, Mapping[str, nn.Parameter], ShardedStages | None], Worker] = Worker,
         saving: dist.ProcessGroup | None = None,
         skip_nonfinite: bool = False,
+        making: Making | None = None,
     ) -> None:
         check_program(program)
         self.program, self.groups, self.parameters = program, groups, dict(parameters)
@@ -77,7 +80,9 @@ class Engine:
         self._sharded = ShardedStages(program, groups, here, self.parameters) if program.shards > 1 else None
         sharded = self._sharded.names if self._sharded else frozenset[str]()
         self._copies = ComputeCopies(program, {n: p for n, p in self.parameters.items() if n not in sharded})
-        self.worker = worker(program, groups, self._copies.read, self._sharded)
+        self._make_worker = worker
+        plan = self._bound(program)
+        self.worker = plan.worker
         self.loss_scale = LossScale() if program.loss_scale else None
         named = [(name, p) for name, p in self.parameters.items() if p.requires_grad]
         self.trained = [p for _, p in named]
@@ -93,8 +98,13 @@ class Engine:
         self._sync = GradientSync(program, groups, self._copies, self._sharded, self.parameters)
         self._norm = GradientNorm(program, groups, self.parameters)
         self._saver = Saver(saving)
-        self._batches = StepBatches(program, groups, self.worker)
+        self._forms = Forms(groups, plan, making, self._bound)
         self._hook()
+
+    def _bound(self, program: Program) -> Ready:
+        """A Program of these parameters on this rank."""
+        worker = self._make_worker(program, self.groups, self._copies.read, self._sharded)
+        return Ready(program, worker, StepBatches(program, self.groups, worker))
 
     def _hook(self) -> None:
         """Let gradients move to their buckets, and travel while the last micro-batch's backward runs.
@@ -116,37 +126,60 @@ class Engine:
             self._sync.ready(name)
 
     def step(self, batch: Mapping[str, Any]) -> torch.Tensor:
-        """Train on this data rank's part of the batch: inputs with samples (micro_batch * micro_batches, ...).
+        """Train on this data rank's part of the batch: inputs with samples (micro_batch * micro_batches, ...), or where
+        other forms are made, fewer of them, or of another length.
 
         Returns the mean loss of the global batch (float64, scalar), the same on every rank. Raises InputError for a
         batch of another shape, for one in which no target is counted, and for a loss that is not a number; the
         parameters are then as they were.
         """
-        with self._watched():
-            batches = self._batches.of(batch, self.steps_done, self.holds)
-            self._gradients(batches)
+        fitted = self._fitted(batch)
+        with self._watched(fitted.is_new or not self._has_stepped):
+            self._has_stepped = True
+            batches = self._gradients(fitted)
             loss = self._loss
             if self._is_sound(loss, batches):
                 with self.groups.log.timed(OPTIMIZER):
                     self._update()
         self.steps_done += 1
-        self.samples_read += self.program.micro_batch * self.program.micro_batches * self.groups.size(DP)
+        many = self.program.micro_batch * self.program.micro_batches * self.groups.size(DP)
+        self.samples_read += fitted.counted.everywhere if fitted.counted else many
         return loss
 
     def gradients(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """The loss of a step; leaves the synced, unclipped gradients in ``parameters`` and updates nothing."""
-        self._gradients(self._batches.of(batch, self.steps_done, self.holds))
+        self._gradients(self._fitted(batch))
         return self._loss
+
+    def evaluate(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        """The loss of a batch as the model computes it in eval mode: no gradient, nothing is updated.
+
+        The batch is this data rank's part, as ``step`` takes it. Returns the mean loss of the global batch (float64,
+        scalar), the same on every rank. Raises InputError as ``step`` does, and where the model reads its parameters
+        otherwise in eval mode than the plan divides them.
+        """
+        fitted = self._fitted(batch, trains=False)
+        with self._watched(fitted.is_new):
+            ready, counted = fitted.ready, fitted.counted
+            batches = ready.batches.of(fitted.batch, self.steps_done, self.holds, counted)
+            loss = self._summed(ready.worker.losses(batches, counted and counted.here // ready.program.micro_batch))
+            if self._sharded is not None:
+                self._sharded.clear()
+        return loss
+
+    def _fitted(self, batch: Mapping[str, Any], trains: bool = True) -> Fitted:
+        limits = self._limits
+        with contextlib.nullcontext() if limits is None else Watchdog(limits.start, "tracing a batch of another form"):
+            return self._forms.of(batch, trains)
 
     @waits
     def holds(self, condition: torch.Tensor) -> bool:
         """Whether a condition on what was computed is true; the only values that a step reads out of tensors."""
         return bool(condition)
 
-    def _watched(self) -> contextlib.AbstractContextManager[object]:
+    def _watched(self, is_first: bool) -> contextlib.AbstractContextManager[object]:
         if self._limits is None:
             return contextlib.nullcontext()
-        is_first, self._has_stepped = not self._has_stepped, True
         return Watchdog(self._limits.first_step if is_first else self._limits.step, f"step {self.steps_done}")
 
     def _state_seconds(self) -> float | None:
@@ -160,23 +193,34 @@ class Engine:
         self.groups.log.add(axis, ALL_REDUCE, x, "control")
         dist.all_reduce(x, group=self.groups.group(axis))
 
-    def _gradients(self, batches: list[Named]) -> None:
+    def _gradients(self, fitted: Fitted) -> list[Named]:
+        """Those of the global batch; the micro-batches that made them."""
+        ready, counted = fitted.ready, fitted.counted
+        batches = ready.batches.of(fitted.batch, self.steps_done, self.holds, counted)
+        self.worker = ready.worker
         for parameter in (*self.trained, *self._copies.read.values()):
             parameter.grad = None
         self._sync.begin()
         scale = self.loss_scale.value if self.loss_scale else None
-        losses = self.worker.run(batches, scale)
-        self._loss = torch.zeros((), dtype=torch.float64, device=self.groups.device)
-        for loss in losses:
-            self._loss += loss
-        with self.groups.log.timed(PIPELINE):  # whoever is done first waits here for the others
-            for axis in (DP, PP):
-                if self.groups.size(axis) > 1:
-                    self._sum(self._loss, axis)
+        self._loss = self._summed(
+            self.worker.run(batches, scale, counted and counted.here // ready.program.micro_batch)
+        )
         with self.groups.log.timed(SYNC):
             self._sync.finish()
         if self.loss_scale is not None:
             self.loss_scale.unscale([p.grad for p in self.trained if p.grad is not None])
+        return batches
+
+    def _summed(self, losses: list[torch.Tensor]) -> torch.Tensor:
+        """The loss of the global batch, of this rank's micro-batches' parts of it."""
+        found = torch.zeros((), dtype=torch.float64, device=self.groups.device)
+        for loss in losses:
+            found += loss
+        with self.groups.log.timed(PIPELINE):  # whoever is done first waits here for the others
+            for axis in (DP, PP):
+                if self.groups.size(axis) > 1:
+                    self._sum(found, axis)
+        return found
 
     @property
     def skipped(self) -> int:

@@ -26,6 +26,8 @@ from runtime.state.parameters import ModuleStart, materialize
 from runtime.state.shard_pieces import part_of
 from runtime.state.whole_updates import check_updates
 from runtime.train.engine import Engine
+from runtime.train.forms import Making
+from runtime.train.trace_forms import TraceForms
 
 
 def parallelize(
@@ -42,6 +44,8 @@ def parallelize(
     precision: Precision | str | None = None,
     patience: float = 1.0,
     skip_nonfinite: bool = False,
+    lengths: int = 8,
+    padding: Mapping[str, float] | None = None,
     **options: Any,
 ) -> Engine:
     """Train ``model`` under ``plan`` on all ranks; ``batch`` is an example, ``options`` go to the optimizer (lr, ...).
@@ -54,7 +58,10 @@ def parallelize(
     it. ``precision``: a preset's name or a Precision; None is the plan's, and without a plan the model's own data
     types. ``patience`` multiplies the seconds after which a start, a step or a save counts as hung and ends all ranks
     (``runtime.ranks.limits``). ``skip_nonfinite``: a step whose loss or gradients are no numbers updates nothing and is
-    counted, instead of raising. Raises InputError for a plan of another model, world size, batch or precision, and for
+    counted, instead of raising. Batches of other lengths than the example get a Program each, of which ``lengths`` are
+    kept; beyond, they are padded with the values of ``padding`` by input (``{"input_ids": 0, "labels": -100}``), or the
+    one used least lately is let go. ``model`` is traced again for them, and for evaluation, and must stay as it is.
+    Raises InputError for a plan of another model, world size, batch or precision, and for
     an optimizer that needs whole what the plan divides.
     """
     start_ranks(START_SECONDS * patience)
@@ -63,7 +70,9 @@ def parallelize(
     chosen = found or _searched(graph, cluster, global_batch)
     program = lower(graph, chosen)
     limits = Limits(chosen.cost.step_seconds, patience)
-    return engine(program, model, weights, optimizer, clip, lr_lambda, limits, options, skip_nonfinite)
+    forms = TraceForms(model, batch, chosen, {n: p.stages for n, p in program.parameters.items()})
+    making = Making(forms.program, lengths, padding or {}, bool(graph.inseparable))
+    return engine(program, model, weights, optimizer, clip, lr_lambda, limits, options, skip_nonfinite, making)
 
 
 def engine(
@@ -76,6 +85,7 @@ def engine(
     limits: Limits | None,
     options: Mapping[str, Any],
     skip_nonfinite: bool = False,
+    making: Making | None = None,
 ) -> Engine:
     """An Engine whose parameters come from ``weights``, from the module, or from the program's seed."""
     with _limited(limits and limits.start, "making the groups"):
@@ -92,8 +102,9 @@ def engine(
     made = factory(optimizer, **options)
     check_updates(program, made, groups.device)
     return Engine(
-        program, groups, parameters, made, clip, lr_lambda, limits, saving=saving, skip_nonfinite=skip_nonfinite
-    )
+        program, groups, parameters, made, clip, lr_lambda, limits, saving=saving, skip_nonfinite=skip_nonfinite,
+        making=making,
+    )  # fmt: skip
 
 
 def _limited(seconds: float | None, what: str) -> contextlib.AbstractContextManager[object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -23,20 +23,28 @@ from runtime.train.shared_inputs import check_shared
 Holds = Callable[[torch.Tensor], bool]
 
 
+class Counted(NamedTuple):
+    """How many samples of a batch count: of this data rank's part, whose first they are, and of all parts."""
+
+    here: int
+    everywhere: int
+
+
 class StepBatches:
     """Of one Program on this rank."""
 
     def __init__(self, program: Program, groups: Groups, worker: Worker) -> None:
         self._program, self._groups = program, groups
         self._buffers = worker.buffers
+        self.samples = program.micro_batch * program.micro_batches  # of a data rank's part
         calls = [c for stage in program.stages for c in (*stage.calls, stage.prelude) if c]
         self._reads = {name for call in (*calls, *program.counts) for name in call.arguments}
         self._counts = {c.name: worker.bind(c.module, "control").forward for c in program.counts}
 
-    def of(self, batch: Mapping[str, Any], step: int, holds: Holds) -> list[Named]:
+    def of(self, batch: Mapping[str, Any], step: int, holds: Holds, counted: Counted | None = None) -> list[Named]:
         """Contiguous slices of this data rank's part of the batch, each with what a step gives beside it.
 
-        ``holds`` says whether a condition on values is true.
+        ``holds`` says whether a condition on values is true. ``counted``: how many samples count, None: all.
         Raises InputError for a batch of other shapes than the Program's, or one in which no target is counted.
         """
         program = self._program
@@ -51,14 +59,14 @@ class StepBatches:
         check_shared({n: t for n, t in whole.items() if n not in batched}, self._groups, holds)
         rows = [{n: t[m * size : (m + 1) * size] if n in batched else t for n, t in whole.items()} for m in range(many)]
         for m, row in enumerate(rows):
-            row |= self._of_step(step, m)
-        self._count(rows, step, holds)
+            row |= self._of_step(step, m, counted)
+        self._count(rows[: counted.here // size] if counted else rows, rows, step, holds)
         return rows
 
-    def _of_step(self, step: int, micro_batch: int) -> Named:
+    def _of_step(self, step: int, micro_batch: int, counted: Counted | None) -> Named:
         """The keys of samples and step, how many samples the global batch has, and the micro-batch's share of them."""
         program, device = self._program, self._groups.device
-        samples = program.micro_batches * self._groups.size(DP) * program.micro_batch
+        samples = counted.everywhere if counted else self.samples * self._groups.size(DP)
         share = program.micro_batch / samples
         made = {
             SAMPLE_KEYS: lambda: self._sample_keys(step, micro_batch),
@@ -75,10 +83,10 @@ class StepBatches:
         keys = [mix64(self._program.seed, step, first + i) for i in range(size)]
         return torch.tensor(keys, dtype=torch.int64, device=self._groups.device)
 
-    def _count(self, rows: list[Named], step: int, holds: Holds) -> None:
+    def _count(self, counted: list[Named], rows: list[Named], step: int, holds: Holds) -> None:
         """Give each micro-batch the counts of the global batch: one sum over data ranks for each level of counts."""
         for level in self._program.count_levels:
-            parts = [torch.stack([self._part(count, row) for row in rows]).sum(0) for count in level]
+            parts = [torch.stack([self._part(count, row) for row in counted]).sum(0) for count in level]
             numbers = torch.cat(parts)
             if self._groups.size(DP) > 1:
                 self._groups.log.add(DP, ALL_REDUCE, numbers, "control")

@@ -118,7 +118,8 @@ class Rerun:
         if key not in self.solved:
             fixed = read_pins({"boundary": boundary, **MEGATRON} if boundary else {}, sized.graph)
             setting = Setting.of(sized, cluster, run.degrees)
-            self.solved[key] = setting, solve_axes(setting, cluster, [many], fixed.allows(sized))[many]
+            allowed = fixed.allows(sized)
+            self.solved[key] = setting, solve_axes(setting, cluster, [many], lambda axis: allowed)[many]
         return self.solved[key]
 
     def _sized(self, size: Dimensions, precision: Precision, micro_batch: int) -> Folded:

@@ -1,0 +1,89 @@
+"""A plan of a model's other graph under which its state lies as it does: for batches of another length, or evaluation.
+
+plan --> mesh, stages, layouts of parameters --fixed--> the cheapest layouts of everything else --> Plan
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from torch import fx
+
+from partitioner.cluster import Cluster
+from partitioner.cost.op_work import Setting
+from partitioner.cost.price_units import price_units
+from partitioner.errors import InputError
+from partitioner.gc_pause import uncollected
+from partitioner.graph.graph import Graph, unit_names
+from partitioner.graph.nodes import is_parameter, operands
+from partitioner.graph.resize_batch import resize
+from partitioner.graph.tied_blocks import Folded, Value, fold
+from partitioner.plan.plan import Plan
+from partitioner.plan.recompute_ways import NO_RECOMPUTE
+from partitioner.searching.reprice import decided
+from partitioner.searching.write_plan import plan_of
+from partitioner.sharding.layout import Placement, parse_layout
+from partitioner.sharding.mesh_axes import DP
+from partitioner.solve.axis_by_axis import solve_axes
+from partitioner.solve.choices import Allowed, NoLayout
+from partitioner.step.step_seconds import price
+
+
+@uncollected()
+def with_state_of(
+    plan: Plan, graph: Graph, stages: Mapping[str, Sequence[int]], micro_batch: int, trains: bool = True
+) -> Plan:
+    """A Plan of ``graph``, of the same parameters as ``plan``'s, in micro-batches of ``micro_batch`` samples.
+
+    Parameters lie as under ``plan``, and are read in the ``stages`` that read them there, by name; a data rank has no
+    more samples than there. Where nothing ``trains`` nothing is recomputed. Raises InputError where the graph reads
+    parameters elsewhere, or in a way that their layouts don't allow.
+    """
+    own, decisions = plan.parallelism, plan.decisions
+    many = own.micro_batch * own.micro_batches // micro_batch
+    again = (own.recompute, decisions.recomputed) if trains else (NO_RECOMPUTE, (0,) * len(decisions.stages))
+    parallelism = replace(own, micro_batch=micro_batch, micro_batches=many, recompute=again[0])
+    folded, cluster = fold(resize(graph, micro_batch)), Cluster.from_dict(plan.cluster)
+    units = _cut(plan, folded.graph, stages)
+    setting = Setting.of(folded, cluster, own.mesh, own.refined)
+    try:
+        solution = solve_axes(setting, cluster, [many], lambda axis: _as_under(plan, folded, axis))[many]
+    except NoLayout as error:
+        raise InputError("no layout of the model's ops leaves its parameters as the plan divides them") from error
+    tried = decided(price_units(setting, solution, cluster), parallelism, units, again[1])
+    samples = parallelism.mesh[DP] * many * micro_batch
+    found = plan_of([(tried, price(tried.priced, tried.split))], [], {}, samples, {}, plan.model)
+    return replace(found, decisions=replace(found.decisions, seed=decisions.seed)).stamped()
+
+
+def _as_under(plan: Plan, folded: Folded, axis: str) -> Allowed:
+    """Whether a parameter lies along an axis as under the plan."""
+    axes = plan.parallelism.axes
+    place = [name for name, _ in axes].index(axis)
+    representatives = dict.fromkeys(folded.parameter.values())
+    rows = {n: parse_layout(plan.parameters[n.meta["source"]], len(axes)) for n in representatives}
+
+    def allowed(value: Value, placement: Placement) -> bool:
+        return not isinstance(value, fx.Node) or value not in rows or rows[value][place] == placement
+
+    return allowed
+
+
+def _cut(plan: Plan, graph: Graph, stages: Mapping[str, Sequence[int]]) -> list[list[str]]:
+    """The units of each stage: one that the plan names where it stands there, others with what they read, or with the
+    unit before."""
+    known = {name: n for n, names in enumerate(plan.decisions.stages) for name in names}
+    found: list[list[str]] = [[] for _ in plan.decisions.stages]
+    here = 0
+    for name, unit in unit_names(graph).items():
+        read = {o for node in unit.nodes for o in operands(graph.nodes[node]) if is_parameter(o)}
+        owners = [set(stages.get(graph.parameters[o.meta["source"]].names[0], ())) for o in read]
+        admitted = {known[name]} if name in known else set[int].intersection(*owners) if owners else {here}
+        if not (ahead := [n for n in sorted(admitted) if n >= here]):
+            raise InputError(f"{name} reads parameters of an earlier stage of the plan than what stands before it")
+        here = ahead[0]
+        found[here].append(name)
+    if empty := [n for n, names in enumerate(found) if not names]:
+        raise InputError(f"nothing of the model is left in stage {empty[0]} of the plan")
+    return found
