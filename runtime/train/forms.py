@@ -79,8 +79,8 @@ class Forms:
     ) -> None:
         self._groups, self._plan, self._making, self._ready = groups, plan, making, ready
         program = plan.program
-        own = tuple((name, _behind(program.shapes[name], name in program.batched)) for name in program.inputs)
-        self._own = Form(own, program.micro_batch)
+        rows = [(name, program.shapes[name]) for name in program.inputs] if making else []
+        self._own = Form(tuple((n, _behind(row, n in program.batched)) for n, row in rows), program.micro_batch)
         self._kept: dict[Form, Ready] = {self._own: plan}
         self._used: dict[Lengths, None] = {}  # other lengths, the latest last
 
