@@ -38,6 +38,20 @@ def export_safetensors(
     all_here()
 
 
+def full_state(
+    program: Program, groups: Groups, parameters: Tensors, buffers: Tensors | None = None
+) -> dict[str, torch.Tensor]:
+    """Every full parameter under each of its names, and ``buffers``, on the CPU of rank 0; nothing on other ranks.
+
+    Called on all ranks. What is updated in float32 is given so.
+    """
+    found: dict[str, torch.Tensor] = {}
+    for name, whole in _full(program, groups, parameters, buffers or {}, None):
+        names = program.parameters[name].names if name in program.parameters else (name,)
+        found |= dict.fromkeys(names, whole.detach().cpu())
+    return found if is_first() else {}
+
+
 def _full(
     program: Program, groups: Groups, parameters: Tensors, buffers: Tensors, dtype: torch.dtype | None
 ) -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,8 +1,9 @@
-"""Optimizers over a rank's parts of the parameters, hyper-parameters, and factors of the learning rate by step."""
+"""Optimizers over a rank's parts of the parameters, and their hyper-parameters."""
 
 from __future__ import annotations
 
-import math
+import difflib
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, cast
@@ -15,7 +16,6 @@ from partitioner.errors import InputError
 Named = Sequence[tuple[str, nn.Parameter]]
 Factory = Callable[[Named], torch.optim.Optimizer]
 Given = type[torch.optim.Optimizer] | partial[torch.optim.Optimizer] | Factory
-LrLambda = Callable[[int], float]  # the factor of a step, as of torch's LambdaLR
 Hyper = dict[str, Any]  # of a group of parameters: lr, betas, weight_decay, ...
 
 FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)  # have one kernel that updates in place
@@ -46,6 +46,21 @@ def factory(given: Given, **options: Any) -> Factory:
     return make
 
 
+def check_options(given: Given, options: Iterable[str], others: Sequence[str] = ()) -> None:
+    """Raises TypeError for an option that an optimizer's class does not take, with the nearest that it, or whoever
+    passes options on (``others``), takes."""
+    kind = given.func if isinstance(given, partial) else given
+    if not isinstance(kind, type):
+        return
+    taken = inspect.signature(kind).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
+        return
+    for name in options:
+        if name not in taken:
+            near = difflib.get_close_matches(name, [*others, *taken], 1)
+            raise TypeError(f"{kind.__name__} takes no option {name}{f': {near[0]} is meant?' if near else ''}")
+
+
 def kernel_options(kind: type[torch.optim.Optimizer], parameters: Iterable[nn.Parameter]) -> Hyper:
     """``fused``, where torch has such a kernel and all parameters lie where it runs."""
     return {"fused": all(p.device.type in FUSED_DEVICES for p in parameters)} if kind in FUSED else {}
@@ -66,50 +81,3 @@ def _like(own: object, value: Any) -> Any:
     if isinstance(own, torch.Tensor):
         return torch.full_like(own, value)
     return tuple(value) if isinstance(value, list) else value
-
-
-def rates(optimizer: torch.optim.Optimizer) -> list[float]:
-    """The learning rate of each group."""
-    return [float(group["lr"]) for group in optimizer.param_groups]
-
-
-def base_rate(optimizer: torch.optim.Optimizer) -> float:
-    """What groups multiply by their own factors, as it was before those of a step."""
-    plain = (group for group in optimizer.param_groups if group.get("lr_factor", 1.0) == 1.0)
-    group = next(plain, optimizer.param_groups[0])
-    return float(group.get("initial_lr", group["lr"]))
-
-
-def set_rates(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Let ``lr`` be every group's learning rate, times its own factor (``parameter_groups``), and what the factors of
-    the engine start from."""
-    for group in optimizer.param_groups:
-        group.pop("initial_lr", None)
-        group["lr"] = lr * group.get("lr_factor", 1.0)
-
-
-def keep_initial_rates(optimizer: torch.optim.Optimizer) -> None:
-    """Note in each group, where torch's schedulers do, the rate that factors multiply."""
-    for group in optimizer.param_groups:
-        group.setdefault("initial_lr", float(group["lr"]))
-
-
-def scale_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Let each group's learning rate be ``factor`` times its initial one."""
-    for group in optimizer.param_groups:
-        rate = group["initial_lr"] * factor
-        group["lr"] = torch.full_like(group["lr"], rate) if isinstance(group["lr"], torch.Tensor) else rate
-
-
-def warmup_cosine(warmup_steps: int, steps: int, floor: float = 0.0) -> LrLambda:
-    """Linear from 0 over ``warmup_steps``, then a half cosine to ``floor`` at ``steps`` (Loshchilov, Hutter, 2017)."""
-    if not 0 <= warmup_steps < steps:
-        raise InputError(f"the learning rate warms up for {warmup_steps} of {steps} steps: warm up for fewer than all")
-
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / warmup_steps
-        done = min(1.0, (step - warmup_steps) / (steps - warmup_steps))
-        return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * done))
-
-    return factor

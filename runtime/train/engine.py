@@ -35,7 +35,9 @@ from runtime.ranks.limits import Limits
 from runtime.ranks.process_group import largest
 from runtime.ranks.watchdog import Watchdog
 from runtime.state.compute_copies import ComputeCopies
-from runtime.state.optimizer import Factory, LrLambda, keep_initial_rates, rates, scale_rates, set_rates
+from runtime.state.export_weights import export_safetensors, full_state
+from runtime.state.learning_rates import LearningRates, LrLambda
+from runtime.state.optimizer import Factory
 from runtime.train.first_nonfinite import first_culprit
 from runtime.train.forms import Fitted, Forms, Making, Ready
 from runtime.train.gradient_sync import GradientNorm, GradientSync
@@ -57,7 +59,8 @@ class Engine:
     state, counts as hung; None: never. ``worker`` makes what walks the Action table. ``saving``: a group of all ranks
     for checkpoints alone, without which none is written beside training. ``skip_nonfinite``: a step whose loss or
     gradients are no numbers updates nothing, and is counted in ``skipped``; else it raises. ``making``: Programs for
-    batches of other forms than the plan's, and for evaluation; None: there are none.
+    batches of other forms than the plan's, and for evaluation; None: there are none. ``buffers``: what else is of the
+    model's state.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Engine:
         saving: dist.ProcessGroup | None = None,
         skip_nonfinite: bool = False,
         making: Making | None = None,
+        buffers: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         check_program(program)
         self.program, self.groups, self.parameters = program, groups, dict(parameters)
@@ -87,17 +91,15 @@ class Engine:
         named = [(name, p) for name, p in self.parameters.items() if p.requires_grad]
         self.trained = [p for _, p in named]
         self.optimizer = optimizer(named or [("", nn.Parameter(torch.zeros(0)))])
-        self.clip, self.lr_lambda, self._limits = clip, lr_lambda, limits
+        self.clip, self._limits = clip, limits
         self.steps_done = self.samples_read = 0
         self._has_stepped = False
         self.skip_nonfinite, self._skipped, self._skipped_in_a_row = skip_nonfinite, 0, 0
         self.grad_norm: torch.Tensor | None = None
-        if lr_lambda is not None:
-            keep_initial_rates(self.optimizer)
-        self._rates = rates(self.optimizer)
+        self._rates = LearningRates(self.optimizer, lr_lambda)
         self._sync = GradientSync(program, groups, self._copies, self._sharded, self.parameters)
         self._norm = GradientNorm(program, groups, self.parameters)
-        self._saver = Saver(saving)
+        self._saver, self._buffers = Saver(saving), buffers or {}
         self._forms = Forms(groups, plan, making, self._bound)
         self._hook()
 
@@ -258,21 +260,10 @@ class Engine:
                 return
             if self.clip is not None and self.clip < math.inf:
                 torch.nn.utils.clip_grads_with_norm_(self.trained, self.clip, self.grad_norm)
-        if self.lr_lambda is not None:
-            self._follow(self.lr_lambda)
+        self._rates.follow(self.optimizer, self.steps_done)
         self._skipped_in_a_row = 0
         self.optimizer.step()
         self._copies.refresh()
-
-    def _follow(self, lr_lambda: LrLambda) -> None:
-        """Set the rates of this step; raises InputError when someone else has set them since the last."""
-        if rates(self.optimizer) != self._rates:
-            raise InputError(
-                f"step {self.steps_done}: the optimizer's learning rate was changed, by a scheduler or by hand, and "
-                "the engine's lr_lambda sets it too: leave out lr_lambda, or the other"
-            )
-        scale_rates(self.optimizer, lr_lambda(self.steps_done))
-        self._rates = rates(self.optimizer)
 
     def save(self, folder: Path | str, keep: int | None = None, wait: bool = True) -> Path:
         """Write FOLDER/step-N from all ranks together and return it; the newest ``keep`` stay there, None: all.
@@ -285,6 +276,26 @@ class Engine:
         progress = Progress(self.steps_done, self.program.seed, self.samples_read, scale, self._skipped)
         state = self.program, self.groups, self.parameters, self.optimizer
         return self._saver.save(Path(folder), *state, progress, keep, wait, self._state_seconds())
+
+    def export(self, folder: Path | str, dtype: torch.dtype | None = None) -> None:
+        """Write all parameters and buffers into FOLDER as safetensors that transformers reads, from all ranks together.
+
+        ``dtype`` None keeps the types in which values are updated. Raises InputError where it can't be written.
+        """
+        with self._limited(f"exporting to {folder}"):
+            export_safetensors(self.program, self.groups, self.parameters, folder, self._buffers, dtype)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """All parameters and buffers by the model's own names, whole, on the CPU of rank 0; empty on other ranks.
+
+        All ranks call it. Tied parameters stand under each name; what is updated in float32 is given so.
+        """
+        with self._limited("gathering the parameters"):
+            return full_state(self.program, self.groups, self.parameters, self._buffers)
+
+    def _limited(self, what: str) -> contextlib.AbstractContextManager[object]:
+        limit = self._state_seconds()
+        return contextlib.nullcontext() if limit is None else Watchdog(limit, what)
 
     @property
     def has_failed_to_save(self) -> bool:
@@ -306,8 +317,7 @@ class Engine:
         those named in ``own``, which stay as they are here. ``tell`` is told of one that is damaged and passed over."""
         mine = [{word: group[word] for word in own if word in group} for group in self.optimizer.param_groups]
         self._saver.finish()
-        limit = self._state_seconds()
-        with contextlib.nullcontext() if limit is None else Watchdog(limit, f"loading {folder}"):
+        with self._limited(f"loading {folder}"):
             progress = load(folder, self.program, self.groups, self.parameters, self.optimizer, tell)
         for group, kept in zip(self.optimizer.param_groups, mine, strict=True):
             group.update(kept)
@@ -315,9 +325,5 @@ class Engine:
         self.steps_done, self.samples_read, self._skipped = progress.step, progress.samples, progress.skipped
         if self.loss_scale is not None and progress.loss_scale is not None:
             self.loss_scale = LossScale(**progress.loss_scale)
-        if lr is not None:
-            set_rates(self.optimizer, lr)
-        if self.lr_lambda is not None:
-            keep_initial_rates(self.optimizer)
-        self._rates = rates(self.optimizer)
+        self._rates.start(self.optimizer, lr)
         return progress

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,12 +17,14 @@ from partitioner import Cluster, Graph, Plan, lower, search, trace
 from partitioner.errors import InputError
 from partitioner.lowering.program import Program
 from partitioner.precision import OWN, Precision, preset
+from partitioner.user_code.compiled import unwrapped
 from runtime.mesh.groups import Groups
 from runtime.ranks.keep_heap import keep_freed_memory
 from runtime.ranks.limits import START_SECONDS, Limits
 from runtime.ranks.process_group import largest, saving_group, start_ranks
 from runtime.ranks.watchdog import Watchdog
-from runtime.state.optimizer import Given, LrLambda, factory
+from runtime.state.learning_rates import LrLambda
+from runtime.state.optimizer import Given, check_options, factory
 from runtime.state.parameters import ModuleStart, materialize
 from runtime.state.shard_pieces import part_of
 from runtime.state.whole_updates import check_updates
@@ -36,7 +39,8 @@ def parallelize(
     *,
     global_batch: int,
     plan: Plan | Path | str | None = None,
-    cluster: Cluster | None = None,
+    cluster: Cluster | Path | str | None = None,
+    pins: Mapping[str, str | int] | None = None,
     weights: Path | str | None = None,
     optimizer: Given = torch.optim.AdamW,
     clip: float | None = None,
@@ -50,24 +54,28 @@ def parallelize(
 ) -> Engine:
     """Train ``model`` under ``plan`` on all ranks; ``batch`` is an example, ``options`` go to the optimizer (lr, ...).
 
-    ``plan=None`` searches one for ``cluster``, by default the CPU preset of as many devices as there are ranks. A real
-    module gives the initial weights; one on meta takes them from ``weights`` (a safetensors folder) or draws them
-    from the plan's seed. ``optimizer`` is a class, a partial of one, or a function of (name, parameter) pairs that
-    returns one, of groups as it likes (``runtime.parameter_groups``). ``lr_lambda`` gives factors of the learning rate
-    by step; without one the rate is what ``engine.optimizer`` says, so that a scheduler of torch's or a hand may change
-    it. ``precision``: a preset's name or a Precision; None is the plan's, and without a plan the model's own data
-    types. ``patience`` multiplies the seconds after which a start, a step or a save counts as hung and ends all ranks
+    ``plan=None`` searches one, with ``pins`` as ``search`` takes them, for ``cluster``: one, a preset's name or a file,
+    of which as many nodes or devices are taken as there are ranks; by default the CPU preset. A real module gives the
+    initial weights; one on meta takes them from ``weights`` (a safetensors folder) or draws them from the plan's seed.
+    ``optimizer`` is a class, a partial of one, or a function of (name, parameter) pairs that returns one, of groups as
+    it likes (``runtime.parameter_groups``). ``lr_lambda`` gives factors of the learning rate by step; without one the
+    rate is what ``engine.optimizer`` says, so that a scheduler of torch's or a hand may change it. ``precision``: a
+    preset's name or a Precision; None is the plan's, and without a plan the model's own data types. ``patience``
+    multiplies the seconds after which a start, a step or a save counts as hung and ends all ranks
     (``runtime.ranks.limits``). ``skip_nonfinite``: a step whose loss or gradients are no numbers updates nothing and is
     counted, instead of raising. Batches of other lengths than the example get a Program each, of which ``lengths`` are
     kept; beyond, they are padded with the values of ``padding`` by input (``{"input_ids": 0, "labels": -100}``), or the
     one used least lately is let go. ``model`` is traced again for them, and for evaluation, and must stay as it is.
-    Raises InputError for a plan of another model, world size, batch or precision, and for
-    an optimizer that needs whole what the plan divides.
+    Raises TypeError for an option that the optimizer has not, InputError for a plan of another model, world size, batch
+    or precision, and for an optimizer that needs whole what the plan divides.
     """
-    start_ranks(START_SECONDS * patience)
+    check_options(optimizer, options, list(inspect.signature(parallelize).parameters))
     found = _given(plan, global_batch)
+    if found and (cluster is not None or pins):
+        raise InputError("a plan was given, and a cluster or pins to search one: leave out one or the other")
+    start_ranks(START_SECONDS * patience)
     graph = trace(model, dict(batch), global_batch=global_batch, precision=_precision(precision, found))
-    chosen = found or _searched(graph, cluster, global_batch)
+    chosen = found or _searched(graph, cluster, global_batch, pins or {})
     program = lower(graph, chosen)
     limits = Limits(chosen.cost.step_seconds, patience)
     forms = TraceForms(model, batch, chosen, {n: p.stages for n, p in program.parameters.items()})
@@ -103,8 +111,15 @@ def engine(
     check_updates(program, made, groups.device)
     return Engine(
         program, groups, parameters, made, clip, lr_lambda, limits, saving=saving, skip_nonfinite=skip_nonfinite,
-        making=making,
+        making=making, buffers=_buffers(model),
     )  # fmt: skip
+
+
+def _buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Those that are of the model's state, and have values."""
+    with unwrapped(model) as plain:
+        named = dict(plain.named_buffers(remove_duplicate=False))
+        return {name: named[name] for name in plain.state_dict() if name in named and not named[name].is_meta}
 
 
 def _limited(seconds: float | None, what: str) -> contextlib.AbstractContextManager[object]:
@@ -117,11 +132,24 @@ def _part_bytes(program: Program, groups: Groups) -> float:
     return float(sum(math.prod(part.shape) * p.dtype.itemsize for p, part in parts))
 
 
-def _searched(graph: Graph, cluster: Cluster | None, global_batch: int) -> Plan:
+def _searched(
+    graph: Graph, cluster: Cluster | Path | str | None, global_batch: int, pins: Mapping[str, str | int]
+) -> Plan:
     world = dist.get_world_size() if dist.is_initialized() else 1
     if cluster is None and torch.accelerator.is_available():
-        raise InputError("no plan and no cluster were given: name a cluster, for example Cluster.load('dgx-h100')")
-    return search(graph, cluster or Cluster.load("local-cpu", devices=world), global_batch)
+        raise InputError("no plan and no cluster were given: name a cluster, for example cluster='dgx-h100'")
+    found = cluster if isinstance(cluster, Cluster) else _of_ranks(cluster or "local-cpu", world)
+    return search(graph, found, global_batch, pins)
+
+
+def _of_ranks(name: Path | str, ranks: int) -> Cluster:
+    """As much of a cluster as there are ranks: a part of one node, or whole nodes."""
+    each = Cluster.load(name).node_devices
+    if ranks <= each:
+        return Cluster.load(name, devices=ranks)
+    if ranks % each:
+        raise InputError(f"{ranks} ranks are no whole nodes of {name}, which have {each} devices: start {each} on each")
+    return Cluster.load(name, nodes=ranks // each)
 
 
 def _precision(asked: Precision | str | None, plan: Plan | None) -> Precision:

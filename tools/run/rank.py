@@ -23,7 +23,7 @@ from runtime.mesh.try_groups import misplaced, try_groups
 from runtime.ranks.limits import Limits
 from runtime.ranks.process_group import everywhere, finish_ranks, is_first, largest, start_ranks
 from runtime.ranks.watchdog import Watchdog, answer_stack_signal
-from runtime.state.optimizer import warmup_cosine
+from runtime.state.learning_rates import warmup_cosine
 from runtime.train.engine import Engine
 from runtime.train.parallelize import engine
 from tools.models.load import Source, load

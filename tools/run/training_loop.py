@@ -15,7 +15,7 @@ from runtime.ranks.doing import waits
 from runtime.ranks.limits import Limits
 from runtime.ranks.process_group import everywhere, is_first
 from runtime.ranks.watchdog import Watchdog
-from runtime.state.optimizer import base_rate
+from runtime.state.learning_rates import base_rate
 from runtime.train.engine import Engine
 from tools.run.going_on import Settings, keep
 from tools.run.leaving import FAILED, Leaving

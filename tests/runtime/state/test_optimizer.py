@@ -21,7 +21,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from partitioner.errors import InputError
 from partitioner.lowering.program import Program
 from runtime import parameter_groups
-from runtime.state.optimizer import Named, base_rate, factory, hyper_parameters, restored, warmup_cosine
+from runtime.state.learning_rates import base_rate, warmup_cosine
+from runtime.state.optimizer import Named, factory, hyper_parameters, restored
 from runtime.train.engine import Engine
 
 

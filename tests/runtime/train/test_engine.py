@@ -16,7 +16,8 @@ from partitioner import Cluster, lower, search, trace
 from partitioner.errors import InputError
 from runtime import parameter_groups
 from runtime.mesh.groups import Groups
-from runtime.state.optimizer import Named, factory, warmup_cosine
+from runtime.state.learning_rates import warmup_cosine
+from runtime.state.optimizer import Named, factory
 from runtime.state.parameters import gather, materialize
 from runtime.train.engine import Engine
 
