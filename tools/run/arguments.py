@@ -34,6 +34,7 @@ def declare(commands: Subcommands) -> None:
     run.add_argument("--weights", metavar="DIR", help="initial weights, Hugging Face safetensors")
     run.add_argument("--checkpoint", metavar="DIR", help="save there when done, go on from there when it holds one")
     run.add_argument("--save-every", type=int, metavar="N", help="save also every N steps")
+    run.add_argument("--eval-every", type=int, metavar="N", help="evaluate also every N steps, on the text's last part")
     run.add_argument("--keep", type=int, metavar="N", help="how many checkpoints stay, the newest; default: all")
     run.add_argument("--skip-nonfinite", action="store_true", help="go on past a loss that is no number, counted")
     run.add_argument("--slurm", metavar="FILE", help="write the batch script of this command, and start nothing")

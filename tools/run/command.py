@@ -75,7 +75,7 @@ def _check_here(plan: Plan) -> None:
 
 def _job(options: argparse.Namespace, plan: Plan, own: int | None) -> Job:
     """What the ranks are to do; says what of it is other than in the run that saved the checkpoint."""
-    for name in ("steps", "save_every", "keep"):
+    for name in ("steps", "save_every", "keep", "eval_every"):
         if (many := getattr(options, name)) is not None and many < 1:
             raise InputError(f"--{name.replace('_', '-')} must be positive, not {many}")
     if not 0 < options.patience < math.inf:
@@ -94,6 +94,7 @@ def _job(options: argparse.Namespace, plan: Plan, own: int | None) -> Job:
         plan=str(Path(options.plan).resolve()), steps=options.steps, settings=now, weights=options.weights,
         checkpoint=options.checkpoint, save_every=options.save_every, keep=options.keep,
         patience=options.patience, skip_nonfinite=options.skip_nonfinite,
+        eval_every=options.eval_every,
     )  # fmt: skip
 
 
@@ -113,7 +114,7 @@ def _ended(events: list[Event], job: Job, asked: int | None) -> int | None:
         done = end["nothing left"]
         sys.stderr.write(f"nothing to train: {job.checkpoint} holds step {done}, --steps asks for {job.steps} in all\n")
         return 0
-    if "left" in end or (asked is not None and "validation_loss" not in end):
+    if "left" in end or (asked is not None and "peak_bytes" not in end):
         number, done = asked or end["asked"], end.get("left")
         saved = f"step {done} is saved in {job.checkpoint}: the same command goes on from there"
         kept = saved if job.checkpoint and done else "nothing is saved"

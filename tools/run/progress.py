@@ -48,9 +48,14 @@ class Progressing:
         """Keep an event, and show it."""
         self.events.append(event)
         if "warning" in event:
-            self._bar.console.print(f"warning: {event['warning']}", markup=False, highlight=False, soft_wrap=True)
+            self._say(f"warning: {event['warning']}")
+        elif "evaluated" in event:
+            self._say(f"step {event['evaluated']:,}: validation loss {event['validation_loss']:.4f}")
         elif "step" in event:
             self._show(event["step"], _words(event))
+
+    def _say(self, line: str) -> None:
+        self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _show(self, done: int, words: str) -> None:
         now = time.monotonic()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import resource
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from partitioner import Graph, Plan, lower, trace
 from partitioner.errors import InputError
@@ -25,13 +25,15 @@ from runtime.ranks.process_group import everywhere, finish_ranks, is_first, larg
 from runtime.ranks.watchdog import Watchdog, answer_stack_signal
 from runtime.state.learning_rates import warmup_cosine
 from runtime.train.engine import Engine
+from runtime.train.forms import Making
 from runtime.train.parallelize import engine
+from runtime.train.trace_forms import TraceForms
 from tools.models.load import Source, load
 from tools.models.traced import with_values
 from tools.run.going_on import Settings
 from tools.run.optimizers import optimizer_of
 from tools.run.progress import MARK
-from tools.run.training_loop import Event, Saving, Tell, run_steps
+from tools.run.training_loop import Evaluating, Event, Saving, Tell, run_steps
 from tools.screen import error_line
 
 VALIDATION_STEPS = 2
@@ -41,7 +43,8 @@ VALIDATION_STEPS = 2
 class Job:
     """What a rank needs to know. ``steps`` counts those of the checkpoint too; ``settings``: lr, optimizer, clip,
     warmup, data, and what else is kept beside a checkpoint (``tools.run.going_on``). ``keep``: how many checkpoints
-    stay, None for all. ``patience``: a factor of ``runtime.ranks.limits``."""
+    stay, None for all. ``patience``: a factor of ``runtime.ranks.limits``. ``eval_every``: steps between evaluations,
+    None for one at the end alone."""
 
     plan: str
     steps: int
@@ -52,7 +55,7 @@ class Job:
     keep: int | None
     patience: float
     skip_nonfinite: bool
-
+    eval_every: int | None
 
 
 def main(job: Job, tell: Tell) -> None:
@@ -72,7 +75,7 @@ def main(job: Job, tell: Tell) -> None:
         many, precision = plan.global_batch, plan.decisions.precision
         graph = trace(compared.module, compared.batch, global_batch=many, precision=precision)
         program = lower(graph, plan)
-    trainer = _trainer(job, limits, program, source.module, say)
+    trainer = _trainer(job, limits, plan, program, source, say)
     with Watchdog(limits.start, "finding where ranks are"):
         misplaced(int(plan.cluster["node_devices"]), lambda text: say({"warning": text}))
         try_groups(trainer.groups, limits.start, lambda text: say({"warning": text}))
@@ -88,17 +91,20 @@ def _train(job: Job, plan: Plan, graph: Graph, source: Source, trainer: Engine, 
     """The steps that are left, and what is told of them all."""
     batches = (fill(source.batch, found) for found in _batches(job, plan, graph, trainer, source.batch))
     saving = Saving(job.checkpoint, job.save_every, job.keep, job.settings)
-    ran = run_steps(trainer, job.steps, batches, saving, limits, say)
+
+    def held_out() -> Iterator[dict[str, torch.Tensor]]:
+        found = _batches(job, plan, graph, trainer, source.batch, "validation")
+        return (fill(source.batch, next(found)) for _ in range(VALIDATION_STEPS))
+
+    ran = run_steps(trainer, job.steps, batches, saving, Evaluating(job.eval_every, held_out), limits, say)
     if ran.asked:
         say({"left": trainer.steps_done, "asked": ran.asked})
         return
-    held = _batches(job, plan, graph, trainer, source.batch, "validation")
-    with Watchdog(VALIDATION_STEPS * limits.step, "validation"):
-        losses = [float(trainer.gradients(fill(source.batch, next(held)))) for _ in range(VALIDATION_STEPS)]
+    with Watchdog(limits.step, "asking for the memory of all ranks"):
         peak = largest(float(_peak_bytes()))
     say(
         {
-            "validation_loss": sum(losses) / len(losses),
+            "validation_loss": ran.validation_loss,
             "peak_bytes": peak,
             "parts": min(ran.parts, key=lambda found: found.get(PIPELINE, 0.0)),
             "device": trainer.groups.device.type,
@@ -108,12 +114,16 @@ def _train(job: Job, plan: Plan, graph: Graph, source: Source, trainer: Engine, 
     )
 
 
-def _trainer(job: Job, limits: Limits, program: Program, model: nn.Module, say: Tell) -> Engine:
+def _trainer(job: Job, limits: Limits, plan: Plan, program: Program, source: Source, say: Tell) -> Engine:
     """As the job asks, gone on from its checkpoint where there is one."""
     asked = job.settings
     rate = warmup_cosine(asked["warmup"], job.steps) if asked["warmup"] else None
     optimizer = optimizer_of(asked, [name for name, p in program.parameters.items() if p.requires_grad])
-    made = engine(program, model, job.weights, optimizer, asked["clip"], rate, limits, {}, job.skip_nonfinite)
+    stages = {name: p.stages for name, p in program.parameters.items()}
+    making = Making(TraceForms(source.module, source.batch, plan, stages).program)
+    made = engine(
+        program, source.module, job.weights, optimizer, asked["clip"], rate, limits, {}, job.skip_nonfinite, making
+    )
     if job.checkpoint and everywhere(bool(step_folders.found(Path(job.checkpoint))))[0]:  # as rank 0 sees it
         grouped = asked["weight_decay"] is not None or asked["rates"]
         own = ("weight_decay", "lr_factor") if grouped else ()

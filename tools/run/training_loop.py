@@ -48,19 +48,39 @@ class Saving:
 
 
 @dataclass(frozen=True)
+class Evaluating:
+    """After how many steps a run evaluates, None for once at its end; ``batches``: the same ones each time."""
+
+    every: int | None
+    batches: Callable[[], Iterator[Batch]]
+
+    def loss(self, trainer: Engine) -> float:
+        """The mean over the batches, in eval mode."""
+        return statistics.fmean(_number(trainer.evaluate(batch)) for batch in self.batches())
+
+    def is_due(self, step: int) -> bool:
+        """Whether it evaluates after so many steps."""
+        return self.every is not None and step % self.every == 0
+
+
+@dataclass(frozen=True)
 class Ran:
-    """``asked``: the signal that ended it, 0 when all steps were done. ``parts``: medians of a step's, by rank."""
+    """``asked``: the signal that ended it, 0 when all steps were done. ``parts``: medians of a step's, by rank.
+    ``validation_loss``: at the end, None of a run that was ended before."""
 
     asked: int
     steps: int
     parts: list[dict[str, float]]
+    validation_loss: float | None
 
 
 def run_steps(
-    trainer: Engine, steps: int, batches: Iterator[Batch], saving: Saving, limits: Limits, tell: Tell
-) -> Ran:
+    trainer: Engine, steps: int, batches: Iterator[Batch], saving: Saving, evaluating: Evaluating, limits: Limits,
+    tell: Tell,
+) -> Ran:  # fmt: skip
     """Train until ``steps`` are done in all, or a signal came to any rank; the state is then saved."""
     leaving, parts, asked = Leaving(), list[dict[str, float]](), 0
+    evaluated: float | None = None
     clock = trainer.groups.log.clock = Clock(trainer.groups.device)
     while trainer.steps_done < steps:
         with Watchdog(limits.step, f"reading the batch of step {trainer.steps_done}"):
@@ -74,6 +94,10 @@ def run_steps(
         parts.append({"step": seconds, **clock.read()})
         if saving.is_due(trainer.steps_done):
             saving.save(trainer)
+        if evaluating.is_due(trainer.steps_done) or trainer.steps_done == steps:
+            evaluated = evaluating.loss(trainer)
+            clock.read()  # none of it is of the next step
+            tell({"evaluated": trainer.steps_done, "validation_loss": evaluated})
     trainer.groups.log.clock = None
     if asked == FAILED:
         trainer.saved()  # raises
@@ -81,7 +105,7 @@ def run_steps(
         saving.save(trainer)
     trainer.saved()
     with Watchdog(limits.step, "telling one another of the steps"):
-        return Ran(asked, len(parts), everywhere(medians(parts)) if parts else [])
+        return Ran(asked, len(parts), everywhere(medians(parts)) if parts else [], None if asked else evaluated)
 
 
 @waits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -62,6 +63,19 @@ def test_it_trains_the_same(plan: str, whole: Path, half: Path, tmp_path: Path, 
     assert json.loads(report.read_text())["steps"] == 3
     assert _equal(plan, whole, half, tmp_path / "after")
     assert json.loads((half / "run.json").read_text()) == json.loads((whole / "run.json").read_text())
+
+
+def test_it_evaluates_now_and_then(plan: str, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    reports = []
+    for words in (["--eval-every", "2"], []):
+        report = tmp_path / f"{len(words)}.json"
+        assert main(["run", plan, "--steps", "5", *words, "--report", str(report)]) == 0
+        reports.append(json.loads(report.read_text()))
+    found = re.findall(r"^step (\d): validation loss ([\d.]+)$", capfd.readouterr().err, re.MULTILINE)
+    assert [step for step, _ in found] == ["2", "4", "5", "5"]
+    assert len({loss for _, loss in found}) == 3
+    assert reports[0]["losses"] == reports[1]["losses"], "it changes nothing"
+    assert f"{reports[0]['validation_loss']:.4f}" == found[2][1]
 
 
 def test_what_is_given_rules_and_is_said(plan: str, half: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:

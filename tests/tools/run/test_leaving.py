@@ -22,12 +22,12 @@ def _weights(two_ranks: str, folder: Path, out: Path) -> dict[str, object]:
 
 
 def _interrupted(words: list[str], number: int) -> tuple[int, str]:
-    """Its exit status and what it said, asked to leave after its second step."""
+    """Its exit status and what it said, asked to leave after its first step."""
     with subprocess.Popen([*RUN, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as run:
         lines = list[str]()
         for line in run.stderr or ():
             lines.append(line)
-            if re.match(r"step [2-9]", line):
+            if re.match(r"step \d", line):
                 run.send_signal(number)
                 break
         lines.extend(run.stderr or ())
