@@ -99,7 +99,7 @@ def test_an_operator_can_do_as_is_said(folder: Path, site: Path) -> None:
 
 def run_all(text: str, folder: Path, site: Path) -> None:
     for block in blocks(text):
-        if block.action.startswith("file="):
+        if block.action.startswith("file=") and block.language != "diff":
             (folder / block.action.removeprefix("file=")).write_text(block.text)
         if block.action == "run":
             result = run(block, folder, site)
@@ -110,7 +110,7 @@ def test_every_python_block_is_executed_and_bash_ones_but_the_installation() -> 
     found = blocks(README)
     assert [b for b in found if b.language == "python" and not b.action] == []
     assert [b.text.split()[:2] for b in found if b.language == "bash" and not b.action] == [["make", "install"]]
-    assert {b.action for b in found} == {"", "run", "file=my_model.py", "file=train.py"}
+    assert {b.action for b in found if b.language != "diff"} == {"", "run", "file=my_model.py", "file=train.py"}
 
 
 def test_a_failing_block_is_noticed(folder: Path, site: Path) -> None:

@@ -30,7 +30,7 @@ class Progress:
     """How far training has come: steps done, the run's seed, and samples read of the data, all ranks together.
 
     ``loss_scale``: its numbers, None where the loss is not scaled. ``skipped``: steps without an update, beside those
-    that it counts.
+    that it counts. ``data``: the user's own, packed.
     """
 
     step: int
@@ -38,6 +38,7 @@ class Progress:
     samples: int
     loss_scale: dict[str, Any] | None = None
     skipped: int = 0
+    data: Any = None
 
 
 @dataclass(frozen=True)

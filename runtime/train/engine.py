@@ -10,7 +10,7 @@ import math
 import warnings
 import weakref
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from partitioner.errors import InputError
 from partitioner.lowering.check import check_program
 from partitioner.lowering.program import Program
 from partitioner.ops.collective_kinds import ALL_REDUCE
 from partitioner.plan.derived_rows import OPTIMIZER, PIPELINE, SYNC
 from partitioner.sharding.mesh_axes import DP, PP
 from runtime.checkpoint.load import load
+from runtime.checkpoint.plain_data import packed, unpacked
 from runtime.checkpoint.record import Progress
 from runtime.checkpoint.save import Saver
 from runtime.execute.sharded_stages import ShardedStages
@@ -42,9 +42,8 @@ from runtime.train.first_nonfinite import first_culprit
 from runtime.train.forms import Fitted, Forms, Making, Ready
 from runtime.train.gradient_sync import GradientNorm, GradientSync
 from runtime.train.loss_scale import LossScale
-from runtime.train.step_batches import StepBatches
-
-MOST_SKIPPED = 30  # in a row
+from runtime.train.skipped_steps import SkippedSteps
+from runtime.train.step_batches import StepBatches, own_samples
 
 
 class Engine:
@@ -94,7 +93,7 @@ class Engine:
         self.clip, self._limits = clip, limits
         self.steps_done = self.samples_read = 0
         self._has_stepped = False
-        self.skip_nonfinite, self._skipped, self._skipped_in_a_row = skip_nonfinite, 0, 0
+        self._skips = SkippedSteps(skip_nonfinite)
         self.grad_norm: torch.Tensor | None = None
         self._rates = LearningRates(self.optimizer, lr_lambda)
         self._sync = GradientSync(program, groups, self._copies, self._sharded, self.parameters)
@@ -227,25 +226,18 @@ class Engine:
     @property
     def skipped(self) -> int:
         """Steps that updated nothing since the run began, for their loss or gradients were no numbers."""
-        return self._skipped + (self.loss_scale.skipped if self.loss_scale else 0)
+        return self._skips.many + (self.loss_scale.skipped if self.loss_scale else 0)
 
     def _is_sound(self, loss: torch.Tensor, batches: list[Named]) -> bool:
         """Of a loss that is scaled the gradients tell: what overflows in float16 skips a step."""
         if self.loss_scale is not None or self.holds(loss.isfinite()):
             return True
-        if not self.skip_nonfinite:
-            culprit = first_culprit(self.worker, batches, float(loss))
-            raise InputError(f"step {self.steps_done}: the loss is {float(loss)}; first made by {culprit}")
-        self._skip(f"the loss is {float(loss)}")
+        culprit = "" if self._skips.may else f"; first made by {first_culprit(self.worker, batches, float(loss))}"
+        self._skips.skip(self.steps_done, f"the loss is {float(loss)}{culprit}")
         return False
 
-    def _skip(self, why: str) -> None:
-        self._skipped, self._skipped_in_a_row = self._skipped + 1, self._skipped_in_a_row + 1
-        if self._skipped_in_a_row > MOST_SKIPPED:
-            raise InputError(f"step {self.steps_done}: {why}, and {MOST_SKIPPED} steps before it were skipped in a row")
-
     def _update(self) -> None:
-        if self.clip is not None or self.loss_scale is not None or self.skip_nonfinite:
+        if self.clip is not None or self.loss_scale is not None or self._skips.may:
             self.grad_norm = self._norm()
             is_finite = self.holds(self.grad_norm.isfinite())
             if self.loss_scale is not None:
@@ -254,26 +246,32 @@ class Engine:
                     return
             elif not is_finite:
                 why = f"the gradient norm is {float(self.grad_norm)}, though the loss is finite"
-                if not self.skip_nonfinite:
-                    raise InputError(f"step {self.steps_done}: {why}")
-                self._skip(why)
+                self._skips.skip(self.steps_done, why)
                 return
             if self.clip is not None and self.clip < math.inf:
                 torch.nn.utils.clip_grads_with_norm_(self.trained, self.clip, self.grad_norm)
         self._rates.follow(self.optimizer, self.steps_done)
-        self._skipped_in_a_row = 0
+        self._skips.taken()
         self.optimizer.step()
         self._copies.refresh()
 
-    def save(self, folder: Path | str, keep: int | None = None, wait: bool = True) -> Path:
+    def own(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """This data rank's part of a global batch of a step's samples, or of fewer; what carries no samples is every
+        rank's. Raises InputError where there are fewer samples than data ranks."""
+        return own_samples(batch, self.program.batched, self.groups)
+
+    def save(self, folder: Path | str, keep: int | None = None, wait: bool = True, data: Any = None) -> Path:
         """Write FOLDER/step-N from all ranks together and return it; the newest ``keep`` stay there, None: all.
 
         Without ``wait`` training may go on at once: the state is copied, a thread writes it, and the folder is there
         when ``saved`` has returned. Raises InputError, on all ranks, where it can't be written; without ``wait`` the
-        next ``save`` or ``saved`` does, and ``has_failed_to_save`` tells before, on a rank that knows.
+        next ``save`` or ``saved`` does, and ``has_failed_to_save`` tells before, on a rank that knows. ``data``: of the
+        user's own, as a loader's position (``StatefulDataLoader.state_dict()``), the same on all ranks; ``load``
+        returns it: dicts, lists, tuples, tensors, bytes, numbers, strings.
         """
         scale = asdict(self.loss_scale) if self.loss_scale else None
-        progress = Progress(self.steps_done, self.program.seed, self.samples_read, scale, self._skipped)
+        counts = self.samples_read, scale, self._skips.many
+        progress = Progress(self.steps_done, self.program.seed, *counts, packed(data))
         state = self.program, self.groups, self.parameters, self.optimizer
         return self._saver.save(Path(folder), *state, progress, keep, wait, self._state_seconds())
 
@@ -314,7 +312,8 @@ class Engine:
         tell: Callable[[str], object] = warnings.warn,
     ) -> Progress:
         """Go on from a checkpoint, written under this plan or another, with its hyper-parameters, but for ``lr`` and
-        those named in ``own``, which stay as they are here. ``tell`` is told of one that is damaged and passed over."""
+        those named in ``own``, which stay as they are here. ``tell`` is told of one that is damaged and passed over.
+        Returns how far it was, with the user's own ``data``."""
         mine = [{word: group[word] for word in own if word in group} for group in self.optimizer.param_groups]
         self._saver.finish()
         with self._limited(f"loading {folder}"):
@@ -322,8 +321,8 @@ class Engine:
         for group, kept in zip(self.optimizer.param_groups, mine, strict=True):
             group.update(kept)
         self._copies.refresh()
-        self.steps_done, self.samples_read, self._skipped = progress.step, progress.samples, progress.skipped
+        self.steps_done, self.samples_read, self._skips.many = progress.step, progress.samples, progress.skipped
         if self.loss_scale is not None and progress.loss_scale is not None:
             self.loss_scale = LossScale(**progress.loss_scale)
         self._rates.start(self.optimizer, lr)
-        return progress
+        return replace(progress, data=unpacked(progress.data))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +28,16 @@ class Counted(NamedTuple):
 
     here: int
     everywhere: int
+
+
+def own_samples(batch: Mapping[str, Any], batched: Collection[str], groups: Groups) -> dict[str, Any]:
+    """A data rank's part of a global batch, the parts as even as can be; ``batched``: what carries samples."""
+    given, ranks, rank = flat(batch), groups.size(DP), groups.coordinates[DP]
+    tensors = {n: t for n, t in given.tensors.items() if n in batched}
+    for name, tensor in tensors.items():
+        if tensor.shape[0] < ranks:
+            raise InputError(f"{name} has {tensor.shape[0]} samples, there are {ranks} data ranks: drop this batch")
+    return given.together(given.tensors | {n: t.tensor_split(ranks)[rank] for n, t in tensors.items()})
 
 
 class StepBatches:
