@@ -153,6 +153,15 @@ class Cluster:
             raise InputError(f"{nodes} nodes of {cluster.node_devices} devices are no cluster: ask for at least one")
         return cluster
 
+    def of_ranks(self, ranks: int) -> Cluster:
+        """As much of it as there are ranks: a part of one node, or whole nodes; raises InputError for neither."""
+        each = self.node_devices
+        if 0 < ranks <= each:
+            return replace(self, nodes=1, node_devices=ranks)
+        if ranks < 1 or ranks % each:
+            raise InputError(f"{ranks} ranks are no whole nodes of {self.name}: start {each} on each")
+        return replace(self, nodes=ranks // each)
+
     def inside(self, ranks: int, stride: int) -> int:
         """How many of ``ranks`` ranks that lie ``stride`` apart are in one node."""
         return max(1, min(ranks, self.node_devices // stride))

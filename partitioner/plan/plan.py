@@ -117,17 +117,24 @@ class Plan:
 
     @staticmethod
     @uncollected()
+    def from_json(text: str, origin: str = "the plan") -> Plan:
+        """A document as ``to_json`` writes it; raises InputError naming the field that is wrong."""
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{origin} is not a whole JSON document ({error}): make the plan again") from error
+        return _plan(data, origin)
+
+    @staticmethod
     def load(path: Path | str) -> Plan:
         """Read a plan file; raises InputError naming the field that is wrong. Nothing is imported or executed."""
         try:
             if Path(path).stat().st_size > _MOST_BYTES:
                 raise InputError(f"{path} has more than {_MOST_BYTES} bytes: it is no plan")
-            data = json.loads(Path(path).read_text())
+            text = Path(path).read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path} cannot be read: {error}") from error
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path} is not a whole JSON document ({error}): make the plan again") from error
-        return _plan(data, str(path))
+        return Plan.from_json(text, str(path))
 
 
 @dataclass(frozen=True)

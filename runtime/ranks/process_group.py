@@ -64,6 +64,11 @@ def own_rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def world_size() -> int:
+    """How many ranks there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def is_first() -> bool:
     """Whether this is rank 0, or the only process."""
     return own_rank() == 0

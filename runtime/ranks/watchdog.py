@@ -11,6 +11,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from runtime.ranks import hang
+from runtime.ranks.error_file import leave_error
 
 HUNG_STATUS = 75
 STACK_SIGNAL = signal.SIGUSR1
@@ -66,7 +67,9 @@ def _end(settle: Callable[[], str]) -> None:
         return
     try:
         faulthandler.dump_traceback(file=STDERR, all_threads=True)
-        os.write(STDERR, f"hung: {settle()}\n".encode())
+        line = settle()
+        os.write(STDERR, f"hung: {line}\n".encode())
+        leave_error(TimeoutError(f"hung: {line}"))
         time.sleep(LINGER_SECONDS)  # others read the store, which may be in this process
     finally:
         os._exit(HUNG_STATUS)

@@ -138,18 +138,8 @@ def _searched(
     world = dist.get_world_size() if dist.is_initialized() else 1
     if cluster is None and torch.accelerator.is_available():
         raise InputError("no plan and no cluster were given: name a cluster, for example cluster='dgx-h100'")
-    found = cluster if isinstance(cluster, Cluster) else _of_ranks(cluster or "local-cpu", world)
+    found = cluster if isinstance(cluster, Cluster) else Cluster.load(cluster or "local-cpu").of_ranks(world)
     return search(graph, found, global_batch, pins)
-
-
-def _of_ranks(name: Path | str, ranks: int) -> Cluster:
-    """As much of a cluster as there are ranks: a part of one node, or whole nodes."""
-    each = Cluster.load(name).node_devices
-    if ranks <= each:
-        return Cluster.load(name, devices=ranks)
-    if ranks % each:
-        raise InputError(f"{ranks} ranks are no whole nodes of {name}, which have {each} devices: start {each} on each")
-    return Cluster.load(name, nodes=ranks // each)
 
 
 def _precision(asked: Precision | str | None, plan: Plan | None) -> Precision:

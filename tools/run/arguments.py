@@ -37,6 +37,8 @@ def declare(commands: Subcommands) -> None:
     run.add_argument("--eval-every", type=int, metavar="N", help="evaluate also every N steps, on the text's last part")
     run.add_argument("--keep", type=int, metavar="N", help="how many checkpoints stay, the newest; default: all")
     run.add_argument("--skip-nonfinite", action="store_true", help="go on past a loss that is no number, counted")
+    run.add_argument("--ranks", type=int, metavar="N", help="start so many on this machine, with --elastic")
+    run.add_argument("--elastic", action="store_true", help="plan anew where other ranks came than the plan is for")
     run.add_argument("--slurm", metavar="FILE", help="write the batch script of this command, and start nothing")
     run.add_argument("--patience", type=float, default=1.0, metavar="X", help="factor of all limits on waiting")
     run.add_argument("--report", metavar="FILE", help="write report.json")

@@ -18,6 +18,7 @@ from partitioner import Plan
 from partitioner.errors import InputError
 from partitioner.plan.plan import Asked
 from runtime.ranks import launch
+from runtime.ranks.error_file import left_errors
 from runtime.ranks.limits import Limits
 from runtime.ranks.process_group import announced_rank
 from runtime.report import MEASURED_MEMORY, Report
@@ -36,22 +37,29 @@ def run_command(options: argparse.Namespace) -> int:
     if options.slurm:
         output().print(f"written to {written(options.slurm, slurm_script(plan, options.words))}: sbatch takes it")
         return 0
+    ranks = options.ranks or plan.world
+    if options.ranks and (own is not None or options.ranks < 1):
+        raise InputError("--ranks N starts so many ranks on this machine: torchrun and srun start theirs themselves")
+    if ranks != plan.world and not options.elastic:
+        raise InputError(f"the plan is for {plan.world} ranks, not {ranks}: --elastic plans anew for them")
     if own is None:
-        _check_here(plan)
+        _check_here(plan, ranks)
     asked: int | None = None
     with Progressing(job.steps, plan.cost.step_seconds) as shown:
         if own is not None:
-            rank.main(job, shown.tell)
+            with left_errors():
+                rank.main(job, shown.tell)
             status = 0
         else:
             sys.stderr.write(f"importing {plan.model['entry']}\n")
-            status, asked = _train(job, plan, shown)
+            status, asked = _train(job, plan, ranks, shown)
     events = shown.events
     if status or (not events and asked is None):  # failed, or a rank that tells nothing
         return status
     if (ended := _ended(events, job, asked)) is not None:
         return ended
-    report = _report(plan, events)
+    planned = next((e["planned"] for e in events if "planned" in e), None)
+    report = _report(Plan.from_json(planned) if planned else plan, events)
     if options.report:
         report.save(options.report)
     if options.json:
@@ -61,16 +69,19 @@ def run_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check_here(plan: Plan) -> None:
-    """Whether this machine alone can run the plan; raises InputError, with how to start it elsewhere."""
+def _check_here(plan: Plan, ranks: int) -> None:
+    """Whether this machine alone can run so many ranks; raises InputError, with how to start them elsewhere."""
     each, have = int(plan.cluster["node_devices"]), torch.accelerator.device_count()
-    if (nodes := -(-plan.world // each)) > 1:
+    if ranks == plan.world and (nodes := -(-plan.world // each)) > 1:
         raise InputError(
             f"the plan is for {plan.world} ranks on {nodes} nodes of {each}, and this is one machine: start the same "
             f"command on every node, by torchrun --nnodes {nodes} --nproc-per-node {each} or by srun (--slurm FILE)"
         )
-    if 0 < have < plan.world:
-        raise InputError(f"the plan is for {plan.world} devices, this machine has {have}: plan with --devices {have}")
+    if 0 < have < ranks:
+        raise InputError(
+            f"there are to be {ranks} ranks, this machine has {have} devices: plan with --devices {have}, or run with "
+            f"--elastic --ranks {have}"
+        )
 
 
 def _job(options: argparse.Namespace, plan: Plan, own: int | None) -> Job:
@@ -94,15 +105,15 @@ def _job(options: argparse.Namespace, plan: Plan, own: int | None) -> Job:
         plan=str(Path(options.plan).resolve()), steps=options.steps, settings=now, weights=options.weights,
         checkpoint=options.checkpoint, save_every=options.save_every, keep=options.keep,
         patience=options.patience, skip_nonfinite=options.skip_nonfinite,
-        eval_every=options.eval_every,
+        eval_every=options.eval_every, elastic=options.elastic,
     )  # fmt: skip
 
 
-def _train(job: Job, plan: Plan, shown: Progressing) -> tuple[int, int | None]:
+def _train(job: Job, plan: Plan, ranks: int, shown: Progressing) -> tuple[int, int | None]:
     """The exit status of all ranks together, and the signal that they were asked to leave by."""
     limits = Limits(plan.cost.step_seconds, job.patience)
     words, leave = [json.dumps(asdict(job))], limits.first_step + limits.state(plan.cost.peak_bytes)
-    result = launch.local_module("tools.run.rank", words, plan.world, math.inf, shown.read, leave)
+    result = launch.local_module("tools.run.rank", words, ranks, math.inf, shown.read, leave)
     failed = result.failure
     return 0 if failed is None else 2 if result.statuses[failed.rank or 0] == 2 else 1, result.asked
 

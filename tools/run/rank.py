@@ -21,7 +21,7 @@ from runtime.checkpoint import step_folders
 from runtime.data import Batches, fill, open_corpus
 from runtime.mesh.try_groups import misplaced, try_groups
 from runtime.ranks.limits import Limits
-from runtime.ranks.process_group import everywhere, finish_ranks, is_first, largest, start_ranks
+from runtime.ranks.process_group import everywhere, finish_ranks, is_first, largest, start_ranks, world_size
 from runtime.ranks.watchdog import Watchdog, answer_stack_signal
 from runtime.state.learning_rates import warmup_cosine
 from runtime.train.engine import Engine
@@ -30,6 +30,7 @@ from runtime.train.parallelize import engine
 from runtime.train.trace_forms import TraceForms
 from tools.models.load import Source, load
 from tools.models.traced import with_values
+from tools.run.elastic import plan_of_ranks
 from tools.run.going_on import Settings
 from tools.run.optimizers import optimizer_of
 from tools.run.progress import MARK
@@ -44,7 +45,7 @@ class Job:
     """What a rank needs to know. ``steps`` counts those of the checkpoint too; ``settings``: lr, optimizer, clip,
     warmup, data, and what else is kept beside a checkpoint (``tools.run.going_on``). ``keep``: how many checkpoints
     stay, None for all. ``patience``: a factor of ``runtime.ranks.limits``. ``eval_every``: steps between evaluations,
-    None for one at the end alone."""
+    None for one at the end alone. ``elastic``: whether other ranks than the plan's are planned for anew."""
 
     plan: str
     steps: int
@@ -56,6 +57,7 @@ class Job:
     patience: float
     skip_nonfinite: bool
     eval_every: int | None
+    elastic: bool
 
 
 def main(job: Job, tell: Tell) -> None:
@@ -74,7 +76,13 @@ def main(job: Job, tell: Tell) -> None:
         compared = with_values(source) if is_first() else source
         many, precision = plan.global_batch, plan.decisions.precision
         graph = trace(compared.module, compared.batch, global_batch=many, precision=precision)
+        ranks = world_size()
+        if job.elastic and ranks != plan.world:
+            found = plan_of_ranks(plan, graph, ranks, lambda text: say({"warning": text})) if is_first() else None
+            plan = Plan.from_json(everywhere(found.to_json() if found else "")[0])
+            say({"planned": plan.to_json()})
         program = lower(graph, plan)
+    limits = Limits(plan.cost.step_seconds, job.patience)
     trainer = _trainer(job, limits, plan, program, source, say)
     with Watchdog(limits.start, "finding where ranks are"):
         misplaced(int(plan.cluster["node_devices"]), lambda text: say({"warning": text}))
