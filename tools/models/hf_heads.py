@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from partitioner.errors import InputError
+
+POSITIONS = "position_ids"  # a setting of ours, and the argument that it adds
 
 
 def _tokens(config: Any, batch: int, length: int) -> Tensor:
@@ -90,3 +93,14 @@ def find_head(spec: str, config: Any) -> tuple[Head, type[nn.Module]]:
         raise InputError(f"{spec} has no causal, masked, seq2seq, speech or image head; use file.py:function")
     wanted = getattr(config, "architectures", None) or []
     return next(((head, model) for head, model in found if model.__name__ in wanted), found[0])
+
+
+def packed(spec: str, model: type[nn.Module], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The batch with positions that restart in the middle of every sample, elsewhere in each, as where documents are
+    packed: of these transformers' masks make documents. Raises InputError where the model takes none."""
+    if POSITIONS not in inspect.signature(model.forward).parameters or "input_ids" not in batch:
+        raise InputError(f"--set {POSITIONS}: {model.__name__} of {spec} takes no such argument")
+    samples, length = batch["input_ids"].shape
+    first = (length // 3 + torch.arange(samples)[:, None]) % max(length, 1)
+    places = torch.arange(length).expand(samples, length)
+    return batch | {POSITIONS: places.where(places < first, places - first)}

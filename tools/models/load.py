@@ -18,7 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from partitioner.errors import InputError
 from partitioner.user_code.compiled import unwrap
 from tools.models.entry_point import Entry, call, function, literals, nearest, one_line, parse, takes
-from tools.models.hf_heads import find_head
+from tools.models.hf_heads import POSITIONS, find_head, packed
 from tools.models.shrink_config import shrink
 from tools.models.text_length import text_length
 
@@ -59,7 +59,8 @@ def load(
     Where ``seq`` is None a text of transformers is as long as its configuration allows, up to 8,192 tokens; what is
     longer, or not told, is asked for. With ``meta``, parameters have shapes and no storage (buffers are real). With
     ``shrink`` a transformers model gets few layers, narrow widths and no dropout where ``settings`` do not say
-    otherwise. Raises InputError.
+    otherwise. The setting ``position_ids`` of a text of transformers adds that argument, by which documents are kept
+    apart, and turns off the cache, with which transformers does not. Raises InputError.
     """
     entry, given = parse(spec), literals(settings or {})
     storage = parameters_on_meta() if meta else nullcontext()
@@ -122,6 +123,10 @@ def _from_transformers(
     kind, base = _base(entry)
     default = _default(spec, kind, base)
     names = dict(getattr(kind, "attribute_map", {}))
+    asked = {key: bool(value) for key, value in given.items() if key == POSITIONS}
+    given = {key: value for key, value in given.items() if key not in asked}
+    if any(asked.values()) and "use_cache" in default.to_dict():
+        given = {"use_cache": False} | given
     given = {_known(key, default, names): value for key, value in given.items()}
     used = given | (shrink(default.to_dict(), names, given, seq or SHRUNK_SEQ) if small else {})
     used |= _special_tokens(default.to_dict() | used, given)
@@ -130,7 +135,9 @@ def _from_transformers(
     with _parameters_of(spec, used.get("dtype")):
         module = _build(spec, model, config, default if entry.path is None else None)
     length = text_length(spec, config, module, seq or (SHRUNK_SEQ if small else None)) if head.is_text else None
-    return Source(spec, module.train(), head.batch(config, batch, length or 0), used, length, batch)
+    example = head.batch(config, batch, length or 0)
+    example = packed(spec, model, example) if any(asked.values()) else example
+    return Source(spec, module.train(), example, used | asked, length, batch)
 
 
 def _base(entry: Entry) -> tuple[type[Any], dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from runtime.data.choices import PACKS
 from tools.run.going_on import DEFAULTS
 from tools.subcommands import Subcommands
 
@@ -24,7 +25,11 @@ def declare(commands: Subcommands) -> None:
     )
     run.add_argument("plan", metavar="PLAN")
     run.add_argument("--steps", type=int, required=True, metavar="N", help="in all, those of a checkpoint included")
-    run.add_argument("--data", metavar="PATH", help="a text file or folder; default: Python's standard library")
+    words = "a file or folder of text, .jsonl or .parquet; default: Python's standard library"
+    run.add_argument("--data", metavar="PATH", help=words)
+    run.add_argument("--text-field", metavar="NAME", help=f"of .jsonl and .parquet; {_default('text_field')}")
+    run.add_argument("--tokenizer", metavar="FILE", help="a tokenizer.json; default: bytes are the tokens")
+    run.add_argument("--pack", choices=PACKS, help=f"documents: none attends to another; {_default('pack')}")
     run.add_argument("--lr", type=float, help=_default("lr"))
     run.add_argument("--optimizer", choices=("adamw", "sgd"), help=_default("optimizer"))
     run.add_argument("--clip", type=float, help=f"largest gradient norm; {_default('clip')}")

@@ -10,10 +10,12 @@ from typing import Any
 from partitioner.errors import InputError
 from partitioner.whole_files import write_whole
 from runtime.checkpoint import step_folders
+from runtime.data.choices import FIELD, PLAIN
 
 FILE = "run.json"
 DEFAULTS: dict[str, Any] = {
     "lr": 3e-4, "optimizer": "adamw", "clip": 1.0, "warmup": 0, "weight_decay": None, "rates": None, "data": None,
+    "tokenizer": None, "text_field": FIELD, "pack": PLAIN,
 }  # fmt: skip
 Settings = dict[str, Any]
 

@@ -18,7 +18,10 @@ from partitioner.lowering.program import Program
 from partitioner.plan.derived_rows import PIPELINE
 from partitioner.sharding.mesh_axes import DP
 from runtime.checkpoint import step_folders
-from runtime.data import Batches, fill, open_corpus
+from runtime.data.batches import Batches
+from runtime.data.choices import DOCUMENTS
+from runtime.data.filling import fill
+from runtime.data.separation import check_boundaries, check_separate
 from runtime.mesh.try_groups import misplaced, try_groups
 from runtime.ranks.limits import Limits
 from runtime.ranks.process_group import everywhere, finish_ranks, is_first, largest, start_ranks, world_size
@@ -30,6 +33,7 @@ from runtime.train.parallelize import engine
 from runtime.train.trace_forms import TraceForms
 from tools.models.load import Source, load
 from tools.models.traced import with_values
+from tools.run.corpus import corpus_of
 from tools.run.elastic import plan_of_ranks
 from tools.run.going_on import Settings
 from tools.run.optimizers import optimizer_of
@@ -116,7 +120,7 @@ def _train(job: Job, plan: Plan, graph: Graph, source: Source, trainer: Engine, 
             "peak_bytes": peak,
             "parts": min(ran.parts, key=lambda found: found.get(PIPELINE, 0.0)),
             "device": trainer.groups.device.type,
-            "data": str(open_corpus(job.settings["data"])),
+            "data": str(corpus_of(job.settings)),
             "products": dict(trainer.groups.kernels.most_common()),
         }
     )
@@ -145,9 +149,13 @@ def _batches(
     seq = next(t.shape[1] for t in example.values() if t.dim() == 2)
     place = trainer.groups.coordinates[DP], trainer.groups.size(DP)
     start = trainer.samples_read if part == "training" else 0
-    corpus, seed = open_corpus(job.settings["data"]), plan.decisions.seed
+    corpus, seed, pack = corpus_of(job.settings), plan.decisions.seed, job.settings["pack"]
     known = classes(graph.module.graph)
-    return Batches(corpus, seq, plan.global_batch, *place, seed, known, part, start)  # type: ignore[arg-type]
+    if pack == DOCUMENTS and part == "training":
+        check_boundaries(example)
+        if is_first():  # where it is run, as it is compared when it is traced
+            check_separate(graph, example)
+    return Batches(corpus, seq, plan.global_batch, *place, seed, known, part, start, pack)  # type: ignore[arg-type]
 
 
 def _peak_bytes() -> int:

@@ -81,6 +81,24 @@ def test_samples_ignore_different_numbers_of_positions() -> None:
     assert torch.equal(batch["labels"][asked], batch["input_ids"][asked])
 
 
+def test_positions_are_had_for_the_asking() -> None:
+    source = load("hf:llama", {"position_ids": True}, shrink=True, batch=3, seq=12)
+    assert list(source.batch) == ["input_ids", "labels", "position_ids"]
+    assert (source.batch["position_ids"] == 0).nonzero().tolist() == [[0, 0], [0, 4], [1, 0], [1, 5], [2, 0], [2, 6]]
+    assert not source.module.config.use_cache
+    again = load(source.spec, source.settings, source.seq, source.batch_size)
+    assert torch.equal(loss(again), loss(source)), "what it printed makes the same model"
+    other = load("hf:llama", {"position_ids": True, "use_cache": True}, shrink=True)
+    assert other.module.config.use_cache, "what is set rules"
+    for settings in ({}, {"position_ids": False}):
+        plain = load("hf:llama", settings, shrink=True)
+        assert "position_ids" not in plain.batch
+        assert plain.module.config.use_cache
+    for kind in ("bloom", "vit"):
+        with pytest.raises(InputError, match=f"--set position_ids: .* of hf:{kind} takes no such argument"):
+            load(f"hf:{kind}", {"position_ids": True}, shrink=True)
+
+
 def test_shrinking_keeps_the_architecture() -> None:
     mistral, gemma = load("hf:mistral", shrink=True).module.config, load("hf:gemma3_text", shrink=True).module.config
     assert mistral.num_attention_heads // mistral.num_key_value_heads == 4
