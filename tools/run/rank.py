@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +29,11 @@ from tools.models.load import Source, load
 from tools.models.traced import with_values
 from tools.run.going_on import Settings
 from tools.run.optimizers import optimizer_of
-from tools.run.progress import MARK
-from tools.run.training_loop import Event, Saving, Tell, run_steps
+from tools.run.training_loop import Saving, run_steps
 from tools.screen import error_line
+from tools.watch.metrics import Event, Tell, peak_bytes
+from tools.watch.step_trace import Chosen, StepTrace
+from tools.watch.telling import MARK
 
 VALIDATION_STEPS = 2
 
@@ -52,7 +53,7 @@ class Job:
     keep: int | None
     patience: float
     skip_nonfinite: bool
-
+    traced: Chosen | None = None
 
 
 def main(job: Job, tell: Tell) -> None:
@@ -88,14 +89,14 @@ def _train(job: Job, plan: Plan, graph: Graph, source: Source, trainer: Engine, 
     """The steps that are left, and what is told of them all."""
     batches = (fill(source.batch, found) for found in _batches(job, plan, graph, trainer, source.batch))
     saving = Saving(job.checkpoint, job.save_every, job.keep, job.settings)
-    ran = run_steps(trainer, job.steps, batches, saving, limits, say)
+    ran = run_steps(trainer, job.steps, batches, saving, limits, say, StepTrace(job.traced, plan, trainer.groups, say))
     if ran.asked:
         say({"left": trainer.steps_done, "asked": ran.asked})
         return
     held = _batches(job, plan, graph, trainer, source.batch, "validation")
     with Watchdog(VALIDATION_STEPS * limits.step, "validation"):
         losses = [float(trainer.gradients(fill(source.batch, next(held)))) for _ in range(VALIDATION_STEPS)]
-        peak = largest(float(_peak_bytes()))
+        peak = largest(float(peak_bytes()))
     say(
         {
             "validation_loss": sum(losses) / len(losses),
@@ -130,13 +131,6 @@ def _batches(
     corpus, seed = open_corpus(job.settings["data"]), plan.decisions.seed
     known = classes(graph.module.graph)
     return Batches(corpus, seq, plan.global_batch, *place, seed, known, part, start)  # type: ignore[arg-type]
-
-
-def _peak_bytes() -> int:
-    """The most memory that this process held: of the GPU where there is one."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _write(event: Event) -> None:

@@ -28,12 +28,13 @@ Event = dict[str, Any]
 
 def trace_json(plan: Plan) -> str:
     """The document."""
-    events = list(_events(plan))
+    events = list(trace_events(plan))
     other = {"mesh": figures.mesh_words(plan.parallelism), "step_seconds": plan.cost.step_seconds, "predicted": True}
     return json.dumps({"traceEvents": events, "displayTimeUnit": "ms", "otherData": other}) + "\n"
 
 
-def _events(plan: Plan) -> Iterator[Event]:
+def trace_events(plan: Plan) -> Iterator[Event]:
+    """Those of the document."""
     rows = timeline(plan)
     pieces = _Pieces(plan, sum(map(len, rows)))
     for pid, (name, p) in enumerate(_rows(plan)):
