@@ -98,7 +98,9 @@ def _actions(plan: Plan, rows: tuple[tuple[Span, ...], ...], p: int, pid: int, p
 
 
 def _slice(pid: int, name: str, kind: str, start: float, stop: float, args: Event | None = None, tid: int = 0) -> Event:
-    found = {"ph": "X", "pid": pid, "tid": tid, "name": name, "cat": kind, "ts": _us(start), "dur": _us(stop - start)}
+    """Both ends are rounded, so that a piece ends no later than the next begins."""
+    ts = _us(start)
+    found = {"ph": "X", "pid": pid, "tid": tid, "name": name, "cat": kind, "ts": ts, "dur": round(_us(stop) - ts, 3)}
     return found | ({"args": args} if args else {})
 
 
