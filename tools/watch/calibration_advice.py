@@ -22,7 +22,7 @@ def calibration_advice(report: Report, path: str | None) -> str | None:
         return None
     first, file = ("", shlex.quote(path)) if path else ("run again with --report report.json, then ", "report.json")
     return (
-        f"calibrate: a step took {ratio:.2g} times what was predicted by {cluster.name}, which was not measured here; "
+        f"calibrate: a step took {ratio:.2f} times what was predicted by {cluster.name}, which was not measured here; "
         f"{first}partitioner calibrate --from {file} -o measured.toml, and plan with --cluster measured.toml"
     )
 

@@ -20,7 +20,7 @@ def _run(ratio: float, steps: int = 3, **cluster: object) -> Report:
 @pytest.mark.parametrize("ratio", [1.6, 0.6, 40.0])
 def test_it_names_the_command(ratio: float) -> None:
     words = calibration_advice(_run(ratio), "a report.json") or ""
-    assert words.startswith(f"calibrate: a step took {ratio:.2g} times what was predicted by dgx-a100, which was not")
+    assert words.startswith(f"calibrate: a step took {ratio:.2f} times what was predicted by dgx-a100, which was not")
     assert "; partitioner calibrate --from 'a report.json' -o measured.toml, and plan with" in words
     assert "; run again with --report report.json, then partitioner" in (calibration_advice(_run(ratio), None) or "")
 
