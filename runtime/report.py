@@ -23,6 +23,8 @@ MEASURED_MEMORY = {"cpu": "of the process, interpreter included", "cuda": "of th
 class Report:
     """A run of ``steps`` steps on ``ranks`` ranks. ``step_seconds`` is the median, without the first.
 
+    ``losses``: None of a step whose loss was no number, which was skipped.
+
     ``measured``: seconds of a step by part, of the rank that waited least for others; what is not communication,
     waiting or update is compute. ``peak_bytes`` are those of the fullest rank: on a "cpu" of the whole process, on
     "cuda" of torch's allocator. ``products``: of those that had a kernel chosen, on rank 0, how many "ran" on it, and
@@ -34,7 +36,7 @@ class Report:
     predicted: Cost
     ranks: int
     steps: int
-    losses: tuple[float, ...]
+    losses: tuple[float | None, ...]
     validation_loss: float | None
     step_seconds: float
     peak_bytes: float
@@ -71,7 +73,7 @@ class Report:
     def load(path: Path | str) -> Report:
         """Read a report file; raises InputError."""
         try:
-            data = json.loads(Path(path).read_text())
+            data = json.loads(Path(path).read_text(), parse_constant=lambda _: None)  # a NaN of earlier files
         except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{path} cannot be read as a report: {error}") from error
         if not isinstance(data, dict) or data.get("kind") != KIND:

@@ -192,7 +192,8 @@ class Worker:
             for ahead in actions[n : n + 2]:
                 self.transport.expect(ahead)
             self._now = action
-            loss = _ACTS[action.kind](self, action, batches[action.micro_batch])
+            with self.groups.log.around(str(action), KINDS[action.kind].name):
+                loss = _ACTS[action.kind](self, action, batches[action.micro_batch])
             if loss is not None and self._counts(action):
                 losses[action.micro_batch] = loss.detach()
         self._now = None

@@ -30,3 +30,7 @@ class Log:
     def timed(self, part: str) -> AbstractContextManager[object]:
         """Count what runs inside as a part of the step, where a clock runs."""
         return self.clock.during(part) if self.clock else nullcontext()
+
+    def around(self, name: str, kind: str) -> AbstractContextManager[object]:
+        """Note when what runs inside did, where a clock is followed."""
+        return self.clock.around(name, kind) if self.clock else nullcontext()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -50,9 +51,19 @@ def rates(optimizer: torch.optim.Optimizer) -> list[float]:
 
 def base_rate(optimizer: torch.optim.Optimizer) -> float:
     """What groups multiply by their own factors, as it was before those of a step."""
-    plain = (group for group in optimizer.param_groups if group.get("lr_factor", 1.0) == 1.0)
-    group = next(plain, optimizer.param_groups[0])
+    group = _plain_group(optimizer)
     return float(group.get("initial_lr", group["lr"]))
+
+
+def step_rate(optimizer: torch.optim.Optimizer) -> float:
+    """What groups multiplied by their own factors in the last step."""
+    return float(_plain_group(optimizer)["lr"])
+
+
+def _plain_group(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """One without a factor of its own, where there is one."""
+    plain = (group for group in optimizer.param_groups if group.get("lr_factor", 1.0) == 1.0)
+    return next(plain, optimizer.param_groups[0])
 
 
 def _set(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 from examples.gpt import model
 from partitioner import Cluster, Graph, Plan, search, trace
 from partitioner.cluster import Link
+from partitioner.plan.plan import Asked
 from partitioner.precision import PRESETS
+from runtime.report import Report, predicted_parts
 
 A100 = Cluster.load("dgx-a100", devices=8)
 CLUSTER = replace(A100, node=Link(1e14, 1.0, 1e-9))
@@ -29,3 +31,14 @@ def plan(**pins: str | int) -> Plan:
     """Pipeline, data and tensor parallel; ``pins`` beside or instead of PINS."""
     asked = {"entry": ENTRY, "settings": SIZES, "seq": None}
     return search(graph(), CLUSTER, 16, PINS | pins, asked)
+
+
+def report(**slower: float) -> Report:
+    """A run of the plan whose parts took so many times what was predicted."""
+    found = plan()
+    parts = {part: s * slower.get(part.split()[0], 1.0) for part, s in predicted_parts(found.cost).items()}
+    asked = Asked(found.model, found.cluster, found.global_batch, found.pins)
+    return Report(
+        asked, found.decisions, found.cost, 8, 3, (5.0, 4.0, 3.0), None, sum(parts.values()), 2e9, parts, (1.0,),
+        "cuda", "text", {},
+    )  # fmt: skip

@@ -47,6 +47,10 @@ def declare(commands: Subcommands) -> None:
     run.add_argument("--slurm", metavar="FILE", help="write the batch script of this command, and start nothing")
     run.add_argument("--patience", type=float, default=1.0, metavar="X", help="factor of all limits on waiting")
     run.add_argument("--report", metavar="FILE", help="write report.json")
+    run.add_argument("--log", metavar="FILE.jsonl", help="append a line of JSON for each step, save and warning")
+    run.add_argument("--tensorboard", metavar="DIR", help="write curves there (needs the package tensorboard)")
+    run.add_argument("--trace", metavar="FILE", help="write chosen steps for Perfetto, the predicted one beside them")
+    run.add_argument("--trace-steps", metavar="A:B", help="which, both included, for --trace")
     run.add_argument("--json", action="store_true", help="print the report's JSON and nothing else")
     run.set_defaults(action="tools.run.command:run_command")
     for name, words, example in WEIGHTS:

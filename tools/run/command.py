@@ -22,12 +22,18 @@ from runtime.ranks.error_file import left_errors
 from runtime.ranks.limits import Limits
 from runtime.ranks.process_group import announced_rank
 from runtime.report import MEASURED_MEMORY, Report
+from tools.figures.card import check_readable
 from tools.run import going_on, rank
-from tools.run.progress import Progressing
 from tools.run.rank import Job
 from tools.run.slurm_script import slurm_script
-from tools.run.training_loop import Event
 from tools.screen import output, seconds, size, table, written
+from tools.watch.calibration_advice import calibration_advice
+from tools.watch.log_file import LogFile
+from tools.watch.metrics import Event, finite
+from tools.watch.step_trace import traced_steps
+from tools.watch.telling import Listener, Telling
+from tools.watch.tensorboard_log import TensorboardLog
+from tools.watch.terminal import Terminal
 
 
 def run_command(options: argparse.Namespace) -> int:
@@ -44,16 +50,25 @@ def run_command(options: argparse.Namespace) -> int:
         raise InputError(f"the plan is for {plan.world} ranks, not {ranks}: --elastic plans anew for them")
     if own is None:
         _check_here(plan, ranks)
-    asked: int | None = None
-    with Progressing(job.steps, plan.cost.step_seconds) as shown:
-        if own is not None:
-            with left_errors():
-                rank.main(job, shown.tell)
-            status = 0
-        else:
-            sys.stderr.write(f"importing {plan.model['entry']}\n")
-            status, asked = _train(job, plan, ranks, shown)
-    events = shown.events
+    terminal = Terminal(job.steps)
+    with Telling(plan, [terminal, *([] if own else _files(options))]) as telling:
+        telling.note({"plan": job.plan, "ranks": ranks, "steps": job.steps, "settings": job.settings})
+        with terminal:
+            status, asked = _train(job, plan, ranks, telling, own is None)
+        telling.status = status = _told(options, job, plan, telling.events, status, asked)
+    return status
+
+
+def _files(options: argparse.Namespace) -> list[Listener]:
+    """What else is written while it trains."""
+    kinds = ((LogFile, options.log), (TensorboardLog, options.tensorboard))
+    return [kind(place) for kind, place in kinds if place is not None]
+
+
+def _told(
+    options: argparse.Namespace, job: Job, plan: Plan, events: list[Event], status: int, asked: int | None
+) -> int:
+    """The exit status, with the report written and printed where there is one."""
     if status or (not events and asked is None):  # failed, or a rank that tells nothing
         return status
     if (ended := _ended(events, job, asked)) is not None:
@@ -66,6 +81,8 @@ def run_command(options: argparse.Namespace) -> int:
         options.document(report.to_json())
     else:
         output().print(_table(report))
+    if (advice := calibration_advice(report, options.report)) is not None:
+        sys.stderr.write(f"{advice}\n")
     return 0
 
 
@@ -96,6 +113,8 @@ def _job(options: argparse.Namespace, plan: Plan, own: int | None) -> Job:
             raise InputError(f"--{name.replace('_', '-')} needs --checkpoint DIR, to save there")
     if not plan.model.get("entry"):
         raise InputError("the plan names no model to load: make it with partitioner plan MODEL")
+    if options.trace:
+        check_readable(plan)
     before = going_on.before(options.checkpoint)
     chosen = going_on.settings(vars(options), before)
     now = chosen | {"steps": options.steps, "global_batch": plan.global_batch, "seq": plan.model.get("seq")}
@@ -106,15 +125,25 @@ def _job(options: argparse.Namespace, plan: Plan, own: int | None) -> Job:
         checkpoint=options.checkpoint, save_every=options.save_every, keep=options.keep,
         patience=options.patience, skip_nonfinite=options.skip_nonfinite,
         eval_every=options.eval_every, elastic=options.elastic,
+        traced=traced_steps(options.trace, options.trace_steps, options.steps),
     )  # fmt: skip
 
 
-def _train(job: Job, plan: Plan, ranks: int, shown: Progressing) -> tuple[int, int | None]:
-    """The exit status of all ranks together, and the signal that they were asked to leave by."""
+def _train(job: Job, plan: Plan, ranks: int, telling: Telling, starts: bool) -> tuple[int, int | None]:
+    """The exit status of all ranks together, and the signal that they were asked to leave by.
+
+    ``starts``: whether this process starts them, or is one.
+    """
+    if not starts:
+        with left_errors():
+            rank.main(job, telling.tell)
+        return 0, None
+    sys.stderr.write(f"importing {plan.model['entry']}\n")
     limits = Limits(plan.cost.step_seconds, job.patience)
     words, leave = [json.dumps(asdict(job))], limits.first_step + limits.state(plan.cost.peak_bytes)
-    result = launch.local_module("tools.run.rank", words, ranks, math.inf, shown.read, leave)
-    failed = result.failure
+    result = launch.local_module("tools.run.rank", words, ranks, math.inf, telling.read, leave)
+    if (failed := result.failure) is not None:
+        telling.note({"failed": str(failed)})
     return 0 if failed is None else 2 if result.statuses[failed.rank or 0] == 2 else 1, result.asked
 
 
@@ -140,17 +169,17 @@ def _report(plan: Plan, events: list[Event]) -> Report:
     times = [e["seconds"] for e in steps]
     return Report(
         Asked(plan.model, plan.cluster, plan.global_batch, plan.pins), plan.decisions, plan.cost, plan.world,
-        len(steps), tuple(e["loss"] for e in steps), end["validation_loss"], statistics.median(times[1:] or times),
-        end["peak_bytes"], end["parts"], tuple(times), end["device"], end["data"], end["products"],
+        len(steps), tuple(e["loss"] for e in steps), finite(end["validation_loss"]),
+        statistics.median(times[1:] or times), end["peak_bytes"], end["parts"], tuple(times), end["device"],
+        end["data"], end["products"],
     )  # fmt: skip
 
 
 def _table(report: Report) -> object:
     ratio = report.step_seconds / report.predicted.step_seconds
-    held = "" if report.validation_loss is None else f"{report.validation_loss:.4f}"
     rows = [
-        ["loss, first and last step", f"{report.losses[0]:.4f}", f"{report.losses[-1]:.4f}", ""],
-        ["validation loss", "", held, ""],
+        ["loss, first and last step", _loss(report.losses[0]), _loss(report.losses[-1]), ""],
+        ["validation loss", "", _loss(report.validation_loss), ""],
         ["step", seconds(report.predicted.step_seconds), seconds(report.step_seconds), f"{ratio:.2f}x"],
         *([f"  {name}", seconds(was), seconds(now), ""] for name, was, now in report.parts()),
         ["memory", size(report.predicted.peak_bytes), size(report.peak_bytes), MEASURED_MEMORY[report.device]],
@@ -161,3 +190,7 @@ def _table(report: Report) -> object:
         rows.append(["products on their kernels", f"{every:,}", f"{ran:,}", why])
     title = f"{report.steps} steps on {report.ranks} ranks: {report.data}"
     return table(title, ("", "predicted", "measured", ""), rows)
+
+
+def _loss(value: float | None) -> str:
+    return "no number" if value is None else f"{value:.4f}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,9 +36,11 @@ from tools.run.corpus import corpus_of
 from tools.run.elastic import plan_of_ranks
 from tools.run.going_on import Settings
 from tools.run.optimizers import optimizer_of
-from tools.run.progress import MARK
-from tools.run.training_loop import Evaluating, Event, Saving, Tell, run_steps
+from tools.run.training_loop import Evaluating, Saving, run_steps
 from tools.screen import error_line
+from tools.watch.metrics import Event, Tell, peak_bytes
+from tools.watch.step_trace import Chosen, StepTrace
+from tools.watch.telling import MARK
 
 VALIDATION_STEPS = 2
 
@@ -62,6 +63,7 @@ class Job:
     skip_nonfinite: bool
     eval_every: int | None
     elastic: bool
+    traced: Chosen | None = None
 
 
 def main(job: Job, tell: Tell) -> None:
@@ -108,16 +110,17 @@ def _train(job: Job, plan: Plan, graph: Graph, source: Source, trainer: Engine, 
         found = _batches(job, plan, graph, trainer, source.batch, "validation")
         return (fill(source.batch, next(found)) for _ in range(VALIDATION_STEPS))
 
-    ran = run_steps(trainer, job.steps, batches, saving, Evaluating(job.eval_every, held_out), limits, say)
+    evaluating, trace = Evaluating(job.eval_every, held_out), StepTrace(job.traced, plan, trainer.groups, say)
+    ran = run_steps(trainer, job.steps, batches, saving, evaluating, limits, say, trace)
     if ran.asked:
         say({"left": trainer.steps_done, "asked": ran.asked})
         return
     with Watchdog(limits.step, "asking for the memory of all ranks"):
-        peak = largest(float(_peak_bytes()))
+        peak = largest(float(peak_bytes()))
     say(
         {
-            "validation_loss": ran.validation_loss,
             "peak_bytes": peak,
+            "validation_loss": ran.validation_loss,
             "parts": min(ran.parts, key=lambda found: found.get(PIPELINE, 0.0)),
             "device": trainer.groups.device.type,
             "data": str(corpus_of(job.settings)),
@@ -156,13 +159,6 @@ def _batches(
         if is_first():  # where it is run, as it is compared when it is traced
             check_separate(graph, example)
     return Batches(corpus, seq, plan.global_batch, *place, seed, known, part, start, pack)  # type: ignore[arg-type]
-
-
-def _peak_bytes() -> int:
-    """The most memory that this process held: of the GPU where there is one."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _write(event: Event) -> None:

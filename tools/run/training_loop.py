@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +20,9 @@ from runtime.state.learning_rates import base_rate
 from runtime.train.engine import Engine
 from tools.run.going_on import Settings, keep
 from tools.run.leaving import FAILED, Leaving
+from tools.watch.metrics import VALIDATION, Tell, measured
+from tools.watch.step_trace import StepTrace
 
-Event = dict[str, Any]
-Tell = Callable[[Event], object]
 Batch = Mapping[str, Any]
 
 
@@ -34,13 +35,15 @@ class Saving:
     keep: int | None
     settings: Settings
 
-    def save(self, trainer: Engine) -> None:
-        """Begin to; it is written beside training."""
+    def save(self, trainer: Engine, tell: Tell) -> Path | None:
+        """Begin to, and return where; it is written beside training, and is there when the next begins."""
         if self.folder is None:
-            return
-        trainer.save(self.folder, self.keep, wait=False)
+            return None
+        target = trainer.save(self.folder, self.keep, wait=False)
+        tell({"saving": str(target)})
         if is_first():
             keep(self.folder, self.settings | {"lr": base_rate(trainer.optimizer)})
+        return target
 
     def is_due(self, step: int) -> bool:
         """Whether it is saved after so many steps."""
@@ -56,7 +59,7 @@ class Evaluating:
 
     def loss(self, trainer: Engine) -> float:
         """The mean over the batches, in eval mode."""
-        return statistics.fmean(_number(trainer.evaluate(batch)) for batch in self.batches())
+        return statistics.fmean(_numbers(trainer.evaluate(batch))[0] for batch in self.batches())
 
     def is_due(self, step: int) -> bool:
         """Whether it evaluates after so many steps."""
@@ -76,10 +79,10 @@ class Ran:
 
 def run_steps(
     trainer: Engine, steps: int, batches: Iterator[Batch], saving: Saving, evaluating: Evaluating, limits: Limits,
-    tell: Tell,
+    tell: Tell, trace: StepTrace,
 ) -> Ran:  # fmt: skip
     """Train until ``steps`` are done in all, or a signal came to any rank; the state is then saved."""
-    leaving, parts, asked = Leaving(), list[dict[str, float]](), 0
+    leaving, parts, asked, saved = Leaving(), list[dict[str, float]](), 0, None
     evaluated: float | None = None
     clock = trainer.groups.log.clock = Clock(trainer.groups.device)
     while trainer.steps_done < steps:
@@ -87,31 +90,41 @@ def run_steps(
             if asked := leaving.asked(trainer.has_failed_to_save):
                 break
             batch = next(batches)
-        began = time.perf_counter()
-        loss = _number(trainer.step(batch))
-        seconds = time.perf_counter() - began
-        tell({"step": trainer.steps_done, "loss": loss, "seconds": seconds, "skipped": trainer.skipped})
-        parts.append({"step": seconds, **clock.read()})
+            trace.before(trainer.steps_done + 1)
+        clock.clear()
+        skipped, began = trainer.skipped, time.perf_counter()
+        with clock.around(f"step {trainer.steps_done + 1}", "step"):
+            loss = trainer.step(batch)
+            norm = trainer.grad_norm if trainer.skipped == skipped else None
+            found = _numbers(loss, *([] if norm is None else [norm]))
+        seconds, spent = time.perf_counter() - began, clock.read()
+        tell(measured(trainer, found[0], None if norm is None else found[1], seconds, spent))
+        parts.append({"step": seconds, **spent})
+        with Watchdog(limits.step, "writing the trace"):
+            trace.after(trainer.steps_done)
         if saving.is_due(trainer.steps_done):
-            saving.save(trainer)
+            saved = saving.save(trainer, tell)
         if evaluating.is_due(trainer.steps_done) or trainer.steps_done == steps:
             evaluated = evaluating.loss(trainer)
-            clock.read()  # none of it is of the next step
-            tell({"evaluated": trainer.steps_done, "validation_loss": evaluated})
+            tell({VALIDATION: evaluated, "evaluated": trainer.steps_done})
+    with Watchdog(limits.step, "writing the trace"):
+        trace.end()
     trainer.groups.log.clock = None
     if asked == FAILED:
         trainer.saved()  # raises
     if parts and not saving.is_due(trainer.steps_done):
-        saving.save(trainer)
+        saved = saving.save(trainer, tell)
     trainer.saved()
+    if saved is not None:
+        tell({"saved": str(saved)})
     with Watchdog(limits.step, "telling one another of the steps"):
         return Ran(asked, len(parts), everywhere(medians(parts)) if parts else [], None if asked else evaluated)
 
 
 @waits
-def _number(loss: torch.Tensor) -> float:
-    """A GPU is waited for here, and what it waits for."""
-    return float(loss)
+def _numbers(*held: torch.Tensor) -> list[float]:
+    """Their values, read at once. A GPU is waited for here, and what it waits for."""
+    return torch.stack([value.detach().double() for value in held]).tolist()
 
 
 def medians(steps: list[dict[str, float]]) -> dict[str, float]:

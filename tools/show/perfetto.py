@@ -28,12 +28,13 @@ Event = dict[str, Any]
 
 def trace_json(plan: Plan) -> str:
     """The document."""
-    events = list(_events(plan))
+    events = list(trace_events(plan))
     other = {"mesh": figures.mesh_words(plan.parallelism), "step_seconds": plan.cost.step_seconds, "predicted": True}
     return json.dumps({"traceEvents": events, "displayTimeUnit": "ms", "otherData": other}) + "\n"
 
 
-def _events(plan: Plan) -> Iterator[Event]:
+def trace_events(plan: Plan) -> Iterator[Event]:
+    """Those of the document."""
     rows = timeline(plan)
     pieces = _Pieces(plan, sum(map(len, rows)))
     for pid, (name, p) in enumerate(_rows(plan)):
@@ -97,7 +98,9 @@ def _actions(plan: Plan, rows: tuple[tuple[Span, ...], ...], p: int, pid: int, p
 
 
 def _slice(pid: int, name: str, kind: str, start: float, stop: float, args: Event | None = None, tid: int = 0) -> Event:
-    found = {"ph": "X", "pid": pid, "tid": tid, "name": name, "cat": kind, "ts": _us(start), "dur": _us(stop - start)}
+    """Both ends are rounded, so that a piece ends no later than the next begins."""
+    ts = _us(start)
+    found = {"ph": "X", "pid": pid, "tid": tid, "name": name, "cat": kind, "ts": ts, "dur": round(_us(stop) - ts, 3)}
     return found | ({"args": args} if args else {})
 
 

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from partitioner.errors import InputError
 from partitioner.lowering.program import Program
 from runtime import parameter_groups
-from runtime.state.learning_rates import base_rate, warmup_cosine
+from runtime.state.learning_rates import base_rate, step_rate, warmup_cosine
 from runtime.state.optimizer import Named, factory, hyper_parameters, restored
 from runtime.train.engine import Engine
 
@@ -198,7 +198,7 @@ def test_groups_keep_their_factors_under_a_new_rate(tmp_path: Path) -> None:
     again = build(program, optimizer=grouped)
     again.load(tmp_path, lr=8.0)
     assert [group["lr"] for group in again.optimizer.param_groups] == [4.0, 4.0, 8.0, 8.0]
-    assert base_rate(again.optimizer) == 8.0
+    assert base_rate(again.optimizer) == step_rate(again.optimizer) == 8.0
     again.load(tmp_path)
     assert [group["lr"] for group in again.optimizer.param_groups] == [RATE / 2, RATE / 2, RATE, RATE]
 

@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 from browser import READY
 from playwright.sync_api import Page
-from shown import CLUSTER, graph, plan
+from shown import CLUSTER, graph, plan, report
 
 from partitioner import Cluster, Plan
-from partitioner.plan.plan import Asked
 from partitioner.searching.reprice import Repricer
-from runtime.report import Report, predicted_parts
+from runtime.report import Report
 from tools.calibrate.from_report import cluster_toml, corrected
 from tools.compare.explain import explain, off
 from tools.compare.sensitivity import break_even, lines
@@ -24,17 +23,6 @@ from tools.figures.columns import ROWS, of_plan, of_report, winners
 from tools.main import main
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-
-
-def report(**slower: float) -> Report:
-    """A run of the plan whose parts took so many times what was predicted."""
-    found = plan()
-    parts = {part: s * slower.get(part.split()[0], 1.0) for part, s in predicted_parts(found.cost).items()}
-    asked = Asked(found.model, found.cluster, found.global_batch, found.pins)
-    return Report(
-        asked, found.decisions, found.cost, 8, 3, (5.0, 4.0, 3.0), None, sum(parts.values()), 2e9, parts, (1.0,),
-        "cuda", "text", {},
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
