@@ -1,4 +1,4 @@
 """A rank's row of the Action table, walked: stages forward and backward, values between them.
 
-    stage_transport, sharded_stages, recompute --> worker
+    stage_transport, sharded_stages, recompute --> worker        keep_heap
 """

@@ -16,7 +16,8 @@ from partitioner.errors import InputError
 from tools.watch.metrics import VALIDATION, Event, finite
 
 EVENTS = {  # by an event's first key, where it is not that key
-    VALIDATION: "validation", "peak_bytes": "done", "left": "stopped", "nothing left": "nothing to train", "plan": "start", "status": "end",
+    VALIDATION: "validation", "peak_bytes": "done", "left": "stopped", "nothing left": "nothing to train",
+    "plan": "start", "status": "end",
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 PROGRAM = """
 import resource, torch
-from runtime.ranks.keep_heap import keep_freed_memory
+from runtime.execute.keep_heap import keep_freed_memory
 {keep}
 for n in range(40):
     if n == 20:  # the heap has settled: at first it may still move
