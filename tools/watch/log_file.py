@@ -1,8 +1,8 @@
 """A run as JSON lines, one for each event, appended as it comes.
 
 Each has ``run``, when the run began: steps that it repeats, gone on from an older checkpoint, are told apart by it.
-``event`` is start, step, warning, saving, saved, trace, validation, stopped, failed, nothing to train or end. What is no
-number is null.
+``event`` is start, step, warning, saving, saved, trace, validation, stopped, failed, nothing to train or end. What is
+no number is null.
 """
 
 from __future__ import annotations
