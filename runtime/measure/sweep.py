@@ -22,9 +22,9 @@ import torch
 import torch.distributed as dist
 
 from partitioner.errors import InputError
+from runtime.execute.keep_heap import keep_freed_memory
 from runtime.measure.device_probes import Call, Probe, device_probes, keeps_scores
 from runtime.measure.link_probes import PAYLOADS, Link, exchange, link_probes, links_of
-from runtime.execute.keep_heap import keep_freed_memory
 from runtime.ranks.process_group import everywhere, finish_ranks, is_first, largest, start_ranks
 
 MOST_CALLS = 400

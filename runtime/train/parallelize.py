@@ -18,8 +18,8 @@ from partitioner.errors import InputError
 from partitioner.lowering.program import Program
 from partitioner.precision import OWN, Precision, preset
 from partitioner.user_code.compiled import unwrapped
-from runtime.mesh.groups import Groups
 from runtime.execute.keep_heap import keep_freed_memory
+from runtime.mesh.groups import Groups
 from runtime.ranks.limits import START_SECONDS, Limits
 from runtime.ranks.process_group import largest, saving_group, start_ranks
 from runtime.ranks.watchdog import Watchdog

@@ -76,13 +76,16 @@ def test_a_run_is_told_whole(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
 
 
 def test_slices_nest_to_the_last_digit() -> None:
-    inside = [Slice("0F0", "forward", 1 / 3, 1.0), Slice("tp communication", PART, 2 / 3, 1.0)]
+    inside = [
+        Slice("pipeline", PART, 1 / 3, 0.5), Slice("0F0", "forward", 1 / 3, 1.0), Slice("sync", PART, 2 / 3, 1.0),
+    ]  # fmt: skip
     found = _processes(trace_text(plan(), {"rank 0": [*inside, Slice("step 1", "step", 0.1, 1.0)]}))
     rows = [(event["name"], event["cat"], event["ts"], event["dur"]) for event in found["measured rank 0"]]
     assert rows == [
         ("step 1", "step", 100000.0, 900000.0),
         ("0F0", "forward", 333333.333, 666666.667),
-        ("tp communication", PART, 666666.667, 333333.333),
+        ("pipeline", PART, 333333.333, 166666.667),
+        ("sync", PART, 666666.667, 333333.333),
     ]
     assert sum(name.startswith("predicted rank") for name in found) == plan().world
 
