@@ -43,7 +43,7 @@ ROOMS: dict[str, dict[str, str]] = {
         "report": "",
         "state": "ranks",
         "checkpoint": "ranks state",
-        "measure": "mesh ranks",
+        "measure": "mesh ranks execute",
         "execute": "mesh ranks",
         "train": "mesh ranks state checkpoint execute",
         "dry_run": "mesh state execute train",

@@ -53,7 +53,7 @@ def test_a_run_is_told_whole(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     assert "step 4 of 4: loss no number, " in err
     rows = [json.loads(line) for line in Path(log).read_text().splitlines()]
     assert [row["event"] for row in rows] == [
-        "start", "step", "step", "step", "trace", "step", "saving", "saved", "validation", "end",
+        "start", "step", "step", "step", "trace", "step", "validation", "saving", "saved", "done", "end",
     ]  # fmt: skip
     steps = [row for row in rows if row["event"] == "step"]
     assert [row["loss"] is None for row in steps] == [False, True, True, True]
