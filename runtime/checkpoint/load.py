@@ -20,7 +20,7 @@ from runtime.checkpoint import step_folders
 from runtime.checkpoint.checkpoint_reader import METADATA, CheckpointReader
 from runtime.checkpoint.dcp_chunks import LoadPlanner
 from runtime.checkpoint.entries import Tensors, empty_states, entries_of, give
-from runtime.checkpoint.record import NotWhole, Progress, Record, check_files, not_whole, read_record
+from runtime.checkpoint.record import COMPLETE, NotWhole, Progress, Record, check_files, not_whole, read_record
 from runtime.ranks.process_group import everywhere, is_first
 from runtime.state.parameters import Groups
 
@@ -53,7 +53,8 @@ def load(
         state_dict_loader.load(entries, storage_reader=CheckpointReader(found), planner=planner)
     except CheckpointException as error:
         rank, (cause, _) = min(error.failures.items())
-        raise InputError(f"{found} can't be read, by rank {rank}: {cause}") from error
+        said = (str(cause).splitlines() or [""])[0][:200]
+        raise InputError(f"{found} can't be read, by rank {rank}: {type(cause).__name__}: {said}") from error
     if optimizer is not None:
         give(optimizer, parameters, states, record.groups)
     return record.progress
@@ -88,6 +89,8 @@ def _share(rows: list[T]) -> list[T]:
 
 def _metadata(path: Path, record: Record) -> Metadata:
     """What torch wrote about the tensors, in files that the record knows."""
+    if METADATA not in record.files:
+        raise not_whole(path, f"{COMPLETE}: it does not name {METADATA}")
     try:
         metadata = CheckpointReader(path).read_metadata()
     except (OSError, EOFError, pickle.UnpicklingError) as error:

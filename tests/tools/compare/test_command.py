@@ -31,8 +31,9 @@ def report(**slower: float) -> Report:
     found = plan()
     parts = {part: s * slower.get(part.split()[0], 1.0) for part, s in predicted_parts(found.cost).items()}
     asked = Asked(found.model, found.cluster, found.global_batch, found.pins)
+    step = sum(parts.values())
     return Report(
-        asked, found.decisions, found.cost, 8, 3, (5.0, 4.0, 3.0), None, sum(parts.values()), 2e9, parts, (1.0,),
+        asked, found.decisions, found.cost, 8, 3, (5.0, 4.0, 3.0), None, step, 2e9, parts, (step,) * 3,
         "cuda", "text", {},
     )  # fmt: skip
 
@@ -113,6 +114,17 @@ def test_a_report_comes_back(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     plan().save(tmp_path / "plan.json")
     assert main(["calibrate", "--from", str(tmp_path / "plan.json"), "-o", str(tmp_path / "c.toml")]) == 2
     assert "is no report" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("measured", [{}, {"compute": 0.0}])
+def test_a_report_that_tells_no_compute_corrects_nothing(
+    measured: dict[str, float], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replace(report(), measured=measured).save(tmp_path / "report.json")
+    (tmp_path / "c.toml").write_text("before")
+    assert main(["calibrate", "--from", str(tmp_path / "report.json"), "-o", str(tmp_path / "c.toml")]) == 2
+    assert "the report's compute is 0 s measured" in capsys.readouterr().err
+    assert (tmp_path / "c.toml").read_text() == "before"
 
 
 def test_a_corrected_cluster_predicts_what_was_measured(tmp_path: Path) -> None:
