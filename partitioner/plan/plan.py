@@ -48,7 +48,7 @@ class Decisions:
     boundaries: dict[str, tuple[Any, ...]]
     precision: Precision = OWN
     plan_only: tuple[str, ...] = ()
-    seed: int = 0
+    seed: Count = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,8 @@ def load(
     may differ from the one saved under, its precision too; the model and the kind of optimizer may not. Hyper-
     parameters (learning rate, betas, weight decay, ...) become those that were saved, as ``load_state_dict`` of torch's
     own optimizers does; from weights alone the optimizer starts afresh. Raises InputError where no checkpoint is
-    whole and for one of another model, the same on all ranks, before anything is changed.
+    whole and for one of another model, the same on all ranks, before anything is changed. Of one whose sums are right,
+    or that is of a version without, and whose tensors can't be read all the same, it raises when some have been filled.
     """
     found, record, metadata = _newest_whole(Path(folder), tell)
     _agreed(lambda: _check_run(found, record, program, optimizer))

@@ -1,7 +1,8 @@
 """Checkpoint folders broken in one place, and loaded into an engine of one process without a process group.
 
 Where an older whole one lies beside, that is loaded, and the one passed over is told; where none does, one line says
-why, and nothing of the engine has changed. What was written again with its sum (``signed``) may also be whole.
+why, and nothing of the engine has changed. What was written again with its sum (``signed``), or is of a version without
+sums, may also be whole; where it says so and can't be read, the error is as clear, but what was read before it stays.
 """
 
 from __future__ import annotations
@@ -238,7 +239,7 @@ def _verdict(
         return "executed", "a mark was made"
     now = held(engine)
     if error:
-        if not equal(now, before):
+        if not equal(now, before) and not at.signed:
             return "overwritten", error
         if not at.signed and not alone:
             return "not passed over", error

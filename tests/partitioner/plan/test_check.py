@@ -50,6 +50,7 @@ WRONG: list[tuple[Edit, str]] = [
     (lambda d: d["decisions"].update(zero=4), "decisions.zero must be one of 0, 1, 2, 3"),
     (lambda d: d["decisions"]["stages"][0].append("blocks.0"), "decisions.stages names 'blocks.0' twice"),
     (lambda d: d["decisions"]["parameters"].update(a=["Q"]), "decisions.parameters.a: 'Q' is not a placement"),
+    (lambda d: d["decisions"].update(seed=-1), "decisions.seed must be at least 0, not -1"),
     (lambda d: d["found"]["searched"].pop("walked"), "found.searched.walked is missing"),
     (_cost(step_seconds=0.0), "found.cost.step_seconds must be positive"),
     (_cost(sync_seconds=-0.5), "found.cost.sync_seconds must be at least 0, not -0.5"),
