@@ -14,6 +14,9 @@ from typing import Any, TypeVar
 from partitioner.errors import InputError
 
 T = TypeVar("T")
+MOST = 1e30  # of any number
+MOST_DEVICES = 10_000_000
+_LONGEST = 200  # of a name
 DTYPES = (  # by torch's names, of which products can be; tf32 are of float32, rounded as they are read
     "float64", "float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz",
     "float4_e2m1fn_x2", "int8", "tf32",
@@ -181,9 +184,9 @@ class Cluster:
         return asdict(self)
 
     @staticmethod
-    def from_dict(data: Mapping[str, Any]) -> Cluster:
-        """The inverse of ``as_dict``; raises InputError naming the field that is wrong."""
-        return _cluster(data, "the cluster")
+    def from_dict(data: Mapping[str, Any], origin: str = "the cluster") -> Cluster:
+        """The inverse of ``as_dict``; raises InputError naming the field of ``origin`` that is wrong."""
+        return _cluster(data, origin)
 
 
 def presets() -> list[str]:
@@ -205,7 +208,7 @@ def _read(name: str | Path) -> Cluster:
             raise InputError(f"{path} cannot be read: {error}") from error
     try:
         cluster = _cluster(tomllib.loads(text), str(name))
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{name} is not TOML: {error}") from error
     return replace(cluster, kernels=str(path.parent / cluster.kernels)) if cluster.kernels else cluster
 
@@ -219,21 +222,24 @@ def _cluster(data: Mapping[str, Any], origin: str) -> Cluster:
     counts = {"node_devices": data.pop("node_devices", node.pop("devices", None)), "nodes": data.pop("nodes", 1)}
     for key, value in counts.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f"{origin}: {key.replace('_', '.')} must be a positive whole number, it is {value!r}")
+            field = key.replace("_", ".")
+            raise InputError(f"{origin}: {field} must be a positive whole number, it is {_shown(value)}")
+    if math.prod(counts.values()) > MOST_DEVICES:
+        raise InputError(f"{origin}: nodes and node.devices make more than {MOST_DEVICES:,} devices: give fewer")
     if attention not in ("flash", "math"):
-        raise InputError(f"{origin}: attention must be 'flash' or 'math', it is {attention!r}")
-    if not isinstance(kernels, str):
-        raise InputError(f"{origin}: kernels must be the name of a file, it is {kernels!r}")
-    if not isinstance(name, str):
-        raise InputError(f"{origin}: name must be a name, it is {name!r}")
+        raise InputError(f"{origin}: attention must be 'flash' or 'math', it is {_shown(attention)}")
+    if not _is_name(kernels):
+        raise InputError(f"{origin}: kernels must be the name of a file, it is {_shown(kernels)}")
+    if not _is_name(name):
+        raise InputError(f"{origin}: name must be a name, it is {_shown(name)}")
     if data:
-        raise InputError(f"{origin}: unknown field {next(iter(data))}")
+        raise InputError(f"{origin}: unknown field {_cut(next(iter(data)))}")
     flops = _table(device.pop("flops_per_second", None), "device.flops_per_second", origin)
     if not flops:
         raise InputError(f"{origin}: device.flops_per_second names no dtype")
     for dtype, value in flops.items():
         if dtype not in DTYPES:
-            raise InputError(f"{origin}: device.flops_per_second.{dtype} is no dtype of torch that products have")
+            raise InputError(f"{origin}: device.flops_per_second.{_cut(dtype)} is no dtype of torch that products have")
         _number(value, f"device.flops_per_second.{dtype}", origin)
     made = _built(Device, {**device, "flops_per_second": flops}, "device", origin)
     links = [_built(Link, table, key, origin) for table, key in ((node, "node"), (network, "network"))]
@@ -247,14 +253,16 @@ def _built(kind: type[T], table: Mapping[str, Any], where: str, origin: str) -> 
     known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
     strange = next((key for key in table if key not in known), None)
     if strange is not None:
-        raise InputError(f"{origin}: unknown field {where}.{strange}")
+        raise InputError(f"{origin}: unknown field {where}.{_cut(strange)}")
     for key, f in known.items():
         if key not in table and f.default is MISSING:
             raise InputError(f"{origin}: the field {where}.{key} is missing")
         if isinstance(f.default, bool) and not isinstance(table.get(key, f.default), bool):
-            raise InputError(f"{origin}: {where}.{key} must be true or false, it is {table[key]!r}")
-        if key == "name" and not isinstance(table[key], str):
-            raise InputError(f"{origin}: {where}.name must be a name, it is {table[key]!r}")
+            raise InputError(f"{origin}: {where}.{key} must be true or false, it is {_shown(table[key])}")
+        if key == "name" and not _is_name(table[key]):
+            raise InputError(f"{origin}: {where}.name must be a name, it is {_shown(table[key])}")
+        if f.type == "int" and not (isinstance(table[key], int) and table[key] > 0):
+            raise InputError(f"{origin}: {where}.{key} must be a positive whole number, it is {_shown(table[key])}")
         is_number = key not in ("name", "flops_per_second") and not isinstance(f.default, bool)
         if is_number and key in table and not (table[key] is None and f.default is None):
             _number(table[key], f"{where}.{key}", origin)
@@ -263,12 +271,27 @@ def _built(kind: type[T], table: Mapping[str, Any], where: str, origin: str) -> 
 
 def _number(value: Any, where: str, origin: str) -> None:
     """Refuse what is no positive finite number; times may be 0, efficiencies are at most 1."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MOST
     may_be_zero = where.endswith(("_seconds", "spread", "contention"))
     if not is_number or value < 0 or (value == 0 and not may_be_zero):
-        raise InputError(f"{origin}: {where} must be a positive number, it is {value!r}")
-    if where.endswith(("efficiency", "share")) and value > 1:
-        raise InputError(f"{origin}: {where} is a share and at most 1, it is {value!r}")
+        raise InputError(f"{origin}: {where} must be a positive number, it is {_shown(value)}")
+    if where.endswith(("efficiency", "share", "kept_products", "contention")) and value > 1:
+        raise InputError(f"{origin}: {where} is a share and at most 1, it is {_shown(value)}")
+
+
+def _is_name(value: Any) -> bool:
+    """Short, and without what would drive a terminal."""
+    return isinstance(value, str) and len(value) <= _LONGEST and value.isprintable()
+
+
+def _shown(value: Any) -> str:
+    """A value in a message."""
+    return _cut(repr(value))
+
+
+def _cut(text: str) -> str:
+    text = text if text.isprintable() else repr(text)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _table(found: Any, key: str, origin: str) -> Mapping[str, Any]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import math
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from partitioner.errors import InputError
+from partitioner.plan.check import check_asked, check_cost, check_decisions
 from partitioner.plan.derived_rows import OPTIMIZER, PIPELINE, Cost
-from partitioner.plan.json_document import plain, read, write
+from partitioner.plan.json_document import Amount, Count, Positive, parsed, plain, read, write
 from partitioner.plan.migrate import UNVERSIONED, VERSION, migrated
 from partitioner.plan.plan import Asked, Decisions
 from partitioner.sharding.mesh_axes import PP, named
@@ -34,17 +36,17 @@ class Report:
     asked: Asked
     decisions: Decisions
     predicted: Cost
-    ranks: int
-    steps: int
+    ranks: Positive
+    steps: Positive
     losses: tuple[float | None, ...]
     validation_loss: float | None
-    step_seconds: float
-    peak_bytes: float
-    measured: dict[str, float]
-    all_step_seconds: tuple[float, ...]
+    step_seconds: Amount
+    peak_bytes: Amount
+    measured: dict[str, Amount]
+    all_step_seconds: tuple[Amount, ...]
     device: str
     data: str
-    products: dict[str, int]
+    products: dict[str, Count]
 
     def parts(self) -> Iterator[tuple[str, float, float]]:
         """(name, predicted seconds, measured seconds): compute, communication by axis, pipeline, optimizer.
@@ -67,18 +69,38 @@ class Report:
     def of(data: dict[str, object], origin: str) -> Report:
         """Out of a report file's JSON; raises InputError naming the field that is wrong."""
         data = migrated(data, origin, data.get("version", UNVERSIONED))
-        return read(Report, {key: value for key, value in data.items() if key not in ("kind", "version")}, origin)
+        found = read(Report, {key: value for key, value in data.items() if key not in ("kind", "version")}, origin)
+        check_asked(found.asked, f"{origin}: asked")
+        check_decisions(found.decisions, f"{origin}: decisions")
+        check_cost(found.predicted, f"{origin}: predicted")
+        if not found.step_seconds > 0:
+            raise InputError(f"{origin}: step_seconds must be positive: let the run do a step")
+        _check(found, origin)
+        return found
 
     @staticmethod
     def load(path: Path | str) -> Report:
         """Read a report file; raises InputError."""
-        try:
-            data = json.loads(Path(path).read_text(), parse_constant=lambda _: None)  # a NaN of earlier files
-        except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"{path} cannot be read as a report: {error}") from error
+        data = parsed(path, "report: let it be written again", lambda _: None)  # a NaN of earlier files
         if not isinstance(data, dict) or data.get("kind") != KIND:
             raise InputError(f"{path} is no report: partitioner run PLAN --report FILE writes one")
         return Report.of(data, str(path))
+
+
+def _check(found: Report, origin: str) -> None:
+    """All that it says of how many steps and ranks agrees; raises InputError naming what does not."""
+    world, times = found.decisions.parallelism.world, found.all_step_seconds
+    rows = (
+        ("losses", len(found.losses), found.steps, "steps"), ("all_step_seconds", len(times), found.steps, "steps"),
+        ("ranks", found.ranks, world, "ranks of its decisions"),
+    )  # fmt: skip
+    for key, many, wanted, words in rows:
+        if many != wanted:
+            raise InputError(f"{origin}: {key} are {many}, of {wanted} {words}: let the run be reported again")
+    median = statistics.median(times[1:] or times)
+    if not math.isclose(median, found.step_seconds, rel_tol=1e-6):
+        words = f"step_seconds are {found.step_seconds:g}, the median of all_step_seconds {median:g}"
+        raise InputError(f"{origin}: {words}: let the run be reported again")
 
 
 def predicted_parts(cost: Cost) -> dict[str, float]:

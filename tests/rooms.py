@@ -63,7 +63,7 @@ ROOMS: dict[str, dict[str, str]] = {
         "watch": "screen figures show",
         "show": "subcommands models screen figures",
         "main": "screen streams calibrate compare kernels plan run show validate verify",
-        "faults": "models screen verify main",
+        "faults": "calibrate models screen verify main",
         "bench": "models screen figures show main",
         "compare": "subcommands screen figures plan show",
         "validate": "subcommands models screen streams plan",

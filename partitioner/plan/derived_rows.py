@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from partitioner.plan.json_document import Among
+from partitioner.plan.json_document import Among, Amount, Count
 from partitioner.plan.parallelism import Parallelism
 from partitioner.sharding.mesh_axes import DP
 
@@ -26,11 +26,11 @@ class CollectiveRow:
     target: str
     axis: str
     forward: str
-    forward_bytes: float
-    forward_seconds: float
+    forward_bytes: Amount
+    forward_seconds: Amount
     backward: str
-    backward_bytes: float
-    backward_seconds: float
+    backward_bytes: Amount
+    backward_seconds: Amount
     again: bool
 
 
@@ -55,13 +55,13 @@ class OpRow:
     name: str
     op: str
     module: str
-    shape: tuple[int, ...]
+    shape: tuple[Count, ...]
     inputs: tuple[str, ...]
     operands: tuple[Any, ...]
     result: Any
-    flops: float
-    forward_seconds: float
-    backward_seconds: float
+    flops: Amount
+    forward_seconds: Amount
+    backward_seconds: Amount
     again: bool = False
     collectives: tuple[CollectiveRow, ...] = ()
     others: tuple[OtherRow, ...] = ()
@@ -78,14 +78,14 @@ class ProductRow:
 
     name: str
     module: str
-    m: int
-    n: int
-    k: int
+    m: Count
+    n: Count
+    k: Count
     dtype: str
     transposed: bool
     line: str
     inner: str
-    fused: int
+    fused: Count
     kernels: tuple[str, str, str]
     reason: str
 
@@ -100,9 +100,9 @@ class BlockRow:
     units: tuple[str, ...]
     is_block: bool
     ports: tuple[Any, ...]
-    forward_seconds: float
-    backward_seconds: float
-    saved_bytes: float
+    forward_seconds: Amount
+    backward_seconds: Amount
+    saved_bytes: Amount
     ops: tuple[OpRow, ...]
     leaving: tuple[CollectiveRow, ...]
     products: tuple[ProductRow, ...]
@@ -124,23 +124,23 @@ class StageCost:
     divides them.
     """
 
-    forward_seconds: float
-    backward_seconds: float
-    put_off_seconds: float
-    weight_bytes: float
-    gradient_bytes: float
-    optimizer_bytes: float
-    activation_bytes: float
-    transient_bytes: float
-    grown_bytes: float
-    new_bytes: float
-    kept_bytes: float
-    acting_bytes: tuple[float, float, float]
-    sent_bytes: float
-    sent_back_bytes: float
-    synced_bytes: float
-    partial_bytes: dict[str, float]
-    gathered_bytes: float
+    forward_seconds: Amount
+    backward_seconds: Amount
+    put_off_seconds: Amount
+    weight_bytes: Amount
+    gradient_bytes: Amount
+    optimizer_bytes: Amount
+    activation_bytes: Amount
+    transient_bytes: Amount
+    grown_bytes: Amount
+    new_bytes: Amount
+    kept_bytes: Amount
+    acting_bytes: tuple[Amount, Amount, Amount]
+    sent_bytes: Amount
+    sent_back_bytes: Amount
+    synced_bytes: Amount
+    partial_bytes: dict[str, Amount]
+    gathered_bytes: Amount
 
     @property
     def state_bytes(self) -> float:
@@ -166,18 +166,18 @@ class Cost:
     the end of an action and its result's arrival on the next stage. ``input_bytes``: the samples of a rank's step.
     """
 
-    step_seconds: float
-    compute_seconds: float
-    communication_seconds: float
+    step_seconds: Amount
+    compute_seconds: Amount
+    communication_seconds: Amount
     bubble_seconds: float
-    sync_seconds: float
-    optimizer_seconds: float
-    peak_bytes: float
-    exposed_seconds: dict[str, float]
-    send_seconds: float
-    input_bytes: float
+    sync_seconds: Amount
+    optimizer_seconds: Amount
+    peak_bytes: Amount
+    exposed_seconds: dict[str, Amount]
+    send_seconds: Amount
+    input_bytes: Amount
     stages: tuple[StageCost, ...]
-    flops: float = 0.0
+    flops: Amount = 0.0
 
 
 _CANDIDATE = """
@@ -191,8 +191,8 @@ class Candidate:
     """A row of the ranking: what was tried and its price; ``exposed_seconds``: of communication, sync included."""
 
     parallelism: Annotated[Parallelism, Among(_CANDIDATE, micro_batches=0)]
-    step_seconds: float
-    compute_seconds: float
-    exposed_seconds: float
+    step_seconds: Amount
+    compute_seconds: Amount
+    exposed_seconds: Amount
     bubble_seconds: float
-    peak_bytes: float
+    peak_bytes: Amount

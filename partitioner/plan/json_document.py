@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -14,6 +15,7 @@ from partitioner.errors import InputError
 T = TypeVar("T")
 WIDTH = 120
 MOST = 1e30  # of any number
+_MOST_BYTES = 16_000_000
 _SCALARS: dict[type, tuple[str, tuple[type, ...]]] = {
     bool: ("boolean", (bool,)), int: ("integer", (int,)), float: ("number", (int, float)), str: ("string", (str,)),
     NoneType: ("null", (NoneType,)), dict: ("object", (dict,)),
@@ -28,6 +30,48 @@ class Among:
 
     def __init__(self, keys: str, **unwritten: object) -> None:
         self.keys, self.unwritten = tuple(keys.split()), unwritten
+
+
+@dataclasses.dataclass(frozen=True)
+class Least:
+    """Annotates a number that is never less."""
+
+    value: int
+
+
+Amount = Annotated[float, Least(0)]  # of seconds, bytes, FLOPs
+Count = Annotated[int, Least(0)]
+Positive = Annotated[int, Least(1)]
+
+
+def parsed(path: Path | str, kind: str, constant: Callable[[str], Any] | None = None) -> Any:
+    """What the JSON file holds; raises InputError where it is no whole document, and for a key that stands there
+    twice. ``kind``: what it should be, and the mend: ``plan: make the plan again``. ``constant``: what NaN and
+    Infinity stand for, None: themselves."""
+    word, _, mend = kind.partition(": ")
+    try:
+        if Path(path).stat().st_size > _MOST_BYTES:
+            raise InputError(f"{path} has more than {_MOST_BYTES} bytes: it is no {word}")
+        text = Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    return parsed_text(text, str(path), mend, constant)
+
+
+def parsed_text(text: str, origin: str, mend: str, constant: Callable[[str], Any] | None = None) -> Any:
+    """What a JSON document says, with what ``parsed`` refuses."""
+    try:
+        return json.loads(text, object_pairs_hook=_once, parse_constant=constant)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{origin} is not a whole JSON document ({error}): {mend}") from error
+
+
+def _once(rows: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(rows)
+    if len(found) != len(rows):
+        keys = [key for key, _ in rows]
+        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)[:60]!r} stands there twice")
+    return found
 
 
 def read(cls: type[T], data: object, origin: str) -> T:
@@ -63,7 +107,7 @@ def schema(cls: type, title: str) -> dict[str, Any]:
 def _held(cls: type) -> tuple[str, type, Among] | None:
     """The field of a dataclass whose fields stand among its own, its type, and how."""
     for name, hint in get_type_hints(cls, include_extras=True).items():
-        if get_origin(hint) is Annotated:
+        if get_origin(hint) is Annotated and isinstance(hint.__metadata__[0], Among):
             return name, hint.__origin__, hint.__metadata__[0]
     return None
 
@@ -71,7 +115,7 @@ def _held(cls: type) -> tuple[str, type, Among] | None:
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     """The types of a dataclass's fields, in the order in which JSON has them."""
-    found, held = get_type_hints(cls), _held(cls)
+    found, held = get_type_hints(cls, include_extras=True), _held(cls)
     own = {field.name: found[field.name] for field in dataclasses.fields(cls)}
     if held is None:
         return own
@@ -122,6 +166,8 @@ def _reader(hint: Any) -> Reader:
         assert isinstance(hint, type)
         return _of_class(hint)
     kind, parts = get_origin(hint), get_args(hint)
+    if kind is Annotated:
+        return _scalar(frozenset(_SCALARS[parts[0]][1]), parts[1].value)
     if kind is tuple:
         return _list(_reader(parts[0])) if parts[-1] is ... else _several([_reader(part) for part in parts])
     if kind is dict:
@@ -174,7 +220,13 @@ def _several(readers: list[Reader]) -> Reader:
     def found(value: Any) -> tuple[Any, ...]:
         if type(value) is not list or len(value) != len(readers):
             raise _Wrong(f"{{origin}}: the field {{place}} must be a list of {len(readers)}, not " + _shown(value))
-        return tuple(reader(own) for reader, own in zip(readers, value, strict=True))
+        made: list[Any] = []
+        for reader, own in zip(readers, value, strict=True):
+            try:
+                made.append(reader(own))
+            except _Wrong as wrong:
+                raise wrong.under(f"[{len(made)}]") from None
+        return tuple(made)
 
     return found
 
@@ -194,19 +246,22 @@ def _table(reader: Reader) -> Reader:
     return found
 
 
-def _scalar(types: frozenset[type]) -> Reader:
+def _scalar(types: frozenset[type], least: int | None = None) -> Reader:
     def found(value: Any) -> Any:
         if type(value) not in types:
             raise _Wrong("{origin}: the field {place} has a wrong value " + _shown(value))
+        if least is not None and value < least:
+            wanted = "positive" if least == 1 else f"at least {least}"
+            raise _Wrong(f"{{origin}}: {{place}} must be {wanted}, not {value}")
         return _anything(value)
 
     return found
 
 
 def _anything(value: Any) -> Any:
-    """No text that would drive a terminal, no number too large to reckon with, at any depth."""
+    """No text that would drive a terminal or that none can print, no number too large to reckon with, at any depth."""
     if isinstance(value, str):
-        if not value.isprintable() and any(ord(c) < 32 or 127 <= ord(c) < 160 for c in value):
+        if not value.isprintable() and any(_drives(ord(c)) for c in value):
             raise _Wrong("{origin}: the field {place} holds a control character: " + _shown(value))
     elif isinstance(value, int | float):
         if not abs(value) < MOST:
@@ -215,6 +270,11 @@ def _anything(value: Any) -> Any:
         for own in value if isinstance(value, list) else (*value, *value.values()):
             _anything(own)
     return value
+
+
+def _drives(code: int) -> bool:
+    """Whether it is a control character, or half of one beyond the 65,536 first."""
+    return code < 32 or 127 <= code < 160 or 0xD800 <= code < 0xE000
 
 
 def _shown(value: Any) -> str:
@@ -254,6 +314,8 @@ def _schema_of(hint: Any, definitions: dict[str, Any]) -> dict[str, Any]:
             definitions[hint.__name__] = _described(hint, definitions)
         return {"$ref": f"#/$defs/{hint.__name__}"}
     kind, parts = get_origin(hint), get_args(hint)
+    if kind is Annotated:
+        return {**_schema_of(parts[0], definitions), "minimum": parts[1].value}
     if kind is tuple and parts[-1] is ...:
         return {"type": "array", "items": _schema_of(parts[0], definitions)}
     if kind is tuple:

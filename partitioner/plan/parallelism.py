@@ -9,7 +9,9 @@ import math
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from partitioner.schedule.tables import Table, rank_of, schedule, stages_of
+from partitioner.plan.json_document import Count, Positive
+from partitioner.plan.recompute_ways import NO_RECOMPUTE, WAYS
+from partitioner.schedule.tables import SCHEDULES, Table, rank_of, schedule, stages_of
 from partitioner.sharding.mesh_axes import AXES, PP, Axes, laid_axes, replicating, whole
 
 
@@ -31,13 +33,13 @@ class Parallelism:
 
     mesh: dict[str, int]
     order: tuple[str, ...]
-    micro_batch: int
-    micro_batches: int
+    micro_batch: Positive
+    micro_batches: Positive
     schedule: str
-    virtual: int
+    virtual: Positive
     recompute: str
-    zero: int = 0
-    zero_group: int = 0
+    zero: Count = 0
+    zero_group: Count = 0
     refined: dict[str, int] = field(default_factory=dict[str, int])
 
     def degree(self, axis: str) -> int:
@@ -87,6 +89,20 @@ class Parallelism:
         """Ranks between neighbours on an axis; of one that the mesh does not have, 1."""
         inner = self.order[self.order.index(axis) + 1 :] if axis in self.order else ()
         return math.prod(self.degree(name) for name in inner)
+
+
+def parallelism_error(own: Parallelism) -> str:
+    """What is wrong with how a step is divided, in words that follow their place's; "" where nothing is."""
+    if wrong := mesh_error(own.mesh, own.order) or refined_error(own.mesh, own.refined):
+        return wrong
+    if own.replicas % (own.zero_group or 1):
+        return f"zero_group must divide the {own.replicas} replicas, or be 0"
+    named = (("schedule", own.schedule, [*SCHEDULES]), ("recompute", own.recompute, [NO_RECOMPUTE, *WAYS]),
+             ("zero", own.zero, [0, 1, 2, 3]))  # fmt: skip
+    for name, value, known in named:
+        if value not in known:
+            return f"{name} must be one of {', '.join(map(str, known))}, not {str(value)[:60]!r}"
+    return ""
 
 
 def mesh_error(mesh: dict[str, int], order: tuple[str, ...]) -> str:

@@ -8,27 +8,24 @@ derived     the folded blocks op by op, every parameter's layout, the candidates
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from partitioner.cluster import Cluster
 from partitioner.errors import InputError
 from partitioner.gc_pause import uncollected
+from partitioner.plan.check import check_asked, check_cost, check_decisions, check_derived, check_memory, check_searched
 from partitioner.plan.derived_rows import BlockRow, Candidate, Cost
 from partitioner.plan.digests import digest_of
-from partitioner.plan.json_document import Among, plain, read, write
+from partitioner.plan.json_document import Among, Count, Positive, parsed, parsed_text, plain, read, write
 from partitioner.plan.migrate import VERSION, migrated
-from partitioner.plan.parallelism import Parallelism, mesh_error, refined_error
-from partitioner.precision import OWN, REAL, Precision
+from partitioner.plan.parallelism import Parallelism, parallelism_error
+from partitioner.precision import OWN, Precision
 from partitioner.sharding.mesh_axes import DP
 from partitioner.whole_files import write_whole
 
-_MOST_BYTES = 16_000_000
-
-
+_MEND = "make the plan again"
 _DECISIONS = """
     mesh order refined micro_batch micro_batches schedule virtual stages recompute recomputed parameters boundaries zero
     zero_group precision plan_only seed
@@ -52,7 +49,7 @@ class Decisions:
     boundaries: dict[str, tuple[Any, ...]]
     precision: Precision = OWN
     plan_only: tuple[str, ...] = ()
-    seed: int = 0
+    seed: Count = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,22 +116,12 @@ class Plan:
     @uncollected()
     def from_json(text: str, origin: str = "the plan") -> Plan:
         """A document as ``to_json`` writes it; raises InputError naming the field that is wrong."""
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{origin} is not a whole JSON document ({error}): make the plan again") from error
-        return _plan(data, origin)
+        return _plan(parsed_text(text, origin, _MEND), origin)
 
     @staticmethod
     def load(path: Path | str) -> Plan:
         """Read a plan file; raises InputError naming the field that is wrong. Nothing is imported or executed."""
-        try:
-            if Path(path).stat().st_size > _MOST_BYTES:
-                raise InputError(f"{path} has more than {_MOST_BYTES} bytes: it is no plan")
-            text = Path(path).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} cannot be read: {error}") from error
-        return Plan.from_json(text, str(path))
+        return _plan(parsed(path, f"plan: {_MEND}"), str(path))
 
 
 @dataclass(frozen=True)
@@ -143,7 +130,7 @@ class Asked:
 
     model: dict[str, Any]
     cluster: dict[str, Any]
-    global_batch: int
+    global_batch: Positive
     pins: dict[str, str]
 
 
@@ -153,7 +140,7 @@ class Found:
 
     digests: dict[str, str]
     cost: Cost
-    searched: dict[str, int]
+    searched: dict[str, Count]
     notes: tuple[str, ...]
 
 
@@ -204,15 +191,20 @@ def _plan(data: Any, origin: str) -> Plan:
         data = migrated(data, origin, data.get("version", VERSION))
     document = read(Document, data, origin)
     asked, found, derived = document.asked, document.found, document.derived
-    _check(document.decisions, origin)
-    _check_asked(asked, origin)
-    return Plan(
+    check_decisions(document.decisions, f"{origin}: decisions")
+    check_asked(asked, f"{origin}: asked")
+    check_cost(found.cost, f"{origin}: found.cost")
+    check_searched(found.searched, f"{origin}: found.searched")
+    plan = Plan(
         model=asked.model, cluster=asked.cluster, global_batch=asked.global_batch, pins=asked.pins,
         decisions=document.decisions, blocks=derived.blocks, parameters=derived.parameters, reads=derived.reads,
         cost=found.cost, searched=found.searched, notes=found.notes,
         candidates=_counted(derived.candidates, asked.global_batch, f"{origin}: derived.candidates"),
         front=_counted(derived.front, asked.global_batch, f"{origin}: derived.front"), digests=found.digests,
     )  # fmt: skip
+    check_derived(derived, f"{origin}: derived", None if plan.stale else len(plan.parallelism.axes))
+    check_memory(plan, f"{origin}: found.cost")
+    return plan
 
 
 def _counted(rows: tuple[Candidate, ...], global_batch: int, place: str) -> tuple[Candidate, ...]:
@@ -220,33 +212,8 @@ def _counted(rows: tuple[Candidate, ...], global_batch: int, place: str) -> tupl
     found = list[Candidate]()
     for n, row in enumerate(rows):
         own = row.parallelism
-        wrong = mesh_error(own.mesh, own.order) or refined_error(own.mesh, own.refined)
-        if wrong or own.micro_batch < 1:
-            raise InputError(f"{place}[{n}].{wrong or 'micro_batch must be positive'}")
+        if wrong := parallelism_error(own):
+            raise InputError(f"{place}[{n}].{wrong}")
         many = global_batch // (own.mesh[DP] * own.micro_batch)
         found.append(replace(row, parallelism=replace(own, micro_batches=many)))
     return tuple(found)
-
-
-def _check_asked(asked: Asked, origin: str) -> None:
-    words, counts = ("digest", "dtype", "product_dtype"), ("blocks", "tokens", "parameters")
-    for key, kind in (*((word, str) for word in words), *((count, int) for count in counts)):
-        value = asked.model.get(key)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise InputError(f"{origin}: the field asked.model.{key} has a wrong value {str(value)[:60]!r}")
-    Cluster.from_dict(asked.cluster)
-
-
-def _check(decisions: Decisions, origin: str) -> None:
-    parallelism, counts = decisions.parallelism, decisions.recomputed
-    mesh, order, refined = parallelism.mesh, parallelism.order, parallelism.refined
-    if wrong := mesh_error(mesh, order) or refined_error(mesh, refined):
-        raise InputError(f"{origin}: decisions.{wrong}")
-    group = parallelism.zero_group
-    if group < 0 or parallelism.replicas % (group or 1):
-        raise InputError(f"{origin}: decisions.zero_group must divide the {parallelism.replicas} replicas, or be 0")
-    for key in ("compute", "gradients", "state"):
-        if getattr(decisions.precision, key) not in ("", *REAL):
-            raise InputError(f"{origin}: decisions.precision.{key} must be one of {', '.join(REAL)}")
-    if len(counts) != len(decisions.stages) or min(counts, default=0) < 0:
-        raise InputError(f"{origin}: decisions.recomputed must give a number of blocks for each of the stages")

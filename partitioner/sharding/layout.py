@@ -230,7 +230,7 @@ def reshape_shard(shard: Shard, shape: tuple[int, ...], target: tuple[int, ...],
     head, tail = before * segment.repeat, segment.granule * after
     for dim, width in enumerate(target):
         ahead, behind = math.prod(target[:dim]), math.prod(target[dim + 1 :])
-        if width == 1 or head % ahead or tail % behind:
+        if width == 1 or not (ahead and behind) or head % ahead or tail % behind:
             continue
         repeat, granule = head // ahead, tail // behind
         if repeat * segment.units * granule == width:
@@ -250,11 +250,15 @@ def parse_placement(word: object) -> Placement:
     words = {word.name: word for word in (WHOLE, REPLICATE, PARTIAL)}
     if isinstance(word, str) and word in words:
         return words[word]
-    if isinstance(word, list) and len(word) == 2 and isinstance(word[0], int) and isinstance(word[1], list):
+    if isinstance(word, list) and len(word) == 2 and _is_count(word[0]) and isinstance(word[1], list) and word[1]:
         rows = [row for row in word[1] if isinstance(row, list) and len(row) == 3]
-        if len(rows) == len(word[1]) and all(isinstance(n, int) and n > 0 for row in rows for n in row):
+        if len(rows) == len(word[1]) and all(_is_count(n) and n > 0 for row in rows for n in row):
             return Shard(word[0], tuple(Segment(*row) for row in rows))
-    raise ValueError(f"{word!r} is not a placement: write W, R, P or [dim, [[repeat, units, granule], ...]]")
+    raise ValueError(f"{repr(word)[:60]} is not a placement: write W, R, P or [dim, [[repeat, units, granule], ...]]")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def placement_json(placement: Placement) -> str | list[object]:
@@ -267,7 +271,8 @@ def placement_json(placement: Placement) -> str | list[object]:
 def parse_layout(words: object, axes: int | None = None) -> Layout:
     """The layout, on so many axes, that is written by ``layout_json``; raises ValueError on anything else."""
     if not isinstance(words, list | tuple) or len(words) != (axes or len(words)):
-        raise ValueError(f"{words!r} is not a layout: write a list of {axes or 'as many'} placements, one an axis")
+        many = axes or "as many"
+        raise ValueError(f"{repr(words)[:60]} is not a layout: write a list of {many} placements, one an axis")
     return tuple(map(parse_placement, words))
 
 

@@ -223,7 +223,7 @@ def price(priced: Priced, split: Split) -> Cost:
     flops = 3.0 * own.mesh[DP] * own.micro_batches * sum(s.flops for s in split.stages)
     return Cost(
         step_seconds=makespan + sync + update, compute_seconds=busy[worst] - communication,
-        communication_seconds=communication, bubble_seconds=makespan - busy[worst], sync_seconds=sync,
+        communication_seconds=communication, bubble_seconds=max(0.0, makespan - busy[worst]), sync_seconds=sync,
         optimizer_seconds=update, peak_bytes=memory.peak_bytes(split.recomputed), exposed_seconds=exposed,
         send_seconds=seconds.send_delay, input_bytes=memory.sample_bytes, stages=tuple(_stages(seconds, memory)),
         flops=flops,

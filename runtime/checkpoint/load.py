@@ -20,7 +20,7 @@ from runtime.checkpoint import step_folders
 from runtime.checkpoint.checkpoint_reader import METADATA, CheckpointReader
 from runtime.checkpoint.dcp_chunks import LoadPlanner
 from runtime.checkpoint.entries import Tensors, empty_states, entries_of, give
-from runtime.checkpoint.record import NotWhole, Progress, Record, check_files, not_whole, read_record
+from runtime.checkpoint.record import COMPLETE, NotWhole, Progress, Record, check_files, not_whole, read_record
 from runtime.ranks.process_group import everywhere, is_first
 from runtime.state.parameters import Groups
 
@@ -41,7 +41,8 @@ def load(
     may differ from the one saved under, its precision too; the model and the kind of optimizer may not. Hyper-
     parameters (learning rate, betas, weight decay, ...) become those that were saved, as ``load_state_dict`` of torch's
     own optimizers does; from weights alone the optimizer starts afresh. Raises InputError where no checkpoint is
-    whole and for one of another model, the same on all ranks, before anything is changed.
+    whole and for one of another model, the same on all ranks, before anything is changed. Of one whose sums are right,
+    or that is of a version without, and whose tensors can't be read all the same, it raises when some have been filled.
     """
     found, record, metadata = _newest_whole(Path(folder), tell)
     _agreed(lambda: _check_run(found, record, program, optimizer))
@@ -53,7 +54,8 @@ def load(
         state_dict_loader.load(entries, storage_reader=CheckpointReader(found), planner=planner)
     except CheckpointException as error:
         rank, (cause, _) = min(error.failures.items())
-        raise InputError(f"{found} can't be read, by rank {rank}: {cause}") from error
+        said = (str(cause).splitlines() or [""])[0][:200]
+        raise InputError(f"{found} can't be read, by rank {rank}: {type(cause).__name__}: {said}") from error
     if optimizer is not None:
         give(optimizer, parameters, states, record.groups)
     return record.progress
@@ -88,6 +90,8 @@ def _share(rows: list[T]) -> list[T]:
 
 def _metadata(path: Path, record: Record) -> Metadata:
     """What torch wrote about the tensors, in files that the record knows."""
+    if METADATA not in record.files:
+        raise not_whole(path, f"{COMPLETE}: it does not name {METADATA}")
     try:
         metadata = CheckpointReader(path).read_metadata()
     except (OSError, EOFError, pickle.UnpicklingError) as error:

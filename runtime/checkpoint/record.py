@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def write_record(folder: Path, record: Record) -> None:
     """Into a folder whose other files are all written."""
     said = {"version": VERSION, **asdict(record)}
     with (folder / COMPLETE).open("w") as file:
-        file.write(json.dumps(said | {"sha256": _own_sum(said)}, indent=2) + "\n")
+        file.write(json.dumps(said | {"sha256": own_sum(said)}, indent=2) + "\n")
         file.flush()
         os.fsync(file.fileno())
 
@@ -71,20 +71,61 @@ def write_record(folder: Path, record: Record) -> None:
 def read_record(folder: Path) -> Record:
     """Raises NotWhole for one that is missing or damaged, InputError for one of a later program."""
     try:
+        if not (folder / COMPLETE).is_file():  # a pipe, too, is none: it would be waited for
+            raise ValueError("it is missing, or no file")
         found = json.loads((folder / COMPLETE).read_text())
-        if (version := found.get("version", UNSUMMED)) > VERSION:
-            raise InputError(
-                f"{folder}: version {version} is newer than this program, which reads {VERSION}: update it"
-            )
-        if version > UNSUMMED and found.pop("sha256") != _own_sum(found):
+        version, said = found.get("version", UNSUMMED), found.pop("sha256", None)
+        if not _is_count(version) or version < UNSUMMED:
+            raise ValueError("its version is none")
+        if version > UNSUMMED and (said or version <= VERSION) and said != own_sum(found):
             raise ValueError("it holds other bytes than were written")
+        if version > VERSION:
+            raise InputError(
+                f"{folder}: version {str(version)[:60]} is newer than this program, which reads {VERSION}: update it"
+            )
         files = {name: File(row, None) if version == UNSUMMED else File(**row) for name, row in found["files"].items()}
-        return Record(Progress(**found["progress"]), found["optimizer"], found.get("groups", []), files)
-    except (AttributeError, OSError, ValueError, KeyError, TypeError) as error:
-        raise not_whole(folder, f"{COMPLETE}: {type(error).__name__}: {error}") from error
+        made = Record(Progress(**found["progress"]), found["optimizer"], found.get("groups", []), files)
+        if wrong := next(_wrong(made), ""):
+            raise ValueError(f"its {wrong} is none")
+        return made
+    except (AttributeError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise not_whole(folder, f"{COMPLETE}: {type(error).__name__}: {str(error)[:200]}") from error
 
 
-def _own_sum(said: Mapping[str, Any]) -> str:
+def _wrong(made: Any) -> Iterator[str]:
+    """The fields whose values are of another kind than are written."""
+    own: Any = made.progress
+    yield from (key for key in ("step", "samples", "skipped") if not _is_count(getattr(own, key)))
+    if not isinstance(own.seed, int) or isinstance(own.seed, bool):
+        yield "seed"
+    if own.loss_scale is not None and not _is_scale(own.loss_scale):
+        yield "loss_scale"
+    if not isinstance(made.optimizer, str | None):
+        yield "optimizer"
+    if not isinstance(made.groups, list) or not all(isinstance(row, dict) for row in made.groups):
+        yield "groups"
+    for file in made.files.values():
+        if not _is_count(file.bytes) or not isinstance(file.sha256, str | None):
+            yield "files"
+
+
+def _is_scale(value: Any) -> bool:
+    """The numbers of a ``LossScale``."""
+    if not isinstance(value, dict) or not set(value) <= {"value", "good", "skipped"}:
+        return False
+    return all(_is_number(v) and v >= 0 for v in value.values()) and value.get("value", 1.0) > 0
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def own_sum(said: Mapping[str, Any]) -> str:
+    """Of all that a record says but its sum."""
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 

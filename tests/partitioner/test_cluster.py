@@ -48,6 +48,16 @@ BROKEN = [
     (r'attention = "flash"', 'attention = "flash"\nsoftware = 1', "table .software. is missing"),
     (r'name = "dgx-a100"', "name = 7", ": name must be a name, it is 7"),
     (r'name = "A100.*', "name = 7", "device.name must be a name, it is 7"),
+    (r'name = "A100.*', 'name = "\\\\u001b[2J"', "device.name must be a name, it is '.x1b"),
+    (r'name = "A100.*', f'name = "{"x" * 5000}"', "device.name must be a name, it is 'x{199}[.]{3}$"),
+    (r'attention = "flash"', f'attention = "{"x" * 5000}"', "attention must be .* it is 'x{199}[.]{3}$"),
+    (r'attention = "flash"', f'attention = "flash"\n{"x" * 5000} = 1', "unknown field x{200}[.]{3}$"),
+    (r"memory_bytes = .*", "memory_bytes = 1e300", "device.memory_bytes must be a positive number"),
+    (r"memory_bytes = .*", f"memory_bytes = {10**400}", "device.memory_bytes must be a positive number"),
+    (r"memory_bytes = .*", f"memory_bytes = {'9' * 5000}", "is not TOML: "),
+    (r"memory_bytes = .*", f"memory_bytes = {'[' * 100_000}", "is not TOML: "),
+    (r"multiprocessors = .*", "multiprocessors = 0.5", "device.multiprocessors must be a positive whole number"),
+    (r"devices = 8", "devices = 80000000", "nodes and node.devices make more than 10,000,000 devices"),
 ]
 
 

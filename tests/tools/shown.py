@@ -37,8 +37,8 @@ def report(**slower: float) -> Report:
     """A run of the plan whose parts took so many times what was predicted."""
     found = plan()
     parts = {part: s * slower.get(part.split()[0], 1.0) for part, s in predicted_parts(found.cost).items()}
-    asked = Asked(found.model, found.cluster, found.global_batch, found.pins)
+    asked, step = Asked(found.model, found.cluster, found.global_batch, found.pins), sum(parts.values())
     return Report(
-        asked, found.decisions, found.cost, 8, 3, (5.0, 4.0, 3.0), None, sum(parts.values()), 2e9, parts, (1.0,),
+        asked, found.decisions, found.cost, 8, 3, (5.0, 4.0, 3.0), None, step, 2e9, parts, (step,) * 3,
         "cuda", "text", {},
     )  # fmt: skip

@@ -13,10 +13,11 @@ from pathlib import Path
 from rich.console import Console
 
 from partitioner import Plan
+from partitioner.whole_files import write_whole
 from tools.figures.card import summary
 from tools.main import main as partitioner
 from tools.screen import written
-from tools.show.drawing import draw, plan_graph
+from tools.show.drawing import drawn, plan_graph
 from tools.show.html_page import page
 
 WIDTH = 110
@@ -59,7 +60,8 @@ def main(arguments: list[str]) -> int:
         if partitioner(["plan", *piece.arguments, "--json", "-o", str(path)]):
             return 1
         plan = Plan.load(path)
-        draw(plan_graph(plan), str(folder / f"{piece.name}.svg"))
+        picture = str(folder / f"{piece.name}.svg")
+        write_whole(picture, drawn(plan_graph(plan), picture))
         written(str(folder / f"{piece.name}.html"), page(plan))
         plans.append(plan)
     written(str(folder / "README.md"), "\n".join(_readme(plans)))

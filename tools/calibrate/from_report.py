@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from partitioner.cluster import Cluster, Link
+from partitioner.errors import InputError
 from partitioner.plan.parallelism import Parallelism
 from partitioner.sharding.mesh_axes import PP, named
 from runtime.report import Report
@@ -36,10 +37,15 @@ class Correction:
 
 
 def corrected(report: Report, name: str) -> tuple[Cluster, list[Correction]]:
-    """The report's cluster as it would have predicted compute and communication right, and what was changed."""
+    """The report's cluster as it would have predicted compute and communication right, and what was changed; raises
+    InputError for a report that tells no compute."""
     cluster, found = replace(Cluster.from_dict(report.asked.cluster), name=name), list[Correction]()
     parts = {part: (was, now) for part, was, now in report.parts()}
-    compute = Correction("compute", *parts["compute"])
+    was, now = parts.get("compute", (0.0, 0.0))
+    if not (was > 0 and now > 0):
+        words = f"the report's compute is {now:g} s measured, {was:g} s predicted"
+        raise InputError(f"{words}: take one of a run that computed")
+    compute = Correction("compute", was, now)
     cluster = _faster(cluster, 1 / compute.ratio)
     found.append(compute)
     own = report.decisions.parallelism

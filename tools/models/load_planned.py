@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from partitioner import Plan
@@ -22,4 +23,14 @@ def load_model(model: Mapping[str, Any], batch: int | None = None, meta: bool = 
     if not model.get("entry"):
         raise InputError("the plan names no model to load: make it with partitioner plan MODEL")
     sys.stderr.write(f"importing {model['entry']}\n")
-    return load(model["entry"], model["settings"], seq=model.get("seq"), batch=batch, meta=meta)
+    with of_the_plan():
+        return load(model["entry"], model["settings"], seq=model.get("seq"), batch=batch, meta=meta)
+
+
+@contextmanager
+def of_the_plan() -> Generator[None]:
+    """What is wrong with a model is said to be of what the plan names."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"the plan's asked.model: {error}") from error

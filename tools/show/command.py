@@ -12,12 +12,13 @@ from rich.tree import Tree
 
 from partitioner import Plan, Program, lower, trace
 from partitioner.errors import InputError
+from partitioner.whole_files import write_whole
 from tools.figures.card import check_readable, summary
 from tools.figures.gemm_words import products
 from tools.figures.outline import Run, arrival, is_weighty, outline, sentence
 from tools.models.load_planned import load_plan
-from tools.screen import output, size, written
-from tools.show.drawing import block_drawing, draw, layouts_said, plan_graph, program_drawing
+from tools.screen import output, size
+from tools.show.drawing import block_drawing, drawn, layouts_said, plan_graph, program_drawing
 from tools.show.html_page import page
 from tools.show.perfetto import trace_json
 
@@ -32,14 +33,15 @@ def show_command(options: argparse.Namespace) -> int:
     if options.program and options.block:
         raise InputError("--program draws all blocks: leave out --block")
     program = _program(plan) if options.program else None
-    written = [write(plan, path) for path, write in _files(options, program) if path]
-    for path in written:
+    made = {path: make(plan, path) for path, make in _files(options, program) if path}  # all, before any is written
+    for path, content in made.items():
+        write_whole(path, content)
         output().print(f"{path}: {size(Path(path).stat().st_size)}", markup=False)
-    if program is not None and not written:
+    if program is not None and not made:
         sys.stdout.write(str(program))
-    elif options.block and not written:
+    elif options.block and not made:
         output().print(_one_block(plan, options.block))
-    elif not written:
+    elif not made:
         output().print(summary(plan))
         output().print(tree(plan, options.ops))
         output().print(layouts_said(plan.parallelism.axes), style="dim")
@@ -47,28 +49,21 @@ def show_command(options: argparse.Namespace) -> int:
     return 0
 
 
-_Write = Callable[[Plan, str], str]
+_Make = Callable[[Plan, str], str | bytes]
 
 
-def _files(options: argparse.Namespace, program: Program | None) -> list[tuple[str | None, _Write]]:
-    """The files that may be asked for, and what writes each."""
+def _files(options: argparse.Namespace, program: Program | None) -> list[tuple[str | None, _Make]]:
+    """The files that may be asked for, and what makes the content of each."""
 
-    def drawing(plan: Plan, path: str) -> str:
+    def drawing(plan: Plan, path: str) -> bytes:
         if program is not None:
-            draw(program_drawing(program), path)
-        else:
-            draw(block_drawing(plan, options.block) if options.block else plan_graph(plan), path)
-        return path
+            return drawn(program_drawing(program), path)
+        return drawn(block_drawing(plan, options.block) if options.block else plan_graph(plan), path)
 
-    return [(options.svg, drawing), (options.png, drawing), (options.trace, _timeline), (options.html, _page)]
-
-
-def _timeline(plan: Plan, path: str) -> str:
-    return written(path, trace_json(plan))
-
-
-def _page(plan: Plan, path: str) -> str:
-    return written(path, page(plan))
+    return [
+        (options.svg, drawing), (options.png, drawing), (options.trace, lambda plan, _: trace_json(plan)),
+        (options.html, lambda plan, _: page(plan)),
+    ]  # fmt: skip
 
 
 def _program(plan: Plan) -> Program:

@@ -17,7 +17,6 @@ from partitioner.errors import InputError
 from partitioner.lowering.program import Call
 from partitioner.plan.derived_rows import BlockRow, OpRow
 from partitioner.sharding.mesh_axes import Axes
-from partitioner.whole_files import write_whole
 from tools.figures.block_graph import ENTERING, Moving, block_graph
 from tools.figures.outline import Run, Stages, is_product, is_weighty, kind, outline, place, shape, word
 from tools.screen import seconds, size
@@ -39,12 +38,12 @@ LEGEND = (
 FORMATS = ("svg", "png")
 
 
-def draw(graph: pydot.Dot, path: str) -> None:
-    """Write the drawing as the file's ending says; raises InputError when it can't be written so."""
+def drawn(graph: pydot.Dot, path: str) -> bytes:
+    """The drawing as the file's ending says; raises InputError for another."""
     ending = Path(path).suffix.removeprefix(".")
     if ending not in FORMATS:
         raise InputError(f"{path}: a drawing ends in .{' or .'.join(FORMATS)}")
-    write_whole(path, rendered(graph, ending))
+    return rendered(graph, ending)
 
 
 def rendered(graph: pydot.Dot, form: str) -> bytes:

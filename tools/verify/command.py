@@ -22,6 +22,7 @@ from runtime.verify.captured_graph import Captured, captured
 from tools.models import precision_option
 from tools.models.entry_point import parse_settings
 from tools.models.load import Source
+from tools.models.load_planned import of_the_plan
 from tools.screen import output, status, table
 from tools.verify.dry_run import dry_run
 from tools.verify.plan_families import Family, cluster, families, left_out, possible
@@ -137,7 +138,8 @@ def _of_plan(plan: Plan) -> Asked:
     sys.stderr.write(f"importing {model['entry']}\n")
     settings: Mapping[str, object] = model["settings"]
     own = plan.decisions.precision
-    subject = subject_of(str(model["entry"]), settings, model.get("seq"), EXAMPLE, plan.global_batch, precision=own)
+    with of_the_plan():
+        subject = subject_of(str(model["entry"]), settings, model.get("seq"), EXAMPLE, plan.global_batch, precision=own)
     return subject, [("the plan", plan)], []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,32 @@ def test_a_record_that_can_not_be_read_is_refused(
     with pytest.raises(InputError, match=words) as raised:
         check_files(tmp_path, read_record(tmp_path).files.items())
     assert type(raised.value) is kind
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000, '{"version": 1, "files": ' + '{"a":' * 100_000 + "}" * 100_001, "\xff", "[]",
+        json.dumps(WITHOUT_SUMS | {"version": 0}), json.dumps(WITHOUT_SUMS | {"version": True}),
+        json.dumps(WITHOUT_SUMS | {"version": 3, "sha256": "of other bytes"}),
+        *(json.dumps(WITHOUT_SUMS | {"progress": WITHOUT_SUMS["progress"] | wrong})
+          for wrong in ({"step": -1}, {"step": "2"}, {"seed": None}, {"samples": 0.5}, {"loss_scale": {"scale": 1}},
+                        {"loss_scale": {"value": "1"}})),
+        json.dumps(WITHOUT_SUMS | {"optimizer": 7}), json.dumps(WITHOUT_SUMS | {"groups": [1]}),
+        json.dumps(WITHOUT_SUMS | {"files": {"a": -3}}),
+    ],
+)  # fmt: skip
+def test_a_record_that_says_what_none_says_is_not_whole(text: str, tmp_path: Path) -> None:
+    (tmp_path / COMPLETE).write_bytes(text.encode("latin-1"))
+    with pytest.raises(NotWhole, match=f"is not a whole checkpoint .{COMPLETE}") as raised:
+        read_record(tmp_path)
+    assert len(str(raised.value)) < 700
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / COMPLETE)
+    with pytest.raises(NotWhole, match="it is missing, or no file"):
+        read_record(tmp_path)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

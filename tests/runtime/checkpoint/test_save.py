@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import pickle
 import resource
 import shutil
 from collections.abc import Callable
@@ -95,6 +97,25 @@ def test_the_newest_whole_one_is_loaded_and_said(
     assert said[0].endswith("step-00000001 is loaded")
     with pytest.raises(InputError, match=f"step-00000002 is not a whole checkpoint \\({file}.*: load another"):
         again.load(tmp_path / "step-00000002")
+
+
+def test_what_says_that_it_is_whole_and_is_not_is_told_in_one_line(tmp_path: Path) -> None:
+    newest = _trained(1).save(tmp_path)
+    (newest / "__0_0.distcp").write_bytes(pickle.dumps(os.getcwd, protocol=2))
+    said = json.loads((newest / COMPLETE).read_text()) | {"version": 1}
+    said["files"] = {name: (newest / name).stat().st_size for name in said["files"]}
+    (newest / COMPLETE).write_text(json.dumps(said))
+    with pytest.raises(InputError, match="step-00000001 can't be read, by rank 0: ") as raised:
+        build(ONE).load(tmp_path)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_record_that_names_no_metadata_is_not_whole(tmp_path: Path) -> None:
+    newest = _trained(1).save(tmp_path)
+    said = json.loads((newest / COMPLETE).read_text()) | {"version": 1, "files": {}}
+    (newest / COMPLETE).write_text(json.dumps(said))
+    with pytest.raises(InputError, match="complete.json: it does not name .metadata"):
+        build(ONE).load(tmp_path)
 
 
 def test_none_is_whole(tmp_path: Path) -> None:

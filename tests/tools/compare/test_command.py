@@ -103,6 +103,17 @@ def test_a_report_comes_back(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "is no report" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("measured", [{}, {"compute": 0.0}])
+def test_a_report_that_tells_no_compute_corrects_nothing(
+    measured: dict[str, float], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replace(report(), measured=measured).save(tmp_path / "report.json")
+    (tmp_path / "c.toml").write_text("before")
+    assert main(["calibrate", "--from", str(tmp_path / "report.json"), "-o", str(tmp_path / "c.toml")]) == 2
+    assert "the report's compute is 0 s measured" in capsys.readouterr().err
+    assert (tmp_path / "c.toml").read_text() == "before"
+
+
 def test_a_corrected_cluster_predicts_what_was_measured(tmp_path: Path) -> None:
     run = report(compute=1.25, tp=3.0, dp=3.0)
     run.save(tmp_path / "report.json")

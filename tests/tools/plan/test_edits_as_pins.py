@@ -74,7 +74,7 @@ def test_an_edited_mesh_gives_way_to_no_pin_of_its_own(tmp_path: Path) -> None:
         (lambda d: d["decisions"].update(micro_batches=99), "decisions.micro_batches was edited, and no pin"),
         (lambda d: d["decisions"].update(recomputed=[1, 1]), "decisions.recomputed was edited, and no pin"),
         (lambda d: _ports(d, ["S(1)"]), "decisions.boundaries.blocks.0: 'S(1)' is not a placement: write W, R"),
-        (lambda d: d["decisions"]["parameters"].update(nothing="W"), "names no parameter of the model: nothing"),
+        (lambda d: d["decisions"]["parameters"].update(nothing=["W"]), "names no parameter of the model: nothing"),
         (lambda d: d["decisions"].update(stages=[["blocks.0"]], recomputed=[0]), "cuts 1 units, the model has 6"),
     ],
 )
@@ -114,6 +114,24 @@ def test_what_is_no_plan_is_refused(text: str, tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "plan.json").write_text(text)
     assert main(["show", str(tmp_path / "plan.json")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_an_entry_that_can_not_be_loaded_is_told_as_the_plans(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = edited(tmp_path / "plan.json", lambda d: d["asked"]["model"].update(entry="ledom:yp.tpg"))
+    for command in (["plan", "--edit", str(path)], ["verify", str(path)], ["show", str(path), "--program"]):
+        assert main(command) == 2
+        assert "the plan's asked.model: MODEL 'ledom:yp.tpg' is none of" in capsys.readouterr().err
+
+
+def test_blocks_that_are_not_the_models_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = edited(tmp_path / "plan.json", lambda d: d["derived"]["blocks"].reverse())
+    assert main(["show", str(path), "--program"]) == 2
+    assert "the plan's derived.blocks are not those of its model: " in capsys.readouterr().err
+    path = edited(tmp_path / "plan.json", lambda d: d["derived"]["parameters"].pop("head.weight"))
+    assert main(["show", str(path), "--program"]) == 2
+    assert "the plan's derived.parameters have no layout of head.weight" in capsys.readouterr().err
 
 
 def test_markup_in_a_name_is_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -142,6 +142,13 @@ def test_files_that_cannot_be_written_are_named(path: Path, capsys: pytest.Captu
     assert "a drawing ends in .svg or .png" in capsys.readouterr().err
 
 
+def test_of_several_files_none_is_written_where_one_can_not_be_made(path: Path, tmp_path: Path) -> None:
+    before = tmp_path / "a.svg"
+    before.write_text("before")
+    assert main(["show", str(path), "--svg", str(before), "--png", str(tmp_path / "a.pdf")]) == 2
+    assert before.read_text() == "before"
+
+
 @pytest.mark.parametrize(("variables", "coloured"), [({"FORCE_COLOR": "1"}, True), ({}, False),
                          ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False)])  # fmt: skip
 def test_colours_are_left_out_where_nobody_wants_them(
