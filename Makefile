@@ -6,7 +6,7 @@ OUT ?= out
 BIN := .venv/bin
 SOURCES := partitioner runtime cutlass_ops tools examples tests
 
-.PHONY: install demo test readme parity habits kernels lint types gallery bench
+.PHONY: install demo test readme parity habits disturbed kernels lint types gallery bench
 
 install: .venv/installed
 
@@ -27,9 +27,9 @@ demo: install
 
 # what stays in one process or waits for a command's, first, two at a time; then what starts ranks of its own
 PURE := $(patsubst %,tests/tools/%,test_commands.py test_streams.py run compare figures kernels models plan show validate verify \
-	test_configs.py) tests/runtime/dry_run tests/runtime/verify tests/partitioner tests/cutlass_ops tests/test_house.py tests/test_facts.py
+	watch test_configs.py) tests/runtime/data tests/runtime/dry_run tests/runtime/verify tests/partitioner tests/cutlass_ops tests/test_house.py tests/test_facts.py
 
-QUICK := not readme and not parity and not kernels and not habits
+QUICK := not readme and not parity and not kernels and not habits and not disturbed
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "$(QUICK)" $(PURE)
@@ -57,6 +57,10 @@ $(PASSED)/%: .venv/installed
 habits: install
 	$(BIN)/python -m pytest -n 2 tests/habits/test_habits.py
 	$(BIN)/python -m pytest tests/habits/test_doors.py
+
+# runs that are left, started by others, and gone on with other ranks
+disturbed: install
+	$(BIN)/python -m pytest -m disturbed
 
 kernels: install
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[cutlass]"

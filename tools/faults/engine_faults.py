@@ -115,17 +115,18 @@ def _counts(change: Callable[[Engine, list[torch.Tensor]], list[torch.Tensor]]) 
     """Other loss counts than the global one."""
 
     def prepare(engine: Any) -> None:
-        inner = engine._batches.of
+        batches = engine._forms._plan.batches
+        inner = batches.of
 
         def micro_batches(*given: Any) -> list[dict[str, torch.Tensor]]:
             rows = inner(*given)
             for count in engine.program.counts:
-                own = [engine._batches._part(count, row) for row in rows]
+                own = [batches._part(count, row) for row in rows]
                 for row, value in zip(rows, change(engine, own), strict=True):
                     row[count.name] = value.view(count.shape)
             return rows
 
-        engine._batches.of = micro_batches
+        batches.of = micro_batches
 
     return prepare
 
@@ -139,8 +140,9 @@ def _own_count(engine: Engine, counts: list[torch.Tensor]) -> list[torch.Tensor]
 
 
 def _same_keys(engine: Any) -> None:
-    inner = engine._batches._sample_keys
-    engine._batches._sample_keys = lambda step, m: inner(step, 0)
+    batches = engine._forms._plan.batches
+    inner = batches._sample_keys
+    batches._sample_keys = lambda step, m: inner(step, 0)
 
 
 def _norm_without(axis: str) -> Callable[[Engine], None]:
@@ -157,7 +159,7 @@ def _every_value_counts(engine: Any) -> None:
 def _loss_without(axis: str) -> Callable[[Engine], None]:
     def prepare(engine: Any) -> None:
         inner = engine._sum
-        engine._sum = lambda x, a: None if a == axis and x is getattr(engine, "_loss", None) else inner(x, a)
+        engine._sum = lambda x, a: None if a == axis else inner(x, a)
 
     return prepare
 

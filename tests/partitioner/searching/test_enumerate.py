@@ -74,6 +74,7 @@ def enumerated(graph: Graph, cluster: Cluster) -> tuple[float, int]:
     return best, tried
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["gpt", pytest.param("t5", marks=pytest.mark.parity)])
 @pytest.mark.parametrize("room", [1.0, 0.8, 0.6])
 def test_search_finds_the_best_of_everything(name: str, room: float) -> None:

@@ -16,6 +16,7 @@ from tools.main import main
 ROOT = Path(__file__).parents[3]
 GPT = f"{ROOT / 'examples' / 'gpt.py'}:model"
 SMALL = ["--set", "vocab=256", "hidden=32", "heads=4", "seq=32", "layers=3", "dropout=0.1"]
+pytestmark = pytest.mark.disturbed
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tools.main import main
 
 RUN = [sys.executable, "-m", "tools.main", "run"]
+pytestmark = pytest.mark.disturbed
 
 
 def _weights(two_ranks: str, folder: Path, out: Path) -> dict[str, object]:

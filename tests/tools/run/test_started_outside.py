@@ -21,6 +21,7 @@ from tools.main import main
 COMMAND = [sys.executable, "-m", "tools.main"]
 ALONE = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
 ENVIRONMENT = ALONE | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+pytestmark = pytest.mark.disturbed
 
 
 @pytest.fixture(scope="module")
