@@ -22,7 +22,7 @@ from partitioner.graph.tied_blocks import Folded, Value, fold
 from partitioner.plan.plan import Plan
 from partitioner.plan.recompute_ways import NO_RECOMPUTE
 from partitioner.searching.reprice import decided
-from partitioner.searching.write_plan import plan_of
+from partitioner.searching.write_plan import ALONE, plan_of
 from partitioner.sharding.layout import Placement, parse_layout
 from partitioner.sharding.mesh_axes import DP
 from partitioner.solve.axis_by_axis import solve_axes
@@ -53,7 +53,7 @@ def with_state_of(
         raise InputError("no layout of the model's ops leaves its parameters as the plan divides them") from error
     tried = decided(price_units(setting, solution, cluster), parallelism, units, again[1])
     samples = parallelism.mesh[DP] * many * micro_batch
-    found = plan_of([(tried, price(tried.priced, tried.split))], [], {}, samples, {}, plan.model)
+    found = plan_of([(tried, price(tried.priced, tried.split))], [], ALONE, samples, {}, plan.model)
     return replace(found, decisions=replace(found.decisions, seed=decisions.seed)).stamped()
 
 

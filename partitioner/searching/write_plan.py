@@ -167,6 +167,7 @@ def _products(priced: Priced, group: int, out: tuple[Export, ...]) -> tuple[Prod
 
 
 Ranking = list[tuple[Tried, Cost]]
+ALONE = {"candidates": 1, "over_memory": 0, "walked": 1, "beaten_by_bound": 0}  # one that was asked for, and priced
 
 
 def plan_of(

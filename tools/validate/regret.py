@@ -19,7 +19,7 @@ from partitioner.errors import DoesNotFit, InputError
 from partitioner.searching.candidates import candidates
 from partitioner.searching.pins import read_pins
 from partitioner.searching.search import too_large
-from partitioner.searching.write_plan import plan_of
+from partitioner.searching.write_plan import ALONE, plan_of
 from partitioner.sharding.mesh_axes import PP
 from partitioner.step.step_seconds import price
 from runtime.ranks import launch
@@ -90,7 +90,7 @@ def plans_of(
     ranked = sorted(priced, key=lambda row: (round(row[1].step_seconds, 9), *row[0].plainness))
     made: dict[str, Plan] = {}
     for row in ranked:
-        plan = plan_of([row], [], {}, batch, pins, model)
+        plan = plan_of([row], [], ALONE, batch, pins, model)
         made.setdefault(str(lower(graph, plan)), plan)
     return list(made.values())
 
