@@ -203,3 +203,28 @@ def test_the_model_is_left_in_the_mode_in_which_it_was() -> None:
     engine = parallelize(model, example, global_batch=SAMPLES, plan=None)
     engine.evaluate(batch_of(example, SAMPLES, 24, 1))
     assert [m.training for m in model.modules()] == before
+
+
+class Regression(nn.Module):
+    """Its loss is a mean over samples, of which nothing but their number is counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 16), nn.GELU(), nn.Linear(16, 3))
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return nn.functional.mse_loss(self.layers(x), y)
+
+
+def test_fewer_samples_of_a_plain_mean() -> None:
+    plans.spawn(_plain_mean, 2)
+
+
+def _plain_mean(rank: int) -> None:
+    torch.manual_seed(5)
+    model = Regression().double()
+    data = {"x": torch.randn(SAMPLES, 4, 6).double(), "y": torch.randn(SAMPLES, 4, 3).double()}
+    pins: dict[str, str | int] = {"dp": 2, "micro_batch": 2}
+    plain, engine = copy.deepcopy(model), parallelize(model, data, global_batch=SAMPLES, pins=pins)
+    for sizes in ([4, 4], [3, 1], [2, 4]):
+        check_step(plain, engine, {n: t[: sum(sizes)] for n, t in data.items()}, sizes, 1e-11)
