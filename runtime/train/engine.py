@@ -11,6 +11,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,11 @@ from runtime.state.export_weights import export_safetensors, full_state
 from runtime.state.learning_rates import LearningRates, LrLambda
 from runtime.state.optimizer import Factory
 from runtime.train.first_nonfinite import first_culprit
-from runtime.train.forms import Fitted, Forms, Making, Ready
+from runtime.train.forms import Fitted, Forms, MakeWorker, Making, ready_of
 from runtime.train.gradient_sync import GradientNorm, GradientSync
 from runtime.train.loss_scale import LossScale
 from runtime.train.skipped_steps import SkippedSteps
-from runtime.train.step_batches import StepBatches, own_samples
+from runtime.train.step_batches import own_samples
 
 
 class Engine:
@@ -71,7 +72,7 @@ class Engine:
         clip: float | None = None,
         lr_lambda: LrLambda | None = None,
         limits: Limits | None = None,
-        worker: Callable[[Program, Groups, Mapping[str, nn.Parameter], ShardedStages | None], Worker] = Worker,
+        worker: MakeWorker = Worker,
         saving: dist.ProcessGroup | None = None,
         skip_nonfinite: bool = False,
         making: Making | None = None,
@@ -83,8 +84,8 @@ class Engine:
         self._sharded = ShardedStages(program, groups, here, self.parameters) if program.shards > 1 else None
         sharded = self._sharded.names if self._sharded else frozenset[str]()
         self._copies = ComputeCopies(program, {n: p for n, p in self.parameters.items() if n not in sharded})
-        self._make_worker = worker
-        plan = self._bound(program)
+        ready = partial(ready_of, worker, groups, self._copies.read, self._sharded)  # holds no engine, as no hook does
+        plan = ready(program)
         self.worker = plan.worker
         self.loss_scale = LossScale() if program.loss_scale else None
         named = [(name, p) for name, p in self.parameters.items() if p.requires_grad]
@@ -99,13 +100,8 @@ class Engine:
         self._sync = GradientSync(program, groups, self._copies, self._sharded, self.parameters)
         self._norm = GradientNorm(program, groups, self.parameters)
         self._saver, self._buffers = Saver(saving), buffers or {}
-        self._forms = Forms(groups, plan, making, self._bound)
+        self._forms = Forms(groups, plan, making, ready)
         self._hook()
-
-    def _bound(self, program: Program) -> Ready:
-        """A Program of these parameters on this rank."""
-        worker = self._make_worker(program, self.groups, self._copies.read, self._sharded)
-        return Ready(program, worker, StepBatches(program, self.groups, worker))
 
     def _hook(self) -> None:
         """Let gradients move to their buckets, and travel while the last micro-batch's backward runs.
@@ -170,8 +166,10 @@ class Engine:
 
     def _fitted(self, batch: Mapping[str, Any], trains: bool = True) -> Fitted:
         limits = self._limits
+        with self._watched(not self._has_stepped):
+            agreed = self._forms.agreed(batch)
         with contextlib.nullcontext() if limits is None else Watchdog(limits.start, "tracing a batch of another form"):
-            return self._forms.of(batch, trains)
+            return self._forms.fitted(batch, agreed, trains)
 
     @waits
     def holds(self, condition: torch.Tensor) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.nn import functional as F
 
 from partitioner.errors import InputError
@@ -24,8 +25,10 @@ from partitioner.lowering.program import Program
 from partitioner.ops.collective_kinds import ALL_REDUCE
 from partitioner.sharding.mesh_axes import DP
 from partitioner.user_code.batches import flat
+from runtime.execute.sharded_stages import ShardedStages
 from runtime.execute.worker import Worker
 from runtime.mesh.groups import Groups
+from runtime.ranks.doing import waits
 from runtime.train.step_batches import Counted, StepBatches
 
 Lengths = tuple[tuple[str, tuple[int, ...]], ...]  # of each input: its dimensions behind that of samples
@@ -49,6 +52,18 @@ class Ready:
     batches: StepBatches
 
 
+MakeWorker = Callable[[Program, Groups, Mapping[str, nn.Parameter], ShardedStages | None], Worker]
+
+
+def ready_of(
+    worker: MakeWorker, groups: Groups, read: Mapping[str, nn.Parameter], sharded: ShardedStages | None,
+    program: Program,
+) -> Ready:  # fmt: skip
+    """The ends of a Program; ``read``: the rank's parameters as ops read them, but for those that are ``sharded``."""
+    made = worker(program, groups, read, sharded)
+    return Ready(program, made, StepBatches(program, groups, made))
+
+
 @dataclass(frozen=True)
 class Making:
     """``program(form)`` is traced and lowered on every rank alike; ``most`` other lengths than the plan's are kept;
@@ -59,6 +74,17 @@ class Making:
     most: int = 8
     padding: Mapping[str, float] = field(default_factory=dict[str, float])
     is_whole: bool = False
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """Of a batch: its lengths ``here``, the ``longest`` of all data ranks, its ``samples`` here, and which of all
+    count, None where no rank lacks any."""
+
+    here: Lengths
+    longest: Lengths
+    samples: int
+    counted: Counted | None
 
 
 @dataclass(frozen=True)
@@ -84,27 +110,30 @@ class Forms:
         self._kept: dict[Form, Ready] = {self._own: plan}
         self._used: dict[Lengths, None] = {}  # other lengths, the latest last
 
-    def of(self, batch: Mapping[str, Any], trains: bool = True) -> Fitted:
-        """What runs this data rank's part of a batch; raises InputError where nothing can. All ranks call it."""
-        if self._making is None:
-            if not trains:
-                raise InputError("this engine was made without the model, which evaluation traces: use parallelize")
+    def agreed(self, batch: Mapping[str, Any]) -> Agreed | None:
+        """What all data ranks' parts of a batch are together; None where there are no other forms, or where the part is
+        not even of the plan's kind. All ranks call it."""
+        if self._making is None or (here := self._lengths(flat(batch).tensors)) is None:
+            return None
+        samples = self._samples(flat(batch).tensors)
+        missing, longest = self._largest(self._plan.batches.samples - samples, here)
+        return Agreed(here, longest, samples, self._counted(samples) if missing else None)
+
+    def fitted(self, batch: Mapping[str, Any], agreed: Agreed | None, trains: bool = True) -> Fitted:
+        """What runs this data rank's part of a batch; raises InputError where nothing can. Nothing is sent."""
+        making = self._making
+        if making is None and not trains:
+            raise InputError("this engine was made without the model, which evaluation traces: use parallelize")
+        if making is None or agreed is None:  # what is missing or misshapen is said by what reads the batch
             return Fitted(self._plan, batch, None, False)
+        lengths, counted = self._chosen(agreed.longest, making), agreed.counted
+        size = agreed.samples if making.is_whole else 1 if counted else self._own.micro_batch
+        ready, is_new = self._of_form(Form(lengths, size, trains), making)
         given = flat(batch)
-        here = self._lengths(given.tensors)
-        if here is None:  # what is missing or misshapen is said by what reads the batch
-            return Fitted(self._plan, batch, None, False)
-        samples = self._samples(given.tensors)
-        missing, asked = self._agreed(self._plan.batches.samples - samples, here)
-        lengths = self._chosen(asked, self._making)
-        counted = self._counted(samples) if missing else None
-        size = samples if self._making.is_whole else 1 if missing else self._own.micro_batch
-        form = Form(lengths, size, trains)
-        ready, is_new = self._of_form(form, self._making)
         tensors = given.tensors
-        if here != lengths:
-            tensors = {n: _padded(n, t, dict(lengths).get(n), self._making.padding) for n, t in tensors.items()}
-        if missing:
+        if agreed.here != lengths:
+            tensors = {n: _padded(n, t, dict(lengths).get(n), making.padding) for n, t in tensors.items()}
+        if counted:
             batched = self._plan.program.batched
             tensors = {n: _filled(t, ready.batches.samples) if n in batched else t for n, t in tensors.items()}
         return Fitted(ready, given.together(tensors), counted, is_new)
@@ -135,7 +164,8 @@ class Forms:
                 raise InputError(f"{name} has {many} samples, this rank's part of a step has {most}, or fewer of all")
         return next(iter(counts.values()), most)
 
-    def _agreed(self, missing: int, here: Lengths) -> tuple[int, Lengths]:
+    @waits
+    def _largest(self, missing: int, here: Lengths) -> tuple[int, Lengths]:
         """The most samples that any data rank lacks, and the longest lengths."""
         if self._groups.size(DP) == 1:
             return missing, here
@@ -146,6 +176,7 @@ class Forms:
         rows = iter(flat_rows)
         return most, tuple((name, tuple(next(rows) for _ in row)) for name, row in here)
 
+    @waits
     def _counted(self, samples: int) -> Counted:
         total = torch.tensor(samples, device=self._groups.device)
         if self._groups.size(DP) > 1:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from partitioner.lowering.program import Program
 from partitioner.user_code.outputs import loss_of
 from runtime import Engine, parallelize
 from runtime.state.parameters import gather
-from runtime.train.forms import Form
+from runtime.train.forms import Form, Forms
 from runtime.train.trace_forms import TraceForms
 from tools.models.load import load
 
@@ -228,3 +230,44 @@ def _plain_mean(rank: int) -> None:
     plain, engine = copy.deepcopy(model), parallelize(model, data, global_batch=SAMPLES, pins=pins)
     for sizes in ([4, 4], [3, 1], [2, 4]):
         check_step(plain, engine, {n: t[: sum(sizes)] for n, t in data.items()}, sizes, 1e-11)
+
+
+def test_what_waits_for_other_ranks_has_the_limit_of_a_step_and_tracing_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    watched, seen = list[str](), dict[str, str]()
+
+    class Noted:
+        def __init__(self, limit_seconds: float, what: str, thread: str | None = None) -> None:
+            self.what = what
+
+        def __enter__(self) -> None:
+            watched.append(self.what)
+
+        def __exit__(self, *_: object) -> None:
+            watched.pop()
+
+    def noted(owner: type, name: str) -> None:
+        inner = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *given: seen.setdefault(name, watched[-1]) and inner(*given))
+
+    noted(Forms, "_largest")
+    noted(TraceForms, "program")
+    _, example, engine = engine_of(GPT, SMALL, {})
+    monkeypatch.setattr("runtime.train.engine.Watchdog", Noted)
+    engine.step(batch_of(example, SAMPLES, 20, 1))
+    assert seen == {"_largest": "step 0", "program": "tracing a batch of another form"}
+
+
+def test_nothing_keeps_an_engine_that_nobody_holds() -> None:
+    """Its process groups would outlive ``destroy_process_group``."""
+    _, example, engine = engine_of(GPT, SMALL, {})
+    engine.step(batch_of(example, SAMPLES, 20, 1))
+    kept = weakref.ref(engine)
+    gc.collect()
+    gc.disable()
+    try:
+        del engine
+        assert kept() is None
+    finally:
+        gc.enable()
