@@ -8,6 +8,7 @@ As FSDP2 has it (torch.distributed.fsdp.MixedPrecisionPolicy): parameters are ca
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from partitioner.errors import InputError
@@ -47,11 +48,11 @@ class Precision:
         kinds = {key: DOUBLE for key in ("compute", "gradients", "state") if getattr(self, key)}
         return replace(self, **kinds, tf32=False)
 
-    def with_float32(self, patterns: tuple[str, ...]) -> Precision:
+    def with_float32(self, patterns: Sequence[str]) -> Precision:
         """With patterns of modules that compute in float32; raises InputError where nothing is cast."""
         if patterns and self.compute in ("", SINGLE):
             raise InputError(f"precision {self} computes nothing in less than float32: leave out {', '.join(patterns)}")
-        return replace(self, float32=patterns)
+        return replace(self, float32=tuple(patterns))
 
     def __str__(self) -> str:
         """The name of a preset, or what is other in it."""
@@ -72,7 +73,7 @@ PRESETS = {
 }
 
 
-def preset(name: str, float32: tuple[str, ...] = ()) -> Precision:
+def preset(name: str, float32: Sequence[str] = ()) -> Precision:
     """By name, with patterns of modules that compute in float32; raises InputError for an unknown name, and for
     patterns where nothing is cast."""
     if name not in PRESETS:

@@ -1,17 +1,18 @@
 """A plan in its real data types against a plain loop of the same recipe: what is lost beyond rounding shows.
 
-    plain    float32 parameters --cast--> the eager module, whole batch --> gradients --> float32 --> SGD
+    plain    float32 parameters --cast--> the eager module, whole batch or parts --> gradients --> float32 --> SGD
     plan     the same, over ranks and micro-batches; no float64 anywhere
 
 SGD, for an update by AdamW hides a scale. Rounding differs, since sums are taken in another order; a gradient that is
-halved, or lacks a rank's part, differs by more.
+halved, or lacks a rank's part, differs by more. Where the plain loop takes the same parts of a batch one by one, and no
+op is divided, only the sums of float32 differ in their order: whatever is rounded once more than it says shows.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +30,7 @@ from partitioner.tracing.cast_parameters import computing_in
 from partitioner.user_code.batches import flat
 from partitioner.user_code.outputs import loss_of
 from runtime.state.optimizer import factory
+from runtime.train.engine import Engine
 from runtime.train.loss_scale import LossScale
 from runtime.verify.eager_steps import uncompiled
 from runtime.verify.parity import engine_of, own_samples, whole_tensors
@@ -48,22 +50,42 @@ class Step:
     moved: dict[str, torch.Tensor]
 
 
-def plain_step(module: nn.Module, graph: Graph, batch: Mapping[str, Any]) -> Step:
-    """One process, the whole batch; what is random it draws by the keys of ``graph``."""
-    precision = graph.precision
-    with computing_in(copied(module), precision) as made:
-        samples = range(samples_of(graph, flat(batch).tensors))
-        with eager_draws(made, graph, 0, 0, samples), uncompiled():
-            loss = loss_of(made(**tree_map_only(torch.Tensor, torch.clone, dict(batch))), type(module).__name__)
-            scale = SCALE if precision.loss_scale else 1.0
-            (loss * scale).backward()
-        grads = {n: p.grad.float() / scale for n, p in made.named_parameters() if p.grad is not None}
-    return Step(float(loss.detach()), grads, {n: -LR * grad for n, grad in grads.items()})
+def plain_step(module: nn.Module, graph: Graph, batch: Mapping[str, Any], parts: int = 1) -> Step:
+    """One process; what is random it draws by the keys of ``graph``.
+
+    ``parts``: how many equal parts of the batch it takes one by one, of a loss that counts the same in each.
+    """
+    precision, samples = graph.precision, samples_of(graph, flat(batch).tensors)
+    scale, each, total = SCALE if precision.loss_scale else 1.0, samples // parts, 0.0
+    grads = dict[str, torch.Tensor]()
+    for first in range(0, each * parts, each):
+        rows = slice(first, first + each)
+        with computing_in(copied(module), precision) as made:
+            with eager_draws(made, graph, 0, 0, range(samples)[rows]), uncompiled():
+                own = tree_map_only(torch.Tensor, torch.clone, _rows(graph, batch, rows) if parts > 1 else dict(batch))
+                loss = loss_of(made(**own), type(module).__name__) / parts
+                (loss * scale).backward()
+            for name, p in made.named_parameters():
+                if p.grad is not None:
+                    grads[name] = grads.get(name, 0.0) + p.grad.float() / scale
+        total += float(loss.detach())
+    return Step(total, grads, {n: -LR * grad for n, grad in grads.items()})
 
 
-def step_under(program: Program, start: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]) -> Step:
-    """On all ranks together; whole tensors come back on rank 0, none elsewhere."""
+def _rows(graph: Graph, batch: Mapping[str, Any], rows: slice) -> dict[str, Any]:
+    """Some samples of a batch; an input without a row a sample stays whole."""
+    return {n: t[rows] if n in graph.batched else t for n, t in batch.items()}
+
+
+def step_under(
+    program: Program,
+    start: Mapping[str, torch.Tensor],
+    batch: Mapping[str, torch.Tensor],
+    prepare: Callable[[Engine], object] = lambda engine: None,
+) -> Step:
+    """On all ranks together; ``prepare`` sees the engine first. Whole tensors come back on rank 0, none elsewhere."""
     engine = engine_of(program, start, factory(torch.optim.SGD, lr=LR), clip=None)
+    prepare(engine)
     engine.loss_scale = engine.loss_scale and LossScale(SCALE)
     own = own_samples(program, engine.groups, batch)
     engine.gradients(own)

@@ -1,1 +1,1 @@
-"""Faults planted in programs, engines and rules, to see that ``verify`` finds them."""
+"""Faults planted in programs, engines, rules and casts, to see that ``verify`` finds them; runs that are disturbed."""

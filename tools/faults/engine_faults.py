@@ -38,7 +38,7 @@ def _scaled(which: int, factor: float) -> Callable[[Engine], None]:
     return prepare
 
 
-def _holders(engine: Any) -> list[Any]:
+def holders(engine: Any) -> list[Any]:
     """Whatever gathers parameters."""
     roots = engine._sharded._roots.values()
     return [part for root in roots for part in root.modules() if getattr(part, "by_name", dict)()]
@@ -59,12 +59,12 @@ class _Alone:
 
 
 def _gathered_alone(engine: Any) -> None:
-    for part in _holders(engine):
+    for part in holders(engine):
         part.set_custom_all_gather(_Alone())
 
 
 def _scattered_alone(engine: Any) -> None:
-    for part in _holders(engine):
+    for part in holders(engine):
         part.set_custom_reduce_scatter(_Alone())
 
 

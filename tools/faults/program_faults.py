@@ -9,7 +9,7 @@ engine        sums, counts, norms, gradients and keys
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,24 +18,10 @@ from torch import fx
 from partitioner.graph.step_inputs import SAMPLE_KEYS
 from partitioner.lowering.program import Call, Parameter, Program, Stage
 from partitioner.sharding.layout import REPLICATE, WHOLE, Placement, Segment, Shard
-from runtime.train.engine import Engine
 from tools.faults.engine_faults import ENGINE
+from tools.faults.mutant import Edit, Mutant, bypass, edited, modules
 
 aten, own = torch.ops.aten, torch.ops.partitioner
-Edit = Callable[[fx.Node], None]
-
-
-def _nothing(engine: Engine) -> None:
-    """No fault in the engine."""
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """A fault: the Program that has it, and what is done to the engine."""
-
-    name: str
-    program: Program
-    prepare: Callable[[Engine], object] = _nothing
 
 
 def mutants(program: Program) -> Iterator[Mutant]:
@@ -47,25 +33,6 @@ def mutants(program: Program) -> Iterator[Mutant]:
 # ---- modules
 
 
-def _modules(program: Program) -> list[fx.GraphModule]:
-    return list({id(c.module): c.module for s in program.stages for c in s.calls}.values())
-
-
-def _edited(program: Program, module: fx.GraphModule, index: int, edit: Edit) -> Program:
-    """The Program with ``edit`` done to node ``index`` of every use of ``module``."""
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(module.graph, {}))
-    node = list(graph.nodes)[index]
-    edit(node)
-    graph.lint()
-    new = fx.GraphModule(module, graph)
-    stages = tuple(
-        replace(s, calls=tuple(replace(c, module=new) if c.module is module else c for c in s.calls))
-        for s in program.stages
-    )
-    return replace(program, stages=stages)
-
-
 def _swap(target: object, change: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> Edit:
     """The node calls ``target`` with changed arguments."""
 
@@ -75,11 +42,6 @@ def _swap(target: object, change: Callable[[tuple[Any, ...]], tuple[Any, ...]]) 
         node.args = change(node.args)
 
     return edit
-
-
-def _bypass(node: fx.Node) -> None:
-    node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
-    node.graph.erase_node(node)
 
 
 def _repeat_own(node: fx.Node) -> None:
@@ -104,12 +66,12 @@ def _rotate(node: fx.Node) -> None:
 
 # op: the fault's name and edit, for two ranks
 COLLECTIVES: dict[object, tuple[tuple[str, Edit], ...]] = {
-    own.all_reduce.default: (("dropped", _bypass), ("backward turned", _flip(2))),
+    own.all_reduce.default: (("dropped", bypass), ("backward turned", _flip(2))),
     own.copy.default: (
-        ("dropped", _bypass),
+        ("dropped", bypass),
         ("made an all_reduce", _swap(own.all_reduce.default, lambda a: (*a, True))),
     ),
-    own.on_first.default: (("dropped", _bypass), ("backward turned", _flip(2))),
+    own.on_first.default: (("dropped", bypass), ("backward turned", _flip(2))),
     own.all_gather.default: (("dropped", _repeat_own), ("backward turned", _flip(4))),
     own.reduce_scatter.default: (("dropped", _own_part),),
     own.shard.default: (("backward turned", _flip(4)),),
@@ -135,7 +97,7 @@ _LITERALS: dict[object, tuple[str, Edit]] = {
 
 
 def _of_nodes(program: Program) -> Iterator[Mutant]:
-    for n, module in enumerate(_modules(program)):
+    for n, module in enumerate(modules(program)):
         nodes = list(module.graph.nodes)
         graded = {n for n in nodes if n.meta.get("differentiable")}
         seen: set[object] = set()
@@ -145,15 +107,15 @@ def _of_nodes(program: Program) -> Iterator[Mutant]:
                 for word, edit in COLLECTIVES[node.target]:
                     if word == "backward turned" and node not in graded:
                         continue  # nothing comes back through it
-                    yield Mutant(f"{where}: {word}", _edited(program, module, index, edit))
+                    yield Mutant(f"{where}: {word}", edited(program, module, index, edit))
             elif node.target in _LITERALS and node.target not in seen:
                 seen.add(node.target)
                 word, edit = _LITERALS[node.target]
                 if node.target != aten.layer_norm.default or len(node.args) > 4:
-                    yield Mutant(f"{where}: {word}", _edited(program, module, index, edit))
+                    yield Mutant(f"{where}: {word}", edited(program, module, index, edit))
             elif node.target == aten.add.Tensor and len(node.all_input_nodes) == 2 and aten.add.Tensor not in seen:
                 seen.add(node.target)
-                yield Mutant(f"{where}: a term left out", _edited(program, module, index, _bypass))
+                yield Mutant(f"{where}: a term left out", edited(program, module, index, bypass))
 
 
 # ---- layouts

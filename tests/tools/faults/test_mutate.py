@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tools.faults.mutate import MODELS, Model, Result, is_caught, is_fault, run
@@ -13,6 +15,12 @@ NAMES = ("gpt sp2", "gpt pp2", "gpt sp2, linear's rule")
 def test_every_fault_of_a_small_sample_is_caught() -> None:
     small = Model(GPT.spec, GPT.settings | {"layers": 2}, tuple(p for p in GPT.plans if p[0] in NAMES))
     seen(run([small], most=6), 30)
+
+
+def test_every_fault_of_casts_is_caught() -> None:
+    """Against a plain loop in its own types, which takes the same samples one by one."""
+    (casts,) = (m for m in MODELS if m.real and m.float32)
+    seen(run([replace(casts, plans=tuple(p for p in casts.plans if p[0].endswith(("dp2", "ZeRO 1"))))]), 18)
 
 
 @pytest.mark.parity

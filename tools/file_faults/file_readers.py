@@ -23,8 +23,8 @@ from partitioner.plan.plan import Asked
 from partitioner.schedule.tables import plainest
 from runtime.report import Report
 from tools.calibrate.from_report import cluster_toml
-from tools.faults.file_mutations import HUGE, LONG, Mutant, as_json, as_toml, mutant
-from tools.faults.heard import FIRST_SECONDS, Heard, hear, verdict
+from tools.file_faults.file_mutations import HUGE, LONG, Mutant, as_json, as_toml, mutant
+from tools.file_faults.heard import FIRST_SECONDS, Heard, hear, verdict
 
 MODEL = f"{Path(__file__).parents[2] / 'examples' / 'gpt.py'}:model"
 SMALL = ("--set", "vocab=16", "hidden=8", "heads=2", "seq=4", "layers=4")

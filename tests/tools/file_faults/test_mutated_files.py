@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tools.faults import file_readers
-from tools.faults.file_readers import BEFORE, Place
-from tools.faults.heard import Heard, hear, verdict
-from tools.faults.mutated_files import KINDS, Files, Result
+from tools.file_faults import file_readers
+from tools.file_faults.file_readers import BEFORE, Place
+from tools.file_faults.heard import Heard, hear, verdict
+from tools.file_faults.mutated_files import KINDS, Files, Result
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Plans, clusters, reports and checkpoints broken by chance, each given to what reads it: is what is wrong told?
 
-python -m tools.faults.mutated_files --files 2000 --seed 0      exit status 1 where one is handled wrongly
-python -m tools.faults.mutated_files --seed 0 --only 17         that one alone, with what its readers said
+python -m tools.file_faults.mutated_files --files 2000 --seed 0      exit status 1 where one is handled wrongly
+python -m tools.file_faults.mutated_files --seed 0 --only 17         that one alone, with what its readers said
 
 Every file has a clear error, in one line and naming the file or the field, or is accepted and what is made of it is
 legal. Nothing raises, hangs or runs, and what a failing command was to write is as it was.
@@ -25,9 +25,9 @@ from pathlib import Path
 
 import torch
 
-from tools.faults.checkpoint_mutations import SPEC, Runs, tried
-from tools.faults.file_readers import MODEL, Place, broken, prepare, read, tidy
-from tools.faults.heard import SECONDS, hear
+from tools.file_faults.checkpoint_mutations import SPEC, Runs, tried
+from tools.file_faults.file_readers import MODEL, Place, broken, prepare, read, tidy
+from tools.file_faults.heard import SECONDS, hear
 from tools.screen import output, table
 
 KINDS = {"plan": 9, "cluster": 4, "report": 4, "checkpoint": 3}  # of twenty
@@ -96,7 +96,7 @@ def watched(seed: int, numbers: Sequence[int]) -> Iterator[Result]:
     """In a process of its own, and in another where that one ends or no longer answers."""
     left = list(numbers)
     while left:
-        words = [sys.executable, "-m", "tools.faults.mutated_files", "--seed", str(seed), "--worker"]
+        words = [sys.executable, "-m", "tools.file_faults.mutated_files", "--seed", str(seed), "--worker"]
         worker = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert worker.stdin is not None
         assert worker.stdout is not None
@@ -132,7 +132,7 @@ def _work(seed: int) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Count by kind and verdict, and print what was handled wrongly."""
-    parser = argparse.ArgumentParser(prog="python -m tools.faults.mutated_files", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.file_faults.mutated_files", description=__doc__)
     parser.add_argument("--files", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, metavar="N", help="the file of this number alone, and all that was said")

@@ -27,8 +27,8 @@ from runtime.checkpoint.checkpoint_reader import METADATA
 from runtime.checkpoint.record import COMPLETE
 from runtime.train.engine import Engine
 from runtime.verify.parity import engine_of
-from tools.faults.file_mutations import as_json, mutant
-from tools.faults.heard import limited
+from tools.file_faults.file_mutations import as_json, mutant
+from tools.file_faults.heard import limited
 from tools.models.load import load
 
 SPEC = ("vocab", 16), ("hidden", 8), ("heads", 2), ("seq", 4), ("layers", 1)

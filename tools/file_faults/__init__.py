@@ -1,0 +1,1 @@
+"""Files broken in one place, and what the commands and readers that take them say."""
