@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from partitioner.lowering.program import Parameter, Program
-from runtime.dry_run.recording_group import world_of
+from runtime.dry_run.recording_group import own_group, world_of
 from runtime.dry_run.valueless_engine import ValuelessEngine
 from runtime.mesh.groups import Groups
 from runtime.state.optimizer import factory
@@ -28,10 +28,8 @@ STEPS = 2
 def tracked_peak(program: Program, batch: Mapping[str, torch.Tensor], rank: int) -> int:
     """Bytes of all tensors of ``rank`` at the fullest moment of a step with AdamW; ``batch`` is an example."""
     with world_of(rank, math.prod(program.mesh.values())) as tape:
-        tape.buffers = True
-        groups = Groups(program, CPU, "nccl")
-        groups.log.keep = True
-        tape.log = groups.log
+        tape.buffers = tape.log.keep = True
+        groups = Groups(program, CPU, "nccl", own_group, tape.log)
         tracker = _OfTensors()
         with FakeTensorMode(allow_non_fake_inputs=True), tracker:
             parameters = materialize(program, groups.coordinates, _empty, CPU)

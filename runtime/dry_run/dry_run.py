@@ -22,17 +22,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from partitioner.errors import InputError
 from partitioner.lowering.program import Call, Coordinates, Parameter, Program, coordinates
+from partitioner.lowering.sent_by_call import Sending
 from partitioner.lowering.shard_groups import held_shape
 from partitioner.lowering.traffic import tally, traffic
 from partitioner.schedule.tables import KINDS
 from partitioner.sharding.mesh_axes import DP, PP, SHARD
 from partitioner.user_code.batches import flat
 from runtime.dry_run.match_tapes import unmatched
-from runtime.dry_run.recording_group import Tape, world_of
+from runtime.dry_run.recording_group import Tape, own_group, world_of
 from runtime.dry_run.replay_worker import ReplayWorker
 from runtime.dry_run.valueless_engine import ValuelessEngine
 from runtime.execute.worker import BoundCall
-from runtime.mesh.groups import Groups
+from runtime.mesh.groups import NCCL, Groups
 from runtime.state.optimizer import factory
 from runtime.state.parameters import materialize
 from runtime.state.shard_pieces import Part, rank_parameters
@@ -71,19 +72,25 @@ class Rank:
     @property
     def sent_bytes(self) -> int:
         """Payload of all collectives and sends."""
-        return sum(row.bytes for row in self.tape.log.rows)
+        return sum(row.bytes for row in self.sent)
+
+    @property
+    def sent(self) -> list[Sending]:
+        """What it sent in its step."""
+        return [row for row in self.tape.log.rows if row.phase != "start"]
 
     def traffic(self) -> dict[str, int]:
         """Payload bytes by axis, kind and phase."""
         found: dict[str, int] = {}
-        for axis, kind, phase, size in self.tape.log.rows:
+        for axis, kind, phase, size in self.sent:
             key = f"{axis} {kind} {phase}"
             found[key] = found.get(key, 0) + size
         return found
 
     def count(self, *kinds: str) -> int:
         """Communications of these kinds; of no kind: collectives."""
-        return sum(op.kind in kinds if kinds else op.peer < 0 for op in self.tape.ops)
+        ops = [op for op in self.tape.ops if op.phase != "start"]
+        return sum(op.kind in kinds if kinds else op.peer < 0 for op in ops)
 
 
 def alike(program: Program, merge: bool = True) -> dict[int, tuple[int, ...]]:
@@ -115,7 +122,7 @@ def run_ranks(
     program: Program,
     batch: Batch,
     predicted: Callable[[Coordinates], Bytes] | None = None,
-    backend: str = "nccl",
+    backend: str = NCCL,
     merge: bool = True,
     every: bool = False,
     prepare: Callable[[Engine], object] = lambda engine: None,
@@ -137,14 +144,14 @@ def run_ranks(
             _hold(program, row, predicted(row.place) if predicted else _bytes(program, row.place))
     if all(row.finished for row in rows):  # one that stopped leaves others waiting, which says nothing about them
         say("letting all ranks meet")
-        _meet(rows)
+        _meet(rows, is_lazy=backend == NCCL)
     return rows
 
 
-def _meet(rows: list[Rank]) -> None:
+def _meet(rows: list[Rank], is_lazy: bool) -> None:
     stand_in = {rank: row.rank for row in rows for rank in row.stands_for}
     by_rank = {row.rank: row for row in rows}
-    for problem in unmatched({row.rank: row.tape for row in rows}, stand_in):
+    for problem in unmatched({row.rank: row.tape for row in rows}, stand_in, is_lazy):
         by_rank[problem.rank].problems.append(problem.words)
     for row in rows:
         row.matched = True
@@ -159,7 +166,8 @@ def _step(
     with world_of(row.rank, math.prod(program.mesh.values())) as tape:
         row.tape = tape
         try:
-            groups = Groups(program, device, backend)
+            tape.log.keep = True
+            groups = Groups(program, device, backend, own_group, tape.log)
             with mode:
                 engine = _engine(program, groups, tape, every)
                 tape.now = lambda: engine.worker.now
@@ -176,7 +184,6 @@ def _step(
 
 
 def _engine(program: Program, groups: Groups, tape: Tape, every: bool) -> Engine:
-    groups.log.keep, tape.log = True, groups.log
     parameters = materialize(program, groups.coordinates, partial(_without_storage, groups.device), groups.device)
     worker = partial(ReplayWorker, tape=tape, every=every)
     optimizer = factory(torch.optim.AdamW, lr=1e-3)
@@ -218,8 +225,7 @@ def _hold(program: Program, row: Rank, wanted: Bytes) -> None:
         here, there = row.parameters.get(name), wanted.get(name)
         if here != there:
             row.problems.append(f"{name} has {_amount(here)} here, predicted are {_amount(there)}: plan again")
-    log = row.tape.log.rows
-    predicted, sent = tally(traffic(program, row.rank)), tally(log)
+    predicted, sent = tally(traffic(program, row.rank)), tally(row.sent)
     for key in [*(sent - predicted), *(predicted - sent)]:
         words = " ".join(map(str, key[:3]))
         row.problems.append(f"{words} of {key[3]} bytes: sent {sent[key]} times, predicted {predicted[key]} times")

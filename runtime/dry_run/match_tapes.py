@@ -5,7 +5,9 @@
 
 A communication is over when all its ranks have started it, behind all earlier ones of the same group (collectives) or
 of the same way (one sender, one receiver, one group, one tag). That is what NCCL's streams and gloo's pairs guarantee
-and no more: nothing is buffered, a send waits for its receiver.
+and no more: nothing is buffered, a send waits for its receiver. A group's communicator is made where each of its ranks
+first starts something in it, and they wait there for each other, where a backend ``is_lazy`` as NCCL, which may not
+have made it before.
 
 Ranks that are alike share a tape. They move in step: a member of their group that is alike is where they are.
 """
@@ -33,13 +35,15 @@ class Problem(NamedTuple):
 class _Walk:
     """All tapes, each at its place. ``alike``: the rank whose tape each rank follows."""
 
-    def __init__(self, tapes: Mapping[int, Tape], alike: Mapping[int, int]) -> None:
-        self.tapes, self.alike = tapes, alike
+    def __init__(self, tapes: Mapping[int, Tape], alike: Mapping[int, int], is_lazy: bool) -> None:
+        self.tapes, self.alike, self.is_lazy = tapes, alike, is_lazy
         self.at = dict.fromkeys(tapes, 0)
         self.over: dict[int, set[int]] = {rank: set() for rank in tapes}
         self.started: dict[Way, dict[Side, deque[tuple[int, int]]]] = {}
         self.problems: list[Problem] = []
         self.ways: dict[tuple[object, ...], tuple[Way, list[Side], Side]] = {}
+        self.groups: dict[tuple[tuple[int, ...], int], set[int]] = {}
+        self.last = dict.fromkeys(tapes, -1)  # the communication that each rank started last
 
     def run(self) -> None:
         """Until nothing moves."""
@@ -52,12 +56,35 @@ class _Walk:
         tape, woken = self.tapes[rank], set[int]()
         while self.at[rank] < len(tape.entries):
             entry = tape.entries[self.at[rank]]
-            if entry < 0 and ~entry not in self.over[rank]:
+            if entry > self.last[rank]:
+                self.last[rank] = entry
+                woken |= self.came(rank, tape.ops[entry]) | self.start(rank, entry)
+            if self.waits(rank, entry):
                 break
             self.at[rank] += 1
-            if entry >= 0:
-                woken |= self.start(rank, entry)
         return woken - {rank}
+
+    def waits(self, rank: int, entry: int) -> bool:
+        """Whether a rank can't go on: what it waits for is not over, or its group's communicator not made."""
+        if entry < 0:
+            return ~entry not in self.over[rank]
+        return bool(self.away(self.tapes[rank].ops[entry]))
+
+    def came(self, rank: int, op: Op) -> set[int]:
+        """A rank has started something in a group; all of its ranks where it is the last of them."""
+        away = self.away(op)
+        if rank not in away:
+            return set()
+        away.remove(rank)
+        return set() if away else {self.alike[r] for r in op.ranks}
+
+    def away(self, op: Op) -> set[int]:
+        """The ranks of its group that have started nothing in it yet."""
+        key = op.ranks, op.number
+        if key not in self.groups:
+            alike = tuple(self.alike[r] for r in op.ranks), op.number
+            self.groups[key] = self.groups.setdefault(alike, set(alike[0]) if self.is_lazy else set())
+        return self.groups[key]
 
     def start(self, rank: int, index: int) -> set[int]:
         """One more communication of a way; who has met by it."""
@@ -101,31 +128,36 @@ class _Walk:
         """Ranks that wait for ever, and what nobody came to."""
         for rank, tape in self.tapes.items():
             if self.at[rank] < len(tape.entries):
-                op = tape.ops[~tape.entries[self.at[rank]]]
-                absent = " and ".join(self.absent(rank, op)) or "those before it"
-                yield Problem(rank, f"deadlock: it waits in {_words(op)} for {absent}")
+                op, absent = self.waited(rank)
+                whom = " and ".join(absent) or "those before it"
+                yield Problem(rank, f"deadlock: it waits in {_words(op)} for {whom}")
             else:
                 left = [op for n, op in enumerate(tape.ops) if n not in self.over[rank]]
                 if left:
                     yield Problem(rank, f"{len(left)} communications never met, the first is {_words(left[0])}")
 
-    def absent(self, rank: int, op: Op) -> list[str]:
-        """Who has not come."""
+    def waited(self, rank: int) -> tuple[Op, list[str]]:
+        """In what it waits, and who has not come."""
+        entry = self.tapes[rank].entries[self.at[rank]]
+        op = self.tapes[rank].ops[max(entry, ~entry)]
+        if entry >= 0:
+            return op, [self.whereabouts(other) for other in sorted(self.away(op))]
         way, _, _ = self.way(rank, op)
         missing = [side for side, queue in self.started[way].items() if not queue]
-        return [self.whereabouts(op.peer if member == ALL else member) for _, member in missing]
+        return op, [self.whereabouts(op.peer if member == ALL else member) for _, member in missing]
 
     def whereabouts(self, rank: int) -> str:
         """Where a rank stands."""
         place, tape = self.at[self.alike[rank]], self.tapes[self.alike[rank]]
         if place == len(tape.entries):
             return f"rank {rank}, which is done"
-        return f"rank {rank}, which waits in {_words(tape.ops[~tape.entries[place]])}"
+        entry = tape.entries[place]
+        return f"rank {rank}, which waits in {_words(tape.ops[max(entry, ~entry)])}"
 
 
-def unmatched(tapes: Mapping[int, Tape], alike: Mapping[int, int]) -> list[Problem]:
+def unmatched(tapes: Mapping[int, Tape], alike: Mapping[int, int], is_lazy: bool = True) -> list[Problem]:
     """What keeps the ranks from finishing together, [] when all do; ``alike[rank]`` is the rank that has its tape."""
-    walk = _Walk(tapes, alike)
+    walk = _Walk(tapes, alike, is_lazy)
     walk.run()
     return [*walk.problems, *walk.stuck()]
 

@@ -26,6 +26,7 @@ from partitioner.ops.collective_kinds import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL,
 from partitioner.schedule.tables import Action
 from partitioner.sharding.mesh_axes import PP
 from runtime.mesh.communication_log import Log
+from runtime.mesh.make_groups import Cells
 
 NAME = "tape"
 Message = tuple[Action, str]  # its reader, and the value's name
@@ -96,14 +97,14 @@ class Tape:
         return _Recorded(self, len(self.ops) - 1)
 
     def _row(self, kind: str, size: int) -> Sending:
-        """The log's newest row, which must be of this op."""
+        """The log's first row that was of no op, which must be of this one."""
         rows = self.log.rows
         if kind == "recv":
             return Sending(PP, "recv", "send", size)
-        if len(rows) != self.logged + 1 or rows[-1].bytes != size:
+        if len(rows) == self.logged or rows[self.logged].bytes != size:
             raise ValueError(f"{kind} of {size} bytes is sent, its log holds {rows[self.logged :] or 'nothing'}")
         self.logged += 1
-        return rows[-1]
+        return rows[self.logged - 1]
 
     def collectives_since(self, entry: int) -> Passage:
         """The collectives started behind that entry, gradient sync left out."""
@@ -230,6 +231,13 @@ def _make(options: Any, _: object) -> TapeGroup:
 
 
 dist.Backend.register_backend(NAME, _make, extended_api=True, devices=["cpu", "cuda"])
+
+
+def own_group(cells: Cells) -> dist.ProcessGroup | None:
+    """Of groups that have no rank in common, this rank's: the others are other tapes'."""
+    own = next((ranks for ranks in cells if dist.get_rank() in ranks), None)
+    made = None if own is None else dist.new_group(list(own))
+    return made if isinstance(made, dist.ProcessGroup) else None
 
 
 @contextmanager

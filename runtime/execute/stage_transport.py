@@ -10,8 +10,10 @@ receiver posts them in that order, which the Action table tells it. Stages of on
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -48,7 +50,7 @@ class Transport:
         ends = [(peer, kind) for peer in self._peers() for kind in SENDING]
         self._lanes = {end: lane for end in ends if (lane := self._lane(*end))}
         self._arrived: dict[Action, tuple[Tensors, list[dist.Work]]] = {}
-        self._sent: deque[tuple[dist.Work, torch.Tensor]] = deque()
+        self._sent: deque[tuple[Tensors, list[dist.Work]]] = deque()
 
     def _peers(self) -> set[int]:
         """The ranks of the stages beside its own."""
@@ -97,17 +99,16 @@ class Transport:
         """Start to receive a lane's next message."""
         rows = self.values(message)
         tensors = [torch.empty(v.shape, dtype=v.dtype, device=self._groups.device) for v in rows]
-        works: list[dist.Work | None] = []
-        for tensor in tensors:
-            source = self._rank(lane, lane.peer)
-            works.append(dist.irecv(flat(tensor), group=lane.group, group_src=source, tag=lane.tag))
-        return tensors, [w for w in works if w is not None]
+        return tensors, self._start(dist.irecv, tensors, lane.group, lane.peer, lane.tag)
 
-    def _rank(self, lane: Lane, pipeline_rank: int) -> int:
-        """A pipeline rank's number in the lane's group: all of them, or two in their order."""
-        if lane.group.size() == self._pp:
-            return pipeline_rank
-        return int(pipeline_rank > self._here)
+    def _start(
+        self, op: Callable[..., Any], tensors: Tensors, group: dist.ProcessGroup, peer: int, tag: int
+    ) -> list[dist.Work]:
+        """All tensors of a message at once, to or from a pipeline rank: NCCL takes a batch for one op of the group, but
+        what is alone for one of a communicator of its own, which is not there yet."""
+        number = peer if group.size() == self._pp else int(peer > self._here)  # in a lane's group: two in their order
+        ops = [dist.P2POp(op, flat(tensor), group=group, tag=tag, group_peer=number) for tensor in tensors]
+        return dist.batch_isend_irecv(ops) if ops else []
 
     @waits
     def receive(self, action: Action) -> Tensors:
@@ -129,13 +130,10 @@ class Transport:
             self._arrived[waiting] = (tensors, [])
             return
         group, tag = self._groups.lane(self._here, target, not KINDS[action.kind].is_forward)
-        number = target if group.size() == self._pp else int(target > self._here)
         for tensor in tensors:
             self._groups.log.add(PP, "send", tensor, "send")
-            work = dist.isend(flat(tensor), group=group, group_dst=number, tag=tag)
-            if work is not None:
-                self._sent.append((work, tensor))
-        while self._sent and self._sent[0][0].is_completed():
+        self._sent.append((tensors, self._start(dist.isend, tensors, group, target, tag)))
+        while self._sent and all(work.is_completed() for work in self._sent[0][1]):
             self._sent.popleft()
 
     @waits
@@ -143,4 +141,5 @@ class Transport:
         """After the last action of a step: wait until everything sent has left."""
         with self._groups.log.timed(PIPELINE):
             while self._sent:
-                self._sent.popleft()[0].wait()
+                for work in self._sent.popleft()[1]:
+                    work.wait()

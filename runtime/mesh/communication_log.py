@@ -11,7 +11,7 @@ import torch
 from partitioner.lowering.sent_by_call import Sending
 from runtime.mesh.step_clock import Clock
 
-Phase = Literal["forward", "recompute", "backward", "send", "state", "sync", "control"]  # of a step
+Phase = Literal["forward", "recompute", "backward", "send", "state", "sync", "control", "start"]  # of a step, or before
 
 
 @dataclass

@@ -13,20 +13,27 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from partitioner.errors import InputError
 from partitioner.lowering.program import Coordinates, Program, Stage, coordinates
+from partitioner.ops.collective_kinds import ALL_REDUCE
 from partitioner.sharding.mesh_axes import DP, PP, REPLICA, SHARD
 from runtime.mesh.communication_log import Log
+from runtime.mesh.make_groups import Make, apart, is_split_from_world, made_together
 from runtime.ranks.own_device import backend_of, own_device
-from runtime.ranks.process_group import TIMEOUT
+
+NCCL = "nccl"
 
 
 class Groups:
     """The mesh from one rank's place. A world of 1 needs no process group.
 
     Axes are those of the mesh and what refines them. ``backend`` is the one whose ways are followed, by default that
-    of the device. Raises InputError when the world has not the plan's size.
+    of the device; ``make`` makes groups that have no rank in common. Every communicator is there afterwards. Raises
+    InputError when the world has not the plan's size.
     """
 
-    def __init__(self, program: Program, device: torch.device | None = None, backend: str | None = None) -> None:
+    def __init__(
+        self, program: Program, device: torch.device | None = None, backend: str | None = None,
+        make: Make = made_together, log: Log | None = None,
+    ) -> None:  # fmt: skip
         world, ranks = math.prod(program.mesh.values()), dist.get_world_size() if dist.is_initialized() else 1
         if world != ranks:
             mesh = " x ".join(f"{axis} {size}" for axis, size in program.mesh.items())
@@ -36,11 +43,10 @@ class Groups:
         self.coordinates: Coordinates = rows[self.rank]
         self.device = device or own_device()
         self.backend = backend or (backend_of(self.device) if dist.is_initialized() else "")
-        self.log = Log()
+        self.log = log or Log()
         self.kernels: Counter[str] = Counter()  # products that ran on a kernel, and the reasons of those that did not
-        self._sizes = program.sizes
-        self._mesh = dict(program.mesh)
-        self._made: dict[tuple[int, ...], dist.ProcessGroup | None] = {}
+        self._sizes, self._mesh, self._make_apart = program.sizes, dict(program.mesh), make
+        self._made: dict[tuple[tuple[int, ...], ...], dist.ProcessGroup | None] = {}
         self._groups = {axis: self._make(rows, [axis]) for axis in program.mesh}
         for axis, parts in program.parts.items():
             for name in dict(parts) if axis != DP or program.shards > 1 else ():
@@ -52,6 +58,8 @@ class Groups:
             ranks: self._make(rows, [PP], among=ranks) for ranks in sorted(tied) if len(ranks) > 1
         }
         self._lanes = self._make_lanes(rows, program.stages)
+        if self.backend == NCCL and not is_split_from_world():
+            self._meet()
 
     def size(self, axis: str) -> int:
         """The ranks on an axis."""
@@ -90,11 +98,25 @@ class Groups:
         self, rows: list[Coordinates], stages: tuple[Stage, ...]
     ) -> dict[tuple[int, int, bool], dist.ProcessGroup | None]:
         """NCCL has no tags and a communicator runs its sends in order: there each lane is a group of its own."""
-        if self.backend != "nccl":
+        if self.backend != NCCL:
             return {}
-        apart = dict.fromkeys((a.rank, b.rank) for a, b in pairwise(stages) if a.rank != b.rank)
-        edges = [*((a, b, False) for a, b in apart), *((b, a, True) for a, b in apart)]
-        return {edge: self._make(rows, [PP], among=tuple(sorted(edge[:2])), fresh=True) for edge in edges}
+        edges = dict.fromkeys((a.rank, b.rank) for a, b in pairwise(stages) if a.rank != b.rank)
+        lanes: dict[tuple[int, int, bool], dist.ProcessGroup | None] = {}
+        for color in apart(edges):
+            cells = [cell for edge in color for cell in self._cells(rows, [PP], among=tuple(sorted(edge)))]
+            for back in (False, True):
+                made = self._make_apart(cells)
+                here = self.coordinates[PP]
+                lanes |= {(b, a, True) if back else (a, b, False): made for a, b in color if here in (a, b)}
+        return lanes
+
+    def _meet(self) -> None:
+        """A first word in every group. NCCL makes a communicator in the first that its ranks have, and waits for all of
+        them: in the order of the groups all come, in that of a pipeline's sends and receives some wait for ever."""
+        for axis, group in self.every():
+            word = torch.zeros(1, device=self.device)
+            self.log.add(axis, ALL_REDUCE, word, "start")
+            dist.all_reduce(word, group=group)
 
     def _make(
         self,
@@ -103,9 +125,23 @@ class Groups:
         hidden: Iterable[str] = (),
         kept: Iterable[str] = (),
         among: tuple[int, ...] | None = None,
-        fresh: bool = False,
     ) -> dist.ProcessGroup | None:
-        """The group of this rank among all groups that differ in ``axes`` only; every rank makes all of them.
+        """The group of this rank among all groups that differ in ``axes`` only; all ranks make them together."""
+        cells = tuple(self._cells(rows, axes, hidden, kept, among))
+        if cells and cells not in self._made:
+            is_whole = cells == (tuple(range(dist.get_world_size())),)
+            self._made[cells] = dist.group.WORLD if is_whole else self._make_apart(cells)
+        return self._made.get(cells)
+
+    def _cells(
+        self,
+        rows: list[Coordinates],
+        axes: list[str],
+        hidden: Iterable[str] = (),
+        kept: Iterable[str] = (),
+        among: tuple[int, ...] | None = None,
+    ) -> list[tuple[int, ...]]:
+        """The ranks that differ in ``axes`` only, wherever there are several.
 
         ``hidden`` coordinates are ignored, ``kept`` added to those that are equal in a group; ``among`` admits only
         these indices of the axis.
@@ -115,19 +151,7 @@ class Groups:
         for rank, row in enumerate(rows):
             if among is None or row[axes[0]] in among:
                 cells.setdefault(tuple(row[a] for a in same), []).append(rank)
-        own: dist.ProcessGroup | None = None
-        for ranks in cells.values():
-            group = self._new(tuple(ranks), fresh) if len(ranks) > 1 else None
-            own = group if self.rank in ranks else own
-        return own
-
-    def _new(self, ranks: tuple[int, ...], fresh: bool) -> dist.ProcessGroup | None:
-        """The group of these ranks; None where this rank is not among them."""
-        if fresh or ranks not in self._made:
-            whole = len(ranks) == dist.get_world_size() and not fresh and list(ranks) == sorted(ranks)
-            group = dist.group.WORLD if whole else dist.new_group(list(ranks), timeout=TIMEOUT)
-            self._made[ranks] = group if isinstance(group, dist.ProcessGroup) else None
-        return self._made[ranks]
+        return [tuple(ranks) for ranks in cells.values() if len(ranks) > 1]
 
 
 def _present(group: dist.ProcessGroup | None) -> dist.ProcessGroup:

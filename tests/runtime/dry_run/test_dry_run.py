@@ -173,6 +173,16 @@ def test_a_swapped_receive_is_named() -> None:
                for w in rows)  # fmt: skip
 
 
+def test_communicators_that_would_wait_for_each_other_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were they not made before the step: rank 0 asks for a gradient before it sends the last of its values."""
+    _, program, batch = planned("gpt", 2, 8, tp=1, dp=1, pp=2, micro_batch=2, schedule="gpipe")
+    assert problems(run_ranks(program, batch)) == {}
+    monkeypatch.setattr(Groups, "_meet", lambda self: None)
+    found = problems(run_ranks(program, batch))
+    assert all("deadlock: it waits in recv from rank" in words for rank in (0, 1) for words in found[rank])
+    assert problems(run_ranks(program, batch, backend="gloo")) == {}
+
+
 def test_a_wrong_shape_between_stages_is_named() -> None:
     _, program, batch = piped()
     (value,) = program.stages[0].sends
