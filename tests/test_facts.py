@@ -24,7 +24,7 @@ from partitioner.sharding.mesh_axes import AXES
 from partitioner.sharding.op_rules import RULES
 from runtime.execute.worker import EXECUTED
 from runtime.mesh import collectives, vocab_parallel
-from tools.faults.program_faults import COLLECTIVES
+from tools.planted_faults.program_faults import COLLECTIVES
 
 ROOT = Path(__file__).parents[1]
 WORDS = {"copy", "shard"}  # ops of ours that are named like other things

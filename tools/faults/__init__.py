@@ -1,1 +1,1 @@
-"""Faults planted in programs, engines, rules and casts, to see that ``verify`` finds them; runs that are disturbed."""
+"""Runs that are killed, stopped, starved of disk, cut off and reshaped, and go on."""

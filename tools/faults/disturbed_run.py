@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,12 +29,14 @@ class Outcome:
 
 
 class Running:
-    """A run that has been started; ``said`` grows while it runs."""
+    """A run that has been started; ``said`` grows while it runs. ``inside``: the head of a command that runs it."""
 
-    def __init__(self, words: Sequence[str]) -> None:
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    def __init__(
+        self, words: Sequence[str], inside: Sequence[str] = (), environment: Mapping[str, str] | None = None
+    ) -> None:
+        every = os.environ | {"PYTHONPATH": str(ROOT)} | dict(environment or {})
         self._process = subprocess.Popen(
-            [*COMMAND, *words], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            [*inside, *COMMAND, *words], env=every, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
         self.said = list[str]()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -80,9 +82,9 @@ class Running:
         return Outcome(self._process.wait(), "".join(self.said), took)
 
 
-def undisturbed(words: Sequence[str]) -> Outcome:
+def undisturbed(words: Sequence[str], inside: Sequence[str] = ()) -> Outcome:
     """To its end."""
-    return Running(words).end()
+    return Running(words, inside).end()
 
 
 def disturbed(words: Sequence[str], after_seconds: float, rank: int, number: int) -> Outcome:

@@ -11,6 +11,7 @@ import pytest
 import small
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 from small_engine import ADAMW, CLIP, close, local, samples
 from torch._C._distributed_c10d import FileStore
 
@@ -72,8 +73,8 @@ GPIPE: dict[str, Any] = {"pp": 2, "kind": "gpipe", "micro_batches": 3}
 class Lazy:
     """Makes gloo wait as NCCL does: the first that a rank does in a group waits for the first of all others."""
 
-    def __init__(self, store: FileStore) -> None:
-        self.store, self.begun = store, set[str]()
+    def __init__(self, folder: Path) -> None:
+        self.store, self.begun, self.vain = FileStore(str(folder / "store"), 2), set[str](), folder / "vain"
         self._batch, self._sum = dist.batch_isend_irecv, dist.all_reduce
 
     def meet(self, group: dist.ProcessGroup) -> None:
@@ -82,7 +83,11 @@ class Lazy:
             self.begun.add(name)
             self.store.set(f"{name}/{dist.get_rank()}", "here")
             others = [f"{name}/{rank}" for rank in dist.get_process_group_ranks(group)]
-            self.store.wait(others, timedelta(seconds=5))
+            try:
+                self.store.wait(others, timedelta(seconds=5))
+            except RuntimeError:
+                self.vain.touch()
+                raise
 
     def batch(self, ops: list[dist.P2POp]) -> Any:
         assert ops[0].group is not None
@@ -94,8 +99,8 @@ class Lazy:
         return self._sum(tensor, *args, group=group, **options)
 
 
-def _lazily(rank: int, path: str, meets: bool) -> None:
-    lazy = Lazy(FileStore(path, 2))
+def _lazily(rank: int, folder: str, meets: bool) -> None:
+    lazy = Lazy(Path(folder))
     dist.batch_isend_irecv, dist.all_reduce = lazy.batch, lazy.sum
     if not meets:
         Groups._meet = lambda self: None  # type: ignore[method-assign]
@@ -109,10 +114,11 @@ def _lazily(rank: int, path: str, meets: bool) -> None:
 
 
 def test_communicators_that_are_made_late_keep_no_pipeline_waiting(tmp_path: Path) -> None:
-    plans.spawn(_lazily, 2, str(tmp_path / "store"), True)
+    plans.spawn(_lazily, 2, str(tmp_path), True)
 
 
 def test_without_a_first_word_they_would(tmp_path: Path) -> None:
     """So that the test before can fail."""
-    with pytest.raises(Exception, match="[Tt]imeout|timed out"):
-        plans.spawn(_lazily, 2, str(tmp_path / "store"), False)
+    with pytest.raises(mp.ProcessRaisedException):
+        plans.spawn(_lazily, 2, str(tmp_path), False)
+    assert (tmp_path / "vain").exists()

@@ -15,8 +15,8 @@ from partitioner.lowering.program import Parameter, Program
 from partitioner.sharding.mesh_axes import DP, PP
 from runtime.mesh.axis import reduce_scatter
 from runtime.train.engine import Engine
-from tools.faults.engine_faults import holders
-from tools.faults.mutant import Mutant, bypass, edited, modules
+from tools.planted_faults.engine_faults import holders
+from tools.planted_faults.mutant import Mutant, bypass, edited, modules
 
 CAST = torch.ops.aten.to.dtype
 

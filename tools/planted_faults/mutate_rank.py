@@ -1,4 +1,4 @@
-"""One rank of ``tools.faults.mutate``: every mutant of every plan of a folder, compared on rank 0 with one process."""
+"""One rank of ``planted_faults.mutate``: each mutant of every plan of a folder, compared on rank 0 with one process."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 
 from partitioner import Plan, lower
 from runtime.ranks.process_group import finish_ranks, is_first, start_ranks
-from tools.faults.cases import Case, case
-from tools.faults.mutant import Mutant
-from tools.faults.rule_faults import forgetting
+from tools.planted_faults.cases import Case, case
+from tools.planted_faults.mutant import Mutant
+from tools.planted_faults.rule_faults import forgetting
 
 Tensors = Mapping[str, torch.Tensor]
 

@@ -18,8 +18,8 @@ from torch import fx
 from partitioner.graph.step_inputs import SAMPLE_KEYS
 from partitioner.lowering.program import Call, Parameter, Program, Stage
 from partitioner.sharding.layout import REPLICATE, WHOLE, Placement, Segment, Shard
-from tools.faults.engine_faults import ENGINE
-from tools.faults.mutant import Edit, Mutant, bypass, edited, modules
+from tools.planted_faults.engine_faults import ENGINE
+from tools.planted_faults.mutant import Edit, Mutant, bypass, edited, modules
 
 aten, own = torch.ops.aten, torch.ops.partitioner
 

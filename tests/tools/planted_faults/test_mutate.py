@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tools.faults.mutate import MODELS, Model, Result, is_caught, is_fault, run
+from tools.planted_faults.mutate import MODELS, Model, Result, is_caught, is_fault, run
 
 GPT = MODELS[0]
 NAMES = ("gpt sp2", "gpt pp2", "gpt sp2, linear's rule")

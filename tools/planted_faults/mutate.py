@@ -1,6 +1,6 @@
 """Plants faults in lowered Programs and in the engine, and checks that the comparison of ``verify`` sees each one.
 
-python -m tools.faults.mutate [--most N]      exit status 1 when a fault survives
+python -m tools.planted_faults.mutate [--most N]      exit status 1 when a fault survives
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from partitioner.schedule.tables import PLAIN
 from partitioner.sharding.mesh_axes import DP, PP, TP
 from partitioner.sharding.op_rules import RULES
 from runtime.ranks import launch
-from tools.faults.cases import case
-from tools.faults.mutate_rank import Result
-from tools.faults.rule_faults import forgetting
+from tools.planted_faults.cases import case
+from tools.planted_faults.mutate_rank import Result
+from tools.planted_faults.rule_faults import forgetting
 from tools.screen import output, table
 from tools.verify.plan_families import cluster
 
@@ -106,7 +106,7 @@ def _launched(models: Sequence[Model], ranks: int, most: int) -> list[Result]:
         folder = Path(name)
         jobs = [_job(model, most, folder) for model in models]
         (folder / "jobs").write_text(json.dumps(jobs))
-        result = launch.local_module("tools.faults.mutate_rank", [str(folder)], ranks, LIMIT_SECONDS)
+        result = launch.local_module("tools.planted_faults.mutate_rank", [str(folder)], ranks, LIMIT_SECONDS)
         if result.failure is not None:
             raise InputError(f"mutate stopped: {result.failure}")
         return [Result(**row) for row in json.loads((folder / "result").read_text())]
@@ -145,7 +145,7 @@ def is_fault(row: Result) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print each fault and what was seen of it."""
-    parser = argparse.ArgumentParser(prog="python -m tools.faults.mutate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.planted_faults.mutate", description=__doc__)
     parser.add_argument("--most", type=int, default=MOST, help="faults in the Program of each plan")
     rows = run(most=parser.parse_args(arguments).most)
     cells = [[row.plan, row.mutant, row.raised[:60] or f"{row.error:.1e}", _verdict(row)] for row in rows]

@@ -21,10 +21,10 @@ from runtime.train.engine import Engine
 from runtime.verify.parity import CLIP, LR, STEPS, difference, steps_under
 from runtime.verify.plain_steps import Steps, train
 from runtime.verify.recipe_steps import HALVED, Step, apart, plain_step, step_under
-from tools.faults.cast_faults import casts
-from tools.faults.mutant import Mutant
-from tools.faults.program_faults import mutants
 from tools.models.load import load
+from tools.planted_faults.cast_faults import casts
+from tools.planted_faults.mutant import Mutant
+from tools.planted_faults.program_faults import mutants
 
 Prepare = Callable[[Engine], object]
 

@@ -1,0 +1,1 @@
+"""Faults planted in programs, engines, rules and casts, to see that ``verify`` finds them."""
