@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -37,14 +38,18 @@ class Verdict:
         return self.reason if self.rank is None else f"rank {self.rank} {self.reason}"
 
 
-def verdict(rows: Rows, stopped: Mapping[int, str] | None = None) -> Verdict:
-    """Of what the ranks answered. ``stopped``: what else is known of those that did not, as ``stopped by SIGSTOP``."""
+def verdict(
+    rows: Rows, stopped: Mapping[int, str] | None = None, hosts: Mapping[int, str] | None = None
+) -> Verdict:
+    """Of what the ranks answered. ``stopped``: what else is known of those that did not, as ``stopped by SIGSTOP``;
+    ``hosts``: the machines that ranks are on."""
     silent = [rank for rank, row in rows.items() if row is None]
     busy = [rank for rank, row in rows.items() if row is not None and not row.waits]
     if silent:
         known = next((rank for rank in silent if rank in (stopped or {})), silent[0])
         why = f", {stopped[known]}" if stopped and known in stopped else ""
-        return Verdict(known, f"does not answer{why}{_others('nor do', silent, known)}")
+        others = _others("nor do", silent, known)
+        return Verdict(known, f"does not answer{why}{others}{_whole_hosts(silent, hosts or {})}")
     if len(busy) == len(rows):
         return Verdict(None, f"no rank waits for another, {_places(rows)}: it may need longer")
     if busy:
@@ -60,6 +65,16 @@ def _others(words: str, ranks: list[int], named: int) -> str:
         words = {"nor do": "nor does", "as are": "as is"}[words]
     more = ", ..." if len(others) > 8 else ""
     return f", {words} rank{'s' if len(others) > 1 else ''} {', '.join(others[:8])}{more}" if others else ""
+
+
+def _whole_hosts(silent: list[int], hosts: Mapping[int, str]) -> str:
+    """The machines of which no rank answers, where those of others do."""
+    heard = {host for rank, host in hosts.items() if rank not in silent}
+    lost = [host for host in dict.fromkeys(hosts[rank] for rank in silent if rank in hosts) if host not in heard]
+    if not lost or not heard:
+        return ""
+    more = ", ..." if len(lost) > 4 else ""
+    return f", no rank of {', '.join(lost[:4])}{more}: look at the machine and the network to it"
 
 
 def _places(rows: Rows) -> str:
@@ -89,6 +104,7 @@ def answer_when_asked(end: Callable[[Callable[[], str]], None]) -> None:
     store, asking = join(), join()  # the first is busy for as long as nobody asks
     own = f"{ASKED}/{os.environ['RANK']}"
     _asking.append(asking)
+    asking.set(f"host/{os.environ['RANK']}", socket.gethostname())
 
     def wait() -> None:
         try:
@@ -123,7 +139,7 @@ def ask(what: str, thread: str | None) -> str:
     asking.start()
     asking.join(ANSWER_SECONDS + STORE_SECONDS)  # torch's own limit does not hold where that process is stopped
     where = f"{os.environ['MASTER_ADDR']}, in {whose()} process"
-    return told[0] if told else f"{what}: the store at {where}, does not answer"
+    return told[0] if told else f"{what}: the store at {where}, does not answer: look at that machine and the network"
 
 
 def _ask(what: str, thread: str | None, told: list[str]) -> None:
@@ -143,4 +159,11 @@ def asked(store: Store) -> str | None:
 
 def _settled(store: Store, what: str, thread: str | None) -> str:
     store.set(f"doing/{os.environ['RANK']}", json.dumps(asdict(doing(thread))))
-    return f"{what}: {verdict(answers(store, int(os.environ['WORLD_SIZE'])))}"
+    world = int(os.environ["WORLD_SIZE"])
+    return f"{what}: {verdict(answers(store, world), hosts=_hosts(store, world))}"
+
+
+def _hosts(store: Store, world: int) -> dict[int, str]:
+    """The machine of each rank, once all have joined."""
+    keys = [f"host/{rank}" for rank in range(world)]
+    return {n: name.decode() for n, name in enumerate(store.multi_get(keys))} if store.check(keys) else {}

@@ -13,7 +13,7 @@ from pathlib import Path
 from runtime.checkpoint import step_folders
 from runtime.ranks.launch import free_port
 from tools.faults.disturbed_run import Outcome, Running, asked_to_leave, disturbed, undisturbed
-from tools.faults.namespaces import ADDRESSES, CABLE, SmallDisk, TwoHosts
+from tools.faults.namespaces import ADDRESSES, CABLE, HOSTS, SmallDisk, TwoHosts
 from tools.faults.trials import KEEP, RANKS, STEPS, Campaign
 
 KILLED_SECONDS = 15.0  # of settling, stopping the others, and Python's end
@@ -136,8 +136,10 @@ def cut(campaign: Campaign) -> None:
         since = time.monotonic()
         ends = [run.end(since) for run in runs]
         for rank, end in enumerate(ends):
-            silent = "rank [23] does not answer" if rank < 2 else f"the store at {ADDRESSES[0]}, .* does not answer"
-            campaign.expect("cut link", f"{what}: rank {rank}", end, silent, HUNG_SECONDS)
+            words = f"rank 2 does not answer, nor does rank 3, no rank of {HOSTS[1]}: look at the machine"
+            if rank >= RANKS // 2:
+                words = f"the store at {ADDRESSES[0]}, in rank 0's process, does not answer"
+            campaign.expect("cut link", f"{what}: rank {rank}", end, words, HUNG_SECONDS)
             if end.status == 0:
                 campaign.miss(what, f"rank {rank} ended as if nothing were", end)
         hosts.heal()

@@ -14,7 +14,7 @@ from types import TracebackType
 from partitioner.errors import InputError
 
 HOLD = ("sleep", "infinity")
-ADDRESSES, CABLE = ("10.77.0.1", "10.77.0.2"), ("cable0", "cable1")
+HOSTS, ADDRESSES, CABLE = ("one", "two"), ("10.77.0.1", "10.77.0.2"), ("cable0", "cable1")
 
 
 class _Place:
@@ -88,10 +88,11 @@ class TwoHosts:
     """``with TwoHosts() as hosts``: ``hosts.inside[n]`` is the head of a command on host n, of ``ADDRESSES[n]``."""
 
     def __init__(self) -> None:
-        first = _Place(["-Ur", "-n"])
-        self._places = [first, _Place(["-n"], within=first)]
+        first = _Place(["-Ur", "-n", "-u"])
+        self._places = [first, _Place(["-n", "-u"], within=first)]
         first.run("ip", "link", "add", CABLE[0], "type", "veth", "peer", "name", CABLE[1], "netns", f"{self._pid(1)}")
         for n, place in enumerate(self._places):
+            place.run("hostname", HOSTS[n])
             place.run("ip", "link", "set", "lo", "up")
             place.run("ip", "addr", "add", f"{ADDRESSES[n]}/24", "dev", CABLE[n])
             place.run("ip", "link", "set", CABLE[n], "up")

@@ -29,11 +29,13 @@ Tensors = Mapping[str, torch.Tensor]
 
 @dataclass
 class Campaign:
-    """What was tried and what missed, in ``folder``; all chances come from ``draw``."""
+    """What was tried and what missed, in ``folder``; all chances come from ``draw``. Runs have ``steps``."""
 
     folder: Path
     draw: random.Random
     plan: Path
+    steps: int = STEPS
+    save_every: int = SAVE_EVERY
     seconds: float = 0.0  # of a run that nothing happens to
     losses: tuple[float, ...] = ()
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -43,8 +45,8 @@ class Campaign:
 
     def words(self, folder: Path, *more: str) -> list[str]:
         """The command line, but for its head."""
-        saved = ["--checkpoint", str(folder), "--save-every", str(SAVE_EVERY), "--keep", str(KEEP)]
-        asked = ["--steps", str(STEPS), "--lr", "0.003", "--patience", str(PATIENCE)]
+        saved = ["--checkpoint", str(folder), "--save-every", str(self.save_every), "--keep", str(KEEP)]
+        asked = ["--steps", str(self.steps), "--lr", "0.003", "--patience", str(PATIENCE)]
         return [str(self.plan), *asked, *saved, *more]
 
     def begin(self) -> None:

@@ -108,6 +108,22 @@ def test_verdicts(rows: dict[int, Doing | None], rank: int | None, reason: str) 
     assert (found.rank, found.reason) == (rank, reason)
 
 
+@pytest.mark.parametrize(
+    ("silent", "hosts", "others", "lost"),
+    [
+        ((2, 3), "aabb", ", nor does rank 3", "b"),
+        ((3,), "aabb", "", ""),
+        ((1, 2, 3), "abbc", ", nor do ranks 2, 3", "b, c"),
+        ((0, 1), "aa", ", nor does rank 1", ""),
+    ],
+)
+def test_a_machine_of_which_no_rank_answers_is_named(silent: tuple[int, ...], hosts: str, others: str, lost: str) -> None:
+    rows = {rank: None if rank in silent else WAITS for rank in range(len(hosts))}
+    found = verdict(rows, hosts=dict(enumerate(hosts)))
+    where = f", no rank of {lost}: look at the machine and the network to it" if lost else ""
+    assert (found.rank, found.reason) == (silent[0], f"does not answer{others}{where}")
+
+
 def test_of_those_that_say_nothing_one_that_is_stopped_is_to_blame() -> None:
     found = verdict({0: WAITS, 1: None, 2: None}, {2: "stopped by a signal"})
     assert (found.rank, found.reason) == (2, "does not answer, stopped by a signal, nor does rank 1")
