@@ -117,7 +117,7 @@ def test_verdicts(rows: dict[int, Doing | None], rank: int | None, reason: str) 
         ((0, 1), "aa", ", nor does rank 1", ""),
     ],
 )
-def test_a_machine_of_which_no_rank_answers_is_named(silent: tuple[int, ...], hosts: str, others: str, lost: str) -> None:
+def test_a_machine_that_is_gone_is_named(silent: tuple[int, ...], hosts: str, others: str, lost: str) -> None:
     rows = {rank: None if rank in silent else WAITS for rank in range(len(hosts))}
     found = verdict(rows, hosts=dict(enumerate(hosts)))
     where = f", no rank of {lost}: look at the machine and the network to it" if lost else ""
