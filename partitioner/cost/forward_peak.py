@@ -13,7 +13,7 @@ from torch import fx
 
 from partitioner.cost.kept_activations import Keeping, Placed
 from partitioner.graph.graph import loss_node
-from partitioner.graph.nodes import is_tensor, operands, shape_of
+from partitioner.graph.nodes import is_tensor, op_name, operands, shape_of
 from partitioner.layouts.conversions import Conversion, hops_of
 from partitioner.layouts.op_kinds import biased
 from partitioner.ops.collective_kinds import KINDS
@@ -187,5 +187,5 @@ def _packed(hop: Hop, phase: str, shape: tuple[int, ...], whole: float) -> float
 
 def is_fresh(node: fx.Node) -> bool:
     """Whether an op makes sums over its operands' dimensions that backward does not need."""
-    rule = rule_of(str(node.target))
+    rule = rule_of(op_name(node.target))
     return rule is not None and (rule.lookup or bool(rule.weight))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from partitioner.graph.nodes import is_tensor, op_of, operands, shape_of
+from partitioner.graph.nodes import is_tensor, op_name, op_of, operands, shape_of
 from partitioner.graph.tied_blocks import Folded
 from partitioner.layouts.op_kinds import is_attention
 from partitioner.sharding.op_rules import rule_of
@@ -42,7 +42,7 @@ def repeats_heads(node: fx.Node) -> bool:
 
 
 def _rule(node: fx.Node) -> Rule | None:
-    return rule_of(str(node.target)) if node.op == "call_function" else None
+    return rule_of(op_name(node.target)) if node.op == "call_function" else None
 
 
 def _is_view(node: fx.Node) -> bool:

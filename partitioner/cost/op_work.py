@@ -19,7 +19,7 @@ from torch import fx
 
 from partitioner.cluster import Cluster, Route
 from partitioner.cost.materialized import base, internal, is_copy, repeats_heads
-from partitioner.graph.nodes import is_parameter, is_tensor, op_of, operands, shape_of
+from partitioner.graph.nodes import is_parameter, is_tensor, op_name, op_of, operands, shape_of
 from partitioner.graph.saved_by_autograd import hidden, saved
 from partitioner.graph.tied_blocks import Folded
 from partitioner.layouts.op_kinds import core, is_attention, is_bias, is_product
@@ -147,7 +147,7 @@ class Setting:
 
 def op_work(setting: Setting, node: fx.Node, strategies: Strategies) -> tuple[Work, Work]:
     """Forward and backward work of one op where the fullest rank's share of it runs."""
-    rule, dtype = rule_of(str(node.target)), _dtype(node)
+    rule, dtype = rule_of(op_name(node.target)), _dtype(node)
     nothing = Work(dtype)
     if not is_tensor(node) or (rule and rule.view and (setting.fused or not is_copy(node))):
         return nothing, nothing
@@ -176,7 +176,7 @@ def _product(setting: Setting, node: fx.Node, strategies: Strategies) -> tuple[W
 
 def _gemm(setting: Setting, node: fx.Node, strategies: Strategies) -> Gemm:
     sides = [setting.local(n, p) for n, p in zip(operands(node)[:2], strategies.operands, strict=False)]
-    rule = rule_of(str(node.target))
+    rule = rule_of(op_name(node.target))
     assert rule is not None
     assert rule.gemm is not None
     gemm = rule.gemm(setting.op(node), sides[0], sides[1], setting.local(node, strategies.result))
@@ -278,7 +278,7 @@ def _other(setting: Setting, node: fx.Node, strategies: Strategies, rule: Rule |
 
 def hidden_bytes(setting: Setting, node: fx.Node) -> float:
     """What only backward sees of an unsharded op."""
-    rule = rule_of(str(node.target))
+    rule = rule_of(op_name(node.target))
     if rule and rule.fused_hidden and setting.fused:
         return rule.fused_hidden(setting.op(node), node.meta["val"].element_size())
     return hidden(node)
@@ -300,7 +300,7 @@ def op_share(setting: Setting, node: fx.Node, strategies: Strategies) -> float:
 
 def op_flops(node: fx.Node) -> float:
     """FLOPs of one op, forward, unsharded."""
-    rule = rule_of(str(node.target))
+    rule = rule_of(op_name(node.target))
     return rule.flops(op_of(node)) if rule else 0.0
 
 

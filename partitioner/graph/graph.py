@@ -39,6 +39,9 @@ class Unit:
     kind: int
     is_block: bool
 
+    def __hash__(self) -> int:
+        return hash(self.name)
+
 
 @dataclass(frozen=True)
 class Graph:

@@ -24,8 +24,18 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
 def operands(node: fx.Node) -> list[fx.Node]:
     """The tensor operands of a node in argument order, with repetition, lists flattened."""
     found: list[fx.Node] = []
-    fx.map_arg((node.args, node.kwargs), found.append)
+    for argument in (*node.args, *node.kwargs.values()):
+        if isinstance(argument, fx.Node):
+            found.append(argument)
+        elif isinstance(argument, tuple | list | dict | slice):
+            fx.map_arg(argument, found.append)
     return found
+
+
+@functools.cache
+def op_name(target: object) -> str:
+    """An op as rules know it, ``aten.add.Tensor``."""
+    return str(target)
 
 
 def arguments(node: fx.Node) -> tuple[Any, ...]:
@@ -53,7 +63,7 @@ def op_of(node: fx.Node, args: tuple[Any, ...] | None = None, kwargs: Mapping[st
     value = node.meta["val"]
     result = tuple(value.shape) if isinstance(value, torch.Tensor) else ()
     arguments = defaults | {name: _literal(a) for name, a in given.items()}
-    return Op(str(node.target), shapes, result, arguments, tuple(n.meta["val"].dtype for n in operands(node)))
+    return Op(op_name(node.target), shapes, result, arguments, tuple(n.meta["val"].dtype for n in operands(node)))
 
 
 def argument_place(node: fx.Node, name: str) -> int:
@@ -129,7 +139,7 @@ def evaluate(node: fx.Node) -> Any:
     args: Any
     kwargs: Any
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-    rule = rule_of(str(node.target))
+    rule = rule_of(op_name(node.target))
     if rule and rule.attention:
         query, _, value, *_ = args
         if query.shape[-1] == value.shape[-1]:

@@ -12,7 +12,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from partitioner.graph.dependence import parameter_free
-from partitioner.graph.nodes import call, op_of, operands
+from partitioner.graph.nodes import call, op_name, op_of, operands
 from partitioner.ops.autograd_functions import alone, fake
 from partitioner.sharding.op_rules import rule_of
 
@@ -35,7 +35,7 @@ def saved_bytes(graph: fx.Graph, differentiable: set[fx.Node]) -> dict[fx.Node, 
 
 def saved(node: fx.Node, differentiable: set[fx.Node]) -> list[fx.Node]:
     """The operands and result that backward of ``node`` reads; a factor only where another has a gradient."""
-    rule, sources = rule_of(str(node.target)), operands(node)
+    rule, sources = rule_of(op_name(node.target)), operands(node)
     found: list[fx.Node] = []
     for word in rule.saves if rule else _watched(node, differentiable).words:
         if word == "out":
@@ -49,13 +49,13 @@ def saved(node: fx.Node, differentiable: set[fx.Node]) -> list[fx.Node]:
 
 def hides(node: fx.Node) -> bool:
     """Whether backward reads more of an op than operands and results."""
-    rule = rule_of(str(node.target))
+    rule = rule_of(op_name(node.target))
     return rule.hidden is not None if rule else hidden(node) > 0
 
 
 def hidden(node: fx.Node) -> float:
     """Bytes of what only backward sees of a whole op that has a gradient."""
-    rule = rule_of(str(node.target))
+    rule = rule_of(op_name(node.target))
     if rule is None:
         return _watched(node, {node, *operands(node)}).hidden
     return rule.hidden(op_of(node), node.meta["val"].element_size()) if rule.hidden else 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from partitioner.graph.nodes import operands, shape_of
+from partitioner.graph.nodes import op_name, operands, shape_of
 from partitioner.sharding.op_rules import rule_of
 from partitioner.sharding.rule import Rule
 
@@ -80,4 +80,4 @@ def _without_samples(body: list[fx.Node]) -> set[fx.Node]:
 
 
 def _rule(node: fx.Node) -> Rule | None:
-    return rule_of(str(node.target)) if node.op == "call_function" else None
+    return rule_of(op_name(node.target)) if node.op == "call_function" else None
