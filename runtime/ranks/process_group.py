@@ -19,14 +19,17 @@ from runtime.ranks.watchdog import Watchdog, answer_stack_signal, answer_when_as
 
 T = TypeVar("T")
 TIMEOUT = timedelta(days=1)  # of a collective; a watchdog ends what takes too long sooner
+_word_seconds = START_SECONDS  # in which every rank has to come to a word of all
 
 
 def start_ranks(limit_seconds: float = START_SECONDS) -> None:
     """Join the process group that torchrun, srun or our launcher describes; nothing in a single process.
 
     Raises InputError where ranks are announced, but not where they meet. A rank that has not met all others after
-    ``limit_seconds`` ends.
+    ``limit_seconds`` ends, here and wherever all ranks exchange a word.
     """
+    global _word_seconds
+    _word_seconds = limit_seconds
     if dist.is_initialized():
         return  # by the user, whose own limits hold
     answer_stack_signal()
@@ -77,7 +80,7 @@ def is_first() -> bool:
 def finish_ranks() -> None:
     """Leave the process group once all ranks are done; nothing in a single process."""
     if dist.is_initialized():
-        dist.barrier()
+        all_here()
         gc.collect()  # a process group that something still holds would outlive the next line, and its threads Python
         dist.destroy_process_group()
 
@@ -85,7 +88,8 @@ def finish_ranks() -> None:
 def all_here() -> None:
     """Wait until every rank is here."""
     if dist.is_initialized():
-        dist.barrier()
+        with _in_time():
+            dist.barrier()
 
 
 def saving_group() -> dist.ProcessGroup | None:
@@ -98,7 +102,8 @@ def largest(value: float) -> float:
     if not dist.is_initialized():
         return value
     held = torch.tensor(value, dtype=torch.float64)
-    dist.all_reduce(held, dist.ReduceOp.MAX)
+    with _in_time():
+        dist.all_reduce(held, dist.ReduceOp.MAX)
     return float(held)
 
 
@@ -107,5 +112,10 @@ def everywhere(value: T) -> list[T]:
     if not dist.is_initialized():
         return [value]
     rows = [value] * dist.get_world_size()
-    dist.all_gather_object(rows, value)
+    with _in_time():
+        dist.all_gather_object(rows, value)
     return rows
+
+
+def _in_time() -> Watchdog:
+    return Watchdog(_word_seconds, "waiting for a word of every rank")

@@ -109,10 +109,11 @@ def engine(
         parameters = materialize(program, groups.coordinates, source, groups.device)
     made = factory(optimizer, **options)
     check_updates(program, made, groups.device)
-    return Engine(
-        program, groups, parameters, made, clip, lr_lambda, limits, saving=saving, skip_nonfinite=skip_nonfinite,
-        making=making, buffers=_buffers(model),
-    )  # fmt: skip
+    with _limited(limits and limits.start, "making the engine"):
+        return Engine(
+            program, groups, parameters, made, clip, lr_lambda, limits, saving=saving, skip_nonfinite=skip_nonfinite,
+            making=making, buffers=_buffers(model),
+        )  # fmt: skip
 
 
 def _buffers(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -65,6 +65,19 @@ def test_the_one_at_fault_is_named(fault: str, tmp_path: Path) -> None:
     assert "in wait" in result.stderr[0]
 
 
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("word", ["everywhere(rank)", "largest(1.0)", "all_here()", "finish_ranks()"])
+def test_a_word_of_all_ranks_has_a_limit(word: str, tmp_path: Path) -> None:
+    script = START.replace("start_ranks()\n", f"start_ranks({LIMIT})\n") + (
+        "from runtime.ranks.process_group import all_here, everywhere, finish_ranks, largest\n"
+        f"if rank == 1:\n    os.kill(os.getpid(), signal.SIGSTOP)\n{word}\n"
+    )
+    result, seconds = _run(script, tmp_path)
+    wanted = "waiting for a word of every rank took more than 3 s: it does not answer, stopped by a signal"
+    assert str(result.failure) == f"rank 1 failed: hung: {wanted}"
+    assert seconds < LIMIT + ANSWER_SECONDS + 8
+
+
 @pytest.mark.timeout(120)
 def test_ranks_that_wait_for_one_another_are_all_named(tmp_path: Path) -> None:
     script = START + (
