@@ -99,7 +99,8 @@ def micro_batches(sized: Folded, ranks: int, micro_batch: int, global_batch: int
 
 def divisors(n: int) -> list[int]:
     """Of a positive number, rising."""
-    return [d for d in range(1, n + 1) if n % d == 0]
+    lower = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return lower + [n // d for d in reversed(lower) if d * d != n]
 
 
 def inner_degrees(cluster: Cluster, fixed: Pins, plan_only: bool) -> Iterator[Axes]:

@@ -30,6 +30,7 @@ from partitioner.searching.where_memory_binds import recut, where_memory_binds
 from partitioner.searching.write_plan import Ranking, plan_of
 from partitioner.step.step_seconds import price
 
+MOST_SAMPLES = 2**32  # of a step; all its divisors are looked at
 RANKED = 10
 SCARCITIES = (1.0, 16.0, 256.0, 4096.0)  # passes of memory that a byte costs; the next where memory binds
 FRONT_STEP = 0.01  # share of time that a plan of more memory must save to stand on the front
@@ -55,6 +56,8 @@ def search(
     the front of those that no other beats in both time and memory. Raises InputError for pins or sizes that no plan can
     have, DoesNotFit when none fits in memory, at any of SCARCITIES.
     """
+    if not 1 <= global_batch <= MOST_SAMPLES:
+        raise InputError(f"global_batch of {global_batch} samples: take 1 to {MOST_SAMPLES:,}")
     fixed = read_pins(pins or {}, graph)
     if graph.inseparable:
         fixed = fixed.with_whole_batch(global_batch, graph.inseparable)

@@ -105,7 +105,7 @@ def _metadata(path: Path, record: Record) -> Metadata:
 def _check_run(found: Path, record: Record, program: Program, optimizer: torch.optim.Optimizer | None) -> None:
     progress, groups = record.progress, record.groups
     if optimizer is not None and record.optimizer not in (None, type(optimizer).__name__):
-        raise InputError(f"{found} holds the state of {record.optimizer}, not of {type(optimizer).__name__}")
+        raise InputError(f"{found} holds the state of {record.optimizer:.80}, not of {type(optimizer).__name__}")
     if progress.seed != program.seed:
         raise InputError(f"{found} has seed {progress.seed}, the plan has {program.seed}: change the plan's")
     if optimizer is not None and groups and len(groups) != len(optimizer.param_groups):

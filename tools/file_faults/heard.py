@@ -119,6 +119,6 @@ def verdict(found: Heard, names: set[str]) -> tuple[str, str]:
     (line,) = found.lines
     if len(line) > 700:
         return "unclear", f"{len(line)} characters: {line[:200]}"
-    if not any(name in line for name in names):
+    if not any(name in line or name.replace("_", " ") in line for name in names):
         return "unclear", line
     return "clear", line

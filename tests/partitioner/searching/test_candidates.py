@@ -13,7 +13,8 @@ import pytest
 from hand_counted import chain, cluster
 
 from partitioner import Cluster, Graph, search
-from partitioner.searching.candidates import candidates
+from partitioner.errors import InputError
+from partitioner.searching.candidates import candidates, divisors
 from partitioner.searching.pins import read_pins
 from partitioner.searching.splits import Tried
 from partitioner.searching.where_memory_binds import where_memory_binds
@@ -205,3 +206,14 @@ def test_the_front_beats_all_others(plan_only: bool, monkeypatch: pytest.MonkeyP
         assert any(a <= size and 0.99 * b <= seconds for a, b in front), "a row is missing of the front"
     assert plan.cost.step_seconds == pytest.approx(min(seconds for _, seconds in prices))
     assert plan.searched["candidates"] == len(tried(on, 8, pins, plan_only)) + len(beside)
+
+
+@pytest.mark.parametrize("samples", [0, -4, 2**63])
+def test_a_batch_that_no_step_has_is_refused(samples: int) -> None:
+    with pytest.raises(InputError, match=f"global_batch of {samples} samples: take 1 to"):
+        search(graph(), cluster(2), samples)
+
+
+def test_divisors_are_all_and_rise() -> None:
+    for n in (1, 2, 12, 36, 97, 360):
+        assert divisors(n) == [d for d in range(1, n + 1) if n % d == 0]
