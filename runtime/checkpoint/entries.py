@@ -80,7 +80,8 @@ def entries_of(program: Program, groups: Groups, parameters: Tensors, states: St
 
 
 def give(optimizer: torch.optim.Optimizer, parameters: Tensors, states: States, saved: list[Hyper]) -> None:
-    """Let the optimizer place the loaded tensors itself, beside the hyper-parameters of its saved groups."""
+    """Let the optimizer place the loaded tensors itself, beside the hyper-parameters of its saved groups; raises
+    InputError where it can't."""
     names = {id(tensor): name for name, tensor in parameters.items()}
     members = [p for group in optimizer.param_groups for p in group["params"]]
     found = ((n, states.get(names.get(id(p), ""), {})) for n, p in enumerate(members))
@@ -89,4 +90,8 @@ def give(optimizer: torch.optim.Optimizer, parameters: Tensors, states: States, 
     }
     own = optimizer.state_dict()["param_groups"]
     groups = [restored(group, values) for group, values in zip(own, saved or [{}] * len(own), strict=True)]
-    optimizer.load_state_dict({"state": rows, "param_groups": groups})
+    try:
+        optimizer.load_state_dict({"state": rows, "param_groups": groups})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {str(error)[:200]}"
+        raise InputError(f"{type(optimizer).__name__} can't take the state that was saved ({why})") from error

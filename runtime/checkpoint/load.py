@@ -57,7 +57,10 @@ def load(
         said = (str(cause).splitlines() or [""])[0][:200]
         raise InputError(f"{found} can't be read, by rank {rank}: {type(cause).__name__}: {said}") from error
     if optimizer is not None:
-        give(optimizer, parameters, states, record.groups)
+        try:
+            give(optimizer, parameters, states, record.groups)
+        except InputError as error:
+            raise InputError(f"{found}: {error}: load an earlier one") from error
     return record.progress
 
 

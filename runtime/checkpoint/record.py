@@ -21,8 +21,8 @@ class NotWhole(InputError):
 
 
 def not_whole(folder: Path, why: str) -> NotWhole:
-    """The error that says so."""
-    return NotWhole(f"{folder} is not a whole checkpoint ({why})")
+    """The error that says so, in one line."""
+    return NotWhole(f"{folder} is not a whole checkpoint ({' '.join(why.split())})")
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _wrong(made: Any) -> Iterator[str]:
         yield "loss_scale"
     if not isinstance(made.optimizer, str | None):
         yield "optimizer"
-    if not isinstance(made.groups, list) or not all(isinstance(row, dict) for row in made.groups):
+    if not isinstance(made.groups, list) or not all(map(_is_group, made.groups)):
         yield "groups"
     for file in made.files.values():
         if not _is_count(file.bytes) or not isinstance(file.sha256, str | None):
@@ -114,6 +114,11 @@ def _is_scale(value: Any) -> bool:
     if not isinstance(value, dict) or not set(value) <= {"value", "good", "skipped"}:
         return False
     return all(_is_number(v) and v >= 0 for v in value.values()) and value.get("value", 1.0) > 0
+
+
+def _is_group(row: Any) -> bool:
+    """Hyper-parameters of one, whose rate is a number."""
+    return isinstance(row, dict) and _is_number(row.get("lr", 0.0))
 
 
 def _is_count(value: object) -> bool:

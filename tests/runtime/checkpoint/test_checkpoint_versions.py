@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from partitioner.errors import InputError
-from runtime.checkpoint.record import COMPLETE, File, NotWhole, Progress, Record, check_files, read_record, write_record
+from runtime.checkpoint.entries import States, give
+from runtime.checkpoint.record import (
+    COMPLETE, File, NotWhole, Progress, Record, check_files, not_whole, read_record, write_record,
+)  # fmt: skip
 
 WITHOUT_SUMS: dict[str, Any] = {
     "version": 1, "progress": {"step": 2, "seed": 0, "samples": 8}, "optimizer": None, "files": {"a": 3},
@@ -51,6 +55,7 @@ def test_a_record_that_can_not_be_read_is_refused(
           for wrong in ({"step": -1}, {"step": "2"}, {"seed": None}, {"samples": 0.5}, {"loss_scale": {"scale": 1}},
                         {"loss_scale": {"value": "1"}})),
         json.dumps(WITHOUT_SUMS | {"optimizer": 7}), json.dumps(WITHOUT_SUMS | {"groups": [1]}),
+        json.dumps(WITHOUT_SUMS | {"groups": [{"lr": [[]]}]}),
         json.dumps(WITHOUT_SUMS | {"files": {"a": -3}}),
     ],
 )  # fmt: skip
@@ -75,3 +80,15 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert found.groups[0].pop("betas") == [0.9, 0.999]
     groups[0].pop("betas")
     assert found == record
+
+
+def test_a_state_that_an_optimizer_can_not_take_is_one_line() -> None:
+    held = torch.nn.Parameter(torch.zeros(3))
+    states: States = {"a": {"exp_avg": torch.zeros(3), "exp_avg_sq": torch.zeros(3)}}
+    with pytest.raises(InputError, match="AdamW can't take the state that was saved .KeyError: 'step'."):
+        give(torch.optim.AdamW([held]), {"a": held}, states, [])
+
+
+def test_why_one_is_not_whole_is_one_line(tmp_path: Path) -> None:
+    said = str(not_whole(tmp_path, "an error\nof two lines"))
+    assert said == f"{tmp_path} is not a whole checkpoint (an error of two lines)"
