@@ -13,7 +13,15 @@ import torch
 from partitioner.errors import InputError
 from runtime.checkpoint.entries import States, give
 from runtime.checkpoint.record import (
-    COMPLETE, File, NotWhole, Progress, Record, check_files, not_whole, read_record, write_record,
+    COMPLETE,
+    File,
+    NotWhole,
+    Progress,
+    Record,
+    check_files,
+    not_whole,
+    read_record,
+    write_record,
 )  # fmt: skip
 
 WITHOUT_SUMS: dict[str, Any] = {
