@@ -22,6 +22,7 @@ from typing import Any
 from partitioner.errors import InputError
 from runtime.ranks import hang, meeting_store
 from runtime.ranks.first_failure import Failure, first_cause
+from runtime.ranks.limits import START_SECONDS
 from runtime.ranks.meeting_store import Store
 from runtime.ranks.rank_process import RankProcess, Write
 from runtime.ranks.watchdog import STACK_SIGNAL
@@ -54,6 +55,7 @@ def local(
     environment: Mapping[str, str] | None = None,
     write: Write | None = None,
     leave_seconds: float | None = None,
+    end_seconds: float = START_SECONDS,
 ) -> Result:
     """Run ``command`` as ``ranks`` processes of this machine, and return when all have ended.
 
@@ -63,7 +65,7 @@ def local(
     ``write`` (default: ours) line by line, other ranks' is dropped. A failure prints ``rank R failed: <cause>`` on
     our standard error, behind every rank's stacks if it is a hang. SIGINT and SIGTERM stop all ranks first; with
     ``leave_seconds`` the first of them is passed on, as SIGTERM, and the ranks have so long to leave by themselves.
-    Raises InputError when there is no such command.
+    When one has ended well the others have ``end_seconds`` to do so. Raises InputError when there is no such command.
     """
     if shutil.which(command[0]) is None:
         raise InputError(f"{command[0]} cannot be started: there is no such command")
@@ -75,7 +77,7 @@ def local(
         with leaving:
             places = [_variables(r, ranks, store.port, environment) for r in range(ranks)]
             crew.extend(RankProcess(command, place, r, write) for r, place in enumerate(places))
-            failure = _watch(crew, started + timeout_seconds, timeout_seconds, leaving, store)
+            failure = _watch(crew, started + timeout_seconds, timeout_seconds, leaving, store, end_seconds)
     finally:
         _stop(crew)
     statuses, tails = tuple(r.status or 0 for r in crew), tuple(r.tail() for r in crew)
@@ -91,6 +93,7 @@ def local_module(
     timeout_seconds: float,
     write: Write | None = None,
     leave_seconds: float | None = None,
+    end_seconds: float = START_SECONDS,
 ) -> Result:
     """Run a module of this project as ``local`` runs a command.
 
@@ -98,7 +101,7 @@ def local_module(
     """
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-P", "-m", module, *words]
-    return local(command, ranks, timeout_seconds, {"PYTHONPATH": path}, write, leave_seconds)
+    return local(command, ranks, timeout_seconds, {"PYTHONPATH": path}, write, leave_seconds, end_seconds)
 
 
 def free_port() -> int:
@@ -116,10 +119,11 @@ def _variables(rank: int, ranks: int, port: int, environment: Mapping[str, str] 
 
 
 def _watch(
-    crew: list[RankProcess], deadline: float, timeout_seconds: float, leaving: _Leaving, store: Store
-) -> Failure | None:
+    crew: list[RankProcess], deadline: float, timeout_seconds: float, leaving: _Leaving, store: Store,
+    end_seconds: float,
+) -> Failure | None:  # fmt: skip
     """Wait until all ranks ended well (None), one failed, or the time is over."""
-    late = f"timed out after {timeout_seconds:g} s"
+    late, first_end = f"timed out after {timeout_seconds:g} s", None
     while any(r.status is None for r in crew):
         if any(r.status for r in crew):
             break
@@ -131,11 +135,24 @@ def _watch(
         if time.monotonic() > deadline:
             _ask_stacks(crew)
             return Failure(None, late, hung=True)
+        if first_end is None and any(r.status == 0 for r in crew):
+            first_end = time.monotonic()
+        if first_end is not None and time.monotonic() > first_end + end_seconds:
+            return _last(crew, f"the end took more than {end_seconds:g} s longer than other ranks'")
         time.sleep(POLL_SECONDS)
     failed = [r.status for r in crew if r.status]
     if not failed or (leaving.asked and failed == [-signal.SIGTERM] * len(failed)):  # it had not begun
         return None
     return _settled(crew, store)
+
+
+def _last(crew: list[RankProcess], what: str) -> Failure:
+    """Of those that go on while others have ended, one that is stopped, or the first."""
+    _ask_stacks(crew)
+    alive = [r for r in crew if r.status is None]
+    stopped = [r for r in alive if r.is_stopped()]
+    why = "it does not answer, stopped by a signal" if stopped else "it has not ended"
+    return Failure((stopped or alive or crew)[0].rank, f"hung: {what}: {why}", hung=True)
 
 
 def _settled(crew: list[RankProcess], store: Store) -> Failure:

@@ -141,7 +141,7 @@ def _train(job: Job, plan: Plan, ranks: int, telling: Telling, starts: bool) -> 
     sys.stderr.write(f"importing {plan.model['entry']}\n")
     limits = Limits(plan.cost.step_seconds, job.patience)
     words, leave = [json.dumps(asdict(job))], limits.first_step + limits.state(plan.cost.peak_bytes)
-    result = launch.local_module("tools.run.rank", words, ranks, math.inf, telling.read, leave)
+    result = launch.local_module("tools.run.rank", words, ranks, math.inf, telling.read, leave, limits.start)
     if (failed := result.failure) is not None:
         telling.note({"failed": str(failed)})
     return 0 if failed is None else 2 if result.statuses[failed.rank or 0] == 2 else 1, result.asked

@@ -189,6 +189,21 @@ print("to nobody", file=sys.stderr)
     assert result.stderr == ("to nobody\n",) * 3
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("happens", "why"),
+    [("os.kill(os.getpid(), signal.SIGSTOP)", "it does not answer, stopped by a signal"),
+     ("time.sleep(50)", "it has not ended")],
+)  # fmt: skip
+def test_one_that_does_not_end_when_others_have_is_named(happens: str, why: str, tmp_path: Path) -> None:
+    path = tmp_path / "rank.py"
+    path.write_text(f"import os, signal, time\nif os.environ['RANK'] == '1':\n    {happens}\n")
+    result = launch.local([sys.executable, str(path)], 3, 100, end_seconds=2.0)
+    assert str(result.failure) == f"rank 1 failed: hung: the end took more than 2 s longer than other ranks': {why}"
+    assert result.statuses[1] != 0
+    assert result.seconds < 20
+
+
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupting_the_launcher_stops_all_ranks(tmp_path: Path, number: signal.Signals) -> None:
