@@ -33,7 +33,8 @@ from runtime.dry_run.recording_group import Tape, own_group, world_of
 from runtime.dry_run.replay_worker import ReplayWorker
 from runtime.dry_run.valueless_engine import ValuelessEngine
 from runtime.execute.worker import BoundCall
-from runtime.mesh.groups import NCCL, Groups
+from runtime.mesh.groups import Groups
+from runtime.mesh.make_groups import NCCL
 from runtime.state.optimizer import factory
 from runtime.state.parameters import materialize
 from runtime.state.shard_pieces import Part, rank_parameters

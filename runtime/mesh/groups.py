@@ -16,10 +16,8 @@ from partitioner.lowering.program import Coordinates, Program, Stage, coordinate
 from partitioner.ops.collective_kinds import ALL_REDUCE
 from partitioner.sharding.mesh_axes import DP, PP, REPLICA, SHARD
 from runtime.mesh.communication_log import Log
-from runtime.mesh.make_groups import Make, apart, is_split_from_world, made_together
+from runtime.mesh.make_groups import NCCL, Make, apart, is_split_from_world, made_together
 from runtime.ranks.own_device import backend_of, own_device
-
-NCCL = "nccl"
 
 
 class Groups:

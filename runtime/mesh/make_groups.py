@@ -11,8 +11,10 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
+from runtime.ranks.own_device import backend_of
 from runtime.ranks.process_group import TIMEOUT
 
+NCCL = "nccl"
 Cells = Sequence[tuple[int, ...]]
 Make = Callable[[Cells], dist.ProcessGroup | None]
 Edge = TypeVar("Edge", bound=tuple[int, ...])
@@ -21,11 +23,14 @@ Edge = TypeVar("Edge", bound=tuple[int, ...])
 def made_together(cells: Cells) -> dist.ProcessGroup | None:
     """This rank's among these groups; all ranks of the world call it. None where it is in no group.
 
-    NCCL splits the world's communicator once where that has a device; else each group is made by itself.
+    NCCL splits the world's communicator once where that has a device; else each group is made by itself. A split takes
+    every rank somewhere: torch names a part after how many the rank has been in, and its members must agree on that.
     """
     if is_split_from_world():
-        found = dist.split_group(split_ranks=[list(ranks) for ranks in cells], timeout=TIMEOUT)
-        return found if isinstance(found, dist.ProcessGroup) else None
+        others = set(range(dist.get_world_size())).difference(*cells)
+        parts = [*map(list, cells), *([rank] for rank in sorted(others))]
+        found = dist.split_group(split_ranks=parts, timeout=TIMEOUT)
+        return None if dist.get_rank() in others or not isinstance(found, dist.ProcessGroup) else found
     own: dist.ProcessGroup | None = None
     for ranks in cells:
         made = dist.new_group(list(ranks), timeout=TIMEOUT)
@@ -34,8 +39,9 @@ def made_together(cells: Cells) -> dist.ProcessGroup | None:
 
 
 def is_split_from_world() -> bool:
-    """Whether communicators are made when groups are: the world's is there, on this rank's own device."""
-    return getattr(dist.group.WORLD, "bound_device_id", None) is not None
+    """Whether communicators are made when groups are: the world's is NCCL's, and there, on this rank's own device."""
+    device = getattr(dist.group.WORLD, "bound_device_id", None)
+    return device is not None and backend_of(device) == NCCL
 
 
 def apart(edges: Iterable[Edge]) -> list[list[Edge]]:

@@ -138,7 +138,9 @@ def _watch(
         if first_end is None and any(r.status == 0 for r in crew):
             first_end = time.monotonic()
         if first_end is not None and time.monotonic() > first_end + end_seconds:
-            return _last(crew, f"the end took more than {end_seconds:g} s longer than other ranks'")
+            _ask_stacks(crew)
+            if alive := [r for r in crew if r.status is None]:
+                return _last(alive, f"the end took more than {end_seconds:g} s longer than other ranks'")
         time.sleep(POLL_SECONDS)
     failed = [r.status for r in crew if r.status]
     if not failed or (leaving.asked and failed == [-signal.SIGTERM] * len(failed)):  # it had not begun
@@ -146,13 +148,11 @@ def _watch(
     return _settled(crew, store)
 
 
-def _last(crew: list[RankProcess], what: str) -> Failure:
+def _last(alive: list[RankProcess], what: str) -> Failure:
     """Of those that go on while others have ended, one that is stopped, or the first."""
-    _ask_stacks(crew)
-    alive = [r for r in crew if r.status is None]
     stopped = [r for r in alive if r.is_stopped()]
     why = "it does not answer, stopped by a signal" if stopped else "it has not ended"
-    return Failure((stopped or alive or crew)[0].rank, f"hung: {what}: {why}", hung=True)
+    return Failure((stopped or alive)[0].rank, f"hung: {what}: {why}", hung=True)
 
 
 def _settled(crew: list[RankProcess], store: Store) -> Failure:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -15,11 +16,11 @@ from runtime.ranks import meeting_store, slurm
 from runtime.ranks.limits import START_SECONDS
 from runtime.ranks.meeting_store import Store
 from runtime.ranks.own_device import all_backends, own_device
-from runtime.ranks.watchdog import Watchdog, answer_stack_signal, answer_when_asked
+from runtime.ranks.watchdog import Watchdog, answer_stack_signal, answer_when_asked, is_watched
 
 T = TypeVar("T")
 TIMEOUT = timedelta(days=1)  # of a collective; a watchdog ends what takes too long sooner
-_word_seconds = START_SECONDS  # in which every rank has to come to a word of all
+_word_seconds: float | None = None  # in which every rank has to come to a word of all, where it has no other limit
 
 
 def start_ranks(limit_seconds: float = START_SECONDS) -> None:
@@ -29,9 +30,9 @@ def start_ranks(limit_seconds: float = START_SECONDS) -> None:
     ``limit_seconds`` ends, here and wherever all ranks exchange a word.
     """
     global _word_seconds
-    _word_seconds = limit_seconds
     if dist.is_initialized():
         return  # by the user, whose own limits hold
+    _word_seconds = limit_seconds
     answer_stack_signal()
     own = announced_rank()
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -117,5 +118,8 @@ def everywhere(value: T) -> list[T]:
     return rows
 
 
-def _in_time() -> Watchdog:
+def _in_time() -> AbstractContextManager[object]:
+    """A limit, unless what asks for the word has one, which allows for what ranks do before they come to it."""
+    if _word_seconds is None or is_watched():
+        return nullcontext()
     return Watchdog(_word_seconds, "waiting for a word of every rank")

@@ -20,6 +20,7 @@ STDERR = 2  # its descriptor, whatever sys.stderr is now
 LINGER_SECONDS = 0.5
 
 _ending = threading.Lock()
+_watching = set[object]()  # what watches the main thread now
 
 
 def answer_stack_signal() -> None:
@@ -32,6 +33,11 @@ def answer_when_asked() -> None:
     hang.answer_when_asked(_end)
 
 
+def is_watched() -> bool:
+    """Whether what the main thread does has a limit already."""
+    return bool(_watching)
+
+
 class Watchdog:
     """``with Watchdog(limit_seconds, "step 7"): ...`` ends the process if the body takes longer.
 
@@ -42,16 +48,19 @@ class Watchdog:
     def __init__(self, limit_seconds: float, what: str, thread: str | None = None) -> None:
         late = f"{what} took more than {limit_seconds:g} s"
         self._timer = threading.Timer(limit_seconds, _end, (lambda: hang.ask(late, thread),))
-        self._timer.daemon = True
+        self._timer.daemon, self._is_of_main = True, thread is None
 
     def start(self) -> Watchdog:
         """From now on."""
         self._timer.start()
+        if self._is_of_main:
+            _watching.add(self)
         return self
 
     def stop(self) -> None:
         """It was in time."""
         self._timer.cancel()
+        _watching.discard(self)
 
     def __enter__(self) -> None:
         self.start()

@@ -21,7 +21,7 @@ from partitioner.user_code.compiled import unwrapped
 from runtime.execute.keep_heap import keep_freed_memory
 from runtime.mesh.groups import Groups
 from runtime.ranks.limits import START_SECONDS, Limits
-from runtime.ranks.process_group import largest, saving_group, start_ranks
+from runtime.ranks.process_group import all_here, largest, saving_group, start_ranks
 from runtime.ranks.watchdog import Watchdog
 from runtime.state.learning_rates import LrLambda
 from runtime.state.optimizer import Given, check_options, factory
@@ -107,6 +107,8 @@ def engine(
     source = weights if weights is not None else ModuleStart(model, program.seed) if is_meta else model
     with _limited(limits and limits.state(largest(_part_bytes(program, groups))), "making the parameters"):
         parameters = materialize(program, groups.coordinates, source, groups.device)
+        if limits is not None:
+            all_here()  # in the time that the rank may take that reads most
     made = factory(optimizer, **options)
     check_updates(program, made, groups.device)
     with _limited(limits and limits.start, "making the engine"):

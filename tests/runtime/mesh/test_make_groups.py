@@ -17,8 +17,8 @@ from torch._C._distributed_c10d import FileStore
 
 from runtime.dry_run.recording_group import TapeGroup, own_group, world_of
 from runtime.mesh import groups, make_groups
-from runtime.mesh.groups import NCCL, Groups
-from runtime.mesh.make_groups import apart, made_together
+from runtime.mesh.groups import Groups
+from runtime.mesh.make_groups import NCCL, apart, made_together
 from runtime.state.optimizer import factory
 from runtime.state.parameters import materialize
 from runtime.state.shard_pieces import cut
@@ -59,8 +59,32 @@ def test_thousands_of_ranks_are_a_few_splits(rank: int, monkeypatch: pytest.Monk
         assert ranks_of(Groups(program, backend=NCCL)) == wanted
     assert len(splits) == 3 + 1 + 4  # axes, the shared embedding, two colors forth and back
     for cells in splits:
-        together = [rank for ranks in cells for rank in ranks]
-        assert len(together) == len(set(together))
+        assert sorted(rank for ranks in cells for rank in ranks) == list(range(2304))
+
+
+@pytest.mark.parametrize("mesh", [{"pp": 3}, {"pp": 4, "dp": 2}])
+def test_members_of_a_part_name_it_alike(mesh: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch names it: after its ranks and how many groups a rank has registered, which it does of its own alone."""
+    program = plans.program(**mesh)
+    names: dict[tuple[int, int], tuple[tuple[int, ...], int]] = {}
+    registered = list[str]()
+
+    def split_group(split_ranks: list[list[int]], timeout: timedelta) -> dist.ProcessGroup | None:
+        rank, splits = dist.get_rank(), sum(r == dist.get_rank() for r, _ in names)
+        own = next((tuple(ranks) for ranks in split_ranks if rank in ranks), ())
+        names[rank, splits] = own, len(registered)
+        registered.extend(["one"] if own else [])
+        return own_group([own]) if len(own) > 1 else None
+
+    monkeypatch.setattr(make_groups, "is_split_from_world", lambda: True)
+    monkeypatch.setattr(groups, "is_split_from_world", lambda: True)
+    for rank in range(plans.world(program)):
+        registered.clear()
+        with world_of(rank, plans.world(program)):
+            monkeypatch.setattr(dist, "split_group", split_group)
+            Groups(program, backend=NCCL)
+    for (_, split), (own, before) in names.items():
+        assert {names[member, split] for member in own} == {(own, before)}
 
 
 def ranks_of(found: Groups) -> list[tuple[str, tuple[int, ...]]]:
