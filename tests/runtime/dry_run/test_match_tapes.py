@@ -66,8 +66,11 @@ def test_a_collective_needs_all_ranks() -> None:
 
 
 def test_what_is_never_waited_for_must_meet_too() -> None:
-    (problem,) = problems([("send", 3)], [])
+    tapes = {0: tape(0, ("send", 3)), 1: tape(1)}
+    (problem,) = unmatched(tapes, {0: 0, 1: 1}, is_lazy=False)
     assert problem.words.startswith("1 communications never met, the first is send to rank 1")
+    (problem,) = unmatched(tapes, {0: 0, 1: 1})  # its communicator is never made
+    assert problem.words.startswith("deadlock: it waits in send to rank 1")
 
 
 def test_ranks_that_are_alike_move_in_step() -> None:
