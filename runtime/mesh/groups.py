@@ -43,19 +43,20 @@ class Groups:
         self.backend = backend or (backend_of(self.device) if dist.is_initialized() else "")
         self.log = log or Log()
         self.kernels: Counter[str] = Counter()  # products that ran on a kernel, and the reasons of those that did not
-        self._sizes, self._mesh, self._make_apart = program.sizes, dict(program.mesh), make
+        self._sizes, self._make_apart = program.sizes, make
         self._made: dict[tuple[tuple[int, ...], ...], dist.ProcessGroup | None] = {}
-        self._groups = {axis: self._make(rows, [axis]) for axis in program.mesh}
+        self._groups = {axis: self._make(_cells(rows, _without(program.mesh, axis))) for axis in program.mesh}
         for axis, parts in program.parts.items():
             for name in dict(parts) if axis != DP or program.shards > 1 else ():
-                others = [other for other in dict(parts) if other != name]
-                self._groups[name] = self._make(rows, [name], hidden=[axis], kept=others)
+                equal = [*_without(program.mesh, axis), *_without(dict(parts), name)]
+                self._groups[name] = self._make(_cells(rows, equal))
         self.state_mesh = self._state_mesh() if program.shards > 1 else None
+        off_pipeline = _without(program.mesh, PP)
         tied = {program.ranks_of(p.stages) for p in program.parameters.values()}
         self._tied: dict[tuple[int, ...], dist.ProcessGroup | None] = {
-            ranks: self._make(rows, [PP], among=ranks) for ranks in sorted(tied) if len(ranks) > 1
+            ranks: self._make(_cells(rows, off_pipeline, ranks)) for ranks in sorted(tied) if len(ranks) > 1
         }
-        self._lanes = self._make_lanes(rows, program.stages)
+        self._lanes = self._make_lanes(rows, off_pipeline, program.stages)
         if self.backend == NCCL and not is_split_from_world():
             self._meet()
 
@@ -93,7 +94,7 @@ class Groups:
         return DeviceMesh.from_group(both, device, mesh=ranks, mesh_dim_names=(REPLICA, SHARD))
 
     def _make_lanes(
-        self, rows: list[Coordinates], stages: tuple[Stage, ...]
+        self, rows: list[Coordinates], equal: list[str], stages: tuple[Stage, ...]
     ) -> dict[tuple[int, int, bool], dist.ProcessGroup | None]:
         """NCCL has no tags and a communicator runs its sends in order: there each lane is a group of its own."""
         if self.backend != NCCL:
@@ -101,7 +102,7 @@ class Groups:
         edges = dict.fromkeys((a.rank, b.rank) for a, b in pairwise(stages) if a.rank != b.rank)
         lanes: dict[tuple[int, int, bool], dist.ProcessGroup | None] = {}
         for color in apart(edges):
-            cells = [cell for edge in color for cell in self._cells(rows, [PP], among=tuple(sorted(edge)))]
+            cells = [cell for edge in color for cell in _cells(rows, equal, edge)]
             for back in (False, True):
                 made = self._make_apart(cells)
                 here = self.coordinates[PP]
@@ -116,40 +117,28 @@ class Groups:
             self.log.add(axis, ALL_REDUCE, word, "start")
             dist.all_reduce(word, group=group)
 
-    def _make(
-        self,
-        rows: list[Coordinates],
-        axes: list[str],
-        hidden: Iterable[str] = (),
-        kept: Iterable[str] = (),
-        among: tuple[int, ...] | None = None,
-    ) -> dist.ProcessGroup | None:
-        """The group of this rank among all groups that differ in ``axes`` only; all ranks make them together."""
-        cells = tuple(self._cells(rows, axes, hidden, kept, among))
-        if cells and cells not in self._made:
-            is_whole = cells == (tuple(range(dist.get_world_size())),)
-            self._made[cells] = dist.group.WORLD if is_whole else self._make_apart(cells)
-        return self._made.get(cells)
+    def _make(self, cells: list[tuple[int, ...]]) -> dist.ProcessGroup | None:
+        """The group of this rank among these; all ranks make them together, and the same ones once."""
+        key = tuple(cells)
+        if key and key not in self._made:
+            is_whole = key == (tuple(range(dist.get_world_size())),)
+            self._made[key] = dist.group.WORLD if is_whole else self._make_apart(cells)
+        return self._made.get(key)
 
-    def _cells(
-        self,
-        rows: list[Coordinates],
-        axes: list[str],
-        hidden: Iterable[str] = (),
-        kept: Iterable[str] = (),
-        among: tuple[int, ...] | None = None,
-    ) -> list[tuple[int, ...]]:
-        """The ranks that differ in ``axes`` only, wherever there are several.
 
-        ``hidden`` coordinates are ignored, ``kept`` added to those that are equal in a group; ``among`` admits only
-        these indices of the axis.
-        """
-        same = [a for a in [*self._mesh, *kept] if a not in {*axes, *hidden}]
-        cells: dict[tuple[int, ...], list[int]] = {}
-        for rank, row in enumerate(rows):
-            if among is None or row[axes[0]] in among:
-                cells.setdefault(tuple(row[a] for a in same), []).append(rank)
-        return [tuple(ranks) for ranks in cells.values() if len(ranks) > 1]
+def _cells(
+    rows: list[Coordinates], equal: list[str], pipeline_ranks: tuple[int, ...] | None = None
+) -> list[tuple[int, ...]]:
+    """The ranks that are at one place of these axes, wherever there are several; only of these pipeline ranks."""
+    cells: dict[tuple[int, ...], list[int]] = {}
+    for rank, row in enumerate(rows):
+        if pipeline_ranks is None or row[PP] in pipeline_ranks:
+            cells.setdefault(tuple(row[axis] for axis in equal), []).append(rank)
+    return [tuple(ranks) for ranks in cells.values() if len(ranks) > 1]
+
+
+def _without(axes: Iterable[str], axis: str) -> list[str]:
+    return [other for other in axes if other != axis]
 
 
 def _present(group: dist.ProcessGroup | None) -> dist.ProcessGroup:

@@ -83,6 +83,19 @@ def test_a_word_of_all_ranks_has_a_limit(word: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(120)
+def test_a_word_within_what_has_a_limit_may_take_as_long(tmp_path: Path) -> None:
+    script = START.replace("start_ranks()\n", "start_ranks(1.0)\n") + (
+        "from runtime.ranks.process_group import everywhere, finish_ranks\n"
+        "with Watchdog(60.0, 'step 7'):\n"
+        "    if rank == 1:\n        time.sleep(4.0)\n"
+        "    everywhere(rank)\n"
+        "finish_ranks()\n"
+    )
+    result, _ = _run(script, tmp_path, 2)
+    assert result.statuses == (0, 0)
+
+
+@pytest.mark.timeout(120)
 def test_ranks_that_wait_for_one_another_are_all_named(tmp_path: Path) -> None:
     script = START + (
         f"with Watchdog({LIMIT}, 'step 7'):\n"
