@@ -41,11 +41,14 @@ readme: install
 
 # what takes long, in shards: one that has passed on these files does not run again
 SHARDS := $(patsubst %,of_%_,example gpt2 llama qwen3 mistral opt gpt_neox phi3 gemma2 gemma3_text mixtral bert t5 vit whisper \
-	falcon bloom gptj bart roberta uneven) random memory rest
+	falcon bloom gptj bart roberta uneven) random memory pure rest
 PASSED := $(OUT)/parity/$(shell git rev-parse --short HEAD)-$(shell git diff HEAD | cksum | cut -d' ' -f1)
 SELECT_random := tests/tools/verify/test_random_plans.py
-SELECT_memory := tests/parity/test_memory.py tests/runtime/dry_run/test_counted_peak.py
-SELECT_rest := tests --ignore=tests/parity/test_parity.py $(addprefix --ignore=,$(SELECT_random) $(SELECT_memory))
+COUNTED := tests/parity/test_memory.py tests/runtime/dry_run/test_counted_peak.py
+APART := $(addprefix --ignore=,tests/parity/test_parity.py $(SELECT_random) $(COUNTED))
+SELECT_memory := -n 2 $(COUNTED)
+SELECT_pure := -n 2 --dist loadfile $(PURE) $(APART)
+SELECT_rest := tests $(APART) $(PURE:%=--ignore=%)
 
 parity: $(SHARDS:%=$(PASSED)/%)
 
