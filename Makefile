@@ -6,7 +6,7 @@ OUT ?= out
 BIN := .venv/bin
 SOURCES := partitioner runtime cutlass_ops tools examples tests
 
-.PHONY: install demo test readme parity habits disturbed kernels lint types gallery bench
+.PHONY: install demo test readme parity cases habits disturbed kernels lint types gallery bench
 
 install: .venv/installed
 
@@ -39,18 +39,21 @@ test: install
 readme: install
 	$(BIN)/python -m pytest -m readme
 
-# what takes long, in shards: one that has passed on these files does not run again
+# every model under every family of plans, in shards: one that has passed on these files does not run again
 SHARDS := $(patsubst %,of_%_,example gpt2 llama qwen3 mistral opt gpt_neox phi3 gemma2 gemma3_text mixtral bert t5 vit whisper \
-	falcon bloom gptj bart roberta uneven) random memory pure rest
+	falcon bloom gptj bart roberta uneven) random memory
 PASSED := $(OUT)/parity/$(shell git rev-parse --short HEAD)-$(shell git diff HEAD | cksum | cut -d' ' -f1)
 SELECT_random := tests/tools/verify/test_random_plans.py
 COUNTED := tests/parity/test_memory.py tests/runtime/dry_run/test_counted_peak.py
-APART := $(addprefix --ignore=,tests/parity/test_parity.py $(SELECT_random) $(COUNTED))
 SELECT_memory := -n 2 $(COUNTED)
-SELECT_pure := -n 2 --dist loadfile $(PURE) $(APART)
-SELECT_rest := tests $(APART) $(PURE:%=--ignore=%)
+APART := $(addprefix --ignore=,tests/parity/test_parity.py $(SELECT_random) $(COUNTED))
+SELECT_cases_of_one_process := -n 2 --dist loadfile $(PURE) $(APART)
+SELECT_cases_of_several := tests $(APART) $(PURE:%=--ignore=%)
 
 parity: $(SHARDS:%=$(PASSED)/%)
+
+# all cases of tests of which `make test` runs some
+cases: $(PASSED)/cases_of_one_process $(PASSED)/cases_of_several
 
 $(PASSED)/%: .venv/installed
 	$(BIN)/python -m pytest -m parity $(or $(SELECT_$*),tests/parity/test_parity.py -k $*)

@@ -32,10 +32,11 @@ def main(folder: Path, count: int) -> None:
 
 
 def _run(subject: Subject, plans: list[Plan]) -> tuple[list[Outcome], str]:
-    trial = prepare(subject.module, subject.graph, subject.batch)
-    graphs = [subject.traced_in(plan.decisions.precision) for plan in plans]
-    found = [run_plan(trial.traced_as(graph), plan) for graph, plan in zip(graphs, plans, strict=True)]
-    return [row for row in found if row is not None], trial.reference.remark if trial.reference else ""
+    first = prepare(subject.module, subject.graph, subject.batch)
+    precisions = dict.fromkeys(plan.decisions.precision for plan in plans)
+    trials = {precision: first.traced_as(subject.traced_in(precision)) for precision in precisions}
+    found = [run_plan(trials[plan.decisions.precision], plan) for plan in plans]
+    return [row for row in found if row is not None], first.reference.remark if first.reference else ""
 
 
 def _plain(row: Outcome) -> dict[str, object]:
