@@ -43,7 +43,9 @@ class Running:
         self._reader.start()
 
     def _read(self) -> None:
-        self.said.extend(iter(lambda: self._process.stderr.readline() if self._process.stderr else "", ""))
+        assert self._process.stderr is not None
+        with self._process.stderr as pipe:
+            self.said.extend(iter(pipe.readline, ""))
 
     def signal(self, number: int) -> None:
         """Signal the command."""

@@ -28,7 +28,9 @@ class _Place:
         assert self._holder.stdout is not None
         if self._holder.stdout.readline() != "here\n":
             assert self._holder.stderr is not None
-            raise InputError(f"no namespaces here: {self._holder.stderr.read().strip()}")
+            error = self._holder.stderr.read().strip()
+            self.end()
+            raise InputError(f"no namespaces here: {error}")
 
     @property
     def pid(self) -> int:
@@ -45,8 +47,8 @@ class _Place:
 
     def end(self) -> None:
         """It is gone, with what it held."""
-        self._holder.kill()
-        self._holder.wait()
+        with self._holder:
+            self._holder.kill()
 
 
 def _entered(kinds: Sequence[str]) -> list[str]:
