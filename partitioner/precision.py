@@ -17,6 +17,22 @@ BRAIN, HALF, SINGLE, DOUBLE, TF32 = "bfloat16", "float16", "float32", "float64",
 REAL = (BRAIN, HALF, SINGLE, DOUBLE)  # in which parameters can be trained, by torch's names
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How products run in fewer bits: ``dtype``, whose peak they have, and the bytes of a number, scales counted."""
+
+    dtype: str
+    bytes: float
+
+
+RECIPES = {
+    "fp8": Recipe("float8_e4m3fn", 1.0),  # a scale for each tensor
+    "fp8_block": Recipe("float8_e4m3fn", 1.0 + 4 / 128),  # for 1 x 128 of an activation, 128 x 128 of a weight
+    "mxfp8": Recipe("float8_e4m3fn", 1.0 + 1 / 32),  # Open Compute Project, Microscaling Formats, 2023
+    "nvfp4": Recipe("float4_e2m1fn_x2", 0.5 + 1 / 16),  # for 16 numbers one of 8 bits
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Precision:
     """``compute``: the data type in which ops read parameters; "" leaves each parameter its own, and nothing is cast.

@@ -12,17 +12,20 @@ from typing import NamedTuple
 
 from torch import fx
 
-from partitioner.cluster import Cluster, Route, Software
-from partitioner.cost.collective_seconds import WAYS, collective_seconds, sent_inside
+from partitioner.cluster import Cluster
+from partitioner.cost.conversion_seconds import WAYS, sent_inside
 from partitioner.cost.op_seconds import Seconds
 from partitioner.cost.op_work import Setting
 from partitioner.graph.nodes import operands
+from partitioner.hardware.link import Route
+from partitioner.kernel_seconds.collective import collective_seconds
 from partitioner.layouts.conversions import Conversion, conversions, hops_of
 from partitioner.layouts.op_kinds import is_attention
 from partitioner.layouts.solution import Solution
 from partitioner.ops.collective_kinds import ALL_GATHER, REDUCE_SCATTER
 from partitioner.sharding.equations import Strategies
 from partitioner.sharding.layout import Layout
+from partitioner.software import Software
 
 _HIDDEN = 0.25  # share of a tensor-parallel collective that hides where it runs in pieces beside its product
 

@@ -11,17 +11,19 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import fx
 
-from partitioner.cluster import Cluster, Route
+from partitioner.cluster import Cluster
 from partitioner.cost.materialized import base, internal, is_copy, repeats_heads
 from partitioner.graph.nodes import is_parameter, is_tensor, op_name, op_of, operands, shape_of
 from partitioner.graph.saved_by_autograd import hidden, saved
 from partitioner.graph.tied_blocks import Folded
+from partitioner.hardware.link import Route
+from partitioner.kernel_seconds.attention import Attended
 from partitioner.layouts.op_kinds import core, is_attention, is_bias, is_product
 from partitioner.sharding.equations import Strategies
 from partitioner.sharding.layout import Layout, Shard, largest_shape, local_share
@@ -32,20 +34,25 @@ from partitioner.sharding.products import Gemm
 from partitioner.sharding.rule import Rule
 
 _ACCUMULATION = 3  # times a weight gradient is streamed to be added: read, read the sum, write it
-_FLASH_BACKWARD = 2.5  # products of attention's backward over those of its forward: five over two (Dao, 2022)
 _SOFTMAX_PASSES = (2, 3)  # of the scores, by softmax and scale in one kernel: read and write; and its gradient's three
 _DROPOUT_PASSES = 2.5  # of the scores: read, write, a byte of mask
 
 
 @dataclass(frozen=True)
 class Work:
-    """``attention_flops`` are of fused kernels; ``streamed_bytes`` exclude what products read and write."""
+    """``attended``: of fused attention; ``streamed_bytes`` exclude what products and fused attention read and write.
+    ``kernels``: all that are launched, of which ``streams`` are neither."""
 
     dtype: torch.dtype
     gemms: tuple[Gemm, ...] = ()
-    attention_flops: float = 0.0
+    attended: tuple[Attended, ...] = ()
     streamed_bytes: float = 0.0
     kernels: int = 0
+
+    @property
+    def streams(self) -> int:
+        """Kernels that only read and write."""
+        return self.kernels - len(self.gemms) - len(self.attended)
 
 
 @dataclass(frozen=True)
@@ -188,7 +195,7 @@ def _second_gradient(setting: Setting, node: fx.Node, strategies: Strategies, ge
     if not _differentiable(second, setting.folded.differentiable):
         return Work(_dtype(node))
     streamed = _accumulated(setting, second, strategies.operands[1])
-    return Work(_dtype(node), (Gemm(gemm.k, gemm.n, gemm.m, gemm.count),), 0.0, streamed, 1 + (streamed > 0))
+    return Work(_dtype(node), (Gemm(gemm.k, gemm.n, gemm.m, gemm.count),), (), streamed, 1 + (streamed > 0))
 
 
 def weight_work(setting: Setting, node: fx.Node, strategies: Strategies) -> Work:
@@ -210,14 +217,9 @@ def _differentiable(node: fx.Node, differentiable: set[fx.Node]) -> bool:
 def _attention(setting: Setting, node: fx.Node, strategies: Strategies) -> tuple[Work, Work]:
     dtype = _dtype(node)
     part = op_share(setting, node, strategies)
-    gather = setting.sharers  # keys and values are whole again on each rank
-    reads = setting.bytes(operands(node)[0], strategies.operands[0]) + setting.bytes(node, strategies.result)
-    pairs = zip(operands(node)[1:3], strategies.operands[1:3], strict=True)
-    reads += sum(setting.bytes(n, layout) * gather for n, layout in pairs)
     if not setting.writes_scores(node):
-        flops = op_flops(node) * part
-        forward = Work(dtype, (), flops, reads, 1)
-        return forward, Work(dtype, (), _FLASH_BACKWARD * flops, 2 * reads, 2)
+        seen = _attended(setting, node, strategies, part)
+        return Work(dtype, (), (seen,), 0.0, 1), Work(dtype, (), (replace(seen, backward=True),), 0.0, 2)
     query, key, value = (shape_of(n) for n in operands(node)[:3])
     count, rows = math.prod(query[:-2]) * part * setting.sharers, query[-2] / setting.sharers
     scores = Gemm(rows, key[-2], query[-1], count)
@@ -230,9 +232,18 @@ def _attention(setting: Setting, node: fx.Node, strategies: Strategies) -> tuple
     )  # fmt: skip
     kernels = 2 + (dropped > 0)
     return (
-        Work(dtype, (scores, mixed), 0.0, size * (_SOFTMAX_PASSES[0] + dropped), kernels),
-        Work(dtype, gradients, 0.0, size * (_SOFTMAX_PASSES[1] + dropped), kernels + 2),
+        Work(dtype, (scores, mixed), (), size * (_SOFTMAX_PASSES[0] + dropped), kernels),
+        Work(dtype, gradients, (), size * (_SOFTMAX_PASSES[1] + dropped), kernels + 2),
     )
+
+
+def _attended(setting: Setting, node: fx.Node, strategies: Strategies, part: float) -> Attended:
+    """What the fused kernel does of it; keys and values of ranks that share tokens are whole again on each."""
+    query, key, value = (shape_of(n) for n in operands(node)[:3])
+    width = float(query[-1] + value[-1])
+    size = node.meta["val"].element_size() * key[-1]
+    keys = setting.bytes(operands(node)[1], strategies.operands[1]) * setting.sharers / size
+    return Attended(math.prod(query[:-1]) * part, op_flops(node) * part / (2 * width), key[-2], width, keys)
 
 
 def scores_bytes(setting: Setting, node: fx.Node, strategies: Strategies) -> float:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from partitioner.cluster import Cluster
-from partitioner.cost.op_seconds import dtype_name, streaming
+from partitioner.cost.op_seconds import dtype_name
 from partitioner.precision import Precision
 
 
@@ -58,4 +58,4 @@ def state_bytes(elements: float, dtype: torch.dtype, precision: Precision, zero:
 def optimizer_seconds(elements: float, dtype: torch.dtype, precision: Precision, cluster: Cluster) -> float:
     """The update reads and writes all state once."""
     moved = 2 * elements * sum(state(dtype, precision))
-    return moved / streaming(cluster.device) / cluster.software.efficiency
+    return moved / cluster.device.streaming / cluster.software.efficiency

@@ -11,12 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import fx
 
-from partitioner.cluster import Cluster, Route
+from partitioner.cluster import Cluster
 from partitioner.cost.backward_peak import Peaks, StagePeaks
 from partitioner.cost.op_seconds import Seconds
 from partitioner.cost.op_work import Setting
 from partitioner.graph.graph import Unit
 from partitioner.graph.tied_blocks import Folded
+from partitioner.hardware.link import Route
 from partitioner.layouts.solution import Solution
 from partitioner.precision import Precision
 from partitioner.sharding.layout import Layout, Shard, partial_axes

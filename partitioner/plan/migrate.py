@@ -5,6 +5,7 @@ it anew.
               the cluster's. ZeRO over all replicas
     7 -> 8    a recompute was of whole blocks, and priced with all of the last op that keeps something
     8 -> 9    ops lay along tp alone: a layout was one placement
+    9 -> 10   of a device's products and attention one share of the peak each was told, whatever their shape
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from partitioner.errors import InputError
+from partitioner.hardware.device import TILES, Attention, Products
 from partitioner.plan.digests import digest_of
 from partitioner.plan.json_document import plain
 from partitioner.plan.recompute_ways import FULL_RECOMPUTE, NO_RECOMPUTE
 from partitioner.precision import OWN, PRESETS
 from partitioner.sharding.mesh_axes import TP
 
-VERSION = 9
+VERSION = 10
 UNVERSIONED = 6  # what reports without a version are of
 _STATE = ("weight_bytes", "gradient_bytes", "optimizer_bytes")
 Data = dict[str, Any]
@@ -107,6 +110,24 @@ def _from_8(data: Data, origin: str) -> Data:
     return made
 
 
+def _from_9(data: Data, origin: str) -> Data:
+    before = dict(data["asked"]["cluster"])
+    device = dict(before["device"])
+    share, attention = device.pop("gemm_efficiency"), device.pop("attention_efficiency")
+    launch = device["launch_seconds"]
+    row = Products(
+        tuple(device["flops_per_second"]), share, device["memory_efficiency"], tile_power=1.0, tile_depth=128.0,
+        last_wave=1.0, fixed_seconds=launch,
+    )  # fmt: skip
+    of_shape = {
+        "products": [asdict(row)], "attention": asdict(Attention(attention, fixed_seconds=launch)), "tiles": TILES,
+        "sustained": 1.0,
+    }  # fmt: skip
+    links = {key: before[key] | {"ring": None, "direct": None} for key in ("node", "network")}
+    after = before | links | {"device": device | of_shape}
+    return _on_cluster(data, json.loads(json.dumps(after)))
+
+
 def _laid(parameters: Data) -> Data:
     return {name: [word] for name, word in parameters.items()}
 
@@ -134,7 +155,7 @@ def _on_cluster(data: Data, cluster: Data) -> Data:
     return made
 
 
-_STEPS: Mapping[int, Callable[[Data, str], Data]] = {6: _from_6, 7: _from_7, 8: _from_8}
+_STEPS: Mapping[int, Callable[[Data, str], Data]] = {6: _from_6, 7: _from_7, 8: _from_8, 9: _from_9}
 
 
 def _again(data: Data) -> str:

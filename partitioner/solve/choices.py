@@ -17,14 +17,15 @@ from functools import cached_property
 from torch import fx
 
 from partitioner.cluster import Cluster
-from partitioner.cost.collective_seconds import collective_seconds, convert_seconds
 from partitioner.cost.communication import Routes, least_exposed, sent_by_op
+from partitioner.cost.conversion_seconds import convert_seconds
 from partitioner.cost.op_seconds import op_seconds
 from partitioner.cost.op_work import Setting
 from partitioner.cost.state_bytes import state, state_bytes
 from partitioner.errors import InputError
 from partitioner.graph.nodes import is_parameter, is_tensor, operands
 from partitioner.graph.tied_blocks import Folded, Port, Value
+from partitioner.kernel_seconds.collective import collective_seconds
 from partitioner.layouts.strategies import Space
 from partitioner.ops.collective_kinds import ALL_REDUCE
 from partitioner.sharding.equations import Strategy

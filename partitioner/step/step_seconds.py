@@ -11,11 +11,11 @@ import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 
-from partitioner.cluster import Route
-from partitioner.cost.collective_seconds import collective_seconds
 from partitioner.cost.op_seconds import ZERO, Seconds
 from partitioner.cost.state_bytes import optimizer_seconds
 from partitioner.cost.unit_cost import Priced
+from partitioner.hardware.link import Route
+from partitioner.kernel_seconds.collective import collective_seconds
 from partitioner.ops.collective_kinds import ALL_GATHER, ALL_REDUCE, REDUCE_SCATTER
 from partitioner.plan.derived_rows import Cost, StageCost
 from partitioner.schedule.simulate import most_in_flight, simulate

@@ -7,7 +7,7 @@ import math
 
 from torch import fx
 
-from partitioner.cost.collective_seconds import convert_seconds
+from partitioner.cost.conversion_seconds import convert_seconds
 from partitioner.graph.nodes import is_parameter, operands
 from partitioner.graph.tied_blocks import Folded, Port
 from partitioner.layouts.strategies import Space

@@ -15,16 +15,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from partitioner import Cluster, Graph, trace
-from partitioner.cluster import Device, Link, Software
 from partitioner.cost.backward_peak import StagePeaks
 from partitioner.cost.op_seconds import ZERO
 from partitioner.cost.op_work import Setting
 from partitioner.cost.price_units import price_units
 from partitioner.cost.unit_cost import Priced, Stash
 from partitioner.graph.tied_blocks import Value, fold
+from partitioner.hardware.device import Attention, Device, one_row
+from partitioner.hardware.link import Link
 from partitioner.layouts.strategies import space
 from partitioner.plan.parallelism import Parallelism
 from partitioner.sharding.layout import Placement
+from partitioner.software import Software
 from partitioner.solve.choices import Prices
 from partitioner.solve.solve import solve
 from partitioner.step.split import Split, StageSums
@@ -57,7 +59,8 @@ def cluster(
     far: float = math.inf, launch: float = 0.0, memory_bytes: float = 1e9, software: Software | None = None,
 ) -> Cluster:  # fmt: skip
     """FLOPs, bytes and messages take no time but those of which a speed is given; a speed of 1 counts them."""
-    device = Device("", memory_bytes, memory, launch, 1.0, 1.0, 1.0, 1, 0.0, {"float32": flops})
+    products = one_row(["float32"], 1.0, launch=launch)
+    device = Device("", memory_bytes, memory, launch, 1.0, 1, 0.0, {"float32": flops}, products, Attention(1.0))
     links = Link(near, 1.0, 0.0), Link(far, 1.0, 0.0)
     return Cluster("", "flash", device, links[0], devices, links[1], nodes, software or Software())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,47 @@ from partitioner import Cluster
 from partitioner.cluster import presets
 from partitioner.errors import InputError
 
-TEXT = files("partitioner").joinpath("clusters", "dgx-a100.toml").read_text()
+TEXT = """
+name = "mine"
+attention = "flash"
+
+[device]
+name = "A100"
+memory_bytes = 80e9
+memory_bytes_per_second = 2039e9
+launch_seconds = 4.0e-06
+memory_efficiency = 0.92
+multiprocessors = 108
+spread = 0.007
+watts = 400
+[device.flops_per_second]
+float64 = 19.5e12
+bfloat16 = 312e12
+
+[[device.products]]
+types = ["bfloat16"]
+share = 0.9
+
+[device.attention]
+share = 0.6
+
+[node]
+devices = 8
+bytes_per_second = 300e9
+efficiency = 0.78
+latency_seconds = 6.0e-06
+
+[node.ring]
+latency_seconds = [5e-6, 1e-5]
+hop_seconds = [1e-6, 1e-6]
+bytes_per_second = [1e10, 2e11]
+group_shares = { "2" = 0.8 }
+
+[network]
+bytes_per_second = 25e9
+efficiency = 0.92
+latency_seconds = 1.2e-05
+"""
 
 
 @pytest.mark.parametrize("name", presets())
@@ -27,14 +66,15 @@ def test_presets_are_sane(name: str) -> None:
 
 def test_the_machines_people_have_are_there() -> None:
     wanted = ("dgx2-v100", "dgx-a100-40", "dgx-a100", "selene", "dgx-h100", "p5-h100", "dgx-h200", "dgx-b200", "l40s-8")
-    assert {*wanted, "rtx4090-8", "local-cpu"} <= {*presets()}
+    newer = ("dgx-b300", "gb200-nvl72", "gb300-nvl72", "gh200-4", "mi300x-8", "rtx-pro-6000-8")
+    assert {*wanted, *newer, "rtx4090-8", "local-cpu"} <= {*presets()}
 
 
 BROKEN = [
     (r"memory_bytes = .*", "memory_bytes = -1", "device.memory_bytes must be a positive number, it is -1"),
     (r"memory_bytes = .*", "", "device.memory_bytes is missing"),
     (r"memory_bytes = .*", 'memory_bytes = "80 GB"', "device.memory_bytes must be a positive number"),
-    (r"gemm_efficiency = .*", "gemm_efficiency = 80", "device.gemm_efficiency is a share and at most 1"),
+    (r"share = 0.9", "share = 80", "device.products.share is a share and at most 1"),
     (r"launch_seconds = .*", "launch_seconds = nan", "device.launch_seconds must be a positive number"),
     (r"watts = .*", "wats = 400", "unknown field device.wats"),
     (r"float64 = .*", "float63 = 1e12", "float63 is no dtype of torch"),
@@ -46,7 +86,7 @@ BROKEN = [
     (r'attention = "flash"', 'attention = "fast"', "attention must be"),
     (r'attention = "flash"', 'attention = "flash"\ncolour = 1', "unknown field colour"),
     (r'attention = "flash"', 'attention = "flash"\nsoftware = 1', "table .software. is missing"),
-    (r'name = "dgx-a100"', "name = 7", ": name must be a name, it is 7"),
+    (r'name = "mine"', "name = 7", ": name must be a name, it is 7"),
     (r'name = "A100.*', "name = 7", "device.name must be a name, it is 7"),
     (r'name = "A100.*', 'name = "\\\\u001b[2J"', "device.name must be a name, it is '.x1b"),
     (r'name = "A100.*', f'name = "{"x" * 5000}"', "device.name must be a name, it is 'x{199}[.]{3}$"),
@@ -57,6 +97,15 @@ BROKEN = [
     (r"memory_bytes = .*", f"memory_bytes = {'9' * 5000}", "is not TOML: "),
     (r"memory_bytes = .*", f"memory_bytes = {'[' * 100_000}", "is not TOML: "),
     (r"multiprocessors = .*", "multiprocessors = 0.5", "device.multiprocessors must be a positive whole number"),
+    (r"\[\[device.products\]\]", "[[device.product]]", "the tables ..device.products.. are missing"),
+    (r"types = .*", 'types = "bfloat16"', "device.products.types must be a list of at most 64, it is 'bfloat16'"),
+    (r"types = .*", "types = [7]", "device.products.types must be a name, it is 7"),
+    (r"share = 0.6", "share = 0.6\ntail = -1", "device.attention.tail must be a positive number, it is -1"),
+    (r"hop_seconds = .*", "hop_seconds = [1e-6]", "node.ring must have as many latencies and hops as speeds"),
+    (r'"2" = 0.8', '"two" = 0.8', "node.ring.group_shares.two is no number of members"),
+    (r'"2" = 0.8', '"2" = -1', "node.ring.group_shares.2 must be a positive number"),
+    (r"watts = 400", "watts = 400\ntiles = [[128]]", "device.tiles must be a list of pairs"),
+    (r"watts = 400", "watts = 400\nsustained = 1.5", "device.sustained is a share and at most 1"),
     (r"devices = 8", "devices = 80000000", "nodes and node.devices make more than 10,000,000 devices"),
 ]
 

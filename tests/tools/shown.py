@@ -8,7 +8,7 @@ from pathlib import Path
 
 from examples.gpt import model
 from partitioner import Cluster, Graph, Plan, search, trace
-from partitioner.cluster import Link
+from partitioner.hardware.link import Link
 from partitioner.plan.plan import Asked
 from partitioner.precision import PRESETS
 from runtime.report import Report, predicted_parts

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from partitioner.cluster import Cluster, Link
+from partitioner.cluster import Cluster
 from partitioner.errors import InputError
+from partitioner.hardware.link import Link
 from partitioner.whole_files import write_whole
 from runtime.measure.sweep import Sample, Sweep, sweep
 from runtime.ranks import launch
@@ -121,12 +122,12 @@ def rows(cluster: Cluster, found: Sweep) -> list[list[str]]:
     ]
     reached = [_flops(s) / device.flops_per_second[s.dtype] for s in _kind(found, "gemm")]
     listed += [
-        ["training-sized products", _range(reached, "of the peak"), f"{device.gemm_efficiency:.3f}"],
+        ["training-sized products", _range(reached, "of the peak"), f"{device.products[0].share:.3f}"],
         ["add, copy", _range([s.size[0] / s.seconds / 1e9 for s in _kind(found, "add", "copy")], "GB/s"),
          f"{device.memory_bytes_per_second / 1e9:.4g} GB/s"],
         ["pointwise training", f"{len(_kind(found, 'pointwise'))} sizes", f"{device.memory_efficiency:.3f}"],
         ["attention", "keeps its scores" if found.keeps_scores else "keeps no scores",
-         f"{cluster.attention}, {device.attention_efficiency:.3f}"],
+         f"{cluster.attention}, {device.attention.share:.3f}"],
         ["a kernel", f"alone {seconds(_alone(found))}", _kernel(cluster)],
         ["blocks, against their parts", f"{len(_kind(found, 'block')) - 1} sizes", f"{software.efficiency:.3f}"],
         ["ranks' speed", f"{100 * found.spread:.1f} % apart", f"{device.spread:.4f}"],
@@ -184,14 +185,22 @@ def toml(cluster: Cluster, found: Sweep, day: datetime.date) -> str:
         f"memory_bytes = {_number(device.memory_bytes)}" + ("  # available, a rank" if found.kind == "cpu" else ""),
         f"memory_bytes_per_second = {_number(device.memory_bytes_per_second)}  # best add or copy beyond the caches",
         f"launch_seconds = {_number(device.launch_seconds)}",
-        f"gemm_efficiency = {_number(device.gemm_efficiency)}",
         f"memory_efficiency = {_number(device.memory_efficiency)}  # norm, gelu and sum, forward and backward",
-        f"attention_efficiency = {_number(device.attention_efficiency)}",
         f"multiprocessors = {device.multiprocessors}",
         f"spread = {_number(device.spread)}",
         *([f"allocator_share = {device.allocator_share}  # not measured"] if device.allocator_share < 1 else []),
         "[device.flops_per_second]  # best product",
         *(f"{dtype} = {_number(peak)}" for dtype, peak in device.flops_per_second.items()),
+        "",
+        "[[device.products]]",
+        f"types = {json.dumps(list(device.flops_per_second))}",
+        f"share = {_number(device.products[0].share)}  # training-sized products",
+        f"memory_share = {_number(device.products[0].memory_share)}",
+        f"fixed_seconds = {_number(device.products[0].fixed_seconds)}",
+        "",
+        "[device.attention]",
+        f"share = {_number(device.attention.share)}",
+        f"fixed_seconds = {_number(device.attention.fixed_seconds)}",
         *_link_lines("node", cluster.node, fits["node"], cluster.node_devices),
         *_link_lines("network", cluster.network, fits["network"], None),
         "",

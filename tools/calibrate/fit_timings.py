@@ -21,22 +21,26 @@ from scipy.optimize import nnls
 from torch import nn
 
 from partitioner import trace
-from partitioner.cluster import Cluster, Device, Link, Route, Software
-from partitioner.cost.collective_seconds import collective_seconds
-from partitioner.cost.op_seconds import gemm_seconds, streaming, work_seconds
+from partitioner.cluster import Cluster
+from partitioner.cost.op_seconds import work_seconds
 from partitioner.cost.op_work import Work, op_work
 from partitioner.errors import InputError
 from partitioner.graph.tied_blocks import fold
+from partitioner.hardware.device import Attention, Device, one_row
+from partitioner.hardware.link import Link, Route
+from partitioner.kernel_seconds.attention import Attended, attention_seconds
+from partitioner.kernel_seconds.collective import collective_seconds
+from partitioner.kernel_seconds.product import gemm_seconds
 from partitioner.searching.candidates import layouts
 from partitioner.searching.pins import Pins
 from partitioner.searching.splits import Setup
 from partitioner.sharding.products import Gemm
+from partitioner.software import Software
 from runtime.measure.device_probes import block
 from runtime.measure.sweep import Sample, Sweep
 
 POINTWISE_PASSES, POINTWISE_KERNELS = 13, 5  # of x by norm, gelu and sum, as work counts: 2 + 2 + 3, and back 3 + 3
-ATTENTION_READS, ATTENTION_KERNELS = 12, 3  # of q by fused attention, forward (4) and backward (8)
-ATTENTION_PRODUCTS = 3.5  # forward's and two and a half times as many backward
+ATTENTION_KERNELS = 3  # of fused attention, forward and backward
 ALLOCATOR_SHARE = {"cuda": 0.9}  # not measured: the presets' fit, docs/accuracy.md
 LEAST_HIDDEN = 0.5  # share that must pass beside products for a program to count on it
 LEAST_EFFICIENCY = 1e-3
@@ -116,7 +120,7 @@ def fit_blocks(sweep: Sweep, cluster: Cluster) -> Cluster:
     kernels = sum(work.kernels for work in block_work(tiny.size, cluster))
     host = tiny.seconds / kernels
     if sweep.kind == "cpu":
-        cluster = replace(cluster, device=replace(cluster.device, launch_seconds=host))
+        cluster = replace(cluster, device=launched(cluster.device, host))
     else:
         cluster = replace(cluster, software=replace(cluster.software, dispatch_seconds=host))
     shares = [sum(work_seconds(w, cluster) for w in block_work(s.size, cluster)) / s.seconds for s in rows]
@@ -158,15 +162,22 @@ def fit_device(sweep: Sweep) -> Device:
     peaks = peak_flops([*kinds["peak"], *kinds.get("gemm", ())])
     launch = statistics.median(s.seconds / s.size[0] for s in kinds["launch"])
     stream = max(s.size[0] / s.seconds for s in (*kinds["add"], *kinds["copy"]))
+    streamed = _share(_pointwise(s, launch) / stream for s in kinds["pointwise"])
     device = Device(
-        sweep.device, sweep.memory_bytes, stream, launch, 1.0, 1.0, 1.0, sweep.multiprocessors, sweep.spread, peaks,
-        ALLOCATOR_SHARE.get(sweep.kind, 1.0),
+        sweep.device, sweep.memory_bytes, stream, launch, streamed, sweep.multiprocessors, sweep.spread, peaks,
+        one_row(peaks, 1.0, streamed), Attention(1.0), allocator_share=ALLOCATOR_SHARE.get(sweep.kind, 1.0),
     )  # fmt: skip
-    device = replace(device, memory_efficiency=_share(_pointwise(s, launch) / stream for s in kinds["pointwise"]))
-    device = replace(device, gemm_efficiency=_share(_product_share(s, device) for s in kinds["gemm"]))
-    if sweep.keeps_scores:
-        return replace(device, attention_efficiency=device.gemm_efficiency)
-    return replace(device, attention_efficiency=_share(_attention_share(s, device) for s in kinds["attention"]))
+    product = _share(_product_share(s, device) for s in kinds["gemm"])
+    attention = product if sweep.keeps_scores else _share(_attention_share(s, device) for s in kinds["attention"])
+    device = replace(device, products=one_row(peaks, product, streamed), attention=Attention(attention))
+    return launched(device, launch)
+
+
+def launched(device: Device, seconds: float) -> Device:
+    """With so much for each kernel, whatever it does."""
+    products = tuple(replace(row, fixed_seconds=seconds) for row in device.products)
+    attention = replace(device.attention, fixed_seconds=seconds)
+    return replace(device, launch_seconds=seconds, products=products, attention=attention)
 
 
 def peak_flops(samples: Iterable[Sample]) -> dict[str, float]:
@@ -192,13 +203,12 @@ def _pointwise(sample: Sample, launch: float) -> float:
 def _product_share(sample: Sample, device: Device) -> float:
     m, n, k = sample.size
     dtype = getattr(torch, sample.dtype)
-    return gemm_seconds(Gemm(m, n, k), device, device.flops_per_second[sample.dtype], dtype.itemsize) / sample.seconds
+    return gemm_seconds(Gemm(m, n, k), device, sample.dtype, dtype.itemsize) / sample.seconds
 
 
 def _attention_share(sample: Sample, device: Device) -> float:
     b, h, s, e = sample.size
-    itemsize = getattr(torch, sample.dtype).itemsize
-    flops = ATTENTION_PRODUCTS * 0.5 * 4.0 * b * h * s * s * e  # causal: half of both products
-    moved = ATTENTION_READS * itemsize * b * h * s * e / streaming(device)
-    busy = max(sample.seconds - moved - ATTENTION_KERNELS * device.launch_seconds, sample.seconds / 2)
-    return flops / busy / device.flops_per_second[sample.dtype]
+    seen = Attended(b * h * s, 0.5 * b * h * s * s, s, 2 * e, b * h * s)
+    full = sum(attention_seconds(a, device, sample.dtype) for a in (seen, replace(seen, backward=True)))
+    busy = max(sample.seconds - ATTENTION_KERNELS * device.launch_seconds, sample.seconds / 2)
+    return full / busy

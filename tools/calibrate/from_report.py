@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from partitioner.cluster import Cluster, Link
+from partitioner.cluster import Cluster
 from partitioner.errors import InputError
+from partitioner.hardware.link import Link
 from partitioner.plan.parallelism import Parallelism
 from partitioner.sharding.mesh_axes import PP, named
 from runtime.report import Report
@@ -64,9 +65,11 @@ def _faster(cluster: Cluster, factor: float) -> Cluster:
     share = cluster.software.efficiency * factor
     rest, device = max(1.0, share), cluster.device
     peaks = {dtype: peak * rest for dtype, peak in device.flops_per_second.items()}
+    products = tuple(replace(row, fixed_seconds=row.fixed_seconds / rest) for row in device.products)
+    attention = replace(device.attention, fixed_seconds=device.attention.fixed_seconds / rest)
     device = replace(
         device, memory_bytes_per_second=device.memory_bytes_per_second * rest, flops_per_second=peaks,
-        launch_seconds=device.launch_seconds / rest,
+        launch_seconds=device.launch_seconds / rest, products=products, attention=attention,
     )  # fmt: skip
     return replace(cluster, device=device, software=replace(cluster.software, efficiency=min(1.0, share)))
 

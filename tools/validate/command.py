@@ -11,9 +11,11 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from partitioner.errors import InputError
+from tools.measured_kernels.kernel_errors import kernels_document, print_kernels
 from tools.screen import output, seconds, size, status, table
-from tools.validate.predict_run import Rerun, sources
+from tools.validate.predict_run import Rerun
 from tools.validate.published_runs import Run, read
+from tools.validate.published_sources import sources
 
 LEAST_RANKED = 8  # rows of one model and GPU count for a rank correlation to mean something
 
@@ -61,7 +63,15 @@ class Summary:
 
 
 def validate_command(options: argparse.Namespace) -> int:
-    """Predict every row, then sum up by group."""
+    """Predict every row, then sum up by group; or measured kernels."""
+    if (options.runs is None) == (options.kernels is None):
+        raise InputError("name a file of runs, or a folder of kernels with --kernels")
+    if options.kernels is not None:
+        if options.json:
+            options.document(kernels_document(options.kernels))
+        else:
+            print_kernels(options.kernels)
+        return 0
     runs = read(options.runs)
     rerun, found, refused = Rerun(sources()), list[Predicted](), list[Refused]()
     with status("reading") as say:

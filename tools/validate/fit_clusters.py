@@ -1,10 +1,9 @@
-"""Cluster numbers and program efficiencies fitted to published runs, and the errors on models that were held out.
+"""Cluster numbers and program efficiencies fitted to published runs, and the errors on those kept aside.
 
     python -m tools.validate.fit_clusters RUNS.csv --hardware a100
 
 One parameter after another, up or down by a step that shrinks, until the mean absolute logarithm of predicted over
-measured gets no smaller; each group of runs counts the same. Then again without each model in turn, whose runs are
-predicted.
+measured gets no smaller; each group of runs counts the same. What kept_aside.py names is predicted, and not fitted.
 """
 
 from __future__ import annotations
@@ -17,8 +16,10 @@ import numpy as np
 
 from partitioner import Cluster
 from tools.screen import output, status, table
-from tools.validate.predict_run import Rerun, sources
+from tools.validate.kept_aside import kept_aside
+from tools.validate.predict_run import Rerun
 from tools.validate.published_runs import Run, read
+from tools.validate.published_sources import sources
 
 STEP, SHRINK, TRIES = 0.12, 2.5, 3
 
@@ -36,7 +37,7 @@ class Knob:
 
     @property
     def name(self) -> str:
-        """``device A100 gemm_efficiency``."""
+        """``device A100 sustained``."""
         return f"{self.table} {self.who} {self.field}"
 
     def acts_on(self, run: Run) -> bool:
@@ -45,11 +46,10 @@ class Knob:
         return self.who in text if self.table == "network" else text.startswith(self.who)
 
 
-def _device(who: str, gemm: float, memory: float, attention: float, spread: float) -> tuple[Knob, ...]:
+def _device(who: str, sustained: float, memory: float, spread: float) -> tuple[Knob, ...]:
     return (
-        Knob("device", who, "gemm_efficiency", gemm, 0.4, 0.88),
+        Knob("device", who, "sustained", sustained, 0.6, 1.0),
         Knob("device", who, "memory_efficiency", memory, 0.4, 0.92),
-        Knob("device", who, "attention_efficiency", attention, 0.2, 0.75),
         Knob("device", who, "spread", spread, 0.001, 0.02),
     )
 
@@ -62,7 +62,7 @@ HARDWARE = {
     "a100": (
         ("sc21", "seqsel", "llmfoundry", "internevo", "vtrain_multi", "torchtitan"), "A100",
         (
-            *_device("A100", 0.77, 0.9, 0.35, 0.007), _efficiency("Megatron-LM (2021", 0.96),
+            *_device("A100", 0.92, 0.9, 0.007), _efficiency("Megatron-LM (2021", 0.96),
             _efficiency("Composer", 0.93), _efficiency("InternEvo", 0.89), _efficiency("Megatron-DeepSpeed", 0.99),
             _efficiency("torchtitan", 0.97),
             Knob("network", "4x100Gb RoCE", "latency_seconds", 7e-4, 1e-5, 2e-3),
@@ -72,13 +72,13 @@ HARDWARE = {
     "h100": (
         ("dgxc", "nanotron"), "H100-SXM-80GB",
         (
-            *_device("H100-SXM-80GB", 0.72, 0.85, 0.65, 0.015), _efficiency("NeMo 1", 0.96),
+            *_device("H100-SXM-80GB", 0.9, 0.9, 0.015), _efficiency("NeMo 1", 0.96),
             _efficiency("nanotron", 0.85),
             Knob("software", "nanotron", "dispatch_seconds", 8e-5, 1e-6, 2e-4),
             Knob("software", "nanotron", "enqueue_seconds", 3e-4, 1e-5, 2e-3),
         ),
     ),
-    "h100-500w": (("torchtitan",), "H100-SXM-96GB", _device("H100-SXM-96GB", 0.5, 0.5, 0.5, 0.015)),
+    "h100-500w": (("torchtitan",), "H100-SXM-96GB", _device("H100-SXM-96GB", 0.7, 0.6, 0.015)),
 }  # fmt: skip
 
 Values = dict[Knob, float]
@@ -129,7 +129,7 @@ class Fit:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Fit, then hold out each model."""
+    """Fit, then predict what was kept aside, and the groups that were left out."""
     parser = argparse.ArgumentParser(prog="python -m tools.validate.fit_clusters", description=__doc__)
     parser.add_argument("runs", metavar="RUNS.csv")
     parser.add_argument("--hardware", choices=list(HARDWARE), required=True)
@@ -138,32 +138,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     groups, gpu, knobs = HARDWARE[options.hardware]
     wanted = [r for r in read(options.runs) if r.group in groups and r.gpu.startswith(gpu) and not r.strange]
-    runs = [r for r in wanted if r.group not in options.without]
+    aside = kept_aside(wanted)
+    runs = [r for r in wanted if r.group not in options.without and r.line not in aside]
     fit = Fit(runs)
     with status("fitting") as say:
         say(f"{len(runs)} runs")
         values = fit.fitted(knobs, runs, options.rounds)
-        held: dict[Run, float] = {}
-        for group, model in dict.fromkeys((r.group, r.model) for r in runs):
-            say(f"without {model} of {group}")
-            rest = [r for r in runs if r.model != model]
-            out = [r for r in runs if (r.group, r.model) == (group, model)]
-            if {r.group for r in rest} >= {group}:
-                held |= dict(zip(out, fit.errors(fit.fitted(knobs, rest, 1), out), strict=True))
-    _print(fit, values, runs, held)
+    _print(fit, values, runs, [r for r in wanted if r not in runs])
     return 0
 
 
-def _print(fit: Fit, values: Values, runs: Sequence[Run], held: dict[Run, float]) -> None:
+def _print(fit: Fit, values: Values, seen: Sequence[Run], others: Sequence[Run]) -> None:
     rows = [[k.name, f"{v:.4g}", f"{k.least:g} to {k.most:g}"] for k, v in values.items()]
     output().print(table("parameters", ("parameter", "fitted", "bounds"), rows))
-    errors = dict(zip(runs, fit.errors(values, runs), strict=True))
     lines: list[list[str]] = []
-    for group in dict.fromkeys(r.group for r in runs):
-        inside = np.expm1([e for r, e in errors.items() if r.group == group])
-        outside = np.expm1([e for r, e in held.items() if r.group == group])
+    errors = [dict(zip(runs, fit.errors(values, runs), strict=True)) for runs in (seen, others)]
+    for group in dict.fromkeys(r.group for r in (*seen, *others)):
+        inside, outside = (np.expm1([e for r, e in rows.items() if r.group == group]) for rows in errors)
         lines.append([group, str(len(inside)), *_words(inside), str(len(outside)), *_words(outside)])
-    columns = ("group", "runs", "fitted: mean", "median", "worst", "held out", "mean", "median", "worst")
+    columns = ("group", "runs", "fitted: mean", "median", "worst", "kept aside", "mean", "median", "worst")
     output().print(table("errors of step time", columns, lines))
 
 

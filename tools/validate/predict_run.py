@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
-from importlib.resources import files
 from typing import Any
 
 import torch
@@ -32,6 +30,7 @@ from partitioner.step.split import Split, stage_sums
 from partitioner.step.step_seconds import price
 from tools.models.plain_decoder import Dimensions, decoder
 from tools.validate.published_runs import DTYPES, Run
+from tools.validate.published_sources import Sources
 
 DECIDED = ("balanced", "gradients")  # traits that are decisions of a plan, and no software's
 _SPEED = re.compile(r"(?:(\d+)x)?(\d+) ?Gb(?:/s|ps)? ?[A-Za-z]*(?: [A-Za-z]+)? per (node|GPU)")
@@ -44,21 +43,6 @@ MEGATRON = {
 
 
 Change = Callable[[Run, Cluster], Cluster]
-
-
-@dataclass(frozen=True)
-class Sources:
-    """What tools/validate/published.toml says."""
-
-    device: Mapping[str, str]
-    cluster: Mapping[str, str]
-    link: Mapping[str, Mapping[str, float]]
-    framework: Mapping[str, Mapping[str, Any]]
-
-
-def sources() -> Sources:
-    """Read the file that comes with the tools."""
-    return Sources(**tomllib.loads(files("tools.validate").joinpath("published.toml").read_text()))
 
 
 class Rerun:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from partitioner.cluster import Cluster, Device, Link
+from partitioner.cluster import Cluster
 from partitioner.errors import InputError
 from partitioner.graph.graph import Graph
+from partitioner.hardware.device import Attention, Device, one_row
+from partitioner.hardware.link import Link
 from partitioner.plan.recompute_ways import FULL_RECOMPUTE, OPERATORS, SELECTIVE
 from partitioner.precision import OWN, PRESETS, Precision
 from partitioner.schedule.tables import PLAIN, SCHEDULES
@@ -17,7 +19,7 @@ CAST = ("bf16", "fp16")  # presets of which each has a family
 
 _LINK = Link(bytes_per_second=1e12, efficiency=1.0, latency_seconds=1e-9)
 _PEAKS: dict[str, float] = dict.fromkeys(("float64", "float32", "bfloat16", "float16"), 1e12)
-_DEVICE = Device("verify", 1e15, 1e9, 0.0, 1.0, 1.0, 1.0, 1, 0.0, _PEAKS)
+_DEVICE = Device("verify", 1e15, 1e9, 0.0, 1.0, 1, 0.0, _PEAKS, one_row(_PEAKS, 1.0), Attention(1.0))
 
 
 def cluster(ranks: int) -> Cluster:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hand_counted import cluster
 
-from partitioner.cluster import Software
 from partitioner.cost.state_bytes import State, held_state, is_cast, optimizer_seconds, state, state_bytes
 from partitioner.precision import OWN, PRESETS, Precision
+from partitioner.software import Software
 
 F32, BF16 = torch.float32, torch.bfloat16
 BF16_COPIES = PRESETS["bf16"]

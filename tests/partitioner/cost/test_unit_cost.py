@@ -9,10 +9,11 @@ import torch
 from hand_counted import chain, cluster, priced
 
 from partitioner import Graph
-from partitioner.cluster import Cluster, Software
+from partitioner.cluster import Cluster
 from partitioner.cost.op_seconds import Seconds
 from partitioner.cost.unit_cost import Priced, UnitCost
 from partitioner.sharding.layout import REPLICATE, Placement, shard_whole
+from partitioner.software import Software
 
 COLUMNS, ROWS = shard_whole(0, 4, 2), shard_whole(1, 4, 2)  # of a block's weight, outputs x inputs
 

@@ -11,9 +11,9 @@ import pytest
 from small_plans import graph_of
 
 from partitioner import Cluster, Graph, Plan, Program, lower, search
-from partitioner.cluster import Link
 from partitioner.errors import InputError
 from partitioner.graph.check import check_graph
+from partitioner.hardware.link import Link
 from partitioner.lowering.check import check_program
 from partitioner.lowering.program import Stage
 from partitioner.ops.own_ops import own

@@ -11,7 +11,7 @@ from small_plans import graph_of
 
 from examples.gpt import model
 from partitioner import Cluster, Graph, Plan, lower, search, trace
-from partitioner.cluster import Link
+from partitioner.hardware.link import Link
 from partitioner.lowering.traffic import traffic
 from partitioner.plan.sent_by_plan import leaving, moves, volume
 from partitioner.plan.timeline import holdings, timeline

@@ -11,9 +11,9 @@ from check import traced
 from models import SWEEP
 
 from partitioner import Cluster
-from partitioner.cluster import Link
 from partitioner.cost.op_work import Setting
 from partitioner.graph.tied_blocks import fold
+from partitioner.hardware.link import Link
 from partitioner.layouts.strategies import space
 from partitioner.solve import solve, variable_elimination
 from partitioner.solve.choices import Choices, Prices

@@ -14,10 +14,11 @@ import pytest
 import torch
 from hand_counted import chain, cluster, priced, split, stage
 
-from partitioner.cluster import Cluster, Software
+from partitioner.cluster import Cluster
 from partitioner.cost.op_seconds import Seconds
 from partitioner.cost.unit_cost import Held, Priced
 from partitioner.plan.derived_rows import Cost
+from partitioner.software import Software
 from partitioner.step.step_seconds import bound, price
 
 BARE = Software(overlap_gradients=False, overlap_parameters=False, overlap_sends=False)

@@ -15,11 +15,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from partitioner import Cluster
-from partitioner.cluster import Device, Link, Software
-from partitioner.cost.collective_seconds import collective_seconds
-from partitioner.cost.op_seconds import gemm_seconds, streaming, work_seconds
+from partitioner.cost.op_seconds import work_seconds
 from partitioner.errors import InputError
+from partitioner.hardware.device import Attention, Device, one_row
+from partitioner.hardware.link import Link
+from partitioner.kernel_seconds.collective import collective_seconds
+from partitioner.kernel_seconds.product import gemm_seconds
 from partitioner.sharding.products import Gemm
+from partitioner.software import Software
 from runtime.measure import device_probes
 from runtime.measure.sweep import Sample, Sweep
 from runtime.ranks.launch import Result, local
@@ -36,7 +39,9 @@ from tools.calibrate.fit_timings import (
 from tools.main import EXIT_INPUT, main
 
 PEAKS = {"float32": 2e11, "bfloat16": 4e11}
-DEVICE = Device("planted", 8e9, 2e10, 2e-5, 0.7, 0.4, 0.3, 1, 0.03, PEAKS)
+DEVICE = Device(
+    "planted", 8e9, 2e10, 2e-5, 0.4, 1, 0.03, PEAKS, one_row(PEAKS, 0.7, 0.4, 2e-5), Attention(0.3, fixed_seconds=2e-5)
+)
 PLANTED = Cluster(
     "planted", "flash", DEVICE, Link(1e9, 0.8, 2e-4), 4, Link(2e8, 0.5, 1e-3), 1, Software(efficiency=0.9)
 )
@@ -61,17 +66,18 @@ def planted(nodes: int = 1, keeps_scores: bool = False) -> Sweep:
     for dtype, peak in PEAKS.items():
         samples.append(Sample("peak", dtype, (64, 64, 64), 1, 1, 2.0 * 64**3 / peak))
         for m, n, k in ((128, 384, 128), (512, 256, 1024)):
-            seconds = gemm_seconds(Gemm(m, n, k), DEVICE, peak, getattr(torch, dtype).itemsize)
+            quick = replace(DEVICE, products=one_row(PEAKS, 0.7, 0.4))
+            seconds = gemm_seconds(Gemm(m, n, k), quick, dtype, getattr(torch, dtype).itemsize)
             samples.append(Sample("gemm", dtype, (m, n, k), 1, 1, seconds))
     streamed = 1e8 / DEVICE.memory_bytes_per_second
     samples += [Sample(kind, "float32", (10**8,), 1, 1, streamed) for kind in ("add", "copy")]
     samples.append(Sample("launch", "float32", (100,), 1, 1, 100 * DEVICE.launch_seconds))
     for tokens, width in ((512, 128), (1024, 256)):
         moved = POINTWISE_PASSES * 4 * tokens * width
-        seconds = moved / streaming(DEVICE) + POINTWISE_KERNELS * DEVICE.launch_seconds
+        seconds = moved / DEVICE.streaming + POINTWISE_KERNELS * DEVICE.launch_seconds
         samples.append(Sample("pointwise", "float32", (tokens, width), 1, 1, seconds))
     for size in ((4, 8, 128, 32), (4, 8, 256, 32)):
-        works = [w for w in block_work((size[0], size[2], size[1], size[1] * size[3]), whole) if w.attention_flops]
+        works = [w for w in block_work((size[0], size[2], size[1], size[1] * size[3]), whole) if w.attended]
         samples.append(Sample("attention", "float32", size, 1, 1, sum(work_seconds(w, whole) for w in works)))
     for size in (device_probes.TINY_BLOCK, (2, 128, 8, 128), (8, 128, 8, 128)):
         share = 1.0 if size == device_probes.TINY_BLOCK else PLANTED.software.efficiency
@@ -121,10 +127,10 @@ def test_a_planted_cluster_comes_back() -> None:
     assert (found.node_devices, found.attention) == (4, "flash")
     assert (found.software.overlap_gradients, found.software.overlap_sends) == (True, False)
     assert device.flops_per_second == pytest.approx(PEAKS)
-    assert device.gemm_efficiency == pytest.approx(DEVICE.gemm_efficiency)
+    assert device.products[0].share == pytest.approx(DEVICE.products[0].share)
     assert device.memory_bytes_per_second == pytest.approx(DEVICE.memory_bytes_per_second)
     assert device.memory_efficiency == pytest.approx(DEVICE.memory_efficiency)
-    assert device.attention_efficiency == pytest.approx(DEVICE.attention_efficiency, rel=0.01)
+    assert device.attention.share == pytest.approx(DEVICE.attention.share, rel=0.01)
     assert device.launch_seconds == pytest.approx(DEVICE.launch_seconds, rel=0.25)  # a tiny block is more
     assert found.software.efficiency == pytest.approx(PLANTED.software.efficiency, rel=0.05)
     assert (device.memory_bytes, device.spread, device.multiprocessors) == (8e9, 0.03, 1)
@@ -157,7 +163,7 @@ def test_one_node_stands_for_both_links_and_says_so(tmp_path: Path) -> None:
     path = tmp_path / "planted.toml"
     path.write_text(text)
     loaded = Cluster.load(path)
-    assert loaded.device.gemm_efficiency == pytest.approx(found.device.gemm_efficiency, rel=1e-3)
+    assert loaded.device.products[0].share == pytest.approx(found.device.products[0].share, rel=1e-3)
     assert loaded.node.speed == pytest.approx(found.node.speed, rel=1e-3)
     assert loaded.software.efficiency == pytest.approx(found.software.efficiency, rel=1e-3)
     two = planted(nodes=2)

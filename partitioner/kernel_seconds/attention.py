@@ -1,0 +1,59 @@
+"""Seconds of fused attention: the scores that are seen, each with its products and its softmax, which half overlap.
+
+    seconds = fixed + (scores + overhead x rows + tail) x hypot(products, softmax) of a score + bytes of keys
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from partitioner.hardware.device import Attention, Device
+
+BLOCK = 128  # rows of queries, and keys, that one multiprocessor has at a time
+
+
+@dataclass(frozen=True)
+class Attended:
+    """``rows`` queries, over all sequences and heads, see ``scores`` keys together, of ``keys`` that each sequence has.
+
+    ``width``: of a query and of a value, together. ``key_heads``: keys over all sequences and heads of keys.
+    ``backward``: whether it is the gradient of such a call.
+    """
+
+    rows: float
+    scores: float
+    keys: float
+    width: float
+    key_heads: float
+    backward: bool = False
+
+    @property
+    def flops(self) -> float:
+        """Of its two products; of backward's five."""
+        return (5.0 if self.backward else 2.0) * self.scores * self.width
+
+
+def attention_seconds(attended: Attended, device: Device, dtype: str) -> float:
+    """Raises InputError where the device has no peak for ``dtype``."""
+    row, a = device.attention, attended
+    rows, scores, keys, width, key_heads = (np.array([x]) for x in (a.rows, a.scores, a.keys, a.width, a.key_heads))
+    found = seconds(
+        rows, scores, keys, width, key_heads, row, device.peak(dtype) * device.sustained, device.multiprocessors,
+        device.memory_bytes_per_second,
+    )  # fmt: skip
+    return row.fixed_seconds + (float(found[0]) - row.fixed_seconds) * (row.backward if a.backward else 1.0)
+
+
+def seconds(
+    rows: np.ndarray, scores: np.ndarray, keys: np.ndarray, width: np.ndarray, key_heads: np.ndarray, row: Attention,
+    peak: float, multiprocessors: int, bandwidth: float,
+) -> np.ndarray:  # fmt: skip
+    """Of many calls at once; ``peak`` in FLOP/s, ``bandwidth`` in bytes/s."""
+    each = np.hypot(2.0 * width / row.share, row.score_flops_each) / peak
+    if multiprocessors == 1:
+        return row.fixed_seconds + each * scores
+    longest = BLOCK * multiprocessors * (keys + row.row_overheads)
+    busy = np.maximum(scores + row.row_overheads * rows + row.tail * longest, longest)
+    return row.fixed_seconds + each * busy + row.key_bytes_each * key_heads / bandwidth
