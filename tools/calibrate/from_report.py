@@ -15,7 +15,7 @@ from typing import Any
 
 from partitioner.cluster import Cluster
 from partitioner.errors import InputError
-from partitioner.hardware.link import Link
+from partitioner.hardware.link import Link, Protocols
 from partitioner.plan.parallelism import Parallelism
 from partitioner.sharding.mesh_axes import PP, named
 from runtime.report import Report
@@ -81,21 +81,26 @@ def _link(axis: str, parallelism: Parallelism, cluster: Cluster) -> str:
 
 
 def _scaled(link: Link, ratio: float) -> Link:
+    ring, direct = (found and _slowed(found, ratio) for found in (link.ring, link.direct))
     return replace(
-        link, bytes_per_second=link.bytes_per_second / ratio, latency_seconds=link.latency_seconds * ratio
-    )
+        link, bytes_per_second=link.bytes_per_second / ratio, latency_seconds=link.latency_seconds * ratio, ring=ring,
+        direct=direct,
+    )  # fmt: skip
+
+
+def _slowed(protocols: Protocols, ratio: float) -> Protocols:
+    latency, hop = (tuple(s * ratio for s in row) for row in (protocols.latency_seconds, protocols.hop_seconds))
+    speed = tuple(s / ratio for s in protocols.bytes_per_second)
+    return replace(protocols, latency_seconds=latency, hop_seconds=hop, bytes_per_second=speed)
 
 
 def cluster_toml(cluster: Cluster, comment: str) -> str:
     """A cluster file with every field, which ``Cluster.load`` reads back."""
     data = cluster.as_dict()
-    device, peaks = dict(data["device"]), data["device"]["flops_per_second"]
-    del device["flops_per_second"]
     top = {key: data[key] for key in ("name", "attention", "kernels") if data[key]}
     tables = {
-        "": top, "device": device, "device.flops_per_second": peaks,
-        "node": {"devices": data["node_devices"], **data["node"]}, "network": data["network"],
-        "software": data["software"],
+        "": top, "device": data["device"], "node": {"devices": data["node_devices"], **data["node"]},
+        "network": data["network"], "software": data["software"],
     }  # fmt: skip
     return "\n".join([f"# {comment}", *(line for name, table in tables.items() for line in _table(name, table))]) + "\n"
 
@@ -105,4 +110,13 @@ def _table(name: str, table: dict[str, Any]) -> Iterator[str]:
         yield from ("", f"[{name}]")
     for key, value in table.items():
         if value is not None:
-            yield f"{key} = {json.dumps(value)}"
+            yield f"{key} = {_inline(value)}"
+
+
+def _inline(value: Any) -> str:
+    """TOML has JSON's words and lists, and tables with "=" in them."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(key)} = {_inline(each)}" for key, each in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_inline, value)) + "]"
+    return json.dumps(value)

@@ -20,17 +20,15 @@ from scipy.optimize import minimize
 from partitioner import Cluster
 from partitioner.hardware.device import Attention, Device, Products
 from partitioner.hardware.link import Protocols
-from partitioner.ops.collective_kinds import KINDS
 from partitioner.precision import RECIPES
 from tools.measured_kernels.kernel_prices import (
-    COLLECTIVES,
     attention_seconds,
     collective_seconds,
     log_errors,
     over_peak,
     product_seconds,
 )
-from tools.measured_kernels.kernel_tables import Measured, of_table, read_tables, systems
+from tools.measured_kernels.kernel_tables import Measured, kind_of, of_table, read_tables, systems
 from tools.screen import output
 
 EVALUATIONS, ROUNDS, STARTS = 2000, 3, 4
@@ -124,7 +122,7 @@ def _fit(
 
 def fit_protocols(groups: Sequence[Measured], speed: float, lines: int = 3) -> tuple[Protocols, float, float]:
     """Of rings, or of direct sends: all kinds of them together; ``speed`` in bytes a second, where the fit starts."""
-    kinds = [KINDS[COLLECTIVES.get(group.of, group.of)].name for group in groups]
+    kinds = [kind_of(group).name for group in groups]
     sizes = sorted({int(n) for group in groups for n in group.sizes[:, 0]})
     few, others = sizes[:-1], kinds[1:]
 
@@ -189,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(say, "[attention]", f"{len(group.seconds)} shapes", *fit_attention(group, cluster.device))
     sent = of_table(groups, "nccl")
     for name, own_part in (("ring", False), ("direct", True)):
-        rows = [g for g in sent if KINDS[COLLECTIVES.get(g.of, g.of)].own_part == own_part]
+        rows = [g for g in sent if kind_of(g).own_part == own_part]
         if rows:
             count, speed = sum(len(g.seconds) for g in rows), cluster.node.bytes_per_second
             _say(say, f"[{name}]", f"{count} rows", *fit_protocols(rows, speed))

@@ -10,11 +10,8 @@ from partitioner.errors import InputError
 from partitioner.hardware.device import Attention, Device, Products
 from partitioner.hardware.link import Protocols
 from partitioner.kernel_seconds import attention, product
-from partitioner.ops.collective_kinds import KINDS
 from partitioner.precision import RECIPES
-from tools.measured_kernels.kernel_tables import Measured
-
-COLLECTIVES = {"alltoall": "all_to_all"}  # nccl-tests' names for what this project names otherwise
+from tools.measured_kernels.kernel_tables import Measured, kind_of
 
 
 def product_seconds(group: Measured, device: Device, row: Products | None = None) -> np.ndarray:
@@ -58,7 +55,7 @@ def over_peak(group: Measured, device: Device) -> np.ndarray:
 
 def collective_seconds(group: Measured, ring: Protocols, direct: Protocols) -> np.ndarray:
     """Seconds of each collective inside a node."""
-    kind = KINDS[COLLECTIVES.get(group.of, group.of)]
+    kind = kind_of(group)
     measured, phases = (direct, 1) if kind.own_part else (ring, kind.phases)
     rows = ((int(ranks), payload) for ranks, payload in group.sizes)
     found = [measured.seconds(kind.name, n, phases * (n - 1), phases * size * (n - 1) / n) for n, size in rows]

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from partitioner.errors import InputError
+from partitioner.ops.collective_kinds import KINDS, Kind
 
 COLUMNS = {
     "gemm": ("m", "n", "k"),
@@ -103,6 +104,18 @@ def _number(row: dict[str, str], column: str, path: Path, line: int) -> float:
 
 def systems() -> dict[str, str]:
     """By the name of a system, the preset that stands for it."""
+    return _names()["preset"]
+
+
+def kind_of(group: Measured) -> Kind:
+    """The collective that a group of timings is of; raises InputError for one that is none."""
+    name = _names()["operation"].get(group.of, group.of)
+    if name not in KINDS:
+        raise InputError(f"{group.of} is no collective known here: {', '.join(KINDS)}")
+    return KINDS[name]
+
+
+def _names() -> dict[str, dict[str, str]]:
     return tomllib.loads(files("tools.measured_kernels").joinpath("systems.toml").read_text())
 
 

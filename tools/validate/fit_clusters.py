@@ -49,7 +49,7 @@ class Knob:
 def _device(who: str, sustained: float, memory: float, spread: float) -> tuple[Knob, ...]:
     return (
         Knob("device", who, "sustained", sustained, 0.6, 1.0),
-        Knob("device", who, "memory_efficiency", memory, 0.4, 0.92),
+        Knob("device", who, "memory_efficiency", memory, 0.4, 1.0),
         Knob("device", who, "spread", spread, 0.001, 0.02),
     )
 
@@ -62,8 +62,8 @@ HARDWARE = {
     "a100": (
         ("sc21", "seqsel", "llmfoundry", "internevo", "vtrain_multi", "torchtitan"), "A100",
         (
-            *_device("A100", 0.92, 0.9, 0.007), _efficiency("Megatron-LM (2021", 0.96),
-            _efficiency("Composer", 0.93), _efficiency("InternEvo", 0.89), _efficiency("Megatron-DeepSpeed", 0.99),
+            *_device("A100", 0.84, 0.98, 0.007), _efficiency("Megatron-LM (2021", 0.96),
+            _efficiency("Composer", 0.97), _efficiency("InternEvo", 0.89), _efficiency("Megatron-DeepSpeed", 0.99),
             _efficiency("torchtitan", 0.97),
             Knob("network", "4x100Gb RoCE", "latency_seconds", 7e-4, 1e-5, 2e-3),
             Knob("network", "4x100Gb RoCE", "efficiency", 0.78, 0.3, 1.0),
@@ -72,13 +72,13 @@ HARDWARE = {
     "h100": (
         ("dgxc", "nanotron"), "H100-SXM-80GB",
         (
-            *_device("H100-SXM-80GB", 0.9, 0.9, 0.015), _efficiency("NeMo 1", 0.96),
+            *_device("H100-SXM-80GB", 0.86, 0.95, 0.015), _efficiency("NeMo 1", 0.96),
             _efficiency("nanotron", 0.85),
             Knob("software", "nanotron", "dispatch_seconds", 8e-5, 1e-6, 2e-4),
             Knob("software", "nanotron", "enqueue_seconds", 3e-4, 1e-5, 2e-3),
         ),
     ),
-    "h100-500w": (("torchtitan",), "H100-SXM-96GB", _device("H100-SXM-96GB", 0.7, 0.6, 0.015)),
+    "h100-500w": (("torchtitan",), "H100-SXM-96GB", _device("H100-SXM-96GB", 0.65, 0.75, 0.015)),
 }  # fmt: skip
 
 Values = dict[Knob, float]
