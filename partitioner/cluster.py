@@ -14,7 +14,7 @@ from partitioner.hardware.checked_table import built, cut, is_name, number, show
 from partitioner.hardware.device import Attention, Device, Products
 from partitioner.hardware.link import Link, Protocols, Route
 from partitioner.hardware.parts import preset_names, read_cluster
-from partitioner.software import Software
+from partitioner.software import OWN, Software
 
 MOST_DEVICES = 10_000_000
 DTYPES = (  # by torch's names, of which products can be; tf32 are of float32, rounded as they are read
@@ -27,7 +27,8 @@ DTYPES = (  # by torch's names, of which products can be; tf32 are of float32, r
 class Cluster:
     """``nodes`` times ``node_devices`` devices; ``node`` links those of one node, ``network`` those of different.
 
-    ``kernels``: the file of what GEMM kernels were measured on the device (cutlass_ops/tuning), "" for none.
+    ``software``: what runs on it, which is no part of the cluster's file or plain data. ``kernels``: the file of what
+    GEMM kernels were measured on the device (cutlass_ops/tuning), "" for none.
     """
 
     name: str
@@ -46,13 +47,17 @@ class Cluster:
         return self.nodes * self.node_devices
 
     @staticmethod
-    def load(name: str | Path, nodes: int = 1, devices: int | None = None) -> Cluster:
+    def load(name: str | Path, nodes: int = 1, devices: int | None = None, software: str = OWN) -> Cluster:
         """A preset by name, or a TOML file by path; ``devices`` uses that many devices of one node.
 
+        ``software``: the framework that is to run on it, with the traits of its file; of this project's runtime those
+        that the cluster's file says were measured on it, in its table [own].
         Raises InputError for an unknown name (with the nearest), an unreadable file, or a wrong field.
         """
         data, folder = read_cluster(name)
-        cluster = replace(_cluster(data, str(name)), nodes=nodes)
+        measured = _own(data.pop(OWN, {}), str(name))
+        runs = measured if software == OWN else Software.load(software)
+        cluster = replace(_cluster(data, str(name)), nodes=nodes, software=runs)
         if cluster.kernels:
             cluster = replace(cluster, kernels=str(folder / cluster.kernels))
         if devices is not None:
@@ -87,13 +92,14 @@ class Cluster:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for a plan file; ``from_dict`` reads it back."""
-        return json.loads(json.dumps(asdict(self)))
+        """Plain data for a plan file, without the software; ``from_dict`` reads it back."""
+        return json.loads(json.dumps({key: value for key, value in asdict(self).items() if key != "software"}))
 
     @staticmethod
-    def from_dict(data: Mapping[str, Any], origin: str = "the cluster") -> Cluster:
-        """The inverse of ``as_dict``; raises InputError naming the field of ``origin`` that is wrong."""
-        return _cluster(data, origin)
+    def from_dict(data: Mapping[str, Any], origin: str = "the cluster", software: Software | None = None) -> Cluster:
+        """The inverse of ``as_dict``, with the software that is to run on it; raises InputError naming the field of
+        ``origin`` that is wrong."""
+        return replace(_cluster(data, origin), software=software or Software())
 
 
 def presets() -> list[str]:
@@ -106,7 +112,6 @@ def _cluster(data: Mapping[str, Any], origin: str) -> Cluster:
     data = dict(data)
     device, node, network = (dict(table(data.pop(key, None), key, origin)) for key in ("device", "node", "network"))
     name, attention, kernels = data.pop("name", origin), data.pop("attention", None), data.pop("kernels", "")
-    software = built(Software, table(data.pop("software", {}), "software", origin), "software", origin)
     counts = {"node_devices": data.pop("node_devices", node.pop("devices", None)), "nodes": data.pop("nodes", 1)}
     for key, value in counts.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -120,13 +125,24 @@ def _cluster(data: Mapping[str, Any], origin: str) -> Cluster:
         raise InputError(f"{origin}: kernels must be the name of a file, it is {shown(kernels)}")
     if not is_name(name):
         raise InputError(f"{origin}: name must be a name, it is {shown(name)}")
+    if "software" in data:
+        raise InputError(f"{origin}: software is no part of a cluster: traits of this runtime stand in its table [own]")
     if data:
         raise InputError(f"{origin}: unknown field {cut(next(iter(data)))}")
     links = [_link(part, key, origin) for part, key in ((node, "node"), (network, "network"))]
     return Cluster(
-        name, attention, _device(device, origin), links[0], counts["node_devices"], links[1], counts["nodes"], software,
-        kernels,
+        name, attention, _device(device, origin), links[0], counts["node_devices"], links[1], counts["nodes"],
+        kernels=kernels,
     )  # fmt: skip
+
+
+def _own(found: Any, origin: str) -> Software:
+    """This project's runtime as it was measured on the cluster."""
+    traits = table(found, OWN, origin)
+    strange = next((key for key in traits if key in ("name", "title", "measured", "plans")), None)
+    if strange is not None:
+        raise InputError(f"{origin}: unknown field {OWN}.{strange}")
+    return replace(built(Software, traits, OWN, origin), measured=bool(traits))
 
 
 def _device(device: dict[str, Any], origin: str) -> Device:

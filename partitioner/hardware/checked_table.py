@@ -13,6 +13,7 @@ MOST = 1e30  # of any number
 _LONGEST = 200  # of a name
 _LONGEST_LIST = 64
 _MAY_BE_ZERO = ("_seconds", "spread", "contention", "droop", "_depth", "last_wave", "_each", "overheads", "tail")
+_FROM_ZERO = (".zero",)  # whole numbers that count from 0
 _SHARES = ("efficiency", "share", "kept_products", "contention", "last_wave", "sustained", "shares")
 
 
@@ -44,7 +45,8 @@ def _read(kind: str, value: Any, where: str, origin: str) -> Any:
         if not is_name(value):
             raise InputError(f"{origin}: {where} must be a name, it is {shown(value)}")
     elif kind == "int":
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        least = 0 if where.endswith(_FROM_ZERO) else 1
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise InputError(f"{origin}: {where} must be a positive whole number, it is {shown(value)}")
     elif kind in ("float", "float | None"):
         if not (value is None and kind == "float | None"):

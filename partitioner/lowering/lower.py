@@ -33,6 +33,7 @@ from partitioner.plan.executed import not_executed
 from partitioner.plan.parallelism import Parallelism
 from partitioner.plan.plan import Decisions, Plan
 from partitioner.sharding.layout import WHOLE, Layout, everywhere, largest_shape
+from partitioner.software import OWN
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ def lower(graph: Graph, plan: Plan) -> Program:
     """
     check_plan(plan)
     decisions, parallelism = plan.decisions, plan.parallelism
+    if plan.software["name"] != OWN:
+        raise InputError(
+            f"the plan is of {plan.software['title']}, which runs it: leave out --for {plan.software['name']} to plan "
+            "for this project's runtime"
+        )
     if refused := ", ".join(not_executed(parallelism)):
         raise InputError(f"the plan is to look at: {refused} can't be executed yet; plan anew")
     graph = resize(graph, parallelism.micro_batch)

@@ -13,6 +13,7 @@ from partitioner.plan.parallelism import parallelism_error
 from partitioner.precision import REAL
 from partitioner.sharding.layout import parse_layout
 from partitioner.sharding.mesh_axes import DP, PP, named
+from partitioner.software import Software
 
 if TYPE_CHECKING:
     from partitioner.plan.plan import Asked, Decisions, Derived, Plan
@@ -49,6 +50,7 @@ def check_asked(asked: Asked, place: str) -> None:
     if asked.model.get("entry") and asked.model.get("settings") is None:
         raise InputError(f"the field {place}.model.settings is missing: those of its entry, {{}} for none")
     device = Cluster.from_dict(asked.cluster, f"{place}.cluster").device
+    Software.from_dict(asked.software, f"{place}.software")
     if asked.model["product_dtype"] not in device.flops_per_second:
         word = str(asked.model["product_dtype"])[:60]
         raise InputError(f"{place}.model.product_dtype {word!r} has no peak on the device of {place}.cluster")

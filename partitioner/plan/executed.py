@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,9 @@ from partitioner.plan.parallelism import Parallelism
 from partitioner.plan.recompute_ways import FULL_RECOMPUTE, NO_RECOMPUTE, OPERATORS, SELECTIVE
 from partitioner.schedule.tables import SCHEDULES
 from partitioner.sharding.mesh_axes import AXES
+from partitioner.software import OWN, Software
+
+MOST_VIRTUAL = 4
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,31 @@ def is_executed(decision: str, value: object) -> bool:
     return decision not in EXECUTED or value in EXECUTED[decision].executed
 
 
-def is_searched(decision: str, value: object, plan_only: bool) -> bool:
-    """Whether a search proposes it, among plans to look at or among those that can be executed."""
-    return decision not in EXECUTED or value in EXECUTED[decision].searched(plan_only)
+@dataclass(frozen=True)
+class Space:
+    """Which steps a search may propose: by decision its values, all of one without a row; at most so many ``virtual``
+    stages a rank. ``name``: of the framework that they are for."""
+
+    values: Mapping[str, tuple[Any, ...]]
+    virtual: int
+    name: str = OWN
+
+    def admits(self, decision: str, value: object) -> bool:
+        """Whether a search proposes it."""
+        return decision not in self.values or value in self.values[decision]
+
+
+def space_of(software: Software, plan_only: bool = False) -> Space:
+    """What a framework can express; of this project's runtime what it executes, with ``plan_only`` also what a plan can
+    only be looked at with."""
+    told = software.plans
+    if told is None:
+        return Space({decision: row.searched(plan_only) for decision, row in EXECUTED.items()}, MOST_VIRTUAL)
+    axes = {axis: row.searched(True) for axis, row in EXECUTED.items() if axis in AXES}
+    axes |= {axis: (1,) for axis in AXES if axis not in told.axes}
+    kinds = tuple(name for name in SCHEDULES if name in told.schedules)
+    ways = tuple(way for way in EXECUTED["recompute"].searched(True) if way == NO_RECOMPUTE or way in told.recompute)
+    return Space({**axes, "zero": told.zero, "recompute": ways, "schedule": kinds}, told.virtual, software.name)
 
 
 def not_executed(parallelism: Parallelism) -> Iterator[str]:

@@ -5,7 +5,8 @@ it anew.
               the cluster's. ZeRO over all replicas
     7 -> 8    a recompute was of whole blocks, and priced with all of the last op that keeps something
     8 -> 9    ops lay along tp alone: a layout was one placement
-    9 -> 10   of a device's products and attention one share of the peak each was told, whatever their shape
+    9 -> 10   of a device's products and attention one share of the peak each was told, whatever their shape; the
+              software was a part of the cluster
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from partitioner.plan.json_document import plain
 from partitioner.plan.recompute_ways import FULL_RECOMPUTE, NO_RECOMPUTE
 from partitioner.precision import OWN, PRESETS
 from partitioner.sharding.mesh_axes import TP
+from partitioner.software import Software
 
 VERSION = 10
 UNVERSIONED = 6  # what reports without a version are of
@@ -124,8 +126,13 @@ def _from_9(data: Data, origin: str) -> Data:
         "sustained": 1.0,
     }  # fmt: skip
     links = {key: before[key] | {"ring": None, "direct": None} for key in ("node", "network")}
-    after = before | links | {"device": device | of_shape}
-    return _on_cluster(data, json.loads(json.dumps(after)))
+    software = Software().as_dict() | before.pop("software")
+    made = _on_cluster(data, json.loads(json.dumps(before | links | {"device": device | of_shape})))
+    made["asked"] = made["asked"] | {"software": software}
+    if "found" in made:
+        digests = made["found"]["digests"] | {"software": digest_of(software)}  # an edit of either is one of the cluster
+        made["found"] = made["found"] | {"digests": digests}
+    return made
 
 
 def _laid(parameters: Data) -> Data:

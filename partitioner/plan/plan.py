@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+from partitioner.cluster import Cluster
 from partitioner.errors import InputError
 from partitioner.gc_pause import uncollected
 from partitioner.plan.check import check_asked, check_cost, check_decisions, check_derived, check_memory, check_searched
@@ -23,6 +24,7 @@ from partitioner.plan.migrate import VERSION, migrated
 from partitioner.plan.parallelism import Parallelism, parallelism_error
 from partitioner.precision import OWN, Precision
 from partitioner.sharding.mesh_axes import DP
+from partitioner.software import Software
 from partitioner.whole_files import write_whole
 
 _MEND = "make the plan again"
@@ -63,6 +65,7 @@ class Plan:
 
     model: dict[str, Any]
     cluster: dict[str, Any]
+    software: dict[str, Any]
     global_batch: int
     pins: dict[str, str]
     decisions: Decisions
@@ -75,6 +78,16 @@ class Plan:
     candidates: tuple[Candidate, ...] = field(default=())
     front: tuple[Candidate, ...] = field(default=())
     digests: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def machine(self) -> Cluster:
+        """The cluster, with the software that is to run on it."""
+        return self.asked.machine
+
+    @property
+    def asked(self) -> Asked:
+        """What it was made for."""
+        return Asked(self.model, self.cluster, self.software, self.global_batch, self.pins)
 
     @property
     def parallelism(self) -> Parallelism:
@@ -126,12 +139,19 @@ class Plan:
 
 @dataclass(frozen=True)
 class Asked:
-    """What was asked for: the model's entry point, settings and digest, the cluster, samples a step, the pins."""
+    """What was asked for: the model's entry point, settings and digest, the cluster, the software that is to run on it,
+    samples a step, the pins."""
 
     model: dict[str, Any]
     cluster: dict[str, Any]
+    software: dict[str, Any]
     global_batch: Positive
     pins: dict[str, str]
+
+    @property
+    def machine(self) -> Cluster:
+        """The cluster, with the software that is to run on it."""
+        return Cluster.from_dict(self.cluster, software=Software.from_dict(self.software))
 
 
 @dataclass(frozen=True)
@@ -174,7 +194,7 @@ def _document(plan: Plan) -> Document:
         parameters=plan.parameters, reads=plan.reads, blocks=plan.blocks, candidates=plan.candidates, front=plan.front
     )
     return Document(
-        version=VERSION, asked=Asked(plan.model, plan.cluster, plan.global_batch, plan.pins),
+        version=VERSION, asked=plan.asked,
         found=Found(dict(plan.digests), plan.cost, plan.searched, plan.notes), decisions=plan.decisions,
         derived=derived,
     )  # fmt: skip
@@ -182,7 +202,7 @@ def _document(plan: Plan) -> Document:
 
 def _digests(plan: Plan) -> dict[str, str]:
     """A short hash of each thing that the price hangs on."""
-    asked = {"cluster": plan.cluster, "global_batch": plan.global_batch}
+    asked = {"cluster": plan.cluster, "software": plan.software, "global_batch": plan.global_batch}
     return {name: digest_of(value) for name, value in (plain(plan.decisions) | asked).items()}
 
 
@@ -196,7 +216,8 @@ def _plan(data: Any, origin: str) -> Plan:
     check_cost(found.cost, f"{origin}: found.cost")
     check_searched(found.searched, f"{origin}: found.searched")
     plan = Plan(
-        model=asked.model, cluster=asked.cluster, global_batch=asked.global_batch, pins=asked.pins,
+        model=asked.model, cluster=asked.cluster, software=asked.software, global_batch=asked.global_batch,
+        pins=asked.pins,
         decisions=document.decisions, blocks=derived.blocks, parameters=derived.parameters, reads=derived.reads,
         cost=found.cost, searched=found.searched, notes=found.notes,
         candidates=_counted(derived.candidates, asked.global_batch, f"{origin}: derived.candidates"),

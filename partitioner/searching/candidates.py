@@ -20,7 +20,7 @@ from partitioner.errors import InputError
 from partitioner.graph.graph import Graph
 from partitioner.graph.resize_batch import at_batch, resize
 from partitioner.graph.tied_blocks import Folded, fold
-from partitioner.plan.executed import is_searched
+from partitioner.plan.executed import Space
 from partitioner.searching.pins import Pins
 from partitioner.searching.refinements import refinements
 from partitioner.searching.splits import Setup, Splits, Tried
@@ -33,10 +33,10 @@ Progress = Callable[[str], None]
 
 
 def candidates(
-    graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, plan_only: bool, progress: Progress,
+    graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, space: Space, progress: Progress,
     scarcity: float = 1.0, wanted: Container[Setup] | None = None,
 ) -> Iterator[Tried]:  # fmt: skip
-    """All of them that the pins admit; with ``plan_only`` also what the runtime can't execute yet.
+    """All of them that the pins and the ``space`` admit.
 
     ``scarcity``: passes of memory that a byte costs where layouts are chosen. ``wanted``: the setups asked for, where
     not all are.
@@ -45,7 +45,7 @@ def candidates(
     refused, found = list[InputError](), False
     folded = fold(graph)
     meshes = [
-        (degrees, refined) for degrees in inner_degrees(cluster, fixed, plan_only)
+        (degrees, refined) for degrees in inner_degrees(cluster, fixed, space)
         for refined in refinements(folded, degrees, fixed)
     ]  # fmt: skip
     for micro_batch in divisors(global_batch):
@@ -58,7 +58,7 @@ def candidates(
         for setup in setups:
             progress(f"layouts at {setup}")
             assert sized is not None
-            counts = micro_batches(sized, cluster.devices // setup.ranks, micro_batch, global_batch, fixed)
+            counts = micro_batches(sized, cluster.devices // setup.ranks, micro_batch, global_batch, fixed, space)
             depths: dict[Priced, list[int]] = {}
             try:
                 priced = layouts(sized, cluster, setup, set(counts.values()), fixed, scarcity)
@@ -68,7 +68,7 @@ def candidates(
             for pp, many in counts.items():
                 depths.setdefault(priced[many], []).append(pp)
             for alike, pps in depths.items():
-                splits = Splits(alike, setup, global_batch, fixed, plan_only)
+                splits = Splits(alike, setup, global_batch, fixed, space)
                 for tried in splits.all_of(pps):
                     found = True
                     yield tried
@@ -89,12 +89,18 @@ def layouts(
     return {many: priced[id(solution)] for many, solution in found.items()}
 
 
-def micro_batches(sized: Folded, ranks: int, micro_batch: int, global_batch: int, fixed: Pins) -> dict[int, int]:
-    """By each pp that ``ranks`` and the pins admit, how many micro-batches a step has."""
+def micro_batches(
+    sized: Folded, ranks: int, micro_batch: int, global_batch: int, fixed: Pins, space: Space
+) -> dict[int, int]:
+    """By each pp that ``ranks``, the pins and the ``space`` admit, how many micro-batches a step has."""
     blocks = sum(u.is_block for u in sized.graph.units)
     pairs = [(pp, ranks // pp) for pp in divisors(ranks) if pp <= max(1, blocks)]
-    admitted = [(pp, dp) for pp, dp in pairs if fixed.admits(PP, pp) and fixed.admits(DP, dp)]
+    admitted = [(pp, dp) for pp, dp in pairs if _both(PP, pp, fixed, space) and _both(DP, dp, fixed, space)]
     return {pp: global_batch // (dp * micro_batch) for pp, dp in admitted if global_batch % (dp * micro_batch) == 0}
+
+
+def _both(axis: str, degree: int, fixed: Pins, space: Space) -> bool:
+    return fixed.admits(axis, degree) and space.admits(axis, degree)
 
 
 def divisors(n: int) -> list[int]:
@@ -103,19 +109,19 @@ def divisors(n: int) -> list[int]:
     return lower + [n // d for d in reversed(lower) if d * d != n]
 
 
-def inner_degrees(cluster: Cluster, fixed: Pins, plan_only: bool) -> Iterator[Axes]:
+def inner_degrees(cluster: Cluster, fixed: Pins, space: Space) -> Iterator[Axes]:
     """The degrees of the axes that divide the work of a micro-batch, that the devices and the pins admit."""
     axes, devices = inner(), cluster.devices
-    rows = ([n for n in divisors(devices) if _admits(axis, n, cluster, fixed, plan_only)] for axis in reversed(axes))
+    rows = ([n for n in divisors(devices) if _admits(axis, n, cluster, fixed, space)] for axis in reversed(axes))
     for degrees in itertools.product(*rows):
         if devices % math.prod(degrees) == 0:
             yield tuple(zip(axes, reversed(degrees), strict=True))
 
 
-def _admits(axis: str, degree: int, cluster: Cluster, fixed: Pins, plan_only: bool) -> bool:
+def _admits(axis: str, degree: int, cluster: Cluster, fixed: Pins, space: Space) -> bool:
     """One that is to stay inside a node does unless it is pinned."""
     inside = not AXES[axis].in_node or degree <= cluster.node_devices or fixed.number(axis) is not None
-    return inside and fixed.admits(axis, degree) and is_searched(axis, degree, plan_only)
+    return inside and _both(axis, degree, fixed, space)
 
 
 def admits_micro_batch(size: int, global_batch: int, ranks: int, fixed: Pins) -> bool:

@@ -8,26 +8,27 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from partitioner.cluster import Cluster
 from partitioner.graph.graph import Graph
-from partitioner.plan.executed import EXECUTED, is_executed, is_searched
+from partitioner.plan.executed import EXECUTED, Space
 from partitioner.schedule.tables import PLAIN, SCHEDULES, Schedule
 from partitioner.searching.candidates import admits_micro_batch, divisors, inner_degrees
 from partitioner.searching.pins import Pins
 from partitioner.searching.splits import schedules
 from partitioner.sharding.mesh_axes import AXES, DP, PP, named
+from partitioner.software import OWN
 
 
-def conflict(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, plan_only: bool) -> str:
+def conflict(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, space: Space) -> str:
     """One line that names the pins and the mend."""
-    found = next(_reasons(graph, cluster, global_batch, fixed, plan_only), None)
+    found = next(_reasons(graph, cluster, global_batch, fixed, space), None)
     if found:
         return found
-    return _together(graph, cluster, global_batch, fixed, plan_only)
+    return _together(graph, cluster, global_batch, fixed, space)
 
 
-def _reasons(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, plan_only: bool) -> Iterator[str]:
+def _reasons(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, space: Space) -> Iterator[str]:
     blocks, devices = max(1, len(graph.blocks)), cluster.devices
     pinned = {axis: n for axis in named() if (n := fixed.number(axis)) is not None}
-    yield from _unexecuted(fixed, plan_only)
+    yield from _unexecuted(fixed, space)
     if graph.inseparable:
         yield (
             f"{devices} devices must divide over tp and pp alone, since {graph.inseparable}: "
@@ -41,7 +42,7 @@ def _reasons(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, pla
     yield from _stages(fixed, pinned.get(PP), blocks)
     if fixed.stages is not None:
         yield from _cut(graph, fixed.stages, pinned.get(PP))
-    yield from _product(pinned, devices, plan_only)
+    yield from _product(pinned, devices, space)
     dp, micro_batch = pinned.get(DP, 1), fixed.number("micro_batch") or 1
     for name, n in ((DP, dp), ("micro_batch", micro_batch)):
         if global_batch % n:
@@ -53,13 +54,13 @@ def _reasons(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, pla
         )
 
 
-def _product(pinned: Mapping[str, int], devices: int, plan_only: bool) -> Iterator[str]:
+def _product(pinned: Mapping[str, int], devices: int, space: Space) -> Iterator[str]:
     """The fewest degrees that leave no whole number for the others; all of them, where they are not the devices."""
     for many in range(2, len(pinned) + 1):
         for rows in itertools.combinations(pinned.items(), many):
             if devices % (ranks := math.prod(n for _, n in rows)):
                 yield f"pins {_listed(rows)} make {ranks} ranks, which do not divide {devices} devices: drop one"
-    free = {axis for axis in AXES if is_searched(axis, 2, plan_only)}
+    free = {axis for axis in AXES if space.admits(axis, 2)}
     if free <= set(pinned) and (ranks := math.prod(pinned.values())) != devices:
         yield f"pins {_listed(pinned.items())} make {ranks} ranks, and there are {devices} devices: drop one"
 
@@ -69,12 +70,12 @@ def _listed(rows: Iterable[tuple[str, object]]) -> str:
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
-def _together(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, plan_only: bool) -> str:
+def _together(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, space: Space) -> str:
     """The fewest pins that no cut of a step has together, and what they are measured by."""
     left = dict(fixed.decided)
     for name in fixed.decided:
         fewer = {key: value for key, value in left.items() if key != name}
-        if not _possible(graph, cluster, global_batch, Pins(fewer, fixed.layouts), plan_only):
+        if not _possible(graph, cluster, global_batch, Pins(fewer, fixed.layouts), space):
             left = fewer
     devices, blocks = f"{cluster.devices} devices", f"{max(1, len(graph.blocks))} blocks"
     if not left:
@@ -87,24 +88,24 @@ def _together(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, pl
     )
 
 
-def _possible(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, plan_only: bool) -> bool:
+def _possible(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, space: Space) -> bool:
     """Whether some mesh, micro-batch, schedule and cut have the pins, by their numbers alone."""
     blocks, devices = max(1, len(graph.blocks)), cluster.devices
-    for degrees, pp in itertools.product(inner_degrees(cluster, fixed, plan_only), divisors(devices)):
+    for degrees, pp in itertools.product(inner_degrees(cluster, fixed, space), divisors(devices)):
         dp, rest = divmod(devices, math.prod(n for _, n in degrees) * pp)
-        if rest or pp > blocks or not (fixed.admits(PP, pp) and fixed.admits(DP, dp)):
+        if rest or pp > blocks or not all(one.admits(PP, pp) and one.admits(DP, dp) for one in (fixed, space)):
             continue
-        if _cuts(graph, global_batch, dp, pp, fixed, plan_only):
+        if _cuts(graph, global_batch, dp, pp, fixed, space):
             return True
     return False
 
 
-def _cuts(graph: Graph, global_batch: int, dp: int, pp: int, fixed: Pins, plan_only: bool) -> bool:
+def _cuts(graph: Graph, global_batch: int, dp: int, pp: int, fixed: Pins, space: Space) -> bool:
     """Whether a micro-batch and a schedule fit into this mesh."""
     for micro_batch in divisors(global_batch):
         if admits_micro_batch(micro_batch, global_batch, dp, fixed) and global_batch % (dp * micro_batch) == 0:
             many = global_batch // (dp * micro_batch)
-            for kind, virtual in schedules(pp, max(1, len(graph.blocks)), many, plan_only):
+            for kind, virtual in schedules(pp, max(1, len(graph.blocks)), many, space):
                 admitted = fixed.admits("schedule", kind) and fixed.admits("virtual", virtual)
                 if admitted and (fixed.stages is None or _fits(graph, fixed.stages, pp * virtual)):
                     return True
@@ -126,11 +127,13 @@ def _cut(graph: Graph, counts: tuple[int, ...], pp: int | None) -> Iterator[str]
         yield f"pins stages={word} and pp={pp} conflict: {len(counts)} stages do not divide over {pp} ranks; drop one"
 
 
-def _unexecuted(fixed: Pins, plan_only: bool) -> Iterator[str]:
-    pinned = [(name, fixed.decided[name]) for name in EXECUTED if name in fixed.decided]
-    wanted = [f"{name}={value}" for name, value in pinned if not is_executed(name, value)]
-    if wanted and not plan_only:
+def _unexecuted(fixed: Pins, space: Space) -> Iterator[str]:
+    pinned = [(name, fixed.decided[name]) for name in {**EXECUTED, **space.values} if name in fixed.decided]
+    wanted = [f"{name}={value}" for name, value in pinned if not space.admits(name, value)]
+    if wanted and space.name == OWN:
         yield f"pin {wanted[0]} asks for what can't be executed yet: add --plan-only to look at such plans"
+    elif wanted:
+        yield f"pin {wanted[0]} asks for what {space.name} can't be told: drop it, or plan for another framework"
 
 
 def _stages(fixed: Pins, pp: int | None, blocks: int) -> Iterator[str]:

@@ -10,7 +10,6 @@ from dataclasses import replace
 
 from torch import fx
 
-from partitioner.cluster import Cluster
 from partitioner.cost.op_work import Setting
 from partitioner.cost.price_units import price_units
 from partitioner.errors import InputError
@@ -44,7 +43,7 @@ def with_state_of(
     many = own.micro_batch * own.micro_batches // micro_batch
     again = (own.recompute, decisions.recomputed) if trains else (NO_RECOMPUTE, (0,) * len(decisions.stages))
     parallelism = replace(own, micro_batch=micro_batch, micro_batches=many, recompute=again[0])
-    folded, cluster = fold(resize(graph, micro_batch)), Cluster.from_dict(plan.cluster)
+    folded, cluster = fold(resize(graph, micro_batch)), plan.machine
     units = _cut(plan, folded.graph, stages)
     setting = Setting.of(folded, cluster, own.mesh, own.refined)
     try:

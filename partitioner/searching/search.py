@@ -20,6 +20,7 @@ from partitioner.errors import DoesNotFit, InputError
 from partitioner.gc_pause import uncollected
 from partitioner.graph.graph import Graph
 from partitioner.plan.derived_rows import Cost
+from partitioner.plan.executed import space_of
 from partitioner.plan.plan import Plan
 from partitioner.plan.recompute_ways import NO_RECOMPUTE
 from partitioner.searching.candidates import Progress, candidates
@@ -67,7 +68,8 @@ def search(
         least = f", the best takes at least {found.least:.3g} s" if found.fitting else ""
         progress(f"{text}; {len(found.all)} candidates{least}")
 
-    asked = graph, cluster, global_batch, fixed, plan_only, say
+    space = space_of(cluster.software, plan_only)
+    asked = graph, cluster, global_batch, fixed, space, say
     higher = list(SCARCITIES)
     while not found.fitting:
         if not higher:
@@ -75,7 +77,7 @@ def search(
         scarcity = higher.pop(0)
         new = found.add(candidates(*asked, scarcity))
         if not found.all:
-            raise InputError(conflict(graph, cluster, global_batch, fixed, plan_only))
+            raise InputError(conflict(graph, cluster, global_batch, fixed, space))
         if not found.fitting:
             progress(f"nothing fits where a byte costs {scarcity:g} passes of memory: other stages")
             found.add(recut(new, math.inf, asked))

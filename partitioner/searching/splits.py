@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from partitioner.cost.unit_cost import Priced
 from partitioner.graph.graph import Unit
-from partitioner.plan.executed import EXECUTED, is_searched
+from partitioner.plan.executed import Space
 from partitioner.plan.parallelism import Parallelism, mesh_of
 from partitioner.plan.recompute_ways import NO_RECOMPUTE
 from partitioner.schedule.tables import PLAIN, SCHEDULES
@@ -24,7 +24,6 @@ from partitioner.step.split import Split, StageSums, stage_sums
 from partitioner.step.stage_peaks import StageWalk
 from partitioner.step.step_seconds import bound, floor
 
-MOST_VIRTUAL = 4
 MOST_CUTS = 4  # of one step and way of recomputing, each made with what the last was found to hold
 
 
@@ -88,13 +87,13 @@ class Setup(NamedTuple):
 class Splits:
     """The stages of one priced graph, and every split of a step into them."""
 
-    def __init__(self, priced: Priced, setup: Setup, global_batch: int, fixed: Pins, plan_only: bool) -> None:
+    def __init__(self, priced: Priced, setup: Setup, global_batch: int, fixed: Pins, space: Space) -> None:
         self.priced, self.setup, self.micro_batch, self.global_batch = priced, setup, setup.micro_batch, global_batch
-        self.fixed, self.plan_only = fixed, plan_only
+        self.fixed, self.space = fixed, space
         self.cluster, self.cuts, self.fitting_cuts = priced.cluster, StageCuts(priced), FittingCuts(priced)
         self.blocks = sum(u.is_block for u in priced.folded.graph.units)
         self.walks: dict[tuple[float, ...], tuple[StageWalk, dict[int, StageSums]]] = {}  # and sums by shards
-        ways = (way for way in EXECUTED["recompute"].searched(plan_only) if way != NO_RECOMPUTE)
+        ways = (way for way in space.values["recompute"] if way != NO_RECOMPUTE)
         self.ways = tuple(way for way in ways if fixed.decided.get("recompute") == way or frees(priced, way))
         self.refused = ""  # why splits that the pins admit can't run
         self.stages: dict[int, tuple[tuple[Unit, ...], ...]] = {}
@@ -104,7 +103,7 @@ class Splits:
         for pp in depths:
             dp = self.cluster.devices // (self.setup.ranks * pp)
             many = self.global_batch // (dp * self.micro_batch)
-            for kind, virtual in schedules(pp, self.blocks, many, self.plan_only):
+            for kind, virtual in schedules(pp, self.blocks, many, self.space):
                 if self.fixed.admits("schedule", kind) and self.fixed.admits("virtual", virtual):
                     mesh = mesh_of(**{PP: pp, DP: dp}, **dict(self.setup.degrees))
                     yield from self.sharded_and_recomputed(
@@ -237,7 +236,7 @@ class Splits:
         groups = (0, inside) if 1 < inside < replicas and replicas % inside == 0 else (0,)
         if (pinned := self.fixed.number("zero_group")) is not None:
             groups = (pinned,) if replicas % pinned == 0 else ()
-        stages = EXECUTED["zero"].searched(self.plan_only) if replicas > 1 else (0,)
+        stages = self.space.values["zero"] if replicas > 1 else (0,)
         admitted = [n for n in stages if self.fixed.admits("zero", n)]
         return {group: [n for n in admitted if not group or pinned or n == max(stages)] for group in groups}
 
@@ -248,11 +247,11 @@ def frees(priced: Priced, way: str) -> bool:
     return any(stash[way].bytes < stash[NO_RECOMPUTE].bytes for stash in rows)
 
 
-def schedules(pp: int, blocks: int, micro_batches: int, plan_only: bool) -> Iterator[tuple[str, int]]:
+def schedules(pp: int, blocks: int, micro_batches: int, space: Space) -> Iterator[tuple[str, int]]:
     """Kinds and virtual stages that fit."""
     for row in SCHEDULES.values():
         fits = (row.name == PLAIN or pp > 1) and not (row.in_rounds and micro_batches % pp)
-        if fits and is_searched("schedule", row.name, plan_only):
-            for virtual in range(row.fewest_stages, (row.most_stages or MOST_VIRTUAL) + 1):
+        if fits and space.admits("schedule", row.name):
+            for virtual in range(row.fewest_stages, (row.most_stages or space.virtual) + 1):
                 if virtual == 1 or pp * virtual <= blocks:
                     yield row.name, virtual

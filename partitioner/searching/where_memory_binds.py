@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from partitioner.cluster import Cluster
 from partitioner.graph.graph import Graph
+from partitioner.plan.executed import Space
 from partitioner.plan.recompute_ways import NO_RECOMPUTE
 from partitioner.searching.candidates import Progress, candidates
 from partitioner.searching.pins import Pins
@@ -18,20 +19,20 @@ from partitioner.sharding.mesh_axes import PP, inner
 
 NEAR = 1.25  # of the room: what needs more is not brought into it by layouts
 
-Asked = tuple[Graph, Cluster, int, Pins, bool, Progress]
+Asked = tuple[Graph, Cluster, int, Pins, Space, Progress]
 
 
 def where_memory_binds(found: Sequence[Tried], best: float, asked: Asked, scarcity: float | None) -> Iterator[Tried]:
     """``found``: all that were tried; ``best``: seconds of the best that fits; ``asked``: as of ``candidates``;
     ``scarcity``: passes of memory that a byte costs then, None where there is no higher price."""
-    graph, cluster, global_batch, fixed, plan_only, say = asked
+    graph, cluster, global_batch, fixed, space, say = asked
     near = {
         _setup(t) for t in found
         if cluster.device.room < t.peak_bytes <= NEAR * cluster.device.room and t.may_take_less(best)
     }  # fmt: skip
     known, scarce = {t.identity for t in found}, list[Tried]()
     if near and scarcity is not None:
-        again = candidates(graph, cluster, global_batch, fixed, plan_only, say, scarcity, near)
+        again = candidates(graph, cluster, global_batch, fixed, space, say, scarcity, near)
         scarce += [t for t in again if t.identity not in known]
     yield from scarce
     yield from recut((*found, *scarce), best, asked)
@@ -50,13 +51,13 @@ def _setup(tried: Tried) -> Setup:
 def recut(found: Sequence[Tried], best: float, asked: Asked) -> Iterator[Tried]:
     """Other stages of what does not fit and might take less than ``best`` seconds; each step once, in whatever order
     its axes lie."""
-    _, cluster, global_batch, fixed, plan_only, _ = asked
+    _, cluster, global_batch, fixed, space, _ = asked
     splits, seen = dict[int, Splits](), set[tuple[object, ...]]()
     for tried in [t for t in found if t.peak_bytes > cluster.device.room and _has_cuts(t) and t.may_take_less(best)]:
         plain = tried.split.recomputing(NO_RECOMPUTE, (0,) * len(tried.split.stages))
         own, key = plain.parallelism, id(tried.priced)
         if key not in splits:
-            splits[key] = Splits(tried.priced, _setup(tried), global_batch, fixed, plan_only)
+            splits[key] = Splits(tried.priced, _setup(tried), global_batch, fixed, space)
         step = (key, *own.mesh.values(), own.schedule, own.virtual, own.zero, own.zero_group)
         if step not in seen:
             seen.add(step)

@@ -192,7 +192,8 @@ def plan_of(
     return Plan(
         model={**model, "digest": graph_digest(folded), "blocks": len(folded.graph.blocks),
                "parameters": sum(n.meta["val"].numel() for n in folded.parameter), **assumed(folded.graph)},
-        cluster=priced.cluster.as_dict(), global_batch=global_batch, pins={k: str(v) for k, v in pins.items()},
+        cluster=priced.cluster.as_dict(), software=priced.cluster.software.as_dict(), global_batch=global_batch,
+        pins={k: str(v) for k, v in pins.items()},
         decisions=decisions, blocks=tuple(block_rows(priced, names, parallelism, fixed)),
         parameters=dict(sorted(layouts.items())), reads=unit_reads(folded, names),
         cost=cost, searched=searched, notes=tuple(notes(priced)),

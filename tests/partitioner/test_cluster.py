@@ -61,7 +61,8 @@ def test_presets_are_sane(name: str) -> None:
     assert cluster.network.bytes_per_second <= cluster.node.bytes_per_second
     assert cluster.network.latency_seconds >= cluster.node.latency_seconds
     assert cluster.devices == 2 * cluster.node_devices
-    assert Cluster.from_dict(cluster.as_dict()) == cluster
+    assert Cluster.from_dict(cluster.as_dict(), software=cluster.software) == cluster
+    assert cluster.software.measured == (name == "local-cpu")
 
 
 def test_the_machines_people_have_are_there() -> None:
@@ -85,7 +86,10 @@ BROKEN = [
     (r"\[network\]", "[netwrk]", "table .network. is missing"),
     (r'attention = "flash"', 'attention = "fast"', "attention must be"),
     (r'attention = "flash"', 'attention = "flash"\ncolour = 1', "unknown field colour"),
-    (r'attention = "flash"', 'attention = "flash"\nsoftware = 1', "table .software. is missing"),
+    (r'attention = "flash"', 'attention = "flash"\nsoftware = 1', "software is no part of a cluster: traits .* .own."),
+    (r'attention = "flash"', 'attention = "flash"\nown = 1', "table .own. is missing"),
+    (r'attention = "flash"', 'attention = "flash"\nown = {name = "mine"}', "unknown field own.name"),
+    (r'attention = "flash"', 'attention = "flash"\nown = {fused = 1}', "own.fused must be true or false"),
     (r'name = "mine"', "name = 7", ": name must be a name, it is 7"),
     (r'name = "A100.*', "name = 7", "device.name must be a name, it is 7"),
     (r'name = "A100.*', 'name = "\\\\u001b[2J"', "device.name must be a name, it is '.x1b"),

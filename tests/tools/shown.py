@@ -10,7 +10,6 @@ from examples.gpt import model
 from partitioner import Cluster, Graph, Plan, search, trace
 from partitioner.hardware.device import Attention, one_row
 from partitioner.hardware.link import Link
-from partitioner.plan.plan import Asked
 from partitioner.precision import PRESETS
 from runtime.report import Report, predicted_parts
 
@@ -42,7 +41,7 @@ def report(**slower: float) -> Report:
     """A run of the plan whose parts took so many times what was predicted."""
     found = plan()
     parts = {part: s * slower.get(part.split()[0], 1.0) for part, s in predicted_parts(found.cost).items()}
-    asked, step = Asked(found.model, found.cluster, found.global_batch, found.pins), sum(parts.values())
+    asked, step = found.asked, sum(parts.values())
     return Report(
         asked, found.decisions, found.cost, 8, 3, (5.0, 4.0, 3.0), None, step, 2e9, parts, (step,) * 3,
         "cuda", "text", {},

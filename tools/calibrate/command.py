@@ -204,7 +204,7 @@ def toml(cluster: Cluster, found: Sweep, day: datetime.date) -> str:
         *_link_lines("node", cluster.node, fits["node"], cluster.node_devices),
         *_link_lines("network", cluster.network, fits["network"], None),
         "",
-        "[software]",
+        "[own]  # this project's runtime, as it was measured here",
         f"efficiency = {_number(software.efficiency)}  # a block of a transformer against the sum of its parts",
         f"overlap_gradients = {str(software.overlap_gradients).lower()}  # {_hidden(found.hidden_share)}",
         f"overlap_sends = {str(software.overlap_sends).lower()}  # {_hidden(found.hidden_sends)}",

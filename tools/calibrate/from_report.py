@@ -18,6 +18,7 @@ from partitioner.errors import InputError
 from partitioner.hardware.link import Link, Protocols
 from partitioner.plan.parallelism import Parallelism
 from partitioner.sharding.mesh_axes import PP, named
+from partitioner.software import OWN, Software
 from runtime.report import Report
 
 LINKS = {"node": "the links inside a node", "network": "the links across nodes"}
@@ -40,7 +41,7 @@ class Correction:
 def corrected(report: Report, name: str) -> tuple[Cluster, list[Correction]]:
     """The report's cluster as it would have predicted compute and communication right, and what was changed; raises
     InputError for a report that tells no compute."""
-    cluster, found = replace(Cluster.from_dict(report.asked.cluster), name=name), list[Correction]()
+    cluster, found = replace(report.asked.machine, name=name), list[Correction]()
     parts = {part: (was, now) for part, was, now in report.parts()}
     was, now = parts.get("compute", (0.0, 0.0))
     if not (was > 0 and now > 0):
@@ -100,7 +101,7 @@ def cluster_toml(cluster: Cluster, comment: str) -> str:
     top = {key: data[key] for key in ("name", "attention", "kernels") if data[key]}
     tables = {
         "": top, "device": data["device"], "node": {"devices": data["node_devices"], **data["node"]},
-        "network": data["network"], "software": data["software"],
+        "network": data["network"], OWN: _measured(cluster.software),
     }  # fmt: skip
     return "\n".join([f"# {comment}", *(line for name, table in tables.items() for line in _table(name, table))]) + "\n"
 
@@ -111,6 +112,12 @@ def _table(name: str, table: dict[str, Any]) -> Iterator[str]:
     for key, value in table.items():
         if value is not None:
             yield f"{key} = {_inline(value)}"
+
+
+def _measured(software: Software) -> dict[str, Any]:
+    """The traits that are not this runtime's by default."""
+    usual = Software().as_dict()
+    return {key: value for key, value in software.as_dict().items() if value != usual[key] and key != "measured"}
 
 
 def _inline(value: Any) -> str:

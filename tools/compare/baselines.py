@@ -1,4 +1,5 @@
-"""Plans by published rules of thumb, for the model, cluster and batch of another plan.
+"""Plans by published rules of thumb, for the model, cluster and batch of another plan, each priced as the framework
+that people would run it with.
 
 megatron    tensor parallel inside a node, as little as fits, then pipeline parallel, the rest data parallel; sequence
             parallel beside tp; no recompute where it fits without (Narayanan et al., 2021, takeaways 1 to 3;
@@ -9,13 +10,16 @@ ddp         every device holds all (Li et al., 2020)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 from partitioner import Plan
 from partitioner.errors import DoesNotFit, InputError
 from partitioner.searching.candidates import divisors
-from partitioner.sharding.mesh_axes import CP, PP, TP
+from partitioner.sharding.mesh_axes import PP, TP
+from partitioner.software import Software
 from tools.compare.arguments import BASELINES
+from tools.figures import figures
 from tools.figures.columns import Column, infeasible, of_plan
 from tools.plan.replan import attempted, planned, source_plan
 
@@ -24,7 +28,17 @@ Pins = dict[str, str | int]
 
 def columns(first: Column, names: list[str]) -> list[Column]:
     """A column for each baseline that is asked for."""
-    return [RULES[name](source_plan(first)) for name in names]
+    return [RULES[name](_for(source_plan(first), name)) for name in names]
+
+
+def assumptions(names: Iterable[str]) -> Iterator[str]:
+    """A line for each baseline: as whose step it is priced."""
+    for name in names:
+        yield f"{name}: {figures.software_words(Software.load(name).as_dict())}"
+
+
+def _for(plan: Plan, framework: str) -> Plan:
+    return replace(plan, software=Software.load(framework).as_dict())
 
 
 def _megatron(plan: Plan) -> Column:
@@ -50,11 +64,11 @@ def _by_rule(plan: Plan) -> Iterator[Pins]:
 
 
 def _fsdp(plan: Plan) -> Column:
-    return attempted("fsdp", plan, {TP: 1, PP: 1, CP: 1, "zero": 3}, plan_only=True)
+    return attempted("fsdp", plan, {"zero": 3})
 
 
 def _ddp(plan: Plan) -> Column:
-    return attempted("ddp", plan, {TP: 1, PP: 1})
+    return attempted("ddp", plan, {})
 
 
 RULES: dict[str, Callable[[Plan], Column]] = dict(zip(BASELINES, (_megatron, _fsdp, _ddp), strict=True))

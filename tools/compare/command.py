@@ -33,7 +33,7 @@ def compare_command(options: argparse.Namespace) -> int:
     for column in columns:
         if column.plan and column.plan.stale:
             error_line(f"{column.name}: {stale_words(column.plan)}")
-    told = list(explanations(columns))
+    told = [*baselines.assumptions(options.baseline), *explanations(columns)]
     if options.sensitivity:
         told += sensitivity.lines([column for column in columns if column.plan])
     if options.html:

@@ -26,7 +26,7 @@ def differences(before: Plan, after: Plan) -> list[str]:
     """``what: before -> after``, decisions first, then layouts of parameters."""
     sizes = before.global_batch, after.global_batch
     lines = [f"global batch: {sizes[0]} -> {sizes[1]}"] if sizes[0] != sizes[1] else []
-    for name, words in (("precision", _precision), ("a sample", _sample)):
+    for name, words in (("priced as", _software), ("precision", _precision), ("a sample", _sample)):
         a, b = words(before), words(after)
         lines += [f"{name}: {a} -> {b}"] if a != b else []
     old, new = plain(before.decisions), plain(after.decisions)
@@ -41,6 +41,10 @@ def differences(before: Plan, after: Plan) -> list[str]:
             if a != b:
                 lines.append(f"{key.removesuffix('s')} {name}: {_layout(a)} -> {_layout(b)}")
     return lines
+
+
+def _software(plan: Plan) -> str:
+    return figures.software_words(plan.software).removeprefix("priced as ")
 
 
 def _precision(plan: Plan) -> str:

@@ -59,7 +59,7 @@ class _Priced:
         assert column.plan is not None
         self.name, self.plan = column.name, column.plan
         self.repricer = Repricer(graph_of(column.plan), column.plan)
-        self.cluster = Cluster.from_dict(column.plan.cluster)
+        self.cluster = column.plan.machine
 
     def step(self, change: Callable[[Cluster, float], Cluster], factor: float) -> float:
         return self.repricer.cost(change(self.cluster, factor)).step_seconds

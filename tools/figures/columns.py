@@ -55,7 +55,7 @@ ROWS = (
     *(Figure(f"{axis} collectives", "number", True) for axis in named()),
     *(Figure(f"{axis} bytes", "bytes", True) for axis in named()),
 )
-WORDS = ("cluster", "precision", "a sample", "mesh", "micro-batch", "schedule", "recompute")
+WORDS = ("cluster", "priced as", "precision", "a sample", "mesh", "micro-batch", "schedule", "recompute")
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def of_plan(name: str, plan: Plan) -> Column:
         **{f"{axis} collectives": float(sum(r.count for r in busiest if whole(r.axis) == axis)) for axis in named()},
         **{f"{axis} bytes": sum(r.bytes for r in busiest if whole(r.axis) == axis) for axis in named()},
     }  # fmt: skip
-    asked = Asked(plan.model, plan.cluster, plan.global_batch, plan.pins)
+    asked = plan.asked
     return Column(name, "plan", _words(asked, plan.decisions, plan.world), values, plan=plan)
 
 
@@ -140,7 +140,7 @@ def _words(asked: Asked, d: Decisions, devices: int) -> dict[str, str]:
     own = d.parallelism
     recompute = figures.recompute_words(d).removeprefix("recompute ") + figures.zero_label(own)
     rows = (
-        f"{devices:,} x {asked.cluster['device']['name']}",
+        f"{devices:,} x {asked.cluster['device']['name']}", asked.software["name"],
         figures.precision_label(asked.model, d.precision, asked.cluster),
         figures.sample_words(asked.model).removesuffix(" a sample") or "no text", figures.mesh_words(own),
         f"{own.micro_batches} of {own.micro_batch}", figures.schedule_label(own), recompute,

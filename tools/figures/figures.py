@@ -11,9 +11,16 @@ from partitioner.plan.parallelism import Parallelism
 from partitioner.plan.plan import Decisions
 from partitioner.precision import SINGLE, TF32, Precision
 from partitioner.sharding.mesh_axes import AXES
+from partitioner.software import OWN
 
 # kinds, in the order in which they stack
 MEMORY: tuple[str, ...] = ("weights", "gradients", "optimizer", "activations", "transient")
+
+
+_HIDDEN = {
+    "overlap_tensor": "tp collectives", "overlap_parameters": "parameters", "overlap_gradients": "gradients",
+    "overlap_sends": "sends",
+}  # fmt: skip
 
 
 def mesh_words(parallelism: Parallelism, between: str = " x ") -> str:
@@ -74,6 +81,18 @@ def precision_words(model: dict[str, Any], precision: Precision, cluster: dict[s
 def precision_label(model: dict[str, Any], precision: Precision, cluster: dict[str, Any]) -> str:
     """``bf16``, or the model's own data types."""
     return str(precision) if precision.compute else precision_words(model, precision, cluster)
+
+
+def software_words(software: dict[str, Any]) -> str:
+    """Whose step it is that was priced, and what of it hides or is fused; of this project's runtime whether that was
+    measured on the devices."""
+    hidden = [word for trait, word in _HIDDEN.items() if software[trait]]
+    traits = [f"hides {' and '.join(filter(None, (', '.join(hidden[:-1]), hidden[-1])))}"] if hidden else []
+    traits += ["fuses pointwise ops"] if software["fused"] else []
+    if software["name"] != OWN:
+        return f"priced as {software['title']}, which runs it: {', '.join(traits)}"
+    measured = "as measured here" if software["measured"] else "not measured on these devices"
+    return f"priced as {software['title']}, {measured}: {', '.join(traits)}"
 
 
 def sample_words(model: dict[str, Any]) -> str:

@@ -19,7 +19,6 @@ from typing import Any
 
 from partitioner import Plan
 from partitioner.cluster import Cluster, presets
-from partitioner.plan.plan import Asked
 from partitioner.schedule.tables import plainest
 from runtime.report import Report
 from tools.calibrate.from_report import cluster_toml
@@ -84,7 +83,7 @@ def prepare(place: Place) -> None:
 def _report(plan: Plan) -> Report:
     cost = plan.cost
     measured = {"compute": 1.5 * cost.compute_seconds, "pipeline": cost.bubble_seconds, "optimizer": 1e-3}
-    asked = Asked(plan.model, plan.cluster, plan.global_batch, plan.pins)
+    asked = plan.asked
     return Report(
         asked, plan.decisions, cost, plan.world, 3, (3.0, 2.5, 2.0), 2.25, 0.25, 2 * cost.peak_bytes, measured,
         (0.1, 0.2, 0.3), "cpu", "text", {"ran": 2},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from partitioner.software import frameworks
 from tools.models import precision_option
 from tools.subcommands import Subcommands
 
@@ -27,6 +28,7 @@ def declare(commands: Subcommands) -> None:
     plan.add_argument("--cluster", metavar="NAME", help="a preset (see clusters) or a .toml file")
     plan.add_argument("--nodes", type=int, metavar="N", help="default: 1")
     plan.add_argument("--devices", type=int, metavar="N", help="use N devices of one node")
+    plan.add_argument("--for", dest="framework", metavar="|".join(frameworks()), help="plan for another framework")
     plan.add_argument("--global-batch", type=int, metavar="B", help="samples a step, all ranks together")
     plan.add_argument(
         "--seq", type=int, metavar="S", help="tokens a sample; default: what an hf: configuration allows, up to 8,192"

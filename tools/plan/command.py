@@ -9,6 +9,7 @@ from dataclasses import replace
 from partitioner import Cluster, Plan, search
 from partitioner.errors import InputError
 from partitioner.plan.derived_rows import Candidate
+from partitioner.software import OWN
 from tools.figures import figures
 from tools.figures.card import looked_at, summary
 from tools.models import precision_option
@@ -46,7 +47,7 @@ def _searched(options: argparse.Namespace) -> Plan:
     needed = {"MODEL": options.model, "--cluster": options.cluster, "--global-batch": options.global_batch}
     for name in (name for name, value in needed.items() if value is None):
         raise InputError(f"{name} is missing: give it, or a plan to --edit")
-    cluster = Cluster.load(options.cluster, options.nodes or 1, options.devices)
+    cluster = Cluster.load(options.cluster, options.nodes or 1, options.devices, options.framework or OWN)
     with status(f"loading {options.model}") as say:
         settings = parse_settings(word for words in options.set for word in words)
         source = with_values(load(options.model, settings, seq=options.seq, meta=True))
@@ -60,7 +61,8 @@ def _searched(options: argparse.Namespace) -> Plan:
 
 def _edited(options: argparse.Namespace) -> Plan:
     """The model, cluster and batch of a plan file solved again around its own pins, its edits and more pins."""
-    strange = [f"--{key}" for key in ("cluster", "nodes", "devices", "seq") if getattr(options, key) is not None]
+    asked = {"cluster": options.cluster, "nodes": options.nodes, "devices": options.devices, "seq": options.seq}
+    strange = [f"--{key}" for key, value in {**asked, "for": options.framework}.items() if value is not None]
     if options.model or options.set or strange:
         raise InputError(f"{(strange or ['MODEL'])[0]} comes from the plan that is edited: leave it out")
     before = Plan.load(options.edit)

@@ -6,7 +6,7 @@ import functools
 import json
 from collections.abc import Mapping
 
-from partitioner import Cluster, Graph, Plan, search, trace
+from partitioner import Graph, Plan, search, trace
 from partitioner.errors import DoesNotFit, InputError
 from partitioner.precision import Precision
 from tools.figures.columns import Column, infeasible, of_plan
@@ -31,7 +31,7 @@ def _traced(model: str, precision: Precision) -> Graph:
 
 def planned(plan: Plan, pins: Mapping[str, str | int], plan_only: bool = False) -> Plan:
     """The best plan under ``pins`` for the model, cluster and batch of ``plan``; raises InputError or DoesNotFit."""
-    graph, cluster = graph_of(plan), Cluster.from_dict(plan.cluster)
+    graph, cluster = graph_of(plan), plan.machine
     model = {key: plan.model[key] for key in ASKED if key in plan.model}
     with status("searching") as say:
         return search(graph, cluster, plan.global_batch, pins, model, say, plan_only=plan_only)

@@ -16,7 +16,6 @@ import torch
 from cutlass_ops.linear.dispatch import RAN
 from partitioner import Plan
 from partitioner.errors import InputError
-from partitioner.plan.plan import Asked
 from runtime.ranks import launch
 from runtime.ranks.error_file import left_errors
 from runtime.ranks.limits import Limits
@@ -168,7 +167,7 @@ def _report(plan: Plan, events: list[Event]) -> Report:
     end = events[-1]
     times = [e["seconds"] for e in steps]
     return Report(
-        Asked(plan.model, plan.cluster, plan.global_batch, plan.pins), plan.decisions, plan.cost, plan.world,
+        plan.asked, plan.decisions, plan.cost, plan.world,
         len(steps), tuple(e["loss"] for e in steps), finite(end["validation_loss"]),
         statistics.median(times[1:] or times), end["peak_bytes"], end["parts"], tuple(times), end["device"],
         end["data"], end["products"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from partitioner import Cluster, Graph, Plan, search
+from partitioner import Graph, Plan, search
 from partitioner.errors import InputError
 from partitioner.sharding.mesh_axes import AXES, refining
 
@@ -16,7 +16,7 @@ def plan_of_ranks(plan: Plan, graph: Graph, ranks: int, say: Callable[[str], obj
     """The best plan of so many ranks for the model, the batch and the hardware of ``plan``, with those of its pins that
     name no size; it is said. Raises InputError where there is none."""
     began = time.monotonic()
-    cluster = Cluster.from_dict(plan.cluster).of_ranks(ranks)
+    cluster = plan.machine.of_ranks(ranks)
     pins: dict[str, str | int] = {name: word for name, word in plan.pins.items() if name not in SIZES}
     try:
         found = search(graph, cluster, plan.global_batch, pins, plan.model)

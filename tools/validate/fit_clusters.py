@@ -62,7 +62,7 @@ HARDWARE = {
     "a100": (
         ("sc21", "seqsel", "llmfoundry", "internevo", "vtrain_multi", "torchtitan"), "A100",
         (
-            *_device("A100", 0.84, 0.98, 0.007), _efficiency("Megatron-LM (2021", 0.96),
+            *_device("A100", 0.84, 0.98, 0.007), _efficiency("Megatron-LM", 0.96),
             _efficiency("Composer", 0.97), _efficiency("InternEvo", 0.89), _efficiency("Megatron-DeepSpeed", 0.99),
             _efficiency("torchtitan", 0.97),
             Knob("network", "4x100Gb RoCE", "latency_seconds", 7e-4, 1e-5, 2e-3),
@@ -72,7 +72,7 @@ HARDWARE = {
     "h100": (
         ("dgxc", "nanotron"), "H100-SXM-80GB",
         (
-            *_device("H100-SXM-80GB", 0.86, 0.95, 0.015), _efficiency("NeMo 1", 0.96),
+            *_device("H100-SXM-80GB", 0.86, 0.95, 0.015), _efficiency("NeMo", 1.0),
             _efficiency("nanotron", 0.85),
             Knob("software", "nanotron", "dispatch_seconds", 8e-5, 1e-6, 2e-4),
             Knob("software", "nanotron", "enqueue_seconds", 3e-4, 1e-5, 2e-3),

@@ -32,7 +32,6 @@ from tools.models.plain_decoder import Dimensions, decoder
 from tools.validate.published_runs import DTYPES, Run
 from tools.validate.published_sources import Sources
 
-DECIDED = ("balanced", "gradients")  # traits that are decisions of a plan, and no software's
 _SPEED = re.compile(r"(?:(\d+)x)?(\d+) ?Gb(?:/s|ps)? ?[A-Za-z]*(?: [A-Za-z]+)? per (node|GPU)")
 
 
@@ -68,34 +67,31 @@ class Rerun:
         if key not in self.priced:
             self.priced[key] = price_units(*solved, alike)
         priced = replace(self.priced[key], cluster=cluster)
-        traits = _longest(self.known.framework, run.framework)
-        return price(priced, split_of(run, priced, traits.get("balanced", False)))
+        return price(priced, split_of(run, priced, cluster.software.balanced))
 
     def cluster(self, run: Run) -> Cluster:
-        """The preset of the row's GPU, the network that it states, and its program's traits."""
+        """The preset of the row's GPU, the network that it states, and its program, with what the row says of it."""
         name = self.known.cluster.get(run.cluster) or _longest(self.known.device, run.gpu)
         if name is None:
             raise InputError(f"no preset for GPU {run.gpu}")
-        traits = _longest(self.known.framework, run.framework)
-        if traits is None:
+        framework = _longest(self.known.framework, run.framework)
+        if framework is None:
             raise InputError(f"nothing is known of the program {run.framework}")
-        traits = {key: value for key, value in traits.items() if key not in DECIDED}
         stated = {
             "overlap_gradients": run.overlap_gradients,
             **({} if run.overlap_tensor is None else {"overlap_tensor": run.overlap_tensor}),
             **({"fused": True} if run.compiled else {}),
         }
-        found = Cluster.load(name)
+        found = Cluster.load(name, software=framework)
         found = replace(found, node_devices=run.gpus_per_node, nodes=max(1, run.gpus // run.gpus_per_node))
         own = run.cluster in self.known.cluster
         network = found.network if own else replace(found.network, bytes_per_second=_network(run, found))
         network = replace(network, **next((v for k, v in self.known.link.items() if k in run.interconnect), {}))
-        return replace(found, network=network, software=replace(found.software, **{**traits, **stated}))
+        return replace(found, network=network, software=replace(found.software, **stated))
 
     def _solved(self, run: Run, cluster: Cluster) -> tuple[Setting, Solution]:
         """The layouts of the row's tensor parallelism: every product by columns, then by rows, tables by vocabulary."""
-        traits = _longest(self.known.framework, run.framework)
-        sized = self.sized(run.size, precision_of(run, traits["gradients"]), run.micro_batch)
+        sized = self.sized(run.size, precision_of(run, cluster.software.gradients), run.micro_batch)
         boundary = ("sharded" if run.sequence_parallel else "whole") if run.tp > 1 else ""
         many = run.global_batch // (run.dp * run.micro_batch)
         key = (id(sized), run.tp, run.cp, many, boundary, cluster.attention, cluster.software.fused)

@@ -6,7 +6,6 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -16,7 +15,7 @@ class Sources:
     device: Mapping[str, str]
     cluster: Mapping[str, str]
     link: Mapping[str, Mapping[str, float]]
-    framework: Mapping[str, Mapping[str, Any]]
+    framework: Mapping[str, str]
 
 
 def sources() -> Sources:

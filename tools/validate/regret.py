@@ -16,6 +16,7 @@ from typing import Any
 
 from partitioner import Cluster, Plan, lower, trace
 from partitioner.errors import DoesNotFit, InputError
+from partitioner.plan.executed import space_of
 from partitioner.searching.candidates import candidates
 from partitioner.searching.pins import read_pins
 from partitioner.searching.search import too_large
@@ -80,7 +81,7 @@ def plans_of(
     source = load(entry, settings, meta=True)
     graph = trace(source.module, source.batch)
     model = {"entry": entry, "settings": source.settings, "seq": source.seq}
-    found = list(candidates(graph, cluster, batch, read_pins(pins, graph), False, lambda _: None))
+    found = list(candidates(graph, cluster, batch, read_pins(pins, graph), space_of(cluster.software), lambda _: None))
     fitting = [t for t in found if t.peak_bytes <= cluster.device.room]
     if not found:
         raise InputError(f"no plan divides {batch} samples over {cluster.devices} ranks with these pins")

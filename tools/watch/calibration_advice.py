@@ -17,7 +17,7 @@ def calibration_advice(report: Report, path: str | None) -> str | None:
     ``path``: where the report was written. A cluster file of the user's own, or one that ``calibrate`` wrote, is taken
     to be measured: those that come with the package are not of this machine.
     """
-    ratio, cluster = report.step_seconds / report.predicted.step_seconds, Cluster.from_dict(report.asked.cluster)
+    ratio, cluster = report.step_seconds / report.predicted.step_seconds, report.asked.machine
     if 1 / FAR <= ratio <= FAR or report.steps < LEAST_STEPS or not _is_preset(cluster):
         return None
     first, file = ("", shlex.quote(path)) if path else ("run again with --report report.json, then ", "report.json")

@@ -11,9 +11,10 @@ from small_plans import graph_of
 
 from partitioner import Cluster, search
 from partitioner.errors import InputError
-from partitioner.plan.executed import EXECUTED, is_executed, is_searched, not_executed
+from partitioner.plan.executed import EXECUTED, is_executed, not_executed, space_of
 from partitioner.plan.parallelism import Parallelism, mesh_of
 from partitioner.plan.plan import Plan
+from partitioner.software import Software
 
 SIX = Parallelism(
     mesh=mesh_of(pp=2, dp=3, cp=4, tp=5), order=("dp", "pp", "cp", "tp"), micro_batch=7, micro_batches=8,
@@ -41,8 +42,9 @@ def test_what_is_not_executed_is_named_in_order() -> None:
 def test_a_decision_without_a_row_is_executed_with_every_value() -> None:
     assert is_executed("tp", 64)
     assert not is_executed("cp", 2)
-    assert [is_searched("zero", 3, plan_only) for plan_only in (False, True)] == [True, True]
-    assert [is_searched("cp", 2, plan_only) for plan_only in (False, True)] == [False, True]
+    spaces = [space_of(Software(), plan_only) for plan_only in (False, True)]
+    assert [space.admits("zero", 3) for space in spaces] == [True, True]
+    assert [space.admits("cp", 2) for space in spaces] == [False, True]
     assert EXECUTED["schedule"].searched(plan_only=False) == ("gpipe", "1f1b", "interleaved")
 
 

@@ -1,0 +1,116 @@
+"""Frameworks are data that hold together and say where they come from; what they can't be told is not searched."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+
+from examples.gpt import model
+from partitioner import Cluster, lower, search, trace
+from partitioner.errors import InputError
+from partitioner.plan.executed import Space, space_of
+from partitioner.schedule.tables import SCHEDULES
+from partitioner.sharding.mesh_axes import AXES
+from partitioner.software import OWN, Expressible, Software, framework_reasons, frameworks
+
+OTHERS = [name for name in frameworks() if name != OWN]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_framework_says_what_it_does_and_why(name: str) -> None:
+    found, told = Software.load(name), framework_reasons(name)
+    assert found.name == name
+    assert found.title
+    assert not found.is_executed
+    assert Software.from_dict(found.as_dict()) == found
+    usual = Software()
+    changed = {f.name for f in fields(Software) if getattr(found, f.name) != getattr(usual, f.name)}
+    implied = {"name", "title", "early_stop", "scatter_sends", "overlap_parameters", "balanced", "attention"}
+    assert changed - implied <= {*told}
+    plans = found.plans
+    assert plans is not None
+    assert {*plans.axes} <= {*AXES}
+    assert {*plans.schedules} <= {*SCHEDULES}
+
+
+def test_an_unknown_framework_is_named_with_all() -> None:
+    with pytest.raises(InputError, match="no framework megatrom is known: the nearest is megatron; all are own, ddp"):
+        Software.load("megatrom")
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"efficiency": 1.5}, "the software: software.efficiency is a share and at most 1"),
+        ({"fused": 1}, "software.fused must be true or false"),
+        ({"speed": 1.0}, "unknown field software.speed"),
+        ({"plans": {"axes": ["dp"]}}, "software.plans.schedules is missing"),
+        ({"plans": 3}, "the table .software.plans. is missing"),
+    ],
+)
+def test_a_wrong_trait_is_named(changed: dict[str, object], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        Software.from_dict(Software.load("megatron").as_dict() | changed)
+
+
+def test_a_space_is_what_can_be_expressed() -> None:
+    own, looked_at, megatron, fsdp = (
+        space_of(Software()), space_of(Software(), plan_only=True), space_of(Software.load("megatron")),
+        space_of(Software.load("fsdp")),
+    )  # fmt: skip
+
+    def admitted(decision: str, value: object) -> list[bool]:
+        return [space.admits(decision, value) for space in (own, looked_at, megatron, fsdp)]
+
+    assert admitted("cp", 2) == [False, True, True, False]
+    assert admitted("pp", 4) == admitted("tp", 8) == [True, True, True, False]
+    assert admitted("zero", 3) == [True, True, False, True]
+    assert admitted("zero", 0) == [True, True, True, False]
+    assert admitted("schedule", "zbv") == [False, True, False, False]
+    assert admitted("recompute", "operators") == [True, True, False, True]
+    assert [space.virtual for space in (own, looked_at, megatron, fsdp)] == [4, 4, 12, 1]
+    assert isinstance(own, Space)
+
+
+GRAPH = trace(*model(layers=4, hidden=64, heads=4, vocab=256, seq=32))
+
+
+def on(framework: str) -> Cluster:
+    return Cluster.load("dgx-h100", devices=8, software=framework)
+
+
+def test_what_is_searched_is_the_framework_s_and_is_refused_here() -> None:
+    plan = search(GRAPH, on("fsdp"), 16)
+    assert (plan.software["name"], plan.parallelism.mesh["dp"]) == ("fsdp", 8)
+    assert plan.machine == on("fsdp")
+    with pytest.raises(InputError, match="the plan is of PyTorch FSDP2, which runs it: leave out --for fsdp"):
+        lower(GRAPH, plan)
+    with pytest.raises(InputError, match="pin tp=2 asks for what fsdp can't be told"):
+        search(GRAPH, on("fsdp"), 16, {"tp": 2})
+    with pytest.raises(InputError, match="pin zero=3 asks for what megatron can't be told"):
+        search(GRAPH, on("megatron"), 16, {"zero": 3})
+    assert search(GRAPH, on("megatron"), 16, {"cp": 2}).parallelism.degree("cp") == 2
+
+
+def test_traits_make_the_price() -> None:
+    """The same plan of a program that fuses takes less, and one that overlaps nothing more."""
+    pins: dict[str, str | int] = {"tp": 2, "pp": 1, "zero": 0, "recompute": "off", "micro_batch": 2}
+    own, fused = (search(GRAPH, on(name), 16, pins).cost.step_seconds for name in (OWN, "megatron"))
+    assert fused < own
+    waits = replace(on(OWN), software=replace(Software(), overlap_gradients=False))
+    assert search(GRAPH, waits, 16, pins).cost.step_seconds > own
+
+
+def test_more_stages_a_rank_are_a_framework_s_to_allow() -> None:
+    told = Expressible(("pp", "dp"), ("1f1b", "interleaved"), 2, (0,), ())
+    deep = trace(*model(layers=12, hidden=64, heads=4, vocab=256, seq=32), compare=False)
+    for most in (2, 6):
+        software = replace(Software.load("megatron"), plans=replace(told, virtual=most))
+        cluster = replace(Cluster.load("dgx-h100", devices=2), software=software)
+        pins: dict[str, str | int] = {"pp": 2, "virtual": 6}
+        if most == 2:
+            with pytest.raises(InputError, match="virtual=6"):
+                search(deep, cluster, 8, pins)
+        else:
+            assert search(deep, cluster, 8, pins).parallelism.virtual == 6
