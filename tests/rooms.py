@@ -32,7 +32,7 @@ ROOMS: dict[str, dict[str, str]] = {
         "emit": "errors sharding cluster ops graph plan layouts",
         "comparing": "errors sharding graph user_code draws",
         "cost": "precision sharding software hardware kernel_seconds cluster ops graph plan layouts emit",
-        "lowering": "errors sharding software ops schedule graph plan layouts emit",
+        "lowering": "errors sharding ops schedule graph plan layouts emit",
         "normalize": "sharding ops graph functionalize samples draws",
         "solve": "errors sharding kernel_seconds cluster ops graph layouts cost",
         "step": "precision sharding hardware kernel_seconds ops schedule graph plan cost",

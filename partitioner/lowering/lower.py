@@ -27,13 +27,11 @@ from partitioner.lowering.check import check_program
 from partitioner.lowering.gradient_free_calls import extract
 from partitioner.lowering.mark_recompute import marked
 from partitioner.lowering.program import Call, Parameter, Program, Recompute, Stage, Value
-from partitioner.plan.check import check_plan
+from partitioner.plan.check import check_executed, check_plan
 from partitioner.plan.derived_rows import BlockRow
-from partitioner.plan.executed import not_executed
 from partitioner.plan.parallelism import Parallelism
 from partitioner.plan.plan import Decisions, Plan
 from partitioner.sharding.layout import WHOLE, Layout, everywhere, largest_shape
-from partitioner.software import OWN
 
 
 @dataclass(frozen=True)
@@ -52,13 +50,7 @@ def lower(graph: Graph, plan: Plan) -> Program:
     """
     check_plan(plan)
     decisions, parallelism = plan.decisions, plan.parallelism
-    if plan.software["name"] != OWN:
-        raise InputError(
-            f"the plan is of {plan.software['title']}, which runs it: leave out --for {plan.software['name']} to plan "
-            "for this project's runtime"
-        )
-    if refused := ", ".join(not_executed(parallelism)):
-        raise InputError(f"the plan is to look at: {refused} can't be executed yet; plan anew")
+    check_executed(plan)
     graph = resize(graph, parallelism.micro_batch)
     folded = fold(graph)
     solution = recall(plan, folded)

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from partitioner.cluster import Cluster
 from partitioner.errors import InputError
 from partitioner.plan.derived_rows import BlockRow, Cost
+from partitioner.plan.executed import not_executed
 from partitioner.plan.parallelism import parallelism_error
 from partitioner.precision import REAL
 from partitioner.sharding.layout import parse_layout
 from partitioner.sharding.mesh_axes import DP, PP, named
-from partitioner.software import Software
+from partitioner.software import OWN, Software
 
 if TYPE_CHECKING:
     from partitioner.plan.plan import Asked, Decisions, Derived, Plan
@@ -21,6 +22,19 @@ if TYPE_CHECKING:
 _SEARCHED = ("candidates", "over_memory", "walked", "beaten_by_bound")
 _OFF = 1e-3  # of the step, by which the parts may miss it
 _CLUSTER = (("name",), ("nodes",), ("node_devices",), ("device", "dollars_per_hour"), ("device", "watts"))
+
+
+def check_executed(plan: Plan) -> None:
+    """This project's runtime can execute it; raises InputError with what it can't, or with the name of whose plan it
+    is."""
+    software = plan.software
+    if software["name"] != OWN:
+        raise InputError(
+            f"the plan is of {software['title']}, which runs it: leave out --for {software['name']} to plan for this "
+            "project's runtime"
+        )
+    if refused := ", ".join(not_executed(plan.parallelism)):
+        raise InputError(f"the plan is to look at: {refused} can't be executed yet; plan anew")
 
 
 def check_plan(plan: Plan) -> None:

@@ -130,7 +130,7 @@ def _from_9(data: Data, origin: str) -> Data:
     made = _on_cluster(data, json.loads(json.dumps(before | links | {"device": device | of_shape})))
     made["asked"] = made["asked"] | {"software": software}
     if "found" in made:
-        digests = made["found"]["digests"] | {"software": digest_of(software)}  # an edit of either is one of the cluster
+        digests = made["found"]["digests"] | {"software": digest_of(software)}  # an edit of it is one of the cluster
         made["found"] = made["found"] | {"digests": digests}
     return made
 

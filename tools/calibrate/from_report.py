@@ -72,7 +72,8 @@ def _faster(cluster: Cluster, factor: float) -> Cluster:
         device, memory_bytes_per_second=device.memory_bytes_per_second * rest, flops_per_second=peaks,
         launch_seconds=device.launch_seconds / rest, products=products, attention=attention,
     )  # fmt: skip
-    return replace(cluster, device=device, software=replace(cluster.software, efficiency=min(1.0, share)))
+    software = replace(cluster.software, efficiency=min(1.0, share), measured=True)
+    return replace(cluster, device=device, software=software)
 
 
 def _link(axis: str, parallelism: Parallelism, cluster: Cluster) -> str:

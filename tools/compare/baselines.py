@@ -16,7 +16,7 @@ from dataclasses import replace
 from partitioner import Plan
 from partitioner.errors import DoesNotFit, InputError
 from partitioner.searching.candidates import divisors
-from partitioner.sharding.mesh_axes import PP, TP
+from partitioner.sharding.mesh_axes import CP, PP, TP
 from partitioner.software import Software
 from tools.compare.arguments import BASELINES
 from tools.figures import figures
@@ -60,7 +60,7 @@ def _by_rule(plan: Plan) -> Iterator[Pins]:
     for recompute in ("off", "full"):
         for tp, pp in degrees:
             beside: Pins = {"boundary": "sharded"} if tp > 1 else {}
-            yield {TP: tp, PP: pp, "recompute": recompute, **beside}
+            yield {TP: tp, PP: pp, CP: 1, "recompute": recompute, **beside}
 
 
 def _fsdp(plan: Plan) -> Column:

@@ -10,7 +10,7 @@ from partitioner.plan.derived_rows import StageCost
 from partitioner.plan.parallelism import Parallelism
 from partitioner.plan.plan import Decisions
 from partitioner.precision import SINGLE, TF32, Precision
-from partitioner.sharding.mesh_axes import AXES
+from partitioner.sharding.mesh_axes import AXES, PP, TP
 from partitioner.software import OWN
 
 # kinds, in the order in which they stack
@@ -18,7 +18,7 @@ MEMORY: tuple[str, ...] = ("weights", "gradients", "optimizer", "activations", "
 
 
 _HIDDEN = {
-    "overlap_tensor": "tp collectives", "overlap_parameters": "parameters", "overlap_gradients": "gradients",
+    "overlap_tensor": f"{TP} collectives", "overlap_parameters": "parameters", "overlap_gradients": "gradients",
     "overlap_sends": "sends",
 }  # fmt: skip
 
@@ -86,7 +86,10 @@ def precision_label(model: dict[str, Any], precision: Precision, cluster: dict[s
 def software_words(software: dict[str, Any]) -> str:
     """Whose step it is that was priced, and what of it hides or is fused; of this project's runtime whether that was
     measured on the devices."""
-    hidden = [word for trait, word in _HIDDEN.items() if software[trait]]
+    plans = software["plans"]
+    axes, zero = (plans["axes"], max(plans["zero"])) if plans else (AXES, 3)
+    has = {"overlap_tensor": TP in axes, "overlap_parameters": zero > 0, "overlap_sends": PP in axes}
+    hidden = [word for trait, word in _HIDDEN.items() if software[trait] and has.get(trait, True)]
     traits = [f"hides {' and '.join(filter(None, (', '.join(hidden[:-1]), hidden[-1])))}"] if hidden else []
     traits += ["fuses pointwise ops"] if software["fused"] else []
     if software["name"] != OWN:

@@ -14,10 +14,12 @@ from hand_counted import chain, cluster
 
 from partitioner import Cluster, Graph, search
 from partitioner.errors import InputError
+from partitioner.plan.executed import space_of
 from partitioner.searching.candidates import candidates, divisors
 from partitioner.searching.pins import read_pins
 from partitioner.searching.splits import Tried
 from partitioner.searching.where_memory_binds import where_memory_binds
+from partitioner.software import Software
 from partitioner.solve.choices import NoLayout
 from partitioner.step.step_seconds import price
 
@@ -34,7 +36,7 @@ def tried(
 ) -> list[Tried]:
     asked = {"zero": 0} | dict(pins or {})
     fixed = read_pins({name: value for name, value in asked.items() if value != "any"}, graph())
-    return list(candidates(graph(), on, batch, fixed, plan_only, lambda text: None))
+    return list(candidates(graph(), on, batch, fixed, space_of(Software(), plan_only), lambda text: None))
 
 
 def ways(rows: list[Tried]) -> Counter[Way]:

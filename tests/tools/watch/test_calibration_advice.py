@@ -11,9 +11,10 @@ from runtime.report import Report
 from tools.watch.calibration_advice import calibration_advice
 
 
-def _run(ratio: float, steps: int = 3, **cluster: object) -> Report:
+def _run(ratio: float, steps: int = 3, efficiency: float = 1.0, **cluster: object) -> Report:
     found = report()
-    asked = replace(found.asked, cluster=A100.as_dict() | cluster)
+    software = found.asked.software | {"efficiency": efficiency}
+    asked = replace(found.asked, cluster=A100.as_dict() | cluster, software=software)
     return replace(found, asked=asked, steps=steps, step_seconds=ratio * found.predicted.step_seconds)
 
 
@@ -29,7 +30,7 @@ def test_it_names_the_command(ratio: float) -> None:
     "run",
     [
         _run(1.4), _run(0.7), _run(9.0, steps=1), _run(9.0, name="ours"),
-        _run(9.0, software=A100.as_dict()["software"] | {"efficiency": 0.25}),  # as calibrate --from writes it
+        _run(9.0, efficiency=0.25),  # as calibrate --from writes it
     ],
     ids=["longer", "shorter", "one step", "own file", "corrected"],
 )  # fmt: skip
