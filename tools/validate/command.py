@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from partitioner.errors import InputError
 from tools.measured_kernels.kernel_errors import kernels_document, print_kernels
 from tools.screen import output, seconds, size, status, table
+from tools.validate.kept_aside import kept_aside
 from tools.validate.predict_run import Rerun
 from tools.validate.published_runs import Run, read
 from tools.validate.published_sources import sources
@@ -46,7 +47,8 @@ class Refused:
 @dataclass(frozen=True)
 class Summary:
     """Errors of some rows: shares of what was measured. ``rank`` is the median over its groups of at least 8 rows that
-    share model and GPU count of Spearman's correlation, ``regret`` of what the row predicted fastest loses."""
+    share model and GPU count of Spearman's correlation, ``regret`` of what the row predicted fastest loses.
+    ``aside_mean``: of the rows that no fit has seen (kept_aside.py)."""
 
     name: str
     rows: int
@@ -60,6 +62,8 @@ class Summary:
     memory_rows: int
     memory_mean: float | None
     memory_rank: float | None
+    aside_rows: int = 0
+    aside_mean: float | None = None
 
 
 def validate_command(options: argparse.Namespace) -> int:
@@ -85,8 +89,9 @@ def validate_command(options: argparse.Namespace) -> int:
     found.sort(key=lambda p: p.run.line)
     refused.sort(key=lambda r: r.line)
     groups = dict.fromkeys(p.run.group for p in found)
-    rows = [summary(name, [p for p in found if p.run.group == name]) for name in groups]
-    rows.append(summary("all", found))
+    aside = kept_aside(runs)
+    rows = [summary(name, [p for p in found if p.run.group == name], aside) for name in groups]
+    rows.append(summary("all", found, aside))
     if options.json:
         options.document(_document(found, refused, rows, noise(runs)))
     else:
@@ -94,8 +99,8 @@ def validate_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def summary(name: str, rows: Sequence[Predicted]) -> Summary:
-    """Errors, and rank correlations within groups, of some predictions."""
+def summary(name: str, rows: Sequence[Predicted], aside: Container[int] = ()) -> Summary:
+    """Errors, and rank correlations within groups, of some predictions; ``aside``: lines that no fit has seen."""
     if not rows:
         none = float("nan")
         return Summary(
@@ -103,6 +108,7 @@ def summary(name: str, rows: Sequence[Predicted]) -> Summary:
             memory_rows=0, memory_mean=None, memory_rank=None,
         )  # fmt: skip
     errors = np.array([p.error for p in rows])
+    unseen = [abs(p.error) for p in rows if p.run.line in aside]
     ranks = [ranked(group) for group in alike(rows)]
     remembered = [p for p in rows if p.run.peak_bytes is not None]
     memory = [p.peak_bytes / p.run.peak_bytes - 1 for p in remembered if p.run.peak_bytes]
@@ -114,6 +120,7 @@ def summary(name: str, rows: Sequence[Predicted]) -> Summary:
         worst=float(np.abs(errors).max()), bias=float(errors.mean()), ranked=len(ranks),
         rank=_median([r for r, _ in ranks]), regret=_median([r for _, r in ranks]), memory_rows=len(remembered),
         memory_mean=float(np.abs(memory).mean()) if memory else None, memory_rank=_median(memory_ranks),
+        aside_rows=len(unseen), aside_mean=float(np.mean(unseen)) if unseen else None,
     )  # fmt: skip
 
 
@@ -183,7 +190,8 @@ def _print(
     console = output()
     if found:
         console.print(table("runs", ("run", "measured", "predicted", "error", "memory", "predicted"), _listed(found)))
-    columns = ("group", "rows", "mean error", "median", "worst", "bias", "rank", "regret", "memory", "memory rank")
+    columns = ("group", "rows", "mean error", "median", "worst", "bias", "kept aside", "rank", "regret", "memory",
+               "memory rank")  # fmt: skip
     console.print(table("step time, predicted against measured", columns, [_words(r) for r in rows]))
     if floor is not None:
         console.print(f"rows equal in every column differ by up to {100 * floor:.1f} %: no prediction can be closer")
@@ -207,5 +215,6 @@ def _words(row: Summary) -> list[str]:
     number: Callable[[float | None], str] = lambda x: "" if x is None else f"{x:.3f}"  # noqa: E731
     return [
         row.name, str(row.rows), percent(row.mean), percent(row.median), percent(row.worst), percent(row.bias),
-        number(row.rank), percent(row.regret), percent(row.memory_mean), number(row.memory_rank),
+        f"{percent(row.aside_mean)} of {row.aside_rows}" if row.aside_rows else "", number(row.rank),
+        percent(row.regret), percent(row.memory_mean), number(row.memory_rank),
     ]  # fmt: skip

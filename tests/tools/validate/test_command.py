@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 from partitioner import Cluster
 from tools.main import main
 from tools.validate.command import spearman
+from tools.validate.kept_aside import kept_aside
 from tools.validate.published_runs import read
 
 COLUMNS = [
@@ -132,3 +133,12 @@ def test_rank_correlation_is_scipy_s() -> None:
     assert spearman(a, b) == pytest.approx(spearmanr(a, b).statistic)
     assert spearman(a, a) == pytest.approx(1)
     assert spearman(a, [1.0] * 8) == 0
+
+
+def test_a_third_of_each_source_s_models_is_kept_from_fits(tmp_path: Path) -> None:
+    rows = [MPT.replace("MPT-125m", f"MPT-{n}") for n in range(6)]
+    runs = read(written(tmp_path, *rows))
+    aside = kept_aside(runs)
+    assert len({run.model for run in runs if run.line in aside}) == 2
+    alone = read(written(tmp_path, *([MPT] * 9)))
+    assert len(kept_aside(alone)) in (0, 9)  # equal runs go together
