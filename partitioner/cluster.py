@@ -14,9 +14,10 @@ from partitioner.hardware.checked_table import built, cut, is_name, number, show
 from partitioner.hardware.device import Attention, Device, Products
 from partitioner.hardware.link import Link, Protocols, Route
 from partitioner.hardware.parts import preset_names, read_cluster
-from partitioner.software import OWN, Software
+from partitioner.software import NOT_MEASURED, OWN, Software
 
 MOST_DEVICES = 10_000_000
+_GROUPS = {str(size) for size in range(2, 1025)}  # members that a measured collective may have had
 DTYPES = (  # by torch's names, of which products can be; tf32 are of float32, rounded as they are read
     "float64", "float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz",
     "float4_e2m1fn_x2", "int8", "tf32",
@@ -139,7 +140,7 @@ def _cluster(data: Mapping[str, Any], origin: str) -> Cluster:
 def _own(found: Any, origin: str) -> Software:
     """This project's runtime as it was measured on the cluster."""
     traits = table(found, OWN, origin)
-    strange = next((key for key in traits if key in ("name", "title", "measured", "plans")), None)
+    strange = next((key for key in traits if key in NOT_MEASURED), None)
     if strange is not None:
         raise InputError(f"{origin}: unknown field {OWN}.{strange}")
     return replace(built(Software, traits, OWN, origin), measured=bool(traits))
@@ -177,7 +178,7 @@ def _protocols(found: Mapping[str, Any], where: str, origin: str) -> Protocols:
     made = built(Protocols, found, where, origin)
     if len({len(made.latency_seconds), len(made.hop_seconds), len(made.bytes_per_second)}) != 1:
         raise InputError(f"{origin}: {where} must have as many latencies and hops as speeds")
-    strange = next((size for size in made.group_shares if not size.isdecimal() or int(size) < 2), None)
+    strange = next((size for size in made.group_shares if size not in _GROUPS), None)
     if strange is not None:
         raise InputError(f"{origin}: {where}.group_shares.{cut(strange)} is no number of members")
     return made

@@ -59,6 +59,10 @@ class Precision:
         """In which the optimizer holds a copy of a parameter that computes in ``dtype``; None: it updates that."""
         return self.state if self.state and dtype == self.compute else None
 
+    def of_framework(self, gradients: str) -> Precision:
+        """Where it computes in 16 bits beside masters, with gradients added up as a framework does."""
+        return replace(self, gradients=gradients) if self.state and self.compute in (BRAIN, HALF) else self
+
     def promoted(self) -> Precision:
         """The same decisions in float64, so that what is cast, copied and scaled can be compared exactly."""
         kinds = {key: DOUBLE for key in ("compute", "gradients", "state") if getattr(self, key)}

@@ -12,9 +12,10 @@ from importlib.resources import files
 from typing import Any
 
 from partitioner.errors import InputError
-from partitioner.hardware.checked_table import built, table
+from partitioner.hardware.checked_table import built, cut, table
 
 OWN = "own"
+NOT_MEASURED = ("name", "title", "measured", "plans")  # fields that are no traits
 _WHY, _PLANS = "why", "plans"
 
 
@@ -109,7 +110,7 @@ def _parsed(name: str) -> tuple[dict[str, Any], dict[str, str]]:
     names = frameworks()
     if name not in names:
         near = difflib.get_close_matches(name, names, 1, 0.0)[0]
-        raise InputError(f"no framework {name} is known: the nearest is {near}; all are {', '.join(names)}")
+        raise InputError(f"no framework {cut(name)} is known: the nearest is {near}; all are {', '.join(names)}")
     data = tomllib.loads(files("partitioner").joinpath("frameworks", f"{name}.toml").read_text())
     return data, data.pop(_WHY, {})
 

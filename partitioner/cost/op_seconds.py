@@ -48,8 +48,7 @@ def work_seconds(work: Work, cluster: Cluster, precision: Precision = OWN) -> fl
     """What an op does, one part after the other; a product's and an attention's launch is in their own seconds."""
     device, kind = cluster.device, product_type(dtype_name(work.dtype), precision)
     products = sum(gemm_seconds(g, device, kind, work.dtype.itemsize) for g in work.gemms)
-    share = device.attention.generation_shares.get(cluster.software.attention, 1.0)
-    attention = sum(attention_seconds(a, device, kind) for a in work.attended) / share
+    attention = sum(attention_seconds(a, device, kind, cluster.software.attention) for a in work.attended)
     whole = products + attention + work.streamed_bytes / device.streaming + work.streams * device.launch_seconds
     return whole / cluster.software.efficiency
 

@@ -9,19 +9,23 @@ from typing import Any, TypeVar
 from partitioner.errors import InputError
 
 T = TypeVar("T")
-MOST = 1e30  # of any number
+MOST, LEAST = 1e30, 1e-15  # of any number, and of one that must be positive
+_MOST = {"norm": 64, "tile_power": 16, "tiles": 65536, "virtual": 64}
 _LONGEST = 200  # of a name
 _LONGEST_LIST = 64
-_MAY_BE_ZERO = ("_seconds", "spread", "contention", "droop", "_depth", "last_wave", "_each", "overheads", "tail")
+_MAY_BE_ZERO = (
+    "_seconds", "spread", "contention", "droop", "_depth", "last_wave", "_passes",
+    "_each", "overheads", "tail",
+)  # fmt: skip
 _FROM_ZERO = (".zero",)  # whole numbers that count from 0
-_SHARES = ("efficiency", "share", "kept_products", "contention", "last_wave", "sustained", "shares")
+_SHARES = ("efficiency", "share", "kept_products", "contention", "last_wave", "sustained", "generation_shares")
 
 
 def built(kind: type[T], table: Mapping[str, Any], where: str, origin: str) -> T:
-    """A dataclass of numbers, booleans, names and lists of numbers; raises InputError naming the field that is wrong.
+    """A dataclass of numbers, booleans, names, lists and tables of numbers; raises InputError naming what is wrong.
 
     A field's name says what it may be: shares are at most 1, times may be 0. Fields whose type is another dataclass
-    or a mapping come built.
+    come built.
     """
     known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
     strange = next((key for key in table if key not in known), None)
@@ -47,7 +51,9 @@ def _read(kind: str, value: Any, where: str, origin: str) -> Any:
     elif kind == "int":
         least = 0 if where.endswith(_FROM_ZERO) else 1
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise InputError(f"{origin}: {where} must be a positive whole number, it is {shown(value)}")
+            what = "a positive whole number" if least else "a whole number from 0"
+            raise InputError(f"{origin}: {where} must be {what}, it is {shown(value)}")
+        number(value or 1, where, origin)
     elif kind in ("float", "float | None"):
         if not (value is None and kind == "float | None"):
             number(value, where, origin)
@@ -55,13 +61,13 @@ def _read(kind: str, value: Any, where: str, origin: str) -> Any:
         return _listed(kind.removeprefix("tuple[").removesuffix(", ...]"), value, where, origin)
     elif kind.startswith("Mapping[str, float]"):
         for key, each in table(value, where, origin).items():
-            number(each, f"{where}.{cut(str(key))}", origin)
+            number(each, where, origin, cut(str(key)))
     return value
 
 
 def _listed(kind: str, value: Any, where: str, origin: str) -> Any:
-    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) > _LONGEST_LIST:
-        raise InputError(f"{origin}: {where} must be a list of at most {_LONGEST_LIST}, it is {shown(value)}")
+    if not isinstance(value, Sequence) or isinstance(value, str) or not 0 < len(value) <= _LONGEST_LIST:
+        raise InputError(f"{origin}: {where} must be a list of 1 to {_LONGEST_LIST}, it is {shown(value)}")
     if kind == "tuple[int, int]":
         if any(not isinstance(row, Sequence) or len(row) != 2 for row in value):
             raise InputError(f"{origin}: {where} must be a list of pairs, it is {shown(value)}")
@@ -71,14 +77,17 @@ def _listed(kind: str, value: Any, where: str, origin: str) -> Any:
     return tuple(value)
 
 
-def number(value: Any, where: str, origin: str) -> None:
-    """Refuse what is no positive finite number; times may be 0, shares are at most 1."""
+def number(value: Any, where: str, origin: str, key: str = "") -> None:
+    """Refuse what is no positive finite number; times may be 0, shares are at most 1. ``key``: of a table of numbers,
+    which the name of the table judges."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MOST
-    name = where.rsplit(".", 1)[-1]
-    if not is_number or value < 0 or (value == 0 and not name.endswith(_MAY_BE_ZERO)):
-        raise InputError(f"{origin}: {where} must be a positive number, it is {shown(value)}")
+    name, place = where.rsplit(".", 1)[-1], f"{where}.{key}" if key else where
+    if not is_number or value < (0 if name.endswith(_MAY_BE_ZERO) else LEAST):
+        raise InputError(f"{origin}: {place} must be a positive number, it is {shown(value)}")
     if name.endswith(_SHARES) and value > 1:
-        raise InputError(f"{origin}: {where} is a share and at most 1, it is {shown(value)}")
+        raise InputError(f"{origin}: {place} is a share and at most 1, it is {shown(value)}")
+    if (most := _MOST.get(name)) is not None and value > most:
+        raise InputError(f"{origin}: {place} must be at most {most}, it is {shown(value)}")
 
 
 def table(found: Any, key: str, origin: str) -> Mapping[str, Any]:

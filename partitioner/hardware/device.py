@@ -54,7 +54,7 @@ def one_row(types: Iterable[str], share: float, memory_share: float = 1.0, launc
 class Attention:
     """How fused attention runs; partitioner/kernel_seconds/attention.py has the formula.
 
-    ``share``: of the peak, what its products reach. ``score_flops``: what a score's softmax costs, in FLOPs at the
+    ``share``: of the peak, what its products reach. ``score_flops_each``: what a score's softmax costs, in FLOPs at the
     peak. ``row_overheads``: what a row of queries costs at all, in scores. ``fixed_seconds``: of any.
     ``tail``: of the longest block of rows, how much of it other multiprocessors wait for. ``key_bytes_each``: bytes
     streamed for a key and value of a token and head. ``backward``: its seconds over forward's.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,12 @@ class Protocols:
         share = self.share_of(ranks) * self.kind_shares.get(kind, 1.0)
         rows = zip(self.latency_seconds, self.hop_seconds, self.bytes_per_second, strict=True)
         return min(latency + hop * hops + moved / (speed * share) for latency, hop, speed in rows)
+
+    def scaled(self, speed: float, latency: float = 1.0) -> Protocols:
+        """With so many times its speeds and its latencies."""
+        first, hop = (tuple(s * latency for s in row) for row in (self.latency_seconds, self.hop_seconds))
+        rates = tuple(rate * speed for rate in self.bytes_per_second)
+        return replace(self, latency_seconds=first, hop_seconds=hop, bytes_per_second=rates)
 
     def share_of(self, ranks: int) -> float:
         """Of its speed, what a group of so many reaches."""
@@ -61,6 +67,14 @@ class Link:
     def speed(self) -> float:
         """Bytes a second that a collective moves."""
         return self.bytes_per_second * self.efficiency
+
+    def scaled(self, speed: float, latency: float = 1.0) -> Link:
+        """With so many times its speed and its latency, of all that was measured of it too."""
+        ring, direct = (found and found.scaled(speed, latency) for found in (self.ring, self.direct))
+        return replace(
+            self, bytes_per_second=self.bytes_per_second * speed, latency_seconds=self.latency_seconds * latency,
+            ring=ring, direct=direct,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

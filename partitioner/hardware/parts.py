@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from partitioner.errors import InputError
-from partitioner.hardware.checked_table import is_name, shown
+from partitioner.hardware.checked_table import cut, is_name, shown
 
 _WITH_BASE = ("device", "node", "network")
 _WHY = "why"
@@ -53,9 +53,9 @@ def read_cluster(name: str | Path) -> tuple[Tables, Path]:
 def reasons(name: str | Path) -> dict[str, str]:
     """By the path of a number (``device.share``) or of a table, where it comes from, as the files say."""
     data = _cluster_file(name)
-    found = dict(data.get(_WHY, {}))
+    found = _told(data, str(name))
     for key in _WITH_BASE:
-        rows = _whole(data[key], str(name)).get(_WHY, {}) if isinstance(data.get(key), dict) else {}
+        rows = _whole(data[key], str(name))[_WHY] if isinstance(data.get(key), dict) else {}
         found |= {f"{key}.{field}": text for field, text in rows.items() if f"{key}.{field}" not in found}
     return _BY_DEFAULT | found
 
@@ -74,12 +74,20 @@ def _whole(table: Tables, origin: str, depth: int = 0) -> Tables:
     """A table over the part that it is based on; of [why] both."""
     base = table.get("base")
     if base is None:
-        return dict(table)
+        return {**table, _WHY: _told(table, origin)}
     if not is_name(base) or depth == _DEEPEST:
         raise InputError(f"{origin}: base must be the name of a part, it is {shown(base)}")
     below = _whole(_parsed(_resource("hardware/parts", base, "part"), base), origin, depth + 1)
-    reasons = below.get(_WHY, {}) | table.get(_WHY, {})
+    reasons = below[_WHY] | _told(table, origin)
     return below | {key: value for key, value in table.items() if key != "base"} | {_WHY: reasons}
+
+
+def _told(table: Tables, origin: str) -> dict[str, str]:
+    """Its table [why]."""
+    found = table.get(_WHY, {})
+    if not isinstance(found, dict) or not all(is_name(text) for text in found.values()):
+        raise InputError(f"{origin}: [{_WHY}] must hold a line of text for each number, it is {shown(found)}")
+    return found
 
 
 def _resource(folder: str, name: str, what: str, mend: str = "") -> str:
@@ -87,7 +95,7 @@ def _resource(folder: str, name: str, what: str, mend: str = "") -> str:
     names = _names(where)
     if name not in names:
         near = difflib.get_close_matches(name, names, 1, 0.0)[0]
-        raise InputError(f"there is no {what} {name}: the nearest is {near}{mend}")
+        raise InputError(f"there is no {what} {cut(name)}: the nearest is {near}{mend}")
     return where.joinpath(f"{name}.toml").read_text()
 
 

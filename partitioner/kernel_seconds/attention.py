@@ -1,6 +1,8 @@
 """Seconds of fused attention: the scores that are seen, each with its products and its softmax, which half overlap.
 
     seconds = fixed + (scores + overhead x rows + tail) x hypot(products, softmax) of a score + bytes of keys
+
+and no less than the longest block of rows takes.
 """
 
 from __future__ import annotations
@@ -35,15 +37,17 @@ class Attended:
         return (5.0 if self.backward else 2.0) * self.scores * self.width
 
 
-def attention_seconds(attended: Attended, device: Device, dtype: str) -> float:
-    """Raises InputError where the device has no peak for ``dtype``."""
+def attention_seconds(attended: Attended, device: Device, dtype: str, generation: str = "") -> float:
+    """``generation``: of its kernels, where they are not the fastest. Raises InputError where there is no peak for
+    ``dtype``."""
     row, a = device.attention, attended
     rows, scores, keys, width, key_heads = (np.array([x]) for x in (a.rows, a.scores, a.keys, a.width, a.key_heads))
     found = seconds(
         rows, scores, keys, width, key_heads, row, device.peak(dtype) * device.sustained, device.multiprocessors,
         device.memory_bytes_per_second,
     )  # fmt: skip
-    return row.fixed_seconds + (float(found[0]) - row.fixed_seconds) * (row.backward if a.backward else 1.0)
+    times = (row.backward if a.backward else 1.0) / row.generation_shares.get(generation, 1.0)
+    return row.fixed_seconds + (float(found[0]) - row.fixed_seconds) * times
 
 
 def seconds(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from partitioner.cluster import Cluster
@@ -11,9 +12,11 @@ from partitioner.errors import InputError
 from partitioner.plan.derived_rows import BlockRow, Cost
 from partitioner.plan.executed import not_executed
 from partitioner.plan.parallelism import parallelism_error
+from partitioner.plan.recompute_ways import WAYS
 from partitioner.precision import REAL
+from partitioner.schedule.tables import SCHEDULES
 from partitioner.sharding.layout import parse_layout
-from partitioner.sharding.mesh_axes import DP, PP, named
+from partitioner.sharding.mesh_axes import AXES, DP, PP, named
 from partitioner.software import OWN, Software
 
 if TYPE_CHECKING:
@@ -28,7 +31,7 @@ def check_executed(plan: Plan) -> None:
     """This project's runtime can execute it; raises InputError with what it can't, or with the name of whose plan it
     is."""
     software = plan.software
-    if software["name"] != OWN:
+    if not Software.from_dict(software).is_executed:
         raise InputError(
             f"the plan is of {software['title']}, which runs it: leave out --for {software['name']} to plan for this "
             "project's runtime"
@@ -64,7 +67,7 @@ def check_asked(asked: Asked, place: str) -> None:
     if asked.model.get("entry") and asked.model.get("settings") is None:
         raise InputError(f"the field {place}.model.settings is missing: those of its entry, {{}} for none")
     device = Cluster.from_dict(asked.cluster, f"{place}.cluster").device
-    Software.from_dict(asked.software, f"{place}.software")
+    check_software(asked.software, place)
     if asked.model["product_dtype"] not in device.flops_per_second:
         word = str(asked.model["product_dtype"])[:60]
         raise InputError(f"{place}.model.product_dtype {word!r} has no peak on the device of {place}.cluster")
@@ -72,6 +75,26 @@ def check_asked(asked: Asked, place: str) -> None:
         holder = asked.cluster if len(path) == 1 else asked.cluster[path[0]]
         if path[-1] not in holder:
             raise InputError(f"the field {place}.cluster.{'.'.join(path)} is missing")
+
+
+def check_software(software: dict[str, Any], place: str) -> None:
+    """Every trait is there, and its plans are of words and numbers that are known; raises InputError naming the one
+    that is not."""
+    missing = next((f.name for f in fields(Software) if f.name not in software), None)
+    if missing is not None:
+        raise InputError(f"the field {place}.software.{missing} is missing")
+    found = Software.from_dict(software, place)
+    if found.gradients not in ("", *REAL):
+        raise InputError(f"{place}.software.gradients {found.gradients[:60]!r} is no type of a gradient")
+    if (found.plans is None) != (found.name == OWN):
+        raise InputError(f"{place}.software.plans must be those of {found.name[:60]!r}: plan again with --for")
+    if found.plans is None:
+        return
+    known = {"axes": AXES, "schedules": SCHEDULES, "zero": range(4), "recompute": WAYS}
+    for key, words in known.items():
+        strange = next((word for word in getattr(found.plans, key) if word not in words), None)
+        if strange is not None:
+            raise InputError(f"{place}.software.plans.{key} has a wrong value {str(strange)[:60]!r}")
 
 
 def _is_count(value: object) -> bool:

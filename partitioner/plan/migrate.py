@@ -18,16 +18,17 @@ from dataclasses import asdict
 from typing import Any
 
 from partitioner.errors import InputError
-from partitioner.hardware.device import TILES, Attention, Products
+from partitioner.hardware.device import Attention, Products
 from partitioner.plan.digests import digest_of
 from partitioner.plan.json_document import plain
 from partitioner.plan.recompute_ways import FULL_RECOMPUTE, NO_RECOMPUTE
 from partitioner.precision import OWN, PRESETS
 from partitioner.sharding.mesh_axes import TP
-from partitioner.software import Software
+from partitioner.software import NOT_MEASURED, Software
 
 VERSION = 10
 UNVERSIONED = 6  # what reports without a version are of
+_TILES_OF_9 = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 64))
 _STATE = ("weight_bytes", "gradient_bytes", "optimizer_bytes")
 Data = dict[str, Any]
 
@@ -44,7 +45,9 @@ def migrated(data: Data, origin: str, version: object) -> Data:
         while version != VERSION:
             data, version = _STEPS[version](data, origin), version + 1
         return data | {"version": VERSION}
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{origin}: not whole, for version {version}: {error!r}{_again(data)}") from error
 
 
@@ -119,14 +122,17 @@ def _from_9(data: Data, origin: str) -> Data:
     launch = device["launch_seconds"]
     row = Products(
         tuple(device["flops_per_second"]), share, device["memory_efficiency"], tile_power=1.0, tile_depth=128.0,
-        last_wave=1.0, fixed_seconds=launch,
+        last_wave=1.0, fixed_seconds=launch, split_seconds=1.0,
     )  # fmt: skip
     of_shape = {
-        "products": [asdict(row)], "attention": asdict(Attention(attention, fixed_seconds=launch)), "tiles": TILES,
-        "sustained": 1.0,
+        "products": [asdict(row)], "attention": asdict(Attention(attention, fixed_seconds=launch)),
+        "tiles": _TILES_OF_9, "sustained": 1.0,
     }  # fmt: skip
     links = {key: before[key] | {"ring": None, "direct": None} for key in ("node", "network")}
-    software = Software().as_dict() | before.pop("software")
+    traits, usual = before.pop("software"), Software().as_dict()
+    if strange := next((key for key in traits if key not in usual or key in NOT_MEASURED), ""):
+        raise InputError(f"{origin}: unknown field asked.cluster.software.{strange[:60]}{_again(data)}")
+    software = usual | traits | {"measured": any(usual[key] != value for key, value in traits.items())}
     made = _on_cluster(data, json.loads(json.dumps(before | links | {"device": device | of_shape})))
     made["asked"] = made["asked"] | {"software": software}
     if "found" in made:

@@ -200,8 +200,9 @@ class Splits:
 
     def stage_units(self, stages: int) -> tuple[tuple[Unit, ...], ...]:
         if stages not in self.stages:
-            pinned = self.fixed.stages
-            self.stages[stages] = self.cuts.evenest(stages) if pinned is None else self.cuts.of_counts(pinned, stages)
+            pinned, cuts = self.fixed.stages, self.cuts
+            free = cuts.evenest if self.cluster.software.balanced else cuts.as_many_blocks
+            self.stages[stages] = free(stages) if pinned is None else cuts.of_counts(pinned, stages)
         return self.stages[stages]
 
     def sums_of(self, units: tuple[Unit, ...], shards: int) -> StageSums:

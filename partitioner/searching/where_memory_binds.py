@@ -52,6 +52,8 @@ def recut(found: Sequence[Tried], best: float, asked: Asked) -> Iterator[Tried]:
     """Other stages of what does not fit and might take less than ``best`` seconds; each step once, in whatever order
     its axes lie."""
     _, cluster, global_batch, fixed, space, _ = asked
+    if not cluster.software.balanced:
+        return
     splits, seen = dict[int, Splits](), set[tuple[object, ...]]()
     for tried in [t for t in found if t.peak_bytes > cluster.device.room and _has_cuts(t) and t.may_take_less(best)]:
         plain = tried.split.recomputing(NO_RECOMPUTE, (0,) * len(tried.split.stages))

@@ -187,7 +187,8 @@ def plan_of(
     decisions = Decisions(
         parallelism=parallelism, stages=tuple(tuple(names[u] for u in units) for units in split.units),
         recomputed=split.recomputed, parameters=by_pattern(layouts), boundaries=boundaries,
-        precision=priced.precision, plan_only=tuple(not_executed(parallelism)),
+        precision=priced.precision,
+        plan_only=tuple(not_executed(parallelism)) if priced.cluster.software.is_executed else (),
     )  # fmt: skip
     return Plan(
         model={**model, "digest": graph_digest(folded), "blocks": len(folded.graph.blocks),

@@ -46,6 +46,16 @@ class StageCuts:
             bounds.insert(0, int(source[bounds[0]]))
         return tuple(self.units[a:b] for a, b in zip([0, *bounds], bounds, strict=False))
 
+    def as_many_blocks(self, stages: int) -> tuple[tuple[Unit, ...], ...]:
+        """As many blocks in each stage, what is before the blocks in the first and what is behind them in the last; ()
+        where the blocks do not divide."""
+        blocks = [n for n, unit in enumerate(self.units) if unit.is_block]
+        if len(blocks) % stages:
+            return ()
+        each = len(blocks) // stages
+        bounds = [0, *(blocks[n] for n in range(each, len(blocks), each)), len(self.units)]
+        return tuple(self.units[a:b] for a, b in itertools.pairwise(bounds))
+
     def of_counts(self, counts: tuple[int, ...], stages: int) -> tuple[tuple[Unit, ...], ...]:
         """Stages of so many units each; () where those are not ``stages``, or not all units, or one has no block."""
         if len(counts) != stages or sum(counts) != len(self.units):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 
 from examples.gpt import model
 from partitioner import Cluster, lower, search, trace
 from partitioner.errors import InputError
+from partitioner.plan.check import check_software
 from partitioner.plan.executed import Space, space_of
+from partitioner.precision import PRESETS
 from partitioner.schedule.tables import SCHEDULES
 from partitioner.sharding.mesh_axes import AXES
 from partitioner.software import OWN, Expressible, Software, framework_reasons, frameworks
@@ -52,6 +56,30 @@ def test_an_unknown_framework_is_named_with_all() -> None:
 def test_a_wrong_trait_is_named(changed: dict[str, object], told: str) -> None:
     with pytest.raises(InputError, match=told):
         Software.from_dict(Software.load("megatron").as_dict() | changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (lambda s: s.pop("title"), "the field asked.software.title is missing"),
+        (lambda s: s.clear(), "the field asked.software.name is missing"),
+        (lambda s: s.update(plans=None), "asked.software.plans must be those of 'megatron'"),
+        (lambda s: s.update(name="own"), "asked.software.plans must be those of 'own'"),
+        (lambda s: s.update(gradients="float3"), "asked.software.gradients 'float3' is no type of a gradient"),
+        (lambda s: s["plans"].update(axes=["xp"]), "asked.software.plans.axes has a wrong value 'xp'"),
+        (lambda s: s["plans"].update(schedules=["2f2b"]), "plans.schedules has a wrong value '2f2b'"),
+        (lambda s: s["plans"].update(zero=[7]), "plans.zero has a wrong value '7'"),
+        (lambda s: s["plans"].update(zero=[]), "plans.zero must be a list of 1 to 64"),
+        (lambda s: s["plans"].update(recompute=["some"]), "plans.recompute has a wrong value 'some'"),
+        (lambda s: s["plans"].update(virtual=10**9), "plans.virtual must be at most 64"),
+    ],
+)
+def test_a_plan_s_software_is_checked_whole(changed: Callable[[dict[str, Any]], object], told: str) -> None:
+    software = Software.load("megatron").as_dict()
+    check_software(software, "asked")
+    changed(software)
+    with pytest.raises(InputError, match=told):
+        check_software(software, "asked")
 
 
 def test_a_space_is_what_can_be_expressed() -> None:
@@ -100,6 +128,23 @@ def test_traits_make_the_price() -> None:
     assert fused < own
     waits = replace(on(OWN), software=replace(Software(), overlap_gradients=False))
     assert search(GRAPH, waits, 16, pins).cost.step_seconds > own
+
+
+def test_stages_are_even_where_a_framework_cuts_by_number() -> None:
+    """A head as large as several blocks: by cost the last stage has fewer."""
+    wide = trace(*model(layers=8, hidden=64, heads=4, vocab=65536, seq=32), compare=False)
+    pins: dict[str, str | int] = {"pp": 2, "virtual": 1}
+    blocks: dict[str, list[int]] = {}
+    for name in (OWN, "megatron"):
+        stages = search(wide, Cluster.load("dgx-h100", devices=2, software=name), 8, pins).decisions.stages
+        blocks[name] = [sum(unit.startswith("blocks.") for unit in stage) for stage in stages]
+    assert blocks["megatron"] == [4, 4] != blocks[OWN]
+
+
+def test_gradients_are_added_up_as_a_framework_does() -> None:
+    assert PRESETS["bf16"].of_framework("").gradients == ""
+    assert PRESETS["bf16"].of_framework("float32") == PRESETS["bf16"]
+    assert PRESETS["fp32"].of_framework("") == PRESETS["fp32"]
 
 
 def test_more_stages_a_rank_are_a_framework_s_to_allow() -> None:

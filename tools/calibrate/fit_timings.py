@@ -203,7 +203,8 @@ def _pointwise(sample: Sample, launch: float) -> float:
 def _product_share(sample: Sample, device: Device) -> float:
     m, n, k = sample.size
     dtype = getattr(torch, sample.dtype)
-    return gemm_seconds(Gemm(m, n, k), device, sample.dtype, dtype.itemsize) / sample.seconds
+    busy = max(sample.seconds - device.launch_seconds, sample.seconds / 2)
+    return gemm_seconds(Gemm(m, n, k), device, sample.dtype, dtype.itemsize) / busy
 
 
 def _attention_share(sample: Sample, device: Device) -> float:

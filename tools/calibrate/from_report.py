@@ -15,10 +15,9 @@ from typing import Any
 
 from partitioner.cluster import Cluster
 from partitioner.errors import InputError
-from partitioner.hardware.link import Link, Protocols
 from partitioner.plan.parallelism import Parallelism
 from partitioner.sharding.mesh_axes import PP, named
-from partitioner.software import OWN, Software
+from partitioner.software import NOT_MEASURED, OWN, Software
 from runtime.report import Report
 
 LINKS = {"node": "the links inside a node", "network": "the links across nodes"}
@@ -57,7 +56,7 @@ def corrected(report: Report, name: str) -> tuple[Cluster, list[Correction]]:
         was, now = (sum(column) for column in zip(*carried, strict=True)) if carried else (0.0, 0.0)
         if was > 0 and now > 0:
             found.append(Correction(words, was, now))
-            cluster = replace(cluster, **{link: _scaled(getattr(cluster, link), now / was)})
+            cluster = replace(cluster, **{link: getattr(cluster, link).scaled(was / now, now / was)})
     return cluster, found
 
 
@@ -66,7 +65,12 @@ def _faster(cluster: Cluster, factor: float) -> Cluster:
     share = cluster.software.efficiency * factor
     rest, device = max(1.0, share), cluster.device
     peaks = {dtype: peak * rest for dtype, peak in device.flops_per_second.items()}
-    products = tuple(replace(row, fixed_seconds=row.fixed_seconds / rest) for row in device.products)
+    products = tuple(
+        replace(
+            row, fixed_seconds=row.fixed_seconds / rest, split_seconds=row.split_seconds / rest,
+            quantize_seconds=row.quantize_seconds / rest,
+        ) for row in device.products
+    )  # fmt: skip
     attention = replace(device.attention, fixed_seconds=device.attention.fixed_seconds / rest)
     device = replace(
         device, memory_bytes_per_second=device.memory_bytes_per_second * rest, flops_per_second=peaks,
@@ -80,20 +84,6 @@ def _link(axis: str, parallelism: Parallelism, cluster: Cluster) -> str:
     """Which link carries an axis: that inside a node where neighbours on it lie there."""
     reach = parallelism.stride(axis) * parallelism.degree(axis)
     return "network" if cluster.nodes > 1 and reach > cluster.node_devices else "node"
-
-
-def _scaled(link: Link, ratio: float) -> Link:
-    ring, direct = (found and _slowed(found, ratio) for found in (link.ring, link.direct))
-    return replace(
-        link, bytes_per_second=link.bytes_per_second / ratio, latency_seconds=link.latency_seconds * ratio, ring=ring,
-        direct=direct,
-    )  # fmt: skip
-
-
-def _slowed(protocols: Protocols, ratio: float) -> Protocols:
-    latency, hop = (tuple(s * ratio for s in row) for row in (protocols.latency_seconds, protocols.hop_seconds))
-    speed = tuple(s / ratio for s in protocols.bytes_per_second)
-    return replace(protocols, latency_seconds=latency, hop_seconds=hop, bytes_per_second=speed)
 
 
 def cluster_toml(cluster: Cluster, comment: str) -> str:
@@ -118,7 +108,7 @@ def _table(name: str, table: dict[str, Any]) -> Iterator[str]:
 def _measured(software: Software) -> dict[str, Any]:
     """The traits that are not this runtime's by default."""
     usual = Software().as_dict()
-    return {key: value for key, value in software.as_dict().items() if value != usual[key] and key != "measured"}
+    return {key: value for key, value in software.as_dict().items() if value != usual[key] and key not in NOT_MEASURED}
 
 
 def _inline(value: Any) -> str:

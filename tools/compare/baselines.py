@@ -38,7 +38,13 @@ def assumptions(names: Iterable[str]) -> Iterator[str]:
 
 
 def _for(plan: Plan, framework: str) -> Plan:
-    return replace(plan, software=Software.load(framework).as_dict())
+    """With what was measured of the machine itself, the share of its speed that is left and its host, kept."""
+    own, found = Software.from_dict(plan.software), Software.load(framework)
+    if own.measured:
+        share, host = own.efficiency * found.efficiency, max(own.dispatch_seconds, found.dispatch_seconds)
+        found = replace(found, efficiency=share, dispatch_seconds=host)
+    precision = plan.decisions.precision.of_framework(found.gradients)
+    return replace(plan, software=found.as_dict(), decisions=replace(plan.decisions, precision=precision))
 
 
 def _megatron(plan: Plan) -> Column:

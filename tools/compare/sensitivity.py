@@ -24,13 +24,11 @@ ROUNDS = 20  # of bisection
 
 
 def _node(cluster: Cluster, factor: float) -> Cluster:
-    link = cluster.node
-    return replace(cluster, node=replace(link, bytes_per_second=link.bytes_per_second * factor))
+    return replace(cluster, node=cluster.node.scaled(factor))
 
 
 def _network(cluster: Cluster, factor: float) -> Cluster:
-    link = cluster.network
-    return replace(cluster, network=replace(link, bytes_per_second=link.bytes_per_second * factor))
+    return replace(cluster, network=cluster.network.scaled(factor))
 
 
 CHANGES: dict[str, Callable[[Cluster, float], Cluster]] = {

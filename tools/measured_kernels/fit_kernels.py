@@ -18,6 +18,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 from partitioner import Cluster
+from partitioner.errors import InputError
 from partitioner.hardware.device import Attention, Device, Products
 from partitioner.hardware.link import Protocols
 from partitioner.precision import RECIPES
@@ -183,7 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if any(group.of in row.types for row in cluster.device.products):
             _say(say, "[[products]]", f"{group.of}, {len(group.seconds)} shapes", *fit_products(group, cluster.device))
     for group in of_table(groups, "attention_forward"):
-        group = group.where(~over_peak(group, cluster.device))
+        if over_peak(group, cluster.device).any():
+            raise InputError(f"{options.system} has attention that beats its peak if all keys are seen: give a window")
         _say(say, "[attention]", f"{len(group.seconds)} shapes", *fit_attention(group, cluster.device))
     sent = of_table(groups, "nccl")
     for name, own_part in (("ring", False), ("direct", True)):

@@ -18,7 +18,7 @@ from tools.measured_kernels.kernel_prices import attention_seconds, collective_s
 from tools.measured_kernels.kernel_tables import Measured, read_tables, systems
 from tools.screen import output, table
 
-WINDOWS = tuple(2**n for n in range(6, 14))  # that attention without a column for it may have been measured with
+WINDOWS = (0, *(2**n for n in range(6, 14)))  # that attention without a column for it may have been measured with
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,11 @@ def _priced(group: Measured, cluster: Cluster) -> tuple[np.ndarray, str]:
         return attention_seconds(group, cluster.device), ""
     windowed = {window: _windowed(group, window) for window in WINDOWS}
     prices = {window: attention_seconds(rows, cluster.device) for window, rows in windowed.items()}
-    window = min(WINDOWS, key=lambda w: float(np.median(np.abs(np.log(prices[w] / group.seconds)))))
+    seen = ~group.aside
+    window = min(WINDOWS, key=lambda w: float(np.median(np.abs(np.log(prices[w] / group.seconds)[seen]))))
     rows = f"{impossible.sum()} of {len(group.seconds)} rows are faster than its peak allows if queries see all keys"
-    return prices[window], f"{rows}: all are taken for a window of {window} keys"
+    taken = f"for a window of {window} keys" if window else "as they are"
+    return prices[window], f"{rows}: all are taken {taken}"
 
 
 def _windowed(group: Measured, window: int) -> Measured:

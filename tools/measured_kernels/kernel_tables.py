@@ -28,6 +28,8 @@ COLUMNS = {
     "nccl": ("gpus", "payload_bytes"),
 }
 _MAY_LACK = ("window",)
+_LEAST = {"window": 0, "gpus": 2}  # of a size; of others 1
+_LARGEST, _LATENCIES = 1e15, (1e-6, 1e9)  # of a size, and of milliseconds
 _TOLD_BY = {"gemm": "dtype", "attention_forward": "dtype", "nccl": "op"}
 _ASIDE = 3  # a row in so many is kept from fits
 
@@ -97,8 +99,11 @@ def _number(row: dict[str, str], column: str, path: Path, line: int) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value) or value < 0 or (value == 0 and column not in _MAY_LACK):
-        raise InputError(f"{path}, line {line}: {column} must be a positive number, it is {text!r}")
+    is_time = column == "latency_ms"
+    least, most = _LATENCIES if is_time else (_LEAST.get(column, 1), _LARGEST)
+    if not least <= value <= most or not (is_time or value == int(value)):
+        what = "positive number" if is_time else f"whole number from {least:g}"
+        raise InputError(f"{path}, line {line}: {column} must be a {what}, it is {text[:60]!r}")
     return value
 
 

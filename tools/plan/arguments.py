@@ -43,6 +43,6 @@ def declare(commands: Subcommands) -> None:
     plan.add_argument("--json", action="store_true", help="print the plan as JSON and nothing else")
     plan.set_defaults(action="tools.plan.command:plan_command")
     clusters = commands.add_parser("clusters", help="list the cluster presets", epilog="example: partitioner clusters")
-    clusters.add_argument("--why", metavar="NAME", help="each number of a preset or .toml file and its source")
+    clusters.add_argument("--why", metavar="NAME", help="each number of a preset, file or framework and its source")
     clusters.add_argument("--json", action="store_true")
     clusters.set_defaults(action="tools.plan.clusters:clusters_command")

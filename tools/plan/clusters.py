@@ -10,6 +10,7 @@ from typing import Any
 from partitioner.cluster import Cluster, presets
 from partitioner.hardware.device import Device
 from partitioner.hardware.parts import reasons
+from partitioner.software import NOT_MEASURED, Software, framework_reasons, frameworks
 from tools.screen import output, size, table
 
 _USUAL = ("bfloat16", "float16", "float32")  # in which people train, the first that a device has
@@ -42,14 +43,25 @@ def _peak(device: Device) -> str:
 
 
 def _why(options: argparse.Namespace) -> int:
-    cluster, told = Cluster.load(options.why), reasons(options.why)
-    rows = [(path, value, reason(path, told)) for path, value in numbers(cluster)]
+    if options.why in frameworks():
+        title, rows = options.why, _traits(options.why)
+    else:
+        cluster, told = Cluster.load(options.why), reasons(options.why)
+        title, rows = cluster.name, [(path, value, reason(path, told)) for path, value in numbers(cluster)]
     if options.json:
         listed = [{"number": path, "value": value, "why": why} for path, value, why in rows]
         options.document(json.dumps(listed, indent=1) + "\n")
         return 0
-    output().print(table(cluster.name, ("number", "value", "where it comes from"), [list(map(str, r)) for r in rows]))
+    output().print(table(title, ("number", "value", "where it comes from"), [list(map(str, r)) for r in rows]))
     return 0
+
+
+def _traits(framework: str) -> list[tuple[str, Any, str]]:
+    """Every trait of a framework, and where it comes from."""
+    found, told = Software.load(framework).as_dict(), framework_reasons(framework)
+    plans = {f"plans.{key}": value for key, value in (found.pop("plans") or {}).items()}
+    traits = {key: value for key, value in found.items() if key not in NOT_MEASURED} | plans
+    return [(key, value, told.get(key, told.get(key.partition(".")[0], ""))) for key, value in traits.items()]
 
 
 def numbers(cluster: Cluster) -> Iterator[tuple[str, Any]]:

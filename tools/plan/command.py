@@ -53,6 +53,7 @@ def _searched(options: argparse.Namespace) -> Plan:
         source = with_values(load(options.model, settings, seq=options.seq, meta=True))
         model = {"entry": options.model, "settings": source.settings, "seq": source.seq}
         precision, many = precision_option.asked(options, precision_option.usual(cluster)), options.global_batch
+        precision = precision.of_framework(cluster.software.gradients)
         graph, pins = traced(source, say, global_batch=many, precision=precision), read_pins(options.pin)
         return search(
             graph, cluster, options.global_batch, pins, model, say, plan_only=options.plan_only, keep=options.top

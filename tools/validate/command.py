@@ -70,6 +70,8 @@ def validate_command(options: argparse.Namespace) -> int:
     """Predict every row, then sum up by group; or measured kernels."""
     if (options.runs is None) == (options.kernels is None):
         raise InputError("name a file of runs, or a folder of kernels with --kernels")
+    if options.kernels is not None and options.rows:
+        raise InputError("--rows lists runs, and --kernels has none: leave it out")
     if options.kernels is not None:
         if options.json:
             options.document(kernels_document(options.kernels))

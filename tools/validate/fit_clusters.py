@@ -137,8 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--without", action="append", default=[], metavar="GROUP", help="leave a group of runs out")
     options = parser.parse_args(arguments)
     groups, gpu, knobs = HARDWARE[options.hardware]
-    wanted = [r for r in read(options.runs) if r.group in groups and r.gpu.startswith(gpu) and not r.strange]
-    aside = kept_aside(wanted)
+    runs = read(options.runs)
+    wanted, aside = [r for r in runs if r.group in groups and r.gpu.startswith(gpu) and not r.strange], kept_aside(runs)
     runs = [r for r in wanted if r.group not in options.without and r.line not in aside]
     fit = Fit(runs)
     with status("fitting") as say:

@@ -15,7 +15,7 @@ from partitioner.cost.op_work import Setting
 from partitioner.cost.price_units import price_units
 from partitioner.cost.unit_cost import Priced
 from partitioner.errors import InputError
-from partitioner.graph.graph import Graph, Unit
+from partitioner.graph.graph import Graph
 from partitioner.graph.resize_batch import at_batch, resize
 from partitioner.graph.tied_blocks import Folded, fold
 from partitioner.layouts.solution import Solution
@@ -142,8 +142,8 @@ def _network(run: Run, preset: Cluster) -> float:
 def split_of(run: Run, priced: Priced, balanced: bool = False) -> Split:
     """The row's stages, recomputed blocks and mesh; ``balanced`` cuts stages by cost, not by their number of blocks."""
     many = run.pp * run.virtual
-    even = () if balanced else _even(priced.folded.graph.units, many)
-    units = even or StageCuts(priced).evenest(many)
+    cuts = StageCuts(priced)
+    units = (() if balanced else cuts.as_many_blocks(many)) or cuts.evenest(many)
     if not units:
         raise InputError(f"{run.size.layers} layers can't be cut into {run.pp * run.virtual} stages")
     way = {"layers": "full"}.get(run.recompute, run.recompute)
@@ -159,12 +159,3 @@ def split_of(run: Run, priced: Priced, balanced: bool = False) -> Split:
         zero_group=run.zero_group or 0,
     )  # fmt: skip
     return Split(parallelism=parallelism, stages=sums, units=units, recomputed=counts)
-
-
-def _even(units: tuple[Unit, ...], stages: int) -> tuple[tuple[Unit, ...], ...]:
-    """As many blocks in each stage, what is before the blocks in the first and what is behind them in the last."""
-    blocks = [n for n, u in enumerate(units) if u.is_block]
-    if len(blocks) % stages:
-        return ()
-    bounds = [0, *(blocks[n] for n in range(len(blocks) // stages, len(blocks), len(blocks) // stages)), len(units)]
-    return tuple(units[a:b] for a, b in zip(bounds, bounds[1:], strict=False))

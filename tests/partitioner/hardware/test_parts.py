@@ -65,3 +65,11 @@ def test_every_number_of_a_preset_says_where_it_comes_from(name: str) -> None:
     told = reasons(name)
     untold = [path for path, _ in numbers(Cluster.load(name)) if reason(path, told) == "the file does not say"]
     assert not untold
+
+
+@pytest.mark.parametrize("wrong", ['why = "words"', "why = 3", "[why]\na = 3", "[device.why]\na = []"])
+def test_reasons_that_are_none_are_named(tmp_path: Path, wrong: str) -> None:
+    text = MINE.split("[why]")[0]
+    text = f"{wrong}\n{text}" if wrong.startswith("why") else f"{text}{wrong}\n"
+    with pytest.raises(InputError, match="must hold a line of text for each number"):
+        reasons(written(tmp_path, text))

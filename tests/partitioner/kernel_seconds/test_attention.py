@@ -15,8 +15,9 @@ PLAIN = Attention(
     0.5, score_flops_each=30.0, row_overheads=10.0, fixed_seconds=7.0, tail=0.5, key_bytes_each=3.0, backward=3.0
 )  # fmt: skip
 DEVICE = replace(
-    A100, attention=PLAIN, flops_per_second={"float16": 100.0}, memory_bytes_per_second=6.0, multiprocessors=4
-)
+    A100, attention=PLAIN, flops_per_second={"float16": 100.0}, memory_bytes_per_second=6.0, multiprocessors=4,
+    sustained=1.0,
+)  # fmt: skip
 SEEN = Attended(rows=5000.0, scores=1e6, keys=400.0, width=10.0, key_heads=200.0)
 
 
@@ -41,6 +42,13 @@ def test_a_core_has_no_blocks_and_half_the_clock_takes_twice_as_long() -> None:
     slow = attention_seconds(SEEN, replace(DEVICE, sustained=0.5), "float16")
     compute = attention_seconds(SEEN, DEVICE, "float16") - 7 - 100
     assert slow == pytest.approx(7 + 100 + 2 * compute)
+
+
+def test_an_earlier_generation_is_slower_but_for_what_is_fixed() -> None:
+    device = replace(DEVICE, attention=replace(PLAIN, generation_shares={"first": 0.5}))
+    fastest = attention_seconds(SEEN, device, "float16", "newest")
+    assert fastest == attention_seconds(SEEN, device, "float16")
+    assert attention_seconds(SEEN, device, "float16", "first") == pytest.approx(7 + 2 * (fastest - 7))
 
 
 def test_flops_are_of_two_products_and_of_five_backward() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from partitioner import Cluster
-from partitioner.hardware.link import Protocols, Route
+from partitioner.hardware.link import Link, Protocols, Route
 from partitioner.kernel_seconds.collective import collective_seconds
 
 # ranks, nodes, bytes a second in the ring, bytes a second out of a node, seconds of a message inside and between
@@ -63,6 +63,15 @@ def test_the_fastest_protocol_is_taken_inside_a_node() -> None:
         twice = [1 + 2 * 6 + moved / share, 10 + 3 * 6 + moved / (10 * share)]  # two phases, at twice the speed
         assert collective_seconds("all_reduce", payload, route) == pytest.approx(min(twice))
     assert collective_seconds("all_gather", 80.0, replace(TWO_NODES, ring=LINES)) == 7 + 3 + 100
+
+
+def test_a_link_that_is_scaled_is_scaled_in_all_that_was_measured_of_it() -> None:
+    link = Link(1e9, 0.5, 1e-6, ring=LINES, direct=LINES)
+    fast = link.scaled(4.0, 0.5)
+    for found in (fast.ring, fast.direct):
+        assert found is not None
+        assert (found.bytes_per_second, found.latency_seconds, found.hop_seconds) == ((4, 40), (0.5, 5), (1, 1.5))
+    assert (fast.speed, fast.latency_seconds) == (2e9, 5e-7)
 
 
 @pytest.mark.parametrize(("ranks", "share"), [(2, 0.5), (4, 0.75), (8, 1.0), (72, 1.0)])

@@ -20,7 +20,7 @@ PLAIN = Products(
 )  # fmt: skip
 DEVICE = replace(
     A100, products=(PLAIN,), flops_per_second={"float16": 1000.0}, memory_bytes_per_second=1e12, multiprocessors=10,
-    tiles=((4, 4), (2, 2)),
+    tiles=((4, 4), (2, 2)), sustained=1.0,
 )  # fmt: skip
 
 

@@ -99,9 +99,10 @@ def test_attention_that_beats_the_peak_is_of_a_window(tmp_path: Path, capsys: py
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("system,dtype,m,n,k,latency_ms\nh100_sxm,bfloat16,1,2,x,3\n", "gemm.csv, line 2: k must be a positive"),
+        ("system,dtype,m,n,k,latency_ms\nh100_sxm,bfloat16,1,2,x,3\n", "csv, line 2: k must be a whole number from 1"),
         ("system,dtype,m,n,k,latency_ms\nh100_sxm,bfloat16,1,2,3,nan\n", "line 2: latency_ms must be a positive"),
-        ("system,dtype,m,n,latency_ms\nh100_sxm,bfloat16,1,2,3\n", "line 2: k must be a positive number, it is ''"),
+        ("system,dtype,m,n,latency_ms\nh100_sxm,bfloat16,1,2,3\n", "line 2: k must be a whole number from 1, it is ''"),
+        ("system,dtype,m,n,k,latency_ms\nh100_sxm,bfloat16,1,2.5,3,4\n", "line 2: n must be a whole number from 1"),
         ("system,m,n,k,latency_ms\nh100_sxm,1,2,3,4\n", "line 2: the column dtype is missing"),
     ],
 )  # fmt: skip
@@ -117,6 +118,8 @@ def test_no_tables_and_both_are_refused(tmp_path: Path, capsys: pytest.CaptureFi
     for words in ([], ["runs.csv", "--kernels", str(tmp_path)]):
         assert main(["validate", *words]) == 2
         assert "name a file of runs, or a folder of kernels with --kernels" in capsys.readouterr().err
+    assert main(["validate", "--kernels", str(tmp_path), "--rows"]) == 2
+    assert "--rows lists runs, and --kernels has none" in capsys.readouterr().err
     (tmp_path / "gemm.csv.gz").write_bytes(b"no gzip")
     assert main(["validate", "--kernels", str(tmp_path)]) == 2
     assert "gemm.csv.gz cannot be read" in capsys.readouterr().err
