@@ -78,7 +78,8 @@ def _whole(table: Tables, origin: str, depth: int = 0) -> Tables:
     if not is_name(base) or depth == _DEEPEST:
         raise InputError(f"{origin}: base must be the name of a part, it is {shown(base)}")
     below = _whole(_parsed(_resource("hardware/parts", base, "part"), base), origin, depth + 1)
-    reasons = below[_WHY] | _told(table, origin)
+    kept = {key: text for key, text in below[_WHY].items() if key.partition(".")[0] not in table}
+    reasons = kept | _told(table, origin)
     return below | {key: value for key, value in table.items() if key != "base"} | {_WHY: reasons}
 
 

@@ -52,8 +52,19 @@ def _why(options: argparse.Namespace) -> int:
         listed = [{"number": path, "value": value, "why": why} for path, value, why in rows]
         options.document(json.dumps(listed, indent=1) + "\n")
         return 0
-    output().print(table(title, ("number", "value", "where it comes from"), [list(map(str, r)) for r in rows]))
+    before = ["", *(why for _, _, why in rows)]
+    told = ["the same" if why == last != "" else why for (_, _, why), last in zip(rows, before, strict=False)]
+    listed = [[name, _word(value), why] for (name, value, _), why in zip(rows, told, strict=True)]
+    output().print(table(title, ("number", "value", "where it comes from"), listed))
     return 0
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(" x ".join(map(str, v)) if isinstance(v, list) else _word(v) for v in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _traits(framework: str) -> list[tuple[str, Any, str]]:

@@ -27,7 +27,7 @@ def edited(path: Path, change: Edit) -> Path:
     return path
 
 
-def _ports(data: dict[str, Any], words: list[str]) -> None:
+def _ports(data: dict[str, Any], words: list[Any]) -> None:
     boundaries = data["decisions"]["boundaries"]
     data["decisions"]["boundaries"] = {name: [words for _ in ports] for name, ports in boundaries.items()}
 
