@@ -41,7 +41,8 @@ class Precision:
     ``state``: of the copy that the optimizer updates, and so of its moments; "" for the parameter's own and no copy.
     ``float32``: patterns of modules that compute in float32 all the same. ``loss_scale``: whether the loss is scaled so
     that gradients of float16 neither vanish nor overflow (Micikevicius et al., 2018). ``tf32``: whether products of
-    float32 run in TF32.
+    float32 run in TF32. ``products``: by which of RECIPES products by weights run in the model's blocks, whose operands
+    are quantized for them, "" for none.
     """
 
     compute: str = ""
@@ -50,6 +51,7 @@ class Precision:
     float32: tuple[str, ...] = ()
     loss_scale: bool = False
     tf32: bool = False
+    products: str = ""
 
     def gradient_of(self, dtype: str) -> str:
         """In which the gradients of a parameter are added up that computes in ``dtype``."""
@@ -66,7 +68,7 @@ class Precision:
     def promoted(self) -> Precision:
         """The same decisions in float64, so that what is cast, copied and scaled can be compared exactly."""
         kinds = {key: DOUBLE for key in ("compute", "gradients", "state") if getattr(self, key)}
-        return replace(self, **kinds, tf32=False)
+        return replace(self, **kinds, tf32=False, products="")
 
     def with_float32(self, patterns: Sequence[str]) -> Precision:
         """With patterns of modules that compute in float32; raises InputError where nothing is cast."""
@@ -79,6 +81,7 @@ class Precision:
         known = next((name for name, row in PRESETS.items() if replace(self, float32=()) == row), None)
         parts = ("compute", "gradients", "state")
         words = known or ", ".join(f"{key} in {getattr(self, key)}" for key in parts if getattr(self, key))
+        words += f", products in {self.products}" if self.products and not known else ""
         return words + "".join(f", {pattern} in float32" for pattern in self.float32)
 
 
@@ -90,6 +93,7 @@ PRESETS = {
     "bf16": Precision(compute=BRAIN, gradients=SINGLE, state=SINGLE),
     "fp16": Precision(compute=HALF, gradients=SINGLE, state=SINGLE, loss_scale=True),
     "bf16-pure": Precision(compute=BRAIN),
+    **{name: Precision(compute=BRAIN, gradients=SINGLE, state=SINGLE, products=name) for name in RECIPES},
 }
 
 

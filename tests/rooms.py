@@ -37,7 +37,8 @@ ROOMS: dict[str, dict[str, str]] = {
         "solve": "errors sharding kernel_seconds cluster ops graph layouts cost",
         "step": "precision sharding hardware kernel_seconds ops schedule graph plan cost",
         "tracing": "errors precision gc_pause sharding graph user_code functionalize samples draws comparing normalize",
-        "searching": "errors gc_pause sharding software cluster schedule graph plan layouts emit cost solve step",
+        "searching": "errors gc_pause precision sharding software cluster schedule graph plan layouts emit cost solve"
+        " step",
     },
     "runtime": {
         "data": "",

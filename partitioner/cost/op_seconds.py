@@ -15,7 +15,7 @@ from partitioner.cluster import Cluster
 from partitioner.cost.op_work import Setting, Work, op_work
 from partitioner.kernel_seconds.attention import attention_seconds
 from partitioner.kernel_seconds.product import gemm_seconds
-from partitioner.precision import OWN, SINGLE, TF32, Precision
+from partitioner.precision import OWN, RECIPES, SINGLE, TF32, Precision
 from partitioner.sharding.equations import Strategies
 
 
@@ -47,7 +47,9 @@ def op_seconds(setting: Setting, node: fx.Node, strategies: Strategies, cluster:
 def work_seconds(work: Work, cluster: Cluster, precision: Precision = OWN) -> float:
     """What an op does, one part after the other; a product's and an attention's launch is in their own seconds."""
     device, kind = cluster.device, product_type(dtype_name(work.dtype), precision)
-    products = sum(gemm_seconds(g, device, kind, work.dtype.itemsize) for g in work.gemms)
+    recipe = RECIPES.get(work.recipe)
+    dtype, size = (recipe.dtype, recipe.bytes) if recipe else (kind, work.dtype.itemsize)
+    products = sum(gemm_seconds(g, device, dtype, size, work.recipe) for g in work.gemms)
     attention = sum(attention_seconds(a, device, kind, cluster.software.attention) for a in work.attended)
     whole = products + attention + work.streamed_bytes / device.streaming + work.streams * device.launch_seconds
     return whole / cluster.software.efficiency

@@ -41,13 +41,16 @@ _DROPOUT_PASSES = 2.5  # of the scores: read, write, a byte of mask
 @dataclass(frozen=True)
 class Work:
     """``attended``: of fused attention; ``streamed_bytes`` exclude what products and fused attention read and write.
-    ``kernels``: all that are launched, of which ``streams`` are neither."""
+    ``kernels``: all that are launched, of which ``streams`` are neither.
+    ``recipe``: in which few bits its products run.
+    """
 
     dtype: torch.dtype
     gemms: tuple[Gemm, ...] = ()
     attended: tuple[Attended, ...] = ()
     streamed_bytes: float = 0.0
     kernels: int = 0
+    recipe: str = ""
 
     @property
     def streams(self) -> int:
@@ -122,6 +125,11 @@ class Setting:
         """The share of its tokens that a rank has."""
         return 1.0 / self.sharers if self.sharers > 1 and node.name in self.folded.sized.batch_layout else 1.0
 
+    def recipe(self, node: fx.Node) -> str:
+        """In which few bits a product runs: one by a weight, in a block."""
+        recipe = self.folded.graph.precision.products
+        return recipe if recipe and node in self.folded.in_blocks and is_parameter(base(operands(node)[1])) else ""
+
     def op(self, node: fx.Node) -> Op:
         """What rules look at of a node, looked up once."""
         if node not in self._ops:
@@ -176,9 +184,9 @@ def _product(setting: Setting, node: fx.Node, strategies: Strategies) -> tuple[W
     gradients = list(second.gemms)
     if _differentiable(operands(node)[0], setting.folded.differentiable):
         gradients.insert(0, Gemm(gemm.m, gemm.k, gemm.n, gemm.count))
-    kernels = second.kernels + len(gradients) - len(second.gemms)
-    backward = Work(dtype, tuple(gradients), streamed_bytes=second.streamed_bytes, kernels=kernels)
-    return Work(dtype, (gemm,), kernels=1), backward
+    kernels, recipe = second.kernels + len(gradients) - len(second.gemms), setting.recipe(node)
+    backward = Work(dtype, tuple(gradients), streamed_bytes=second.streamed_bytes, kernels=kernels, recipe=recipe)
+    return Work(dtype, (gemm,), kernels=1, recipe=recipe), backward
 
 
 def _gemm(setting: Setting, node: fx.Node, strategies: Strategies) -> Gemm:
@@ -195,7 +203,8 @@ def _second_gradient(setting: Setting, node: fx.Node, strategies: Strategies, ge
     if not _differentiable(second, setting.folded.differentiable):
         return Work(_dtype(node))
     streamed = _accumulated(setting, second, strategies.operands[1])
-    return Work(_dtype(node), (Gemm(gemm.k, gemm.n, gemm.m, gemm.count),), (), streamed, 1 + (streamed > 0))
+    gradient = Gemm(gemm.k, gemm.n, gemm.m, gemm.count)
+    return Work(_dtype(node), (gradient,), (), streamed, 1 + (streamed > 0), setting.recipe(node))
 
 
 def weight_work(setting: Setting, node: fx.Node, strategies: Strategies) -> Work:

@@ -87,6 +87,12 @@ class Folded:
         """The representative nodes of one group, in order."""
         return [self.sized.nodes[name] for name in self.groups[group][0].nodes]
 
+    @cached_property
+    def in_blocks(self) -> frozenset[fx.Node]:
+        """Representative nodes of the groups of blocks."""
+        groups = enumerate(self.groups)
+        return frozenset(node for n, units in groups if units[0].is_block for node in self.body(n))
+
     def own(self, parameter: fx.Node) -> fx.Node:
         """The node that stands for a placeholder of ``graph``: its copy in ``sized`` where there is one."""
         return self.sized.nodes.get(parameter.name, parameter)

@@ -13,7 +13,7 @@ from partitioner.plan.derived_rows import BlockRow, Cost
 from partitioner.plan.executed import not_executed
 from partitioner.plan.parallelism import parallelism_error
 from partitioner.plan.recompute_ways import WAYS
-from partitioner.precision import REAL
+from partitioner.precision import REAL, RECIPES
 from partitioner.schedule.tables import SCHEDULES
 from partitioner.sharding.layout import parse_layout
 from partitioner.sharding.mesh_axes import AXES, DP, PP, named
@@ -36,7 +36,7 @@ def check_executed(plan: Plan) -> None:
             f"the plan is of {software['title']}, which runs it: leave out --for {software['name']} to plan for this "
             "project's runtime"
         )
-    if refused := ", ".join(not_executed(plan.parallelism)):
+    if refused := ", ".join(not_executed(plan.parallelism, plan.decisions.precision)):
         raise InputError(f"the plan is to look at: {refused} can't be executed yet; plan anew")
 
 
@@ -111,6 +111,8 @@ def check_decisions(decisions: Decisions, place: str) -> None:
     if wrong := parallelism_error(decisions.parallelism):
         raise InputError(f"{place}.{wrong}")
     for key in ("compute", "gradients", "state"):
+        if decisions.precision.products not in ("", *RECIPES):
+            raise InputError(f"{place}.precision.products must be one of {', '.join(RECIPES)}")
         if getattr(decisions.precision, key) not in ("", *REAL):
             raise InputError(f"{place}.precision.{key} must be one of {', '.join(REAL)}")
     if len(counts) != len(decisions.stages) or min(counts, default=0) < 0:

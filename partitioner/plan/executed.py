@@ -8,6 +8,8 @@ from typing import Any
 
 from partitioner.plan.parallelism import Parallelism
 from partitioner.plan.recompute_ways import FULL_RECOMPUTE, NO_RECOMPUTE, OPERATORS, SELECTIVE
+from partitioner.precision import OWN as OWN_TYPES
+from partitioner.precision import Precision
 from partitioner.schedule.tables import SCHEDULES
 from partitioner.sharding.mesh_axes import AXES
 from partitioner.software import OWN, Software
@@ -73,8 +75,10 @@ def space_of(software: Software, plan_only: bool = False) -> Space:
     return Space({**axes, "zero": told.zero, "recompute": ways, "schedule": kinds}, told.virtual, software.name)
 
 
-def not_executed(parallelism: Parallelism) -> Iterator[str]:
-    """What of it the runtime has no way to execute, in words."""
+def not_executed(parallelism: Parallelism, precision: Precision = OWN_TYPES) -> Iterator[str]:
+    """What of them the runtime has no way to execute, in words."""
+    if precision.products:
+        yield f"products in {precision.products}"
     for decision, row in EXECUTED.items():
         value = parallelism.degree(decision) if decision in AXES else getattr(parallelism, decision)
         if value not in row.executed:

@@ -6,7 +6,7 @@ it anew.
     7 -> 8    a recompute was of whole blocks, and priced with all of the last op that keeps something
     8 -> 9    ops lay along tp alone: a layout was one placement
     9 -> 10   of a device's products and attention one share of the peak each was told, whatever their shape; the
-              software was a part of the cluster
+              software was a part of the cluster; no products in few bits
 """
 
 from __future__ import annotations
@@ -135,8 +135,13 @@ def _from_9(data: Data, origin: str) -> Data:
     software = usual | traits | {"measured": any(usual[key] != value for key, value in traits.items())}
     made = _on_cluster(data, json.loads(json.dumps(before | links | {"device": device | of_shape})))
     made["asked"] = made["asked"] | {"software": software}
+    was = made["decisions"]["precision"]
+    precision = was | {"products": ""}
+    made["decisions"] = made["decisions"] | {"precision": precision}
     if "found" in made:
         digests = made["found"]["digests"] | {"software": digest_of(software)}  # an edit of it is one of the cluster
+        if digests.get("precision") == digest_of(was):
+            digests["precision"] = digest_of(precision)
         made["found"] = made["found"] | {"digests": digests}
     return made
 

@@ -8,6 +8,7 @@ import torch
 
 from partitioner.cost.op_seconds import product_type
 from partitioner.graph.graph import Graph, placeholders
+from partitioner.precision import RECIPES
 
 
 def assumed(graph: Graph) -> dict[str, str | int]:
@@ -19,7 +20,8 @@ def assumed(graph: Graph) -> dict[str, str | int]:
     for _, row in graph.digraph.nodes(data=True):
         products[row["dtype"]] += row["forward_flops"]
     dtype = _most(parameters, _name(torch.float32))
-    product_dtype = product_type(_most(products, dtype), graph.precision)
+    recipe = RECIPES.get(graph.precision.products)
+    product_dtype = recipe.dtype if recipe else product_type(_most(products, dtype), graph.precision)
     return {"dtype": dtype, "product_dtype": product_dtype, "tokens": _tokens(graph)}
 
 

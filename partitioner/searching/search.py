@@ -69,6 +69,11 @@ def search(
         progress(f"{text}; {len(found.all)} candidates{least}")
 
     space = space_of(cluster.software, plan_only)
+    if graph.precision.products and cluster.software.is_executed and not plan_only:
+        raise InputError(
+            f"products in {graph.precision.products} can't be executed yet: add --plan-only to look at such plans, or "
+            "plan for another framework"
+        )
     asked = graph, cluster, global_batch, fixed, space, say
     higher = list(SCARCITIES)
     while not found.fitting:

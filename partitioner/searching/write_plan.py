@@ -188,7 +188,7 @@ def plan_of(
         parallelism=parallelism, stages=tuple(tuple(names[u] for u in units) for units in split.units),
         recomputed=split.recomputed, parameters=by_pattern(layouts), boundaries=boundaries,
         precision=priced.precision,
-        plan_only=tuple(not_executed(parallelism)) if priced.cluster.software.is_executed else (),
+        plan_only=tuple(not_executed(parallelism, priced.precision)) if priced.cluster.software.is_executed else (),
     )  # fmt: skip
     return Plan(
         model={**model, "digest": graph_digest(folded), "blocks": len(folded.graph.blocks),

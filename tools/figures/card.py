@@ -15,6 +15,7 @@ from tools.figures.gemm_words import kernel_words
 from tools.screen import number, percent, seconds, size, table
 
 BAR, MEMORY_BAR = 32, 48  # columns
+_FEW_BITS = "what is held and sent is counted in the types of the model, not in the few bits of its products"
 BLOCKS = dict(zip(figures.MEMORY, "█▓▒░·", strict=True))  # told apart without colours
 COLOURS = dict(zip(figures.MEMORY, ("blue", "cyan", "magenta", "green", "yellow"), strict=True))
 
@@ -46,7 +47,7 @@ def facts(plan: Plan) -> list[str]:
         ", ".join(filter(None, (computed, figures.sample_words(plan.model)))),
         f"global batch {plan.global_batch:,} = {own.mesh[DP]} dp x {own.micro_batches} micro-batches of "
         f"{own.micro_batch}, {figures.recompute_words(d)}{figures.zero_label(own)}",
-        figures.software_words(plan.software),
+        *([_FEW_BITS] if d.precision.products else []), figures.software_words(plan.software),
         kernel_words(plan),
         *([f"to look at only: {', '.join(d.plan_only)} can't be executed yet"] if d.plan_only else []),
         *plan.notes,

@@ -66,7 +66,7 @@ def precision_words(model: dict[str, Any], precision: Precision, cluster: dict[s
     """``bfloat16``, ``bfloat16 products of float32 parameters``, and what of a step is otherwise; of float32 on devices
     that have TF32, that it is not used."""
     held, multiplied = model["dtype"], model["product_dtype"]
-    words = held if held == multiplied else f"{multiplied} products of {held} parameters"
+    words = held if held == multiplied or precision.products else f"{multiplied} products of {held} parameters"
     if multiplied == SINGLE and TF32 in cluster["device"]["flops_per_second"]:
         words += ", no TF32"
     if precision.state == precision.gradients != "":
@@ -74,6 +74,7 @@ def precision_words(model: dict[str, Any], precision: Precision, cluster: dict[s
     else:
         words += f", gradients {precision.gradients}" if precision.gradients else ""
         words += f", masters and moments {precision.state}" if precision.state else ""
+    words += f", products of blocks in {precision.products}" if precision.products else ""
     kept = "".join(f", {pattern} in float32" for pattern in precision.float32)
     return words + kept + (", the loss scaled" if precision.loss_scale else "")
 

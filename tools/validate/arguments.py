@@ -12,7 +12,7 @@ def declare(commands: Subcommands) -> None:
         help="predict published training runs, or measured kernels, and compare",
         epilog="example: partitioner validate runs.csv --rows",
     )
-    validate.add_argument("runs", nargs="?", metavar="RUNS.csv", help="a run a row; docs/accuracy.md has the columns")
+    validate.add_argument("runs", nargs="?", metavar="RUNS.csv", help="a run a row; default: the table of the package")
     words = "measured kernels instead: gemm, attention_forward, nccl as CSV, a kernel a row"
     validate.add_argument("--kernels", metavar="FOLDER", help=words)
     validate.add_argument("--rows", action="store_true", help="list every row")

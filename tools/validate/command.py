@@ -7,6 +7,7 @@ import json
 import statistics
 from collections.abc import Callable, Container, Sequence
 from dataclasses import asdict, dataclass
+from importlib.resources import files
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from tools.validate.predict_run import Rerun
 from tools.validate.published_runs import Run, read
 from tools.validate.published_sources import sources
 
+OWN_RUNS = str(files("tools.validate").joinpath("published_runs.csv"))  # that come with the package
 LEAST_RANKED = 8  # rows of one model and GPU count for a rank correlation to mean something
 
 
@@ -68,8 +70,8 @@ class Summary:
 
 def validate_command(options: argparse.Namespace) -> int:
     """Predict every row, then sum up by group; or measured kernels."""
-    if (options.runs is None) == (options.kernels is None):
-        raise InputError("name a file of runs, or a folder of kernels with --kernels")
+    if options.runs is not None and options.kernels is not None:
+        raise InputError("name a file of runs, or a folder of kernels with --kernels, not both")
     if options.kernels is not None and options.rows:
         raise InputError("--rows lists runs, and --kernels has none: leave it out")
     if options.kernels is not None:
@@ -78,7 +80,7 @@ def validate_command(options: argparse.Namespace) -> int:
         else:
             print_kernels(options.kernels)
         return 0
-    runs = read(options.runs)
+    runs = read(options.runs or OWN_RUNS)
     rerun, found, refused = Rerun(sources()), list[Predicted](), list[Refused]()
     with status("reading") as say:
         for number, run in enumerate(sorted(runs, key=lambda r: str(r.size))):

@@ -24,6 +24,7 @@ from partitioner.plan.parallelism import Parallelism, mesh_of
 from partitioner.precision import PRESETS, SINGLE, Precision
 from partitioner.schedule.tables import plainest
 from partitioner.searching.pins import read_pins
+from partitioner.software import Software
 from partitioner.solve.axis_by_axis import solve_axes
 from partitioner.step.cut_stages import StageCuts
 from partitioner.step.split import Split, stage_sums
@@ -32,6 +33,7 @@ from tools.models.plain_decoder import Dimensions, decoder
 from tools.validate.published_runs import DTYPES, Run
 from tools.validate.published_sources import Sources
 
+_SERVER = 16  # GPUs that a server has at most: more are a rack whose GPUs share one network of links
 _SPEED = re.compile(r"(?:(\d+)x)?(\d+) ?Gb(?:/s|ps)? ?[A-Za-z]*(?: [A-Za-z]+)? per (node|GPU)")
 
 
@@ -83,7 +85,9 @@ class Rerun:
             **({"fused": True} if run.compiled else {}),
         }
         found = Cluster.load(name, software=framework)
-        found = replace(found, node_devices=run.gpus_per_node, nodes=max(1, run.gpus // run.gpus_per_node))
+        is_rack = found.node_devices > _SERVER
+        domain = min(found.node_devices, run.gpus) if is_rack else run.gpus_per_node
+        found = replace(found, node_devices=domain, nodes=max(1, -(-run.gpus // domain)))
         own = run.cluster in self.known.cluster
         network = found.network if own else replace(found.network, bytes_per_second=_network(run, found))
         network = replace(network, **next((v for k, v in self.known.link.items() if k in run.interconnect), {}))
@@ -110,6 +114,12 @@ class Rerun:
         return fold(replace(self.traced(size, precision.compute), precision=precision))
 
 
+def _zero(run: Run, software: Software) -> int:
+    """As the row states; or 1, a framework's distributed optimizer, or as far as it always divides."""
+    plans = software.plans
+    return run.zero if run.zero is not None else 1 if plans is None or 1 in plans.zero else max(plans.zero)
+
+
 def _traced(size: Dimensions, dtype: str) -> Graph:
     """Parameters are of the type in which they compute, so that nothing needs a cast."""
     return trace(*decoder(size, getattr(torch, dtype)))
@@ -117,10 +127,10 @@ def _traced(size: Dimensions, dtype: str) -> Graph:
 
 def precision_of(run: Run, gradients: str) -> Precision:
     """Of the row's data type, beside which its program adds up ``gradients`` in one, and holds float32 masters."""
-    dtype = DTYPES[run.precision]
+    dtype, recipe = DTYPES[run.precision]
     if dtype == SINGLE:
         return PRESETS["tf32"]
-    return Precision(compute=dtype, gradients=gradients, state=SINGLE)
+    return Precision(compute=dtype, gradients=gradients, state=SINGLE, products=recipe)
 
 
 def _longest(table: Mapping[str, Any], name: str) -> Any:
@@ -155,7 +165,7 @@ def split_of(run: Run, priced: Priced, balanced: bool = False) -> Split:
     parallelism = Parallelism(
         mesh=mesh, order=tuple(mesh), micro_batch=run.micro_batch,
         micro_batches=run.global_batch // (run.dp * run.micro_batch), schedule=plainest(run.virtual),
-        virtual=run.virtual, recompute=way, zero=run.zero,
+        virtual=run.virtual, recompute=way, zero=_zero(run, priced.cluster.software),
         zero_group=run.zero_group or 0,
     )  # fmt: skip
     return Split(parallelism=parallelism, stages=sums, units=units, recomputed=counts)

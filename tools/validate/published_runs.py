@@ -14,14 +14,18 @@ from tools.models.plain_decoder import Dimensions
 
 RECOMPUTE = {
     "": "none", "none": "none", "unstated": "none", "full": "full", "selective": "selective",
-    "selective-op": "operators", "selective-layer": "layers",
+    "selective-op": "operators", "selective-layer": "layers", "selective per op": "operators",
+    "selective (torchtitan default)": "operators", "selective (every op or layer, torchtitan default)": "operators",
 }  # fmt: skip
-DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+DTYPES = {  # in which a model computes, and by which recipe the products of its blocks run
+    "bf16": ("bfloat16", ""), "fp16": ("float16", ""), "fp32": ("float32", ""), "fp8": ("bfloat16", "fp8"),
+    "fp8-cs": ("bfloat16", "fp8"), "mxfp8": ("bfloat16", "mxfp8"), "nvfp4": ("bfloat16", "nvfp4"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Run:
-    """``recompute``: one of RECOMPUTE's words. ``overlap_tensor`` and ``compiled`` are None where not stated.
+    """``recompute``: one of RECOMPUTE's words. ``zero``, ``overlap_tensor`` and ``compiled`` are None where not stated.
 
     ``strange``: why the row's numbers do not go together, "" where they do.
     """
@@ -44,7 +48,7 @@ class Run:
     dp: int
     sequence_parallel: bool
     recompute: str
-    zero: int
+    zero: int | None
     zero_group: int | None
     overlap_gradients: bool
     overlap_tensor: bool | None
@@ -104,25 +108,41 @@ class _Cells:
     """A row that knows where it stands."""
 
     def __init__(self, where: str, row: Mapping[str, str | None]) -> None:
-        self.where, self.row = where, row
+        self.where, self.row, self.blank = where, row, list[str]()
 
     def run(self, line: int) -> Run:
         size = Dimensions(
             self.count("layers"), self.count("hidden"), self.count("heads"), self.count("kv_heads"),
             self.count("ffn"), self.flag("gated_mlp"), self.count("vocab"), self.flag("tied_embeddings"),
-            self.count("seq"), self.word("attention", ("flash", "unfused")) == "unfused",
+            self.count("seq"), self.word("attention", ("", "flash", "unfused")) == "unfused",
         )  # fmt: skip
         run = Run(
             line, self.text("run_id"), self.text("group"), self.text("model"), size, self.text("gpu"),
             self.text("cluster"), self.text("interconnect"), self.text("framework"), self.count("gpus"),
-            self.count("gpus_per_node"), self.count(TP), self.count(PP), self.count("virtual_stages"),
+            self.count("gpus_per_node"), self.count(TP), self.count(PP), self.optional("virtual_stages") or 1,
             self.count(CP), self.count(DP), self.flag("sequence_parallel"),
-            RECOMPUTE[self.word("recompute", tuple(RECOMPUTE))], int(self.word("zero", ("0", "1", "2", "3"))),
+            RECOMPUTE.get(self.text("recompute"), self.text("recompute")), self.zero(),
             self.optional("zero_group"), self.flag("grad_overlap"), self.stated("tp_overlap"), self.stated("compiled"),
             self.count("micro_batch"), self.count("global_batch"), self.text("precision"),
             self.number("step_seconds"), self.memory(),
         )  # fmt: skip
-        return replace(run, strange=_strange(run))
+        return replace(run, strange=self.unpriced() or _strange(run))
+
+    def unpriced(self) -> str:
+        """What the row has that is not priced, or lacks; "" for nothing."""
+        if self.row.get("experts"):
+            return "a mixture of experts: not priced yet"
+        if "LoRA" in (self.row.get("notes") or ""):
+            return "its base is frozen (LoRA): not priced yet"
+        if self.text("recompute") not in RECOMPUTE:
+            return f"recompute {self.text('recompute')} is none of {', '.join(word for word in RECOMPUTE if word)}"
+        lacks = [*self.blank, *(column for column in ("precision", "virtual_stages") if not self.text(column))]
+        return f"the column {lacks[0]} is blank" if lacks else ""
+
+    def zero(self) -> int | None:
+        """ZeRO's stage, where it is stated."""
+        word = self.word("zero", ("", "0", "1", "2", "3"))
+        return int(word) if word else None
 
     def text(self, column: str) -> str:
         value = self.row.get(column)
@@ -131,7 +151,10 @@ class _Cells:
         return value.strip()
 
     def number(self, column: str) -> float:
-        """A positive finite number."""
+        """A positive finite number; 1 for one that is blank, which then is said of the row."""
+        if not self.text(column):
+            self.blank.append(column)
+            return 1.0
         try:
             value = float(self.text(column))
         except ValueError:

@@ -18,6 +18,7 @@ from partitioner.cost.price_units import price_units
 from partitioner.cost.unit_cost import Priced
 from partitioner.graph.tied_blocks import fold
 from partitioner.layouts.strategies import space
+from partitioner.plan.executed import space_of
 from partitioner.schedule.tables import SCHEDULES
 from partitioner.searching.candidates import candidates
 from partitioner.searching.pins import read_pins
@@ -155,7 +156,8 @@ def test_every_candidate_knows_its_bytes(name: str, plan_only: bool) -> None:
 
     def found(memory_bytes: float) -> list[Tried]:
         cluster = replace(CLUSTER, device=replace(CLUSTER.device, memory_bytes=memory_bytes))
-        return list(candidates(graph, cluster, 16, read_pins({"cp": 1}, graph), plan_only, lambda text: None))
+        space = space_of(cluster.software, plan_only)
+        return list(candidates(graph, cluster, 16, read_pins({"cp": 1}, graph), space, lambda text: None))
 
     peaks = sorted(t.peak_bytes for t in found(CLUSTER.device.memory_bytes))
     tight = found(peaks[len(peaks) // 2])

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 
 from partitioner import Cluster
 from tools.main import main
-from tools.validate.command import spearman
+from tools.validate.command import OWN_RUNS, spearman
 from tools.validate.kept_aside import kept_aside
 from tools.validate.published_runs import read
 
@@ -85,7 +85,10 @@ def test_the_configuration_of_a_row_is_what_is_priced(tmp_path: Path, capsys: py
         ({"gpu": "TPU-v5p"}, "no preset for GPU TPU-v5p"),
         ({"framework": "Colossal"}, "nothing is known of the program Colossal"),
         ({"dp": "4"}, "tp x pp x cp x dp is 4, gpus 8"),
-        ({"precision": "fp8"}, "precision fp8"),
+        ({"precision": "fp7"}, "precision fp7 is none of bf16"),
+        ({"precision": "fp8"}, "has no peak for products in float8_e4m3fn"),
+        ({"layers": ""}, "the column layers is blank"),
+        ({"recompute": "some"}, "recompute some is none of none"),
         ({"micro_batch": "7"}, "global_batch 640 is no multiple"),
         ({"heads": "7", "kv_heads": "7"}, "heads 7 does not divide 768"),
     ],
@@ -102,7 +105,7 @@ def test_what_can_not_be_expressed_is_listed(
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"layers": ""}, "line 2: layers must be a positive number, it is ''"),
+        ({"layers": "0"}, "line 2: layers must be a positive number, it is '0'"),
         ({"step_seconds": "-1"}, "line 2: step_seconds must be a positive number"),
         ({"hidden": "76.5"}, "line 2: hidden must be a whole number"),
         ({"attention": "quick"}, "line 2: attention must be one of flash, unfused"),
@@ -142,3 +145,19 @@ def test_a_third_of_each_source_s_models_is_kept_from_fits(tmp_path: Path) -> No
     assert len({run.model for run in runs if run.line in aside}) == 2
     alone = read(written(tmp_path, *([MPT] * 9)))
     assert len(kept_aside(alone)) in (0, 9)  # equal runs go together
+
+
+def test_runs_come_with_the_package(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """All can be expressed, each with its source; one is predicted."""
+    runs = read(OWN_RUNS)
+    assert len(runs) >= 30
+    assert {run.group for run in runs} >= {"sc21", "seqsel", "dgxc", "torchtitan", "llmfoundry", "internevo"}
+    assert not [run.name for run in runs if run.strange]
+    with Path(OWN_RUNS).open(newline="") as file:
+        assert all(row["source"] for row in csv.DictReader(file))
+    small = [run for run in runs if run.model == "MPT-125m"][:1]
+    monkeypatch.setattr("tools.validate.command.read", lambda path: small if path == OWN_RUNS else [])
+    assert main(["validate", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert row["run_id"] == small[0].name
+    assert abs(row["error"]) < 0.2
