@@ -43,11 +43,6 @@ EXECUTED = {  # a decision that has no row is executed with every value
 }
 
 
-def is_executed(decision: str, value: object) -> bool:
-    """Whether the runtime executes a step with this value."""
-    return decision not in EXECUTED or value in EXECUTED[decision].executed
-
-
 @dataclass(frozen=True)
 class Space:
     """Which steps a search may propose: by decision its values, all of one without a row; at most so many ``virtual``

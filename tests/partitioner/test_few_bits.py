@@ -33,7 +33,7 @@ def on(cluster: str, software: str = "megatron") -> Cluster:
     return Cluster.load(cluster, devices=8, software=software)
 
 
-@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "nvfp4"])
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_fewer_bits_take_less_and_are_measured_against_their_own_peak(recipe: str) -> None:
     cluster = on("dgx-b200")
     plain, few = (search(graph(name), cluster, 32, PINS) for name in ("bf16", recipe))

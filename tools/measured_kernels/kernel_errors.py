@@ -1,6 +1,6 @@
 """``partitioner validate --kernels FOLDER``: measured kernels beside what the price says, by table, GPU and type.
 
-A system's name stands for the preset that published.toml gives it. Bursts run at full clocks, so nothing is taken off
+A system's name stands for the preset that systems.toml gives it. Bursts run at full clocks, so nothing is taken off
 for what a GPU sustains in a long run.
 """
 
@@ -87,7 +87,7 @@ def _priced(group: Measured, cluster: Cluster) -> tuple[np.ndarray, str]:
         return attention_seconds(group, cluster.device), ""
     windowed = {window: _windowed(group, window) for window in WINDOWS}
     prices = {window: attention_seconds(rows, cluster.device) for window, rows in windowed.items()}
-    seen = ~group.aside
+    seen = ~group.aside if not group.aside.all() else group.aside
     window = min(WINDOWS, key=lambda w: float(np.median(np.abs(np.log(prices[w] / group.seconds)[seen]))))
     rows = f"{impossible.sum()} of {len(group.seconds)} rows are faster than its peak allows if queries see all keys"
     taken = f"for a window of {window} keys" if window else "as they are"
