@@ -13,7 +13,7 @@ from partitioner.errors import InputError
 from partitioner.hardware.checked_table import built, cut, is_name, number, shown, table
 from partitioner.hardware.device import Attention, Device, Products
 from partitioner.hardware.link import Link, Protocols, Route
-from partitioner.hardware.parts import preset_names, read_cluster
+from partitioner.hardware.parts import read_cluster
 from partitioner.software import NOT_MEASURED, OWN, Software
 
 MOST_DEVICES = 10_000_000
@@ -101,11 +101,6 @@ class Cluster:
         """The inverse of ``as_dict``, with the software that is to run on it; raises InputError naming the field of
         ``origin`` that is wrong."""
         return replace(_cluster(data, origin), software=software or Software())
-
-
-def presets() -> list[str]:
-    """Names of the clusters that come with the package."""
-    return preset_names()
 
 
 def _cluster(data: Mapping[str, Any], origin: str) -> Cluster:

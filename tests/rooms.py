@@ -58,7 +58,7 @@ ROOMS: dict[str, dict[str, str]] = {
         "screen": "",
         "streams": "",
         "subcommands": "",
-        "calibrate": "subcommands screen",
+        "calibrate": "subcommands screen toml_words",
         "figures": "screen",
         "kernels": "subcommands models screen",
         "run": "subcommands models screen figures watch",
@@ -72,7 +72,8 @@ ROOMS: dict[str, dict[str, str]] = {
         "file_faults": "calibrate models screen main",
         "bench": "models screen figures show main",
         "compare": "subcommands screen figures plan show",
-        "measured_kernels": "screen",
+        "toml_words": "",
+        "measured_kernels": "screen toml_words",
         "validate": "subcommands models screen streams plan measured_kernels",
     },
 }

@@ -30,7 +30,7 @@ _DEEPEST = 4  # of a part that is based on another
 Tables = dict[str, Any]
 
 
-def preset_names() -> list[str]:
+def presets() -> list[str]:
     """Names of the clusters that come with the package."""
     return _names(files("partitioner").joinpath("clusters"))
 

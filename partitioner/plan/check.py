@@ -30,10 +30,10 @@ _CLUSTER = (("name",), ("nodes",), ("node_devices",), ("device", "dollars_per_ho
 def check_executed(plan: Plan) -> None:
     """This project's runtime can execute it; raises InputError with what it can't, or with the name of whose plan it
     is."""
-    software = plan.software
-    if not Software.from_dict(software).is_executed:
+    software = plan.machine.software
+    if not software.is_executed:
         raise InputError(
-            f"the plan is of {software['title']}, which runs it: leave out --for {software['name']} to plan for this "
+            f"the plan is of {software.title}, which runs it: leave out --for {software.name} to plan for this "
             "project's runtime"
         )
     if refused := ", ".join(not_executed(plan.parallelism, plan.decisions.precision)):

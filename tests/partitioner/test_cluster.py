@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from partitioner import Cluster
-from partitioner.cluster import presets
 from partitioner.errors import InputError
+from partitioner.hardware.parts import presets
 
 TEXT = """
 name = "mine"

@@ -16,7 +16,7 @@ from transformers import LlamaForCausalLM
 
 import partitioner
 from partitioner import Plan
-from partitioner.cluster import presets
+from partitioner.hardware.parts import presets
 from runtime.report import Report
 from tools.main import main
 

@@ -8,7 +8,6 @@ left as it is    the pipeline's waiting, which follows from the rest; the update
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +18,7 @@ from partitioner.plan.parallelism import Parallelism
 from partitioner.sharding.mesh_axes import PP, named
 from partitioner.software import NOT_MEASURED, OWN, Software
 from runtime.report import Report
+from tools.toml_words import toml_word
 
 LINKS = {"node": "the links inside a node", "network": "the links across nodes"}
 
@@ -102,19 +102,10 @@ def _table(name: str, table: dict[str, Any]) -> Iterator[str]:
         yield from ("", f"[{name}]")
     for key, value in table.items():
         if value is not None:
-            yield f"{key} = {_inline(value)}"
+            yield f"{key} = {toml_word(value)}"
 
 
 def _measured(software: Software) -> dict[str, Any]:
     """The traits that are not this runtime's by default."""
     usual = Software().as_dict()
     return {key: value for key, value in software.as_dict().items() if value != usual[key] and key not in NOT_MEASURED}
-
-
-def _inline(value: Any) -> str:
-    """TOML has JSON's words and lists, and tables with "=" in them."""
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{json.dumps(key)} = {_inline(each)}" for key, each in value.items()) + " }"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_inline, value)) + "]"
-    return json.dumps(value)

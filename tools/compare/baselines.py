@@ -34,7 +34,7 @@ def columns(first: Column, names: list[str]) -> list[Column]:
 def assumptions(names: Iterable[str]) -> Iterator[str]:
     """A line for each baseline: as whose step it is priced."""
     for name in names:
-        yield f"{name}: {figures.software_words(Software.load(name).as_dict())}"
+        yield f"{name}: {figures.software_words(Software.load(name))}"
 
 
 def _for(plan: Plan, framework: str) -> Plan:

@@ -44,7 +44,7 @@ def differences(before: Plan, after: Plan) -> list[str]:
 
 
 def _software(plan: Plan) -> str:
-    return figures.software_words(plan.software).removeprefix("priced as ")
+    return figures.software_words(plan.machine.software).removeprefix("priced as ")
 
 
 def _precision(plan: Plan) -> str:

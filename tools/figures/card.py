@@ -47,7 +47,7 @@ def facts(plan: Plan) -> list[str]:
         ", ".join(filter(None, (computed, figures.sample_words(plan.model)))),
         f"global batch {plan.global_batch:,} = {own.mesh[DP]} dp x {own.micro_batches} micro-batches of "
         f"{own.micro_batch}, {figures.recompute_words(d)}{figures.zero_label(own)}",
-        *([_FEW_BITS] if d.precision.products else []), figures.software_words(plan.software),
+        *([_FEW_BITS] if d.precision.products else []), figures.software_words(plan.machine.software),
         kernel_words(plan),
         *([f"to look at only: {', '.join(d.plan_only)} can't be executed yet"] if d.plan_only else []),
         *plan.notes,

@@ -11,7 +11,7 @@ from partitioner.plan.parallelism import Parallelism
 from partitioner.plan.plan import Decisions
 from partitioner.precision import SINGLE, TF32, Precision
 from partitioner.sharding.mesh_axes import AXES, PP, TP
-from partitioner.software import OWN
+from partitioner.software import Software
 
 # kinds, in the order in which they stack
 MEMORY: tuple[str, ...] = ("weights", "gradients", "optimizer", "activations", "transient")
@@ -84,19 +84,18 @@ def precision_label(model: dict[str, Any], precision: Precision, cluster: dict[s
     return str(precision) if precision.compute else precision_words(model, precision, cluster)
 
 
-def software_words(software: dict[str, Any]) -> str:
+def software_words(software: Software) -> str:
     """Whose step it is that was priced, and what of it hides or is fused; of this project's runtime whether that was
     measured on the devices."""
-    plans = software["plans"]
-    axes, zero = (plans["axes"], max(plans["zero"])) if plans else (AXES, 3)
+    plans = software.plans
+    axes, zero = (plans.axes, max(plans.zero)) if plans else (AXES, 3)
     has = {"overlap_tensor": TP in axes, "overlap_parameters": zero > 0, "overlap_sends": PP in axes}
-    hidden = [word for trait, word in _HIDDEN.items() if software[trait] and has.get(trait, True)]
+    hidden = [word for trait, word in _HIDDEN.items() if getattr(software, trait) and has.get(trait, True)]
     traits = [f"hides {' and '.join(filter(None, (', '.join(hidden[:-1]), hidden[-1])))}"] if hidden else []
-    traits += ["fuses pointwise ops"] if software["fused"] else []
-    if software["name"] != OWN:
-        return f"priced as {software['title']}, which runs it: {', '.join(traits)}"
-    measured = "as measured here" if software["measured"] else "not measured on these devices"
-    return f"priced as {software['title']}, {measured}: {', '.join(traits)}"
+    traits += ["fuses pointwise ops"] if software.fused else []
+    measured = "as measured here" if software.measured else "not measured on these devices"
+    whose = measured if software.is_executed else "which runs it"
+    return f"priced as {software.title}, {whose}: {', '.join(traits)}"
 
 
 def sample_words(model: dict[str, Any]) -> str:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from partitioner import Plan
-from partitioner.cluster import Cluster, presets
+from partitioner.cluster import Cluster
+from partitioner.hardware.parts import presets
 from partitioner.schedule.tables import plainest
 from runtime.report import Report
 from tools.calibrate.from_report import cluster_toml

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy.optimize import minimize
@@ -31,6 +31,7 @@ from tools.measured_kernels.kernel_prices import (
 )
 from tools.measured_kernels.kernel_tables import Measured, kind_of, of_table, read_tables, systems
 from tools.screen import output
+from tools.toml_words import toml_word
 
 EVALUATIONS, ROUNDS, STARTS = 2000, 3, 4
 # field: least, most, start
@@ -85,7 +86,6 @@ def fit_products(group: Measured, device: Device) -> tuple[Products, float, floa
     """A row for the group's type, its mean error on the rows fitted and on those kept aside."""
     bounds = PRODUCT_BOUNDS | (QUANTIZED_BOUNDS if group.of in RECIPES else {})
     plain = Products((group.of,), 1.0)
-    aside = group.aside
 
     def made(values: Vector) -> Products:
         return replace(plain, **dict(zip(bounds, map(float, values), strict=True)))
@@ -93,7 +93,7 @@ def fit_products(group: Measured, device: Device) -> tuple[Products, float, floa
     def errors(values: Vector, rows: Measured) -> Vector:
         return log_errors(product_seconds(rows, device, made(values)), rows)
 
-    return _fit(bounds, errors, made, group, aside)
+    return _fit(bounds, errors, made, group)
 
 
 def fit_attention(group: Measured, device: Device) -> tuple[Attention, float, float]:
@@ -105,7 +105,7 @@ def fit_attention(group: Measured, device: Device) -> tuple[Attention, float, fl
     def errors(values: Vector, rows: Measured) -> Vector:
         return log_errors(attention_seconds(rows, device, made(values)), rows)
 
-    return _fit(ATTENTION_BOUNDS, errors, made, group, group.aside)
+    return _fit(ATTENTION_BOUNDS, errors, made, group)
 
 
 T = TypeVar("T")
@@ -113,10 +113,10 @@ T = TypeVar("T")
 
 def _fit(
     bounds: dict[str, tuple[float, float, float]], errors: Callable[[Vector, Measured], Vector],
-    made: Callable[[Vector], T], group: Measured, aside: Vector,
+    made: Callable[[Vector], T], group: Measured,
 ) -> tuple[T, float, float]:  # fmt: skip
     least, most, start = map(np.array, zip(*bounds.values(), strict=True))
-    seen, kept = group.where(~aside), group.where(aside)
+    seen, kept = group.where(~group.aside), group.where(group.aside)
     best = fitted(lambda x: mean(errors(x, seen)), Bounded(least, most), start)
     return made(best), mean(errors(best, seen)), mean(errors(best, kept))
 
@@ -157,16 +157,17 @@ def written(row: object) -> list[str]:
     for f in fields(row):  # type: ignore[arg-type]
         value = getattr(row, f.name)
         if value != f.default:
-            lines.append(f"{f.name} = {_toml(value)}")
+            lines.append(f"{f.name} = {toml_word(_rounded(value))}")
     return lines
 
 
-def _toml(value: object) -> str:
+def _rounded(value: Any) -> Any:
+    """Four digits of each number."""
     if isinstance(value, dict):
-        return "{ " + ", ".join(f'"{key}" = {_toml(each)}' for key, each in value.items()) + " }"
+        return {key: _rounded(each) for key, each in value.items()}
     if isinstance(value, tuple):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return f'"{value}"' if isinstance(value, str) else f"{value:.4g}" if isinstance(value, float) else str(value)
+        return tuple(map(_rounded, value))
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

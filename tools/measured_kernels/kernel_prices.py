@@ -8,8 +8,8 @@ import numpy as np
 
 from partitioner.errors import InputError
 from partitioner.hardware.device import Attention, Device, Products
-from partitioner.hardware.link import Protocols
-from partitioner.kernel_seconds import attention, product
+from partitioner.hardware.link import Protocols, Route
+from partitioner.kernel_seconds import attention, collective, product
 from partitioner.precision import RECIPES
 from tools.measured_kernels.kernel_tables import Measured, kind_of
 
@@ -55,11 +55,9 @@ def over_peak(group: Measured, device: Device) -> np.ndarray:
 
 def collective_seconds(group: Measured, ring: Protocols, direct: Protocols) -> np.ndarray:
     """Seconds of each collective inside a node."""
-    kind = kind_of(group)
-    measured, phases = (direct, 1) if kind.own_part else (ring, kind.phases)
-    rows = ((int(ranks), payload) for ranks, payload in group.sizes)
-    found = [measured.seconds(kind.name, n, phases * (n - 1), phases * size * (n - 1) / n) for n, size in rows]
-    return np.array(found)
+    kind = kind_of(group).name
+    rows = ((Route(int(ranks), 1, math.inf, math.inf, 0.0, 0.0, ring, direct), size) for ranks, size in group.sizes)
+    return np.array([collective.collective_seconds(kind, size, route) for route, size in rows])
 
 
 def log_errors(predicted: np.ndarray, group: Measured) -> np.ndarray:

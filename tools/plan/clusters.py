@@ -7,9 +7,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from partitioner.cluster import Cluster, presets
+from partitioner.cluster import Cluster
 from partitioner.hardware.device import Device
-from partitioner.hardware.parts import reasons
+from partitioner.hardware.parts import presets, reasons
 from partitioner.software import NOT_MEASURED, Software, framework_reasons, frameworks
 from tools.screen import output, size, table
 

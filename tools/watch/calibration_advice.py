@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 
-from partitioner.cluster import Cluster, presets
+from partitioner.cluster import Cluster
+from partitioner.hardware.parts import presets
 from runtime.report import Report
 
 FAR = 1.5  # times as long as predicted, or as short

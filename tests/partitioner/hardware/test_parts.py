@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from partitioner import Cluster
-from partitioner.cluster import presets
 from partitioner.errors import InputError
-from partitioner.hardware.parts import reasons
+from partitioner.hardware.parts import presets, reasons
 from tools.plan.clusters import numbers, reason
 
 MINE = """
