@@ -22,13 +22,15 @@ _WHY, _PLANS = "why", "plans"
 @dataclass(frozen=True)
 class Expressible:
     """Which plans a framework can be told. ``axes`` of the mesh of more than one rank; ``schedules`` by name;
-    ``virtual``: at most so many stages a rank; ``zero``: its stages; ``recompute``: ways to, beside none."""
+    ``virtual``: at most so many stages a rank; ``zero``: its stages; ``recompute``: ways to, beside none.
+    ``end_slots``: what is before the blocks, and what is behind them, may each take a block's place in the stages."""
 
     axes: tuple[str, ...]
     schedules: tuple[str, ...]
     virtual: int
     zero: tuple[int, ...]
     recompute: tuple[str, ...]
+    end_slots: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,9 @@ class Software:
     ``title``: its name in words. ``fused``: chains of pointwise ops run as one kernel. ``attention``: the generation of
     fused attention's kernels; that which a device does not name is its fastest. ``overlap_gradients``,
     ``overlap_parameters`` (of sharded optimizers), ``overlap_sends`` (between stages), ``overlap_tensor`` (collectives
-    cut into pieces beside the products that make or need them): what hides behind compute. ``early_stop``: a recompute
+    cut into pieces beside the products that make or need them), ``overlap_context`` (keys and values passed from rank
+    to rank beside attention on those that are there): what hides behind compute. ``gathers_few_bits``:
+    what products in few bits read is gathered over tensor-parallel ranks in those. ``early_stop``: a recompute
     ends where the last op that keeps something begins, as torch's checkpoint without reentrance does.
     ``kept_products``: the share of products whose results are kept where operators are recomputed. ``scatter_sends``:
     of a boundary that all tp ranks hold whole, each sends a part, and the receivers gather it (Narayanan et al., 2021).
@@ -57,6 +61,8 @@ class Software:
     overlap_parameters: bool = True
     overlap_sends: bool = True
     overlap_tensor: bool = False
+    overlap_context: bool = False
+    gathers_few_bits: bool = False
     early_stop: bool = True
     kept_products: float = 1.0
     scatter_sends: bool = False

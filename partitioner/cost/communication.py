@@ -2,7 +2,8 @@
 
 conversion    of a value that lies otherwise than an op, or a later unit, needs it
 inside        an op of ours: cross entropy over a divided vocabulary
-context       attention's keys and values, where ranks share a sample's tokens
+context       attention's keys and values, where ranks share a sample's tokens: gathered, or passed on from rank to rank
+              while attention runs on those that are there (Liu et al., Ring Attention, 2023)
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import NamedTuple
 from torch import fx
 
 from partitioner.cluster import Cluster
-from partitioner.cost.conversion_seconds import WAYS, sent_inside
-from partitioner.cost.op_seconds import Seconds
+from partitioner.cost.conversion_seconds import WAYS, payload, sent_inside
+from partitioner.cost.materialized import distinct
+from partitioner.cost.op_seconds import ZERO, Seconds, op_seconds
 from partitioner.cost.op_work import Setting
 from partitioner.graph.nodes import operands
 from partitioner.hardware.link import Route
@@ -54,7 +56,7 @@ class Sent(NamedTuple):
 
 class Moved(NamedTuple):
     """What becomes of a value, and what is sent for it each way; ``number``: of a conversion by several collectives,
-    the one's place."""
+    the one's place. ``beside``: seconds of compute that run meanwhile, in forward and in backward."""
 
     value: fx.Node
     source: Layout
@@ -63,6 +65,7 @@ class Moved(NamedTuple):
     forward: tuple[Sent, ...]
     backward: tuple[Sent, ...]
     number: int = 0
+    beside: Seconds = ZERO
 
     @property
     def conversion(self) -> Conversion:
@@ -71,8 +74,9 @@ class Moved(NamedTuple):
 
     @property
     def seconds(self) -> Seconds:
-        """Of all that is sent."""
-        return Seconds(sum(s.seconds for s in self.forward), sum(s.seconds for s in self.backward))
+        """Of all that is sent, where nothing runs meanwhile."""
+        sent, beside = (sum(s.seconds for s in way) for way in (self.forward, self.backward)), self.beside
+        return Seconds(*(max(0.0, s - c) for s, c in zip(sent, (beside.forward, beside.backward), strict=True)))
 
 
 def moved(setting: Setting, solution: Solution, cluster: Cluster, group: int) -> dict[fx.Node | None, list[Moved]]:
@@ -81,7 +85,7 @@ def moved(setting: Setting, solution: Solution, cluster: Cluster, group: int) ->
     for reader, rows in conversions(setting.folded, solution, group).items():
         found[reader] = [row for move in rows for row in _converted(setting, move, routes)]
     for node in setting.folded.body(group):
-        inside = sent_by_op(setting, node, solution.strategies[node], routes)
+        inside = sent_by_op(setting, node, solution.strategies[node], routes, cluster)
         if inside:
             found.setdefault(node, []).extend(inside)
     return found
@@ -90,10 +94,16 @@ def moved(setting: Setting, solution: Solution, cluster: Cluster, group: int) ->
 Routes = Mapping[str, Route]
 
 
-def sent_by_op(setting: Setting, node: fx.Node, strategies: Strategies, routes: Routes) -> list[Moved]:
+def sent_by_op(
+    setting: Setting, node: fx.Node, strategies: Strategies, routes: Routes, cluster: Cluster
+) -> list[Moved]:
     """What an op sends by itself where it runs by these strategies."""
-    context = _context(setting, node, strategies, routes) if setting.sharers > 1 and is_attention(node) else []
-    return [*_inside(setting, node, strategies, routes), *context]
+    found = [*_inside(setting, node, strategies, routes)]
+    if setting.sharers > 1 and is_attention(node):
+        hides = cluster.software.overlap_context
+        attention = op_seconds(setting, node, strategies, cluster) if hides else ZERO
+        found += _context(setting, node, strategies, routes, attention)
+    return found
 
 
 def _converted(setting: Setting, move: Conversion, routes: Routes) -> Iterator[Moved]:
@@ -104,8 +114,8 @@ def _converted(setting: Setting, move: Conversion, routes: Routes) -> Iterator[M
     if not hops:
         yield Moved(value, source, target, setting.axes[0][0], (), ())
     for number, hop in enumerate(hops):
-        size, route = setting.bytes(value, hop.whole), routes[hop.axis]
-        forward, backward = (_sent([(hop.sent(way), hop.payload(size, way))] if hop.sent(way) else (), route)
+        route = routes[hop.axis]
+        forward, backward = (_sent([(hop.sent(way), payload(setting, value, hop, way))] if hop.sent(way) else (), route)
                              for way in WAYS)  # fmt: skip
         yield Moved(value, source, target, hop.axis, forward, backward if differentiable else (), number)
 
@@ -117,14 +127,23 @@ def _inside(setting: Setting, node: fx.Node, strategies: Strategies, routes: Rou
             yield Moved(operands(node)[0], strategies.operands[0], strategies.result, axis, forward, backward)
 
 
-def _context(setting: Setting, node: fx.Node, strategies: Strategies, routes: Routes) -> Iterator[Moved]:
-    """Keys and values gathered over each axis that shares tokens, again for backward, and their gradients scattered."""
-    for value, layout in list(zip(operands(node), strategies.operands, strict=True))[1:3]:
-        size = setting.bytes(value, layout)
+def _context(
+    setting: Setting, node: fx.Node, strategies: Strategies, routes: Routes, attention: Seconds
+) -> Iterator[Moved]:
+    """Keys and values gathered over each axis that shares tokens, again for backward, and their gradients scattered.
+
+    Heads that several of queries share are sent once. The last of a ring's parts is computed on when all are there:
+    keys and values, and each of the axes, hide behind their part of the rest of ``attention``.
+    """
+    values = list(zip(operands(node), strategies.operands, strict=True))[1:3]
+    for value, layout in values:
+        size = setting.bytes(value, layout) * distinct(value, setting.local(value, layout))
         for axis, ranks in reversed(setting.sharing):
             size *= ranks
             gathered, scattered = ([*_sent([(kind, size)], routes[axis])] for kind in (ALL_GATHER, REDUCE_SCATTER))
-            yield Moved(value, layout, layout, axis, tuple(gathered), (*gathered, *scattered))
+            share = (1 - 1 / ranks) / (len(values) * len(setting.sharing))
+            beside = Seconds(attention.forward * share, attention.backward * share)
+            yield Moved(value, layout, layout, axis, tuple(gathered), (*gathered, *scattered), 0, beside)
 
 
 def _sent(rows: Iterable[tuple[str, float]], route: Route) -> tuple[Sent, ...]:

@@ -7,13 +7,17 @@ from typing import Any, NamedTuple
 
 from torch import fx
 
+from partitioner.cost.materialized import readers
 from partitioner.cost.op_seconds import ZERO, Seconds
 from partitioner.cost.op_work import Setting
 from partitioner.hardware.link import Route
 from partitioner.kernel_seconds.collective import collective_seconds
-from partitioner.ops.conversions import conversion
+from partitioner.layouts.op_kinds import is_product
+from partitioner.ops.collective_kinds import ALL_GATHER
+from partitioner.ops.conversions import Hop, conversion
 from partitioner.ops.payloads import RANK_OPS
 from partitioner.ops.rank_form import rank_forms
+from partitioner.precision import RECIPES
 from partitioner.sharding.equations import Strategies
 from partitioner.sharding.layout import REPLICATE, Layout
 
@@ -30,12 +34,22 @@ def convert_seconds(
     differentiable, found = node in setting.folded.differentiable, ZERO
     hops = conversion(source, target, setting.axes, differentiable)
     for hop in hops or ():
-        size, route = setting.bytes(node, hop.whole), routes[hop.axis]
         forward, backward = (
-            collective_seconds(hop.sent(way), hop.payload(size, way), route) if hop.sent(way) else 0.0 for way in WAYS
-        )
+            collective_seconds(hop.sent(way), payload(setting, node, hop, way), routes[hop.axis])
+            if hop.sent(way) else 0.0 for way in WAYS
+        )  # fmt: skip
         found += Seconds(forward, backward if differentiable else 0.0)
     return None if hops is None else found
+
+
+def payload(setting: Setting, node: fx.Node, hop: Hop, way: str) -> float:
+    """Bytes of a hop's collective; what products in few bits read is gathered in those where a program does so."""
+    size = setting.bytes(node, hop.whole)
+    if hop.sent(way) == ALL_GATHER and setting.software.gathers_few_bits:
+        read_by = readers(node) if way == "forward" else {node}  # a gradient by the product's own backward
+        recipes = {setting.recipe(n) if is_product(n) else "" for n in read_by} or {""}
+        size *= max(RECIPES[r].bytes / node.meta["val"].element_size() if r else 1.0 for r in recipes)
+    return hop.payload(size, way)
 
 
 class Inside(NamedTuple):

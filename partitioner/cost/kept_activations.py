@@ -98,7 +98,7 @@ class Keeping:
     def is_copy(self, node: fx.Node) -> bool:
         """Whether a view's result has memory of its own here: kernels that fuse read repeated heads where they lie, and
         a single head's repetitions (an expanded value, reshaped) need none where attention is one op."""
-        return is_copy(node) and not self.setting.fused and not self._repeats_one(node)
+        return is_copy(node) and not self.setting.software.fused and not self._repeats_one(node)
 
     def _repeats_one(self, node: fx.Node) -> bool:
         source = operands(node)[0]

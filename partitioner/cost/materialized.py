@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import fx
 
@@ -31,6 +34,17 @@ def base(node: fx.Node) -> fx.Node:
     while _is_view(node):
         node = operands(node)[0]
     return node
+
+
+def distinct(keys: fx.Node, local: Sequence[float]) -> float:
+    """The share of attention's keys or values, of this shape on a rank, that is not the same again: a head of theirs
+    may stand for several of queries, and lies in memory once."""
+    node, elements = keys, math.prod(shape_of(keys))
+    least, heads = elements, local[-3] if len(local) > 2 else 1.0
+    while _is_view(node):
+        node = operands(node)[0]
+        least = min(least, math.prod(shape_of(node)))
+    return max(1.0, heads * least / elements) / heads
 
 
 def repeats_heads(node: fx.Node) -> bool:

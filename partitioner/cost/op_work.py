@@ -18,12 +18,12 @@ import torch
 from torch import fx
 
 from partitioner.cluster import Cluster
-from partitioner.cost.materialized import base, internal, is_copy, repeats_heads
+from partitioner.cost.materialized import base, distinct, internal, is_copy, repeats_heads
 from partitioner.graph.nodes import is_parameter, is_tensor, op_name, op_of, operands, shape_of
 from partitioner.graph.saved_by_autograd import hidden, saved
 from partitioner.graph.tied_blocks import Folded
 from partitioner.hardware.link import Route
-from partitioner.kernel_seconds.attention import Attended
+from partitioner.kernel_seconds.attention import RING_PASSES, Attended
 from partitioner.layouts.op_kinds import core, is_attention, is_bias, is_product
 from partitioner.sharding.equations import Strategies
 from partitioner.sharding.layout import Layout, Shard, largest_shape, local_share
@@ -32,6 +32,7 @@ from partitioner.sharding.op_equations import Op
 from partitioner.sharding.op_rules import rule_of
 from partitioner.sharding.products import Gemm
 from partitioner.sharding.rule import Rule
+from partitioner.software import Software
 
 _ACCUMULATION = 3  # times a weight gradient is streamed to be added: read, read the sum, write it
 _SOFTMAX_PASSES = (2, 3)  # of the scores, by softmax and scale in one kernel: read and write; and its gradient's three
@@ -63,15 +64,15 @@ class Setting:
     """What an op's work depends on beside its strategies: ``axes`` along which ops lie, ``sharing`` ones whose ranks
     share the tokens of a micro-batch.
 
-    ``attention``: "flash" or "math"; ``fused``: whether chains of pointwise ops run as one kernel. ``nearer``: ranks of
-    axes inside those, which are not laid out yet.
+    ``attention``: "flash" or "math"; ``software``: what runs it. ``nearer``: ranks of axes inside those, which are not
+    laid out yet.
     """
 
     folded: Folded
     axes: Axes
     sharing: Axes
     attention: str
-    fused: bool
+    software: Software
     nearer: int = 1
 
     @staticmethod
@@ -80,7 +81,7 @@ class Setting:
     ) -> Setting:
         """With the cluster's attention and kernels, on a mesh of these degrees."""
         axes, sharing = laid_axes(degrees, refined or {}), sharing_axes(degrees)
-        return Setting(folded, axes, sharing, cluster.attention, cluster.software.fused)
+        return Setting(folded, axes, sharing, cluster.attention, cluster.software)
 
     @cached_property
     def ranks(self) -> int:
@@ -143,7 +144,7 @@ class Setting:
     @cached_property
     def internal(self) -> frozenset[fx.Node]:
         """Values that never leave a fused kernel."""
-        return internal(self.folded) if self.fused else frozenset()
+        return internal(self.folded) if self.software.fused else frozenset()
 
     def is_internal(self, node: fx.Node) -> bool:
         """Whether a value, or what it is a view of, stays in a kernel."""
@@ -164,7 +165,7 @@ def op_work(setting: Setting, node: fx.Node, strategies: Strategies) -> tuple[Wo
     """Forward and backward work of one op where the fullest rank's share of it runs."""
     rule, dtype = rule_of(op_name(node.target)), _dtype(node)
     nothing = Work(dtype)
-    if not is_tensor(node) or (rule and rule.view and (setting.fused or not is_copy(node))):
+    if not is_tensor(node) or (rule and rule.view and (setting.software.fused or not is_copy(node))):
         return nothing, nothing
     if is_attention(node):
         forward, backward = _attention(setting, node, strategies)
@@ -216,7 +217,8 @@ def weight_work(setting: Setting, node: fx.Node, strategies: Strategies) -> Work
 
 def _accumulated(setting: Setting, weight: fx.Node, layout: Layout) -> float:
     """Bytes streamed to add a weight's gradient to the sum, which a fused product does as it writes."""
-    return 0.0 if setting.fused or not is_parameter(base(weight)) else _ACCUMULATION * setting.bytes(weight, layout)
+    fused = setting.software.fused or not is_parameter(base(weight))
+    return 0.0 if fused else _ACCUMULATION * setting.bytes(weight, layout)
 
 
 def _differentiable(node: fx.Node, differentiable: set[fx.Node]) -> bool:
@@ -227,14 +229,15 @@ def _attention(setting: Setting, node: fx.Node, strategies: Strategies) -> tuple
     dtype = _dtype(node)
     part = op_share(setting, node, strategies)
     if not setting.writes_scores(node):
-        seen = _attended(setting, node, strategies, part)
-        return Work(dtype, (), (seen,), 0.0, 1), Work(dtype, (), (replace(seen, backward=True),), 0.0, 2)
+        many = setting.sharers if setting.software.overlap_context else 1
+        parts = _attended(setting, node, strategies, part).ring(many, causal=bool(op_of(node).literal("is_causal")))
+        streamed = RING_PASSES * many * setting.bytes(node, strategies.result) if many > 1 else 0.0
+        forward, back = (tuple(replace(row, backward=way) for row in parts) for way in (False, True))
+        return Work(dtype, (), forward, streamed, many), Work(dtype, (), back, streamed, 2 * many)
     query, key, value = (shape_of(n) for n in operands(node)[:3])
     count, rows = math.prod(query[:-2]) * part * setting.sharers, query[-2] / setting.sharers
-    scores = Gemm(rows, key[-2], query[-1], count)
-    mixed = Gemm(rows, value[-1], key[-2], count)
-    size = scores_bytes(setting, node, strategies)
-    dropped = _DROPOUT_PASSES if _drops(node) else 0.0
+    scores, mixed = Gemm(rows, key[-2], query[-1], count), Gemm(rows, value[-1], key[-2], count)
+    size, dropped = scores_bytes(setting, node, strategies), _DROPOUT_PASSES if _drops(node) else 0.0
     gradients = (
         Gemm(rows, key[-2], value[-1], count), Gemm(key[-2], value[-1], rows, count),
         Gemm(rows, query[-1], key[-2], count), Gemm(key[-2], query[-1], rows, count),
@@ -249,9 +252,9 @@ def _attention(setting: Setting, node: fx.Node, strategies: Strategies) -> tuple
 def _attended(setting: Setting, node: fx.Node, strategies: Strategies, part: float) -> Attended:
     """What the fused kernel does of it; keys and values of ranks that share tokens are whole again on each."""
     query, key, value = (shape_of(n) for n in operands(node)[:3])
-    width = float(query[-1] + value[-1])
+    width, lies = float(query[-1] + value[-1]), (operands(node)[1], strategies.operands[1])
     size = node.meta["val"].element_size() * key[-1]
-    keys = setting.bytes(operands(node)[1], strategies.operands[1]) * setting.sharers / size
+    keys = setting.bytes(*lies) * distinct(lies[0], setting.local(*lies)) * setting.sharers / size
     return Attended(math.prod(query[:-1]) * part, op_flops(node) * part / (2 * width), key[-2], width, keys)
 
 
@@ -278,10 +281,8 @@ def _other(setting: Setting, node: fx.Node, strategies: Strategies, rule: Rule |
     """By bytes: a sum's gradient is its operands', a table's is as large as the table."""
     differentiable, dtype = setting.folded.differentiable, _dtype(node)
     result = 0.0 if node in setting.internal else setting.bytes(node, strategies.result)
-    read = [
-        (n, 0.0 if setting.is_internal(n) else setting.bytes(n, p))
-        for n, p in zip(operands(node), strategies.operands, strict=True)
-    ]
+    sides = zip(operands(node), strategies.operands, strict=True)
+    read = [(n, 0.0 if setting.is_internal(n) else setting.bytes(n, p)) for n, p in sides]
     hidden = hidden_bytes(setting, node) * op_share(setting, node, strategies)
     looked_up = rule is not None and rule.lookup
     entering = result if looked_up else sum(size for _, size in read)
@@ -299,7 +300,7 @@ def _other(setting: Setting, node: fx.Node, strategies: Strategies, rule: Rule |
 def hidden_bytes(setting: Setting, node: fx.Node) -> float:
     """What only backward sees of an unsharded op."""
     rule = rule_of(op_name(node.target))
-    if rule and rule.fused_hidden and setting.fused:
+    if rule and rule.fused_hidden and setting.software.fused:
         return rule.fused_hidden(setting.op(node), node.meta["val"].element_size())
     return hidden(node)
 

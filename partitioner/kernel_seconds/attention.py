@@ -7,12 +7,14 @@ and no less than the longest block of rows takes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from partitioner.hardware.device import Attention, Device
 
+RING_PASSES = 5  # of the result that each step of a ring streams, each way: half of the queries copied, what was
+# found so far read, corrected in float32 and written (AttnFuncWithCPAndKVP2P of Transformer Engine, by its code)
 BLOCK = 128  # rows of queries, and keys, that one multiprocessor has at a time
 
 
@@ -35,6 +37,13 @@ class Attended:
     def flops(self) -> float:
         """Of its two products; of backward's five."""
         return (5.0 if self.backward else 2.0) * self.scores * self.width
+
+    def ring(self, ranks: int, causal: bool) -> tuple[Attended, ...]:
+        """As so many ranks do it that pass their keys on, one call for the keys of each; under a causal mask, which
+        deals every rank an early and a late part, all but the own keys meet half of the queries, or half of the keys
+        all (Brandon et al., Striped Attention, 2023)."""
+        own = replace(self, scores=self.scores / ranks, keys=self.keys / ranks, key_heads=self.key_heads / ranks)
+        return own, *[replace(own, rows=own.rows / (2 if causal else 1))] * (ranks - 1)
 
 
 def attention_seconds(attended: Attended, device: Device, dtype: str, generation: str = "") -> float:

@@ -46,11 +46,16 @@ EXECUTED = {  # a decision that has no row is executed with every value
 @dataclass(frozen=True)
 class Space:
     """Which steps a search may propose: by decision its values, all of one without a row; at most so many ``virtual``
-    stages a rank. ``name``: of the framework that they are for."""
+    stages a rank. ``name``: of the framework that they are for; ``end_slots``: as it can be told (``Expressible``)."""
 
     values: Mapping[str, tuple[Any, ...]]
     virtual: int
     name: str = OWN
+    end_slots: bool = False
+
+    def most_stages(self, blocks: int) -> int:
+        """Into how many a model of so many ``blocks`` can be cut."""
+        return blocks + (2 if self.end_slots else 0)
 
     def admits(self, decision: str, value: object) -> bool:
         """Whether a search proposes it."""
@@ -67,7 +72,8 @@ def space_of(software: Software, plan_only: bool = False) -> Space:
     axes |= {axis: (1,) for axis in AXES if axis not in told.axes}
     kinds = tuple(name for name in SCHEDULES if name in told.schedules)
     ways = tuple(way for way in EXECUTED["recompute"].searched(True) if way == NO_RECOMPUTE or way in told.recompute)
-    return Space({**axes, "zero": told.zero, "recompute": ways, "schedule": kinds}, told.virtual, software.name)
+    values = {**axes, "zero": told.zero, "recompute": ways, "schedule": kinds}
+    return Space(values, told.virtual, software.name, told.end_slots)
 
 
 def not_executed(parallelism: Parallelism, precision: Precision = OWN_TYPES) -> Iterator[str]:

@@ -7,6 +7,7 @@ it anew.
     8 -> 9    ops lay along tp alone: a layout was one placement
     9 -> 10   of a device's products and attention one share of the peak each was told, whatever their shape; the
               software was a part of the cluster; no products in few bits
+    10 -> 11  traits of software that no program had yet: off
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from partitioner.precision import OWN, PRESETS
 from partitioner.sharding.mesh_axes import TP
 from partitioner.software import NOT_MEASURED, Software
 
-VERSION = 10
+VERSION = 11
 UNVERSIONED = 6  # what reports without a version are of
 _TILES_OF_9 = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 64))
 _STATE = ("weight_bytes", "gradient_bytes", "optimizer_bytes")
@@ -146,6 +147,17 @@ def _from_9(data: Data, origin: str) -> Data:
     return made
 
 
+def _from_10(data: Data, origin: str) -> Data:
+    before = data["asked"]["software"]
+    software = Software().as_dict() | before
+    if software["plans"] is not None:
+        software["plans"] = {"end_slots": False} | software["plans"]
+    made = data | {"asked": data["asked"] | {"software": software}}
+    if data.get("found", {}).get("digests", {}).get("software") == digest_of(before):
+        made["found"] = data["found"] | {"digests": data["found"]["digests"] | {"software": digest_of(software)}}
+    return made
+
+
 def _laid(parameters: Data) -> Data:
     return {name: [word] for name, word in parameters.items()}
 
@@ -173,7 +185,7 @@ def _on_cluster(data: Data, cluster: Data) -> Data:
     return made
 
 
-_STEPS: Mapping[int, Callable[[Data, str], Data]] = {6: _from_6, 7: _from_7, 8: _from_8, 9: _from_9}
+_STEPS: Mapping[int, Callable[[Data, str], Data]] = {6: _from_6, 7: _from_7, 8: _from_8, 9: _from_9, 10: _from_10}
 
 
 def _again(data: Data) -> str:

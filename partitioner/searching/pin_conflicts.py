@@ -39,7 +39,7 @@ def _reasons(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, spa
             yield f"pin {axis}={n} does not divide {devices} devices: pin a divisor of it"
     if pinned.get(PP, 1) > blocks:
         yield f"pp {pinned[PP]} asks for more stages than the model's {blocks} blocks: pin pp to at most {blocks}"
-    yield from _stages(fixed, pinned.get(PP), blocks)
+    yield from _stages(fixed, pinned.get(PP), blocks, space)
     if fixed.stages is not None:
         yield from _cut(graph, fixed.stages, pinned.get(PP))
     yield from _product(pinned, devices, space)
@@ -105,7 +105,7 @@ def _cuts(graph: Graph, global_batch: int, dp: int, pp: int, fixed: Pins, space:
     for micro_batch in divisors(global_batch):
         if admits_micro_batch(micro_batch, global_batch, dp, fixed) and global_batch % (dp * micro_batch) == 0:
             many = global_batch // (dp * micro_batch)
-            for kind, virtual in schedules(pp, max(1, len(graph.blocks)), many, space):
+            for kind, virtual in schedules(pp, space.most_stages(max(1, len(graph.blocks))), many, space):
                 admitted = fixed.admits("schedule", kind) and fixed.admits("virtual", virtual)
                 if admitted and (fixed.stages is None or _fits(graph, fixed.stages, pp * virtual)):
                     return True
@@ -136,7 +136,7 @@ def _unexecuted(fixed: Pins, space: Space) -> Iterator[str]:
         yield f"pin {wanted[0]} asks for what {space.name} can't be told: drop it, or plan for another framework"
 
 
-def _stages(fixed: Pins, pp: int | None, blocks: int) -> Iterator[str]:
+def _stages(fixed: Pins, pp: int | None, blocks: int, space: Space) -> Iterator[str]:
     kind, virtual = str(fixed.decided.get("schedule", "")), fixed.number("virtual")
     row = SCHEDULES.get(kind)
     own = row.most_stages if row else None
@@ -145,7 +145,7 @@ def _stages(fixed: Pins, pp: int | None, blocks: int) -> Iterator[str]:
     if pp == 1 and (kind not in ("", PLAIN) or (virtual or 1) > 1):
         what = f"schedule={kind}" if kind not in ("", PLAIN) else f"virtual={virtual}"
         yield f"pins pp=1 and {what} conflict: one stage needs no schedule; pin pp to at least 2"
-    if pp and virtual and pp * virtual > blocks:
+    if pp and virtual and pp * virtual > space.most_stages(blocks):
         yield f"pins pp={pp} and virtual={virtual} conflict: {pp * virtual} stages, the model has {blocks} blocks"
     elif pp and own and pp * own > blocks:
         yield f"pins pp={pp} and schedule={kind} conflict: {pp * own} stages, the model has {blocks} blocks"

@@ -91,7 +91,7 @@ class Splits:
         self.priced, self.setup, self.micro_batch, self.global_batch = priced, setup, setup.micro_batch, global_batch
         self.fixed, self.space = fixed, space
         self.cluster, self.cuts, self.fitting_cuts = priced.cluster, StageCuts(priced), FittingCuts(priced)
-        self.blocks = sum(u.is_block for u in priced.folded.graph.units)
+        self.most_stages = space.most_stages(sum(u.is_block for u in priced.folded.graph.units))
         self.walks: dict[tuple[float, ...], tuple[StageWalk, dict[int, StageSums]]] = {}  # and sums by shards
         ways = (way for way in space.values["recompute"] if way != NO_RECOMPUTE)
         self.ways = tuple(way for way in ways if fixed.decided.get("recompute") == way or frees(priced, way))
@@ -103,7 +103,7 @@ class Splits:
         for pp in depths:
             dp = self.cluster.devices // (self.setup.ranks * pp)
             many = self.global_batch // (dp * self.micro_batch)
-            for kind, virtual in schedules(pp, self.blocks, many, self.space):
+            for kind, virtual in schedules(pp, self.most_stages, many, self.space):
                 if self.fixed.admits("schedule", kind) and self.fixed.admits("virtual", virtual):
                     mesh = mesh_of(**{PP: pp, DP: dp}, **dict(self.setup.degrees))
                     yield from self.sharded_and_recomputed(
@@ -200,9 +200,13 @@ class Splits:
 
     def stage_units(self, stages: int) -> tuple[tuple[Unit, ...], ...]:
         if stages not in self.stages:
-            pinned, cuts = self.fixed.stages, self.cuts
-            free = cuts.evenest if self.cluster.software.balanced else cuts.as_many_blocks
-            self.stages[stages] = free(stages) if pinned is None else cuts.of_counts(pinned, stages)
+            pinned, cuts, software = self.fixed.stages, self.cuts, self.cluster.software
+            if pinned is not None:
+                self.stages[stages] = cuts.of_counts(pinned, stages)
+            elif software.balanced:
+                self.stages[stages] = cuts.evenest(stages)
+            else:
+                self.stages[stages] = cuts.as_many_blocks(stages, self.space.end_slots)
         return self.stages[stages]
 
     def sums_of(self, units: tuple[Unit, ...], shards: int) -> StageSums:
@@ -248,11 +252,11 @@ def frees(priced: Priced, way: str) -> bool:
     return any(stash[way].bytes < stash[NO_RECOMPUTE].bytes for stash in rows)
 
 
-def schedules(pp: int, blocks: int, micro_batches: int, space: Space) -> Iterator[tuple[str, int]]:
+def schedules(pp: int, most_stages: int, micro_batches: int, space: Space) -> Iterator[tuple[str, int]]:
     """Kinds and virtual stages that fit."""
     for row in SCHEDULES.values():
         fits = (row.name == PLAIN or pp > 1) and not (row.in_rounds and micro_batches % pp)
         if fits and space.admits("schedule", row.name):
             for virtual in range(row.fewest_stages, (row.most_stages or space.virtual) + 1):
-                if virtual == 1 or pp * virtual <= blocks:
+                if virtual == 1 or pp * virtual <= most_stages:
                     yield row.name, virtual

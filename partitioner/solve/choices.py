@@ -177,8 +177,8 @@ class Choices:
     def op_cost(self, node: fx.Node, strategy: Strategy, count: int) -> float:
         prices, together = self.prices, self.left.together(node, strategy)
         seconds = op_seconds(prices.setting, node, together, prices.cluster).total
-        sent = sum(row.seconds.total for row in sent_by_op(prices.setting, node, together, prices.routes))
-        seconds += sent * prices.exposed
+        moves = sent_by_op(prices.setting, node, together, prices.routes, prices.cluster)
+        seconds += sum(move.seconds.total for move in moves) * prices.exposed
         held = prices.setting.bytes(node, together.result) * prices.activation_byte_seconds
         return (seconds + held) * count
 

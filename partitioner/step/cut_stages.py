@@ -14,6 +14,9 @@ from partitioner.graph.graph import Unit
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
+ENDS = (0, 0), (1, 1), (1, 0), (0, 1)  # blocks' places that what is before them, and what is behind them, takes
+
+
 class StageCuts:
     """The best cut of a priced graph's units into any number of stages.
 
@@ -46,15 +49,19 @@ class StageCuts:
             bounds.insert(0, int(source[bounds[0]]))
         return tuple(self.units[a:b] for a, b in zip([0, *bounds], bounds, strict=False))
 
-    def as_many_blocks(self, stages: int) -> tuple[tuple[Unit, ...], ...]:
+    def as_many_blocks(self, stages: int, end_slots: bool = False) -> tuple[tuple[Unit, ...], ...]:
         """As many blocks in each stage, what is before the blocks in the first and what is behind them in the last; ()
-        where the blocks do not divide."""
+        where the blocks do not divide. ``end_slots``: there each of those two, or one, may take the place of a block.
+        """
         blocks = [n for n, unit in enumerate(self.units) if unit.is_block]
-        if len(blocks) % stages:
+        ways = ENDS if end_slots else ENDS[:1]
+        ends = next((e for e in ways if (len(blocks) + sum(e)) % stages == 0), None)
+        if ends is None or stages > len(blocks) + sum(ends):
             return ()
-        each = len(blocks) // stages
-        bounds = [0, *(blocks[n] for n in range(each, len(blocks), each)), len(self.units)]
-        return tuple(self.units[a:b] for a, b in itertools.pairwise(bounds))
+        each = (len(blocks) + sum(ends)) // stages
+        starts = [*blocks, blocks[-1] + 1]
+        cuts = [starts[n * each - ends[0]] for n in range(1, stages)]
+        return tuple(self.units[a:b] for a, b in itertools.pairwise([0, *cuts, len(self.units)]))
 
     def of_counts(self, counts: tuple[int, ...], stages: int) -> tuple[tuple[Unit, ...], ...]:
         """Stages of so many units each; () where those are not ``stages``, or not all units, or one has no block."""

@@ -10,7 +10,7 @@ from partitioner.plan.derived_rows import StageCost
 from partitioner.plan.parallelism import Parallelism
 from partitioner.plan.plan import Decisions
 from partitioner.precision import SINGLE, TF32, Precision
-from partitioner.sharding.mesh_axes import AXES, PP, TP
+from partitioner.sharding.mesh_axes import AXES, CP, PP, TP
 from partitioner.software import Software
 
 # kinds, in the order in which they stack
@@ -18,8 +18,8 @@ MEMORY: tuple[str, ...] = ("weights", "gradients", "optimizer", "activations", "
 
 
 _HIDDEN = {
-    "overlap_tensor": f"{TP} collectives", "overlap_parameters": "parameters", "overlap_gradients": "gradients",
-    "overlap_sends": "sends",
+    "overlap_tensor": f"{TP} collectives", "overlap_context": "keys and values", "overlap_parameters": "parameters",
+    "overlap_gradients": "gradients", "overlap_sends": "sends",
 }  # fmt: skip
 
 
@@ -89,7 +89,8 @@ def software_words(software: Software) -> str:
     measured on the devices."""
     plans = software.plans
     axes, zero = (plans.axes, max(plans.zero)) if plans else (AXES, 3)
-    has = {"overlap_tensor": TP in axes, "overlap_parameters": zero > 0, "overlap_sends": PP in axes}
+    of_axes = {"overlap_tensor": TP in axes, "overlap_context": CP in axes, "overlap_sends": PP in axes}
+    has = {**of_axes, "overlap_parameters": zero > 0}
     hidden = [word for trait, word in _HIDDEN.items() if getattr(software, trait) and has.get(trait, True)]
     traits = [f"hides {' and '.join(filter(None, (', '.join(hidden[:-1]), hidden[-1])))}"] if hidden else []
     traits += ["fuses pointwise ops"] if software.fused else []

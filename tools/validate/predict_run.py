@@ -69,7 +69,7 @@ class Rerun:
         if key not in self.priced:
             self.priced[key] = price_units(*solved, alike)
         priced = replace(self.priced[key], cluster=cluster)
-        return price(priced, split_of(run, priced, cluster.software.balanced))
+        return price(priced, split_of(run, priced))
 
     def cluster(self, run: Run) -> Cluster:
         """The preset of the row's GPU, the network that it states, and its program, with what the row says of it."""
@@ -98,7 +98,7 @@ class Rerun:
         sized = self.sized(run.size, precision_of(run, cluster.software.gradients), run.micro_batch)
         boundary = ("sharded" if run.sequence_parallel else "whole") if run.tp > 1 else ""
         many = run.global_batch // (run.dp * run.micro_batch)
-        key = (id(sized), run.tp, run.cp, many, boundary, cluster.attention, cluster.software.fused)
+        key = (id(sized), run.tp, run.cp, many, boundary, cluster.attention, cluster.software)
         if key not in self.solved:
             fixed = read_pins({"boundary": boundary, **MEGATRON} if boundary else {}, sized.graph)
             setting = Setting.of(sized, cluster, run.degrees)
@@ -149,11 +149,11 @@ def _network(run: Run, preset: Cluster) -> float:
     return bits / 8 / devices
 
 
-def split_of(run: Run, priced: Priced, balanced: bool = False) -> Split:
-    """The row's stages, recomputed blocks and mesh; ``balanced`` cuts stages by cost, not by their number of blocks."""
-    many = run.pp * run.virtual
-    cuts = StageCuts(priced)
-    units = (() if balanced else cuts.as_many_blocks(many)) or cuts.evenest(many)
+def split_of(run: Run, priced: Priced) -> Split:
+    """The row's stages, as its program cuts them, recomputed blocks and mesh."""
+    many, software = run.pp * run.virtual, priced.cluster.software
+    cuts, slots = StageCuts(priced), software.plans is not None and software.plans.end_slots
+    units = (() if software.balanced else cuts.as_many_blocks(many, slots)) or cuts.evenest(many)
     if not units:
         raise InputError(f"{run.size.layers} layers can't be cut into {run.pp * run.virtual} stages")
     way = {"layers": "full"}.get(run.recompute, run.recompute)
@@ -165,7 +165,7 @@ def split_of(run: Run, priced: Priced, balanced: bool = False) -> Split:
     parallelism = Parallelism(
         mesh=mesh, order=tuple(mesh), micro_batch=run.micro_batch,
         micro_batches=run.global_batch // (run.dp * run.micro_batch), schedule=plainest(run.virtual),
-        virtual=run.virtual, recompute=way, zero=_zero(run, priced.cluster.software),
+        virtual=run.virtual, recompute=way, zero=_zero(run, software),
         zero_group=run.zero_group or 0,
     )  # fmt: skip
     return Split(parallelism=parallelism, stages=sums, units=units, recomputed=counts)

@@ -59,6 +59,17 @@ def test_layouts_that_were_placements_along_tp_are_what_is_found_now(tmp_path: P
     assert load(data, tmp_path).cost.stages[0].partial_bytes == {"tp": 8.0}
 
 
+def test_software_has_no_trait_that_it_was_not_priced_with(tmp_path: Path) -> None:
+    path = OLD.parent / "version_10" / "plan.json"
+    plan, data = Plan.load(path), json.loads(path.read_text())
+    assert not plan.stale
+    assert (plan.machine.software.name, plan.machine.software.overlap_context) == ("megatron", False)
+    assert plan.machine.software.plans is not None
+    assert not plan.machine.software.plans.end_slots
+    data["asked"]["software"]["fused"] = False
+    assert load(data, tmp_path).edited == ["software"]
+
+
 def test_an_edited_cluster_is_still_edited(tmp_path: Path) -> None:
     data = document()
     data["asked"]["cluster"]["device"]["memory_bytes"] *= 2

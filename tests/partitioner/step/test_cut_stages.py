@@ -28,6 +28,28 @@ def blocks(cut: tuple[tuple[object, ...], ...]) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize(
+    ("many", "stages", "plain", "slots"),
+    [
+        (6, 3, (2, 2, 2), (2, 2, 2)),
+        (6, 4, (), (1, 2, 2, 1)),  # both ends
+        (7, 4, (), (1, 2, 2, 2)),  # what is before the blocks
+        (6, 8, (), (0, 1, 1, 1, 1, 1, 1, 0)),
+        (6, 5, (), ()),
+        (6, 9, (), ()),
+    ],
+)
+def test_as_many_blocks_or_ends_in_the_place_of_one(
+    many: int, stages: int, plain: tuple[int, ...], slots: tuple[int, ...]
+) -> None:
+    cuts = StageCuts(timed((1,) * many))
+    assert blocks(cuts.as_many_blocks(stages)) == plain
+    found = cuts.as_many_blocks(stages, end_slots=True)
+    assert blocks(found) == slots
+    assert sum(found, ()) == (cuts.units if slots else ())
+    assert all(found)
+
+
+@pytest.mark.parametrize(
     ("seconds", "stages", "found"),
     [
         ((1, 1, 1, 1), 2, (2, 2)),
