@@ -42,8 +42,10 @@ class Software:
     ``overlap_parameters`` (of sharded optimizers), ``overlap_sends`` (between stages), ``overlap_tensor`` (collectives
     cut into pieces beside the products that make or need them), ``overlap_context`` (keys and values passed from rank
     to rank beside attention on those that are there): what hides behind compute. ``gathers_few_bits``:
-    what products in few bits read is gathered over tensor-parallel ranks in those. ``early_stop``: a recompute
-    ends where the last op that keeps something begins, as torch's checkpoint without reentrance does.
+    what products in few bits read is gathered over tensor-parallel ranks in those. ``regathers``: of what was gathered
+    for a product its part is kept, and gathered again beside the product of its gradient (Korthikanti et al., 2022).
+    ``early_stop``: a recompute ends where the last op that keeps something begins, as torch's checkpoint without
+    reentrance does.
     ``kept_products``: the share of products whose results are kept where operators are recomputed. ``scatter_sends``:
     of a boundary that all tp ranks hold whole, each sends a part, and the receivers gather it (Narayanan et al., 2021).
     ``balanced``: stages are cut by cost, not by their number of blocks. ``gradients``: in which type those of
@@ -63,6 +65,7 @@ class Software:
     overlap_tensor: bool = False
     overlap_context: bool = False
     gathers_few_bits: bool = False
+    regathers: bool = False
     early_stop: bool = True
     kept_products: float = 1.0
     scatter_sends: bool = False

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 
 from torch import fx
 
 from partitioner.cost.materialized import base, is_copy, readers, repeats_heads
 from partitioner.cost.op_work import Setting, hidden_bytes, op_share, scores_kept
-from partitioner.graph.nodes import is_tensor, operands, shape_of
+from partitioner.graph.nodes import is_parameter, is_tensor, operands, shape_of
 from partitioner.graph.saved_by_autograd import hides, saved
-from partitioner.layouts.op_kinds import is_attention
+from partitioner.layouts.op_kinds import is_attention, is_product
 from partitioner.layouts.solution import Solution
 from partitioner.sharding.layout import Layout, is_same_memory
 from partitioner.sharding.op_rules import rule_of
@@ -68,12 +69,26 @@ class Keeping:
             self._hold(node, value)
 
     def _hold(self, node: fx.Node, value: fx.Node) -> None:
-        key = self.lies(value, self._layout(node, value))
+        layout = self._layout(node, value)
+        if self.setting.software.regathers and is_product(node) and value is not node:
+            layout = self.made(value)  # gathered once more beside the gradient of what was read
+        key = self.lies(value, layout)
         outside = not self._is_port(key[0]) and key[0] not in self.folded.node and key[1] == self.made(key[0])
         rebuilt = node in self.without and key[0] in self.without
-        if not outside and not rebuilt and key[0] not in self.setting.internal:
-            self.storages[key] = self.setting.bytes(*key)
-            self.savers.setdefault(key, []).append(node)
+        if not outside and not rebuilt:
+            for held in self._written(key):
+                self.storages[held] = self.setting.bytes(*held)
+                self.savers.setdefault(held, []).append(node)
+
+    def _written(self, key: Placed) -> Iterable[Placed]:
+        """A value, or of one that never leaves a fused kernel what enters that, from which backward makes it again,
+        unless that is more."""
+        if key[0] not in self.setting.internal:
+            return (key,)
+        read = [self.lies(v, self._layout(key[0], v)) for v in operands(key[0]) if is_tensor(v) and not is_parameter(v)]
+        entering = dict.fromkeys(held for row in read for held in self._written(row))
+        more = sum(self.setting.bytes(*held) for held in entering if held not in self.storages)
+        return entering if more <= self.setting.bytes(*key) else (key,)
 
     def lies(self, value: fx.Node, layout: Layout) -> Placed:
         """What memory a value in a layout lies in: its own, or that of what it is a view of."""

@@ -18,7 +18,7 @@ def told(name: str, capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[objec
 
 def test_a_preset_tells_of_each_number(capsys: pytest.CaptureFixture[str]) -> None:
     rows, device = told("dgx-h100", capsys), Cluster.load("dgx-h100").device
-    assert rows["device.memory_bytes"] == (device.memory_bytes, "datasheet")
+    assert rows["device.memory_bytes"] == (device.memory_bytes, "what torch.cuda finds of it: 79.18 GiB")
     value, why = rows["device.products.fp8.share"]
     assert value == next(row.share for row in device.products if "fp8" in row.types)
     assert "% of those kept aside" in why
