@@ -23,13 +23,15 @@ _WHY, _PLANS = "why", "plans"
 class Expressible:
     """Which plans a framework can be told. ``axes`` of the mesh of more than one rank; ``schedules`` by name;
     ``virtual``: at most so many stages a rank; ``zero``: its stages; ``recompute``: ways to, beside none.
-    ``end_slots``: what is before the blocks, and what is behind them, may each take a block's place in the stages."""
+    ``collectives``: those that turn one layout of a value into another. ``end_slots``: what is before the blocks, and
+    what is behind them, may each take a block's place in the stages."""
 
     axes: tuple[str, ...]
     schedules: tuple[str, ...]
     virtual: int
     zero: tuple[int, ...]
     recompute: tuple[str, ...]
+    collectives: tuple[str, ...]
     end_slots: bool = False
 
 

@@ -74,6 +74,6 @@ ROOMS: dict[str, dict[str, str]] = {
         "compare": "subcommands screen figures plan show",
         "toml_words": "",
         "measured_kernels": "screen toml_words",
-        "validate": "subcommands models screen streams plan measured_kernels",
+        "validate": "subcommands models screen streams figures plan compare measured_kernels",
     },
 }

@@ -28,11 +28,14 @@ WAYS = ("forward", "backward")
 def convert_seconds(
     setting: Setting, node: fx.Node, source: Layout, target: Layout, routes: Mapping[str, Route]
 ) -> Seconds | None:
-    """Time to turn one layout of a value into another, both phases; None where no collectives do."""
+    """Time to turn one layout of a value into another, both phases; None where no collectives do that the program can
+    be told."""
     if source == target:
         return ZERO
     differentiable, found = node in setting.folded.differentiable, ZERO
-    hops = conversion(source, target, setting.axes, differentiable)
+    hops, told = conversion(source, target, setting.axes, differentiable), setting.software.plans
+    if told is not None and any(hop.sent(way) not in ("", *told.collectives) for hop in hops or () for way in WAYS):
+        return None
     for hop in hops or ():
         forward, backward = (
             collective_seconds(hop.sent(way), payload(setting, node, hop, way), routes[hop.axis])

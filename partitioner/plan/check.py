@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from partitioner.cluster import Cluster
 from partitioner.errors import InputError
+from partitioner.ops.collective_kinds import KINDS
 from partitioner.plan.derived_rows import BlockRow, Cost
 from partitioner.plan.executed import not_executed
 from partitioner.plan.parallelism import parallelism_error
@@ -90,7 +91,7 @@ def check_software(software: dict[str, Any], place: str) -> None:
         raise InputError(f"{place}.software.plans must be those of {found.name[:60]!r}: plan again with --for")
     if found.plans is None:
         return
-    known = {"axes": AXES, "schedules": SCHEDULES, "zero": range(4), "recompute": WAYS}
+    known = {"axes": AXES, "schedules": SCHEDULES, "zero": range(4), "recompute": WAYS, "collectives": KINDS}
     for key, words in known.items():
         strange = next((word for word in getattr(found.plans, key) if word not in words), None)
         if strange is not None:

@@ -20,6 +20,7 @@ from typing import Any
 
 from partitioner.errors import InputError
 from partitioner.hardware.device import Attention, Products
+from partitioner.ops.collective_kinds import KINDS
 from partitioner.plan.digests import digest_of
 from partitioner.plan.json_document import plain
 from partitioner.plan.recompute_ways import FULL_RECOMPUTE, NO_RECOMPUTE
@@ -151,7 +152,7 @@ def _from_10(data: Data, origin: str) -> Data:
     before = data["asked"]["software"]
     software = Software().as_dict() | before
     if software["plans"] is not None:
-        software["plans"] = {"end_slots": False} | software["plans"]
+        software["plans"] = {"end_slots": False, "collectives": list(KINDS)} | software["plans"]
     made = data | {"asked": data["asked"] | {"software": software}}
     if data.get("found", {}).get("digests", {}).get("software") == digest_of(before):
         made["found"] = data["found"] | {"digests": data["found"]["digests"] | {"software": digest_of(software)}}

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 import pytest
+import torch
 
 from examples.gpt import model
 from partitioner import Cluster, lower, search, trace
@@ -17,6 +18,7 @@ from partitioner.precision import PRESETS
 from partitioner.schedule.tables import SCHEDULES
 from partitioner.sharding.mesh_axes import AXES
 from partitioner.software import OWN, Expressible, Software, framework_reasons, frameworks
+from tools.models.plain_decoder import Dimensions, decoder
 
 OTHERS = [name for name in frameworks() if name != OWN]
 
@@ -71,6 +73,7 @@ def test_a_wrong_trait_is_named(changed: dict[str, object], told: str) -> None:
         (lambda s: s["plans"].update(zero=[7]), "plans.zero has a wrong value '7'"),
         (lambda s: s["plans"].update(zero=[]), "plans.zero must be a list of 1 to 64"),
         (lambda s: s["plans"].update(recompute=["some"]), "plans.recompute has a wrong value 'some'"),
+        (lambda s: s["plans"].update(collectives=["all_sum"]), "plans.collectives has a wrong value 'all_sum'"),
         (lambda s: s["plans"].update(virtual=10**9), "plans.virtual must be at most 64"),
     ],
 )
@@ -148,7 +151,7 @@ def test_gradients_are_added_up_as_a_framework_does() -> None:
 
 
 def test_more_stages_a_rank_are_a_framework_s_to_allow() -> None:
-    told = Expressible(("pp", "dp"), ("1f1b", "interleaved"), 2, (0,), ())
+    told = Expressible(("pp", "dp"), ("1f1b", "interleaved"), 2, (0,), (), ("all_reduce",))
     deep = trace(*model(layers=12, hidden=64, heads=4, vocab=256, seq=32), compare=False)
     for most in (2, 6):
         software = replace(Software.load("megatron"), plans=replace(told, virtual=most))
@@ -159,3 +162,30 @@ def test_more_stages_a_rank_are_a_framework_s_to_allow() -> None:
                 search(deep, cluster, 8, pins)
         else:
             assert search(deep, cluster, 8, pins).parallelism.virtual == 6
+
+
+def test_ends_take_a_slot_where_a_framework_gives_them_one() -> None:
+    """Six blocks in four stages on each of two ranks: embedding and head stand alone."""
+    graph = trace(*model(layers=6, hidden=64, heads=4, vocab=256, seq=32), compare=False)
+    pins: dict[str, str | int] = {"pp": 2, "virtual": 4}
+    found = search(graph, Cluster.load("dgx-h100", devices=2, software="megatron"), 8, pins).decisions.stages
+    assert [sum(unit.startswith("blocks.") for unit in stage) for stage in found] == [0, 1, 1, 1, 1, 1, 1, 0]
+    with pytest.raises(InputError, match="pins pp=2 and virtual=4 conflict: 8 stages, the model has 6 blocks"):
+        search(graph, Cluster.load("dgx-h100", devices=2), 8, pins)
+
+
+def test_layouts_are_of_the_collectives_that_a_framework_has() -> None:
+    """Attention among ranks that divide tokens goes to heads and back by all_to_all, which Megatron-LM has not."""
+    size = Dimensions(2, 6144, 48, 8, 24576, False, 1024, False, 4096, False)
+    wide = trace(*decoder(size, torch.bfloat16), compare=False)
+    pins: dict[str, str | int] = {"tp": 4, "pp": 1, "boundary": "sharded"}
+    kinds: dict[bool, set[str]] = {}
+    for every in (False, True):
+        software = Software.load("megatron")
+        assert software.plans is not None
+        told = (*software.plans.collectives, "all_to_all") if every else software.plans.collectives
+        cluster = replace(on("megatron"), software=replace(software, plans=replace(software.plans, collectives=told)))
+        plan = search(wide, cluster, 16, pins)
+        kinds[every] = {move.forward for block in plan.blocks for op in block.ops for move in op.collectives}
+    assert "all_to_all" in kinds[True]
+    assert "all_to_all" not in kinds[False]

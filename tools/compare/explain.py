@@ -37,12 +37,20 @@ def explain(best: Column, other: Column) -> list[str]:
     if best.plan is None or other.plan is None:
         return [headline(best, other)]
     a, b = best.plan, other.plan
-    changed = changes(a, b)
-    step = a.cost.step_seconds
-    rows = [(abs(x) / step, line) for x, line in _times(a, b, changed) if abs(x) > LEAST_SHARE * step]
+    changed, rows = changes(a, b), list(_slower(a, b))
     held = a.cost.peak_bytes
     rows += [(abs(x) / held, line) for x, line in _bytes(a, b, changed) if abs(x) > LEAST_SHARE * held]
-    return [headline(best, other), *(f"  {line}" for _, line in sorted(rows, key=lambda row: -row[0]))]
+    return [headline(best, other), *(f"  {line}" for _, line in sorted(rows, key=lambda row: -abs(row[0])))]
+
+
+def costs_most(a: Plan, b: Plan) -> str:
+    """What makes the step of ``b`` longer, the largest part of it; "" for nothing."""
+    return max(((share, line) for share, line in _slower(a, b) if share > 0), default=(0.0, ""))[1]
+
+
+def _slower(a: Plan, b: Plan) -> Iterator[tuple[float, str]]:
+    step = a.cost.step_seconds
+    return ((x / step, line) for x, line in _times(a, b, changes(a, b)) if abs(x) > LEAST_SHARE * step)
 
 
 def headline(best: Column, other: Column) -> str:

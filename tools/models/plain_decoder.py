@@ -13,7 +13,8 @@ DROPOUT = 0.1  # of GPT's training, where attention is written out
 
 @dataclass(frozen=True)
 class Dimensions:
-    """``written_out``: attention makes its scores, with dropout, instead of calling a fused kernel."""
+    """``written_out``: attention makes its scores, with dropout, instead of calling a fused kernel. ``adapter``: the
+    rank of what alone is trained beside attention's products (LoRA, Hu et al., 2021); 0 where all is trained."""
 
     layers: int
     hidden: int
@@ -25,6 +26,18 @@ class Dimensions:
     tied: bool
     seq: int
     written_out: bool
+    adapter: int = 0
+
+
+class Adapted(nn.Linear):
+    """A frozen product beside which a low-rank one is trained."""
+
+    def __init__(self, inner: int, outer: int, bias: bool, rank: int) -> None:
+        super().__init__(inner, outer, bias)
+        self.down, self.up = nn.Linear(inner, rank, bias=False), nn.Linear(rank, outer, bias=False)
+
+    def forward(self, input: Tensor) -> Tensor:  # torch's own name of it
+        return super().forward(input) + self.up(self.down(input))
 
 
 class Attention(nn.Module):
@@ -34,8 +47,7 @@ class Attention(nn.Module):
         super().__init__()
         self.size, self.width = size, size.hidden // size.heads
         self.sizes = [n * self.width for n in (size.heads, size.kv_heads, size.kv_heads)]
-        self.qkv = nn.Linear(size.hidden, sum(self.sizes), bias=not size.gated)
-        self.out = nn.Linear(size.hidden, size.hidden, bias=not size.gated)
+        self.qkv, self.out = (_projection(size, outer) for outer in (sum(self.sizes), size.hidden))
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:  # b s d
         q, k, v = (t.unflatten(-1, (-1, self.width)).transpose(1, 2) for t in self.qkv(x).split(self.sizes, -1))
@@ -43,6 +55,11 @@ class Attention(nn.Module):
             q, k = _rotated(q, *rotary), _rotated(k, *rotary)
         y = _written_out(q, k, v) if self.size.written_out else _fused(q, k, v)
         return self.out(y.transpose(1, 2).flatten(2))
+
+
+def _projection(size: Dimensions, outer: int) -> nn.Linear:
+    bias = not size.gated
+    return Adapted(size.hidden, outer, bias, size.adapter) if size.adapter else nn.Linear(size.hidden, outer, bias)
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -123,5 +140,10 @@ def decoder(size: Dimensions, dtype: torch.dtype, batch: int = 2) -> tuple[nn.Mo
     """The module on meta in training mode, and an example batch."""
     with torch.device("meta"):
         module = Decoder(size).to(dtype).train()
+        if size.adapter:
+            module.requires_grad_(False)
+            for part in (m for m in module.modules() if isinstance(m, Adapted)):
+                part.down.requires_grad_(True)
+                part.up.requires_grad_(True)
         tokens = torch.zeros(batch, size.seq, dtype=torch.long)
     return module, {"tokens": tokens, "labels": torch.zeros_like(tokens)}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable, Container, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 
 import numpy as np
@@ -25,11 +25,13 @@ LEAST_RANKED = 8  # rows of one model and GPU count for a rank correlation to me
 
 @dataclass(frozen=True)
 class Predicted:
-    """A run beside its prediction; ``peak_bytes``: what an allocator reserves."""
+    """A run beside its prediction; ``peak_bytes``: of tensors or of what an allocator reserves, as the run's are.
+    ``others``: seconds where what the row leaves open is decided otherwise, by what that is."""
 
     run: Run
     step_seconds: float
     peak_bytes: float
+    others: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def error(self) -> float:
@@ -86,8 +88,7 @@ def validate_command(options: argparse.Namespace) -> int:
         for number, run in enumerate(sorted(runs, key=lambda r: str(r.size))):
             say(f"{number} of {len(runs)} runs predicted")
             try:
-                cost, device = rerun.predict(run), rerun.cluster(run).device
-                found.append(Predicted(run, cost.step_seconds, cost.peak_bytes / device.allocator_share))
+                found.append(predicted(run, rerun))
             except InputError as error:
                 refused.append(Refused(run.line, run.name, str(error)))
     found.sort(key=lambda p: p.run.line)
@@ -99,8 +100,29 @@ def validate_command(options: argparse.Namespace) -> int:
     if options.json:
         options.document(_document(found, refused, rows, noise(runs)))
     else:
-        _print(found if options.rows else [], refused, rows, noise(runs))
+        _print(found, options.rows, refused, rows, noise(runs))
     return 0
+
+
+def predicted(run: Run, rerun: Rerun) -> Predicted:
+    """Beside it, what it would be where the row leaves something open; raises InputError as ``Rerun.predict`` does."""
+    cost, share = rerun.predict(run), rerun.cluster(run).device.allocator_share if run.is_reserved else 1.0
+    others = {words: rerun.predict(other).step_seconds for words, other in rerun.others(run).items()}
+    return Predicted(run, cost.step_seconds, cost.peak_bytes / share, others)
+
+
+def left_open(found: Sequence[Predicted]) -> list[str]:
+    """A line for each decision that rows leave open: how far off they are as it was taken, and otherwise."""
+    lines = list[str]()
+    for words in dict.fromkeys(words for p in found for words in p.others):
+        rows = [p for p in found if words in p.others]
+        taken = statistics.mean(abs(p.error) for p in rows)
+        other = statistics.mean(abs(p.others[words] / p.run.step_seconds - 1) for p in rows)
+        lines.append(
+            f"whether {words} is not said by {len(rows)} of {len(found)} rows: {100 * taken:.1f} % off without, "
+            f"{100 * other:.1f} % if so"
+        )
+    return lines
 
 
 def summary(name: str, rows: Sequence[Predicted], aside: Container[int] = ()) -> Summary:
@@ -177,7 +199,7 @@ def _document(
         {
             "run_id": p.run.name, "group": p.run.group, "line": p.run.line, "measured_seconds": p.run.step_seconds,
             "predicted_seconds": p.step_seconds, "error": p.error, "measured_bytes": p.run.peak_bytes,
-            "predicted_bytes": p.peak_bytes,
+            "predicted_bytes": p.peak_bytes, "otherwise_seconds": dict(p.others),
         }
         for p in found
     ]  # fmt: skip
@@ -189,14 +211,17 @@ def _document(
 
 
 def _print(
-    found: Sequence[Predicted], refused: Sequence[Refused], rows: Sequence[Summary], floor: float | None
-) -> None:
+    found: Sequence[Predicted], is_listed: bool, refused: Sequence[Refused], rows: Sequence[Summary],
+    floor: float | None,
+) -> None:  # fmt: skip
     console = output()
-    if found:
+    if found and is_listed:
         console.print(table("runs", ("run", "measured", "predicted", "error", "memory", "predicted"), _listed(found)))
     columns = ("group", "rows", "mean error", "median", "worst", "bias", "kept aside", "rank", "regret", "memory",
                "memory rank")  # fmt: skip
     console.print(table("step time, predicted against measured", columns, [_words(r) for r in rows]))
+    for line in left_open(found):
+        console.print(line)
     if floor is not None:
         console.print(f"rows equal in every column differ by up to {100 * floor:.1f} %: no prediction can be closer")
     if refused:

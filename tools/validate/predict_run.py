@@ -21,8 +21,10 @@ from partitioner.graph.tied_blocks import Folded, fold
 from partitioner.layouts.solution import Solution
 from partitioner.plan.derived_rows import Cost
 from partitioner.plan.parallelism import Parallelism, mesh_of
+from partitioner.plan.recompute_ways import FULL_RECOMPUTE, NO_RECOMPUTE
 from partitioner.precision import PRESETS, SINGLE, Precision
 from partitioner.schedule.tables import plainest
+from partitioner.searching.candidates import divisors
 from partitioner.searching.pins import read_pins
 from partitioner.software import Software
 from partitioner.solve.axis_by_axis import solve_axes
@@ -58,10 +60,28 @@ class Rerun:
         self.solved: dict[object, tuple[Setting, Solution]] = {}
         self.priced: dict[object, Priced] = {}
 
+    def stated(self, run: Run) -> Run:
+        """With what the row leaves open: ZeRO and sequence parallelism as its program has them, nothing recomputed.
+        Raises InputError as ``predict`` does."""
+        software = self.cluster(run).software
+        whole = replace(run, zero=_zero(run, software), sequence_parallel=_divides_tokens(run, software))
+        return whole if run.recompute else replace(whole, recompute=NO_RECOMPUTE)
+
+    def others(self, run: Run) -> dict[str, Run]:
+        """What a row leaves open decided otherwise than ``stated`` does, by what that is."""
+        stated, found = self.stated(run), dict[str, Run]()
+        if not run.recompute:
+            found["all blocks are recomputed"] = replace(stated, recompute=FULL_RECOMPUTE)
+        if run.zero is None and run.dp > 1:
+            zero = 0 if stated.zero else 1
+            found[f"ZeRO is {zero}"] = replace(stated, zero=zero)
+        return found
+
     def predict(self, run: Run) -> Cost:
-        """The run's predicted step; raises InputError with the reason why its row can't be expressed."""
+        """The run's predicted step, as ``stated``; raises InputError with the reason why its row can't be expressed."""
         if run.strange:
             raise InputError(run.strange)
+        run = self.stated(run)
         cluster = self.change(run, self.cluster(run))
         alike = replace(cluster, nodes=1)  # layouts are of one tp group, however many there are
         solved = self._solved(run, alike)
@@ -86,7 +106,8 @@ class Rerun:
         }
         found = Cluster.load(name, software=framework)
         is_rack = found.node_devices > _SERVER
-        domain = min(found.node_devices, run.gpus) if is_rack else run.gpus_per_node
+        most = min(found.node_devices, run.gpus)
+        domain = max(n for n in divisors(run.gpus) if n <= most) if is_rack else run.gpus_per_node
         found = replace(found, node_devices=domain, nodes=max(1, -(-run.gpus // domain)))
         own = run.cluster in self.known.cluster
         network = found.network if own else replace(found.network, bytes_per_second=_network(run, found))
@@ -118,6 +139,11 @@ def _zero(run: Run, software: Software) -> int:
     """As the row states; or 1, a framework's distributed optimizer, or as far as it always divides."""
     plans = software.plans
     return run.zero if run.zero is not None else 1 if plans is None or 1 in plans.zero else max(plans.zero)
+
+
+def _divides_tokens(run: Run, software: Software) -> bool:
+    """As the row states; or where the program keeps parts of what it gathers, which is what such parallelism is for."""
+    return software.regathers and run.tp > 1 if run.sequence_parallel is None else run.sequence_parallel
 
 
 def _traced(size: Dimensions, dtype: str) -> Graph:
@@ -165,7 +191,7 @@ def split_of(run: Run, priced: Priced) -> Split:
     parallelism = Parallelism(
         mesh=mesh, order=tuple(mesh), micro_batch=run.micro_batch,
         micro_batches=run.global_batch // (run.dp * run.micro_batch), schedule=plainest(run.virtual),
-        virtual=run.virtual, recompute=way, zero=_zero(run, software),
+        virtual=run.virtual, recompute=way, zero=run.zero or 0,
         zero_group=run.zero_group or 0,
     )  # fmt: skip
     return Split(parallelism=parallelism, stages=sums, units=units, recomputed=counts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from partitioner.sharding.mesh_axes import CP, DP, PP, TP
 from tools.models.plain_decoder import Dimensions
 
 RECOMPUTE = {
-    "": "none", "none": "none", "unstated": "none", "full": "full", "selective": "selective",
+    "": "", "none": "none", "unstated": "", "full": "full", "selective": "selective",
     "selective-op": "operators", "selective-layer": "layers", "selective per op": "operators",
     "selective (torchtitan default)": "operators", "selective (every op or layer, torchtitan default)": "operators",
 }  # fmt: skip
@@ -25,7 +26,8 @@ DTYPES = {  # in which a model computes, and by which recipe the products of its
 
 @dataclass(frozen=True)
 class Run:
-    """``recompute``: one of RECOMPUTE's words. ``zero``, ``overlap_tensor`` and ``compiled`` are None where not stated.
+    """``recompute``: one of RECOMPUTE's words, "" where not stated. ``zero``, ``sequence_parallel``, ``overlap_tensor``
+    and ``compiled`` are None where not stated. ``is_reserved``: ``peak_bytes`` are an allocator's, and not tensors'.
 
     ``strange``: why the row's numbers do not go together, "" where they do.
     """
@@ -46,7 +48,7 @@ class Run:
     virtual: int
     cp: int
     dp: int
-    sequence_parallel: bool
+    sequence_parallel: bool | None
     recompute: str
     zero: int | None
     zero_group: int | None
@@ -58,6 +60,7 @@ class Run:
     precision: str
     step_seconds: float
     peak_bytes: float | None
+    is_reserved: bool = True
     strange: str = ""
 
     @property
@@ -114,17 +117,17 @@ class _Cells:
         size = Dimensions(
             self.count("layers"), self.count("hidden"), self.count("heads"), self.count("kv_heads"),
             self.count("ffn"), self.flag("gated_mlp"), self.count("vocab"), self.flag("tied_embeddings"),
-            self.count("seq"), self.word("attention", ("", "flash", "unfused")) == "unfused",
+            self.count("seq"), self.word("attention", ("", "flash", "unfused")) == "unfused", self.adapter(),
         )  # fmt: skip
         run = Run(
             line, self.text("run_id"), self.text("group"), self.text("model"), size, self.text("gpu"),
             self.text("cluster"), self.text("interconnect"), self.text("framework"), self.count("gpus"),
             self.count("gpus_per_node"), self.count(TP), self.count(PP), self.optional("virtual_stages") or 1,
-            self.count(CP), self.count(DP), self.flag("sequence_parallel"),
+            self.count(CP), self.count(DP), self.stated("sequence_parallel"),
             RECOMPUTE.get(self.text("recompute"), self.text("recompute")), self.zero(),
             self.optional("zero_group"), self.flag("grad_overlap"), self.stated("tp_overlap"), self.stated("compiled"),
             self.count("micro_batch"), self.count("global_batch"), self.text("precision"),
-            self.number("step_seconds"), self.memory(),
+            self.number("step_seconds"), self.memory(), "peak_memory_usage" not in self.text("memory_unit"),
         )  # fmt: skip
         return replace(run, strange=self.unpriced() or _strange(run))
 
@@ -132,12 +135,21 @@ class _Cells:
         """What the row has that is not priced, or lacks; "" for nothing."""
         if self.row.get("experts"):
             return "a mixture of experts: not priced yet"
-        if "LoRA" in (self.row.get("notes") or ""):
-            return "its base is frozen (LoRA): not priced yet"
+        if "LoRA" in self.notes and not self.adapter():
+            return "its base is frozen (LoRA), of adapters whose rank is not stated"
         if self.text("recompute") not in RECOMPUTE:
             return f"recompute {self.text('recompute')} is none of {', '.join(word for word in RECOMPUTE if word)}"
         lacks = [*self.blank, *(column for column in ("precision", "virtual_stages") if not self.text(column))]
         return f"the column {lacks[0]} is blank" if lacks else ""
+
+    @property
+    def notes(self) -> str:
+        return self.row.get("notes") or ""
+
+    def adapter(self) -> int:
+        """The rank of LoRA's adapters, 0 where all is trained."""
+        found = re.search(r"rank (\d+) adapters", self.notes) if "LoRA" in self.notes else None
+        return int(found[1]) if found else 0
 
     def zero(self) -> int | None:
         """ZeRO's stage, where it is stated."""

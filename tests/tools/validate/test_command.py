@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scipy.stats import spearmanr
@@ -79,9 +80,48 @@ def test_the_configuration_of_a_row_is_what_is_priced(tmp_path: Path, capsys: py
     assert seconds["other"] < 0.7 * seconds["plain"]
 
 
+def rows(path: Path, capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    assert main(["validate", str(path), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)["rows"]
+
+
+def test_what_a_row_leaves_open_is_priced_both_ways(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (stated,) = rows(written(tmp_path, LLAMA), capsys)
+    assert stated["otherwise_seconds"] == {}
+    (left,) = rows(written(tmp_path, LLAMA, recompute="", zero=""), capsys)
+    assert left["predicted_seconds"] == stated["predicted_seconds"]
+    otherwise = left["otherwise_seconds"]
+    assert otherwise.keys() == {"all blocks are recomputed", "ZeRO is 0"}
+    (full,) = rows(written(tmp_path, LLAMA, recompute="full"), capsys)
+    (zero,) = rows(written(tmp_path, LLAMA, zero="0"), capsys)
+    assert otherwise == {
+        "all blocks are recomputed": full["predicted_seconds"], "ZeRO is 0": zero["predicted_seconds"]
+    }  # fmt: skip
+    assert main(["validate", str(written(tmp_path, LLAMA, recompute=""))]) == 0
+    assert "whether all blocks are recomputed is not said by 1 of 1 rows" in " ".join(capsys.readouterr().out.split())
+
+
+def test_adapters_beside_a_frozen_base_take_no_gradients_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two of three products are left, and hardly any state is held."""
+    notes = "LoRA: base weights frozen (rank 16 adapters in the reference)"
+    (whole,), (adapted,) = rows(written(tmp_path, LLAMA), capsys), rows(written(tmp_path, LLAMA, notes=notes), capsys)
+    assert 0.6 < adapted["predicted_seconds"] / whole["predicted_seconds"] < 0.8
+    assert adapted["predicted_bytes"] < whole["predicted_bytes"] - 8e9 * (2 + 12 / 8) * 0.95
+
+
+def test_tensors_are_compared_with_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unit = "1e9 bytes, torch peak_memory_usage"
+    (reserved,) = rows(written(tmp_path, LLAMA), capsys)
+    (own,) = rows(written(tmp_path, LLAMA, memory_unit=unit), capsys)
+    assert own["predicted_bytes"] == pytest.approx(0.9 * reserved["predicted_bytes"])
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
+        ({"notes": "LoRA"}, "its base is frozen (LoRA), of adapters whose rank is not stated"),
         ({"gpu": "TPU-v5p"}, "no preset for GPU TPU-v5p"),
         ({"framework": "Colossal"}, "nothing is known of the program Colossal"),
         ({"dp": "4"}, "tp x pp x cp x dp is 4, gpus 8"),
