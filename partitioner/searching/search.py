@@ -28,7 +28,7 @@ from partitioner.searching.candidates import Progress, candidates
 from partitioner.searching.pin_conflicts import conflict
 from partitioner.searching.pins import read_pins
 from partitioner.searching.splits import Tried
-from partitioner.searching.where_memory_binds import Asked, recut, where_memory_binds
+from partitioner.searching.where_memory_binds import Asked, recut, setup_of, where_memory_binds
 from partitioner.searching.write_plan import ALONE, Ranking, plan_of
 from partitioner.step.step_seconds import price
 
@@ -91,17 +91,18 @@ def tightest(
     """The plan that needs the fewest bytes a device, whether ``cluster`` has them or not; asked as ``search`` is.
 
     Looked at is all that ``search`` looks at, so that this plan fits where ``search`` finds one and only there; and
-    where one fits, what it passes over because nothing needs it: as if devices had no room at all, at rising
-    SCARCITIES until one brings nothing tighter. Raises InputError as ``search`` does.
+    where one fits, what it passes over because nothing needs it, as if devices had no room at all: of the smallest
+    micro-batch, which keeps least, at the SCARCITIES that ``search`` did not need. Raises InputError as it does.
     """
     found = _Found(cluster.device.room)
     asked = _asked(graph, cluster, global_batch, pins or {}, progress, plan_only, found)
     higher = _until_one_fits(found, asked)
-    for scarcity in (higher or SCARCITIES[-1:]) if found.fitting else ():
-        before = found.tightest.peak_bytes
-        found.add(candidates(asked[0], cluster.leaving(1.0), *asked[2:], scarcity))
-        if found.tightest.peak_bytes >= before:
-            break
+    if found.fitting:
+        setups = {setup_of(tried) for tried in found.all.values()}
+        least = min(setup.micro_batch for setup in setups)
+        smallest, none = {setup for setup in setups if setup.micro_batch == least}, cluster.leaving(1.0)
+        for scarcity in higher or SCARCITIES[-1:]:
+            found.add(candidates(graph, none, *asked[2:], scarcity, smallest))
     best = found.tightest
     plan = plan_of([(best, price(best.priced, best.split))], [], dict(ALONE), global_batch, pins or {}, model or {})
     return replace(plan, cluster=cluster.as_dict()).stamped()

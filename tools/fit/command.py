@@ -75,10 +75,10 @@ def _least(asked: Asked, up_to: int) -> Found:
     first = next((row for row in trials if row.fits), None)
     if first is not None:
         return first, trials, []
-    missed = [row for row in trials if not row.reason]
-    if not missed:
-        raise InputError(f"on no number of devices up to {trials[-1].devices:,} is there a plan: {trials[-1].reason}")
-    shown = missed[-1] if missed[-1].tightest else asked.on(missed[-1].devices, whole=True)
+    missed, last = [row for row in trials if row.tightest], trials[-1]
+    shown = missed[-1] if missed else last if last.reason else asked.on(last.devices, whole=True)
+    if shown.reason:
+        raise InputError(f"on no number of devices up to {last.devices:,} is there a plan: {shown.reason}")
     return shown, trials, list(mends(asked, shown, []))
 
 
@@ -93,7 +93,7 @@ def _show(asked: Asked, trials: Sequence[Trial], shown: Trial, told: Sequence[st
     for line in told:
         console.print(f"would fit: {line}", markup=False)
     if shown.is_full:
-        console.print(f"no plan leaves {percent(asked.free)} of the room free: the fastest that fits is shown")
+        console.print(_full(asked, trials))
     if written:
         words = f"the second plan is written to {written}" if shown.fits else f"nothing is written to {written}"
         console.print(words, markup=False)
@@ -106,6 +106,12 @@ def _answer(trials: Sequence[Trial], shown: Trial) -> str:
     if not fewer:
         return f"fits on {shown.devices:,} {'device' if shown.devices == 1 else 'devices'}"
     return f"fits on {shown.devices:,} devices at least; on {fewer[-1].devices:,}: {screen.verdict(fewer[-1])}"
+
+
+def _full(asked: Asked, trials: Sequence[Trial]) -> str:
+    roomy = next((row.devices for row in trials if row.fits and not row.is_full), None)
+    words = f"; of those tried {roomy:,} devices do" if roomy else ""
+    return f"the tightest does not leave {percent(asked.free)} free, so that the other is the fastest that fits{words}"
 
 
 def _missed(shown: Trial, told: Sequence[str]) -> str:

@@ -39,8 +39,8 @@ def room_words(device: Device) -> str:
     if share == 1:
         return f"{whole} of memory, all of it taken to be for tensors"
     return (
-        f"{whole} of memory, {size(device.room)} ({percent(share)}) for tensors, {size(left)} ({percent(1 - share)}) for "
-        "the allocator's gaps, NCCL and the driver together"
+        f"{whole} of memory, {size(device.room)} ({percent(share)}) for tensors, {size(left)} ({percent(1 - share)}) "
+        "for the allocator's gaps, NCCL and the driver together"
     )
 
 

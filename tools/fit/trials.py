@@ -9,11 +9,16 @@ from math import prod
 
 from partitioner import Cluster, Graph, Plan, search
 from partitioner.cost.state_bytes import least_state_bytes
-from partitioner.errors import DoesNotFit, InputError
+from partitioner.errors import InputError
 from partitioner.searching.pins import read_pins
 from partitioner.searching.search import tightest
 
 SAMPLES = 4  # a device: where every rank holds samples of its own it adds gradients up, as in larger batches
+
+
+Given = tuple[
+    Graph, Cluster, int, Mapping[str, str | int], Mapping[str, object], Callable[[str], None], bool
+]  # of ``search`` and ``tightest``
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +27,8 @@ class Trial:
 
     ``tightest``: of the fewest bytes, whether they fit or not; None where there is no plan for a ``reason``, or where
     state alone, ``state_bytes`` a device if it is divided over all of them, is above the room. ``comfortable``: where
-    it fits, the fastest plan that leaves the share free that was asked for or, where ``is_full``, that fits at all.
+    it fits, the fastest plan that leaves the share free that was asked for or, where the tightest does not
+    (``is_full``), that fits at all.
     """
 
     devices: int
@@ -110,16 +116,16 @@ class Asked:
         def say(text: str) -> None:
             self.say(f"{devices:,} devices: {text}")
 
-        given = (self.graph, cluster, batch, self.pins, self.model, say, self.plan_only)
+        def asked(of: Cluster) -> Given:
+            return self.graph, of, batch, self.pins, self.model, say, self.plan_only
+
         try:
-            found = replace(found, tightest=tightest(*given))
+            found = replace(found, tightest=tightest(*asked(cluster)))
         except InputError as error:
             return replace(found, reason=str(error))
         if found.missing_bytes > 0:
             return found
-        try:
-            roomy = search(self.graph, cluster.leaving(self.free), *given[2:])
-            return replace(found, comfortable=replace(roomy, cluster=cluster.as_dict()).stamped())
-        except DoesNotFit:
-            return replace(found, comfortable=search(self.graph, cluster, *given[2:]), is_full=True)
-
+        roomy = cluster.leaving(self.free)
+        if found.peak_bytes > roomy.device.room:
+            return replace(found, comfortable=search(*asked(cluster)), is_full=True)
+        return replace(found, comfortable=replace(search(*asked(roomy)), cluster=cluster.as_dict()).stamped())
