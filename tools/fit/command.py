@@ -105,7 +105,8 @@ def _answer(trials: Sequence[Trial], shown: Trial) -> str:
     fewer = [row for row in trials if row.devices < shown.devices]
     if not fewer:
         return f"fits on {shown.devices:,} {'device' if shown.devices == 1 else 'devices'}"
-    return f"fits on {shown.devices:,} devices at least; on {fewer[-1].devices:,}: {screen.verdict(fewer[-1])}"
+    below = screen.verdict(fewer[-1]).replace("misses ", "a device misses ")
+    return f"fits on {shown.devices:,} devices at least; on {fewer[-1].devices:,} {below}"
 
 
 def _full(asked: Asked, trials: Sequence[Trial]) -> str:

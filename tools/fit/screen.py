@@ -14,7 +14,7 @@ from tools.figures.columns import HELD
 from tools.fit.trials import Asked, Trial
 from tools.screen import number, percent, seconds, size, table
 
-KINDS = {**HELD, "activations": "activations kept", "transient": "what comes and goes"}
+KINDS = {**HELD, "activations": "activations kept", "transient": "work of the fullest moment"}
 TIGHTEST, COMFORTABLE, FULL = "tightest", "comfortable", "fastest"
 
 
@@ -65,8 +65,9 @@ def tried(trials: Sequence[Trial], unit: str) -> Table:
         ]
         for row in trials
     ]  # fmt: skip
-    columns = ("devices", "batch", "tightest", "", f"{COMFORTABLE} step", f"{unit}/s")
-    return table("numbers of devices tried", columns, rows, words=("",))
+    columns = ("devices", "batch", "tightest", "", "step", f"{unit}/s")
+    title = f"numbers of devices tried: bytes a device of the tightest plan, step of the {COMFORTABLE} one"
+    return table(title, columns, rows, words=("",))
 
 
 def _step(plan: Plan) -> tuple[str, str]:
@@ -74,13 +75,12 @@ def _step(plan: Plan) -> tuple[str, str]:
 
 
 def verdict(trial: Trial) -> str:
-    """Whether it fits, and what is missing on each device."""
+    """Whether it fits, or what is missing on a device."""
     if trial.reason:
         return f"no plan: {trial.reason}"
     if trial.fits:
         return "fits, barely" if trial.is_full else "fits"
-    least = "" if trial.tightest else "at least "
-    return f"misses {least}{size(trial.missing_bytes)} each"
+    return f"misses {'' if trial.tightest else 'over '}{size(trial.missing_bytes)}"
 
 
 def plans(trial: Trial) -> Table:
