@@ -78,8 +78,10 @@ def _least(asked: Asked, up_to: int) -> Found:
     missed, last = [row for row in trials if row.tightest], trials[-1]
     shown = missed[-1] if missed else last if last.reason else asked.on(last.devices, whole=True)
     if shown.reason:
+        if {row.reason for row in trials} == {shown.reason}:
+            raise InputError(shown.reason)
         raise InputError(f"on no number of devices up to {last.devices:,} is there a plan: {shown.reason}")
-    return shown, trials, list(mends(asked, shown, []))
+    return shown, trials, list(mends(asked, shown, trials))
 
 
 def _show(asked: Asked, trials: Sequence[Trial], shown: Trial, told: Sequence[str], written: str | None) -> None:
@@ -91,7 +93,7 @@ def _show(asked: Asked, trials: Sequence[Trial], shown: Trial, told: Sequence[st
     console.print(screen.plans(shown))
     console.print(_answer(trials, shown), markup=False)
     for line in told:
-        console.print(f"would fit: {line}", markup=False)
+        console.print(line, markup=False)
     if shown.is_full:
         console.print(_full(asked, trials))
     if written:
@@ -101,12 +103,12 @@ def _show(asked: Asked, trials: Sequence[Trial], shown: Trial, told: Sequence[st
 
 def _answer(trials: Sequence[Trial], shown: Trial) -> str:
     if not shown.fits:
-        return f"does not fit on {shown.devices:,} devices: {size(shown.missing_bytes)} are missing on each"
+        return f"does not fit on {screen.devices(shown)}: {size(shown.missing_bytes)} are missing on each"
     fewer = [row for row in trials if row.devices < shown.devices]
     if not fewer:
-        return f"fits on {shown.devices:,} {'device' if shown.devices == 1 else 'devices'}"
+        return f"fits on {screen.devices(shown)}"
     below = screen.verdict(fewer[-1]).replace("misses ", "a device misses ")
-    return f"fits on {shown.devices:,} devices at least; on {fewer[-1].devices:,} {below}"
+    return f"fits on {screen.devices(shown)} at least; on {fewer[-1].devices:,} {below}"
 
 
 def _full(asked: Asked, trials: Sequence[Trial]) -> str:
@@ -120,8 +122,8 @@ def _missed(shown: Trial, told: Sequence[str]) -> str:
     assert shown.tightest is not None
     held = figures.rank_memory(shown.tightest)[figures.worst_rank(shown.tightest)]
     words = ", ".join(f"{screen.KINDS[kind]} {size(many)}" for kind, many in held.items())
-    mesh, mend = figures.mesh_words(shown.tightest.parallelism, ", "), f"; would fit: {'; '.join(told)}" if told else ""
+    mesh, mend = figures.mesh_words(shown.tightest.parallelism, ", "), "".join(f"; {line}" for line in told)
     return (
-        f"no plan fits on {shown.devices:,} devices: the tightest ({mesh}) misses {shown.missing_bytes:,.0f} bytes a "
+        f"no plan fits on {screen.devices(shown)}: the tightest ({mesh}) misses {shown.missing_bytes:,.0f} bytes a "
         f"device; it holds {words}{mend}"
     )

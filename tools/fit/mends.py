@@ -12,9 +12,9 @@ def mends(asked: Asked, missed: Trial, more: Sequence[Trial]) -> Iterator[str]:
     """In words; ``missed``: of the devices that were asked for; ``more``: what was tried beside."""
     least = next((row for row in more if row.fits), None)
     if least is not None:
-        yield f"{least.devices:,} devices: the least of more on which a plan fits"
+        yield f"it fits on {least.devices:,} devices, the least of more"
     elif more:
-        yield f"more devices do not help: nothing fits on up to {more[-1].devices:,}"
+        yield f"it fits on none of more devices, tried up to {more[-1].devices:,}"
     yield from _pins(replace(asked, global_batch=missed.global_batch), missed.devices)
 
 
@@ -22,6 +22,6 @@ def _pins(asked: Asked, devices: int) -> Iterator[str]:
     """Each pin without which a plan fits; where it takes more than one, whether all of them do."""
     alone = [name for name in asked.pins if asked.without(name).on(devices).fits]
     for name in alone:
-        yield f"dropping the pin {name}={asked.pins[name]}"
+        yield f"it fits without the pin {name}={asked.pins[name]}"
     if len(asked.pins) > 1 and not alone and asked.without(*asked.pins).on(devices).fits:
-        yield f"dropping the pins {', '.join(f'{name}={value}' for name, value in asked.pins.items())}"
+        yield f"it fits without the pins {', '.join(f'{name}={value}' for name, value in asked.pins.items())}"

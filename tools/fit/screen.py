@@ -51,8 +51,8 @@ def batch_words(asked: Asked) -> str:
     if asked.graph.inseparable:
         return f"global batch {asked.batch_on(1):,} (assumed: the example's, for samples can't be divided)"
     return (
-        f"global batch {asked.samples} samples a device (assumed, so that gradients are added up over micro-batches as "
-        "in any larger batch; --global-batch says another)"
+        f"global batch {asked.samples} samples a device (assumed, so that there may be several micro-batches, as in "
+        "larger batches; --global-batch says another)"
     )
 
 
@@ -65,9 +65,8 @@ def tried(trials: Sequence[Trial], unit: str) -> Table:
         ]
         for row in trials
     ]  # fmt: skip
-    columns = ("devices", "batch", "tightest", "", "step", f"{unit}/s")
-    title = f"numbers of devices tried: bytes a device of the tightest plan, step of the {COMFORTABLE} one"
-    return table(title, columns, rows, words=("",))
+    columns = ("devices", "batch", "tightest", "", COMFORTABLE, f"{unit}/s")
+    return table("numbers of devices tried", columns, rows, words=("",))
 
 
 def _step(plan: Plan) -> tuple[str, str]:
@@ -91,8 +90,13 @@ def plans(trial: Trial) -> Table:
     rows += [["memory at its fullest", *(size(plan.cost.peak_bytes) for plan in found.values())]]
     rows += [[f"  {words}", *(size(row[kind]) for row in held)] for kind, words in KINDS.items()]
     rows += [[f"left of {size(trial.room)}", *(_left(trial.room, plan) for plan in found.values())]]
-    title = f"{'the plans' if len(found) > 1 else 'the tightest plan'} on {trial.devices:,} devices"
-    return table(title, ("", *found), rows)
+    title = "the plans" if len(found) > 1 else "the tightest plan"
+    return table(f"{title} on {devices(trial)}", ("", *found), rows)
+
+
+def devices(trial: Trial) -> str:
+    """How many."""
+    return f"{trial.devices:,} {'device' if trial.devices == 1 else 'devices'}"
 
 
 def by_name(trial: Trial) -> dict[str, Plan]:

@@ -13,7 +13,7 @@ from partitioner.errors import InputError
 from partitioner.searching.pins import read_pins
 from partitioner.searching.search import tightest
 
-SAMPLES = 4  # a device: where every rank holds samples of its own it adds gradients up, as in larger batches
+SAMPLES = 4  # a device: where every rank holds samples of its own it may add gradients up, as in larger batches
 
 
 Given = tuple[
