@@ -78,7 +78,7 @@ def _least(asked: Asked, up_to: int) -> Found:
     missed, last = [row for row in trials if row.tightest], trials[-1]
     shown = missed[-1] if missed else last if last.reason else asked.on(last.devices, whole=True)
     if shown.reason:
-        if {row.reason for row in trials} == {shown.reason}:
+        if {row.reason for row in trials if row.reason} == {shown.reason}:
             raise InputError(shown.reason)
         raise InputError(f"on no number of devices up to {last.devices:,} is there a plan: {shown.reason}")
     return shown, trials, list(mends(asked, shown, trials))
