@@ -76,6 +76,11 @@ class Cluster:
             raise InputError(f"{ranks} ranks are no whole nodes of {self.name}: start {each} on each")
         return replace(self, nodes=ranks // each)
 
+    def leaving(self, share: float) -> Cluster:
+        """Of what tensors can fill on a device, that share left free: plans for it need so much less."""
+        room = self.device.allocator_share * (1 - share)
+        return replace(self, device=replace(self.device, allocator_share=room))
+
     def inside(self, ranks: int, stride: int) -> int:
         """How many of ``ranks`` ranks that lie ``stride`` apart are in one node."""
         return max(1, min(ranks, self.node_devices // stride))

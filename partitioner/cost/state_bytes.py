@@ -9,6 +9,7 @@ import torch
 
 from partitioner.cluster import Cluster
 from partitioner.cost.op_seconds import dtype_name
+from partitioner.graph.graph import Graph
 from partitioner.precision import Precision
 
 
@@ -53,6 +54,13 @@ def held_state(elements: float, dtype: torch.dtype, precision: Precision, zero: 
 def state_bytes(elements: float, dtype: torch.dtype, precision: Precision, zero: int = 0, ranks: int = 1) -> float:
     """All of ``held_state``."""
     return sum(held_state(elements, dtype, precision, zero, ranks))
+
+
+def least_state_bytes(graph: Graph) -> float:
+    """Of all ranks together, however they divide state: each trained parameter is held once, as ZeRO 3 holds it."""
+    trained = dict.fromkeys(node for nodes in graph.trained.values() for node in nodes)
+    values = [node.meta["val"] for node in trained]
+    return sum(2 * state_bytes(v.numel(), v.dtype, graph.precision, zero=3, ranks=2) for v in values)
 
 
 def optimizer_seconds(elements: float, dtype: torch.dtype, precision: Precision, cluster: Cluster) -> float:

@@ -14,6 +14,7 @@ import heapq
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from partitioner.cluster import Cluster
 from partitioner.errors import DoesNotFit, InputError
@@ -27,8 +28,8 @@ from partitioner.searching.candidates import Progress, candidates
 from partitioner.searching.pin_conflicts import conflict
 from partitioner.searching.pins import read_pins
 from partitioner.searching.splits import Tried
-from partitioner.searching.where_memory_binds import recut, where_memory_binds
-from partitioner.searching.write_plan import Ranking, plan_of
+from partitioner.searching.where_memory_binds import Asked, recut, setup_of, where_memory_binds
+from partitioner.searching.write_plan import ALONE, Ranking, plan_of
 from partitioner.step.step_seconds import price
 
 MOST_SAMPLES = 2**32  # of a step; all its divisors are looked at
@@ -57,35 +58,11 @@ def search(
     the front of those that no other beats in both time and memory. Raises InputError for pins or sizes that no plan can
     have, DoesNotFit when none fits in memory, at any of SCARCITIES.
     """
-    if not 1 <= global_batch <= MOST_SAMPLES:
-        raise InputError(f"global_batch of {global_batch} samples: take 1 to {MOST_SAMPLES:,}")
-    fixed = read_pins(pins or {}, graph)
-    if graph.inseparable:
-        fixed = fixed.with_whole_batch(global_batch, graph.inseparable)
     found = _Found(cluster.device.room)
-
-    def say(text: str) -> None:
-        least = f", the best takes at least {found.least:.3g} s" if found.fitting else ""
-        progress(f"{text}; {len(found.all)} candidates{least}")
-
-    space = space_of(cluster.software, plan_only)
-    if graph.precision.products and cluster.software.is_executed and not plan_only:
-        raise InputError(
-            f"products in {graph.precision.products} can't be executed yet: add --plan-only to look at such plans, or "
-            "plan for another framework"
-        )
-    asked = graph, cluster, global_batch, fixed, space, say
-    higher = list(SCARCITIES)
-    while not found.fitting:
-        if not higher:
-            raise DoesNotFit(too_large(min(found.all.values(), key=lambda t: t.peak_bytes), cluster.device.room))
-        scarcity = higher.pop(0)
-        new = found.add(candidates(*asked, scarcity))
-        if not found.all:
-            raise InputError(conflict(graph, cluster, global_batch, fixed, space))
-        if not found.fitting:
-            progress(f"nothing fits where a byte costs {scarcity:g} passes of memory: other stages")
-            found.add(recut(new, math.inf, asked))
+    asked = _asked(graph, cluster, global_batch, pins or {}, progress, plan_only, found)
+    higher = _until_one_fits(found, asked)
+    if not found.fitting:
+        raise DoesNotFit(too_large(found.tightest, cluster.device.room))
     progress(f"{len(found.fitting)} of {len(found.all)} plans fit")
     prices = _Prices()
     _walk_best(found.fitting, keep, prices)
@@ -101,12 +78,87 @@ def search(
     return plan_of(ranking, front, searched, global_batch, pins or {}, model or {})
 
 
+@uncollected()
+def tightest(
+    graph: Graph,
+    cluster: Cluster,
+    global_batch: int,
+    pins: Mapping[str, str | int] | None = None,
+    model: Mapping[str, object] | None = None,
+    progress: Progress = lambda text: None,
+    plan_only: bool = False,
+) -> Plan:
+    """The plan that needs the fewest bytes a device, whether ``cluster`` has them or not; asked as ``search`` is.
+
+    Looked at is all that ``search`` looks at, so that this plan fits where ``search`` finds one and only there; and
+    where one fits, what it passes over because nothing needs it, as if devices had no room at all: of the smallest
+    micro-batch, which keeps least, at the SCARCITIES that ``search`` did not need. Raises InputError as it does.
+    """
+    found = _Found(cluster.device.room)
+    asked = _asked(graph, cluster, global_batch, pins or {}, progress, plan_only, found)
+    higher = _until_one_fits(found, asked)
+    if found.fitting:
+        setups = {setup_of(tried) for tried in found.all.values()}
+        least = min(setup.micro_batch for setup in setups)
+        smallest, none = {setup for setup in setups if setup.micro_batch == least}, cluster.leaving(1.0)
+        for scarcity in higher or SCARCITIES[-1:]:
+            found.add(candidates(graph, none, *asked[2:], scarcity, smallest))
+    best = found.tightest
+    plan = plan_of([(best, price(best.priced, best.split))], [], dict(ALONE), global_batch, pins or {}, model or {})
+    return replace(plan, cluster=cluster.as_dict()).stamped()
+
+
+def _asked(
+    graph: Graph, cluster: Cluster, global_batch: int, pins: Mapping[str, str | int], progress: Progress,
+    plan_only: bool, found: _Found,
+) -> Asked:  # fmt: skip
+    """What candidates are asked for; raises InputError."""
+    if not 1 <= global_batch <= MOST_SAMPLES:
+        raise InputError(f"global_batch of {global_batch} samples: take 1 to {MOST_SAMPLES:,}")
+    fixed = read_pins(pins, graph)
+    if graph.inseparable:
+        fixed = fixed.with_whole_batch(global_batch, graph.inseparable)
+
+    def say(text: str) -> None:
+        least = f", the best takes at least {found.least:.3g} s" if found.fitting else ""
+        progress(f"{text}; {len(found.all)} candidates{least}")
+
+    if graph.precision.products and cluster.software.is_executed and not plan_only:
+        raise InputError(
+            f"products in {graph.precision.products} can't be executed yet: add --plan-only to look at such plans, or "
+            "plan for another framework"
+        )
+    return graph, cluster, global_batch, fixed, space_of(cluster.software, plan_only), say
+
+
+def _until_one_fits(found: _Found, asked: Asked) -> list[float]:
+    """Candidates, where none fits also those of fewer bytes; returns the SCARCITIES that were not needed."""
+    graph, cluster, global_batch, fixed, space, say = asked
+    higher = list(SCARCITIES)
+    while higher and not found.fitting:
+        scarcity = higher.pop(0)
+        new = found.add(candidates(*asked, scarcity))
+        if not found.all:
+            raise InputError(conflict(graph, cluster, global_batch, fixed, space))
+        if not found.fitting:
+            say(f"nothing fits where a byte costs {scarcity:g} passes of memory: other stages")
+            found.add(recut(new, math.inf, asked))
+    return higher
+
+
 class _Found:
     """Candidates, each step once; ``least``: seconds that those that fit take at least."""
 
     def __init__(self, room: float) -> None:
         self.room, self.all, self.fitting = room, dict[tuple[object, ...], Tried](), list[Tried]()
         self.least = math.inf
+
+    @property
+    def tightest(self) -> Tried:
+        """Of fewest bytes; of equal ones the fastest."""
+        least = min(tried.peak_bytes for tried in self.all.values())
+        alike = (tried for tried in self.all.values() if tried.peak_bytes == least)
+        return min(alike, key=lambda t: (t.least_seconds, t.plainness))
 
     def add(self, rows: Iterable[Tried]) -> list[Tried]:
         """Those that are new."""

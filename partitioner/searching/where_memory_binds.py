@@ -27,7 +27,7 @@ def where_memory_binds(found: Sequence[Tried], best: float, asked: Asked, scarci
     ``scarcity``: passes of memory that a byte costs then, None where there is no higher price."""
     graph, cluster, global_batch, fixed, space, say = asked
     near = {
-        _setup(t) for t in found
+        setup_of(t) for t in found
         if cluster.device.room < t.peak_bytes <= NEAR * cluster.device.room and t.may_take_less(best)
     }  # fmt: skip
     known, scarce = {t.identity for t in found}, list[Tried]()
@@ -43,7 +43,8 @@ def _has_cuts(tried: Tried) -> bool:
     return own.mesh[PP] > 1 and own.virtual == 1
 
 
-def _setup(tried: Tried) -> Setup:
+def setup_of(tried: Tried) -> Setup:
+    """What its layouts were chosen for."""
     own = tried.split.parallelism
     return Setup(tuple((axis, own.degree(axis)) for axis in inner()), own.micro_batch, tuple(own.refined.items()))
 
@@ -59,7 +60,7 @@ def recut(found: Sequence[Tried], best: float, asked: Asked) -> Iterator[Tried]:
         plain = tried.split.recomputing(NO_RECOMPUTE, (0,) * len(tried.split.stages))
         own, key = plain.parallelism, id(tried.priced)
         if key not in splits:
-            splits[key] = Splits(tried.priced, _setup(tried), global_batch, fixed, space)
+            splits[key] = Splits(tried.priced, setup_of(tried), global_batch, fixed, space)
         step = (key, *own.mesh.values(), own.schedule, own.virtual, own.zero, own.zero_group)
         if step not in seen:
             seen.add(step)

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 
-from partitioner import Graph, trace
+from partitioner import Cluster, Graph, trace
 from partitioner.comparing.capture_check import MOST_PARAMETERS
 from partitioner.errors import InputError
 from partitioner.precision import OWN, Precision
-from tools.models.entry_point import one_line, parse
+from tools.models import precision_option
+from tools.models.entry_point import one_line, parse, parse_settings
 from tools.models.load import Source, load, refused
+
+
+def asked_graph(
+    options: argparse.Namespace, cluster: Cluster, say: Callable[[str], None] = lambda text: None
+) -> tuple[Graph, dict[str, object]]:
+    """MODEL as the options ask for it, traced for plans on ``cluster``; and how it is loaded again, for a plan file."""
+    settings = parse_settings(word for words in options.set for word in words)
+    source = with_values(load(options.model, settings, seq=options.seq, meta=True))
+    precision = precision_option.asked(options, precision_option.usual(cluster))
+    precision = precision.of_framework(cluster.software.gradients)
+    graph = traced(source, say, global_batch=options.global_batch, precision=precision)
+    return graph, {"entry": options.model, "settings": source.settings, "seq": source.seq}
 
 
 def with_values(source: Source) -> Source:

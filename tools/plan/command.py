@@ -13,9 +13,7 @@ from partitioner.software import OWN
 from tools.figures import figures
 from tools.figures.card import looked_at, summary
 from tools.models import precision_option
-from tools.models.entry_point import parse_settings
-from tools.models.load import load
-from tools.models.traced import traced, with_values
+from tools.models.traced import asked_graph
 from tools.plan.edits_as_pins import edits, read_pins
 from tools.plan.replan import planned
 from tools.screen import output, seconds, size, status, table
@@ -49,12 +47,8 @@ def _searched(options: argparse.Namespace) -> Plan:
         raise InputError(f"{name} is missing: give it, or a plan to --edit")
     cluster = Cluster.load(options.cluster, options.nodes or 1, options.devices, options.framework or OWN)
     with status(f"loading {options.model}") as say:
-        settings = parse_settings(word for words in options.set for word in words)
-        source = with_values(load(options.model, settings, seq=options.seq, meta=True))
-        model = {"entry": options.model, "settings": source.settings, "seq": source.seq}
-        precision, many = precision_option.asked(options, precision_option.usual(cluster)), options.global_batch
-        precision = precision.of_framework(cluster.software.gradients)
-        graph, pins = traced(source, say, global_batch=many, precision=precision), read_pins(options.pin)
+        graph, model = asked_graph(options, cluster, say)
+        pins = read_pins(options.pin)
         return search(
             graph, cluster, options.global_batch, pins, model, say, plan_only=options.plan_only, keep=options.top
         )

@@ -26,6 +26,7 @@ from tools.models.load import Source
 from tools.models.load_planned import of_the_plan
 from tools.screen import output, status, table
 from tools.verify.dry_run import dry_run
+from tools.verify.memory_needed import free_bytes, refuse_too_large
 from tools.verify.plan_families import Family, cluster, families, left_out, possible
 from tools.verify.random_plans import random_plans
 from tools.verify.subject import EXAMPLE, Subject, subject_of
@@ -137,6 +138,7 @@ def _of_plan(plan: Plan) -> Asked:
     model = plan.model
     if not model.get("entry"):
         raise InputError("the plan names no model to load: make it with partitioner plan MODEL")
+    refuse_too_large(plan, free_bytes())
     sys.stderr.write(f"importing {model['entry']}\n")
     settings: Mapping[str, object] = model["settings"]
     own = plan.decisions.precision
