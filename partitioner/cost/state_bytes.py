@@ -57,10 +57,11 @@ def state_bytes(elements: float, dtype: torch.dtype, precision: Precision, zero:
 
 
 def least_state_bytes(graph: Graph) -> float:
-    """Of all ranks together, however they divide state: each trained parameter is held once, as ZeRO 3 holds it."""
-    trained = dict.fromkeys(node for nodes in graph.trained.values() for node in nodes)
-    values = [node.meta["val"] for node in trained]
-    return sum(2 * state_bytes(v.numel(), v.dtype, graph.precision, zero=3, ranks=2) for v in values)
+    """Of all ranks together, however they divide state: each parameter is held once, as ZeRO 3 holds it."""
+    trained, frozen = ({n.meta["source"]: n.meta["val"] for nodes in found.values() for n in nodes}
+                       for found in (graph.trained, graph.frozen))  # fmt: skip
+    state = sum(2 * state_bytes(v.numel(), v.dtype, graph.precision, zero=3, ranks=2) for v in trained.values())
+    return state + sum(v.numel() * v.element_size() for v in frozen.values())
 
 
 def optimizer_seconds(elements: float, dtype: torch.dtype, precision: Precision, cluster: Cluster) -> float:

@@ -139,6 +139,13 @@ class Priced:
         return {unit: {n: held(n) for n in found} for unit, found in folded.graph.trained.items()}
 
     @cached_property
+    def frozen(self) -> dict[Unit, dict[fx.Node, float]]:
+        """Bytes on a rank by unit and parameter that nothing trains, as ops read it."""
+        folded, rows = self.folded, self.folded.graph.frozen.items()
+        layout = {n: self.solution.parameters[folded.parameter[folded.own(n)]] for _, found in rows for n in found}
+        return {unit: {n: self.setting.bytes(n, layout[n]) for n in found} for unit, found in rows}
+
+    @cached_property
     def unit_states(self) -> dict[tuple[Unit, frozenset[fx.Node]], tuple[float, ...]]:
         """What was found of units, without parameters that others of their stage read (step/sharded_peaks.py)."""
         return {}

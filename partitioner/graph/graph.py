@@ -91,9 +91,18 @@ class Graph:
     @cached_property
     def trained(self) -> dict[Unit, tuple[fx.Node, ...]]:
         """The trained parameters that each unit reads."""
+        return {u: tuple(n for n in found if self._trains(n)) for u, found in self._read.items()}
+
+    @cached_property
+    def frozen(self) -> dict[Unit, tuple[fx.Node, ...]]:
+        """The parameters that each unit reads and nothing trains."""
+        return {u: tuple(n for n in found if not self._trains(n)) for u, found in self._read.items()}
+
+    @cached_property
+    def _read(self) -> dict[Unit, tuple[fx.Node, ...]]:
         nodes = self.nodes
         read = {u: dict.fromkeys(n for name in u.nodes for n in operands(nodes[name])) for u in self.units}
-        return {u: tuple(n for n in found if self._trains(n)) for u, found in read.items()}
+        return {u: tuple(n for n in found if is_parameter(n)) for u, found in read.items()}
 
     @cached_property
     def shared_parameters(self) -> dict[fx.Node, frozenset[Unit]]:
@@ -105,7 +114,7 @@ class Graph:
         return {node: frozenset(units) for node, units in found.items() if len(units) > 1}
 
     def _trains(self, node: fx.Node) -> bool:
-        return is_parameter(node) and self.parameters[node.meta["source"]].requires_grad
+        return self.parameters[node.meta["source"]].requires_grad
 
     @cached_property
     def blocks(self) -> tuple[Unit, ...]:

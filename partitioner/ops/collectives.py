@@ -178,12 +178,12 @@ def _to_shard(source: Placement, target: Shard) -> tuple[Collective, ...] | None
 def convert_value(
     source: Placement, target: Placement, ranks: int, differentiable: bool
 ) -> tuple[Collective, ...] | None:
-    """``convert``; a value without a gradient that every rank holds is anything that it can be cut into."""
-    if not differentiable and str(source) in ("W", "R"):
-        if str(target) in ("W", "R"):
+    """``convert``; a value without a gradient that every rank holds is anything that it can be cut into, or is added to
+    on one rank."""
+    if not differentiable and source in (WHOLE, REPLICATE):
+        if target in (WHOLE, REPLICATE):
             return ()
-        assert isinstance(target, Shard) or str(target) == "P"
-        return _cut(target) if isinstance(target, Shard) else None
+        return _cut(target) if isinstance(target, Shard) else convert(WHOLE, target, ranks)
     return convert(source, target, ranks)
 
 

@@ -165,13 +165,19 @@ class RankMemory:
     def _stage_state(self, stage: StageSums) -> tuple[Array, float]:
         """Bytes of a stage's state by kind, and those of gradients that each step makes anew."""
         if self.is_sharded and self.parallelism.zero > 1:
-            state = self._state_bytes(stage.parameters)
+            state = self._state_bytes(stage.parameters) + self._frozen(stage)
             return state, State(*state).gradient
         own = self.parallelism.replicas == 1
         grown = self._made_anew(stage.parameters) if own else 0.0
         if own and self.parallelism.mesh[PP] > 1:
             grown -= self._made_anew(stage.tied_parameters.values())
-        return self._state_bytes(stage.parameters), grown
+        return self._state_bytes(stage.parameters) + self._frozen(stage), grown
+
+    def _frozen(self, stage: StageSums) -> Array:
+        """By kind, of parameters that nothing trains: ZeRO holds parts of them, and 1 and 2 them whole beside."""
+        whole = 0.0 if self.is_sharded and self.parallelism.zero == 3 else stage.frozen_bytes
+        part = stage.frozen_bytes / self.parallelism.shards if self.is_sharded else 0.0
+        return np.array(State(whole + part, 0.0, 0.0))
 
     def _made_anew(self, rows: Iterable[Held]) -> float:
         """Bytes of gradients that lie in no bucket, where ranks hold no replicas."""

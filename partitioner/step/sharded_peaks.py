@@ -106,7 +106,8 @@ def _row(priced: Priced, unit: Unit, without: frozenset[fx.Node]) -> tuple[float
         own = [row for node, row in priced.held[unit].items() if node not in without]
         pairs = [_bytes(row.elements, row.dtype, priced) for row in own]
         weights, gradients = [weight for weight, _ in pairs], [gradient for _, gradient in pairs]
+        frozen = sum(size for node, size in priced.frozen[unit].items() if node not in without)
         is_any_cast = any(is_cast(row.dtype, precision) for row in own)
         ends = weights[-1:] + gradients[-1:] if own else [0.0, 0.0]
-        priced.unit_states[key] = sum(weights), sum(gradients), *ends, float(is_any_cast)
+        priced.unit_states[key] = sum(weights) + frozen, sum(gradients), *ends, float(is_any_cast)
     return priced.unit_states[key]

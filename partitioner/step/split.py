@@ -25,7 +25,7 @@ class StageSums:
     ``axis_seconds``: of communication, by axis of the mesh. ``stash``: by way of recomputing, what the whole stage
     keeps when its first 0, 1, 2, ... blocks are recomputed so. ``input_bytes`` and ``output_bytes``:
     what it receives and hands on, ``sent_bytes`` of it by this rank; ``sent_back_bytes``: gradients of what it
-    receives, by this rank. ``parameters``: alike ones added up; ``weight_bytes`` and ``gradient_bytes``: as they
+    receives, by this rank. ``parameters``: alike ones added up, ``frozen_bytes`` of others, that nothing trains; ``weight_bytes`` and ``gradient_bytes``: as they
     are gathered and summed, ``partial_bytes`` of the latter Partial, by axis; ``scattered_bytes`` of the last that a
     backward scatters; ``tied_parameters``: those that other units read too.
     """
@@ -44,6 +44,7 @@ class StageSums:
     sent_back_bytes: float
     flops: float
     parameters: tuple[Held, ...]
+    frozen_bytes: float
     weight_bytes: float
     gradient_bytes: float
     partial_bytes: dict[str, float]
@@ -81,6 +82,7 @@ def stage_sums(
         sent_back_bytes=priced.sent_back[start],
         flops=sum(c.flops for c in rows),
         parameters=tuple(held),
+        frozen_bytes=sum({node: size for unit in units for node, size in priced.frozen[unit].items()}.values()),
         weight_bytes=sum(row.elements * row.dtype.itemsize for row in held),
         gradient_bytes=sum(row.elements * state(row.dtype, precision).gradient for row in held),
         partial_bytes=_partial_bytes(held, precision),

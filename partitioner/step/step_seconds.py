@@ -128,7 +128,7 @@ class SplitSeconds:
         return [self.software.dispatch_seconds * (k + c) + each * c for k, c in pairs]
 
     def gather_seconds(self, stage: StageSums) -> float:
-        return self.by_blocks(ALL_GATHER, stage.weight_bytes, stage.blocks)
+        return self.by_blocks(ALL_GATHER, stage.weight_bytes + stage.frozen_bytes, stage.blocks)
 
     def scatter_seconds(self, stage: StageSums) -> float:
         return self.by_blocks(REDUCE_SCATTER, stage.gradient_bytes, stage.blocks)

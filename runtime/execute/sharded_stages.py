@@ -124,8 +124,18 @@ class ShardedStages:
         parts = [module for module in root.modules() if isinstance(module, _Root | _Holder)]
         for module in parts:
             self._sharded |= module.by_name()
-        _prefetch_in_turn([module for module in parts if module.by_name()])
+        below = [run for run in runs[: self._first_backward(stage)] if isinstance(run, nn.Module)]
+        without = {id(part) for run in below for part in run.modules()}
+        _prefetch_in_turn([module for module in parts if module.by_name() and id(module) not in without])
         return root
+
+    def _first_backward(self, stage: Stage) -> int:
+        """The first call to which a gradient comes: below it nothing trains, and what it reads is gathered in vain."""
+        if any(value.differentiable for value in stage.receives):
+            return 0
+        trained = {name for name, row in self._program.parameters.items() if row.requires_grad}
+        reads = (not trained.isdisjoint(call.arguments) for call in stage.calls)
+        return next((n for n, found in enumerate(reads) if found), len(stage.calls))
 
     def _holders(self, number: int, groups: Sequence[ShardGroup]) -> _Holder | _NoHolder:
         """Around a call, one for each of its groups."""

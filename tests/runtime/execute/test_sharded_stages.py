@@ -62,9 +62,13 @@ class Model(nn.Module):
         return F.cross_entropy(self.head(self.norm(hidden)).flatten(0, 1), y.flatten())
 
 
-def case(precision: str = "own") -> tuple[Model, Graph, dict[str, Tensor]]:
+def case(precision: str = "own", frozen_blocks: int = 0) -> tuple[Model, Graph, dict[str, Tensor]]:
+    """With so many blocks, and the table and the head, that do not train."""
     torch.manual_seed(3)
     model, generator = Model(), torch.Generator().manual_seed(4)
+    if frozen_blocks:
+        model.embed.requires_grad_(False)
+        model.blocks[:frozen_blocks].requires_grad_(False)
     x, y = (torch.randint(13, (BATCH, 6), generator=generator) for _ in range(2))
     example = {"x": x[:2], "y": y[:2]}
     return model, trace(model, example, compare=False, precision=PRESETS[precision]), {"x": x, "y": y}
@@ -103,6 +107,20 @@ def _equal(rank: int, ranks: int, plans: dict[str, tuple[str, Pins]]) -> None:
 
 def test_divided_state_trains_as_the_plain_model() -> None:
     plans.spawn(_equal, RANKS, RANKS, PLANS)
+
+
+def _of_frozen_blocks(rank: int, ranks: int) -> None:
+    """What no backward reads is not gathered for one."""
+    model, graph, batch = case(frozen_blocks=2)
+    trial = prepare(model, graph, batch)
+    for pins in ({"zero": 3}, {"zero": 3, "zero_group": 2}, {"zero": 1}, {"zero": 3, "pp": 2}):
+        plan = search(graph, cluster(ranks), BATCH, {"recompute": "off", "micro_batch": 1, **pins})
+        found = run_plan(trial, plan)
+        assert found is None or (found.apart.largest < 1e-9 and not found.unforeseen), (pins, found)
+
+
+def test_weights_of_blocks_that_do_not_train_are_gathered_as_foreseen() -> None:
+    plans.spawn(_of_frozen_blocks, RANKS, RANKS)
 
 
 @pytest.mark.parity
