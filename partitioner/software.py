@@ -43,10 +43,14 @@ class Software:
     ``kept_products``: the share of products whose results are kept where operators are recomputed. ``scatter_sends``:
     of a boundary that all tp ranks hold whole, each sends a part, and the receivers gather it (Narayanan et al., 2021).
     ``balanced``: stages are cut by cost, not by their number of blocks. ``gradients``: in which type those of
-    micro-batches are added up beside a model in 16 bits, "" for the model's. ``efficiency``: the share of speed that is
-    left of everything. ``dispatch_seconds``: of the host, for one kernel; ``enqueue_seconds``: more of the host, for
-    one collective, a rank of its group, in programs whose stages send between nodes. ``measured``: whether these traits
-    were measured on the cluster at hand. ``plans``: what it can express; None where that is what is executed here.
+    micro-batches are added up beside a model in 16 bits, "" for the model's. Of products in few bits,
+    ``quantized_once``: an activation is quantized in forward alone, and kept so for backward; ``weights_once``: a
+    weight once a step; else each product quantizes what it reads. ``delayed_scales``: by the scale of an earlier step,
+    where the recipe allows it. ``sends_quantized``: what tp gathers for them is quantized before. ``efficiency``: the
+    share of speed that is left of everything. ``dispatch_seconds``: of the host, for one kernel; ``enqueue_seconds``:
+    more of the host, for one collective, a rank of its group, in programs whose stages send between nodes.
+    ``measured``: whether these traits were measured on the cluster at hand. ``plans``: what it can express; None where
+    that is what is executed here.
     """
 
     name: str = OWN
@@ -62,6 +66,10 @@ class Software:
     scatter_sends: bool = False
     balanced: bool = True
     gradients: str = "float32"
+    quantized_once: bool = False
+    weights_once: bool = False
+    delayed_scales: bool = False
+    sends_quantized: bool = False
     efficiency: float = 1.0
     dispatch_seconds: float = 0.0
     enqueue_seconds: float = 0.0

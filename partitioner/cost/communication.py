@@ -13,7 +13,7 @@ from typing import NamedTuple
 from torch import fx
 
 from partitioner.cluster import Cluster
-from partitioner.cost.conversion_seconds import WAYS, sent_inside
+from partitioner.cost.conversion_seconds import WAYS, sent_bytes, sent_inside
 from partitioner.cost.op_seconds import Seconds
 from partitioner.cost.op_work import Setting
 from partitioner.graph.nodes import operands
@@ -104,9 +104,9 @@ def _converted(setting: Setting, move: Conversion, routes: Routes) -> Iterator[M
     if not hops:
         yield Moved(value, source, target, setting.axes[0][0], (), ())
     for number, hop in enumerate(hops):
-        size, route = setting.bytes(value, hop.whole), routes[hop.axis]
-        forward, backward = (_sent([(hop.sent(way), hop.payload(size, way))] if hop.sent(way) else (), route)
-                             for way in WAYS)  # fmt: skip
+        route = routes[hop.axis]
+        rows = ([(hop.sent(way), sent_bytes(setting, value, hop, way))] if hop.sent(way) else () for way in WAYS)
+        forward, backward = (_sent(row, route) for row in rows)
         yield Moved(value, source, target, hop.axis, forward, backward if differentiable else (), number)
 
 

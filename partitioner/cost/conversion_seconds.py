@@ -11,9 +11,11 @@ from partitioner.cost.op_seconds import ZERO, Seconds
 from partitioner.cost.op_work import Setting
 from partitioner.hardware.link import Route
 from partitioner.kernel_seconds.collective import collective_seconds
-from partitioner.ops.conversions import conversion
+from partitioner.ops.collective_kinds import ALL_GATHER
+from partitioner.ops.conversions import Hop, conversion
 from partitioner.ops.payloads import RANK_OPS
 from partitioner.ops.rank_form import rank_forms
+from partitioner.precision import RECIPES
 from partitioner.sharding.equations import Strategies
 from partitioner.sharding.layout import REPLICATE, Layout
 
@@ -30,12 +32,25 @@ def convert_seconds(
     differentiable, found = node in setting.folded.differentiable, ZERO
     hops = conversion(source, target, setting.axes, differentiable)
     for hop in hops or ():
-        size, route = setting.bytes(node, hop.whole), routes[hop.axis]
+        route = routes[hop.axis]
         forward, backward = (
-            collective_seconds(hop.sent(way), hop.payload(size, way), route) if hop.sent(way) else 0.0 for way in WAYS
+            collective_seconds(hop.sent(way), sent_bytes(setting, node, hop, way), route) if hop.sent(way) else 0.0
+            for way in WAYS
         )
         found += Seconds(forward, backward if differentiable else 0.0)
     return None if hops is None else found
+
+
+def sent_bytes(setting: Setting, node: fx.Node, hop: Hop, way: str) -> float:
+    """What a collective of a value's conversion sends; operands of products in few bits may be quantized before they
+    are gathered: in forward an activation, in backward the gradient of a product's result."""
+    size = hop.payload(setting.bytes(node, hop.whole), way)
+    if not setting.software.sends_quantized or hop.sent(way) != ALL_GATHER:
+        return size
+    readers = list(node.users) if way == WAYS[0] else [node]
+    recipes = {setting.recipe(reader) for reader in readers}
+    few = RECIPES.get(min(recipes, default=""))
+    return size * few.bytes / node.meta["val"].element_size() if few else size
 
 
 class Inside(NamedTuple):

@@ -12,6 +12,7 @@ from partitioner.graph.nodes import is_tensor, operands, shape_of
 from partitioner.graph.saved_by_autograd import hides, saved
 from partitioner.layouts.op_kinds import is_attention
 from partitioner.layouts.solution import Solution
+from partitioner.precision import RECIPES
 from partitioner.sharding.layout import Layout, is_same_memory
 from partitioner.sharding.op_rules import rule_of
 
@@ -21,6 +22,9 @@ Placed = tuple[fx.Node, Layout]
 class Keeping:
     """What backward keeps of a unit of ``group``; a view keeps all of what it views, parameters and constants
     nothing, but their parts in other layouts.
+
+    A program may keep an activation in the few bits in which its product read it, beside what other ops need of it
+    (``few``).
 
     What ops of ``without`` make for each other, and what is hidden in them, is not counted; what they read of others
     is, for they run again.
@@ -33,6 +37,7 @@ class Keeping:
         self.folded = setting.folded
         self.savers: dict[Placed, list[fx.Node]] = {}
         self.storages: dict[Placed, float] = {}
+        self.few: dict[Placed, set[float]] = {}
         for node in self.folded.body(group):
             if node in self.folded.differentiable and is_tensor(node):
                 self._save(node)
@@ -72,8 +77,17 @@ class Keeping:
         outside = not self._is_port(key[0]) and key[0] not in self.folded.node and key[1] == self.made(key[0])
         rebuilt = node in self.without and key[0] in self.without
         if not outside and not rebuilt and key[0] not in self.setting.internal:
-            self.storages[key] = self.setting.bytes(*key)
+            shares = self.few.setdefault(key, set())
+            shares.add(self._share(node, value))
+            self.storages[key] = self.setting.bytes(*key) * sum(shares)
             self.savers.setdefault(key, []).append(node)
+
+    def _share(self, node: fx.Node, value: fx.Node) -> float:
+        """Of a value's bytes, what an op keeps of it."""
+        recipe = self.setting.recipe(node) if self.setting.software.quantized_once else ""
+        if not recipe or node in self.without or value is not operands(node)[0]:
+            return 1.0
+        return RECIPES[recipe].bytes / value.meta["val"].element_size()
 
     def lies(self, value: fx.Node, layout: Layout) -> Placed:
         """What memory a value in a layout lies in: its own, or that of what it is a view of."""

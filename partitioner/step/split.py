@@ -27,7 +27,8 @@ class StageSums:
     what it receives and hands on, ``sent_bytes`` of it by this rank; ``sent_back_bytes``: gradients of what it
     receives, by this rank. ``parameters``: alike ones added up; ``weight_bytes`` and ``gradient_bytes``: as they
     are gathered and summed, ``partial_bytes`` of the latter Partial, by axis; ``scattered_bytes`` of the last that a
-    backward scatters; ``tied_parameters``: those that other units read too.
+    backward scatters; ``tied_parameters``: those that other units read too. ``once_seconds``, ``copied_bytes``: of
+    weights in few bits, once a step.
     """
 
     seconds: Seconds
@@ -49,6 +50,8 @@ class StageSums:
     partial_bytes: dict[str, float]
     scattered_bytes: float
     tied_parameters: Mapping[fx.Node, Held]
+    once_seconds: float
+    copied_bytes: float
 
 
 def stage_sums(
@@ -86,6 +89,8 @@ def stage_sums(
         partial_bytes=_partial_bytes(held, precision),
         scattered_bytes=walk.scattered_last,
         tied_parameters={node: row for node, row in parameters.items() if tied and priced.folded.own(node) in tied},
+        once_seconds=sum(c.once_seconds for c in rows),
+        copied_bytes=sum(c.copied_bytes for c in rows),
     )
 
 

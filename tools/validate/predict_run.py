@@ -33,6 +33,7 @@ from tools.models.plain_decoder import Dimensions, decoder
 from tools.validate.published_runs import DTYPES, Run
 from tools.validate.published_sources import Sources
 
+_READ_BY_SETTING = ("fused", "quantized_once", "weights_once", "delayed_scales", "sends_quantized")
 _SERVER = 16  # GPUs that a server has at most: more are a rack whose GPUs share one network of links
 _SPEED = re.compile(r"(?:(\d+)x)?(\d+) ?Gb(?:/s|ps)? ?[A-Za-z]*(?: [A-Za-z]+)? per (node|GPU)")
 
@@ -98,7 +99,8 @@ class Rerun:
         sized = self.sized(run.size, precision_of(run, cluster.software.gradients), run.micro_batch)
         boundary = ("sharded" if run.sequence_parallel else "whole") if run.tp > 1 else ""
         many = run.global_batch // (run.dp * run.micro_batch)
-        key = (id(sized), run.tp, run.cp, many, boundary, cluster.attention, cluster.software.fused)
+        traits = tuple(getattr(cluster.software, name) for name in _READ_BY_SETTING)
+        key = (id(sized), run.tp, run.cp, many, boundary, cluster.attention, *traits)
         if key not in self.solved:
             fixed = read_pins({"boundary": boundary, **MEGATRON} if boundary else {}, sized.graph)
             setting = Setting.of(sized, cluster, run.degrees)
