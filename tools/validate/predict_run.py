@@ -84,6 +84,7 @@ class Rerun:
             "overlap_gradients": run.overlap_gradients,
             **({} if run.overlap_tensor is None else {"overlap_tensor": run.overlap_tensor}),
             **({"fused": True} if run.compiled else {}),
+            **({"sends_quantized": False} if run.precision.endswith("-rows") else {}),  # torchao gathers 16 bits then
         }
         found = Cluster.load(name, software=framework)
         is_rack = found.node_devices > _SERVER

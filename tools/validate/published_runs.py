@@ -19,7 +19,8 @@ RECOMPUTE = {
 }  # fmt: skip
 DTYPES = {  # in which a model computes, and by which recipe the products of its blocks run
     "bf16": ("bfloat16", ""), "fp16": ("float16", ""), "fp32": ("float32", ""), "fp8": ("bfloat16", "fp8"),
-    "fp8-cs": ("bfloat16", "fp8"), "mxfp8": ("bfloat16", "mxfp8"), "nvfp4": ("bfloat16", "nvfp4"),
+    "fp8-cs": ("bfloat16", "fp8"), "fp8-rows": ("bfloat16", "fp8"),
+    "mxfp8": ("bfloat16", "mxfp8"), "nvfp4": ("bfloat16", "nvfp4"),
 }  # fmt: skip
 
 
@@ -123,10 +124,14 @@ class _Cells:
             self.count(CP), self.count(DP), self.flag("sequence_parallel"),
             RECOMPUTE.get(self.text("recompute"), self.text("recompute")), self.zero(),
             self.optional("zero_group"), self.flag("grad_overlap"), self.stated("tp_overlap"), self.stated("compiled"),
-            self.count("micro_batch"), self.count("global_batch"), self.text("precision"),
+            self.count("micro_batch"), self.count("global_batch"), self.precision(),
             self.number("step_seconds"), self.memory(),
         )  # fmt: skip
         return replace(run, strange=self.unpriced() or _strange(run))
+
+    def precision(self) -> str:
+        """As stated, and whether a scale is of a row."""
+        return self.text("precision") + ("-rows" if "rowwise" in (self.row.get("notes") or "") else "")
 
     def unpriced(self) -> str:
         """What the row has that is not priced, or lacks; "" for nothing."""
