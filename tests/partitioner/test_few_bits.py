@@ -19,9 +19,9 @@ from partitioner.cost.unit_cost import Priced
 from partitioner.errors import InputError
 from partitioner.graph.nodes import operands
 from partitioner.graph.tied_blocks import fold
+from partitioner.layouts.conversions import Conversion, hops_of
 from partitioner.layouts.op_kinds import is_product
 from partitioner.layouts.strategies import space
-from partitioner.ops.conversions import conversion
 from partitioner.precision import PRESETS, RECIPES
 from partitioner.searching.pins import read_pins
 from partitioner.solve.choices import Prices
@@ -132,7 +132,7 @@ def test_what_is_gathered_is_quantized_before() -> None:
     assert few.groups[1].communication.total < plain.groups[1].communication.total
     gather = next(m for m in itertools.chain(*rows[1].values()) if few.setting.recipe(next(iter(m.value.users))))
     product = next(iter(gather.value.users))
-    (hop,) = conversion(gather.source, gather.target, few.setting.axes, differentiable=True) or ()
+    (hop,) = hops_of(Conversion(product, gather.source, gather.target), few.setting.axes, differentiable=True)
     summed = hop.payload(few.setting.bytes(product, hop.whole), "backward")
     assert sent_bytes(few.setting, product, hop, "backward") == summed  # scattered sums, though a product's gradient
 
