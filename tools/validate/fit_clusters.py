@@ -74,8 +74,8 @@ HARDWARE = {
         (
             *_device("H100-SXM-80GB", 0.86, 0.95, 0.015), _efficiency("NeMo", 1.0),
             _efficiency("nanotron", 0.85),
-            Knob("software", "nanotron", "dispatch_seconds", 8.8e-5, 1e-6, 2e-4),
-            Knob("software", "nanotron", "enqueue_seconds", 5.5e-4, 1e-5, 2e-3),
+            Knob("software", "nanotron", "dispatch_seconds", 8e-5, 1e-6, 2e-4),
+            Knob("software", "nanotron", "enqueue_seconds", 3e-4, 1e-5, 2e-3),
         ),
     ),
     "h100-fp8": (

@@ -98,7 +98,9 @@ class Rerun:
     def _solved(self, run: Run, cluster: Cluster) -> tuple[Setting, Solution]:
         """The layouts of the row's tensor parallelism: every product by columns, then by rows, tables by vocabulary."""
         sized = self.sized(run.size, precision_of(run, cluster.software.gradients), run.micro_batch)
-        boundary = ("sharded" if run.sequence_parallel else "whole") if run.tp > 1 else ""
+        usual = bool(_longest(self.known.sequence_parallel, run.framework))
+        divided = usual if run.sequence_parallel is None else run.sequence_parallel
+        boundary = ("sharded" if divided else "whole") if run.tp > 1 else ""
         many = run.global_batch // (run.dp * run.micro_batch)
         traits = tuple(getattr(cluster.software, name) for name in _READ_BY_SETTING)
         key = (id(sized), run.tp, run.cp, many, boundary, cluster.attention, *traits)

@@ -26,7 +26,8 @@ DTYPES = {  # in which a model computes, and by which recipe the products of its
 
 @dataclass(frozen=True)
 class Run:
-    """``recompute``: one of RECOMPUTE's words. ``zero``, ``overlap_tensor`` and ``compiled`` are None where not stated.
+    """``recompute``: one of RECOMPUTE's words. ``zero``, ``sequence_parallel``, ``overlap_tensor`` and ``compiled`` are
+    None where not stated.
 
     ``strange``: why the row's numbers do not go together, "" where they do.
     """
@@ -47,7 +48,7 @@ class Run:
     virtual: int
     cp: int
     dp: int
-    sequence_parallel: bool
+    sequence_parallel: bool | None
     recompute: str
     zero: int | None
     zero_group: int | None
@@ -70,7 +71,8 @@ class Run:
     def configuration(self) -> tuple[object, ...]:
         """All but name, place in the file and what was measured."""
         skipped = ("line", "name", "step_seconds", "peak_bytes")
-        return tuple(value for key, value in vars(self).items() if key not in skipped)
+        told = vars(self) | {"sequence_parallel": bool(self.sequence_parallel)}  # by which runs were kept aside
+        return tuple(value for key, value in told.items() if key not in skipped)
 
 
 def read(path: Path | str) -> list[Run]:
@@ -121,7 +123,7 @@ class _Cells:
             line, self.text("run_id"), self.text("group"), self.text("model"), size, self.text("gpu"),
             self.text("cluster"), self.text("interconnect"), self.text("framework"), self.count("gpus"),
             self.count("gpus_per_node"), self.count(TP), self.count(PP), self.optional("virtual_stages") or 1,
-            self.count(CP), self.count(DP), self.flag("sequence_parallel"),
+            self.count(CP), self.count(DP), self.stated("sequence_parallel"),
             RECOMPUTE.get(self.text("recompute"), self.text("recompute")), self.zero(),
             self.optional("zero_group"), self.flag("grad_overlap"), self.stated("tp_overlap"), self.stated("compiled"),
             self.count("micro_batch"), self.count("global_batch"), self.precision(),
