@@ -19,17 +19,27 @@ REAL = (BRAIN, HALF, SINGLE, DOUBLE)  # in which parameters can be trained, by t
 
 @dataclass(frozen=True)
 class Recipe:
-    """How products run in fewer bits: ``dtype``, whose peak they have, and the bytes of a number, scales counted."""
+    """How products run in fewer bits: ``dtype``, whose peak they have, and the bytes of a number, scales counted.
+
+    ``scans``: whether a scale is of all of an operand, which is read before for its largest number; ``delays``: whether
+    that of an earlier step may stand for it.
+    """
 
     dtype: str
     bytes: float
+    scans: bool = False
+    delays: bool = False
+
+    def is_scanned(self, delayed: bool) -> bool:
+        """Whether an operand is read before; ``delayed``: the program takes an earlier step's scale where it may."""
+        return self.scans and not (self.delays and delayed)
 
 
 RECIPES = {
-    "fp8": Recipe("float8_e4m3fn", 1.0),  # a scale for each tensor
+    "fp8": Recipe("float8_e4m3fn", 1.0, scans=True, delays=True),  # a scale for each tensor
     "fp8_block": Recipe("float8_e4m3fn", 1.0 + 4 / 128),  # for 1 x 128 of an activation, 128 x 128 of a weight
     "mxfp8": Recipe("float8_e4m3fn", 1.0 + 1 / 32),  # Open Compute Project, Microscaling Formats, 2023
-    "nvfp4": Recipe("float4_e2m1fn_x2", 0.5 + 1 / 16),  # for 16 numbers one of 8 bits
+    "nvfp4": Recipe("float4_e2m1fn_x2", 0.5 + 1 / 16, scans=True),  # for 16 numbers one of 8 bits, one for all
 }
 
 

@@ -43,18 +43,21 @@ class Software:
     fused attention's kernels; that which a device does not name is its fastest. ``overlap_gradients``,
     ``overlap_parameters`` (of sharded optimizers), ``overlap_sends`` (between stages), ``overlap_tensor`` (collectives
     cut into pieces beside the products that make or need them), ``overlap_context`` (keys and values passed from rank
-    to rank beside attention on those that are there): what hides behind compute. ``gathers_few_bits``:
-    what products in few bits read is gathered over tensor-parallel ranks in those. ``regathers``: of what was gathered
+    to rank beside attention on those that are there): what hides behind compute. ``regathers``: of what was gathered
     for a product its part is kept, and gathered again beside the product of its gradient (Korthikanti et al., 2022).
     ``early_stop``: a recompute ends where the last op that keeps something begins, as torch's checkpoint without
     reentrance does.
     ``kept_products``: the share of products whose results are kept where operators are recomputed. ``scatter_sends``:
     of a boundary that all tp ranks hold whole, each sends a part, and the receivers gather it (Narayanan et al., 2021).
     ``balanced``: stages are cut by cost, not by their number of blocks. ``gradients``: in which type those of
-    micro-batches are added up beside a model in 16 bits, "" for the model's. ``efficiency``: the share of speed that is
-    left of everything. ``dispatch_seconds``: of the host, for one kernel; ``enqueue_seconds``: more of the host, for
-    one collective, a rank of its group, in programs whose stages send between nodes. ``measured``: whether these traits
-    were measured on the cluster at hand. ``plans``: what it can express; None where that is what is executed here.
+    micro-batches are added up beside a model in 16 bits, "" for the model's. Of products in few bits,
+    ``quantized_once``: an activation is quantized in forward alone, and kept so for backward; ``weights_once``: a
+    weight once a step; else each product quantizes what it reads. ``delayed_scales``: by the scale of an earlier step,
+    where the recipe allows it. ``sends_quantized``: what tp gathers for them is quantized before. ``efficiency``: the
+    share of speed that is left of everything. ``dispatch_seconds``: of the host, for one kernel; ``enqueue_seconds``:
+    more of the host, for one collective, a rank of its group, in programs whose stages send between nodes.
+    ``measured``: whether these traits were measured on the cluster at hand. ``plans``: what it can express; None where
+    that is what is executed here.
     """
 
     name: str = OWN
@@ -66,13 +69,16 @@ class Software:
     overlap_sends: bool = True
     overlap_tensor: bool = False
     overlap_context: bool = False
-    gathers_few_bits: bool = False
     regathers: bool = False
     early_stop: bool = True
     kept_products: float = 1.0
     scatter_sends: bool = False
     balanced: bool = True
     gradients: str = "float32"
+    quantized_once: bool = False
+    weights_once: bool = False
+    delayed_scales: bool = False
+    sends_quantized: bool = False
     efficiency: float = 1.0
     dispatch_seconds: float = 0.0
     enqueue_seconds: float = 0.0

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from torch import fx
 
 from partitioner.cluster import Cluster
-from partitioner.cost.conversion_seconds import WAYS, payload, sent_inside
+from partitioner.cost.conversion_seconds import WAYS, sent_bytes, sent_inside
 from partitioner.cost.materialized import distinct
 from partitioner.cost.op_seconds import ZERO, Seconds, op_seconds
 from partitioner.cost.op_work import Setting
@@ -115,8 +115,8 @@ def _converted(setting: Setting, move: Conversion, routes: Routes) -> Iterator[M
         yield Moved(value, source, target, setting.axes[0][0], (), ())
     for number, hop in enumerate(hops):
         route = routes[hop.axis]
-        forward, backward = (_sent([(hop.sent(way), payload(setting, value, hop, way))] if hop.sent(way) else (), route)
-                             for way in WAYS)  # fmt: skip
+        rows = ([(hop.sent(way), sent_bytes(setting, value, hop, way))] if hop.sent(way) else () for way in WAYS)
+        forward, backward = (_sent(row, route) for row in rows)
         yield Moved(value, source, target, hop.axis, forward, backward if differentiable else (), number)
 
 

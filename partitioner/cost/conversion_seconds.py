@@ -12,7 +12,6 @@ from partitioner.cost.op_seconds import ZERO, Seconds
 from partitioner.cost.op_work import Setting
 from partitioner.hardware.link import Route
 from partitioner.kernel_seconds.collective import collective_seconds
-from partitioner.layouts.op_kinds import is_product
 from partitioner.ops.collective_kinds import ALL_GATHER
 from partitioner.ops.conversions import Hop, conversion
 from partitioner.ops.payloads import RANK_OPS
@@ -37,20 +36,21 @@ def convert_seconds(
     if told is not None and any(hop.sent(way) not in ("", *told.collectives) for hop in hops or () for way in WAYS):
         return None
     for hop in hops or ():
+        route = routes[hop.axis]
         forward, backward = (
-            collective_seconds(hop.sent(way), payload(setting, node, hop, way), routes[hop.axis])
-            if hop.sent(way) else 0.0 for way in WAYS
-        )  # fmt: skip
+            collective_seconds(hop.sent(way), sent_bytes(setting, node, hop, way), route) if hop.sent(way) else 0.0
+            for way in WAYS
+        )
         found += Seconds(forward, backward if differentiable else 0.0)
     return None if hops is None else found
 
 
-def payload(setting: Setting, node: fx.Node, hop: Hop, way: str) -> float:
-    """Bytes of a hop's collective; what products in few bits read is gathered in those where a program does so."""
+def sent_bytes(setting: Setting, node: fx.Node, hop: Hop, way: str) -> float:
+    """What a collective of a value's conversion sends; operands of products in few bits may be quantized before they
+    are gathered: in forward an activation, in backward the gradient of a product's result."""
     size = setting.bytes(node, hop.whole)
-    if hop.sent(way) == ALL_GATHER and setting.software.gathers_few_bits:
-        read_by = readers(node) if way == "forward" else {node}  # a gradient by the product's own backward
-        recipes = {setting.recipe(n) if is_product(n) else "" for n in read_by} or {""}
+    if hop.sent(way) == ALL_GATHER and setting.software.sends_quantized:
+        recipes = {setting.recipe(reader) for reader in (readers(node) if way == "forward" else {node})} or {""}
         size *= max(RECIPES[r].bytes / node.meta["val"].element_size() if r else 1.0 for r in recipes)
     return hop.payload(size, way)
 

@@ -62,6 +62,8 @@ class Liveness:
         for step in self.steps:
             self.storage[step.made] = self._storage(step)
         self.exported = list(self._exported())
+        whole = {self.lies(key) for key in (*self.exported, *self.ports.items())}
+        self.few = {key for key, shares in keeping.few.items() if shares != {1.0} and key not in whole}
 
     def _exported(self) -> Iterator[Placed]:
         """What later units read, and the loss."""
@@ -161,6 +163,8 @@ class Liveness:
             for key in {self.lies(k) for k in (*step.reads, step.made)}:
                 if last[key] == n and key not in stay:
                     alive.pop(key, None)
+                elif last[key] == n and key in self.few:
+                    alive[key] = self.keeping.storages[key]
         return fullest
 
     def lies(self, key: Placed) -> Placed:

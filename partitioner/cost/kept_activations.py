@@ -13,6 +13,7 @@ from partitioner.graph.nodes import is_parameter, is_tensor, operands, shape_of
 from partitioner.graph.saved_by_autograd import hides, saved
 from partitioner.layouts.op_kinds import is_attention, is_product
 from partitioner.layouts.solution import Solution
+from partitioner.precision import RECIPES
 from partitioner.sharding.layout import Layout, is_same_memory
 from partitioner.sharding.op_rules import rule_of
 
@@ -22,6 +23,9 @@ Placed = tuple[fx.Node, Layout]
 class Keeping:
     """What backward keeps of a unit of ``group``; a view keeps all of what it views, parameters and constants
     nothing, but their parts in other layouts.
+
+    A program may keep an activation in the few bits in which its product read it, beside what other ops need of it
+    (``few``).
 
     What ops of ``without`` make for each other, and what is hidden in them, is not counted; what they read of others
     is, for they run again.
@@ -34,6 +38,7 @@ class Keeping:
         self.folded = setting.folded
         self.savers: dict[Placed, list[fx.Node]] = {}
         self.storages: dict[Placed, float] = {}
+        self.few: dict[Placed, set[float]] = {}
         for node in self.folded.body(group):
             if node in self.folded.differentiable and is_tensor(node):
                 self._save(node)
@@ -77,7 +82,9 @@ class Keeping:
         rebuilt = node in self.without and key[0] in self.without
         if not outside and not rebuilt:
             for held in self._written(key):
-                self.storages[held] = self.setting.bytes(*held)
+                shares = self.few.setdefault(held, set())
+                shares.add(self._share(node, value) if held == key else 1.0)
+                self.storages[held] = self.setting.bytes(*held) * sum(shares)
                 self.savers.setdefault(held, []).append(node)
 
     def _written(self, key: Placed) -> Iterable[Placed]:
@@ -89,6 +96,13 @@ class Keeping:
         entering = dict.fromkeys(held for row in read for held in self._written(row))
         more = sum(self.setting.bytes(*held) for held in entering if held not in self.storages)
         return entering if more <= self.setting.bytes(*key) else (key,)
+
+    def _share(self, node: fx.Node, value: fx.Node) -> float:
+        """Of a value's bytes, what an op keeps of it."""
+        recipe = self.setting.recipe(node) if self.setting.software.quantized_once else ""
+        if not recipe or node in self.without or value is not operands(node)[0]:
+            return 1.0
+        return RECIPES[recipe].bytes / value.meta["val"].element_size()
 
     def lies(self, value: fx.Node, layout: Layout) -> Placed:
         """What memory a value in a layout lies in: its own, or that of what it is a view of."""

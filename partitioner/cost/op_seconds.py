@@ -12,9 +12,10 @@ import torch
 from torch import fx
 
 from partitioner.cluster import Cluster
-from partitioner.cost.op_work import Setting, Work, op_work
+from partitioner.cost.op_work import Setting, op_work
 from partitioner.kernel_seconds.attention import attention_seconds
 from partitioner.kernel_seconds.product import gemm_seconds
+from partitioner.kernel_seconds.work import Work
 from partitioner.precision import OWN, RECIPES, SINGLE, TF32, Precision
 from partitioner.sharding.equations import Strategies
 
@@ -51,7 +52,9 @@ def work_seconds(work: Work, cluster: Cluster, precision: Precision = OWN) -> fl
     dtype, size = (recipe.dtype, recipe.bytes) if recipe else (kind, work.dtype.itemsize)
     products = sum(gemm_seconds(g, device, dtype, size, work.recipe) for g in work.gemms)
     attention = sum(attention_seconds(a, device, kind, cluster.software.attention) for a in work.attended)
-    whole = products + attention + work.streamed_bytes / device.streaming + work.streams * device.launch_seconds
+    copies = device.products_of(work.recipe).copies
+    streamed = work.streamed_bytes + sum(row.bytes(work.dtype.itemsize, size, copies) for row in work.quantized)
+    whole = products + attention + streamed / device.streaming + work.streams * device.launch_seconds
     return whole / cluster.software.efficiency
 
 

@@ -24,7 +24,9 @@ from partitioner.graph.saved_by_autograd import hidden, saved
 from partitioner.graph.tied_blocks import Folded
 from partitioner.hardware.link import Route
 from partitioner.kernel_seconds.attention import RING_PASSES, Attended
+from partitioner.kernel_seconds.work import Work, quantized
 from partitioner.layouts.op_kinds import core, is_attention, is_bias, is_product
+from partitioner.precision import RECIPES
 from partitioner.sharding.equations import Strategies
 from partitioner.sharding.layout import Layout, Shard, largest_shape, local_share
 from partitioner.sharding.mesh_axes import Axes, inner, laid_axes, sharing_axes, whole
@@ -37,26 +39,6 @@ from partitioner.software import Software
 _ACCUMULATION = 3  # times a weight gradient is streamed to be added: read, read the sum, write it
 _SOFTMAX_PASSES = (2, 3)  # of the scores, by softmax and scale in one kernel: read and write; and its gradient's three
 _DROPOUT_PASSES = 2.5  # of the scores: read, write, a byte of mask
-
-
-@dataclass(frozen=True)
-class Work:
-    """``attended``: of fused attention; ``streamed_bytes`` exclude what products and fused attention read and write.
-    ``kernels``: all that are launched, of which ``streams`` are neither.
-    ``recipe``: in which few bits its products run.
-    """
-
-    dtype: torch.dtype
-    gemms: tuple[Gemm, ...] = ()
-    attended: tuple[Attended, ...] = ()
-    streamed_bytes: float = 0.0
-    kernels: int = 0
-    recipe: str = ""
-
-    @property
-    def streams(self) -> int:
-        """Kernels that only read and write."""
-        return self.kernels - len(self.gemms) - len(self.attended)
 
 
 @dataclass(frozen=True)
@@ -127,9 +109,10 @@ class Setting:
         return 1.0 / self.sharers if self.sharers > 1 and node.name in self.folded.sized.batch_layout else 1.0
 
     def recipe(self, node: fx.Node) -> str:
-        """In which few bits a product runs: one by a weight, in a block."""
+        """In which few bits an op runs: a product by a weight, in a block."""
         recipe = self.folded.graph.precision.products
-        return recipe if recipe and node in self.folded.in_blocks and is_parameter(base(operands(node)[1])) else ""
+        few = recipe and node in self.folded.in_blocks and is_product(node) and is_parameter(base(operands(node)[1]))
+        return recipe if few else ""
 
     def op(self, node: fx.Node) -> Op:
         """What rules look at of a node, looked up once."""
@@ -186,8 +169,13 @@ def _product(setting: Setting, node: fx.Node, strategies: Strategies) -> tuple[W
     if _differentiable(operands(node)[0], setting.folded.differentiable):
         gradients.insert(0, Gemm(gemm.m, gemm.k, gemm.n, gemm.count))
     kernels, recipe = second.kernels + len(gradients) - len(second.gemms), setting.recipe(node)
-    backward = Work(dtype, tuple(gradients), streamed_bytes=second.streamed_bytes, kernels=kernels, recipe=recipe)
-    return Work(dtype, (gemm,), kernels=1, recipe=recipe), backward
+    forward, backward = Work(dtype, (gemm,), kernels=1, recipe=recipe), replace(second, recipe=recipe)
+    backward = replace(backward, gemms=tuple(gradients), kernels=kernels)
+    if not recipe:
+        return forward, backward
+    software, scanned = setting.software, RECIPES[recipe].is_scanned(setting.software.delayed_scales)
+    rows = quantized(gemm, software.quantized_once, software.weights_once, scanned)
+    return forward.with_quantized(rows[0]), backward.with_quantized(rows[1])
 
 
 def _gemm(setting: Setting, node: fx.Node, strategies: Strategies) -> Gemm:

@@ -17,13 +17,15 @@ from partitioner.cost.forward_peak import Kept, Liveness
 from partitioner.cost.kept_activations import Keeping, Placed
 from partitioner.cost.measured_gemms import measured
 from partitioner.cost.op_seconds import ZERO, Seconds, work_seconds
-from partitioner.cost.op_work import Setting, Work, op_flops, op_work, weight_work
+from partitioner.cost.op_work import Setting, op_flops, op_work, weight_work
 from partitioner.cost.unit_cost import Entering, Priced, Stash, UnitCost
 from partitioner.graph.graph import Unit
+from partitioner.kernel_seconds.work import Work, weight_once
 from partitioner.layouts.conversions import Handed, conversions, handed_on
 from partitioner.layouts.run_again import RunAgain, run_again
 from partitioner.layouts.solution import Solution, group_layouts
 from partitioner.plan.recompute_ways import NO_RECOMPUTE, WAYS
+from partitioner.precision import RECIPES
 from partitioner.sharding.mesh_axes import whole
 
 
@@ -96,6 +98,8 @@ class _Pricing:
             stash=self.stash,
             ports=self.ports,
             flops=sum(op_flops(n) for n in self.body),
+            once_seconds=sum(self.seconds_of(work) for work in self.weights_once),
+            copied_bytes=self.copied(),
             surrogate=self.modelled + sent.total * least_exposed(software),
         )
 
@@ -107,6 +111,20 @@ class _Pricing:
     def weight(self) -> float:
         rows = (weight_work(self.setting, n, self.solution.strategies[n]) for n in self.body)
         return sum(self.seconds_of(row) for row in rows)
+
+    @cached_property
+    def weights_once(self) -> list[Work]:
+        """What becomes of weights in few bits once a step."""
+        software, rows = self.cluster.software, (forward for forward, _ in self.work.values() if forward.recipe)
+        if not software.weights_once:
+            return []
+        return [weight_once(row, RECIPES[row.recipe].is_scanned(software.delayed_scales)) for row in rows]
+
+    def copied(self) -> float:
+        """Bytes of what comes of them, in either order."""
+        device = self.cluster.device
+        rows = ((w, RECIPES[w.recipe].bytes * device.products_of(w.recipe).copies) for w in self.weights_once)
+        return sum(size * row.elements for work, size in rows for row in work.quantized)
 
     @cached_property
     def keeping(self) -> Keeping:

@@ -61,8 +61,9 @@ class UnitCost:
     ``weight_gradient_seconds``: of compute's backward. ``axis_shares``: of communication, by axis of the mesh.
     ``stash``: by way of recomputing, "none", "selective" (attention's scores), "operators" (every second product) and
     "full". ``ports``: what enters.
-    ``collectives`` and ``kernels``: how many there are in forward and backward. ``surrogate``: seconds as the choice of
-    layouts saw them, products modelled and overlap at its best.
+    ``collectives`` and ``kernels``: how many there are in forward and backward. ``once_seconds``, ``copied_bytes``:
+    of weights in few bits that are quantized once a step, and of what all its micro-batches read then. ``surrogate``:
+    seconds as the choice of layouts saw them, products modelled and overlap at its best.
     """
 
     compute: Seconds
@@ -74,6 +75,8 @@ class UnitCost:
     stash: Mapping[str, Stash]
     ports: tuple[Entering, ...]
     flops: float
+    once_seconds: float
+    copied_bytes: float
     surrogate: float
 
     @property

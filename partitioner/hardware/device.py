@@ -23,8 +23,9 @@ class Products:
     ``droop_span``: the logarithm (base 2) of the GFLOPs at which half of it is seen, and over how many it comes.
     ``norm``: of the p-norm that joins compute and memory. ``split_seconds``: what cutting the inner dimension costs at
     least, beside ``split_passes`` over the parts' results.
-    ``quantize_seconds``, ``quantize_bytes_each``: of a product in few bits, to read its first operand in 16 bits and
-    write it in those, at all and for each element.
+    ``quantize_seconds``, ``quantize_bytes_each``: of a product in few bits as it was measured, what its first operand
+    took to be made of 16 bits, at all and for each element; a program does that its own way, and is priced so.
+    ``copies``: of an operand that products read in either order, 2, or 1 where one serves both.
     """
 
     types: tuple[str, ...]
@@ -43,6 +44,7 @@ class Products:
     split_passes: float = 2.0
     quantize_seconds: float = 0.0
     quantize_bytes_each: float = 0.0
+    copies: int = 2
 
 
 def one_row(types: Iterable[str], share: float, memory_share: float = 1.0, launch: float = 0.0) -> tuple[Products]:

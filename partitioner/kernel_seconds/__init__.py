@@ -3,4 +3,5 @@
     product       tiles in waves over the multiprocessors, its inner dimension split or not; its bytes
     attention     the scores that are seen, of the fused kernel
     collective    hops and bytes, as measured inside a node, by a ring or a tree between nodes
+    work          what one op is of these, and what it streams beside them
 """

@@ -18,8 +18,8 @@ _SUM = 4  # bytes of a number of a part's result where the inner dimension is sp
 
 
 def gemm_seconds(gemm: Gemm, device: Device, dtype: str, itemsize: float, recipe: str = "") -> float:
-    """Seconds of a product in ``dtype``, of ``itemsize`` bytes a number; ``recipe``: by which its operands, read in 16
-    bits, are quantized first. Raises InputError where the device has no such peak."""
+    """Seconds of a product in ``dtype``, of ``itemsize`` bytes a number; ``recipe``: by which its operands were
+    made few bits before. Raises InputError where the device has no such peak."""
     peak = device.peak(dtype) * device.sustained
     numbers = peak, device.multiprocessors, device.memory_bytes_per_second, device.tiles
     return _seconds(gemm, device.products_of(recipe or dtype), numbers, itemsize)
@@ -39,7 +39,8 @@ def seconds(
     m: np.ndarray, n: np.ndarray, k: np.ndarray, count: np.ndarray, row: Products, peak: float, multiprocessors: int,
     bandwidth: float, tiles: Tiles, itemsize: float,
 ) -> np.ndarray:  # fmt: skip
-    """Of many products at once; ``peak`` in FLOP/s, ``bandwidth`` in bytes/s."""
+    """Of many products at once, whose operands are as they read them; ``peak`` in FLOP/s, ``bandwidth`` in
+    bytes/s."""
     streamed = bandwidth * row.memory_share
     flops = 2.0 * m * n * k * count
     memory = ((m * k + k * n) * itemsize + m * n * max(itemsize, 2.0)) * count / streamed
@@ -49,8 +50,12 @@ def seconds(
     longest = np.maximum(compute, memory)
     joined = longest * (1.0 + (np.minimum(compute, memory) / longest) ** row.norm) ** (1.0 / row.norm)
     grown = row.droop / (1.0 + np.exp(-(np.log2(flops / 1e9) - row.droop_at) / row.droop_span))
-    quantized = row.quantize_seconds + row.quantize_bytes_each * m * k * count / bandwidth
-    return row.fixed_seconds + joined * (1.0 + grown) + quantized
+    return row.fixed_seconds + joined * (1.0 + grown)
+
+
+def quantize_seconds(m: np.ndarray, k: np.ndarray, row: Products, bandwidth: float) -> np.ndarray:
+    """What first operands, m x k, took as they were made few bits before measured products; bytes/s."""
+    return row.quantize_seconds + row.quantize_bytes_each * m * k / bandwidth
 
 
 def _tiled(

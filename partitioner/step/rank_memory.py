@@ -20,6 +20,8 @@ from partitioner.schedule.fullest_moments import IN_FORWARD, Array, moments
 from partitioner.sharding.mesh_axes import PP
 from partitioner.step.split import Split, StageSums
 
+_GATHERS = 3  # the stage of ZeRO that gathers weights anew, and keeps nothing that comes of them
+
 
 class StageBytes(NamedTuple):
     """Bytes of one stage at its rank's fullest moment: state, kept activations, and what comes and goes."""
@@ -164,6 +166,11 @@ class RankMemory:
 
     def _stage_state(self, stage: StageSums) -> tuple[Array, float]:
         """Bytes of a stage's state by kind, and those of gradients that each step makes anew."""
+        state, grown = self._parameter_state(stage)
+        state[State._fields.index("weight")] += stage.copied_bytes if self.parallelism.zero < _GATHERS else 0.0
+        return state, grown
+
+    def _parameter_state(self, stage: StageSums) -> tuple[Array, float]:
         if self.is_sharded and self.parallelism.zero > 1:
             state = self._state_bytes(stage.parameters) + self._frozen(stage)
             return state, State(*state).gradient

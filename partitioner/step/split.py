@@ -23,11 +23,12 @@ class StageSums:
     """What one micro-batch takes of a stage's units; ``blocks`` of them may be recomputed.
 
     ``axis_seconds``: of communication, by axis of the mesh. ``stash``: by way of recomputing, what the whole stage
-    keeps when its first 0, 1, 2, ... blocks are recomputed so. ``input_bytes`` and ``output_bytes``:
-    what it receives and hands on, ``sent_bytes`` of it by this rank; ``sent_back_bytes``: gradients of what it
-    receives, by this rank. ``parameters``: alike ones added up, ``frozen_bytes`` of others, that nothing trains; ``weight_bytes`` and ``gradient_bytes``: as they
-    are gathered and summed, ``partial_bytes`` of the latter Partial, by axis; ``scattered_bytes`` of the last that a
-    backward scatters; ``tied_parameters``: those that other units read too.
+    keeps when its first 0, 1, 2, ... blocks are recomputed so. ``input_bytes`` and ``output_bytes``: what it receives
+    and hands on, ``sent_bytes`` of it by this rank; ``sent_back_bytes``: gradients of what it receives, by this rank.
+    ``parameters``: alike ones added up, ``frozen_bytes`` of others, that nothing trains; ``weight_bytes`` and
+    ``gradient_bytes``: as they are gathered and summed, ``partial_bytes`` of the latter Partial, by axis;
+    ``scattered_bytes`` of the last that a backward scatters; ``tied_parameters``: those that other units read too.
+    ``once_seconds``, ``copied_bytes``: of weights in few bits, once a step.
     """
 
     seconds: Seconds
@@ -50,6 +51,8 @@ class StageSums:
     partial_bytes: dict[str, float]
     scattered_bytes: float
     tied_parameters: Mapping[fx.Node, Held]
+    once_seconds: float
+    copied_bytes: float
 
 
 def stage_sums(
@@ -88,6 +91,8 @@ def stage_sums(
         partial_bytes=_partial_bytes(held, precision),
         scattered_bytes=walk.scattered_last,
         tied_parameters={node: row for node, row in parameters.items() if tied and priced.folded.own(node) in tied},
+        once_seconds=sum(c.once_seconds for c in rows),
+        copied_bytes=sum(c.copied_bytes for c in rows),
     )
 
 

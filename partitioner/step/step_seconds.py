@@ -167,10 +167,13 @@ class SplitSeconds:
         return [self.split.stages[n] for n in self.parallelism.rank_stages[p]]
 
     def update_seconds(self, p: int) -> float:
+        """The optimizer's; and what becomes of weights once a step, or where they are gathered, once a micro-batch."""
         shared = self.parallelism.shards if self.parallelism.zero else 1
         rows = [row for s in self.rank_sums(p) for row in s.parameters]
         own, cluster = self.priced.precision, self.cluster
-        return sum(optimizer_seconds(row.elements / shared, row.dtype, own, cluster) for row in rows)
+        updated = sum(optimizer_seconds(row.elements / shared, row.dtype, own, cluster) for row in rows)
+        times = self.parallelism.micro_batches if self.parallelism.zero == 3 else 1
+        return updated + times * sum(stage.once_seconds for stage in self.rank_sums(p))
 
     def sync_seconds(self, p: int) -> dict[str, float]:
         """Partial gradients over their axes, then all over the replicas, less what a micro-batch's backward, or W,

@@ -23,7 +23,7 @@ from torch import nn
 from partitioner import trace
 from partitioner.cluster import Cluster
 from partitioner.cost.op_seconds import work_seconds
-from partitioner.cost.op_work import Work, op_work
+from partitioner.cost.op_work import op_work
 from partitioner.errors import InputError
 from partitioner.graph.tied_blocks import fold
 from partitioner.hardware.device import Attention, Device, one_row
@@ -31,6 +31,7 @@ from partitioner.hardware.link import Link, Route
 from partitioner.kernel_seconds.attention import Attended, attention_seconds
 from partitioner.kernel_seconds.collective import collective_seconds
 from partitioner.kernel_seconds.product import gemm_seconds
+from partitioner.kernel_seconds.work import Work
 from partitioner.searching.candidates import layouts
 from partitioner.searching.pins import Pins
 from partitioner.searching.splits import Setup

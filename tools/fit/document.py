@@ -24,7 +24,6 @@ def document(asked: Asked, trials: Sequence[Trial], shown: Trial, told: Sequence
         "memory": {
             "device_bytes": device.memory_bytes, "room_bytes": device.room, "allocator_share": device.allocator_share,
             "reserved_bytes": device.memory_bytes - device.room, "free_share": asked.free,
-            "frozen_bytes_not_counted": asked.frozen_bytes,
         },
         "assumed": [] if asked.global_batch is not None else [batch_words(asked)], "notes": list(asked.graph.notes),
         "fits": shown.fits, "devices": shown.devices, "mends": list(told),

@@ -28,8 +28,6 @@ def taken(asked: Asked) -> Iterator[str]:
     yield ", ".join(filter(None, (words, figures.sample_words(model))))
     yield figures.software_words(cluster.software)
     yield batch_words(asked)
-    if asked.frozen_bytes:
-        yield f"NOT COUNTED below: {size(asked.frozen_bytes)} of parameters that do not train, which ranks hold as well"
     yield from graph.notes
 
 

@@ -80,12 +80,6 @@ class Asked:
         """Elements of all."""
         return sum(prod(row.shape) for row in self.graph.parameters.values())
 
-    @cached_property
-    def frozen_bytes(self) -> float:
-        """Of parameters that do not train."""
-        frozen = [row for row in self.graph.parameters.values() if not row.requires_grad]
-        return float(sum(row.dtype.itemsize * prod(row.shape) for row in frozen))
-
     @property
     def samples(self) -> int:
         """A device, where nobody said a global batch: SAMPLES micro-batches."""

@@ -22,11 +22,11 @@ def product_seconds(group: Measured, device: Device, row: Products | None = None
     row = row or next((r for r in device.products if group.of in r.types), None)
     if row is None:
         raise InputError(f"{device.name} has no products of {group.of}")
-    m, n, k = group.sizes.T
-    return product.seconds(
-        m, n, k, np.ones_like(m), row, device.peak(dtype), device.multiprocessors, device.memory_bytes_per_second,
-        device.tiles, itemsize,
-    )  # fmt: skip
+    (m, n, k), bandwidth = group.sizes.T, device.memory_bytes_per_second
+    plain = product.seconds(
+        m, n, k, np.ones_like(m), row, device.peak(dtype), device.multiprocessors, bandwidth, device.tiles, itemsize
+    )
+    return plain + product.quantize_seconds(m, k, row, bandwidth)
 
 
 def seen(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ class Dimensions:
     tied: bool
     seq: int
     written_out: bool
-    adapter: int = 0
+    adapter: int = field(default=0, repr=False)
 
 
 class Adapted(nn.Linear):

@@ -78,6 +78,9 @@ HARDWARE = {
             Knob("software", "nanotron", "enqueue_seconds", 3e-4, 1e-5, 2e-3),
         ),
     ),
+    "h100-fp8": (
+        ("dgxc_fp8", "mbridge"), "H100-SXM-80GB", (Knob("device", "H100-SXM-80GB", "sustained", 0.86, 0.6, 1.0),),
+    ),
     "h100-500w": (("torchtitan",), "H100-SXM-96GB", _device("H100-SXM-96GB", 0.65, 0.75, 0.015)),
 }  # fmt: skip
 

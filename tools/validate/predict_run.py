@@ -64,8 +64,11 @@ class Rerun:
         """With what the row leaves open: ZeRO and sequence parallelism as its program has them, nothing recomputed.
         Raises InputError as ``predict`` does."""
         software = self.cluster(run).software
-        whole = replace(run, zero=_zero(run, software), sequence_parallel=_divides_tokens(run, software))
-        return whole if run.recompute else replace(whole, recompute=NO_RECOMPUTE)
+        divides = run.sequence_parallel
+        if divides is None:
+            divides = run.tp > 1 and bool(_longest(self.known.sequence_parallel, run.framework))
+        found = replace(run, zero=_zero(run, software), sequence_parallel=divides)
+        return found if run.recompute else replace(found, recompute=NO_RECOMPUTE)
 
     def others(self, run: Run) -> dict[str, Run]:
         """What a row leaves open decided otherwise than ``stated`` does, by what that is."""
@@ -103,6 +106,7 @@ class Rerun:
             "overlap_gradients": run.overlap_gradients,
             **({} if run.overlap_tensor is None else {"overlap_tensor": run.overlap_tensor}),
             **({"fused": True} if run.compiled else {}),
+            **({"sends_quantized": False} if run.precision.endswith("-rows") else {}),  # torchao gathers 16 bits then
         }
         found = Cluster.load(name, software=framework)
         is_rack = found.node_devices > _SERVER
@@ -119,7 +123,8 @@ class Rerun:
         sized = self.sized(run.size, precision_of(run, cluster.software.gradients), run.micro_batch)
         boundary = ("sharded" if run.sequence_parallel else "whole") if run.tp > 1 else ""
         many = run.global_batch // (run.dp * run.micro_batch)
-        key = (id(sized), run.tp, run.cp, many, boundary, cluster.attention, cluster.software)
+        program = replace(cluster.software, efficiency=1.0, dispatch_seconds=0.0, enqueue_seconds=0.0)  # no layout
+        key = (id(sized), run.tp, run.cp, many, boundary, cluster.attention, program)
         if key not in self.solved:
             fixed = read_pins({"boundary": boundary, **MEGATRON} if boundary else {}, sized.graph)
             setting = Setting.of(sized, cluster, run.degrees)
@@ -139,11 +144,6 @@ def _zero(run: Run, software: Software) -> int:
     """As the row states; or 1, a framework's distributed optimizer, or as far as it always divides."""
     plans = software.plans
     return run.zero if run.zero is not None else 1 if plans is None or 1 in plans.zero else max(plans.zero)
-
-
-def _divides_tokens(run: Run, software: Software) -> bool:
-    """As the row states; or where the program keeps parts of what it gathers, which is what such parallelism is for."""
-    return software.regathers and run.tp > 1 if run.sequence_parallel is None else run.sequence_parallel
 
 
 def _traced(size: Dimensions, dtype: str) -> Graph:

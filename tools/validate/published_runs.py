@@ -20,7 +20,8 @@ RECOMPUTE = {
 }  # fmt: skip
 DTYPES = {  # in which a model computes, and by which recipe the products of its blocks run
     "bf16": ("bfloat16", ""), "fp16": ("float16", ""), "fp32": ("float32", ""), "fp8": ("bfloat16", "fp8"),
-    "fp8-cs": ("bfloat16", "fp8"), "mxfp8": ("bfloat16", "mxfp8"), "nvfp4": ("bfloat16", "nvfp4"),
+    "fp8-cs": ("bfloat16", "fp8"), "fp8-rows": ("bfloat16", "fp8"),
+    "mxfp8": ("bfloat16", "mxfp8"), "nvfp4": ("bfloat16", "nvfp4"),
 }  # fmt: skip
 
 
@@ -70,9 +71,10 @@ class Run:
 
     @property
     def configuration(self) -> tuple[object, ...]:
-        """All but name, place in the file and what was measured."""
-        skipped = ("line", "name", "step_seconds", "peak_bytes")
-        return tuple(value for key, value in vars(self).items() if key not in skipped)
+        """All but name, place in the file and what was measured; in the words by which runs were kept aside."""
+        skipped = ("line", "name", "step_seconds", "peak_bytes", "is_reserved")
+        told = vars(self) | {"sequence_parallel": bool(self.sequence_parallel), "recompute": self.recompute or "none"}
+        return tuple(value for key, value in told.items() if key not in skipped)
 
 
 def read(path: Path | str) -> list[Run]:
@@ -126,10 +128,14 @@ class _Cells:
             self.count(CP), self.count(DP), self.stated("sequence_parallel"),
             RECOMPUTE.get(self.text("recompute"), self.text("recompute")), self.zero(),
             self.optional("zero_group"), self.flag("grad_overlap"), self.stated("tp_overlap"), self.stated("compiled"),
-            self.count("micro_batch"), self.count("global_batch"), self.text("precision"),
+            self.count("micro_batch"), self.count("global_batch"), self.precision(),
             self.number("step_seconds"), self.memory(), "peak_memory_usage" not in self.text("memory_unit"),
         )  # fmt: skip
         return replace(run, strange=self.unpriced() or _strange(run))
+
+    def precision(self) -> str:
+        """As stated, and whether a scale is of a row."""
+        return self.text("precision") + ("-rows" if "rowwise" in (self.row.get("notes") or "") else "")
 
     def unpriced(self) -> str:
         """What the row has that is not priced, or lacks; "" for nothing."""

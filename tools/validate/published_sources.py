@@ -16,6 +16,7 @@ class Sources:
     cluster: Mapping[str, str]
     link: Mapping[str, Mapping[str, float]]
     framework: Mapping[str, str]
+    sequence_parallel: Mapping[str, bool]
 
 
 def sources() -> Sources:

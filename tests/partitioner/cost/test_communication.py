@@ -10,7 +10,7 @@ import torch
 
 from partitioner import Cluster, trace
 from partitioner.cost.communication import Moved, moved
-from partitioner.cost.conversion_seconds import WAYS, payload
+from partitioner.cost.conversion_seconds import WAYS, sent_bytes
 from partitioner.cost.op_seconds import Seconds, op_seconds
 from partitioner.cost.op_work import Setting, op_work
 from partitioner.cost.price_units import price_units
@@ -94,7 +94,7 @@ def test_a_ring_computes_a_part_at_a_time_and_corrects_what_it_has() -> None:
 @pytest.mark.parametrize(("precision", "share"), [("bf16", 1.0), ("fp8", 0.5), ("nvfp4", (0.5 + 1 / 16) / 2)])
 def test_what_products_in_few_bits_read_is_gathered_in_those(precision: str, share: float) -> None:
     """Forward what a product reads, backward the gradient of what it makes; what a norm reads in 16 bits, and sums."""
-    setting, _, _ = solved(tp=2, precision=precision, gathers_few_bits=True)
+    setting, _, _ = solved(tp=2, precision=precision, sends_quantized=True)
     plain = replace(setting, software=Software())
     by_op = {str(n.target): n for n in reversed(setting.folded.body(1))}
     norm, product, added = (by_op[f"aten.{op}"] for op in ("rms_norm.default", "linear.default", "add.Tensor"))
@@ -105,5 +105,5 @@ def test_what_products_in_few_bits_read_is_gathered_in_those(precision: str, sha
         (added, tokens, REPLICATE, {"forward": 1.0, "backward": 1.0}),
     ):
         (hop,) = conversion((source,), (target,), setting.axes, differentiable=True) or ()
-        found = {way: payload(setting, node, hop, way) / payload(plain, node, hop, way) for way in WAYS}
+        found = {way: sent_bytes(setting, node, hop, way) / sent_bytes(plain, node, hop, way) for way in WAYS}
         assert found == shares, node

@@ -9,9 +9,9 @@ import torch
 
 from partitioner import Cluster
 from partitioner.cost.op_seconds import work_seconds
-from partitioner.cost.op_work import Work
 from partitioner.kernel_seconds.attention import Attended
 from partitioner.kernel_seconds.product import gemm_seconds
+from partitioner.kernel_seconds.work import Work
 from partitioner.precision import PRESETS
 from partitioner.sharding.products import Gemm
 from partitioner.software import Software

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from partitioner import Cluster
 from partitioner.errors import InputError
 from partitioner.hardware.device import Device, Products
-from partitioner.kernel_seconds.product import SPLITS, gemm_seconds
+from partitioner.kernel_seconds.product import SPLITS, gemm_seconds, quantize_seconds
 from partitioner.sharding.products import Gemm
+from tools.measured_kernels.kernel_prices import product_seconds
+from tools.measured_kernels.kernel_tables import Measured
 
 A100 = Cluster.load("dgx-a100").device
 PLAIN = Products(
@@ -78,11 +81,15 @@ def test_large_products_fall_behind() -> None:
     assert seconds(gemm, droop=0.4, droop_at=at - 40) == pytest.approx(1.4 * plain)
 
 
-def test_few_bits_pay_for_quantizing() -> None:
-    device = replace(DEVICE, products=(PLAIN, replace(PLAIN, types=("fp8",), quantize_seconds=2.0,
-                                                      quantize_bytes_each=1e12)))  # fmt: skip
+def test_only_measured_products_include_quantizing() -> None:
+    row = replace(PLAIN, types=("fp8",), quantize_seconds=2.0, quantize_bytes_each=1e12)
+    device, sizes = replace(DEVICE, products=(PLAIN, row)), (np.array([4.0]), np.array([8.0]))
     plain = gemm_seconds(Gemm(4, 40, 8), device, "float16", 2)
-    assert gemm_seconds(Gemm(4, 40, 8), device, "float16", 1, "fp8") == pytest.approx(plain + 2 + 4 * 8)
+    assert gemm_seconds(Gemm(4, 40, 8), device, "float16", 1, "fp8") == pytest.approx(plain)
+    assert quantize_seconds(*sizes, row, 1e12)[0] == pytest.approx(2 + 4 * 8)
+    group = Measured("gemm", "", "fp8", np.array([[4.0, 40.0, 8.0]]), np.array([1.0]))
+    few = replace(device, flops_per_second={"float8_e4m3fn": 1000.0})
+    assert product_seconds(group, few)[0] == pytest.approx(plain + 2 + 4 * 8)
 
 
 def test_what_is_sustained_and_one_core() -> None:

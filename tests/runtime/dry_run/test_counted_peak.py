@@ -56,6 +56,15 @@ def test_predicted_peaks_are_counted_ones(options: Mapping[str, object]) -> None
     assert beyond(found) == {}
 
 
+def test_parameters_that_do_not_train_are_held() -> None:
+    """Whole, and where ZeRO divides state in parts, of ZeRO 1 and 2 beside what stays gathered."""
+    size = {"vocab": 4096, "hidden": 512, "heads": 8, "seq": 256, "layers": 4}
+    only = {"dp", "tp", "pp 1f1b", "ZeRO 1", "ZeRO 2", "ZeRO 3", "tp x ZeRO 3", "pp x ZeRO 1", "dp, bf16"}
+    found = errors(f"{Path(__file__).parent / 'frozen.py'}:parts", size, only=only)
+    assert len(found) == 13
+    assert beyond(found) == {}
+
+
 @pytest.mark.parity
 def test_stages_that_share_an_encoders_result_and_an_embedding() -> None:
     size = {"num_layers": 2, "d_model": 256, "d_ff": 1024, "num_heads": 4, "d_kv": 64, "vocab_size": 4096}

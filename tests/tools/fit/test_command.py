@@ -120,7 +120,7 @@ def test_the_screen_says_all_that_the_answer_hangs_on(place: str, capsys: pytest
         assert words in told
 
 
-def test_parameters_that_do_not_train_are_said_not_to_be_counted(
+def test_parameters_that_do_not_train_are_weights_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "frozen.py"
@@ -132,8 +132,9 @@ def test_parameters_that_do_not_train_are_said_not_to_be_counted(
         "        parameter.requires_grad_('head' in name)\n"
         "    return module, example\n"
     )
-    assert main(["fit", f"{path}:model", "--cluster", "local-cpu", "--devices", "1"]) == 0
-    assert "NOT COUNTED below" in capsys.readouterr().out
+    assert main(["fit", f"{path}:model", "--cluster", "local-cpu", "--devices", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["plans"]["tightest"]["bytes_by_kind"]["weights"] == 4 * found["model"]["parameters"]
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,24 @@ def test_tensors_are_compared_with_tensors(tmp_path: Path, capsys: pytest.Captur
     assert own["predicted_bytes"] == pytest.approx(0.9 * reserved["predicted_bytes"])
 
 
+def predicted(folder: Path, capsys: pytest.CaptureFixture[str], **changes: str) -> float:
+    main(["validate", str(written(folder, MPT, gpu="H100-SXM-80GB", tp="2", dp="4", **changes)), "--json"])
+    return json.loads(capsys.readouterr().out)["rows"][0]["predicted_seconds"]
+
+
+def test_a_blank_sequence_parallel_is_what_the_program_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = [predicted(tmp_path, capsys, framework="nanotron", sequence_parallel=word) for word in ("", "1", "0")]
+    assert found[0] == found[1] != found[2]
+    other = [predicted(tmp_path, capsys, sequence_parallel=word) for word in ("", "0")]
+    assert other[0] == other[1]
+
+
+def test_few_bits_scaled_by_the_row_are_gathered_in_sixteen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"framework": "torchtitan", "precision": "fp8", "sequence_parallel": "1"}
+    whole, rows = (predicted(tmp_path, capsys, **row, notes=f"float8 {word}") for word in ("tensorwise", "rowwise"))
+    assert whole < rows
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
