@@ -18,7 +18,7 @@ from partitioner.schedule.tables import SCHEDULES
 from partitioner.sharding.layout import REPLICATE, WHOLE, Placement, Shard
 from partitioner.sharding.mesh_axes import DP, named, refining
 
-_NUMBERS = ("micro_batch", "virtual", "zero", "zero_group")  # beside the axes of a mesh
+_NUMBERS = ("micro_batch", "virtual", "zero", "zero_group", "recomputed")  # beside the axes of a mesh
 _WAYS = EXECUTED["recompute"].searched(plan_only=True)
 _WORDS: dict[str, dict[str, object]] = {
     "schedule": {kind: kind for kind in sorted(SCHEDULES)},

@@ -188,11 +188,12 @@ class Splits:
             yield plain, peak_bytes
             if peak_bytes <= room and "recompute" not in self.fixed.decided:
                 ways = ()
-        everything = tuple(s.blocks for s in plain.stages)
+        most = self.fixed.number("recomputed")
+        everything = tuple(s.blocks if most is None else min(most, s.blocks) for s in plain.stages)
         for way in (w for w in ways if self.fixed.admits("recompute", w)):
             memory = whole.recomputing(way)
             peak_bytes = memory.peak_bytes(everything)
-            if peak_bytes <= room and "recompute" not in self.fixed.decided:
+            if peak_bytes <= room and most is None and "recompute" not in self.fixed.decided:
                 least = least_recomputed(memory, room)
                 if least is not None and least != everything:
                     yield plain.recomputing(way, least), memory.peak_bytes(least)

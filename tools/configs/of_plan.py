@@ -1,0 +1,117 @@
+"""A plan's decisions as a Configuration, and what no Configuration says of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from partitioner import Plan
+from partitioner.errors import InputError
+from partitioner.plan.recompute_ways import NO_RECOMPUTE
+from partitioner.precision import BRAIN, OWN, PRESETS, SINGLE, Precision
+from partitioner.sharding.layout import Shard, parse_layout
+from partitioner.sharding.mesh_axes import CP, DP, PP, TP
+from tools.dialects.configuration import SIZES, Configuration
+
+_KEPT = {SINGLE: "fp32", BRAIN: "bf16-pure"}  # presets, by the type of a model in which nothing is cast
+
+
+def configuration_of(plan: Plan) -> Configuration:
+    """What another framework could be told; raises InputError where the plan's layouts are none."""
+    own, blocks = plan.parallelism, stage_blocks(plan)
+    even = len(set(blocks)) == 1
+    several = own.replicas > 1
+    shards = own.shards if own.zero and several else None
+    sizes = {key: plan.model["settings"].get(key) for key in SIZES if key != "layers"} if is_plain(plan) else {}
+    recomputed = recomputed_blocks(plan)
+    return Configuration(
+        pipeline=own.degree(PP), data=own.degree(DP), context=own.degree(CP), tensor=own.degree(TP),
+        devices=own.world, node_devices=min(own.world, plan.machine.node_devices),
+        schedule=own.schedule, virtual=own.virtual, stages=None if even else blocks,
+        micro_batch=own.micro_batch, micro_batches=own.micro_batches, global_batch=plan.global_batch,
+        zero=own.zero if several else 0, shards=shards, replicas=own.replicas // shards if shards else None,
+        recompute=own.recompute, recomputed=recomputed if own.recompute != NO_RECOMPUTE else None,
+        precision=preset_of(plan), gradients=_gradients(plan.decisions.precision),
+        sequence_parallel=own.degree(TP) > 1 and sharded_boundaries(plan) is True,
+        seq=plan.model.get("tokens") or plan.model.get("seq"), layers=sum(blocks), **_complete(sizes, plan),
+    )  # fmt: skip
+
+
+def is_plain(plan: Plan) -> bool:
+    """Whether its model is the plain decoder, whose sizes a file may hold."""
+    return str(plan.model.get("entry", "")).startswith("plain:")
+
+
+def _complete(sizes: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    if not sizes:
+        return {}
+    gated = sizes["gated"] is not False
+    hidden, heads = plan.model["settings"]["hidden"], plan.model["settings"]["heads"]
+    usual = max(64, hidden * 8 // 3 // 64 * 64) if gated else 4 * hidden
+    return sizes | {
+        "gated": gated, "tied": bool(sizes["tied"]), "kv_heads": sizes["kv_heads"] or heads,
+        "ffn": sizes["ffn"] or usual,
+    }  # fmt: skip
+
+
+def stage_blocks(plan: Plan) -> tuple[int, ...]:
+    """Blocks of each stage."""
+    blocks = {name for row in plan.blocks if row.is_block for name in row.units}
+    return tuple(sum(name in blocks for name in stage) for stage in plan.decisions.stages)
+
+
+def recomputed_blocks(plan: Plan) -> int | None:
+    """So many of each stage, at most all of its; None for all, or where stages differ."""
+    blocks, counts = stage_blocks(plan), plan.decisions.recomputed
+    if counts == blocks:
+        return None
+    most = max(counts)
+    return most if all(n == min(most, of) for n, of in zip(counts, blocks, strict=True)) else None
+
+
+def preset_of(plan: Plan) -> str | None:
+    """The name of the plan's precision, gradients apart; None where it has none."""
+    own = replace(plan.decisions.precision, float32=())
+    if own == OWN:
+        return _KEPT.get(str(plan.model.get("dtype")))
+    alike = (name for name, row in PRESETS.items() if row.state and replace(own, gradients=SINGLE) == row)
+    return next(alike, next((name for name, row in PRESETS.items() if row == own), None))
+
+
+def _gradients(precision: Precision) -> str:
+    kept = precision.compute not in ("", SINGLE)
+    return SINGLE if not kept or precision.gradients == SINGLE else ""
+
+
+def sharded_boundaries(plan: Plan) -> bool | None:
+    """Whether what enters blocks is divided over tensor parallel ranks; None where that differs."""
+    blocks = {name for row in plan.blocks if row.is_block for name in row.units}
+    kinds = Counter[bool]()
+    for name, ports in plan.decisions.boundaries.items():
+        if name in blocks:
+            for port in ports:
+                try:
+                    kinds[isinstance(parse_layout(port)[-1], Shard)] += 1
+                except ValueError as error:
+                    raise InputError(f"decisions.boundaries.{name}: {error}: mend it") from error
+    return kinds.most_common(1)[0][0] if len(kinds) == 1 else None if kinds else False
+
+
+def unsaid(plan: Plan) -> Iterator[str]:
+    """Decisions of which no file of these frameworks speaks."""
+    d, blocks = plan.decisions, {name for row in plan.blocks if row.is_block for name in row.units}
+    if plan.parallelism.degree(TP) > 1 and sharded_boundaries(plan) is None:
+        yield "what enters blocks is divided in some, whole in others: the framework does the same in all"
+    counts = d.recomputed
+    if plan.parallelism.recompute != NO_RECOMPUTE and counts != stage_blocks(plan) and recomputed_blocks(plan) is None:
+        yield f"recomputed blocks by stage {', '.join(map(str, counts))}: the framework recomputes as many in each"
+    if any(stage[0] not in blocks for stage in d.stages[1:]) or any(stage[-1] not in blocks for stage in d.stages[:-1]):
+        yield "what is before the blocks, or behind them, stands in an inner stage: the framework has it at the ends"
+    if d.precision.float32:
+        yield f"modules in float32: {', '.join(d.precision.float32)}"
+    if plan.parallelism.refined:
+        yield "which tensor parallel ranks hold the same keys and values: the framework decides that"
+    if preset_of(plan) is None:
+        yield f"precision {d.precision}: say it to the framework by hand"
