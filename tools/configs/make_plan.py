@@ -58,7 +58,8 @@ def expected(found: Configuration, cluster: Cluster, dialect: Dialect) -> Config
         words = f"{dialect.key_of('data')} makes {found.data * found.together:,} ranks"
         raise InputError(f"{words}, and the cluster has {devices:,} devices: give --nodes or --devices")
     if (found.expert or 1) > 1:
-        raise InputError(f"{dialect.key_of('expert')}={found.expert}: plans have no expert parallelism yet: set it to 1")
+        words = f"{dialect.key_of('expert')}={found.expert}"
+        raise InputError(f"{words}: plans have no expert parallelism yet: set it to 1")
     plans = Software.load(dialect.software).plans
     for field, axis in DEGREES.items():
         degree = getattr(found, field) or 1
@@ -74,7 +75,7 @@ def plan_for(
     options: argparse.Namespace, dialect: Dialect, reading: Reading, cluster: Cluster, name: str, keep: int = 1
 ) -> Asked:
     """The plan of a file's decisions; raises InputError for what no plan can be told, DoesNotFit."""
-    refused = (*reading.refused, *(() if options.model else reading.unmodelled))
+    refused = [*reading.refused, *([] if options.model else reading.unmodelled)]
     if refused:
         more = f" (and {len(refused) - 1} more: partitioner lint lists them)" if len(refused) > 1 else ""
         raise InputError(f"{name}: {refused[0]}{more}")
@@ -101,22 +102,23 @@ def _model(options: argparse.Namespace, found: Configuration) -> Source:
     seq = options.seq or found.seq
     if options.model:
         return with_values(load(options.model, settings, seq=seq, meta=True))
-    return with_values(load(PLAIN_MODEL, decoder_settings(found) | settings, seq=seq, meta=True))
+    return with_values(load(PLAIN_MODEL, decoder_settings(found, settings), seq=seq, meta=True))
 
 
-def decoder_settings(found: Configuration) -> dict[str, object]:
-    """The plain decoder of a file's sizes; raises InputError where it has no such."""
+def decoder_settings(found: Configuration, given: Mapping[str, object]) -> dict[str, object]:
+    """The plain decoder of a file's sizes, and those ``given`` beside; raises InputError where it has no such."""
     if (found.experts or 1) > 1:
         raise InputError(f"the file's model has {found.experts} experts, and the plain decoder none: give --model")
-    if found.layers is None or found.hidden is None or found.heads is None:
+    sizes = {key: value for key, value in found.said.items() if key in SIZES and key not in ("experts", "head_width")}
+    made = sizes | dict(given)
+    if not {"layers", "hidden", "heads"} <= set(made):
         raise InputError("the file does not hold the sizes of the model: give --model")
-    if found.head_width not in (None, found.hidden // found.heads):
+    if found.hidden and found.heads and found.head_width not in (None, found.hidden // found.heads):
         words = f"heads of {found.head_width} are not those of {found.hidden} over {found.heads}"
         raise InputError(f"{words}, which the plain decoder has: give --model")
-    if found.vocab is None:
+    if "vocab" not in made:
         raise InputError("the file does not say how large the vocabulary is: give --set vocab=N, or --model")
-    return {key: value for key in SIZES if key in found.said and key not in ("experts", "head_width")
-            for value in (getattr(found, key),)}  # fmt: skip
+    return made
 
 
 def precision_of(found: Configuration, cluster: Cluster) -> Precision:

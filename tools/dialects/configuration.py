@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -15,10 +16,10 @@ class Configuration:
 
     ``pipeline``, ``data``, ``context``, ``tensor``, ``expert``: ranks along each; ``devices``: of all, of which
     ``node_devices`` are in a node. ``virtual``: stages a rank. ``stages``: blocks of each stage, where the file cuts
-    them. ``micro_batch``: samples, of which a data rank takes ``micro_batches`` a step. ``zero``: ZeRO's stage; state is
-    divided over ``shards`` ranks, and held again by ``replicas`` of them. ``recompute``: a way of it, of ``recomputed`` blocks
-    of each stage, None for all. ``precision``: the name of a preset; ``gradients``: in which type those of
-    micro-batches are added up, "" for the model's. ``seq``: tokens of a sample. ``layers`` to ``experts``: the model's
+    them. ``micro_batch``: samples, of which a data rank takes ``micro_batches`` a step. ``zero``: ZeRO's stage; state
+    is divided over ``shards`` ranks, and held again by ``replicas`` of them. ``recompute``: a way of it, of
+    ``recomputed`` blocks of each stage, None for all. ``precision``: the name of a preset; ``gradients``: in which type
+    those of micro-batches are added up, "" for the model's. ``seq``: tokens of a sample. ``layers`` to ``experts``: the model's
     sizes, ``gated`` of an MLP that multiplies with a gate. ``cut``: numbers that a framework cuts stages by, by key.
     """
 
@@ -63,9 +64,14 @@ class Configuration:
         return {name: value for name, value in values if value is not None}
 
     @property
+    def degrees(self) -> dict[str, int]:
+        """Ranks along each axis but the data's, 1 where the file says nothing."""
+        return {PP: self.pipeline or 1, CP: self.context or 1, TP: self.tensor or 1}
+
+    @property
     def together(self) -> int:
         """Ranks that share a sample's work: of all axes but the data's."""
-        return (self.pipeline or 1) * (self.context or 1) * (self.tensor or 1)
+        return math.prod(self.degrees.values())
 
     def resolved(self) -> Configuration:
         """With what follows by counting: data ranks of all devices, the batch of micro-batches, shards of replicas.
@@ -103,7 +109,8 @@ PLAIN = {  # what a file need not say
 class Reading:
     """A file that was read. ``taken``: by key of the file, its value and the fields that it decides. ``unread``: keys
     that no plan hangs on. ``unknown``: keys of which nothing is known. ``notes``: what is otherwise in a plan, though
-    its decisions are the same. ``refused``: what a plan can't be told, each with its mend; ``unmodelled``: what the plain decoder has not."""
+    its decisions are the same. ``refused``: what a plan can't be told, each with its mend;
+    ``unmodelled``: what the plain decoder has not."""
 
     configuration: Configuration
     taken: tuple[tuple[str, Any, tuple[str, ...]], ...] = ()

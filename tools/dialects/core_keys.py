@@ -192,5 +192,6 @@ def _cut(found: Configuration, blocks: int, stages: int) -> tuple[int, ...] | No
         each, left = divmod(blocks - sum(given), inner) if inner else (0, blocks - sum(given))
         rows = [*([first] if first else []), *([each] * inner), *([last] if last else [])]
     if left or min(rows) < 1:
-        raise InputError(f"{blocks} layers can't be cut into {stages} stages as the file says: change the first or last")
+        words = f"{blocks} layers can't be cut into {stages} stages as the file says"
+        raise InputError(f"{words}: change the first or the last")
     return tuple(rows)

@@ -148,6 +148,10 @@ def whole(key: str, value: Any, least: int = 1) -> int:
     number = int(value) if isinstance(value, str) and value.strip().lstrip("-").isdecimal() else value
     if not isinstance(number, int) or isinstance(number, bool) or not least <= number <= MOST:
         what = "a positive whole number" if least == 1 else f"a whole number from {least}"
+        if isinstance(value, str) and "$" in value:
+            raise InputError(f"{key} is {_shown(value)}, which the file does not set: write {what} there")
+        if isinstance(number, int) and not isinstance(number, bool) and number > MOST:
+            raise InputError(f"{key} is absurdly large: give {what}")
         raise InputError(f"{key} must be {what}, it is {_shown(value)}")
     return number
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,13 +48,16 @@ def text_of(path: str) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice."""
+    """Tells of keys that are given twice, of which the last counts, as in every reader of YAML."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.again = list[str]()
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen = [key.value for key, _ in node.value if isinstance(key.value, str)]
-    if again := next((key for key in seen if seen.count(key) > 1), None):
-        raise yaml.constructor.ConstructorError(None, None, f"the key {cut(again)} is given twice", node.start_mark)
+    seen = Counter(key.value for key, _ in node.value if isinstance(key.value, str))
+    loader.again += [key for key, times in seen.items() if times > 1 and key != "<<"]
     loader.flatten_mapping(node)
     return loader.construct_mapping(node, deep=True)
 
@@ -61,23 +65,34 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
-def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    seen = [key for key, _ in pairs]
-    if again := next((key for key in seen if seen.count(key) > 1), None):
-        raise ValueError(f"the key {cut(again)} is given twice")
-    return dict(pairs)
+def _yaml(text: str) -> tuple[Any, list[str]]:
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data(), loader.again
+    finally:
+        loader.dispose()
 
 
-def _parsed(kind: str, load: Callable[[str], Any]) -> Callable[[str, str], Parsed]:
+def _json(text: str) -> tuple[Any, list[str]]:
+    again = list[str]()
+
+    def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        again.extend(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        return dict(pairs)
+
+    return json.loads(text, object_pairs_hook=table), again
+
+
+def _parsed(kind: str, load: Callable[[str], tuple[Any, list[str]]]) -> Callable[[str, str], Parsed]:
     def parse(text: str, origin: str) -> Parsed:
         try:
-            found = load(text)
+            found, again = load(text)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             said = " ".join(str(error).split())[:200]
             raise InputError(f"{origin} is no {kind}: {said or 'it nests too deeply'}") from error
         if not isinstance(found, dict):
             raise InputError(f"{origin} holds no table of keys: give a configuration in {kind}")
-        return flat(found, origin), ()
+        return flat(found, origin), tuple(f"{cut(key)} is given twice: the last counts" for key in again)
 
     return parse
 
@@ -136,6 +151,6 @@ def _toml_text(found: Mapping[str, Any], said: Sequence[str]) -> str:
     return _comments(said) + "\n".join(parts)
 
 
-YAML = Form("YAML", _parsed("YAML", lambda text: yaml.load(text, _Loader)), _yaml_text)  # noqa: S506
-TOML = Form("TOML", _parsed("TOML", tomllib.loads), _toml_text)
-JSON = Form("JSON", _parsed("JSON", lambda text: json.loads(text, object_pairs_hook=_pairs)), _json_text)
+YAML = Form("YAML", _parsed("YAML", _yaml), _yaml_text)
+TOML = Form("TOML", _parsed("TOML", lambda text: (tomllib.loads(text), [])), _toml_text)
+JSON = Form("JSON", _parsed("JSON", _json), _json_text)

@@ -110,9 +110,9 @@ class _Script:
         if word.startswith("--") and len(word) > 2:
             name, equals, value = word[2:].partition("=")
             self.add(name, [value] if equals else [])
-        elif word in _ENDS or not word or word.endswith(".py") or word.startswith("${"):
+        elif word in _ENDS or not word or word.endswith(".py") or "[@]" in word or "[*]" in word:
             self.last = None
-        elif self.last is not None:
+        elif self.last is not None and not (word.startswith("$") and self.flags[self.last]):
             self.flags[self.last].append(word)
         if ends:
             self.last = None
@@ -132,7 +132,7 @@ def _until(words: Iterator[str], end: str) -> Iterator[str]:
 
 
 def parse(text: str, origin: str) -> Parsed:
-    """The last value of each flag; without one True, of several words a list. Raises InputError for what is no script."""
+    """The last value of each flag; without one True, of several words a list. Raises InputError where there is none."""
     if not re.search(r"(?m)(^|[\s\"'(])--[A-Za-z]", text) and re.search(r"(?m)^\s*[\w-]+:(\s|$)", text):
         values, notes = YAML.parse(text, origin)
         return {key.rpartition(".")[2].replace("_", "-"): value for key, value in values.items()}, notes
@@ -141,7 +141,7 @@ def parse(text: str, origin: str) -> Parsed:
         script.read(_words(text))
     except ValueError as error:
         raise InputError(f"{origin} is no script of flags: {error}") from error
-    flags = {name: True if not words else words[0] if len(words) == 1 else words for name, words in script.flags.items()}
+    flags = {name: words if len(words) > 1 else words[0] if words else True for name, words in script.flags.items()}
     if not flags:
         raise InputError(f"{origin} holds no flag that begins with --: give a script or a text of flags")
     return flags, tuple(dict.fromkeys(script.notes))

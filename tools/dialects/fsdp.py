@@ -107,7 +107,8 @@ FSDP = Dialect(
         Told("megatron_lm_config.*", "of Megatron-LM give its flags", ()),
     ),
     unread=(
-        "compute_environment", "debug", "downcast_bf16", "enable_cpu_affinity", "machine_rank", "main_*", "rdzv_backend",
+        "compute_environment", "debug", "downcast_bf16", "enable_cpu_affinity", "machine_rank", "main_*",
+        "rdzv_backend",
         "same_network", "tpu_*", "gpu_ids", "fsdp_config.*", "dynamo_config.*", "fp8_config.*", "mpirun_config.*",
         f"{_P}*_comm_strategy", f"{_P}*_backend", "command_file", "commands", "parallelism_config.*",
     ),

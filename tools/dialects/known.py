@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from partitioner.errors import InputError
 from tools.dialects.bridge import BRIDGE
 from tools.dialects.deepspeed import DEEPSPEED
 from tools.dialects.dialect import Dialect
+from tools.dialects.documents import JSON, TOML, YAML
 from tools.dialects.fsdp import FSDP
 from tools.dialects.megatron import MEGATRON
 from tools.dialects.nanotron import NANOTRON
@@ -19,6 +22,9 @@ def recognised(text: str, origin: str) -> Dialect:
     counts = {name: _known(dialect, text, origin) for name, dialect in DIALECTS.items()}
     best = max(counts, key=lambda name: counts[name])
     if not counts[best]:
+        forms = {".json": JSON, ".toml": TOML, ".yaml": YAML, ".yml": YAML}
+        if (form := forms.get(Path(origin).suffix)) is not None:
+            form.parse(text, origin)
         raise InputError(f"{origin} is no configuration of {', '.join(DIALECTS)}: say of which with --framework")
     return DIALECTS[best]
 

@@ -146,7 +146,7 @@ MEGATRON = Dialect(
     told=(
         *MODEL_TOLD,
         Told("expert-tensor-parallel-size", "plans have no expert parallelism yet: leave it out"),
-        Told("num-distributed-optimizer-instances", "give each instance's ranks by a pin zero_group of plan: set it to 1"),
+        Told("num-distributed-optimizer-instances", "state is divided over all data ranks: set it to 1"),
         Told("cpu-offloading*", "a plan keeps all on the device: leave it out"),
         Told("optimizer-cpu-offload", "a plan keeps all on the device: leave it out"),
         Told("fine-grained-activation-offloading", "a plan keeps all on the device: leave it out"),
@@ -174,7 +174,8 @@ MEGATRON = Dialect(
         "load*", "*ckpt*", "*checkpoint*", "data-*", "*-data*", "split", "*tokenizer*", "vocab-file", "merge-file",
         "*init*", "seed", "exit-*", "*profile*", "nsys*", "overlap-*", "no-overlap-*", "*fusion", "*fused*", "tp-comm*",
         "attention-*", "*rotary*", "rope-*", "*rope*", "position-embedding-type", "max-position-embeddings",
-        "*layernorm*", "norm-epsilon", "*bias*", "use-mcore-models", "use-legacy-models", "use-flash-attn", "transformer-impl", "spec",
+        "*layernorm*", "norm-epsilon", "*bias*", "use-mcore-models", "use-legacy-models", "use-flash-attn", "spec",
+        "transformer-impl",
         "*loss-scale*", "hysteresis", "manual-gc*", "master_*", "master-*", "node_rank", "node-rank", "rdzv*",
         "num-workers", "num-dataset*", "distributed-*", "dataloader-type", "mock-data", "no-*", "*loss*", "ddp-*",
         "empty-unused-memory-level", "reset-*", "eod-*", "*timing*", "*timers*", "*softmax*", "*nan*", "finetune",

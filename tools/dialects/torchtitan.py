@@ -11,7 +11,7 @@ from partitioner.plan.recompute_ways import FULL_RECOMPUTE, NO_RECOMPUTE, OPERAT
 from partitioner.precision import BRAIN, SINGLE
 from partitioner.schedule.tables import PLAIN, SCHEDULES, Schedule
 from tools.dialects.configuration import Configuration
-from tools.dialects.dialect import Dialect, Row, Told, Values, number, one_of, whole
+from tools.dialects.dialect import Dialect, Row, Told, Values, number, one_of, whole, word
 from tools.dialects.documents import TOML
 
 
@@ -195,7 +195,8 @@ def _every(found: Configuration, every: int, blocks: int | None) -> Configuratio
     many = (found.pipeline or 1) * (found.virtual or 1)
     each = {n // every for n in found.stages or (blocks // many,)}
     if len(each) > 1:
-        raise InputError(f"{_OPTION}={every} recomputes unlike numbers of blocks in unlike stages: take op or mode full")
+        words = f"{_OPTION}={every} recomputes unlike numbers of blocks in unlike stages"
+        raise InputError(f"{words}: take op, or mode full")
     count = each.pop()
     return replace(found, recomputed=count or None, recompute=FULL_RECOMPUTE if count else NO_RECOMPUTE)
 
@@ -209,9 +210,7 @@ TORCHTITAN = Dialect(
         number(f"{_P}pipeline_parallel_degree", "pipeline"),
         number(f"{_P}context_parallel_degree", "context"),
         number(f"{_P}expert_parallel_degree", "expert"),
-        Row((_SCHEDULE,), ("schedule",), lambda values: {"schedule": one_of(_SCHEDULE, values[_SCHEDULE], SCHEDULE_WORDS)},
-            lambda asked: {_SCHEDULE: next((word for word, name in SCHEDULE_WORDS.items()
-                                            if name == asked.schedule and (asked.pipeline or 1) > 1), None)}),
+        word(_SCHEDULE, "schedule", SCHEDULE_WORDS),
         Row((*_LESS, _PER_STAGE, _PARTS), ("stages", "virtual"), _read_stages, _write_stages),
         Row((_LOCAL, _GLOBAL, _SIZE), ("micro_batch", "micro_batches", "global_batch"), _read_batch, _write_batch),
         number("training.seq_len", "seq"),

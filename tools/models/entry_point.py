@@ -43,7 +43,8 @@ def parse(spec: str) -> Entry:
         return Entry("plain", None, tail)
     if head.endswith(".py") and tail.isidentifier():
         return Entry("file", Path(head), tail)
-    raise InputError(f"MODEL {spec!r} is none of file.py:function, hf:TYPE, hf:config.json and plain:decoder (example: hf:llama)")
+    forms = "file.py:function, hf:TYPE, hf:config.json and plain:decoder"
+    raise InputError(f"MODEL {spec!r} is none of {forms} (example: hf:llama)")
 
 
 def _transformers_entry(text: str) -> Entry:

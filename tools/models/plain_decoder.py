@@ -142,9 +142,7 @@ def sized_decoder(
     for key, value in settings.items():
         if key not in known:
             raise InputError(f"--set {key}: plain:decoder has {', '.join(known)}")
-        kind = bool if key in ("written_out", "gated", "tied") else int
-        if type(value) is not kind or (kind is int and not 1 <= value <= _MOST):  # type: ignore[operator]
-            raise InputError(f"--set {key}={value}: give {'true or false' if kind is bool else 'a positive number'}")
+        _check(key, value)
     given = _USUAL | dict(settings)
     missing = [key for key in ("layers", "hidden", "heads", "vocab") if key not in given]
     if missing or seq is None:
@@ -161,6 +159,14 @@ def sized_decoder(
         module = Decoder(size).train()
     tokens = torch.randint(size.vocab, (batch, seq), device="cpu")
     return module, {"tokens": tokens, "labels": tokens.roll(-1, 1)}
+
+
+def _check(key: str, value: object) -> None:
+    if key in ("written_out", "gated", "tied"):
+        if not isinstance(value, bool):
+            raise InputError(f"--set {key}={value}: give true or false")
+    elif not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST:
+        raise InputError(f"--set {key}={value}: give a positive whole number, at most {_MOST:,}")
 
 
 def decoder(size: Dimensions, dtype: torch.dtype, batch: int = 2) -> tuple[nn.Module, dict[str, Tensor]]:
