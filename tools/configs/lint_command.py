@@ -63,7 +63,7 @@ def _of_file(options: argparse.Namespace, dialect: Dialect, reading: Reading) ->
         more, said_of = _priced(options, dialect, reading, cluster)
         found, notes = [*found, *more], [*notes, *said_of]
     elif cluster is None:
-        notes.append("memory and devices were not looked at: give --cluster" if said.devices is None
+        notes.append("memory and devices were not looked at: give --cluster" if asked.devices is None
                      else "memory was not looked at: give --cluster")  # fmt: skip
     return found, notes
 

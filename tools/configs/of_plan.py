@@ -10,10 +10,12 @@ from typing import Any
 from partitioner import Plan
 from partitioner.errors import InputError
 from partitioner.plan.recompute_ways import NO_RECOMPUTE
-from partitioner.precision import BRAIN, OWN, PRESETS, SINGLE, Precision
+from partitioner.precision import BRAIN, OWN, PRESETS, SINGLE
+from partitioner.searching.pins import matches
 from partitioner.sharding.layout import Shard, parse_layout
-from partitioner.sharding.mesh_axes import CP, DP, PP, TP
+from partitioner.sharding.mesh_axes import CP, DP, PP, TP, wholes
 from tools.dialects.configuration import SIZES, Configuration
+from tools.models.plain_decoder import COLUMNS_AND_ROWS
 
 _KEPT = {SINGLE: "fp32", BRAIN: "bf16-pure"}  # presets, by the type of a model in which nothing is cast
 
@@ -33,7 +35,7 @@ def configuration_of(plan: Plan) -> Configuration:
         micro_batch=own.micro_batch, micro_batches=own.micro_batches, global_batch=plan.global_batch,
         zero=own.zero if several else 0, shards=shards, replicas=own.replicas // shards if shards else None,
         recompute=own.recompute, recomputed=recomputed if own.recompute != NO_RECOMPUTE else None,
-        precision=preset_of(plan), gradients=_gradients(plan.decisions.precision),
+        precision=preset_of(plan), gradients=_gradients(plan),
         sequence_parallel=own.degree(TP) > 1 and sharded_boundaries(plan) is True,
         seq=plan.model.get("tokens") or plan.model.get("seq"), layers=sum(blocks), **_complete(sizes, plan),
     )  # fmt: skip
@@ -80,9 +82,12 @@ def preset_of(plan: Plan) -> str | None:
     return next(alike, next((name for name, row in PRESETS.items() if row == own), None))
 
 
-def _gradients(precision: Precision) -> str:
-    kept = precision.compute not in ("", SINGLE)
-    return SINGLE if not kept or precision.gradients == SINGLE else ""
+def _gradients(plan: Plan) -> str | None:
+    """Where the model computes in 16 bits, whether they are added up in float32."""
+    own = plan.decisions.precision
+    if own.compute == SINGLE or not (own.compute or own.gradients):
+        return None
+    return SINGLE if own.gradients == SINGLE else ""
 
 
 def sharded_boundaries(plan: Plan) -> bool | None:
@@ -99,9 +104,31 @@ def sharded_boundaries(plan: Plan) -> bool | None:
     return kinds.most_common(1)[0][0] if len(kinds) == 1 else None if kinds else False
 
 
+def whole_weights(plan: Plan) -> list[str]:
+    """Weights of products, and of the plain decoder's tables, that every tensor parallel rank holds whole."""
+    modules = {product.module for row in plan.blocks for product in row.products}
+    names = [name for name in plan.decisions.parameters if name.endswith(".weight")]
+    if is_plain(plan):
+        named = [name for name in names if name in COLUMNS_AND_ROWS]
+    else:
+        named = [name for name in names if any(matches(name.removesuffix(".weight"), module) for module in modules)]
+    places = dict(wholes(plan.parallelism.axes)).get(TP, (-1,))
+    found = list[str]()
+    for name in named:
+        try:
+            layout = parse_layout(plan.decisions.parameters[name])
+        except ValueError as error:
+            raise InputError(f"decisions.parameters.{name}: {error}: mend it") from error
+        if not any(isinstance(layout[n], Shard) for n in places):
+            found.append(name)
+    return found
+
+
 def unsaid(plan: Plan) -> Iterator[str]:
     """Decisions of which no file of these frameworks speaks."""
     d, blocks = plan.decisions, {name for row in plan.blocks if row.is_block for name in row.units}
+    if plan.parallelism.degree(TP) > 1 and (held := whole_weights(plan)):
+        yield f"{', '.join(held)}: whole on tensor parallel ranks; the framework divides them, which is another step"
     if plan.parallelism.degree(TP) > 1 and sharded_boundaries(plan) is None:
         yield "what enters blocks is divided in some, whole in others: the framework does the same in all"
     counts = d.recomputed

@@ -50,7 +50,7 @@ def _untold(asked: Configuration, dialect: Dialect, plan: Plan) -> Iterator[str]
     """What is read back otherwise."""
     elsewhere = dict(dialect.elsewhere)
     for field, again in dialect.untold(asked, sum(stage_blocks(plan))).items():
-        if field in SIZES or field in ("devices", "node_devices", "replicas"):
+        if field in SIZES:
             continue
         value = getattr(asked, field)
         if field in elsewhere:
@@ -63,8 +63,9 @@ def _untold(asked: Configuration, dialect: Dialect, plan: Plan) -> Iterator[str]
 
 
 def _sizes(asked: Configuration, dialect: Dialect) -> Iterator[str]:
-    if asked.hidden is None or any(field not in SIZES for field in ()):
-        yield f"the model: give its sizes to {dialect.name} yourself"
+    told = any("hidden" in row.fields for row in dialect.rows)
+    if asked.hidden is None or not told:
+        yield f"the model: {dialect.name} {'needs its sizes' if told else 'has it in code'}"
 
 
 def _other_software(plan: Plan, software: str) -> Iterator[str]:

@@ -15,7 +15,6 @@ from tools.dialects.core_keys import (
     recompute_row,
     settled,
     size_rows,
-    write_products,
 )
 from tools.dialects.dialect import Dialect, Row, Told, Values, number, one_of, switch, yes
 from tools.dialects.documents import YAML
@@ -57,6 +56,7 @@ _RECIPES = {  # of mixed_precision, where it is a word: the preset, and whether 
     "16-mixed": "fp16", "bf16": "bf16", "32-true": "fp32",
 }  # fmt: skip
 _WORD = "mixed_precision"
+_SINGLE = f"{_WORD}.fp32"
 _PARTS = tuple(f"{_WORD}.{part}" for part in ("bf16", "fp16", "fp8", "fp8_recipe", "fp4"))
 _REDUCE = ("ddp.grad_reduce_in_fp32", f"{_WORD}.grad_reduce_in_fp32", "optimizer.grad_reduce_in_fp32")
 _OLD = ("trainer.precision", "trainer.plugins.precision", "model.fp8", "model.fp8_recipe")
@@ -69,7 +69,7 @@ def _read_precision(values: Values) -> Values:
         precision = one_of(_WORD, word, _RECIPES)
     else:
         on = [name for name, key in (("bf16", bf16), ("fp16", fp16)) if yes(key, values.get(key, False))]
-        precision = on[0] if on else "bf16"
+        precision = on[0] if on else "fp32" if yes(_SINGLE, values.get(_SINGLE, False)) else "bf16"
     products = read_products(values, fp8, recipe, fp4) or read_products(values, "model.fp8", "model.fp8_recipe", fp4)
     said = [yes(key, values[key]) for key in _REDUCE if key in values]
     return {"precision": products or precision, "gradients": "" if said and not said[0] else SINGLE}
@@ -77,12 +77,11 @@ def _read_precision(values: Values) -> Values:
 
 def _write_precision(asked: Configuration) -> Values:
     words = {preset: word for word, preset in reversed(_RECIPES.items()) if "_" in word}
+    if asked.precision == "fp32":
+        return {_SINGLE: True}
     if asked.precision not in words:
         return {}
-    products = write_products(asked.precision)
-    return {_WORD: words[asked.precision], "ddp.grad_reduce_in_fp32": asked.gradients == SINGLE} | (
-        {"model.fp8_recipe": None} if products else {}
-    )
+    return {_WORD: words[asked.precision], "ddp.grad_reduce_in_fp32": asked.gradients == SINGLE}
 
 
 def _write_zero(asked: Configuration) -> Values:
@@ -122,8 +121,9 @@ BRIDGE = Dialect(
         number("train.global_batch_size", "global_batch", "model.global_batch_size", "data.global_batch_size"),
         Row(("ddp.use_distributed_optimizer", "optimizer.use_distributed_optimizer"), ("zero",),
             lambda values: {"zero": int(any(yes(key, value) for key, value in values.items()))}, _write_zero),
+        number("ddp.num_distributed_optimizer_instances", "replicas"),
         _renamed(recompute_row()),
-        Row((_WORD, *_PARTS, *_REDUCE, *_OLD), ("precision", "gradients"), _read_precision, _write_precision),
+        Row((_WORD, _SINGLE, *_PARTS, *_REDUCE, *_OLD), ("precision", "gradients"), _read_precision, _write_precision),
         *(_renamed(row) for row in size_rows() if row.fields != ("seq",)),
         number("model.seq_length", "seq", "dataset.seq_length", "dataset.sequence_length", "model.encoder_seq_length",
                "data.seq_length"),
@@ -146,7 +146,7 @@ BRIDGE = Dialect(
         Told("model.expert_tensor_parallel_size", "plans have no expert parallelism yet: leave it out"),
         Told("dist.use_megatron_fsdp", "plans for Megatron-Bridge are of ZeRO 0 and 1: leave it out"),
         Told("ddp.use_megatron_fsdp", "plans for Megatron-Bridge are of ZeRO 0 and 1: leave it out"),
-        Told("model.cpu_offloading*", "a plan keeps all on the device: leave it out"),
+        Told("model.cpu_offloading", "a plan keeps all on the device: leave it out"),
         Told("optimizer.optimizer_cpu_offload", "a plan keeps all on the device: leave it out"),
         Told("train.rampup_batch_size", "a plan is of one batch, the last", (), refuse=False),
         Told("optimizer.optimizer", "memory is that of Adam", ("adam",), refuse=False),
@@ -164,6 +164,7 @@ BRIDGE = Dialect(
         "model.position_embedding*", "model.fp16*", "model.bf16", "model.*cuda_graph*", "model.transformer_impl",
         "model.should_pad_vocab", "name", "trainer.*", "log.*", "resume.*", "run.*", "model.megatron_amp_O2",
         "model.max_position_embeddings", "*tokenizer*", "inprocess_restart*", "ft.*", "ddp.*", "train.*seed*",
-        "model.gradient_accumulation_fusion", "model.deallocate*", "model.fp8_*", "model.cp_comm_type",
+        "model.gradient_accumulation_fusion",
+        "model.cpu_offloading_*", "model.cross_entropy*", "model.deallocate*", "model.fp8_*", "model.cp_comm_type",
     ),
 )  # fmt: skip

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from partitioner.plan.recompute_ways import NO_RECOMPUTE
+from partitioner.precision import RECIPES
 from partitioner.sharding.mesh_axes import CP, DP, PP, TP
 
 
@@ -19,8 +21,8 @@ class Configuration:
     them. ``micro_batch``: samples, of which a data rank takes ``micro_batches`` a step. ``zero``: ZeRO's stage; state
     is divided over ``shards`` ranks, and held again by ``replicas`` of them. ``recompute``: a way of it, of
     ``recomputed`` blocks of each stage, None for all. ``precision``: the name of a preset; ``gradients``: in which type
-    those of micro-batches are added up, "" for the model's. ``seq``: tokens of a sample. ``layers`` to ``experts``: the model's
-    sizes, ``gated`` of an MLP that multiplies with a gate. ``cut``: numbers that a framework cuts stages by, by key.
+    those of micro-batches are added up, "" for the model's. ``seq``: tokens of a sample. ``layers`` to ``experts``: the
+    model's sizes, ``gated`` of an MLP that multiplies with a gate. ``cut``: what a framework divides by, by key.
     """
 
     pipeline: int | None = None
@@ -64,6 +66,11 @@ class Configuration:
         return {name: value for name, value in values if value is not None}
 
     @property
+    def cast(self) -> str | None:
+        """The preset in which the model computes, but for products in few bits."""
+        return "bf16" if self.precision in RECIPES else self.precision
+
+    @property
     def degrees(self) -> dict[str, int]:
         """Ranks along each axis but the data's, 1 where the file says nothing."""
         return {PP: self.pipeline or 1, CP: self.context or 1, TP: self.tensor or 1}
@@ -99,9 +106,10 @@ class Configuration:
 
 DEGREES = {"pipeline": PP, "data": DP, "context": CP, "tensor": TP}  # fields, by the axes that they are degrees of
 SIZES = ("layers", "hidden", "ffn", "heads", "kv_heads", "head_width", "vocab", "gated", "tied", "experts")
+PLACE = ("devices", "node_devices")  # where a step runs, of which a file need not speak
 PLAIN = {  # what a file need not say
     **dict.fromkeys((*DEGREES, "expert", "virtual", "micro_batches", "replicas"), 1), "zero": 0,
-    "sequence_parallel": False,
+    "sequence_parallel": False, "recompute": NO_RECOMPUTE,
 }  # fmt: skip
 
 

@@ -25,9 +25,9 @@ def _read_precision(values: Values) -> Values:
 
 
 def _write_precision(asked: Configuration) -> Values:
-    if asked.precision not in _ON:
+    if asked.cast not in _ON:
         return {}
-    return {_ON[asked.precision]: True, _SUMS: "fp32" if asked.gradients == SINGLE else asked.precision}
+    return {_ON[asked.cast]: True, _SUMS: "fp32" if asked.gradients == SINGLE else asked.cast}
 
 
 _SHARDS = f"{_Z}mics_shard_size"
@@ -90,7 +90,7 @@ DEEPSPEED = Dialect(
         "elasticity.*", "autotuning.*", "aio.*", "activation_checkpointing.*", "dataloader_drop_last",
         "memory_breakdown",
         "data_efficiency.*", "curriculum_learning.*", "compile.*", "sparse_gradients", "tensor_parallel.*", "seed",
-        f"{_Z}*bucket*", f"{_Z}*overlap*", f"{_Z}contiguous_gradients", f"{_Z}reduce_scatter", f"{_Z}stage3_*",
+        f"{_Z}*bucket*", f"{_Z}*overlap*", f"{_Z}contiguous_gradients", f"{_Z}reduce_*", f"{_Z}stage3_*",
         f"{_Z}allgather_*", f"{_Z}sub_group_size", f"{_Z}round_robin_gradients", f"{_Z}offload_*", f"{_Z}*checkpoint*",
         f"{_Z}ignore_unused_parameters", f"{_Z}memory_efficient_linear", f"{_Z}load_from_fp32_weights",
         f"{_Z}param_persistence_threshold", f"{_Z}prefetch_bucket_size", "train_data_*", "hybrid_engine.*",

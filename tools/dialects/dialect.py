@@ -9,7 +9,7 @@ from typing import Any
 
 from partitioner.errors import InputError
 from partitioner.hardware.checked_table import shown
-from tools.dialects.configuration import PLAIN, Configuration, Reading
+from tools.dialects.configuration import PLACE, PLAIN, Configuration, Reading
 from tools.dialects.documents import Form
 
 Values = Mapping[str, Any]
@@ -127,9 +127,10 @@ class Dialect:
         back = self.settle(self.reading(self.written(asked)).configuration, blocks)
         back = replace(back, devices=back.devices or asked.devices).resolved()
         pairs = {name: (value, getattr(back, name)) for name, value in asked.said.items()}
+        follows = ("shards", "replicas") if back.zero != asked.zero else ()
         return {
-            name: again for name, (value, again) in pairs.items()
-            if again != value and not (again is None and value == PLAIN.get(name))
+            name: again for name, (value, again) in pairs.items() if name not in follows
+            if again != value and name not in PLACE and not (again is None and value == PLAIN.get(name))
         }  # fmt: skip
 
     def key_of(self, field: str) -> str:

@@ -8,7 +8,7 @@ from partitioner.errors import InputError
 from partitioner.plan.recompute_ways import FULL_RECOMPUTE, NO_RECOMPUTE
 from partitioner.schedule.tables import PLAIN
 from tools.dialects.configuration import Configuration
-from tools.dialects.dialect import Dialect, Row, Told, Values, number, switch, whole, word, yes
+from tools.dialects.dialect import Dialect, Row, Told, Values, number, one_of, switch, whole, yes
 from tools.dialects.documents import YAML
 
 _F, _P = "fsdp_config.fsdp_", "parallelism_config.parallelism_config_"
@@ -63,6 +63,18 @@ def _write_devices(asked: Configuration) -> Values:
     return {_RANKS: asked.devices, _NODES: nodes}
 
 
+_MIXED = {"bf16": "bf16", "fp16": "fp16", "no": "fp32", "fp8": "fp8"}
+
+
+def _read_precision(values: Values) -> Values:
+    return {"precision": one_of("mixed_precision", values["mixed_precision"], _MIXED)}
+
+
+def _write_precision(asked: Configuration) -> Values:
+    words = {preset: word for word, preset in _MIXED.items()}
+    return {"mixed_precision": words.get(asked.precision or "", words.get(asked.cast or ""))}
+
+
 def _settle(found: Configuration, blocks: int | None) -> Configuration:
     shards = found.node_devices if found.cut.get("hybrid") else found.shards
     return replace(
@@ -81,7 +93,7 @@ FSDP = Dialect(
         number(f"{_P}tp_size", "tensor"),
         number(f"{_P}cp_size", "context", f"{_P}sp_size"),
         switch(f"{_F}activation_checkpointing", "recompute", FULL_RECOMPUTE, NO_RECOMPUTE),
-        word("mixed_precision", "precision", {"bf16": "bf16", "fp16": "fp16", "no": "fp32", "fp8": "fp8"}),
+        Row(("mixed_precision",), ("precision",), _read_precision, _write_precision),
     ),
     heading={
         "compute_environment": "LOCAL_MACHINE", "distributed_type": "FSDP", "machine_rank": 0,

@@ -20,7 +20,7 @@ DIALECTS = {row.name: row for row in (MEGATRON, BRIDGE, TORCHTITAN, DEEPSPEED, F
 def recognised(text: str, origin: str) -> Dialect:
     """The framework of whose keys a text holds most; raises InputError where it holds none of any."""
     counts = {name: _known(dialect, text, origin) for name, dialect in DIALECTS.items()}
-    best = max(counts, key=lambda name: counts[name])
+    best = max(reversed(counts), key=lambda name: counts[name])  # the first looks at keys without their tables
     if not counts[best]:
         forms = {".json": JSON, ".toml": TOML, ".yaml": YAML, ".yml": YAML}
         if (form := forms.get(Path(origin).suffix)) is not None:

@@ -28,9 +28,9 @@ def _read_precision(values: Values) -> Values:
 
 def _write_precision(asked: Configuration) -> Values:
     dtypes = {"bf16": BRAIN, "bf16-pure": BRAIN, "fp16": HALF, "fp32": SINGLE}
-    if asked.precision not in dtypes:
+    if asked.cast not in dtypes:
         return {}
-    return {_DTYPE: dtypes[asked.precision], _SUMS: asked.precision != "bf16-pure"}
+    return {_DTYPE: dtypes[asked.cast], _SUMS: asked.precision != "bf16-pure"}
 
 
 def _settle(found: Configuration, blocks: int | None) -> Configuration:

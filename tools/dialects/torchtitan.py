@@ -137,7 +137,7 @@ def _write_precision(asked: Configuration) -> Values:
     if name is not None:
         return {_CONVERTERS: [name], _DTYPE[1]: BRAIN}
     return {"bf16": {_DTYPE[1]: BRAIN}, "fp32": {_DTYPE[1]: SINGLE}, "bf16-pure": {_DTYPE[0]: BRAIN}}.get(
-        asked.precision or "", {}
+        asked.cast or "", {}
     )
 
 
