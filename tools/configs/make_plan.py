@@ -9,15 +9,16 @@ from dataclasses import dataclass, replace
 from partitioner import Cluster, Graph, Plan, search
 from partitioner.errors import InputError
 from partitioner.plan.recompute_ways import NO_RECOMPUTE
-from partitioner.precision import PRESETS, SINGLE, Precision
+from partitioner.precision import PRESETS, Precision
 from partitioner.sharding.mesh_axes import AXES, DP, TP
 from partitioner.software import Software
+from partitioner.solve.choices import NoLayout
+from tools.configs.divided_weights import divided_weights
 from tools.dialects.configuration import DEGREES, SIZES, Configuration, Reading
 from tools.dialects.dialect import Dialect
 from tools.models import precision_option
 from tools.models.entry_point import parse_settings
 from tools.models.load import Source, load
-from tools.models.plain_decoder import COLUMNS_AND_ROWS
 from tools.models.traced import traced, with_values
 from tools.screen import status
 
@@ -91,9 +92,15 @@ def plan_for(
             words = f"{dialect.key_of('global_batch')} is not in the file"
             raise InputError(f"{name}: {words}: give --global-batch")
         pins, model = pins_of(found, graph), {"entry": source.spec, "settings": source.settings, "seq": source.seq}
-        pins |= COLUMNS_AND_ROWS if source.spec == PLAIN_MODEL and found.degrees[TP] > 1 else {}
-        plan = search(graph, cluster, found.global_batch, pins, model, say, keep=keep)
-    notes = (*_notes(options, dialect, reading, found, blocks), *(reading.unmodelled if options.model else ()))
+        weights = divided_weights(graph) if found.degrees[TP] > 1 else {}
+        try:
+            plan = search(graph, cluster, found.global_batch, pins | weights, model, say, keep=keep)
+            undivided = ()
+        except NoLayout:
+            plan = search(graph, cluster, found.global_batch, pins, model, say, keep=keep)
+            undivided = ("no layout divides all weights over tensor parallel ranks: which are was searched",)
+    own = reading.unmodelled if options.model else ()
+    notes = (*undivided, *_notes(options, dialect, reading, found, blocks), *own)
     return Asked(replace(plan, notes=(*plan.notes, *notes)), found, notes)
 
 
@@ -183,8 +190,3 @@ def _notes(
         words = " and ".join(field.replace("_", "-") for field in searched)
         notes.append(f"the {dialect.name} file does not say {words}: what is best was taken")
     return (*reading.notes, *notes)
-
-
-def gradients_word(precision: Precision) -> str:
-    """In which type gradients are added up, "" for the model's."""
-    return SINGLE if precision.gradients == SINGLE else ""

@@ -9,9 +9,9 @@ import pytest
 
 from tools.main import main
 
-GOOD = """--tensor-model-parallel-size 4 --pipeline-model-parallel-size 2 --micro-batch-size 1 --global-batch-size 32 --bf16
+GOOD = """--tensor-model-parallel-size 4 --pipeline-model-parallel-size 2 --micro-batch-size 1 --global-batch-size 32
 --num-layers 8 --hidden-size 256 --num-attention-heads 8 --group-query-attention --num-query-groups 4 --swiglu
---ffn-hidden-size 512 --seq-length 256 --vocab-size 131072 --use-distributed-optimizer --sequence-parallel
+--ffn-hidden-size 512 --seq-length 256 --bf16 --vocab-size 131072 --use-distributed-optimizer --sequence-parallel
 """
 PLACE = ["--cluster", "dgx-h100", "--nodes", "2"]
 WRONG = {  # a change of GOOD, and what is said of it

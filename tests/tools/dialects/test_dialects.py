@@ -78,7 +78,7 @@ def test_megatron_means(flags: str, expected: dict[str, object]) -> None:
 
 
 EVEN = "pipeline_parallel_first_stage_less_layers = 0\npipeline_parallel_last_stage_less_layers = 0"
-TITAN = "[parallelism]\npipeline_parallel_degree = {pp}\n{more}\n[activation_checkpoint]\n{again}\n[training]\n{train}\n"
+TITAN = "[parallelism]\npipeline_parallel_degree = {pp}\n{more}\n[activation_checkpoint]\n{again}\n[training]\n{train}"
 
 
 @pytest.mark.parametrize(
