@@ -10,7 +10,7 @@ READ = ("megatron", "bridge", "torchtitan", "deepspeed", "fsdp", "nanotron")
 WRITTEN = (*READ, "transformers")
 FROM_EXAMPLES = """examples:
   partitioner from megatron train.sh --cluster dgx-h100 --nodes 16 --set vocab=51200 -o plan.json
-  partitioner from torchtitan llama3_8b.toml --model examples/configs/llama-3.1-8b.json --cluster dgx-h100 -o plan.json
+  partitioner from torchtitan llama3_8b.toml --model hf:llama --cluster dgx-h100 -o plan.json
   partitioner from deepspeed zero3.json --model hf:llama --seq 4096 --cluster dgx-a100 --global-batch 64"""
 TO_EXAMPLES = """examples:
   partitioner to megatron plan.json -o flags.txt

@@ -92,6 +92,7 @@ def plan_for(
             words = f"{dialect.key_of('global_batch')} is not in the file"
             raise InputError(f"{name}: {words}: give --global-batch")
         pins, model = pins_of(found, graph), {"entry": source.spec, "settings": source.settings, "seq": source.seq}
+        cluster = replace(cluster, software=replace(cluster.software, **found.traits))
         weights = divided_weights(graph) if found.degrees[TP] > 1 else {}
         try:
             plan = search(graph, cluster, found.global_batch, pins | weights, model, say, keep=keep)

@@ -14,21 +14,25 @@ from partitioner.precision import BRAIN, OWN, PRESETS, SINGLE
 from partitioner.searching.pins import matches
 from partitioner.sharding.layout import Shard, parse_layout
 from partitioner.sharding.mesh_axes import CP, DP, PP, TP, wholes
-from tools.dialects.configuration import SIZES, Configuration
+from partitioner.software import Software
+from tools.dialects.configuration import SIZES, TRAITS, Configuration
 from tools.models.plain_decoder import COLUMNS_AND_ROWS
 
 _KEPT = {SINGLE: "fp32", BRAIN: "bf16-pure"}  # presets, by the type of a model in which nothing is cast
 
 
-def configuration_of(plan: Plan) -> Configuration:
-    """What another framework could be told; raises InputError where the plan's layouts are none."""
+def configuration_of(plan: Plan, software: str = "") -> Configuration:
+    """What another framework could be told; with the traits of the plan's software, or of another ``software`` with
+    those that it usually has. Raises InputError where the plan's layouts are none."""
     own, blocks = plan.parallelism, stage_blocks(plan)
     even = len(set(blocks)) == 1
     several = own.replicas > 1
     shards = own.shards if own.zero and several else None
     sizes = {key: plan.model["settings"].get(key) for key in SIZES if key != "layers"} if is_plain(plan) else {}
     recomputed = recomputed_blocks(plan)
-    return Configuration(
+    own_software = plan.machine.software
+    traits = own_software if software in ("", own_software.name) else Software.load(software)
+    found = Configuration(
         pipeline=own.degree(PP), data=own.degree(DP), context=own.degree(CP), tensor=own.degree(TP),
         devices=own.world, node_devices=min(own.world, plan.machine.node_devices),
         schedule=own.schedule, virtual=own.virtual, stages=None if even else blocks,
@@ -38,7 +42,9 @@ def configuration_of(plan: Plan) -> Configuration:
         precision=preset_of(plan), gradients=_gradients(plan),
         sequence_parallel=own.degree(TP) > 1 and sharded_boundaries(plan) is True,
         seq=plan.model.get("tokens") or plan.model.get("seq"), layers=sum(blocks), **_complete(sizes, plan),
+        **{name: getattr(traits, name) for name in TRAITS},
     )  # fmt: skip
+    return replace(found, **{name: None for name in TRAITS if name not in found.traits})
 
 
 def is_plain(plan: Plan) -> bool:
@@ -128,7 +134,7 @@ def unsaid(plan: Plan) -> Iterator[str]:
     """Decisions of which no file of these frameworks speaks."""
     d, blocks = plan.decisions, {name for row in plan.blocks if row.is_block for name in row.units}
     if plan.parallelism.degree(TP) > 1 and (held := whole_weights(plan)):
-        yield f"{', '.join(held)}: whole on tensor parallel ranks; the framework divides them, which is another step"
+        yield f"{', '.join(held)}: whole on tensor parallel ranks; the framework divides them, which changes the step"
     if plan.parallelism.degree(TP) > 1 and sharded_boundaries(plan) is None:
         yield "what enters blocks is divided in some, whole in others: the framework does the same in all"
     counts = d.recomputed

@@ -6,13 +6,14 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from partitioner import Plan
 from tools.configs.from_command import field_words
 from tools.configs.of_plan import configuration_of, stage_blocks, unsaid
 from tools.configs.tp_plan import styles
-from tools.dialects.configuration import SIZES, Configuration
+from tools.dialects.configuration import SIZES, TRAITS, Configuration
 from tools.dialects.dialect import Dialect
 from tools.dialects.known import DIALECTS
 from tools.screen import written
@@ -40,7 +41,9 @@ def to_command(options: argparse.Namespace) -> int:
 
 def configuration(plan: Plan, dialect: Dialect) -> tuple[str, list[str]]:
     """A plan as a file of a framework, and what it decides that the file does not say, one line each."""
-    asked = configuration_of(plan)
+    asked = configuration_of(plan, dialect.software)
+    said_of = {field for row in dialect.rows for field in row.fields}
+    asked = replace(asked, **{name: None for name in TRAITS if name not in said_of})
     said = [*_other_software(plan, dialect.software), *unsaid(plan), *_untold(asked, dialect, plan)]
     said += [*_sizes(asked, dialect)]
     return dialect.form.dump(dialect.written(asked), [f"not said here: {line}" for line in said]), said
@@ -58,7 +61,7 @@ def _untold(asked: Configuration, dialect: Dialect, plan: Plan) -> Iterator[str]
         elif again is None:
             yield f"{field_words(field)} {_word(value)}: {dialect.name} has no key of it"
         else:
-            step = ", which is another step" if field in _CHANGES else ""
+            step = ", which changes the step" if field in _CHANGES else ""
             yield f"{field_words(field)} {_word(value)}: {dialect.name} does {_word(again)}{step}"
 
 

@@ -121,6 +121,9 @@ BRIDGE = Dialect(
         number("train.global_batch_size", "global_batch", "model.global_batch_size", "data.global_batch_size"),
         Row(("ddp.use_distributed_optimizer", "optimizer.use_distributed_optimizer"), ("zero",),
             lambda values: {"zero": int(any(yes(key, value) for key, value in values.items()))}, _write_zero),
+        switch("ddp.overlap_grad_reduce", "overlap_gradients"),
+        switch("ddp.overlap_param_gather", "overlap_parameters"),
+        switch("comm_overlap.tp_comm_overlap", "overlap_tensor"),
         number("ddp.num_distributed_optimizer_instances", "replicas"),
         _renamed(recompute_row()),
         Row((_WORD, _SINGLE, *_PARTS, *_REDUCE, *_OLD), ("precision", "gradients"), _read_precision, _write_precision),
@@ -156,7 +159,7 @@ BRIDGE = Dialect(
     unread=(
         "*_target_", "*_partial_", "*_call_*", "*_args_", "scheduler.*", "logger.*", "checkpoint.*", "rng.*",
         "tokenizer.*", "dataset.*", "dist.*", "profiling.*", "validation.*", "rerun_state_machine.*", "straggler.*",
-        "nvrx_straggler.*", "comm_overlap.*", "optimizer.*", "ddp.overlap*", "ddp.*bucket*", "ddp.*nan*",
+        "nvrx_straggler.*", "comm_overlap.*", "optimizer.*", "ddp.*bucket*", "ddp.*nan*",
         "train.train_*", "train.eval*", "train.exit*", "train.manual_gc*", "train.empty*", "exp_manager.*",
         "mixed_precision.*", "model.*fusion*", "model.*init*", "model.*dropout*", "model.*norm*", "model.*rot*",
         "model.*rope*", "model.*dtype*", "model.*bias*", "model.*p2p*", "model.tp_comm*", "model.*attention*",

@@ -21,7 +21,8 @@ class Configuration:
     them. ``micro_batch``: samples, of which a data rank takes ``micro_batches`` a step. ``zero``: ZeRO's stage; state
     is divided over ``shards`` ranks, and held again by ``replicas`` of them. ``recompute``: a way of it, of
     ``recomputed`` blocks of each stage, None for all. ``precision``: the name of a preset; ``gradients``: in which type
-    those of micro-batches are added up, "" for the model's. ``seq``: tokens of a sample. ``layers`` to ``experts``: the
+    those of micro-batches are added up, "" for the model's. ``overlap_gradients`` to ``fused``: traits of the software,
+    as partitioner/software.py has them. ``seq``: tokens of a sample. ``layers`` to ``experts``: the
     model's sizes, ``gated`` of an MLP that multiplies with a gate. ``cut``: what a framework divides by, by key.
     """
 
@@ -46,6 +47,10 @@ class Configuration:
     precision: str | None = None
     gradients: str | None = None
     sequence_parallel: bool | None = None
+    overlap_gradients: bool | None = None
+    overlap_parameters: bool | None = None
+    overlap_tensor: bool | None = None
+    fused: bool | None = None
     seq: int | None = None
     layers: int | None = None
     hidden: int | None = None
@@ -64,6 +69,16 @@ class Configuration:
         """Its fields that say something, in order, but for ``cut``."""
         values = ((f.name, getattr(self, f.name)) for f in fields(self) if f.name != "cut")
         return {name: value for name, value in values if value is not None}
+
+    @property
+    def traits(self) -> dict[str, bool]:
+        """Those that the file gives of the software, where they matter to the step."""
+        state, tensor = (self.data or 1) * (self.context or 1) > 1, (self.tensor or 1) > 1
+        matters = {
+            "overlap_gradients": state, "overlap_parameters": state and bool(self.zero), "overlap_tensor": tensor,
+            "fused": True,
+        }  # fmt: skip
+        return {name: getattr(self, name) for name in TRAITS if matters[name] and getattr(self, name) is not None}
 
     @property
     def cast(self) -> str | None:
@@ -106,6 +121,7 @@ class Configuration:
 
 DEGREES = {"pipeline": PP, "data": DP, "context": CP, "tensor": TP}  # fields, by the axes that they are degrees of
 SIZES = ("layers", "hidden", "ffn", "heads", "kv_heads", "head_width", "vocab", "gated", "tied", "experts")
+TRAITS = ("overlap_gradients", "overlap_parameters", "overlap_tensor", "fused")
 PLACE = ("devices", "node_devices")  # where a step runs, of which a file need not speak
 PLAIN = {  # what a file need not say
     **dict.fromkeys((*DEGREES, "expert", "virtual", "micro_batches", "replicas"), 1), "zero": 0,

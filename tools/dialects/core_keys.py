@@ -182,6 +182,8 @@ def _cut(found: Configuration, blocks: int, stages: int) -> tuple[int, ...] | No
     before, after = (cut.get(key, 0) for key in _COUNTED)
     if first is None and last is None and not before and not after:
         return None
+    if stages > blocks:
+        raise InputError(f"{blocks} layers are too few for {stages:,} stages: lower pipeline-model-parallel-size")
     if before or after:
         each, left = divmod(blocks + before + after, stages)
         rows = [each] * stages

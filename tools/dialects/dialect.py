@@ -79,7 +79,8 @@ class Dialect:
         values, notes = self.form.parse(text, origin)
         try:
             reading = self.reading(values)
-            return replace(reading, notes=(*notes, *reading.notes))
+            said = [note for note in notes if note.partition(" ")[0] not in reading.unread]
+            return replace(reading, notes=(*said, *reading.notes))
         except InputError as error:
             raise InputError(f"{origin}: {error}") from error
 
@@ -106,7 +107,10 @@ class Dialect:
         others = [key for key in left if key not in {key for _, key, _ in told}]
         unread = [key for key in others if any(fnmatchcase(key, pattern) for pattern in self.unread)]
         unread += [key for row, key, value in told if row.allows(value)]
-        auto = [f"{self.spelled(key)}=auto: left to what calls it" for key, value in values.items() if value == "auto"]
+        auto = [
+            f"{self.spelled(key)}=auto: left to what calls it" for key, value in values.items()
+            if value == "auto" and any(key in row.keys for row in self.rows)
+        ]  # fmt: skip
         return Reading(
             configuration=Configuration(**fields), taken=tuple(taken), unread=tuple(map(self.spelled, unread)),
             unknown=tuple(self.spelled(key) for key in others if key not in unread),

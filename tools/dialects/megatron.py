@@ -64,6 +64,24 @@ def _write_zero(asked: Configuration) -> Values:
     return {"use-distributed-optimizer": True if asked.zero == 1 else None}
 
 
+def _read_gather(values: Values) -> Values:
+    return {"overlap_parameters": yes("overlap-param-gather", *values.values())}
+
+
+def _write_gather(asked: Configuration) -> Values:
+    """Megatron refuses it without its distributed optimizer."""
+    return {"overlap-param-gather": True if asked.overlap_parameters and asked.zero == 1 else None}
+
+
+def _read_tensor(values: Values) -> Values:
+    return {"overlap_tensor": yes("tp-comm-overlap", *values.values())}
+
+
+def _write_tensor(asked: Configuration) -> Values:
+    """Megatron refuses it without sequence parallelism."""
+    return {"tp-comm-overlap": True if asked.overlap_tensor and asked.sequence_parallel else None}
+
+
 def _read_devices(values: Values) -> Values:
     inside, nodes = (whole(key, values.get(key, 1)) for key in ("nproc_per_node", "nnodes"))
     return {"devices": inside * nodes, "node_devices": inside}
@@ -109,6 +127,10 @@ def _read_vocab(values: Values) -> Values:
 
 def _settle(found: Configuration, blocks: int | None) -> Configuration:
     found = settled(found, blocks or found.layers)
+    found = replace(
+        found, overlap_gradients=bool(found.overlap_gradients), overlap_parameters=bool(found.overlap_parameters),
+        overlap_tensor=bool(found.overlap_tensor) and bool(found.sequence_parallel),
+    )  # fmt: skip
     heads, hidden, multiple = found.heads, found.hidden, found.cut.get(MULTIPLE, 128) * (found.tensor or 1)
     if found.layers and hidden:
         usual = hidden * 8 // 3 // 64 * 64 if found.gated else 4 * hidden
@@ -129,6 +151,9 @@ MEGATRON = Dialect(
              "use-torch-fsdp2", "torch-fsdp2-no-reshard-after-forward"), ("zero",), _read_zero, _write_zero),
         number("num-distributed-optimizer-instances", "replicas"),
         recompute_row(),
+        switch("overlap-grad-reduce", "overlap_gradients"),
+        Row(("overlap-param-gather",), ("overlap_parameters",), _read_gather, _write_gather),
+        Row(("tp-comm-overlap",), ("overlap_tensor",), _read_tensor, _write_tensor),
         Row(_PRECISIONS, ("precision", "gradients"), _read_precision, _write_precision),
         *(row for row in size_rows() if row.fields[0] not in ("kv_heads", "vocab")),
         Row((_GROUPS, "num-query-groups"), ("kv_heads",), _read_groups, _write_groups),
@@ -172,7 +197,9 @@ MEGATRON = Dialect(
     unread=(
         "*lr*", "*adam*", "*decay*", "clip-grad", "train-*", "*eval*", "*log*", "*tensorboard*", "*wandb*", "*save*",
         "load*", "*ckpt*", "*checkpoint*", "data-*", "*-data*", "split", "*tokenizer*", "vocab-file", "merge-file",
-        "*init*", "seed", "exit-*", "*profile*", "nsys*", "overlap-*", "no-overlap-*", "*fusion", "*fused*", "*-comm-*",
+        "*init*", "seed", "exit-*", "*profile*", "nsys*", "overlap-p2p*", "overlap-moe*",
+        "overlap-param-gather-with*", "no-overlap-*", "*fusion", "*fused*", "tp-comm-overlap-*", "*comm-bulk*",
+        "*comm-split*", "*comm-atomic*", "*-comm-type", "*comm-backend",
         "attention-*", "*rotary*", "rope-*", "*rope*", "position-embedding-type", "max-position-embeddings",
         "*layernorm*", "norm-epsilon", "*bias*", "use-mcore-models", "use-legacy-models", "use-flash-attn", "spec",
         "transformer-impl",

@@ -11,7 +11,7 @@ from partitioner.plan.recompute_ways import FULL_RECOMPUTE, NO_RECOMPUTE, OPERAT
 from partitioner.precision import BRAIN, SINGLE
 from partitioner.schedule.tables import PLAIN, SCHEDULES, Schedule
 from tools.dialects.configuration import Configuration
-from tools.dialects.dialect import Dialect, Row, Told, Values, number, one_of, whole, word
+from tools.dialects.dialect import Dialect, Row, Told, Values, number, one_of, switch, whole, word
 from tools.dialects.documents import TOML
 
 
@@ -150,6 +150,7 @@ def _settle(found: Configuration, blocks: int | None) -> Configuration:
         zero = 0
     found = replace(
         found, zero=zero, replicas=found.replicas or 1, sequence_parallel=tensor > 1,
+        overlap_tensor=bool(found.overlap_tensor), fused=bool(found.fused),
         precision=found.precision or "bf16", gradients=SINGLE if found.gradients is None else found.gradients,
     )  # fmt: skip
     if found.recompute is None:
@@ -163,18 +164,29 @@ def _scheduled(found: Configuration, blocks: int | None) -> Configuration:
         return replace(found, schedule=PLAIN, virtual=1, stages=None)
     kind, before, after = found.schedule or PLAIN, *(found.cut.get(key, 1) for key in _LESS)
     virtual = SCHEDULES[kind].fewest_stages
-    if found.stages is not None:
-        virtual = len(found.stages) // pipeline
-    elif found.cut.get(_PER_STAGE) and blocks:
-        virtual = -(-(blocks + before + after) // found.cut[_PER_STAGE]) // pipeline
-    stages = found.stages
+    stages, each = found.stages, found.cut.get(_PER_STAGE)
+    if stages is not None:
+        virtual = _a_rank(len(stages), pipeline, _PARTS)
+    elif each and blocks:
+        virtual = _a_rank(-(-(blocks + before + after) // each), pipeline, _PER_STAGE)
     if stages is None and blocks:
         many = pipeline * virtual
+        if many > blocks:
+            raise InputError(f"{blocks} layers are too few for {many:,} stages: lower {_P}pipeline_parallel_degree")
         each, more = divmod(blocks + before + after, many)
         rows = [each + (n < more) for n in range(many)]
         rows[0], rows[-1] = rows[0] - before, rows[-1] - after
+        if min(rows) < 1:
+            raise InputError(f"{_LESS[0]} and last leave a stage of {many} without a layer: lower them")
         stages = tuple(rows) if len(set(rows)) > 1 else None
     return replace(found, schedule=kind, virtual=virtual, stages=stages)
+
+
+def _a_rank(stages: int, pipeline: int, key: str) -> int:
+    """Stages a rank, of all; raises InputError as torchtitan does where ranks do not divide them."""
+    if not stages or stages % pipeline:
+        raise InputError(f"{key} makes {stages} stages, which {pipeline} pipeline ranks do not divide: change it")
+    return stages // pipeline
 
 
 def _batched(found: Configuration) -> Configuration:
@@ -214,11 +226,14 @@ TORCHTITAN = Dialect(
         Row((*_LESS, _PER_STAGE, _PARTS), ("stages", "virtual"), _read_stages, _write_stages),
         Row((_LOCAL, _GLOBAL, _SIZE), ("micro_batch", "micro_batches", "global_batch"), _read_batch, _write_batch),
         number("training.seq_len", "seq"),
+        switch(f"{_P}enable_async_tensor_parallel", "overlap_tensor"),
+        switch("compile.enable", "fused"),
         Row((_MODE, _OPTION), ("recompute", "recomputed"), _read_recompute, _write_recompute),
         Row((*_DTYPE, _CONVERTERS), ("precision", "gradients"), _read_precision, _write_precision),
     ),
     aliases={
-        "training.batch_size": _LOCAL, "training.tensor_parallel_degree": f"{_P}tensor_parallel_degree",
+        "training.batch_size": _LOCAL, "training.compile": "compile.enable", "training.tensor_parallel_degree":
+        f"{_P}tensor_parallel_degree",
         "training.data_parallel_shard_degree": _SHARDS, "training.data_parallel_replicate_degree": _REPLICAS,
         "experimental.pipeline_parallel_degree": f"{_P}pipeline_parallel_degree",
         "experimental.pipeline_parallel_schedule": _SCHEDULE,
@@ -230,9 +245,6 @@ TORCHTITAN = Dialect(
         Told(f"{_P}pipeline_parallel_schedule_csv", "a plan has a schedule by name: leave it out", ("",)),
         Told(f"{_P}expert_tensor_parallel_degree", "plans have no expert parallelism yet: set it to 1"),
         Told(f"{_P}disable_loss_parallel", "a plan divides the loss where that pays", refuse=False),
-        Told(f"{_P}enable_async_tensor_parallel", "priced as without it", refuse=False),
-        Told("compile.enable", "priced as without it", refuse=False),
-        Told("training.compile", "priced as without it", refuse=False),
         Told("*.recipe_name", "products are taken to have one scale a tensor", ("tensorwise", "mxfp8_cublas"),
              refuse=False),
         Told("optimizer.name", "memory is that of Adam", ("AdamW", "Adam"), refuse=False),

@@ -227,8 +227,8 @@ def test_what_matters_and_no_plan_holds_is_named() -> None:
 
 
 def test_true_is_not_taken_for_one() -> None:
-    reading = DIALECTS["torchtitan"].read("[compile]\nenable = true", "file")
-    assert reading.notes == ("compile.enable=True: priced as without it",)
+    reading = DIALECTS["fsdp"].read("use_cpu: true", "file")
+    assert reading.notes == ("use_cpu=True: a plan is of the cluster's devices",)
 
 
 def test_unknown_keys_are_listed() -> None:
