@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from partitioner.errors import InputError
 from partitioner.precision import SINGLE
+from partitioner.sharding.mesh_axes import TP
 from tools.dialects.configuration import Configuration
 from tools.dialects.core_keys import (
     MODEL_TOLD,
@@ -64,6 +65,9 @@ def _write_zero(asked: Configuration) -> Values:
     return {"use-distributed-optimizer": True if asked.zero == 1 else None}
 
 
+_TENSOR = f"{TP}-comm-overlap"
+
+
 def _read_gather(values: Values) -> Values:
     return {"overlap_parameters": yes("overlap-param-gather", *values.values())}
 
@@ -74,12 +78,12 @@ def _write_gather(asked: Configuration) -> Values:
 
 
 def _read_tensor(values: Values) -> Values:
-    return {"overlap_tensor": yes("tp-comm-overlap", *values.values())}
+    return {"overlap_tensor": yes(_TENSOR, *values.values())}
 
 
 def _write_tensor(asked: Configuration) -> Values:
     """Megatron refuses it without sequence parallelism."""
-    return {"tp-comm-overlap": True if asked.overlap_tensor and asked.sequence_parallel else None}
+    return {_TENSOR: True if asked.overlap_tensor and asked.sequence_parallel else None}
 
 
 def _read_devices(values: Values) -> Values:
@@ -153,7 +157,7 @@ MEGATRON = Dialect(
         recompute_row(),
         switch("overlap-grad-reduce", "overlap_gradients"),
         Row(("overlap-param-gather",), ("overlap_parameters",), _read_gather, _write_gather),
-        Row(("tp-comm-overlap",), ("overlap_tensor",), _read_tensor, _write_tensor),
+        Row((_TENSOR,), ("overlap_tensor",), _read_tensor, _write_tensor),
         Row(_PRECISIONS, ("precision", "gradients"), _read_precision, _write_precision),
         *(row for row in size_rows() if row.fields[0] not in ("kv_heads", "vocab")),
         Row((_GROUPS, "num-query-groups"), ("kv_heads",), _read_groups, _write_groups),
@@ -198,7 +202,7 @@ MEGATRON = Dialect(
         "*lr*", "*adam*", "*decay*", "clip-grad", "train-*", "*eval*", "*log*", "*tensorboard*", "*wandb*", "*save*",
         "load*", "*ckpt*", "*checkpoint*", "data-*", "*-data*", "split", "*tokenizer*", "vocab-file", "merge-file",
         "*init*", "seed", "exit-*", "*profile*", "nsys*", "overlap-p2p*", "overlap-moe*",
-        "overlap-param-gather-with*", "no-overlap-*", "*fusion", "*fused*", "tp-comm-overlap-*", "*comm-bulk*",
+        "overlap-param-gather-with*", "no-overlap-*", "*fusion", "*fused*", "*-comm-overlap-*", "*comm-bulk*",
         "*comm-split*", "*comm-atomic*", "*-comm-type", "*comm-backend",
         "attention-*", "*rotary*", "rope-*", "*rope*", "position-embedding-type", "max-position-embeddings",
         "*layernorm*", "norm-epsilon", "*bias*", "use-mcore-models", "use-legacy-models", "use-flash-attn", "spec",

@@ -16,7 +16,7 @@ FLAGS = """torchrun --nproc_per_node 8 --nnodes 2 pretrain_gpt.py \\
   --recompute-granularity full --recompute-method block --recompute-num-layers 1 \\
   --num-layers 8 --hidden-size 128 --num-attention-heads 4 --group-query-attention --num-query-groups 2 --swiglu \\
   --ffn-hidden-size 256 --seq-length 128 --vocab-size 131000 --untie-embeddings-and-output-weights \\
-  --lr 1e-4 --some-new-flag 3
+  --lr 1e-4 --overlap-param-gather --some-new-flag 3
 """
 MODEL = """
 import torch
@@ -57,6 +57,8 @@ def test_a_script_of_megatron(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert (own.virtual, own.schedule, own.micro_batch, own.micro_batches) == (2, "interleaved", 2, 4)
     assert (own.zero, own.zero_group, own.recompute, plan.decisions.recomputed) == (1, 0, "full", (1, 1, 1, 1))
     assert plan.machine.software.name == "megatron"
+    traits = plan.machine.software
+    assert (traits.overlap_gradients, traits.overlap_parameters, traits.overlap_tensor) == (False, True, False)
     assert plan.machine.nodes == 2
     assert plan.decisions.precision.gradients == ""
     assert plan.model["settings"]["vocab"] == 131072  # padded to 128 a rank
