@@ -124,8 +124,9 @@ def _widths(found: Configuration, key: Key) -> Iterator[str]:
 
 def _state(found: Configuration, key: Key) -> Iterator[str]:
     alike = (found.data or 0) * (found.context or 1)
-    if found.shards and alike and alike % found.shards:
-        yield f"{key('shards')} {found.shards} does not divide {alike} ranks that hold the same: take a divisor"
+    for field in ("shards", "replicas"):
+        if (n := getattr(found, field)) and alike % n:
+            yield f"{key(field)} {n} does not divide the {alike} ranks that hold the same parameters: take a divisor"
 
 
 def misspelled(reading: Reading, dialect: Dialect) -> Iterator[str]:

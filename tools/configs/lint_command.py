@@ -52,7 +52,9 @@ def _of_file(options: argparse.Namespace, dialect: Dialect, reading: Reading) ->
     except InputError as error:
         return [str(error)], []
     cluster = cluster_of(options, asked, dialect.software) if options.cluster else None
-    asked = replace(asked, seq=options.seq or asked.seq, global_batch=options.global_batch or asked.global_batch)
+    devices = cluster.devices if cluster else asked.devices
+    batch, seq = options.global_batch or asked.global_batch, options.seq or asked.seq
+    asked = replace(asked, seq=seq, global_batch=batch, devices=devices).resolved()
     if cluster is None and options.nodes is not None:
         raise InputError("--nodes is of a cluster: give --cluster too")
     found = [*misspelled(reading, dialect), *findings(asked, dialect.key_of, cluster)]

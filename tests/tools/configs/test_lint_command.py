@@ -56,6 +56,12 @@ def test_a_good_one_is_priced_and_passes(tmp_path: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().out == "read as megatron: nothing found\n"
 
 
+def test_groups_that_do_not_divide_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = given(tmp_path, '{"zero_optimization": {"stage": 3, "mics_shard_size": 5}}', "d.json")
+    assert main(["lint", path, "--cluster", "dgx-h100"]) == 1
+    assert "mics_shard_size 5 does not divide the 8 ranks that hold the same" in capsys.readouterr().out
+
+
 def test_what_can_not_be_read_is_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for change in ("--recompute-granularity full", "--num-layers -8", "--bf16 maybe"):
         assert main(["lint", given(tmp_path, GOOD + change), *PLACE]) == 2

@@ -39,7 +39,7 @@ PLANS = {  # software, pins, more words, and what is told beside the model and w
     "nanotron": ("nanotron", {"tp": 1, "pp": 2, "schedule": "gpipe", "zero": 1}, [], []),
     "deepspeed": ("deepspeed", {"zero": 3, "zero_group": 8}, ["--nodes", "2", "--precision", "fp16"], []),
     "fsdp": ("fsdp", {"zero": 2}, [], []),
-    "fsdp in groups": ("fsdp", {"zero": 3, "zero_group": 8, "recompute": "full"}, ["--nodes", "2"], []),
+    "fsdp in groups": ("fsdp", {"zero": 3, "zero_group": 4, "recompute": "full"}, ["--nodes", "2"], []),
     "other layouts": ("megatron", {"tp": 2, "blocks.*.up.weight": "replicate"}, [], ["blocks.*.up.weight"]),
     "operators": ("fsdp", {"recompute": "operators"}, [], ["recompute operators: fsdp does none"]),
 }  # fmt: skip
