@@ -49,8 +49,10 @@ class StageCuts:
     def as_many_blocks(self, stages: int) -> tuple[tuple[Unit, ...], ...]:
         """As many blocks in each stage, what is before the blocks in the first and what is behind them in the last; ()
         where the blocks do not divide."""
+        if stages == 1:
+            return (self.units,)
         blocks = [n for n, unit in enumerate(self.units) if unit.is_block]
-        if len(blocks) % stages:
+        if not blocks or len(blocks) % stages:
             return ()
         each = len(blocks) // stages
         bounds = [0, *(blocks[n] for n in range(each, len(blocks), each)), len(self.units)]

@@ -23,6 +23,8 @@ from tools.models.traced import traced, with_values
 from tools.screen import status
 
 PLAIN_MODEL = "plain:decoder"
+_UNDIVIDED = ("no layout divides all weights over tensor parallel ranks: which are was searched",)
+_HALVED = ("keys have fewer heads than there are tensor parallel ranks: their weights are divided too",)
 Pins = dict[str, str | int]
 
 
@@ -73,7 +75,7 @@ def expected(found: Configuration, cluster: Cluster, dialect: Dialect) -> Config
 
 
 def plan_for(
-    options: argparse.Namespace, dialect: Dialect, reading: Reading, cluster: Cluster, name: str, keep: int = 1
+    options: argparse.Namespace, dialect: Dialect, reading: Reading, cluster: Cluster, name: str
 ) -> Asked:
     """The plan of a file's decisions; raises InputError for what no plan can be told, DoesNotFit."""
     refused = [*reading.refused, *([] if options.model else reading.unmodelled)]
@@ -95,13 +97,12 @@ def plan_for(
         cluster = replace(cluster, software=replace(cluster.software, **found.traits))
         weights = divided_weights(graph) if found.degrees[TP] > 1 else {}
         try:
-            plan = search(graph, cluster, found.global_batch, pins | weights, model, say, keep=keep)
-            undivided = ()
+            plan = search(graph, cluster, found.global_batch, pins | weights, model, say)
+            said = _HALVED if weights and plan.parallelism.refined else ()
         except NoLayout:
-            plan = search(graph, cluster, found.global_batch, pins, model, say, keep=keep)
-            undivided = ("no layout divides all weights over tensor parallel ranks: which are was searched",)
+            plan, said = search(graph, cluster, found.global_batch, pins, model, say), _UNDIVIDED
     own = reading.unmodelled if options.model else ()
-    notes = (*undivided, *_notes(options, dialect, reading, found, blocks), *own)
+    notes = (*said, *_notes(options, dialect, reading, found, blocks), *own)
     return Asked(replace(plan, notes=(*plan.notes, *notes)), found, notes)
 
 

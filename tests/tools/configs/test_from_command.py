@@ -37,6 +37,31 @@ def build(depth=4, width=64, seq=32, batch=2):
     words = torch.randint(512, (batch, seq))
     return Model(depth, width), {"words": words, "labels": words.clone()}
 """
+INSIDE = """
+import torch
+from torch.nn import functional as F
+class Block(torch.nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.mix, self.norm = torch.nn.Parameter(torch.eye(width) / 8), torch.nn.LayerNorm(width)
+        self.up, self.down = torch.nn.Linear(width, 2 * width), torch.nn.Linear(2 * width, width)
+    def forward(self, x):
+        x = x + x @ torch.linalg.matrix_exp(self.mix)
+        return x + self.down(F.gelu(self.up(self.norm(x))))
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.out = torch.nn.Embedding(512, 64), torch.nn.Linear(64, 512)
+        self.blocks = torch.nn.ModuleList(Block(64) for _ in range(4))
+    def forward(self, words, labels):
+        x = self.table(words)
+        for block in self.blocks:
+            x = block(x)
+        return F.cross_entropy(self.out(x).flatten(0, 1), labels.flatten())
+def build(batch=2):
+    words = torch.randint(512, (batch, 32))
+    return Model(), {"words": words, "labels": words.clone()}
+"""
 PLACE = ["--cluster", "dgx-h100"]
 
 
@@ -85,6 +110,29 @@ def test_a_model_of_ones_own(tmp_path: Path) -> None:
     assert (plan.parallelism.zero, plan.parallelism.mesh["dp"], plan.model["blocks"]) == (2, 8, 6)
     assert plan.machine.software.name == "deepspeed"
     assert any("does not say micro-batch and recompute" in note for note in plan.notes)
+
+
+def test_what_no_layout_divides_is_said(tmp_path: Path) -> None:
+    model, path = f"{given(tmp_path, 'inside.py', INSIDE)}:build", tmp_path / "plan.json"
+    flags = given(tmp_path, "f.sh", "--tensor-model-parallel-size 2 --micro-batch-size 1 --global-batch-size 16 --bf16")
+    assert main(["from", "megatron", flags, "--model", model, *PLACE, "-o", str(path)]) == 0
+    assert any("no layout divides all weights" in note for note in Plan.load(path).notes)
+
+
+def test_a_model_without_blocks(tmp_path: Path) -> None:
+    text = """
+import torch
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(64, 64)
+    def forward(self, x, labels):
+        return torch.nn.functional.cross_entropy(self.linear(x), labels)
+def build(batch=2):
+    return Model(), {"x": torch.randn(batch, 64), "labels": torch.zeros(batch, dtype=torch.int64)}
+"""
+    model, config = f"{given(tmp_path, 'flat.py', text)}:build", given(tmp_path, "d.json", '{"bf16": {"enabled": true}}')
+    assert main(["from", "deepspeed", config, "--model", model, *PLACE, "--global-batch", "16"]) == 0
 
 
 def test_uneven_stages_are_as_torchtitan_cuts_them(tmp_path: Path) -> None:
