@@ -134,7 +134,7 @@ def unsaid(plan: Plan) -> Iterator[str]:
     """Decisions of which no file of these frameworks speaks."""
     d, blocks = plan.decisions, {name for row in plan.blocks if row.is_block for name in row.units}
     if plan.parallelism.degree(TP) > 1 and (held := whole_weights(plan)):
-        some = ", ".join(held[:3]) + (f" and {len(held) - 3} more" if len(held) > 3 else "")
+        some = ", ".join(held[:6]) + (f" and {len(held) - 6} more" if len(held) > 6 else "")
         yield f"{some}: whole on tensor parallel ranks; the framework divides them, which changes the step"
     if plan.parallelism.degree(TP) > 1 and sharded_boundaries(plan) is None:
         yield "what enters blocks is divided in some, whole in others: the framework does the same in all"

@@ -131,7 +131,8 @@ class Model(torch.nn.Module):
 def build(batch=2):
     return Model(), {"x": torch.randn(batch, 64), "labels": torch.zeros(batch, dtype=torch.int64)}
 """
-    model, config = f"{given(tmp_path, 'flat.py', text)}:build", given(tmp_path, "d.json", '{"bf16": {"enabled": true}}')
+    model = f"{given(tmp_path, 'flat.py', text)}:build"
+    config = given(tmp_path, "d.json", '{"bf16": {"enabled": true}}')
     assert main(["from", "deepspeed", config, "--model", model, *PLACE, "--global-batch", "16"]) == 0
 
 
