@@ -26,7 +26,8 @@ demo: install
 	$(BIN)/partitioner compare $(OUT)/plan.json $(OUT)/report.json
 
 # what stays in one process or waits for a command's, first, two at a time; then what starts ranks of its own
-PURE := $(patsubst %,tests/tools/%,test_commands.py test_streams.py run compare figures fit kernels measured_kernels models plan show validate verify \
+PURE := $(patsubst %,tests/tools/%,test_commands.py test_streams.py run compare configs dialects figures fit kernels measured_kernels models plan show \
+	validate verify \
 	watch test_configs.py) tests/runtime/data tests/runtime/dry_run tests/runtime/verify tests/partitioner tests/cutlass_ops tests/test_house.py tests/test_facts.py
 
 QUICK := not readme and not parity and not kernels and not habits and not disturbed

@@ -53,11 +53,11 @@ class Software:
     micro-batches are added up beside a model in 16 bits, "" for the model's. Of products in few bits,
     ``quantized_once``: an activation is quantized in forward alone, and kept so for backward; ``weights_once``: a
     weight once a step; else each product quantizes what it reads. ``delayed_scales``: by the scale of an earlier step,
-    where the recipe allows it. ``sends_quantized``: what tp gathers for them is quantized before. ``efficiency``: the
-    share of speed that is left of everything. ``dispatch_seconds``: of the host, for one kernel; ``enqueue_seconds``:
-    more of the host, for one collective, a rank of its group, in programs whose stages send between nodes.
-    ``measured``: whether these traits were measured on the cluster at hand. ``plans``: what it can express; None where
-    that is what is executed here.
+    where the recipe allows it. ``sends_quantized``: what tp gathers for them is quantized before. ``few_bit_weights``:
+    their weights are held in few bits alone. ``efficiency``: the share of speed that is left of everything.
+    ``dispatch_seconds``: of the host, for one kernel; ``enqueue_seconds``: more of the host, for one collective, a rank
+    of its group, in programs whose stages send between nodes. ``measured``: whether these traits were measured on the
+    cluster at hand. ``plans``: what it can express; None where that is what is executed here.
     """
 
     name: str = OWN
@@ -79,6 +79,7 @@ class Software:
     weights_once: bool = False
     delayed_scales: bool = False
     sends_quantized: bool = False
+    few_bit_weights: bool = False
     efficiency: float = 1.0
     dispatch_seconds: float = 0.0
     enqueue_seconds: float = 0.0

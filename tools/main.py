@@ -12,6 +12,7 @@ import partitioner
 from partitioner.errors import DoesNotFit, InputError
 from tools.calibrate import arguments as calibrate
 from tools.compare import arguments as compare
+from tools.configs import arguments as configs
 from tools.fit import arguments as fit
 from tools.kernels import arguments as kernels
 from tools.plan import arguments as plan
@@ -23,7 +24,7 @@ from tools.validate import arguments as validate
 from tools.verify import arguments as verify
 
 EXIT_INPUT, EXIT_MEMORY = 2, 3
-ROOMS = (plan, fit, show, compare, verify, validate, run, calibrate, kernels)
+ROOMS = (plan, fit, show, compare, verify, validate, run, calibrate, kernels, configs)
 
 
 class _Parser(argparse.ArgumentParser):

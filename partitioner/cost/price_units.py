@@ -121,10 +121,13 @@ class _Pricing:
         return [weight_once(row, RECIPES[row.recipe].is_scanned(software.delayed_scales)) for row in rows]
 
     def copied(self) -> float:
-        """Bytes of what comes of them, in either order."""
-        device = self.cluster.device
-        rows = ((w, RECIPES[w.recipe].bytes * device.products_of(w.recipe).copies) for w in self.weights_once)
-        return sum(size * row.elements for work, size in rows for row in work.quantized)
+        """Bytes of what comes of them, in either order; less those of what they came of where that is not held."""
+        device, found = self.cluster.device, 0.0
+        for work in self.weights_once:
+            each = RECIPES[work.recipe].bytes * device.products_of(work.recipe).copies
+            each -= work.dtype.itemsize if self.cluster.software.few_bit_weights else 0.0
+            found += each * sum(row.elements for row in work.quantized)
+        return found
 
     @cached_property
     def keeping(self) -> Keeping:

@@ -18,7 +18,8 @@ from partitioner.schedule.tables import SCHEDULES
 from partitioner.sharding.layout import REPLICATE, WHOLE, Placement, Shard
 from partitioner.sharding.mesh_axes import DP, named, refining
 
-_NUMBERS = ("micro_batch", "virtual", "zero", "zero_group")  # beside the axes of a mesh
+_NUMBERS = ("micro_batch", "virtual", "zero", "zero_group", "recomputed")  # beside the axes of a mesh
+_LAYOUTS = ("replicate", "shard", "shard:0", "shard:1")  # of a parameter; "shard" is along any dimension
 _WAYS = EXECUTED["recompute"].searched(plan_only=True)
 _WORDS: dict[str, dict[str, object]] = {
     "schedule": {kind: kind for kind in sorted(SCHEDULES)},
@@ -82,6 +83,8 @@ def matches(pattern: str, name: str) -> bool:
 
 
 def _fits(word: str, placement: Placement) -> bool:
+    if word == "shard":
+        return isinstance(placement, Shard)
     if word.startswith("shard:"):
         return isinstance(placement, Shard) and placement.dim == int(word.removeprefix("shard:"))
     return placement in (WHOLE, REPLICATE)
@@ -106,8 +109,8 @@ def read_pins(pins: Mapping[str, str | int], graph: Graph) -> Pins:
                 raise InputError(f"pin {key}={word}: choose one of {', '.join(_WORDS[key])}")
             fixed[key] = _WORDS[key][word]
         elif any(matches(key, name) for name in names):
-            if word not in ("replicate", "shard:0", "shard:1"):
-                raise InputError(f"pin {key}={word}: choose replicate, shard:0 or shard:1")
+            if word not in _LAYOUTS:
+                raise InputError(f"pin {key}={word}: choose {', '.join(_LAYOUTS[:-1])} or {_LAYOUTS[-1]}")
             layouts[key] = word
         else:
             near = difflib.get_close_matches(key, [*numbers, *_WORDS, "stages", *names], 1, 0.0)

@@ -188,11 +188,12 @@ class Splits:
             yield plain, peak_bytes
             if peak_bytes <= room and "recompute" not in self.fixed.decided:
                 ways = ()
-        everything = tuple(s.blocks for s in plain.stages)
+        most = self.fixed.number("recomputed")
+        everything = tuple(s.blocks if most is None else min(most, s.blocks) for s in plain.stages)
         for way in (w for w in ways if self.fixed.admits("recompute", w)):
             memory = whole.recomputing(way)
             peak_bytes = memory.peak_bytes(everything)
-            if peak_bytes <= room and "recompute" not in self.fixed.decided:
+            if peak_bytes <= room and most is None and "recompute" not in self.fixed.decided:
                 least = least_recomputed(memory, room)
                 if least is not None and least != everything:
                     yield plain.recomputing(way, least), memory.peak_bytes(least)
@@ -240,7 +241,7 @@ class Splits:
         inside = self.cluster.inside(parallelism.mesh[DP], parallelism.stride(DP))
         groups = (0, inside) if 1 < inside < replicas and replicas % inside == 0 else (0,)
         if (pinned := self.fixed.number("zero_group")) is not None:
-            groups = (pinned,) if replicas % pinned == 0 else ()
+            groups = (pinned % replicas,) if replicas % pinned == 0 else ()  # 0, as all of them are written
         stages = self.space.values["zero"] if replicas > 1 else (0,)
         admitted = [n for n in stages if self.fixed.admits("zero", n)]
         return {group: [n for n in admitted if not group or pinned or n == max(stages)] for group in groups}

@@ -53,10 +53,12 @@ class StageCuts:
         """As many blocks in each stage, what is before the blocks in the first and what is behind them in the last; ()
         where the blocks do not divide. ``end_slots``: there each of those two, or one, may take the place of a block.
         """
+        if stages == 1:
+            return (self.units,)
         blocks = [n for n, unit in enumerate(self.units) if unit.is_block]
         ways = ENDS if end_slots else ENDS[:1]
         ends = next((e for e in ways if (len(blocks) + sum(e)) % stages == 0), None)
-        if ends is None or stages > len(blocks) + sum(ends):
+        if not blocks or ends is None or stages > len(blocks) + sum(ends):
             return ()
         each = (len(blocks) + sum(ends)) // stages
         starts = [*blocks, blocks[-1] + 1]

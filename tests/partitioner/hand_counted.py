@@ -86,7 +86,7 @@ def stage(**figures: object) -> StageSums:
         "stash": {"none": Stashes.of(empty), "full": Stashes.of(empty, empty)}, "input_bytes": 0.0, "output_bytes": 0.0,
         "sent_bytes": 0.0, "sent_back_bytes": 0.0, "flops": 0.0, "parameters": (), "weight_bytes": 0.0,
         "gradient_bytes": 0.0, "partial_bytes": {}, "scattered_bytes": 0.0, "tied_parameters": {},
-        "once_seconds": 0.0, "copied_bytes": 0.0,
+        "once_seconds": 0.0, "copied_bytes": 0.0, "frozen_bytes": 0.0,
     }  # fmt: skip
     return StageSums(**plain | figures)  # type: ignore[arg-type]
 

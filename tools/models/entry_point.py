@@ -1,4 +1,4 @@
-"""MODEL on the command line (``file.py:function``, ``hf:TYPE`` or ``hf:config.json``) and its ``--set k=v``."""
+"""MODEL on the command line (file.py:function, hf:TYPE, hf:config.json, plain:decoder) and its ``--set k=v``."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from torch import nn
 
 from partitioner.errors import InputError
 
+PLAIN_MODELS = ("decoder",)  # this project's own, of any size
 WORDS = {"true": True, "false": False, "none": None}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """``kind`` is "file" or "hf"; ``path`` a Python file, a config.json or none; ``name`` a function or model type."""
+    """``kind`` is "file", "hf" or "plain"; ``path`` a Python file, a config.json or none; ``name`` a function, a model
+    type or one of PLAIN_MODELS."""
 
     kind: str
     path: Path | None
@@ -33,13 +35,16 @@ class Entry:
 
 
 def parse(spec: str) -> Entry:
-    """Read MODEL without importing anything; raises InputError when it has none of the three forms."""
+    """Read MODEL without importing anything; raises InputError when it has none of the forms."""
     head, _, tail = spec.rpartition(":")
     if spec.startswith("hf:") and len(spec) > 3:
         return _transformers_entry(spec.removeprefix("hf:"))
+    if head == "plain" and tail in PLAIN_MODELS:
+        return Entry("plain", None, tail)
     if head.endswith(".py") and tail.isidentifier():
         return Entry("file", Path(head), tail)
-    raise InputError(f"MODEL {spec!r} is none of file.py:function, hf:TYPE and hf:config.json (example: hf:llama)")
+    forms = "file.py:function, hf:TYPE, hf:config.json and plain:decoder"
+    raise InputError(f"MODEL {spec!r} is none of {forms} (example: hf:llama)")
 
 
 def _transformers_entry(text: str) -> Entry:

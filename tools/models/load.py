@@ -19,6 +19,7 @@ from partitioner.errors import InputError
 from partitioner.user_code.compiled import unwrap
 from tools.models.entry_point import Entry, call, function, literals, nearest, one_line, parse, takes
 from tools.models.hf_heads import POSITIONS, find_head, packed
+from tools.models.plain_decoder import sized_decoder
 from tools.models.shrink_config import shrink
 from tools.models.text_length import text_length
 
@@ -68,6 +69,9 @@ def load(
         torch.manual_seed(seed)
         if entry.kind == "file":
             return _from_file(spec, entry, given, seq, batch)
+        if entry.kind == "plain":
+            module, example = sized_decoder(given, seq, batch or BATCH, meta)
+            return Source(spec, module, example, given, seq, batch)
         return _from_transformers(spec, entry, given, seq, batch or BATCH, shrink)
 
 

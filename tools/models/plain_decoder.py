@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from partitioner.errors import InputError
 
 DROPOUT = 0.1  # of GPT's training, where attention is written out
 
@@ -116,6 +119,11 @@ class Decoder(nn.Module):
         self.norm, self.head = _norm(size), nn.Linear(size.hidden, size.vocab, bias=False)
         if size.tied:
             self.head.weight = self.tokens.weight
+        if size.adapter:
+            self.requires_grad_(False)
+            for part in (m for m in self.modules() if isinstance(m, Adapted)):
+                part.down.requires_grad_(True)
+                part.up.requires_grad_(True)
 
     def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
         places = torch.arange(tokens.shape[1], device=tokens.device)
@@ -136,14 +144,56 @@ def _table(places: Tensor, width: int, dtype: torch.dtype) -> tuple[Tensor, Tens
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
+COLUMNS_AND_ROWS = {  # as Megatron-LM divides it: products by columns, then by rows, tables by vocabulary
+    "tokens.weight": "shard:0", "head.weight": "shard:0", "blocks.*.attention.qkv.weight": "shard:0",
+    "blocks.*.attention.out.weight": "shard:1", "blocks.*.up.weight": "shard:0", "blocks.*.down.weight": "shard:1",
+}  # fmt: skip
+_USUAL = {"written_out": False, "gated": True, "tied": False}  # of settings that need not be given
+_MOST = 2**24  # of any size
+
+
+def sized_decoder(
+    settings: Mapping[str, object], seq: int | None, batch: int, meta: bool
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The decoder of sizes by the names of Dimensions, in training mode, and a batch; raises InputError.
+
+    Where they are not set, there are as many kv_heads as heads, and ffn is four times hidden, or of a gated MLP of
+    which three products have as many parameters, 8/3 of it in multiples of 64.
+    """
+    known = [f.name for f in fields(Dimensions) if f.name != "seq"]
+    for key, value in settings.items():
+        if key not in known:
+            raise InputError(f"--set {key}: plain:decoder has {', '.join(known)}")
+        _check(key, value)
+    given = _USUAL | dict(settings)
+    missing = [key for key in ("layers", "hidden", "heads", "vocab") if key not in given]
+    if missing or seq is None:
+        word = f"--set {missing[0]}=N" if missing else "--seq S"
+        raise InputError(f"plain:decoder is of a size that is to be given: {word} is missing")
+    hidden, heads = int(str(given["hidden"])), int(str(given["heads"]))
+    kv_heads = int(str(given.setdefault("kv_heads", heads)))
+    given.setdefault("ffn", max(64, hidden * 8 // 3 // 64 * 64) if given["gated"] else 4 * hidden)
+    if hidden % heads or heads % kv_heads or (given["gated"] and hidden // heads % 2):
+        words = f"{hidden} hidden, {heads} heads and {kv_heads} kv_heads"
+        raise InputError(f"plain:decoder: {words} do not divide each other, each head's width even: change one")
+    size = Dimensions(**given, seq=seq)  # type: ignore[arg-type]
+    with torch.device("meta" if meta else "cpu"):
+        module = Decoder(size).train()
+    tokens = torch.randint(size.vocab, (batch, seq), device="cpu")
+    return module, {"tokens": tokens, "labels": tokens.roll(-1, 1)}
+
+
+def _check(key: str, value: object) -> None:
+    if key in ("written_out", "gated", "tied"):
+        if not isinstance(value, bool):
+            raise InputError(f"--set {key}={value}: give true or false")
+    elif not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST:
+        raise InputError(f"--set {key}={value}: give a positive whole number, at most {_MOST:,}")
+
+
 def decoder(size: Dimensions, dtype: torch.dtype, batch: int = 2) -> tuple[nn.Module, dict[str, Tensor]]:
     """The module on meta in training mode, and an example batch."""
     with torch.device("meta"):
         module = Decoder(size).to(dtype).train()
-        if size.adapter:
-            module.requires_grad_(False)
-            for part in (m for m in module.modules() if isinstance(m, Adapted)):
-                part.down.requires_grad_(True)
-                part.up.requires_grad_(True)
         tokens = torch.zeros(batch, size.seq, dtype=torch.long)
     return module, {"tokens": tokens, "labels": torch.zeros_like(tokens)}

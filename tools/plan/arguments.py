@@ -23,7 +23,8 @@ def declare(commands: Subcommands) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    plan.add_argument("model", metavar="MODEL", nargs="?", help="file.py:function, hf:TYPE or hf:config.json")
+    words = "file.py:function, hf:TYPE, hf:config.json or plain:decoder"
+    plan.add_argument("model", metavar="MODEL", nargs="?", help=words)
     plan.add_argument("--edit", metavar="PLAN", help="solve a plan file again around its hand edits and more pins")
     plan.add_argument("--cluster", metavar="NAME", help="a preset (see clusters) or a .toml file")
     plan.add_argument("--nodes", type=int, metavar="N", help="default: 1")

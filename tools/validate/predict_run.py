@@ -31,18 +31,12 @@ from partitioner.solve.axis_by_axis import solve_axes
 from partitioner.step.cut_stages import StageCuts
 from partitioner.step.split import Split, stage_sums
 from partitioner.step.step_seconds import price
-from tools.models.plain_decoder import Dimensions, decoder
+from tools.models.plain_decoder import COLUMNS_AND_ROWS, Dimensions, decoder
 from tools.validate.published_runs import DTYPES, Run
 from tools.validate.published_sources import Sources
 
 _SERVER = 16  # GPUs that a server has at most: more are a rack whose GPUs share one network of links
 _SPEED = re.compile(r"(?:(\d+)x)?(\d+) ?Gb(?:/s|ps)? ?[A-Za-z]*(?: [A-Za-z]+)? per (node|GPU)")
-
-
-MEGATRON = {
-    "tokens.weight": "shard:0", "head.weight": "shard:0", "blocks.*.attention.qkv.weight": "shard:0",
-    "blocks.*.attention.out.weight": "shard:1", "blocks.*.up.weight": "shard:0", "blocks.*.down.weight": "shard:1",
-}  # fmt: skip
 
 
 Change = Callable[[Run, Cluster], Cluster]
@@ -126,7 +120,7 @@ class Rerun:
         program = replace(cluster.software, efficiency=1.0, dispatch_seconds=0.0, enqueue_seconds=0.0)  # no layout
         key = (id(sized), run.tp, run.cp, many, boundary, cluster.attention, program)
         if key not in self.solved:
-            fixed = read_pins({"boundary": boundary, **MEGATRON} if boundary else {}, sized.graph)
+            fixed = read_pins({"boundary": boundary, **COLUMNS_AND_ROWS} if boundary else {}, sized.graph)
             setting = Setting.of(sized, cluster, run.degrees)
             allowed = fixed.allows(sized)
             self.solved[key] = setting, solve_axes(setting, cluster, [many], lambda axis: allowed)[many]

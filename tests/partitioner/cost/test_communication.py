@@ -24,8 +24,7 @@ from partitioner.searching.pins import read_pins
 from partitioner.sharding.layout import PARTIAL, REPLICATE, shard_whole
 from partitioner.software import Software
 from partitioner.solve.axis_by_axis import solve_axes
-from tools.models.plain_decoder import Dimensions, decoder
-from tools.validate.predict_run import MEGATRON
+from tools.models.plain_decoder import COLUMNS_AND_ROWS, Dimensions, decoder
 
 HEADS, KV_HEADS, WIDTH, SEQ = 32, 8, 128, 4096
 
@@ -37,7 +36,7 @@ def solved(
     cluster = replace(Cluster.load("dgx-b200"), software=Software(**traits))  # type: ignore[arg-type]
     graph = replace(trace(*decoder(size, torch.bfloat16)), precision=PRESETS[precision])
     setting = Setting.of(fold(graph), cluster, {"tp": tp, "cp": cp})
-    pins = {"boundary": "sharded", **MEGATRON} if tp > 1 else {}
+    pins = {"boundary": "sharded", **COLUMNS_AND_ROWS} if tp > 1 else {}
     allowed = read_pins(pins, graph).allows(setting.folded)
     return setting, solve_axes(setting, cluster, [1], lambda axis: allowed)[1], cluster
 

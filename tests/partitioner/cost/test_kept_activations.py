@@ -15,8 +15,7 @@ from partitioner.graph.tied_blocks import fold
 from partitioner.searching.pins import read_pins
 from partitioner.software import Software
 from partitioner.solve.axis_by_axis import solve_axes
-from tools.models.plain_decoder import Dimensions, decoder
-from tools.validate.predict_run import MEGATRON
+from tools.models.plain_decoder import COLUMNS_AND_ROWS, Dimensions, decoder
 
 BATCH, SEQ, HIDDEN, FFN = 2, 2048, 4096, 16384
 
@@ -27,7 +26,7 @@ def keeping(gated: bool, tp: int = 1, **traits: bool) -> Keeping:
     cluster = replace(Cluster.load("dgx-h100"), software=Software(**traits))  # type: ignore[arg-type]
     graph = trace(*decoder(size, torch.bfloat16))
     setting = Setting.of(fold(graph), cluster, {"tp": tp})
-    pins = {"boundary": "sharded", **MEGATRON} if tp > 1 else {}
+    pins = {"boundary": "sharded", **COLUMNS_AND_ROWS} if tp > 1 else {}
     allowed = read_pins(pins, graph).allows(setting.folded)
     return Keeping(setting, solve_axes(setting, cluster, [1], lambda axis: allowed)[1], 1)
 
