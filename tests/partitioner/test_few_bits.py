@@ -28,8 +28,7 @@ from partitioner.solve.choices import Prices
 from partitioner.solve.solve import solve
 from tools.figures import figures
 from tools.figures.card import facts
-from tools.models.plain_decoder import Dimensions, decoder
-from tools.validate.predict_run import MEGATRON
+from tools.models.plain_decoder import COLUMNS_AND_ROWS, Dimensions, decoder
 
 NOTHING = dict.fromkeys(("quantized_once", "weights_once", "delayed_scales", "sends_quantized"), False)
 ONCE = {"quantized_once": True, "weights_once": True}
@@ -123,7 +122,7 @@ def test_activations_are_kept_in_few_bits() -> None:
 def test_what_is_gathered_is_quantized_before() -> None:
     size = Dimensions(2, HIDDEN, 32, 32, 4 * HIDDEN, False, 1024, False, 8192, False)
     traced = replace(trace(*decoder(size, torch.bfloat16)), precision=PRESETS["fp8"])
-    pins: Pins = {"boundary": "sharded", **MEGATRON}
+    pins: Pins = {"boundary": "sharded", **COLUMNS_AND_ROWS}
     plain, few = (priced({"sends_quantized": sends}, traced, 4, pins) for sends in (False, True))
     rows = [moved(p.setting, p.solution, p.cluster, 1) for p in (plain, few)]
     sent = [sorted(s.bytes for m in itertools.chain(*row.values()) for s in (*m.forward, *m.backward)) for row in rows]
