@@ -17,6 +17,7 @@ A100 = Cluster.load("dgx-a100", devices=8)
 DEVICE = replace(  # of this file's own, so that nothing that is shown hangs on what a preset was fitted to
     A100.device, products=one_row(A100.device.flops_per_second, 0.77, 0.92, 4e-6),
     attention=Attention(0.33, fixed_seconds=4e-6), memory_efficiency=0.92, sustained=1.0, spread=0.007,
+    memory_bytes=80e9,
 )  # fmt: skip
 CLUSTER = replace(A100, device=DEVICE, node=Link(1e14, 1.0, 1e-7))
 PINS: dict[str, str | int] = {"pp": 2, "dp": 2, "tp": 2, "zero": 0}
