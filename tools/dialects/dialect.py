@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -69,10 +69,10 @@ class Dialect:
     unread: tuple[str, ...] = ()
     told: tuple[Told, ...] = ()
     settle: Callable[[Configuration, int | None], Configuration] = _settled
-    elsewhere: Mapping[str, str] = ()  # type: ignore[assignment]
-    heading: Mapping[str, Any] = ()  # type: ignore[assignment]
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
+    heading: Mapping[str, Any] = field(default_factory=dict)
     spelled: Callable[[str], str] = str
-    aliases: Mapping[str, str] = ()  # type: ignore[assignment]
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     def read(self, text: str, origin: str) -> Reading:
         """What a file says; raises InputError naming ``origin`` and the key that is wrong."""
