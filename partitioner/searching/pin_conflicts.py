@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from partitioner.cluster import Cluster
 from partitioner.graph.graph import Graph
 from partitioner.plan.executed import EXECUTED, Space
+from partitioner.plan.recompute_ways import NO_RECOMPUTE
 from partitioner.schedule.tables import PLAIN, SCHEDULES, Schedule
 from partitioner.searching.candidates import admits_micro_batch, divisors, inner_degrees
 from partitioner.searching.pins import Pins
@@ -40,6 +41,7 @@ def _reasons(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, spa
     if pinned.get(PP, 1) > blocks:
         yield f"pp {pinned[PP]} asks for more stages than the model's {blocks} blocks: pin pp to at most {blocks}"
     yield from _stages(fixed, pinned.get(PP), blocks, space)
+    yield from _recomputed(fixed, -(-blocks // (pinned.get(PP, 1) * (fixed.number("virtual") or 1))))
     if fixed.stages is not None:
         yield from _cut(graph, fixed.stages, pinned.get(PP))
     yield from _product(pinned, devices, space)
@@ -52,6 +54,15 @@ def _reasons(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, spa
             f"pins dp={dp} and micro_batch={micro_batch} conflict: their product {dp * micro_batch} does not divide "
             f"the global batch of {global_batch}; drop one"
         )
+
+
+def _recomputed(fixed: Pins, blocks: int) -> Iterator[str]:
+    """``blocks``: of the largest stage, where the cut is not pinned."""
+    many, most = fixed.number("recomputed") or 0, max(fixed.stages or (blocks,))
+    if many and fixed.decided.get("recompute") == NO_RECOMPUTE:
+        yield f"pins recompute={NO_RECOMPUTE} and recomputed={many} conflict: drop one"
+    if many > most:
+        yield f"pin recomputed={many} asks for more blocks of a stage than the {most} that it has at most: pin fewer"
 
 
 def _product(pinned: Mapping[str, int], devices: int, space: Space) -> Iterator[str]:

@@ -180,16 +180,18 @@ class Splits:
                 yield Tried(priced=self.priced, split=ordered, peak_bytes=peak_bytes)
 
     def recomputed(self, plain: Split) -> Iterator[tuple[Split, float]]:
-        """Nothing; of each way that is admitted the least that fits, and all blocks; with peak bytes."""
-        ways, room = self.ways, self.cluster.device.room
+        """Nothing; of each way that is admitted the least that fits, and all blocks; with peak bytes. A pinned number of
+        blocks: no more than the largest stage has, and never nothing."""
+        ways, room, most = self.ways, self.cluster.device.room, self.fixed.number("recomputed")
         whole = RankMemory(self.priced, plain)
-        if self.fixed.admits("recompute", NO_RECOMPUTE):
+        if most is None and self.fixed.admits("recompute", NO_RECOMPUTE):
             peak_bytes = whole.peak_bytes(plain.recomputed)
             yield plain, peak_bytes
             if peak_bytes <= room and "recompute" not in self.fixed.decided:
                 ways = ()
-        most = self.fixed.number("recomputed")
         everything = tuple(s.blocks if most is None else min(most, s.blocks) for s in plain.stages)
+        if most is not None and most > max(s.blocks for s in plain.stages):
+            return
         for way in (w for w in ways if self.fixed.admits("recompute", w)):
             memory = whole.recomputing(way)
             peak_bytes = memory.peak_bytes(everything)

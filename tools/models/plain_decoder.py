@@ -187,7 +187,7 @@ def _check(key: str, value: object) -> None:
     if key in ("written_out", "gated", "tied"):
         if not isinstance(value, bool):
             raise InputError(f"--set {key}={value}: give true or false")
-    elif not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST:
+    elif not isinstance(value, int) or isinstance(value, bool) or not (key != "adapter") <= value <= _MOST:
         raise InputError(f"--set {key}={value}: give a positive whole number, at most {_MOST:,}")
 
 

@@ -17,7 +17,7 @@ from partitioner.schedule.tables import plainest
 from partitioner.sharding.mesh_axes import PP
 from tools.compare.explain import costs_most
 from tools.figures import figures
-from tools.screen import output, seconds, status
+from tools.screen import error_line, output, seconds, status
 from tools.validate.predict_run import Rerun, precision_of
 from tools.validate.published_runs import Run, read
 from tools.validate.published_sources import sources
@@ -28,7 +28,7 @@ WORTH_SAYING = 1.05  # times faster than the published plan
 @dataclass(frozen=True)
 class Expert:
     """A published configuration. ``plan``: search pinned to it; ``best``: what search finds in the space of its
-    program; None, with why in ``reason``, where there is none."""
+    program, None where it was not asked; both None, with why in ``reason``, where theirs is no plan."""
 
     runs: tuple[Run, ...]
     plan: Plan | None
@@ -78,11 +78,10 @@ def pins_of(run: Run) -> dict[str, str | int]:
 
 
 def configurations(runs: Sequence[Run]) -> Iterator[tuple[Run, ...]]:
-    """Runs of one model, machine and configuration, in the order of the first."""
+    """Runs that are equal in all but what was measured, in the order of the first."""
     found: dict[object, list[Run]] = {}
     for run in runs:
-        key = (run.size, run.gpu, run.precision, run.global_batch, *run.degrees.values(), run.micro_batch, run.virtual)
-        found.setdefault(key, []).append(run)
+        found.setdefault(run.configuration, []).append(run)
     return (tuple(rows) for rows in found.values())
 
 
@@ -92,9 +91,9 @@ def expert(runs: tuple[Run, ...], rerun: Rerun, searched: bool = True) -> Expert
         run = rerun.stated(runs[0])
         graph, cluster = asked(run, rerun)
         plan = search(graph, cluster, run.global_batch, pins_of(run))
-        return Expert(runs, plan, search(graph, cluster, run.global_batch) if searched else None)
     except (InputError, DoesNotFit) as error:
         return Expert(runs, None, None, str(error))
+    return Expert(runs, plan, search(graph, cluster, run.global_batch) if searched else None)
 
 
 def _cells(row: Expert) -> list[str]:
@@ -119,20 +118,28 @@ def _plan(plan: Plan) -> str:
 COLUMNS = ("what", "published", "measured", "its price", "best found", "its price", "faster", "why")
 
 
-def main() -> None:
-    """A markdown table of all configurations of the files' groups."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """A markdown table of all configurations of the files' groups; exit status 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m tools.validate.experts", description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUNS.csv")
     parser.add_argument("--group", action="append", default=[], help="a source; default: all")
-    options, rerun = parser.parse_args(), Rerun(sources())
-    rows = [run for path in options.runs for run in read(path) if not run.strange]
+    options, rerun = parser.parse_args(arguments), Rerun(sources())
+    try:
+        rows = [run for path in options.runs for run in read(path) if not run.strange]
+        groups = sorted({run.group for run in rows})
+        for name in (n for n in options.group if n not in groups):
+            raise InputError(f"no row of group {name} can be priced: there are {', '.join(groups)}")
+    except InputError as error:
+        error_line(str(error))
+        return 2
     asked_for = [run for run in rows if not options.group or run.group in options.group]
     lines = [" | ".join(COLUMNS), " | ".join("---" for _ in COLUMNS)]
     for runs in configurations(asked_for):
         with status(f"{runs[0].model} on {runs[0].gpus}"):
             lines.append(" | ".join(_cells(expert(runs, rerun))))
     output().print("\n".join(f"| {line} |" for line in lines), markup=False, soft_wrap=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

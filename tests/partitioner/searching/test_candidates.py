@@ -160,6 +160,8 @@ def test_as_many_blocks_are_recomputed_as_needed_and_all() -> None:
     assert again(whole - 4 * 96 - 1) == ["", "full 4"]  # which does not fit either, and search says by how much
     assert again(whole, recompute="on") == ["full 4"]
     assert again(whole - 1, recompute="off") == [""]
+    assert again(whole, recompute="on", recomputed=3) == again(whole, recomputed=3) == ["full 3"]
+    assert again(whole, recomputed=5) == []
     found = {way(row)[3]: row.peak_bytes for row in tried(cluster(1, memory_bytes=whole - 1), 2, PINNED)}
     assert found == {"": whole, "full 1": whole - 96, "full 4": whole - 4 * 96}
 

@@ -23,6 +23,8 @@ CASES = [  # devices, global batch, pins, what the message says
     (3, 7, {"stages": "2,1,1,2"}, "global batch of 7 and 4 blocks has stages=2,1,1,2: drop it"),
     (2, 2, {"virtual": 1, "stages": "2,1,1,2"}, "has virtual=1 and stages=2,1,1,2: drop one"),
     (4, 2, {"micro_batch": 2, "virtual": 2}, "has micro_batch=2 and virtual=2: drop one"),
+    (4, 8, {"recompute": "off", "recomputed": 1}, "pins recompute=none and recomputed=1 conflict: drop one"),
+    (4, 8, {"pp": 2, "recomputed": 3}, "recomputed=3 asks for more blocks of a stage than the 2 that it has at most"),
 ]  # fmt: skip
 
 

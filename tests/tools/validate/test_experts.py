@@ -9,7 +9,7 @@ import pytest
 
 from tools.models.plain_decoder import Dimensions
 from tools.validate.command import OWN_RUNS
-from tools.validate.experts import WORTH_SAYING, configurations, expert
+from tools.validate.experts import WORTH_SAYING, configurations, expert, main
 from tools.validate.predict_run import Rerun
 from tools.validate.published_runs import Run, read
 from tools.validate.published_sources import sources
@@ -67,7 +67,16 @@ def test_search_finds_what_experts_moved_to_and_says_why() -> None:
     assert was.why.startswith("tp 2 -> 4, micro-batch 2 -> 4 costs")
 
 
+def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    unread, unknown = (["nowhere.csv"], "nowhere.csv cannot be read"), ([OWN_RUNS, "--group", "x"], "no row of group x")
+    for words, told in (unread, unknown):
+        assert main(words) == 2
+        assert told in capsys.readouterr().err
+
+
 def test_rows_of_one_configuration_go_together() -> None:
     again = replace(LLAMA_8B, step_seconds=2 * LLAMA_8B.step_seconds, name="again")
-    (rows,) = configurations([LLAMA_8B, again])
+    other = replace(LLAMA_8B, recompute="full")
+    rows, alone = configurations([LLAMA_8B, other, again])
+    assert alone == (other,)
     assert expert(rows, RERUN, searched=False).measured_seconds == 1.5 * LLAMA_8B.step_seconds
