@@ -12,7 +12,7 @@ from typing import Any
 from partitioner.errors import InputError
 from partitioner.hardware.checked_table import built, cut, is_name, number, shown, table
 from partitioner.hardware.device import Attention, Device, Products
-from partitioner.hardware.link import Link, Protocols, Route
+from partitioner.hardware.link import Link, Protocols, Route, TokenExchange
 from partitioner.hardware.parts import read_cluster
 from partitioner.software import NOT_MEASURED, OWN, Software
 
@@ -166,11 +166,15 @@ def _device(device: dict[str, Any], origin: str) -> Device:
 
 
 def _link(link: dict[str, Any], key: str, origin: str) -> Link:
-    measured = {}
+    measured = dict[str, Any]()
     for name in ("ring", "direct"):
         if (found := link.pop(name, None)) is not None:
             where = f"{key}.{name}"
             measured[name] = _protocols(table(found, where, origin), where, origin)
+    for name in ("dispatch", "combine"):
+        if (found := link.pop(name, None)) is not None:
+            where = f"{key}.{name}"
+            measured[name] = built(TokenExchange, table(found, where, origin), where, origin)
     return built(Link, {**link, **measured}, key, origin)
 
 

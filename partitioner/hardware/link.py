@@ -48,12 +48,32 @@ class Protocols:
 
 
 @dataclass(frozen=True)
+class TokenExchange:
+    """Tokens sent to the ranks that hold their experts, or back, as it was measured among devices of one link.
+
+    ``fixed_seconds`` of a call, ``token_seconds`` of each token, ``bytes_per_second`` of each copy of it that is sent,
+    ``own_bytes_per_second`` of what is read or written once.
+    """
+
+    fixed_seconds: float
+    token_seconds: float
+    bytes_per_second: float
+    own_bytes_per_second: float
+
+    def scaled(self, speed: float, latency: float = 1.0) -> TokenExchange:
+        """With so many times its speeds and its latencies."""
+        sent, own = self.bytes_per_second * speed, self.own_bytes_per_second * speed
+        return TokenExchange(self.fixed_seconds * latency, self.token_seconds / speed, sent, own)
+
+
+@dataclass(frozen=True)
 class Link:
     """What one device can send, one direction, by the datasheet, and the share that collectives reach of it.
 
     ``latency_seconds``: of one message. ``contention``: the share of its time by which compute beside it is slowed.
     ``ring`` and ``direct``: collectives among devices of this link as they were measured, where they were: those in
-    which data goes from member to member, and those in which each member sends to each.
+    which data goes from member to member, and those in which each member sends to each; ``dispatch`` and ``combine``:
+    the same of a mixture's tokens.
     """
 
     bytes_per_second: float
@@ -62,6 +82,8 @@ class Link:
     contention: float = 0.0
     ring: Protocols | None = None
     direct: Protocols | None = None
+    dispatch: TokenExchange | None = None
+    combine: TokenExchange | None = None
 
     @property
     def speed(self) -> float:
@@ -70,11 +92,14 @@ class Link:
 
     def scaled(self, speed: float, latency: float = 1.0) -> Link:
         """With so many times its speed and its latency, of all that was measured of it too."""
-        ring, direct = (found and found.scaled(speed, latency) for found in (self.ring, self.direct))
+        measured = {name: found.scaled(speed, latency) for name in _MEASURED if (found := getattr(self, name))}
         return replace(
             self, bytes_per_second=self.bytes_per_second * speed, latency_seconds=self.latency_seconds * latency,
-            ring=ring, direct=direct,
+            **measured,
         )  # fmt: skip
+
+
+_MEASURED = ("ring", "direct", "dispatch", "combine")  # of a Link, where they were
 
 
 @dataclass(frozen=True)

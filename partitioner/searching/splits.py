@@ -180,8 +180,8 @@ class Splits:
                 yield Tried(priced=self.priced, split=ordered, peak_bytes=peak_bytes)
 
     def recomputed(self, plain: Split) -> Iterator[tuple[Split, float]]:
-        """Nothing; of each way that is admitted the least that fits, and all blocks; with peak bytes. A pinned number of
-        blocks: no more than the largest stage has, and never nothing."""
+        """Nothing; of each way that is admitted the least that fits, and all blocks; with peak bytes. Never nothing,
+        and as many as that, where a number of them is pinned."""
         ways, room, most = self.ways, self.cluster.device.room, self.fixed.number("recomputed")
         whole = RankMemory(self.priced, plain)
         if most is None and self.fixed.admits("recompute", NO_RECOMPUTE):

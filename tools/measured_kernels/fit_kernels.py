@@ -20,11 +20,12 @@ from scipy.optimize import minimize
 from partitioner import Cluster
 from partitioner.errors import InputError
 from partitioner.hardware.device import Attention, Device, Products
-from partitioner.hardware.link import Protocols
+from partitioner.hardware.link import Protocols, TokenExchange
 from partitioner.precision import RECIPES
 from tools.measured_kernels.kernel_prices import (
     attention_seconds,
     collective_seconds,
+    exchange_seconds,
     log_errors,
     over_peak,
     product_seconds,
@@ -45,6 +46,10 @@ QUANTIZED_BOUNDS = {"quantize_seconds": (0, 3e-5, 5e-6), "quantize_bytes_each": 
 ATTENTION_BOUNDS = {
     "share": (0.2, 1.0, 0.7), "score_flops_each": (0, 900, 100), "row_overheads": (0, 1500, 150),
     "fixed_seconds": (0, 3e-5, 8e-6), "tail": (0, 3, 0.3), "key_bytes_each": (0, 4000, 600),
+}  # fmt: skip
+EXCHANGE_BOUNDS = {
+    "fixed_seconds": (1e-6, 1e-4, 3e-5), "token_seconds": (0, 1e-7, 1e-8), "bytes_per_second": (1e10, 4e12, 4e11),
+    "own_bytes_per_second": (1e10, 2e13, 1e12),
 }  # fmt: skip
 Vector = np.ndarray
 
@@ -106,6 +111,18 @@ def fit_attention(group: Measured, device: Device) -> tuple[Attention, float, fl
         return log_errors(attention_seconds(rows, device, made(values)), rows)
 
     return _fit(ATTENTION_BOUNDS, errors, made, group)
+
+
+def fit_exchange(group: Measured, cluster: Cluster) -> tuple[TokenExchange, float, float]:
+    """The same of a dispatch or combine inside a node."""
+
+    def made(values: Vector) -> TokenExchange:
+        return TokenExchange(*map(float, values))
+
+    def errors(values: Vector, rows: Measured) -> Vector:
+        return log_errors(exchange_seconds(rows, cluster, made(values)), rows)
+
+    return _fit(EXCHANGE_BOUNDS, errors, made, group.where(group.sizes[:, 0] == 1))
 
 
 T = TypeVar("T")
@@ -175,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.measured_kernels.fit_kernels", description=__doc__)
     parser.add_argument("kernels", metavar="KERNELS", help="a folder, see kernel_tables.py")
     parser.add_argument("--system", required=True, help="as the tables name it")
-    parser.add_argument("--only", metavar="TABLE", help="gemm, attention_forward or nccl")
+    parser.add_argument("--only", metavar="TABLE", help="one of COLUMNS of kernel_tables.py")
     options = parser.parse_args(arguments)
     cluster = Cluster.load(systems()[options.system])
     groups = [g for g in read_tables(options.kernels) if g.system == options.system]
@@ -194,6 +211,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if rows:
             count, speed = sum(len(g.seconds) for g in rows), cluster.node.bytes_per_second
             _say(say, f"[{name}]", f"{count} rows", *fit_protocols(rows, speed))
+    for group in of_table(groups, "expert_dispatch"):
+        _say(say, f"[{group.of}]", f"{(group.sizes[:, 0] == 1).sum()} rows", *fit_exchange(group, cluster))
     return 0
 
 

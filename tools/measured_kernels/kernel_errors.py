@@ -14,7 +14,13 @@ import numpy as np
 
 from partitioner import Cluster
 from partitioner.errors import InputError
-from tools.measured_kernels.kernel_prices import attention_seconds, collective_seconds, over_peak, product_seconds
+from tools.measured_kernels.kernel_prices import (
+    attention_seconds,
+    collective_seconds,
+    exchange_seconds,
+    over_peak,
+    product_seconds,
+)
 from tools.measured_kernels.kernel_tables import Measured, read_tables, systems
 from tools.screen import output, table
 
@@ -82,6 +88,8 @@ def _priced(group: Measured, cluster: Cluster) -> tuple[np.ndarray, str]:
         if cluster.node.ring is None or cluster.node.direct is None:
             raise InputError(f"{cluster.name} has no collectives measured inside a node")
         return collective_seconds(group, cluster.node.ring, cluster.node.direct), ""
+    if group.table == "expert_dispatch":
+        return exchange_seconds(group, cluster), ""
     impossible = over_peak(group, cluster.device)
     if not impossible.any():
         return attention_seconds(group, cluster.device), ""

@@ -6,12 +6,16 @@ import math
 
 import numpy as np
 
+from partitioner.cluster import Cluster
 from partitioner.errors import InputError
 from partitioner.hardware.device import Attention, Device, Products
-from partitioner.hardware.link import Protocols, Route
-from partitioner.kernel_seconds import attention, collective, product
+from partitioner.hardware.link import Protocols, Route, TokenExchange
+from partitioner.kernel_seconds import attention, collective, expert_dispatch, product
 from partitioner.precision import RECIPES
-from tools.measured_kernels.kernel_tables import Measured, kind_of
+from tools.measured_kernels.kernel_tables import Measured, kind_of, node_devices
+
+# of an element that is sent: fp8 there, bfloat16 back, as DeepEP is timed; of two bytes it would beat the link
+_SENT_BYTES = {"dispatch": 1.0, "combine": 2.0}
 
 
 def product_seconds(group: Measured, device: Device, row: Products | None = None) -> np.ndarray:
@@ -58,6 +62,18 @@ def collective_seconds(group: Measured, ring: Protocols, direct: Protocols) -> n
     kind = kind_of(group).name
     rows = ((Route(int(ranks), 1, math.inf, math.inf, 0.0, 0.0, ring, direct), size) for ranks, size in group.sizes)
     return np.array([collective.collective_seconds(kind, size, route) for route, size in rows])
+
+
+def exchange_seconds(group: Measured, cluster: Cluster, row: TokenExchange | None = None) -> np.ndarray:
+    """Seconds of each dispatch or combine; ``row``: in place of what was measured of the cluster's link. Raises
+    InputError where nothing was."""
+    nodes, hidden, tokens, choices, experts = group.sizes.T
+    row = row or {"dispatch": cluster.node.dispatch, "combine": cluster.node.combine}[group.of]
+    if row is None:
+        raise InputError(f"{cluster.name} has no {group.of} of experts' tokens measured inside a node")
+    ranks = nodes * node_devices(group.system, cluster.node_devices)
+    token_bytes = hidden * _SENT_BYTES[group.of]
+    return expert_dispatch.seconds(tokens, token_bytes, experts, choices, ranks, nodes, row, cluster.network.speed)
 
 
 def log_errors(predicted: np.ndarray, group: Measured) -> np.ndarray:

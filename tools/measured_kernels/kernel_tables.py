@@ -3,6 +3,7 @@
     gemm                 system dtype m n k latency_ms
     attention_forward    system dtype batch seq heads kv_heads head_dim latency_ms, and a window where keys are limited
     nccl                 system op gpus payload_bytes latency_ms
+    expert_dispatch      system nodes hidden tokens top_k experts dispatch_us combine_us
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,11 +28,14 @@ COLUMNS = {
     "gemm": ("m", "n", "k"),
     "attention_forward": ("batch", "seq", "heads", "kv_heads", "head_dim", "window"),
     "nccl": ("gpus", "payload_bytes"),
+    "expert_dispatch": ("nodes", "hidden", "tokens", "top_k", "experts"),
 }
 _MAY_LACK = ("window",)
 _LEAST = {"window": 0, "gpus": 2}  # of a size; of others 1
-_LARGEST, _LATENCIES = 1e15, (1e-6, 1e9)  # of a size, and of milliseconds
-_TOLD_BY = {"gemm": "dtype", "attention_forward": "dtype", "nccl": "op"}
+_LARGEST, _TIMES = 1e15, (1e-6, 1e12)  # of a size, and of a time in its unit
+_TOLD_BY = {"gemm": "dtype", "attention_forward": "dtype", "nccl": "op"}  # the column of what a row's time is of
+_TIMED = {"expert_dispatch": {"dispatch": "dispatch_us", "combine": "combine_us"}}  # in one row
+_UNITS = {"latency_ms": 1e-3, "dispatch_us": 1e-6, "combine_us": 1e-6}
 _ASIDE = 3  # a row in so many is kept from fits
 
 
@@ -79,11 +84,13 @@ def _read(folder: Path, table: str) -> list[Measured]:
         raise InputError(f"{path} cannot be read: {error}") from error
     groups: dict[tuple[str, str], list[list[float]]] = {}
     for line, row in enumerate(rows, 2):
-        key = _text(row, "system", path, line), _text(row, _TOLD_BY[table], path, line)
-        numbers = [_number(row, column, path, line) for column in (*COLUMNS[table], "latency_ms")]
-        groups.setdefault(key, []).append(numbers)
+        system = _text(row, "system", path, line)
+        timed = _TIMED.get(table) or {_text(row, _TOLD_BY[table], path, line): "latency_ms"}
+        sizes = [_number(row, column, path, line) for column in COLUMNS[table]]
+        for of, column in timed.items():
+            groups.setdefault((system, of), []).append([*sizes, _number(row, column, path, line) * _UNITS[column]])
     made = {key: np.array(numbers) for key, numbers in groups.items()}
-    return [Measured(table, *key, rows[:, :-1], rows[:, -1] / 1e3) for key, rows in made.items()]
+    return [Measured(table, *key, rows[:, :-1], rows[:, -1]) for key, rows in made.items()]
 
 
 def _text(row: dict[str, str], column: str, path: Path, line: int) -> str:
@@ -99,8 +106,8 @@ def _number(row: dict[str, str], column: str, path: Path, line: int) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    is_time = column == "latency_ms"
-    least, most = _LATENCIES if is_time else (_LEAST.get(column, 1), _LARGEST)
+    is_time = column in _UNITS
+    least, most = _TIMES if is_time else (_LEAST.get(column, 1), _LARGEST)
     if not least <= value <= most or not (is_time or value == int(value)):
         what = "positive number" if is_time else f"whole number from {least:g}"
         raise InputError(f"{path}, line {line}: {column} must be a {what}, it is {text[:60]!r}")
@@ -109,18 +116,23 @@ def _number(row: dict[str, str], column: str, path: Path, line: int) -> float:
 
 def systems() -> dict[str, str]:
     """By the name of a system, the preset that stands for it."""
-    return _names()["preset"]
+    return _systems()["preset"]
+
+
+def node_devices(system: str, preset: int) -> int:
+    """How many GPUs of a system are a node of the tables; ``preset``: of the preset that stands for it."""
+    return _systems()["node_devices"].get(system, preset)
 
 
 def kind_of(group: Measured) -> Kind:
     """The collective that a group of timings is of; raises InputError for one that is none."""
-    name = _names()["operation"].get(group.of, group.of)
+    name = _systems()["operation"].get(group.of, group.of)
     if name not in KINDS:
         raise InputError(f"{group.of} is no collective known here: {', '.join(KINDS)}")
     return KINDS[name]
 
 
-def _names() -> dict[str, dict[str, str]]:
+def _systems() -> dict[str, dict[str, Any]]:
     return tomllib.loads(files("tools.measured_kernels").joinpath("systems.toml").read_text())
 
 

@@ -14,15 +14,21 @@ import pytest
 
 from partitioner import Cluster
 from partitioner.hardware.device import Attention, Products
-from partitioner.hardware.link import Protocols
+from partitioner.hardware.link import Protocols, TokenExchange
 from tools.main import main
-from tools.measured_kernels.fit_kernels import fit_attention, fit_products, fit_protocols
-from tools.measured_kernels.kernel_prices import attention_seconds, collective_seconds, product_seconds
+from tools.measured_kernels.fit_kernels import fit_attention, fit_exchange, fit_products, fit_protocols
+from tools.measured_kernels.kernel_prices import (
+    attention_seconds,
+    collective_seconds,
+    exchange_seconds,
+    product_seconds,
+)
 from tools.measured_kernels.kernel_tables import COLUMNS, Measured, read_tables
 
 H100 = Cluster.load("dgx-h100")
 SHAPES = [(m, n, k) for m in (512, 1024, 4096, 16384) for n in (1024, 2560, 8192) for k in (1024, 6144, 16384)]
 PREFILLS = [(b, s, 32, kv, d, 0) for b in (1, 4) for s in (2048, 8192, 16384) for kv in (1, 8) for d in (64, 128)]
+MIXTURES = [(1, h, 4**t, k, n) for h in (2048, 7168) for t in range(9) for k, n in ((1, 16), (8, 256))]  # one node
 MESSAGES = [(n, 2**size) for n in (2, 4, 8) for size in range(10, 30, 2)]
 
 
@@ -42,17 +48,27 @@ def planted() -> list[Measured]:
     for op in ("all_reduce", "alltoall"):
         row = group("nccl", op, MESSAGES)
         found.append(replace(row, seconds=1.02 * collective_seconds(row, ring, direct)))
+    for of in ("dispatch", "combine"):
+        row = group("expert_dispatch", of, [*MIXTURES, (2, 7168, 4096, 8, 256)])
+        found.append(replace(row, seconds=1.02 * exchange_seconds(row, H100)))
     return found
 
 
 def write(folder: Path, groups: Sequence[Measured], zipped: bool = True) -> Path:
     for table, columns in COLUMNS.items():
         told = "op" if table == "nccl" else "dtype"
+        chosen = [g for g in groups if g.table == table]
         name = folder / f"{table}.csv{'.gz' if zipped else ''}"
         with gzip.open(name, "wt", newline="") if zipped else name.open("w", newline="") as file:
             out = csv.writer(file)
+            if table == "expert_dispatch":  # two times a row
+                out.writerow(["system", *columns, *(f"{g.of}_us" for g in chosen)])
+                times = zip(*(g.seconds * 1e6 for g in chosen), strict=True)
+                sizes = chosen[0].sizes if chosen else ()
+                out.writerows([chosen[0].system, *map(int, row), *us] for row, us in zip(sizes, times, strict=True))
+                continue
             out.writerow(["system", told, *columns, "latency_ms"])
-            for g in (g for g in groups if g.table == table):
+            for g in chosen:
                 pairs = zip(g.sizes, g.seconds, strict=True)
                 out.writerows([g.system, g.of, *map(int, sizes), seconds * 1e3] for sizes, seconds in pairs)
     return folder
@@ -67,6 +83,7 @@ def test_planted_tables_come_back(tmp_path: Path, zipped: bool, capsys: pytest.C
     assert [(row["table"], row["of"], row["rows"]) for row in found["tables"]] == [
         ("gemm", "bfloat16", 36), ("gemm", "fp8", 36), ("attention_forward", "bfloat16", 24),
         ("nccl", "all_reduce", 30), ("nccl", "alltoall", 30),
+        ("expert_dispatch", "dispatch", 37), ("expert_dispatch", "combine", 37),
     ]  # fmt: skip
     for row in found["tables"]:
         assert [row["mean"], row["median"]] == pytest.approx([1 - 1 / 1.02] * 2, rel=1e-3)
@@ -140,6 +157,17 @@ def test_a_fit_finds_what_was_planted(monkeypatch: pytest.MonkeyPatch) -> None:
     messages = [replace(m, seconds=collective_seconds(m, lines, lines)) for m in messages]
     _, seen, aside = fit_protocols(messages, 4.5e11, lines=2)
     assert max(seen, aside) < 0.08
+    exchange = TokenExchange(3e-5, 2e-8, 5e11, 1e12)
+    tokens = group("expert_dispatch", "combine", MIXTURES)
+    _, seen, aside = fit_exchange(replace(tokens, seconds=exchange_seconds(tokens, H100, exchange)), H100)
+    assert max(seen, aside) < 0.03
+
+
+def test_a_link_without_timings_of_experts_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [replace(row, system="l40s") for row in planted() if row.table == "expert_dispatch"]
+    assert main(["validate", "--kernels", str(write(tmp_path, rows)), "--json"]) == 0
+    for of, row in zip(("dispatch", "combine"), json.loads(capsys.readouterr().out)["unpriced"], strict=True):
+        assert row["reason"] == f"l40s-8 has no {of} of experts' tokens measured inside a node"
 
 
 def test_a_third_is_kept_aside_by_shape(tmp_path: Path) -> None:
