@@ -45,6 +45,11 @@ class SplitSeconds:
         return self.route(replicating(), self.parallelism.shards)
 
     @cached_property
+    def replica_route(self) -> Route:
+        """All over which gradients are summed."""
+        return self.route(replicating(), self.parallelism.replicas)
+
+    @cached_property
     def slowest_factor(self) -> float:
         """How much longer than the mean the slowest of all devices takes: the largest of n normal numbers."""
         return 1 + self.cluster.device.spread * math.sqrt(2 * math.log(self.parallelism.world))
@@ -77,8 +82,12 @@ class SplitSeconds:
             return ZERO
         stage, busy = self.split.stages[n], self.device_seconds(n)
         gather = self.gather_seconds(stage) if self.parallelism.zero == 3 else 0.0
-        forward = self.unhidden_seconds(gather, busy.forward, stage)
-        return Seconds(forward, self.unhidden_seconds(self.scatter_seconds(stage) + gather, busy.backward, stage))
+        moved = Seconds(gather, self.scatter_seconds(stage) + gather)
+        if not self.software.overlap_parameters:
+            return moved
+        route, blocks = self.shard_route, stage.blocks
+        forward = self.unhidden_seconds(moved.forward, busy.forward, blocks, route)
+        return Seconds(forward, self.unhidden_seconds(moved.backward, busy.backward, blocks, route))
 
     def exposed_seconds(self, p: int) -> dict[str, float]:
         """By axis, of a pipeline rank's micro-batch: what it communicates while it computes nothing."""
@@ -138,13 +147,10 @@ class SplitSeconds:
         pieces = max(1, blocks)
         return pieces * collective_seconds(kind, size / pieces, self.shard_route)
 
-    def unhidden_seconds(self, moved: float, compute: float, stage: StageSums) -> float:
+    def unhidden_seconds(self, moved: float, compute: float, blocks: int, route: Route) -> float:
         """What communication adds to compute that hides it: its first piece, what is too long, and what it slows."""
-        if not self.software.overlap_parameters:
-            return moved
-        slowed = self.cluster.network.contention if self.shard_route.nodes > 1 else self.cluster.node.contention
-        pieces = max(1, stage.blocks)
-        return max(moved / pieces, moved - compute) + slowed * min(moved, compute)
+        link = self.cluster.network if route.nodes > 1 else self.cluster.node
+        return max(moved / max(1, blocks), moved - compute) + link.contention * min(moved, compute)
 
     @cached_property
     def send_seconds(self) -> float:
@@ -187,13 +193,15 @@ class SplitSeconds:
         for axis, size in summed.items():
             found[whole(axis)] += collective_seconds(ALL_REDUCE, size / divided, self.priced.routes[axis])
         gradients, weights = sum(s.gradient_bytes for s in stages), sum(s.weight_bytes for s in stages)
-        blocks = max(1, sum(stage.blocks for stage in stages))
+        blocks, route = sum(stage.blocks for stage in stages), self.replica_route
         backward = sum(self.deferred_weight_seconds[n] or self.stage_seconds[n].backward for n in own) / len(own)
         forward = sum(self.stage_seconds[n].forward for n in own) / len(own)
         reduced, gathered = self.reduction_seconds(gradients, weights, blocks)
-        over_dp = max(reduced / blocks, reduced - backward) if software.overlap_gradients else reduced
-        over_dp += max(gathered / blocks, gathered - forward) if software.overlap_parameters else gathered
-        return found | {DP: over_dp}
+        if software.overlap_gradients:
+            reduced = self.unhidden_seconds(reduced, backward, blocks, route)
+        if software.overlap_parameters:
+            gathered = self.unhidden_seconds(gathered, forward, blocks, route)
+        return found | {DP: reduced + gathered}
 
     def reduction_seconds(self, gradients: float, weights: float, blocks: int) -> tuple[float, float]:
         """Seconds to sum gradients over the replicas once a step, and to gather, block by block, what ZeRO updated."""
@@ -201,7 +209,7 @@ class SplitSeconds:
         if own.replicas == 1:
             return 0.0, 0.0
         if own.zero == 0:
-            return collective_seconds(ALL_REDUCE, gradients, self.route(replicating(), own.replicas)), 0.0
+            return collective_seconds(ALL_REDUCE, gradients, self.replica_route), 0.0
         stride = min(own.stride(a) for a in replicating() if a in own.mesh)
         across = self.cluster.route(own.replicas // shards, stride * shards)
         scatter = collective_seconds(REDUCE_SCATTER, gradients, self.shard_route) if own.zero == 1 else 0.0
