@@ -19,7 +19,7 @@ PLAIN_MODEL = "plain:decoder"
 
 
 class NotToldError(InputError):
-    """What a plan needs, and a file may well leave out."""
+    """Of a file that is not wrong: what a plan needs and it leaves out, or says and a plan can't hold."""
 
 
 def with_options(found: Configuration, options: argparse.Namespace) -> Configuration:

@@ -109,7 +109,8 @@ def plan_for(
 
 
 def _check_counts(found: Configuration, dialect: Dialect) -> None:
-    """Raises InputError where a plan would take another batch, other stages or groups than the file says."""
+    """Raises InputError where a plan would take another batch, other stages or groups than the file says, NotToldError
+    where the file may well say so."""
     if wrong := [line for check in (product, layers, state) for line in check(found, dialect.key_of)]:
         raise InputError(wrong[0])
     data, local, whole = found.data, found.local_batch, found.global_batch
@@ -117,7 +118,7 @@ def _check_counts(found: Configuration, dialect: Dialect) -> None:
         key, one = dialect.key_of("local_batch"), dialect.key_of("global_batch")
         words = f"{one} {whole:,} is not {data} data ranks x {key} {local:,}, and a plan has one pass of a pipeline"
         mend = f", or {key} to {whole // data:,}" if whole % data == 0 else ""
-        raise InputError(f"{words}: set {one} to {data * local:,}{mend}")
+        raise NotToldError(f"{words}: set {one} to {data * local:,}{mend}")
 
 
 def pins_of(found: Configuration, graph: Graph) -> Pins:

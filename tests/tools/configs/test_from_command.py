@@ -164,6 +164,7 @@ BAD = {
     "groups": (FLAGS + "--num-distributed-optimizer-instances 3", [], "instances 3 does not divide the 4 ranks"),
     "layout": (FLAGS.replace("--num-virtual-stages-per-pipeline-rank 2", "--pipeline-model-parallel-layout Ett|tL"), [],
                "the stages hold 3 layers, the model has 8: change --pipeline-model-parallel-layout"),
+    "tokens": (FLAGS, ["--seq", "99999999999999"], "99,999,999,999,999 tokens a sample: take 1 to 16,777,216"),
     "nodes and devices": (FLAGS, ["--nodes", "1", "--devices", "4"], "--devices are of one node"),
     "batch divided": (FLAGS.replace("--global-batch-size 32", "--global-batch-size 12"), [], "global batch of 12"),
 }

@@ -70,6 +70,9 @@ def test_several_passes_of_a_pipeline_are_a_step_of_torchtitan(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["lint", given(tmp_path, TITAN.format(64), "t.toml"), "--cluster", "dgx-h100"]) == 0
+    sizes = ["--model", "plain:decoder", "--seq", "32", "--set", "layers=6", "hidden=64", "heads=4", "vocab=512"]
+    assert main(["lint", given(tmp_path, TITAN.format(64), "t.toml"), "--cluster", "dgx-h100", *sizes]) == 0
+    assert "memory was not looked at: training.global_batch_size 64 is not" in capsys.readouterr().out
     assert main(["lint", given(tmp_path, TITAN.format(48), "t.toml"), "--cluster", "dgx-h100"]) == 1
     assert "training.global_batch_size 48 does not divide by 4 data ranks x 8 in a pass" in capsys.readouterr().out
     one = TITAN.format(4).replace("= 8", "= 1")
