@@ -23,9 +23,9 @@ def findings(found: Configuration, key: Key, cluster: Cluster | None) -> Iterato
     yield from _mesh(found, key, devices)
     yield from _nodes(found, key, cluster)
     yield from _batch(found, key, devices)
-    yield from _layers(found, key)
+    yield from layers(found, key)
     yield from _widths(found, key)
-    yield from _state(found, key)
+    yield from state(found, key)
 
 
 def _mesh(found: Configuration, key: Key, devices: int | None) -> Iterator[str]:
@@ -65,37 +65,49 @@ def _nodes(found: Configuration, key: Key, cluster: Cluster | None) -> Iterator[
 
 def _batch(found: Configuration, key: Key, devices: int | None) -> Iterator[str]:
     data = found.data or (devices // found.together if devices and devices % found.together == 0 else None)
-    whole, micro, many = found.global_batch, found.micro_batch or 1, found.micro_batches
+    whole, micro = found.global_batch, found.micro_batch or 1
     if whole is None or not data:
         return
-    if whole % (data * micro):
-        words = f"{key('global_batch')} {whole:,} does not divide by {data} data ranks x {micro} a micro-batch"
-        near = max(1, round(whole / (data * micro))) * data * micro
+    local = found.local_batch or micro
+    if whole % (data * local):
+        each = "in a pass" if found.local_batch else "a micro-batch"
+        words = f"{key('global_batch')} {whole:,} does not divide by {data} data ranks x {local} {each}"
+        near = max(1, round(whole / (data * local))) * data * local
         yield f"{words}: take {near:,}"
         return
-    if many and whole != data * micro * many:
-        words = f"{key('global_batch')} {whole:,} is not {data} data ranks x {many} micro-batches of {micro}"
-        yield f"{words}: take {data * many * micro:,}"
-    each, pipeline = whole // (data * micro), found.pipeline or 1
+    yield from product(found, key)
+    each, pipeline = (found.local_batch or whole // data) // micro, found.pipeline or 1
     schedule = SCHEDULES.get(found.schedule or "")
     if schedule and schedule.in_rounds and each % pipeline:
         words = f"{each} micro-batches are no multiple of {pipeline} pipeline ranks, which {schedule.name} needs"
         yield f"{words}: change {key('global_batch')} or {key('micro_batch')}"
     elif pipeline > 1 and each < pipeline:
         words = f"{each} micro-batches do not fill {pipeline} pipeline ranks"
-        yield f"{words}: lower {key('pipeline')} or raise {key('global_batch')}"
+        yield f"{words}: lower {key('pipeline')} or raise {key('local_batch' if found.local_batch else 'global_batch')}"
 
 
-def _layers(found: Configuration, key: Key) -> Iterator[str]:
-    pipeline, virtual, layers = found.pipeline or 1, found.virtual or 1, found.layers
-    if layers is None:
+def product(found: Configuration, key: Key) -> Iterator[str]:
+    """Where the batch is not all of its micro-batches."""
+    whole, data, many = found.global_batch, found.data, found.micro_batches
+    if not whole or not data or not many:
+        return
+    micro = found.micro_batch or max(1, round(whole / (data * many)))
+    if whole != data * many * micro:
+        words = f"{key('global_batch')} {whole:,} is not {data} data ranks x {many} micro-batches of {micro}"
+        yield f"{words}: take {data * many * micro:,}"
+
+
+def layers(found: Configuration, key: Key) -> Iterator[str]:
+    """Where stages are not those of the model."""
+    pipeline, virtual, many = found.pipeline or 1, found.virtual or 1, found.layers
+    if many is None:
         return
     if found.stages is not None:
-        if sum(found.stages) != layers:
-            words = f"the stages hold {sum(found.stages)} layers, the model has {layers}"
+        if sum(found.stages) != many:
+            words = f"the stages hold {sum(found.stages)} layers, the model has {many}"
             yield f"{words}: change {key('stages')}"
-    elif layers % (pipeline * virtual):
-        words = f"{layers} layers do not divide into {pipeline} x {virtual} stages"
+    elif many % (pipeline * virtual):
+        words = f"{many} layers do not divide into {pipeline} x {virtual} stages"
         yield f"{words}: change {key('pipeline')}" + (f" or {key('virtual')}" if virtual > 1 else "")
 
 
@@ -122,7 +134,8 @@ def _widths(found: Configuration, key: Key) -> Iterator[str]:
         yield f"{key('expert')} beside tensor parallelism needs sequence parallelism: set {key('sequence_parallel')}"
 
 
-def _state(found: Configuration, key: Key) -> Iterator[str]:
+def state(found: Configuration, key: Key) -> Iterator[str]:
+    """Where ranks are no whole groups of those that hold ZeRO's state."""
     alike = (found.data or 0) * (found.context or 1)
     for field in ("shards", "replicas"):
         if (n := getattr(found, field)) and alike % n:

@@ -7,29 +7,34 @@ from collections.abc import Iterable
 from typing import Any
 
 from partitioner.hardware.checked_table import cut
-from tools.configs.make_plan import cluster_of, expected, plan_for
+from tools.configs.file_model import PLAIN_MODEL, model_of, with_options
+from tools.configs.make_plan import as_large, check_mesh, checked, cluster_of, plan_for
 from tools.dialects.configuration import DEGREES, Reading
 from tools.dialects.documents import text_of
 from tools.dialects.known import DIALECTS
 from tools.figures.card import summary
-from tools.screen import output, table
+from tools.screen import output, status, table
 
 _LONGEST = 40
 
 
 def from_command(options: argparse.Namespace) -> int:
     """Read, search under the file's decisions, show what was understood, write the plan."""
+    checked(options)
     dialect = DIALECTS[options.framework]
+    cluster = cluster_of(options, dialect.software)
     reading = dialect.read(text_of(options.file), options.file)
-    first = dialect.settle(reading.configuration, reading.configuration.layers)
-    cluster = cluster_of(options, first, dialect.software)
-    expected(first, cluster, dialect)
-    asked = plan_for(options, dialect, reading, cluster, options.file)
+    with status(f"loading {options.model or PLAIN_MODEL}") as say:
+        found = dialect.settle(with_options(reading.configuration, options), reading.configuration.layers)
+        cluster = as_large(cluster, options, found)
+        check_mesh(found, cluster, dialect)
+        model = model_of(options, reading, found, cluster, say)
+        asked = plan_for(options, dialect, reading, cluster, model, say)
     if options.output:
         asked.plan.stamped().save(options.output)
     console = output()
     console.print(summary(asked.plan))
-    console.print(understood(reading))
+    console.print(understood(reading, reading.sizes if options.model else ()))
     for line in told(reading):
         console.print(line, markup=False)
     if options.output:
@@ -37,9 +42,12 @@ def from_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def understood(reading: Reading) -> object:
+def understood(reading: Reading, without: tuple[str, ...] = ()) -> object:
     """Each key that decides something, its value, and what it decides."""
-    rows = [[key, short(value), ", ".join(map(field_words, fields))] for key, value, fields in reading.taken]
+    rows = [
+        [key, short(value), ", ".join(map(field_words, fields))]
+        for key, value, fields in reading.taken if key not in without
+    ]  # fmt: skip
     return table("understood", ("key", "value", "decides"), rows, words=("value", "decides"))
 
 

@@ -10,14 +10,15 @@ from dataclasses import replace
 from partitioner import Cluster, Plan
 from partitioner.errors import DoesNotFit, InputError
 from tools.configs.checks import findings, misspelled
+from tools.configs.file_model import PLAIN_MODEL, NotToldError, model_of, with_options
 from tools.configs.from_command import field_words
-from tools.configs.make_plan import cluster_of, expected, plan_for
+from tools.configs.make_plan import as_large, check_mesh, checked, cluster_of, plan_for
 from tools.configs.of_plan import configuration_of
-from tools.dialects.configuration import Reading
+from tools.dialects.configuration import Configuration, Reading
 from tools.dialects.dialect import Dialect
 from tools.dialects.documents import text_of
 from tools.dialects.known import DIALECTS, recognised
-from tools.screen import output, size
+from tools.screen import output, size, status
 
 Lines = tuple[list[str], list[str]]
 
@@ -26,6 +27,7 @@ def lint_command(options: argparse.Namespace) -> int:
     """Exit status 1 where something is found."""
     text = text_of(options.file)
     is_plan = options.framework is None and text.lstrip().startswith("{") and '"decisions"' in text
+    _looked_at(options, is_plan)
     if is_plan:
         what, (found, notes) = "plan", _of_plan(options, text)
     else:
@@ -45,24 +47,37 @@ def lint_command(options: argparse.Namespace) -> int:
     return int(bool(found))
 
 
+def _looked_at(options: argparse.Namespace, is_plan: bool) -> None:
+    """Raises InputError for options that nothing here would look at."""
+    checked(options)
+    given = [name for name in ("nodes", "devices", "model", "set") if getattr(options, name)]
+    if is_plan:
+        idle = [name for name in ("model", "set", "global_batch", "seq") if getattr(options, name)]
+        words = "says nothing of a plan, which holds its own: leave it out"
+    else:
+        idle = [] if options.cluster else given
+        words = "is of a step on a cluster: give --cluster too"
+    if idle:
+        raise InputError(f"--{idle[0].replace('_', '-')} {words}")
+
+
 def _of_file(options: argparse.Namespace, dialect: Dialect, reading: Reading) -> Lines:
-    said = reading.configuration
+    cluster = cluster_of(options, dialect.software) if options.cluster else None
+    said = with_options(reading.configuration, options)
     try:
         asked = dialect.settle(said, said.layers)
+        cluster = as_large(cluster, options, asked) if cluster else None
     except InputError as error:
         return [str(error)], []
-    cluster = cluster_of(options, asked, dialect.software) if options.cluster else None
-    devices = cluster.devices if cluster else asked.devices
-    batch, seq = options.global_batch or asked.global_batch, options.seq or asked.seq
-    asked = replace(asked, seq=seq, global_batch=batch, devices=devices).resolved()
-    if cluster is None and options.nodes is not None:
-        raise InputError("--nodes is of a cluster: give --cluster too")
+    asked = replace(asked, devices=cluster.devices if cluster else asked.devices).resolved()
     found = [*misspelled(reading, dialect), *findings(asked, dialect.key_of, cluster)]
+    if cluster is not None and not found:
+        found = [*_not_done(asked, dialect, cluster)]
     notes = [*reading.notes, *reading.refused]
     if reading.unknown:
         notes.append(f"not known: {', '.join(reading.unknown)}")
     if cluster is not None and not found:
-        more, said_of = _priced(options, dialect, reading, cluster)
+        more, said_of = _priced(options, dialect, reading, asked, cluster)
         found, notes = [*found, *more], [*notes, *said_of]
     elif cluster is None:
         notes.append("memory and devices were not looked at: give --cluster" if asked.devices is None
@@ -70,15 +85,30 @@ def _of_file(options: argparse.Namespace, dialect: Dialect, reading: Reading) ->
     return found, notes
 
 
-def _priced(options: argparse.Namespace, dialect: Dialect, reading: Reading, cluster: Cluster) -> Lines:
-    """Whether it fits, where its model is known."""
+def _not_done(asked: Configuration, dialect: Dialect, cluster: Cluster) -> Iterator[str]:
     try:
-        expected(dialect.settle(reading.configuration, reading.configuration.layers), cluster, dialect)
-        plan_for(options, dialect, reading, cluster, options.file)
-    except DoesNotFit as error:
-        return [str(error).replace("no plan fits: the tightest", "it does not fit in memory: the step", 1)], []
+        check_mesh(asked, cluster, dialect)
     except InputError as error:
-        return [], [f"memory was not looked at: {str(error).removeprefix(f'{options.file}: ')}"]
+        yield str(error)
+
+
+def _priced(
+    options: argparse.Namespace, dialect: Dialect, reading: Reading, asked: Configuration, cluster: Cluster
+) -> Lines:
+    """Whether it fits, where its model is known; raises InputError for what the options say of that."""
+    model = None
+    with status(f"loading {options.model or PLAIN_MODEL}") as say:
+        try:
+            model = model_of(options, reading, asked, cluster, say)
+            plan_for(options, dialect, reading, cluster, model, say)
+        except DoesNotFit as error:
+            return [str(error).replace("no plan fits: the tightest", "it does not fit in memory: the step", 1)], []
+        except NotToldError as error:
+            return [], [f"memory was not looked at: {error}"]
+        except InputError as error:
+            if model is None and (options.model or options.set):
+                raise
+            return [str(error)], []
     return [], []
 
 

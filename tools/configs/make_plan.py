@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from partitioner import Cluster, Graph, Plan, search
 from partitioner.errors import InputError
 from partitioner.plan.recompute_ways import NO_RECOMPUTE
-from partitioner.precision import PRESETS, Precision
 from partitioner.sharding.mesh_axes import AXES, DP, TP
 from partitioner.software import Software
 from partitioner.solve.choices import NoLayout
+from tools.configs.checks import layers, product, state
 from tools.configs.divided_weights import divided_weights
+from tools.configs.file_model import NotToldError, settings_of, with_options
 from tools.dialects.configuration import DEGREES, SIZES, Configuration, Reading
 from tools.dialects.dialect import Dialect
-from tools.models import precision_option
-from tools.models.entry_point import parse_settings
-from tools.models.load import Source, load
-from tools.models.traced import traced, with_values
-from tools.screen import status
+from tools.models.entry_point import parse
+from tools.models.load import Source
 
-PLAIN_MODEL = "plain:decoder"
 _UNDIVIDED = ("no layout divides all weights over tensor parallel ranks: which are was searched",)
 _HALVED = ("keys have fewer heads than there are tensor parallel ranks: their weights are divided too",)
 Pins = dict[str, str | int]
+Model = tuple[Source, Graph]
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -37,22 +36,34 @@ class Asked:
     notes: tuple[str, ...]
 
 
-def cluster_of(options: argparse.Namespace, found: Configuration, software: str) -> Cluster:
-    """The cluster that the options name, as large as they or the file say; raises InputError."""
-    if options.cluster is None:
-        raise InputError("--cluster is missing: give it, as in --cluster dgx-h100 (partitioner clusters lists them)")
+def checked(options: argparse.Namespace) -> None:
+    """Raises InputError for options that mean nothing, whatever the file."""
     for name in ("nodes", "devices", "global_batch", "seq"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be positive")
-    cluster = Cluster.load(options.cluster, options.nodes or 1, options.devices, software)
-    if options.nodes is None and options.devices is None and found.devices:
-        return cluster.of_ranks(found.devices)
-    return cluster
+    if options.nodes and options.devices:
+        raise InputError("--devices are of one node, and --nodes is given too: drop one")
+    if options.model:
+        parse(options.model)
+    settings_of(options)
 
 
-def expected(found: Configuration, cluster: Cluster, dialect: Dialect) -> Configuration:
-    """On the devices of a cluster; raises InputError where the file's mesh is of another number, or what the framework
-    is not known to do."""
+def cluster_of(options: argparse.Namespace, software: str) -> Cluster:
+    """The cluster that the options name; raises InputError."""
+    if options.cluster is None:
+        raise InputError("--cluster is missing: give it, as in --cluster dgx-h100 (partitioner clusters lists them)")
+    return Cluster.load(options.cluster, options.nodes or 1, options.devices, software)
+
+
+def as_large(cluster: Cluster, options: argparse.Namespace, found: Configuration) -> Cluster:
+    """As much of a cluster as the file has devices for, where the options do not say; raises InputError."""
+    said = options.nodes or options.devices
+    return cluster if said or not found.devices else cluster.of_ranks(found.devices)
+
+
+def check_mesh(found: Configuration, cluster: Cluster, dialect: Dialect) -> None:
+    """Raises InputError where the file's mesh is not of a cluster's devices, or is what the framework is not known to
+    do."""
     devices = cluster.devices
     if devices % found.together:
         words = " x ".join(f"{axis} {n}" for axis, n in found.degrees.items() if n > 1)
@@ -71,71 +82,43 @@ def expected(found: Configuration, cluster: Cluster, dialect: Dialect) -> Config
             raise InputError(f"{dialect.key_of(field)}={degree}: {words}: set it to 1")
         if degree > 1 and AXES[axis].looked_at and degree not in AXES[axis].looked_at:
             raise InputError(f"{dialect.key_of(field)}={degree}: take at most {max(AXES[axis].looked_at)}")
-    return replace(found, devices=devices)
 
 
 def plan_for(
-    options: argparse.Namespace, dialect: Dialect, reading: Reading, cluster: Cluster, name: str
+    options: argparse.Namespace, dialect: Dialect, reading: Reading, cluster: Cluster, model: Model, say: Say
 ) -> Asked:
-    """The plan of a file's decisions; raises InputError for what no plan can be told, DoesNotFit."""
-    refused = [*reading.refused, *([] if options.model else reading.unmodelled)]
-    if refused:
-        more = f" (and {len(refused) - 1} more: partitioner lint lists them)" if len(refused) > 1 else ""
-        raise InputError(f"{name}: {refused[0]}{more}")
-    asked = dialect.settle(reading.configuration, reading.configuration.layers)
-    with status(f"loading {options.model or PLAIN_MODEL}") as say:
-        source = _model(options, asked)
-        precision = precision_of(asked, cluster)
-        graph = traced(source, say, precision=precision)
-        blocks = len(graph.blocks)
-        settled = replace(dialect.settle(reading.configuration, blocks), devices=cluster.devices)
-        found = replace(settled, global_batch=options.global_batch or settled.global_batch).resolved()
-        if found.global_batch is None:
-            words = f"{dialect.key_of('global_batch')} is not in the file"
-            raise InputError(f"{name}: {words}: give --global-batch")
-        pins, model = pins_of(found, graph), {"entry": source.spec, "settings": source.settings, "seq": source.seq}
-        cluster = replace(cluster, software=replace(cluster.software, **found.traits))
-        weights = divided_weights(graph) if found.degrees[TP] > 1 else {}
-        try:
-            plan = search(graph, cluster, found.global_batch, pins | weights, model, say)
-            said = _HALVED if weights and plan.parallelism.refined else ()
-        except NoLayout:
-            plan, said = search(graph, cluster, found.global_batch, pins, model, say), _UNDIVIDED
+    """The plan of a file's decisions for a model; raises InputError, DoesNotFit."""
+    source, graph = model
+    blocks = len(graph.blocks)
+    settled = dialect.settle(with_options(reading.configuration, options), blocks)
+    found = replace(settled, devices=cluster.devices).resolved()
+    if found.global_batch is None:
+        raise NotToldError(f"{dialect.key_of('global_batch')} is not in the file: give --global-batch")
+    _check_counts(replace(found, layers=blocks or None), dialect)
+    pins, again = pins_of(found, graph), {"entry": source.spec, "settings": source.settings, "seq": source.seq}
+    cluster = replace(cluster, software=replace(cluster.software, **found.traits))
+    weights = divided_weights(graph) if found.degrees[TP] > 1 else {}
+    try:
+        plan = search(graph, cluster, found.global_batch, pins | weights, again, say)
+        said = _HALVED if weights and plan.parallelism.refined else ()
+    except NoLayout:
+        plan, said = search(graph, cluster, found.global_batch, pins, again, say), _UNDIVIDED
     own = reading.unmodelled if options.model else ()
     notes = (*said, *_notes(options, dialect, reading, found, blocks), *own)
     return Asked(replace(plan, notes=(*plan.notes, *notes)), found, notes)
 
 
-def _model(options: argparse.Namespace, found: Configuration) -> Source:
-    settings = parse_settings(word for words in options.set for word in words)
-    seq = options.seq or found.seq
-    if options.model:
-        return with_values(load(options.model, settings, seq=seq, meta=True))
-    return with_values(load(PLAIN_MODEL, decoder_settings(found, settings), seq=seq, meta=True))
-
-
-def decoder_settings(found: Configuration, given: Mapping[str, object]) -> dict[str, object]:
-    """The plain decoder of a file's sizes, and those ``given`` beside; raises InputError where it has no such."""
-    if (found.experts or 1) > 1:
-        raise InputError(f"the file's model has {found.experts} experts, and the plain decoder none: give --model")
-    sizes = {key: value for key, value in found.said.items() if key in SIZES and key not in ("experts", "head_width")}
-    made = sizes | dict(given)
-    if not {"layers", "hidden", "heads"} <= set(made):
-        raise InputError("the file does not hold the sizes of the model: give --model")
-    if found.hidden and found.heads and found.head_width not in (None, found.hidden // found.heads):
-        words = f"heads of {found.head_width} are not those of {found.hidden} over {found.heads}"
-        raise InputError(f"{words}, which the plain decoder has: give --model")
-    if "vocab" not in made:
-        raise InputError("the file does not say how large the vocabulary is: give --set vocab=N, or --model")
-    return made
-
-
-def precision_of(found: Configuration, cluster: Cluster) -> Precision:
-    """That of the file, or what is usual on the cluster."""
-    if found.precision is None:
-        return precision_option.usual(cluster).of_framework(cluster.software.gradients)
-    preset = PRESETS[found.precision]
-    return preset.of_framework(cluster.software.gradients if found.gradients is None else found.gradients)
+def _check_counts(found: Configuration, dialect: Dialect) -> None:
+    """Raises InputError where a plan would take another batch, other stages or groups than the file says, NotToldError
+    where the file may well say so."""
+    if wrong := [line for check in (product, layers, state) for line in check(found, dialect.key_of)]:
+        raise InputError(wrong[0])
+    data, local, whole = found.data, found.local_batch, found.global_batch
+    if data and local and whole and whole != data * local:
+        key, one = dialect.key_of("local_batch"), dialect.key_of("global_batch")
+        words = f"{one} {whole:,} is not {data} data ranks x {key} {local:,}, and a plan has one pass of a pipeline"
+        mend = f", or {key} to {whole // data:,}" if whole % data == 0 else ""
+        raise NotToldError(f"{words}: set {one} to {data * local:,}{mend}")
 
 
 def pins_of(found: Configuration, graph: Graph) -> Pins:
@@ -187,6 +170,14 @@ def _notes(
         notes.append(f"{words} in the file, {found.devices:,} of the cluster are taken")
     if said.layers and said.layers != blocks:
         notes.append(f"{dialect.key_of('layers')} is {said.layers}, the model has {blocks} blocks, which are taken")
+    if options.model and reading.sizes:
+        notes.append(f"not taken, since --model has sizes of its own: {', '.join(reading.sizes)}")
+    elif not options.model:
+        notes += [
+            f"{dialect.key_of(key)} is {getattr(said, key)} in the file, --set {key}={given} is taken"
+            for key, given in settings_of(options).items()
+            if key in SIZES and getattr(said, key) not in (None, given)
+        ]
     searched = [field for field in ("micro_batch", "recompute") if field not in found.said]
     if searched:
         words = " and ".join(field.replace("_", "-") for field in searched)

@@ -16,7 +16,7 @@ from tools.dialects.core_keys import (
     settled,
     size_rows,
 )
-from tools.dialects.dialect import Dialect, Row, Told, Values, number, one_of, switch, yes
+from tools.dialects.dialect import Dialect, Row, Told, Values, number, one_of, switch, whole, yes
 from tools.dialects.documents import YAML
 
 _OTHERS = {  # names that the nested keys have otherwise than the flags
@@ -69,6 +69,8 @@ def _read_precision(values: Values) -> Values:
         precision = one_of(_WORD, word, _RECIPES)
     else:
         on = [name for name, key in (("bf16", bf16), ("fp16", fp16)) if yes(key, values.get(key, False))]
+        if len(on) > 1:
+            raise InputError(f"{bf16} and {fp16} are both on: drop one")
         precision = on[0] if on else "fp32" if yes(_SINGLE, values.get(_SINGLE, False)) else "bf16"
     products = read_products(values, fp8, recipe, fp4) or read_products(values, "model.fp8", "model.fp8_recipe", fp4)
     said = [yes(key, values[key]) for key in _REDUCE if key in values]
@@ -95,6 +97,22 @@ def _read_gated(values: Values) -> Values:
 
 def _write_tied(asked: Configuration) -> Values:
     return {"model.share_embeddings_and_output_weights": asked.tied}
+
+
+_INSIDE, _NODES = "trainer.devices", "trainer.num_nodes"
+
+
+def _read_devices(values: Values) -> Values:
+    if _INSIDE not in values:
+        return {}
+    inside = whole(_INSIDE, values[_INSIDE])
+    return {"devices": inside * whole(_NODES, values.get(_NODES, 1)), "node_devices": inside}
+
+
+def _write_devices(asked: Configuration) -> Values:
+    if not asked.devices or not asked.node_devices:
+        return {}
+    return {_INSIDE: asked.node_devices, _NODES: -(-asked.devices // asked.node_devices)}
 
 
 def _settle(found: Configuration, blocks: int | None) -> Configuration:
@@ -136,7 +154,7 @@ BRIDGE = Dialect(
             lambda values: {"tied": yes("model.share_embeddings_and_output_weights", *values.values())}, _write_tied),
         number("model.num_moe_experts", "experts"),
         switch("dist.use_torch_fsdp2", "zero", on=3, off=0),
-        number("trainer.devices", "node_devices"),
+        Row((_INSIDE, _NODES), ("devices", "node_devices"), _read_devices, _write_devices),
     ),
     aliases={
         "model.activations_checkpoint_granularity": "model.recompute_granularity",

@@ -18,8 +18,9 @@ class Configuration:
 
     ``pipeline``, ``data``, ``context``, ``tensor``, ``expert``: ranks along each; ``devices``: of all, of which
     ``node_devices`` are in a node. ``virtual``: stages a rank. ``stages``: blocks of each stage, where the file cuts
-    them. ``micro_batch``: samples, of which a data rank takes ``micro_batches`` a step. ``zero``: ZeRO's stage; state
-    is divided over ``shards`` ranks, and held again by ``replicas`` of them. ``recompute``: a way of it, of
+    them. ``micro_batch``: samples, of which a data rank takes ``micro_batches`` a step; ``local_batch``: those of
+    one pass through its pipeline, where a step may have several. ``zero``: ZeRO's stage; state is divided over
+    ``shards`` ranks, and held again by ``replicas`` of them. ``recompute``: a way of it, of
     ``recomputed`` blocks of each stage, None for all. ``precision``: the name of a preset; ``gradients``: in which type
     those of micro-batches are added up, "" for the model's. ``overlap_gradients`` to ``fused``: traits of the software,
     as partitioner/software.py has them. ``seq``: tokens of a sample. ``layers`` to ``experts``: the
@@ -38,6 +39,7 @@ class Configuration:
     stages: tuple[int, ...] | None = None
     micro_batch: int | None = None
     micro_batches: int | None = None
+    local_batch: int | None = None
     global_batch: int | None = None
     zero: int | None = None
     shards: int | None = None
@@ -103,13 +105,15 @@ class Configuration:
         found, data = self, self.data
         if data is None and self.devices and self.devices % self.together == 0:
             data = self.devices // self.together
-        many, whole_batch = self.micro_batches, self.global_batch
-        if data and self.micro_batch:
+        micro, many, whole_batch = self.micro_batch, self.micro_batches, self.global_batch
+        if data and micro is None and many and whole_batch and whole_batch % (data * many) == 0:
+            micro = whole_batch // (data * many)
+        elif data and micro:
             if whole_batch is None and many:
-                whole_batch = data * self.micro_batch * many
-            elif whole_batch and whole_batch % (data * self.micro_batch) == 0:
-                many = many or whole_batch // (data * self.micro_batch)
-        found = replace(found, data=data, micro_batches=many, global_batch=whole_batch)
+                whole_batch = data * micro * many
+            elif whole_batch and whole_batch % (data * micro) == 0:
+                many = many or whole_batch // (data * micro)
+        found = replace(found, data=data, micro_batch=micro, micro_batches=many, global_batch=whole_batch)
         if (self.tensor or 1) == 1:
             found = replace(found, sequence_parallel=False)
         if not data or (self.zero or 0) == 0 or data * (self.context or 1) == 1:
@@ -143,3 +147,8 @@ class Reading:
     notes: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
     unmodelled: tuple[str, ...] = ()
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """Keys of ``taken`` that give the model's sizes and nothing else."""
+        return tuple(key for key, _, decided in self.taken if set(decided) <= set(SIZES))

@@ -27,9 +27,9 @@ def degree_rows() -> tuple[Row, ...]:
         number("context-parallel-size", "context"),
         number("expert-model-parallel-size", "expert"),
         Row(("num-virtual-stages-per-pipeline-rank",), ("virtual",), _read_virtual, _write_virtual),
+        Row((LAYOUT,), ("stages",), _read_layout, _write_layout),
         cutting("num-layers-per-virtual-pipeline-stage"),
         cutting("decoder-first-pipeline-num-layers", "decoder-last-pipeline-num-layers"),
-        Row((LAYOUT,), ("stages",), _read_layout, _write_layout),
         *(Row((key,), ("stages",), _counted(key)) for key in _COUNTED),
         switch("sequence-parallel", "sequence_parallel"),
     )
@@ -68,7 +68,7 @@ def _write_layout(asked: Configuration) -> Values:
     return {LAYOUT: f"E{'|'.join('t' * n if n < 4 else f't*{n}' for n in asked.stages)}L"}
 
 
-def recompute_row(fsdp: bool = False) -> Row:
+def recompute_row() -> Row:
     """Granularity, method and number of layers together."""
     keys = ("recompute-granularity", "recompute-method", "recompute-num-layers", "recompute-modules",
             "recompute-activations")  # fmt: skip

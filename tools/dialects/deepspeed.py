@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from partitioner.errors import InputError
 from partitioner.precision import BRAIN, HALF, SINGLE
 from partitioner.schedule.tables import PLAIN
 from tools.dialects.configuration import Configuration
@@ -18,6 +19,8 @@ _TYPES = {"fp32": SINGLE, "bf16": BRAIN, "fp16": HALF}
 
 def _read_precision(values: Values) -> Values:
     on = [name for name, key in _ON.items() if yes(key, values.get(key, False))]
+    if len(on) > 1:
+        raise InputError(f"{' and '.join(_ON.values())} are both on: drop one")
     made = {"precision": on[0] if on else "fp32"}
     if _SUMS not in values:
         return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -14,6 +15,7 @@ from tools.dialects.documents import Form
 
 Values = Mapping[str, Any]
 MOST = 2**40  # of any whole number
+_DIGITS = 18  # more than MOST has
 _YES, _NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0", "none")
 
 
@@ -91,6 +93,7 @@ class Dialect:
             raise InputError(f"{self.spelled(key)} and {self.spelled(aliases[key])} say the same: drop one")
         values = {aliases.get(key, key): value for key, value in values.items()}
         found = {key: value for key, value in values.items() if value is not None and value != "auto"}
+        self._check_tables(found)
         fields, taken = dict[str, Any](), list[tuple[str, Any, tuple[str, ...]]]()
         for row in self.rows:
             if here := {key: found[key] for key in row.keys if key in found}:
@@ -119,6 +122,13 @@ class Dialect:
             unmodelled=tuple(w for row, w in words if row.refuse and row.of_model),
         )  # fmt: skip
 
+    def _check_tables(self, found: Values) -> None:
+        """Raises InputError for a plain value where the framework has a table of keys."""
+        known = [key for row in self.rows for key in row.keys]
+        tables = {key.rpartition(".")[0] for key in (*known, *(row.key for row in self.told)) if "." in key}
+        if wrong := next((key for key in found if key in tables and key not in known), None):
+            raise InputError(f"{wrong} must be a table of keys, it is {_shown(found[wrong])}")
+
     def written(self, asked: Configuration) -> dict[str, Any]:
         """Keys and values that say as much of a Configuration as can be said."""
         found = dict(self.heading)
@@ -139,7 +149,7 @@ class Dialect:
 
     def key_of(self, field: str) -> str:
         """What people are to change where a field is wrong."""
-        return next((self.spelled(row.keys[0]) for row in self.rows if field in row.fields), field)
+        return next((self.spelled(row.keys[0]) for row in self.rows if field in row.fields), field.replace("_", " "))
 
     def known(self, values: Iterable[str]) -> int:
         """How many keys of a file are understood."""
@@ -150,7 +160,8 @@ class Dialect:
 
 def whole(key: str, value: Any, least: int = 1) -> int:
     """A whole number from ``least``; raises InputError naming the key."""
-    number = int(value) if isinstance(value, str) and value.strip().lstrip("-").isdecimal() else value
+    written = isinstance(value, str) and re.fullmatch(r"-?[0-9]+", value)
+    number = int(value[:_DIGITS]) if written else value
     if not isinstance(number, int) or isinstance(number, bool) or not least <= number <= MOST:
         what = "a positive whole number" if least == 1 else f"a whole number from {least}"
         if isinstance(value, str) and "$" in value:
@@ -210,13 +221,14 @@ def switch(key: str, field: str, on: Any = True, off: Any = False) -> Row:
     return Row((key,), (field,), lambda values: {field: on if yes(key, values[key]) else off}, write)
 
 
-def cutting(*keys: str, least: int = 1) -> Row:
+def cuts(values: Values) -> Values:
+    """Whole numbers that a framework divides by."""
+    return {"cut": {key: whole(key, value) for key, value in values.items()}}
+
+
+def cutting(*keys: str) -> Row:
     """Whole numbers by which stages are cut."""
-
-    def read(values: Values) -> Values:
-        return {"cut": {key: whole(key, value, least) for key, value in values.items()}}
-
-    return Row(keys, ("stages", "virtual"), read)
+    return Row(keys, ("stages", "virtual"), cuts)
 
 
 def _shown(value: Any) -> str:

@@ -17,7 +17,7 @@ from partitioner.errors import InputError
 from partitioner.hardware.checked_table import cut
 from tools.toml_words import toml_word
 
-MOST_BYTES, MOST_KEYS, DEEPEST = 16_000_000, 20_000, 32
+MOST_BYTES, MOST_KEYS, DEEPEST, MOST_BITS = 16_000_000, 20_000, 32, 64
 Parsed = tuple[dict[str, Any], tuple[str, ...]]
 
 
@@ -113,6 +113,8 @@ def _leaves(found: Mapping[Any, Any], path: str, depth: int, origin: str) -> Ite
     for key, value in found.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{path}{key}.", depth + 1, origin)
+        elif isinstance(value, int) and value.bit_length() > MOST_BITS:
+            raise InputError(f"{origin}: {cut(f'{path}{key}')} is absurdly large: give a number of {MOST_BITS} bits")
         else:
             yield f"{path}{key}", value
 

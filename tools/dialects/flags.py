@@ -16,6 +16,7 @@ _VARIABLE = re.compile(r"\$\{(\w+)(?::?-([^{}]*))?\}|\$(\w+)")
 _PRODUCT = re.compile(r"\$\(\(\s*(\d+)\s*([*+/-])\s*(\d+)\s*\)\)")
 _ENDS = (";", ")", "&&", "||", "|", "&", "then", "fi", "do", "done", "else", "\\", "\n")
 _TEST = re.compile(r"(?P<not>! )?(?:-(?P<empty>[zn]) (?P<of>\S*)|(?P<left>\S*) (?P<how>==?|!=) (?P<right>\S*))")
+_LONGEST = 1_000_000  # of a word with its variables
 Flags = dict[str, Any]
 
 
@@ -23,8 +24,7 @@ class _Script:
     """Reads words in order. ``values``: of variables; ``branches``: of each ``if`` that is open whether its branch is
     taken, and whether one of it was; None where its condition can't be told here."""
 
-    def __init__(self, origin: str) -> None:
-        self.origin = origin
+    def __init__(self) -> None:
         self.values: dict[str, str] = {}
         self.flags: Flags = {}
         self.branches: list[tuple[bool | None, bool]] = []
@@ -43,8 +43,10 @@ class _Script:
             return self.values.get(name, found[0] if default is None else default.strip("\"'"))
 
         text = _VARIABLE.sub(value, text)
+        if len(text) > _LONGEST:
+            raise ValueError(f"a variable grows beyond {_LONGEST:,} characters")
         sums = {"*": lambda a, b: a * b, "+": lambda a, b: a + b, "-": lambda a, b: a - b, "/": lambda a, b: a // b}
-        return _PRODUCT.sub(lambda m: str(sums[m[2]](int(m[1]), int(m[3]))) if m[3] != "0" else m[0], text)
+        return _PRODUCT.sub(lambda m: str(sums[m[2]](int(m[1]), int(m[3]))) if int(m[3]) else m[0], text)
 
     def read(self, words: Sequence[str]) -> None:
         rest = iter(words)
@@ -136,7 +138,7 @@ def parse(text: str, origin: str) -> Parsed:
     if not re.search(r"(?m)(^|[\s\"'(])--[A-Za-z]", text) and re.search(r"(?m)^\s*[\w-]+:(\s|$)", text):
         values, notes = YAML.parse(text, origin)
         return {key.rpartition(".")[2].replace("_", "-"): value for key, value in values.items()}, notes
-    script = _Script(origin)
+    script = _Script()
     try:
         script.read(_words(text))
     except ValueError as error:

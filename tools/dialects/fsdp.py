@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from partitioner.errors import InputError
+from partitioner.hardware.checked_table import cut
 from partitioner.plan.recompute_ways import FULL_RECOMPUTE, NO_RECOMPUTE
 from partitioner.schedule.tables import PLAIN
 from tools.dialects.configuration import Configuration
@@ -22,16 +23,16 @@ _RANKS, _NODES = "num_processes", "num_machines"
 
 
 def _read_zero(values: Values) -> Values:
-    version = whole(_VERSION, values.get(_VERSION, 1))
+    version = one_of(_VERSION, values.get(_VERSION, 1), {"1": 1, "2": 2})
     key = _RESHARD if _RESHARD in values or _STRATEGY not in values else _STRATEGY
     value = values.get(key, "FULL_SHARD" if version == 1 else True)
     if version == 2:
         return {"zero": 3 if yes(key, value) else 2}
-    names = dict(enumerate(_WAYS, 1))
-    name = str(names.get(int(value), value) if str(value).isdecimal() else value).upper()
-    if name not in _WAYS:
-        raise InputError(f"{key}={value} is none of {', '.join(_WAYS)}: choose one, or set {_VERSION} to 2")
-    zero, hybrid = _WAYS[name]
+    ways = _WAYS | {str(n): way for n, way in enumerate(_WAYS.values(), 1)}
+    name = str(value).upper()
+    if name not in ways:
+        raise InputError(f"{key}={cut(name)} is none of {', '.join(_WAYS)}: choose one, or set {_VERSION} to 2")
+    zero, hybrid = ways[name]
     return {"zero": zero, "cut": {"hybrid": hybrid}}
 
 
@@ -55,7 +56,9 @@ def _read_devices(values: Values) -> Values:
     if _RANKS not in values or values[_RANKS] == -1:
         return {}
     ranks = whole(_RANKS, values[_RANKS])
-    return {"devices": ranks, "node_devices": max(1, ranks // nodes)}
+    if ranks % nodes:
+        raise InputError(f"{_RANKS}={ranks} does not divide over {_NODES}={nodes}: take {nodes * (ranks // nodes + 1)}")
+    return {"devices": ranks, "node_devices": ranks // nodes}
 
 
 def _write_devices(asked: Configuration) -> Values:

@@ -11,7 +11,7 @@ from partitioner.plan.recompute_ways import FULL_RECOMPUTE, NO_RECOMPUTE, OPERAT
 from partitioner.precision import BRAIN, SINGLE
 from partitioner.schedule.tables import PLAIN, SCHEDULES, Schedule
 from tools.dialects.configuration import Configuration
-from tools.dialects.dialect import Dialect, Row, Told, Values, number, one_of, switch, whole, word
+from tools.dialects.dialect import Dialect, Row, Told, Values, cuts, number, one_of, switch, whole, word
 from tools.dialects.documents import TOML
 
 
@@ -63,7 +63,7 @@ def _write_reshard(asked: Configuration) -> Values:
 
 
 def _read_stages(values: Values) -> Values:
-    cut = {key: whole(key, values[key], least=0) for key in (*_LESS, _PER_STAGE) if key in values}
+    cut = {key: whole(key, values[key], least=int(key not in _LESS)) for key in (*_LESS, _PER_STAGE) if key in values}
     parts = values.get(_PARTS)
     if parts is None:
         return {"cut": cut}
@@ -86,17 +86,17 @@ def _write_stages(asked: Configuration) -> Values:
     return {_PARTS: [["tok_embeddings", *names[0]], *names[1:-1], [*names[-1], "norm", "output"]]}
 
 
-def _read_batch(values: Values) -> Values:
-    cut = {key: whole(key, values[key]) for key in (_LOCAL, _SIZE) if key in values}
-    whole_batch = whole(_GLOBAL, values.get(_GLOBAL, -1), least=-1)
-    return {"cut": cut} | ({"global_batch": whole_batch} if whole_batch > 0 else {})
+def _read_global(values: Values) -> Values:
+    samples = whole(_GLOBAL, values[_GLOBAL], least=-1)
+    if samples == 0:
+        raise InputError(f"{_GLOBAL} must be -1 or a positive whole number, it is 0")
+    return {"global_batch": samples} if samples > 0 else {}
 
 
-def _write_batch(asked: Configuration) -> Values:
-    told = {_GLOBAL: asked.global_batch}
+def _write_local(asked: Configuration) -> Values:
     if (asked.pipeline or 1) == 1:
-        return {_LOCAL: asked.micro_batch, **told}
-    return {_LOCAL: (asked.micro_batch or 1) * (asked.micro_batches or 1), **told, _SIZE: asked.micro_batch}
+        return {_LOCAL: asked.micro_batch}
+    return {_LOCAL: (asked.micro_batch or 1) * (asked.micro_batches or 1), _SIZE: asked.micro_batch}
 
 
 def _read_recompute(values: Values) -> Values:
@@ -197,7 +197,8 @@ def _batched(found: Configuration) -> Configuration:
     size = found.cut.get(_SIZE, 1)
     if local % size:
         raise InputError(f"{_LOCAL}={local} is no multiple of {_SIZE}={size}: take one")
-    return replace(found, micro_batch=size, micro_batches=local // size)
+    many = None if found.global_batch else local // size
+    return replace(found, micro_batch=size, micro_batches=many, local_batch=local)
 
 
 def _every(found: Configuration, every: int, blocks: int | None) -> Configuration:
@@ -223,8 +224,9 @@ TORCHTITAN = Dialect(
         number(f"{_P}context_parallel_degree", "context"),
         number(f"{_P}expert_parallel_degree", "expert"),
         word(_SCHEDULE, "schedule", SCHEDULE_WORDS),
-        Row((*_LESS, _PER_STAGE, _PARTS), ("stages", "virtual"), _read_stages, _write_stages),
-        Row((_LOCAL, _GLOBAL, _SIZE), ("micro_batch", "micro_batches", "global_batch"), _read_batch, _write_batch),
+        Row((_PARTS, _PER_STAGE, *_LESS), ("stages", "virtual"), _read_stages, _write_stages),
+        Row((_LOCAL, _SIZE), ("micro_batch", "micro_batches", "local_batch"), cuts, _write_local),
+        Row((_GLOBAL,), ("global_batch",), _read_global, lambda asked: {_GLOBAL: asked.global_batch}),
         number("training.seq_len", "seq"),
         switch(f"{_P}enable_async_tensor_parallel", "overlap_tensor"),
         switch("compile.enable", "fused"),

@@ -170,6 +170,8 @@ def sized_decoder(
     if missing or seq is None:
         word = f"--set {missing[0]}=N" if missing else "--seq S"
         raise InputError(f"plain:decoder is of a size that is to be given: {word} is missing")
+    if not 1 <= seq <= _MOST:
+        raise InputError(f"plain:decoder of {seq:,} tokens a sample: take 1 to {_MOST:,}")
     hidden, heads = int(str(given["hidden"])), int(str(given["heads"]))
     kv_heads = int(str(given.setdefault("kv_heads", heads)))
     given.setdefault("ffn", max(64, hidden * 8 // 3 // 64 * 64) if given["gated"] else 4 * hidden)

@@ -151,7 +151,7 @@ BAD = {
     "tp": ("--tensor-model-parallel-size 3 --global-batch-size 8", [], "tp 3 does not divide the 8 devices"),
     "cluster": ("--bf16", ["--cluster", "dgx-h10"], "nearest is dgx-h100"),
     "batch": (FLAGS.replace("--global-batch-size 32", ""), [], "--global-batch-size is not in the file"),
-    "layers": (FLAGS.replace("--num-layers 8", "--num-layers 6"), [], "virtual=2"),
+    "layers": (FLAGS.replace("--num-layers 8", "--num-layers 6"), [], "6 layers do not divide into 2 x 2 stages"),
     "experts": (FLAGS + "--expert-model-parallel-size 2", [], "no expert parallelism yet: set it to 1"),
     "model of experts": (FLAGS + "--num-experts 8", [], "8 experts, and the plain decoder none: give --model"),
     "no sizes": ("--bf16 --global-batch-size 8", [], "does not hold the sizes of the model: give --model"),
@@ -161,6 +161,11 @@ BAD = {
     "latent": (FLAGS + "--multi-latent-attention", [], "no latent attention: give --model"),
     "fsdp": (FLAGS + "--use-megatron-fsdp", [], "megatron can't be told"),
     "nodes": (FLAGS, ["--nodes", "0"], "--nodes must be positive"),
+    "groups": (FLAGS + "--num-distributed-optimizer-instances 3", [], "instances 3 does not divide the 4 ranks"),
+    "layout": (FLAGS.replace("--num-virtual-stages-per-pipeline-rank 2", "--pipeline-model-parallel-layout Ett|tL"), [],
+               "the stages hold 3 layers, the model has 8: change --pipeline-model-parallel-layout"),
+    "tokens": (FLAGS, ["--seq", "99999999999999"], "99,999,999,999,999 tokens a sample: take 1 to 16,777,216"),
+    "nodes and devices": (FLAGS, ["--nodes", "1", "--devices", "4"], "--devices are of one node"),
     "batch divided": (FLAGS.replace("--global-batch-size 32", "--global-batch-size 12"), [], "global batch of 12"),
 }
 
@@ -172,6 +177,59 @@ def test_what_is_wrong_is_one_line(name: str, tmp_path: Path, capsys: pytest.Cap
     assert main(["from", "megatron", given(tmp_path, "train.sh", text), *place]) == 2
     (line,) = [row for row in capsys.readouterr().err.splitlines() if row.startswith("partitioner: ")]
     assert expected in line
+
+
+PRODUCTS = {  # a batch that is not all of its micro-batches
+    "deepspeed": ('{"train_batch_size": 64, "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 3}',
+                  "train_batch_size 64 is not 8 data ranks x 3 micro-batches of 2: take 48"),
+    "deepspeed without micro-batch": ('{"train_batch_size": 64, "gradient_accumulation_steps": 3}', "take 72"),
+    "torchtitan": ("[training]\nlocal_batch_size = 8\nglobal_batch_size = 64\n"
+                   "[parallelism]\npipeline_parallel_degree = 2",
+                   "training.global_batch_size 64 is not 4 data ranks x training.local_batch_size 8"),
+    "nanotron": ("parallelism: {dp: 8, pp: 1, tp: 1}\n"
+                 "tokens: {micro_batch_size: 1, batch_accumulation_per_replica: 2}", "global batch 64 is not 8"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_batch_that_is_no_product_is_refused(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, expected = PRODUCTS[name]
+    model = f"{given(tmp_path, 'mine.py', MODEL)}:build"
+    more = ["--global-batch", "64"] if name == "nanotron" else []
+    words = ["from", name.partition(" ")[0], given(tmp_path, "file", text), "--model", model, *PLACE, *more]
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert expected in line
+
+
+def test_a_micro_batch_follows_from_what_is_said(tmp_path: Path) -> None:
+    text = '{"train_batch_size": 64, "gradient_accumulation_steps": 4}'
+    model, path = f"{given(tmp_path, 'mine.py', MODEL)}:build", tmp_path / "plan.json"
+    assert main(["from", "deepspeed", given(tmp_path, "d.json", text), "--model", model, *PLACE, "-o", str(path)]) == 0
+    assert (Plan.load(path).parallelism.micro_batch, Plan.load(path).parallelism.micro_batches) == (2, 4)
+
+
+def test_torchtitan_adds_up_gradients_without_a_pipeline(tmp_path: Path) -> None:
+    text = "[training]\nlocal_batch_size = 4\n"
+    model, path = f"{given(tmp_path, 'mine.py', MODEL)}:build", tmp_path / "plan.json"
+    words = ["from", "torchtitan", given(tmp_path, "t.toml", text), "--model", model, *PLACE, "-o", str(path)]
+    assert main([*words, "--global-batch", "64"]) == 0
+    assert (Plan.load(path).parallelism.micro_batch, Plan.load(path).parallelism.micro_batches) == (4, 2)
+
+
+def test_sizes_that_are_not_taken_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "--num-layers 8 --hidden-size 512 --num-attention-heads 8 --micro-batch-size 1 --global-batch-size 16"
+    model, path = f"{given(tmp_path, 'mine.py', MODEL)}:build", tmp_path / "plan.json"
+    words = ["from", "megatron", given(tmp_path, "f.sh", flags), *PLACE, "-o", str(path)]
+    assert main([*words, "--model", model]) == 0
+    assert not re.search(r"--hidden-size +512", capsys.readouterr().out)
+    (note,) = [note for note in Plan.load(path).notes if "not taken" in note]
+    assert note.endswith(": --num-layers, --hidden-size, --num-attention-heads")
+    assert main([*words, "--seq", "64", "--set", "hidden=256", "vocab=1024"]) == 0
+    assert re.search(r"--hidden-size +512", capsys.readouterr().out)
+    assert "--hidden-size is 512 in the file, --set hidden=256 is taken" in Plan.load(path).notes
 
 
 def test_what_is_no_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

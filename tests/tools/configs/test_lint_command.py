@@ -62,6 +62,56 @@ def test_groups_that_do_not_divide_are_found(tmp_path: Path, capsys: pytest.Capt
     assert "mics_shard_size 5 does not divide the 8 ranks that hold the same" in capsys.readouterr().out
 
 
+TITAN = """[parallelism]\npipeline_parallel_degree = 2\n[training]\nlocal_batch_size = 8\nglobal_batch_size = {}
+"""
+
+
+def test_several_passes_of_a_pipeline_are_a_step_of_torchtitan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["lint", given(tmp_path, TITAN.format(64), "t.toml"), "--cluster", "dgx-h100"]) == 0
+    sizes = ["--model", "plain:decoder", "--seq", "32", "--set", "layers=6", "hidden=64", "heads=4", "vocab=512"]
+    assert main(["lint", given(tmp_path, TITAN.format(64), "t.toml"), "--cluster", "dgx-h100", *sizes]) == 0
+    assert "memory was not looked at: training.global_batch_size 64 is not" in capsys.readouterr().out
+    assert main(["lint", given(tmp_path, TITAN.format(48), "t.toml"), "--cluster", "dgx-h100"]) == 1
+    assert "training.global_batch_size 48 does not divide by 4 data ranks x 8 in a pass" in capsys.readouterr().out
+    one = TITAN.format(4).replace("= 8", "= 1")
+    assert main(["lint", given(tmp_path, one, "t.toml"), "--cluster", "dgx-h100"]) == 1
+    assert "raise training.local_batch_size" in capsys.readouterr().out
+
+
+IDLE = {  # options that nothing looks at, or that are none
+    "--devices 4": "--devices is of a step on a cluster: give --cluster too",
+    "--nodes 4": "--nodes is of a step on a cluster: give --cluster too",
+    "--model hf:llama": "--model is of a step on a cluster: give --cluster too",
+    "--set vocab=128": "--set is of a step on a cluster: give --cluster too",
+    "--seq 0": "--seq must be positive",
+    "--global-batch -3": "--global-batch must be positive",
+    "--devices 4 --nodes 2 --cluster dgx-h100": "drop one",
+    "--model llama --cluster dgx-h100": "MODEL 'llama' is none of",
+    "--model hf:lama --cluster dgx-h100 --nodes 2": "no model type of transformers",
+    "--set vocab --cluster dgx-h100": "--set takes key=value",
+    "--set depth=3 --cluster dgx-h100 --nodes 2": "plain:decoder has layers",
+}
+
+
+@pytest.mark.parametrize("words", IDLE)
+def test_options_are_looked_at(words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lint", given(tmp_path, GOOD), *words.split()]) == 2
+    (line,) = [row for row in capsys.readouterr().err.splitlines() if row.startswith("partitioner: ")]
+    assert IDLE[words] in line
+
+
+def test_what_the_file_decides_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, text, expected in (
+        ("d.json", '{"tensor_parallel": {"autotp_size": 2}}', "plans for deepspeed are of dp alone: set it to 1"),
+        ("f.sh", GOOD.replace("--hidden-size 256", "--hidden-size 260"), "do not divide"),
+        ("g.sh", "torchrun --nproc_per_node 12 p.py " + GOOD, "12 ranks are no whole nodes of dgx-h100"),
+    ):
+        assert main(["lint", given(tmp_path, text, name), "--cluster", "dgx-h100"]) == 1
+        assert expected in " ".join(capsys.readouterr().out.split())
+
+
 def test_what_can_not_be_read_is_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for change in ("--recompute-granularity full", "--num-layers -8", "--bf16 maybe"):
         assert main(["lint", given(tmp_path, GOOD + change), *PLACE]) == 2
@@ -100,6 +150,9 @@ def test_a_plan_is_looked_at_as_well(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["lint", str(path), "--cluster", "l40s-8", "--devices", "2", "--json"]) == 1
     found = json.loads(capsys.readouterr().out)["found"]
     assert any("there are 2 devices" in line for line in found)
+    for word in ("--model=hf:llama", "--set=vocab=2", "--seq=8", "--global-batch=8"):
+        assert main(["lint", str(path), word]) == 2
+        assert f"{word.partition('=')[0]} says nothing of a plan" in capsys.readouterr().err
     document = json.loads(path.read_text())
     document["decisions"]["micro_batch"] = 64
     path.write_text(json.dumps(document))
