@@ -149,7 +149,7 @@ COLUMNS_AND_ROWS = {  # as Megatron-LM divides it: products by columns, then by 
     "blocks.*.attention.out.weight": "shard:1", "blocks.*.up.weight": "shard:0", "blocks.*.down.weight": "shard:1",
 }  # fmt: skip
 _USUAL = {"written_out": False, "gated": True, "tied": False}  # of settings that need not be given
-_MOST = 2**24  # of any size
+_MOST, _MOST_LAYERS = 2**24, 2**12  # of any other size
 
 
 def sized_decoder(
@@ -189,8 +189,10 @@ def _check(key: str, value: object) -> None:
     if key in ("written_out", "gated", "tied"):
         if not isinstance(value, bool):
             raise InputError(f"--set {key}={value}: give true or false")
-    elif not isinstance(value, int) or isinstance(value, bool) or not (key != "adapter") <= value <= _MOST:
-        raise InputError(f"--set {key}={value}: give a positive whole number, at most {_MOST:,}")
+        return
+    least, most = int(key != "adapter"), _MOST_LAYERS if key == "layers" else _MOST
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise InputError(f"--set {key}={value}: give a whole number from {least} to {most:,}")
 
 
 def decoder(size: Dimensions, dtype: torch.dtype, batch: int = 2) -> tuple[nn.Module, dict[str, Tensor]]:
