@@ -24,7 +24,8 @@ class Expressible:
     """Which plans a framework can be told. ``axes`` of the mesh of more than one rank; ``schedules`` by name;
     ``virtual``: at most so many stages a rank; ``zero``: its stages; ``recompute``: ways to, beside none.
     ``collectives``: those that turn one layout of a value into another. ``end_slots``: what is before the blocks, and
-    what is behind them, may each take a block's place in the stages."""
+    what is behind them, may each take a block's place in the stages. ``zero_groups``: state may be divided inside
+    groups of replicas, and held again by the others."""
 
     axes: tuple[str, ...]
     schedules: tuple[str, ...]
@@ -33,6 +34,7 @@ class Expressible:
     recompute: tuple[str, ...]
     collectives: tuple[str, ...]
     end_slots: bool = False
+    zero_groups: bool = True
 
 
 @dataclass(frozen=True)

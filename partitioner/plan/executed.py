@@ -73,6 +73,8 @@ def space_of(software: Software, plan_only: bool = False) -> Space:
     kinds = tuple(name for name in SCHEDULES if name in told.schedules)
     ways = tuple(way for way in EXECUTED["recompute"].searched(True) if way == NO_RECOMPUTE or way in told.recompute)
     values = {**axes, "zero": told.zero, "recompute": ways, "schedule": kinds}
+    if not told.zero_groups:
+        values["zero_group"] = (0,)
     return Space(values, told.virtual, software.name, told.end_slots)
 
 

@@ -152,7 +152,7 @@ def _from_10(data: Data, origin: str) -> Data:
     before = data["asked"]["software"]
     software = Software().as_dict() | before
     if software["plans"] is not None:
-        software["plans"] = {"end_slots": False, "collectives": list(KINDS)} | software["plans"]
+        software["plans"] = {"end_slots": False, "zero_groups": True, "collectives": list(KINDS)} | software["plans"]
     made = data | {"asked": data["asked"] | {"software": software}}
     if data.get("found", {}).get("digests", {}).get("software") == digest_of(before):
         made["found"] = data["found"] | {"digests": data["found"]["digests"] | {"software": digest_of(software)}}

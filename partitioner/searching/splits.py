@@ -244,6 +244,7 @@ class Splits:
         groups = (0, inside) if 1 < inside < replicas and replicas % inside == 0 else (0,)
         if (pinned := self.fixed.number("zero_group")) is not None:
             groups = (pinned % replicas,) if replicas % pinned == 0 else ()  # 0, as all of them are written
+        groups = tuple(group for group in groups if self.space.admits("zero_group", group))
         stages = self.space.values["zero"] if replicas > 1 else (0,)
         admitted = [n for n in stages if self.fixed.admits("zero", n)]
         return {group: [n for n in admitted if not group or pinned or n == max(stages)] for group in groups}

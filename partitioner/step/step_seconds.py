@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 
 from partitioner.cost.op_seconds import ZERO, Seconds
@@ -23,6 +23,8 @@ from partitioner.schedule.tables import SCHEDULES
 from partitioner.sharding.mesh_axes import DP, PP, inner, replicating, whole
 from partitioner.step.rank_memory import RankMemory
 from partitioner.step.split import Split, StageSums
+
+Parts = Sequence[tuple[float, Route]]  # seconds of collectives, each with the links that it takes
 
 
 class SplitSeconds:
@@ -43,11 +45,6 @@ class SplitSeconds:
     def shard_route(self) -> Route:
         """The ranks over which ZeRO divides."""
         return self.route(replicating(), self.parallelism.shards)
-
-    @cached_property
-    def replica_route(self) -> Route:
-        """All over which gradients are summed."""
-        return self.route(replicating(), self.parallelism.replicas)
 
     @cached_property
     def slowest_factor(self) -> float:
@@ -85,9 +82,11 @@ class SplitSeconds:
         moved = Seconds(gather, self.scatter_seconds(stage) + gather)
         if not self.software.overlap_parameters:
             return moved
-        route, blocks = self.shard_route, stage.blocks
-        forward = self.unhidden_seconds(moved.forward, busy.forward, blocks, route)
-        return Seconds(forward, self.unhidden_seconds(moved.backward, busy.backward, blocks, route))
+        forward, backward = ([(seconds, self.shard_route)] for seconds in (moved.forward, moved.backward))
+        return Seconds(
+            self.unhidden_seconds(forward, busy.forward, stage.blocks),
+            self.unhidden_seconds(backward, busy.backward, stage.blocks),
+        )
 
     def exposed_seconds(self, p: int) -> dict[str, float]:
         """By axis, of a pipeline rank's micro-batch: what it communicates while it computes nothing."""
@@ -147,10 +146,15 @@ class SplitSeconds:
         pieces = max(1, blocks)
         return pieces * collective_seconds(kind, size / pieces, self.shard_route)
 
-    def unhidden_seconds(self, moved: float, compute: float, blocks: int, route: Route) -> float:
-        """What communication adds to compute that hides it: its first piece, what is too long, and what it slows."""
-        link = self.cluster.network if route.nodes > 1 else self.cluster.node
-        return max(moved / max(1, blocks), moved - compute) + link.contention * min(moved, compute)
+    def unhidden_seconds(self, parts: Parts, compute: float, blocks: int) -> float:
+        """What communication adds to compute that hides it: its first piece or what is too long, and by how much the
+        rest slows it."""
+        if not (moved := sum(seconds for seconds, _ in parts)):
+            return 0.0
+        exposed = max(moved / max(1, blocks), moved - compute)
+        near, far = self.cluster.node.contention, self.cluster.network.contention
+        slowed = sum(seconds * (far if route.nodes > 1 else near) for seconds, route in parts)
+        return exposed + slowed * (1 - exposed / moved)
 
     @cached_property
     def send_seconds(self) -> float:
@@ -193,28 +197,31 @@ class SplitSeconds:
         for axis, size in summed.items():
             found[whole(axis)] += collective_seconds(ALL_REDUCE, size / divided, self.priced.routes[axis])
         gradients, weights = sum(s.gradient_bytes for s in stages), sum(s.weight_bytes for s in stages)
-        blocks, route = sum(stage.blocks for stage in stages), self.replica_route
+        blocks = sum(stage.blocks for stage in stages)
         backward = sum(self.deferred_weight_seconds[n] or self.stage_seconds[n].backward for n in own) / len(own)
         forward = sum(self.stage_seconds[n].forward for n in own) / len(own)
-        reduced, gathered = self.reduction_seconds(gradients, weights, blocks)
-        if software.overlap_gradients:
-            reduced = self.unhidden_seconds(reduced, backward, blocks, route)
-        if software.overlap_parameters:
-            gathered = self.unhidden_seconds(gathered, forward, blocks, route)
-        return found | {DP: reduced + gathered}
+        reduced, gathered = self.reduction_parts(gradients, weights, blocks)
+        hides = (reduced, backward, software.overlap_gradients), (gathered, forward, software.overlap_parameters)
+        over_dp = sum(
+            self.unhidden_seconds(parts, compute, blocks) if hidden else sum(seconds for seconds, _ in parts)
+            for parts, compute, hidden in hides
+        )
+        return found | {DP: over_dp}
 
-    def reduction_seconds(self, gradients: float, weights: float, blocks: int) -> tuple[float, float]:
-        """Seconds to sum gradients over the replicas once a step, and to gather, block by block, what ZeRO updated."""
+    def reduction_parts(self, gradients: float, weights: float, blocks: int) -> tuple[Parts, Parts]:
+        """To sum gradients over the replicas once a step, and to gather, block by block, what ZeRO updated."""
         own, shards = self.parallelism, self.parallelism.shards
         if own.replicas == 1:
-            return 0.0, 0.0
+            return [], []
         if own.zero == 0:
-            return collective_seconds(ALL_REDUCE, gradients, self.replica_route), 0.0
+            route = self.route(replicating(), own.replicas)
+            return [(collective_seconds(ALL_REDUCE, gradients, route), route)], []
         stride = min(own.stride(a) for a in replicating() if a in own.mesh)
         across = self.cluster.route(own.replicas // shards, stride * shards)
         scatter = collective_seconds(REDUCE_SCATTER, gradients, self.shard_route) if own.zero == 1 else 0.0
         gather = self.by_blocks(ALL_GATHER, weights, blocks) if own.zero < 3 else 0.0
-        return scatter + collective_seconds(ALL_REDUCE, gradients / shards, across), gather
+        summed = collective_seconds(ALL_REDUCE, gradients / shards, across)
+        return [(scatter, self.shard_route), (summed, across)], [(gather, self.shard_route)]
 
 
 def price(priced: Priced, split: Split) -> Cost:

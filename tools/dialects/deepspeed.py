@@ -8,7 +8,7 @@ from partitioner.errors import InputError
 from partitioner.precision import BRAIN, HALF, SINGLE
 from partitioner.schedule.tables import PLAIN
 from tools.dialects.configuration import Configuration
-from tools.dialects.dialect import Dialect, Row, Told, Values, number, one_of, whole, yes
+from tools.dialects.dialect import Dialect, Row, Told, Values, number, one_of, yes
 from tools.dialects.documents import JSON
 
 _Z = "zero_optimization."
@@ -33,18 +33,6 @@ def _write_precision(asked: Configuration) -> Values:
     return {_ON[asked.cast]: True, _SUMS: "fp32" if asked.gradients == SINGLE else asked.cast}
 
 
-_SHARDS = f"{_Z}mics_shard_size"
-
-
-def _read_shards(values: Values) -> Values:
-    shards = whole(_SHARDS, values[_SHARDS], least=-1)
-    return {"shards": shards} if shards > 0 else {}
-
-
-def _write_shards(asked: Configuration) -> Values:
-    return {_SHARDS: asked.shards if (asked.replicas or 1) > 1 else None}
-
-
 def _settle(found: Configuration, blocks: int | None) -> Configuration:
     return replace(
         found, pipeline=1, context=1, tensor=found.tensor or 1, schedule=PLAIN, virtual=1, zero=found.zero or 0,
@@ -61,7 +49,6 @@ DEEPSPEED = Dialect(
         number("train_micro_batch_size_per_gpu", "micro_batch"),
         number("gradient_accumulation_steps", "micro_batches"),
         number(f"{_Z}stage", "zero", least=0),
-        Row((_SHARDS,), ("shards", "replicas"), _read_shards, _write_shards),
         Row((*_ON.values(), _SUMS), ("precision", "gradients"), _read_precision, _write_precision),
         number("tensor_parallel.autotp_size", "tensor"),
     ),
@@ -73,6 +60,7 @@ DEEPSPEED = Dialect(
         Told(f"{_Z}offload_optimizer.device", _OFFLOAD),
         Told(f"{_Z}offload_param.device", _OFFLOAD),
         Told(f"{_Z}cpu_offload*", _OFFLOAD),
+        Told(f"{_Z}mics_*", "DeepSpeed has taken MiCS out, ZeRO divides over all ranks: leave it out", (-1, False)),
         Told("sequence_parallel_size", "plans for DeepSpeed are of data parallelism alone: set it to 1"),
         Told(f"{_Z}zero_hpz_partition_size", "a plan holds parameters once in its ZeRO group: set it to 1"),
         Told(f"{_Z}zero_quantized_*", "priced as if bytes were those of the model's types", refuse=False),
@@ -97,6 +85,6 @@ DEEPSPEED = Dialect(
         f"{_Z}allgather_*", f"{_Z}sub_group_size", f"{_Z}round_robin_gradients", f"{_Z}offload_*", f"{_Z}*checkpoint*",
         f"{_Z}ignore_unused_parameters", f"{_Z}memory_efficient_linear", f"{_Z}load_from_fp32_weights",
         f"{_Z}param_persistence_threshold", f"{_Z}prefetch_bucket_size", "train_data_*", "hybrid_engine.*",
-        "use_data_before_expert_parallelism", "zero_optimization.mics_hierarchical_params_gather", "nebula.*",
+        "use_data_before_expert_parallelism", "nebula.*",
     ),
 )  # fmt: skip

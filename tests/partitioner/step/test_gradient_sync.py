@@ -103,20 +103,25 @@ def test_what_zero_moves_hides_behind_compute() -> None:
     long = replace(STAGE, seconds=Seconds(1e5, 1e5))
     assert cost(hides, zero=3, sums=long).stages[0].forward_seconds == 1e5 + 1500
     slowed = replace(hides, node=replace(hides.node, contention=0.1))
-    assert cost(slowed, zero=3, sums=long).stages[0].forward_seconds == 1e5 + 1500 + 0.1 * 3000
+    assert cost(slowed, zero=3, sums=long).stages[0].forward_seconds == 1e5 + 1500 + 0.1 * 1500
 
 
 def test_what_is_hidden_slows_the_compute_beside_it() -> None:
-    """By a share of its own time: as much of a sum as hides behind the last backward, of a gather behind a forward."""
+    """By a share of what is hidden: of a sum behind the last backward, of a gather behind a forward."""
     both = replace(BARE, overlap_gradients=True, overlap_parameters=True)
     node, network = replace(NEAR.node, contention=0.1), replace(NEAR.network, contention=0.4)
     slowed = replace(NEAR, software=both, node=node, network=network)
     assert sync(slowed) == 6000 - 200 + 0.1 * 200
     assert sync(slowed, zero=1) == 3000 - 200 + 0.1 * 200 + 3000 - 100 + 0.1 * 100
     long = replace(STAGE, seconds=Seconds(1e5, 1e5))
-    assert sync(slowed, zero=1, sums=long) == 2 * (1500 + 0.1 * 3000)
+    assert sync(slowed, zero=1, sums=long) == 2 * (1500 + 0.1 * 1500)
+    assert sync(slowed, zero=1, sums=replace(long, blocks=1)) == 2 * 3000
     far = replace(slowed, node_devices=1, nodes=4)  # its network carries a byte a second as well
-    assert sync(far, zero=1, sums=long) == pytest.approx(2 * (1500 + 0.4 * 3000))
+    assert sync(far, zero=1, sums=long) == pytest.approx(2 * (1500 + 0.4 * 1500))
+    pairs = replace(slowed, node_devices=2, nodes=2)  # scattered and gathered in a node, summed outside
+    assert sync(pairs, zero=1, zero_group=2, sums=long) == pytest.approx(
+        (4000 / 2 + (0.1 * 2000 + 0.4 * 2000) / 2) + (2000 / 2 + 0.1 * 1000)
+    )
     assert sync(replace(slowed, software=BARE), zero=1) == 3000 + 3000
     assert sync(slowed, dp=1) == 0
 

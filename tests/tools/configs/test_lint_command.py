@@ -57,9 +57,15 @@ def test_a_good_one_is_priced_and_passes(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_groups_that_do_not_divide_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = given(tmp_path, '{"zero_optimization": {"stage": 3, "mics_shard_size": 5}}', "d.json")
+    path = given(tmp_path, "--use-distributed-optimizer --num-distributed-optimizer-instances 5", "five.txt")
     assert main(["lint", path, "--cluster", "dgx-h100"]) == 1
-    assert "mics_shard_size 5 does not divide the 8 ranks that hold the same" in capsys.readouterr().out
+    assert "--num-distributed-optimizer-instances 5 does not divide the 8 ranks" in capsys.readouterr().out
+
+
+def test_what_a_framework_has_taken_out_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = given(tmp_path, '{"zero_optimization": {"stage": 3, "mics_shard_size": 4}}', "d.json")
+    assert main(["lint", path, "--cluster", "dgx-h100"]) == 1
+    assert "mics_shard_size=4: DeepSpeed has taken MiCS out" in capsys.readouterr().out
 
 
 TITAN = """[parallelism]\npipeline_parallel_degree = 2\n[training]\nlocal_batch_size = 8\nglobal_batch_size = {}
