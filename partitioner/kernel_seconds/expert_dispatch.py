@@ -13,7 +13,9 @@ from partitioner.hardware.link import TokenExchange
 
 
 def ranks_of_a_token(experts: np.ndarray, choices: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """How many of ``groups`` equal groups of the experts hold one of a token's ``choices`` different ones, expected."""
+    """How many of ``groups`` equal groups of the experts hold one of a token's ``choices`` different ones, expected; of
+    more groups than experts, as many hold one each."""
+    groups, choices = np.minimum(groups, experts), np.minimum(choices, experts)
     others = experts - experts / groups
     missed = np.where(others >= choices, _ways(np.maximum(others, choices), choices) - _ways(experts, choices), -np.inf)
     return groups * (1 - np.exp(missed))

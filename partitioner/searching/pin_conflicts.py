@@ -41,7 +41,7 @@ def _reasons(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, spa
     if pinned.get(PP, 1) > blocks:
         yield f"pp {pinned[PP]} asks for more stages than the model's {blocks} blocks: pin pp to at most {blocks}"
     yield from _stages(fixed, pinned.get(PP), blocks, space)
-    yield from _recomputed(fixed, -(-blocks // (pinned.get(PP, 1) * (fixed.number("virtual") or 1))))
+    yield from _recomputed(fixed, blocks)
     if fixed.stages is not None:
         yield from _cut(graph, fixed.stages, pinned.get(PP))
     yield from _product(pinned, devices, space)
@@ -57,12 +57,11 @@ def _reasons(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, spa
 
 
 def _recomputed(fixed: Pins, blocks: int) -> Iterator[str]:
-    """``blocks``: of the largest stage, where the cut is not pinned."""
-    many, most = fixed.number("recomputed") or 0, max(fixed.stages or (blocks,))
+    many = fixed.number("recomputed") or 0
     if many and fixed.decided.get("recompute") == NO_RECOMPUTE:
         yield f"pins recompute={NO_RECOMPUTE} and recomputed={many} conflict: drop one"
-    if many > most:
-        yield f"pin recomputed={many} asks for more blocks of a stage than the {most} that it has at most: pin fewer"
+    if many > blocks:
+        yield f"pin recomputed={many} asks for more blocks of a stage than the model's {blocks}: pin at most {blocks}"
 
 
 def _product(pinned: Mapping[str, int], devices: int, space: Space) -> Iterator[str]:

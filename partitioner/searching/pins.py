@@ -99,7 +99,7 @@ def read_pins(pins: Mapping[str, str | int], graph: Graph) -> Pins:
     for key, value in pins.items():
         word = str(value)
         if key in numbers:
-            if not word.isdigit() or int(word) < (key != "zero"):
+            if not _is_number(word) or int(word) < (key != "zero"):
                 raise InputError(f"pin {key}={word}: give a positive number")
             fixed[key] = int(word)
         elif key == "stages":
@@ -118,9 +118,13 @@ def read_pins(pins: Mapping[str, str | int], graph: Graph) -> Pins:
     return Pins(fixed, layouts)
 
 
+def _is_number(word: str) -> bool:
+    return word.isascii() and word.isdecimal()
+
+
 def _counts(word: str) -> tuple[int, ...]:
     """``9,8,8,7``: units of each stage, in order."""
     parts = word.split(",")
-    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+    if not all(_is_number(part.strip()) and int(part) > 0 for part in parts):
         raise InputError(f"pin stages={word}: give the number of units of each stage, as in 9,8,8,7")
     return tuple(int(part) for part in parts)

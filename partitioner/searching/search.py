@@ -53,9 +53,10 @@ def search(
 
     ``pins`` fix decisions (tp, pp, dp, tp_kv, tp_repeat, micro_batch, schedule, virtual, stages, recompute, recomputed,
     zero, zero_group, boundary) or, by a pattern of parameter names, layouts ("replicate", "shard", "shard:DIM");
-    ``recomputed`` is so many blocks of each stage. ``model`` is written into the plan. ``plan_only`` also proposes what
-    the runtime can't execute yet (cp, zero-bubble schedules); such a plan says so. ``keep``: the best so many are
-    priced exactly; the plan lists all that were, beside the front of those that no other beats in both time and memory.
+    ``recomputed`` is so many blocks of each stage, all of one that has fewer. ``model`` is written into the plan.
+    ``plan_only`` also proposes what the runtime can't execute yet (cp, zero-bubble schedules); such a plan says so.
+    ``keep``: the best so many are priced exactly; the plan lists all that were, beside the front of those that no
+    other beats in both time and memory.
     Raises InputError for pins or sizes that no plan can have, DoesNotFit when none fits in memory at any of SCARCITIES.
     """
     found = _Found(cluster.device.room)

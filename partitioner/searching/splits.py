@@ -190,7 +190,7 @@ class Splits:
             if peak_bytes <= room and "recompute" not in self.fixed.decided:
                 ways = ()
         everything = tuple(s.blocks if most is None else min(most, s.blocks) for s in plain.stages)
-        if most is not None and most > max(s.blocks for s in plain.stages):
+        if most is not None and most > sum(s.blocks for s in plain.stages):
             return
         for way in (w for w in ways if self.fixed.admits("recompute", w)):
             memory = whole.recomputing(way)

@@ -25,6 +25,7 @@ def findings(found: Configuration, key: Key, cluster: Cluster | None) -> Iterato
     yield from _batch(found, key, devices)
     yield from layers(found, key)
     yield from _widths(found, key)
+    yield from sequence(found, key)
     yield from state(found, key)
 
 
@@ -59,7 +60,8 @@ def _nodes(found: Configuration, key: Key, cluster: Cluster | None) -> Iterator[
     for field, ranks in inside.items():
         if ranks > each or (ranks > 1 and each % ranks and math.gcd(each, ranks) != ranks):
             near = max(n for n in range(1, each + 1) if each % n == 0 and n <= ranks)
-            words = f"{key(field)} {ranks} leaves the node of {each} devices, over slow links"
+            does = "leaves" if ranks > each else "does not divide"
+            words = f"{key(field)} {ranks} {does} the node of {each} devices, over slow links"
             yield f"{words}: set it to {near}" + (f" and {key('pipeline')} higher" if field != "expert" else "")
 
 
@@ -112,7 +114,7 @@ def layers(found: Configuration, key: Key) -> Iterator[str]:
 
 
 def _widths(found: Configuration, key: Key) -> Iterator[str]:
-    tensor, context = found.tensor or 1, found.context or 1
+    tensor = found.tensor or 1
     for field in ("heads", "ffn", "hidden", "vocab"):
         size = getattr(found, field)
         if size and size % tensor:
@@ -123,6 +125,13 @@ def _widths(found: Configuration, key: Key) -> Iterator[str]:
     if found.heads and found.kv_heads and found.heads % found.kv_heads:
         words = f"{key('heads')} {found.heads} is no multiple of {found.kv_heads} heads of keys"
         yield f"{words}: change {key('kv_heads')}"
+    if found.expert and found.expert > 1 and tensor > 1 and found.sequence_parallel is False:
+        yield f"{key('expert')} beside tensor parallelism needs sequence parallelism: set {key('sequence_parallel')}"
+
+
+def sequence(found: Configuration, key: Key) -> Iterator[str]:
+    """Where a sample's tokens do not divide."""
+    tensor, context = found.tensor or 1, found.context or 1
     parts = context * 2 if context > 1 else 1
     if found.seq and found.seq % parts:
         words = f"{key('seq')} {found.seq:,} does not divide into {parts} parts, two a rank of context parallelism"
@@ -130,8 +139,6 @@ def _widths(found: Configuration, key: Key) -> Iterator[str]:
     if found.seq and found.sequence_parallel and tensor > 1 and (found.seq // context) % tensor:
         words = f"{key('seq')} {found.seq:,} does not divide by {tensor} ranks, as sequence parallelism needs"
         yield f"{words}: take {max(1, found.seq // (tensor * context)) * tensor * context:,}"
-    if found.expert and found.expert > 1 and tensor > 1 and found.sequence_parallel is False:
-        yield f"{key('expert')} beside tensor parallelism needs sequence parallelism: set {key('sequence_parallel')}"
 
 
 def state(found: Configuration, key: Key) -> Iterator[str]:

@@ -12,7 +12,7 @@ from partitioner.plan.recompute_ways import NO_RECOMPUTE
 from partitioner.sharding.mesh_axes import AXES, DP, TP
 from partitioner.software import Software
 from partitioner.solve.choices import NoLayout
-from tools.configs.checks import layers, product, state
+from tools.configs.checks import layers, product, sequence, state
 from tools.configs.divided_weights import divided_weights
 from tools.configs.file_model import NotToldError, settings_of, with_options
 from tools.dialects.configuration import DEGREES, SIZES, Configuration, Reading
@@ -111,7 +111,7 @@ def plan_for(
 def _check_counts(found: Configuration, dialect: Dialect) -> None:
     """Raises InputError where a plan would take another batch, other stages or groups than the file says, NotToldError
     where the file may well say so."""
-    if wrong := [line for check in (product, layers, state) for line in check(found, dialect.key_of)]:
+    if wrong := [line for check in (product, layers, state, sequence) for line in check(found, dialect.key_of)]:
         raise InputError(wrong[0])
     data, local, whole = found.data, found.local_batch, found.global_batch
     if data and local and whole and whole != data * local:
@@ -126,9 +126,11 @@ def pins_of(found: Configuration, graph: Graph) -> Pins:
     pins: Pins = dict(found.degrees)
     if found.data:
         pins[DP] = found.data
-    for name in ("micro_batch", "schedule", "virtual", "recomputed"):
+    for name in ("micro_batch", "schedule", "virtual"):
         if (value := getattr(found, name)) is not None:
             pins[name] = value
+    if found.recomputed is not None:
+        pins["recomputed"] = min(found.recomputed, max(1, len(graph.blocks)))  # more are all, to frameworks
     if found.zero is not None and (found.data or 1) * (found.context or 1) > 1:
         pins["zero"] = found.zero
         pins |= {"zero_group": found.shards} if found.zero and found.shards else {}

@@ -107,11 +107,16 @@ def _write_recompute(asked: Configuration) -> Values:
     }  # fmt: skip
 
 
+_FP4 = {"e2m1": True, "none": False, "false": False}
+_FP8 = {"e4m3": True, "hybrid": True, "none": False, "false": False}
+
+
 def read_products(values: Values, fp8: str, recipe: str, fp4: str) -> str:
     """The preset of products in few bits, "" for none."""
-    if values.get(fp4):
+    given = {key: one_of(key, values[key], known) for key, known in ((fp4, _FP4), (fp8, _FP8)) if key in values}
+    if given.get(fp4):
         return "nvfp4"
-    if not values.get(fp8):
+    if not given.get(fp8):
         return ""
     return one_of(recipe, values.get(recipe, "delayed"), FP8_RECIPES)
 

@@ -14,6 +14,7 @@ from tools.dialects.documents import JSON
 _Z = "zero_optimization."
 _ON = {"bf16": "bf16.enabled", "fp16": "fp16.enabled"}
 _SUMS = "data_types.grad_accum_dtype"
+_STAGE, _STAGES = f"{_Z}stage", {str(n): n for n in range(4)}
 _TYPES = {"fp32": SINGLE, "bf16": BRAIN, "fp16": HALF}
 
 
@@ -48,7 +49,8 @@ DEEPSPEED = Dialect(
         number("train_batch_size", "global_batch"),
         number("train_micro_batch_size_per_gpu", "micro_batch"),
         number("gradient_accumulation_steps", "micro_batches"),
-        number(f"{_Z}stage", "zero", least=0),
+        Row((_STAGE,), ("zero",), lambda values: {"zero": one_of(_STAGE, values[_STAGE], _STAGES)},
+            lambda asked: {_STAGE: asked.zero}),
         Row((*_ON.values(), _SUMS), ("precision", "gradients"), _read_precision, _write_precision),
         number("tensor_parallel.autotp_size", "tensor"),
     ),

@@ -70,7 +70,8 @@ _MIXED = {"bf16": "bf16", "fp16": "fp16", "no": "fp32", "fp8": "fp8"}
 
 
 def _read_precision(values: Values) -> Values:
-    return {"precision": one_of("mixed_precision", values["mixed_precision"], _MIXED)}
+    word = values["mixed_precision"]
+    return {"precision": one_of("mixed_precision", "no" if word is False else word, _MIXED)}  # YAML's no is false
 
 
 def _write_precision(asked: Configuration) -> Values:

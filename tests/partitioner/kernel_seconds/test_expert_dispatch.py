@@ -29,6 +29,12 @@ def test_every_choice_of_experts(experts: int, choices: int, groups: int) -> Non
     assert ranks_of_a_token(*numbers(experts, choices, groups))[0] == pytest.approx(mean)
 
 
+def test_more_ranks_than_experts() -> None:
+    assert ranks_of_a_token(*numbers(4, 2, 8))[0] == pytest.approx(2)
+    assert ranks_of_a_token(*numbers(1, 1, 8))[0] == pytest.approx(1)
+    assert ranks_of_a_token(*numbers(4, 9, 8))[0] == pytest.approx(4)
+
+
 def test_three_tokens_by_hand() -> None:
     """One expert a rank, all four chosen: four copies of 50 bytes at 10 a second, and 50 once at 5; 2 for a token."""
     inside = seconds(*numbers(3, 50, 4, 4, 4, 1), ROW, 1.0)

@@ -24,7 +24,8 @@ CASES = [  # devices, global batch, pins, what the message says
     (2, 2, {"virtual": 1, "stages": "2,1,1,2"}, "has virtual=1 and stages=2,1,1,2: drop one"),
     (4, 2, {"micro_batch": 2, "virtual": 2}, "has micro_batch=2 and virtual=2: drop one"),
     (4, 8, {"recompute": "off", "recomputed": 1}, "pins recompute=none and recomputed=1 conflict: drop one"),
-    (4, 8, {"pp": 2, "recomputed": 3}, "recomputed=3 asks for more blocks of a stage than the 2 that it has at most"),
+    (4, 8, {"pp": 2, "recomputed": 5}, "asks for more blocks of a stage than the model's 4: pin at most 4"),
+    (4, 8, {"tp": "²"}, "pin tp=²: give a positive number"),
 ]  # fmt: skip
 
 

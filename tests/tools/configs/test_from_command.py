@@ -164,6 +164,7 @@ BAD = {
     "groups": (FLAGS + "--num-distributed-optimizer-instances 3", [], "instances 3 does not divide the 4 ranks"),
     "layout": (FLAGS.replace("--num-virtual-stages-per-pipeline-rank 2", "--pipeline-model-parallel-layout Ett|tL"), [],
                "the stages hold 3 layers, the model has 8: change --pipeline-model-parallel-layout"),
+    "context": (FLAGS.replace("--seq-length 128", "--seq-length 126") + "--context-parallel-size 2", [], "take 124"),
     "tokens": (FLAGS, ["--seq", "99999999999999"], "99,999,999,999,999 tokens a sample: take 1 to 16,777,216"),
     "nodes and devices": (FLAGS, ["--nodes", "1", "--devices", "4"], "--devices are of one node"),
     "batch divided": (FLAGS.replace("--global-batch-size 32", "--global-batch-size 12"), [], "global batch of 12"),
@@ -177,6 +178,12 @@ def test_what_is_wrong_is_one_line(name: str, tmp_path: Path, capsys: pytest.Cap
     assert main(["from", "megatron", given(tmp_path, "train.sh", text), *place]) == 2
     (line,) = [row for row in capsys.readouterr().err.splitlines() if row.startswith("partitioner: ")]
     assert expected in line
+
+
+def test_more_blocks_recomputed_than_there_are_is_all_of_them(tmp_path: Path) -> None:
+    path, out = tmp_path / "plan.json", FLAGS.replace("--recompute-num-layers 1", "--recompute-num-layers 99")
+    assert main(["from", "megatron", given(tmp_path, "train.sh", out), *PLACE, "-o", str(path)]) == 0
+    assert Plan.load(path).decisions.recomputed == (2, 2, 2, 2)
 
 
 PRODUCTS = {  # a batch that is not all of its micro-batches

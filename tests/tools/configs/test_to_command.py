@@ -108,7 +108,7 @@ def test_what_is_not_said_stands_in_the_file_too(plan: Path, capfd: pytest.Captu
     assert main(["to", "deepspeed", str(plan)]) == 0
     out, err = capfd.readouterr()
     assert json.loads(out)["zero_optimization"] == {"stage": 2}
-    assert "not said: zero_group 4: " in err
+    assert "not said: shards 4: " in err
     assert "priced for PyTorch FSDP2: plan --for deepspeed prices what this runs" in err
 
 
