@@ -53,9 +53,10 @@ class StagePeaks(NamedTuple):
     only_2: float = 0.0
 
 
-def peaks(live: Liveness) -> Peaks:
-    """Of a unit of which nothing is recomputed."""
-    return Peaks(live.forward(), *_Backward(live).run())
+def peaks(live: Liveness, sent_back: bool = False) -> Peaks:
+    """Of a unit of which nothing is recomputed. ``sent_back``: the gradients of what it hands on come of another stage,
+    and stay all through its backward, for who calls that holds them."""
+    return Peaks(live.forward(), *_Backward(live, sent_back).run())
 
 
 class _Gradient:
@@ -68,8 +69,8 @@ class _Gradient:
 class _Backward:
     """The walk back. ``now``: gradients and what is still kept; ``grown``: of parameters."""
 
-    def __init__(self, live: Liveness) -> None:
-        self.live, self.keeping = live, live.keeping
+    def __init__(self, live: Liveness, sent_back: bool) -> None:
+        self.live, self.keeping, self.callers = live, live.keeping, int(sent_back)
         self.pending: dict[Placed, _Gradient] = {}
         self.now = self.grown = self.tied = 0.0
         self.fullest = self.first = self.alone = 0.0
@@ -79,7 +80,9 @@ class _Backward:
         self.now = sum(self.keeping.storages.values()) + sum(self.keeping.hidden.values())
         for key in dict.fromkeys(self.live.exported):
             if key[0] in self.live.differentiable:
-                self.give(key, self.new(self.live.bytes(key)))
+                gradient = self.new(self.live.bytes(key))
+                gradient.holders += self.callers
+                self.give(key, gradient)
         for step in reversed(self.live.steps):
             if step.made[0] in self.live.differentiable:
                 self.back(step)

@@ -96,6 +96,7 @@ class _Pricing:
             collectives=(count[0], count[1]),
             kernels=self.kernels(),
             stash=self.stash,
+            last=self.last,
             ports=self.ports,
             flops=sum(op_flops(n) for n in self.body),
             once_seconds=sum(self.seconds_of(work) for work in self.weights_once),
@@ -149,6 +150,12 @@ class _Pricing:
     def stash(self) -> dict[str, Stash]:
         """By way of recomputing."""
         return {NO_RECOMPUTE: Stash(self.keeping.bytes, self.plain), **{way: self.recomputed(way) for way in WAYS}}
+
+    @cached_property
+    def last(self) -> dict[str, Peaks]:
+        """By way of recomputing; what runs again does so before backward, beside what was sent in any case."""
+        own = peaks(self.live, sent_back=True)
+        return {way: Peaks(row.peaks[0], *map(max, own[1:], row.peaks[1:])) for way, row in self.stash.items()}
 
     def recomputed(self, way: str) -> Stash:
         row = run_again(self.folded, self.solution, self.group, way)

@@ -60,7 +60,7 @@ class UnitCost:
 
     ``weight_gradient_seconds``: of compute's backward. ``axis_shares``: of communication, by axis of the mesh.
     ``stash``: by way of recomputing, "none", "selective" (attention's scores), "operators" (every second product) and
-    "full". ``ports``: what enters.
+    "full"; ``last``: its peaks as a stage's last unit, whose gradients another stage has sent. ``ports``: what enters.
     ``collectives`` and ``kernels``: how many there are in forward and backward. ``once_seconds``, ``copied_bytes``:
     of weights in few bits that are quantized once a step, and of what all its micro-batches read then. ``surrogate``:
     seconds as the choice of layouts saw them, products modelled and overlap at its best.
@@ -73,6 +73,7 @@ class UnitCost:
     collectives: tuple[int, int]
     kernels: tuple[int, int]
     stash: Mapping[str, Stash]
+    last: Mapping[str, Peaks]
     ports: tuple[Entering, ...]
     flops: float
     once_seconds: float
@@ -174,6 +175,15 @@ class Priced:
         return self._crossing(scattered=False, differentiable=True)
 
     @cached_property
+    def returned_to_maker(self) -> list[float]:
+        """``returned``, as far as the unit before the cut has made what it is the gradient of."""
+        found = [0.0] * (len(self.folded.graph.units) + 1)
+        for (node, _), (made, last, size) in self.spans.items():
+            if made < last and self._has_gradient(node):
+                found[made + 1] += size
+        return found
+
+    @cached_property
     def sent_back(self) -> list[float]:
         """``returned``, as a rank sends it."""
         return self._crossing(self.cluster.software.scatter_sends, differentiable=True)
@@ -189,14 +199,17 @@ class Priced:
         return found
 
     def _crossing(self, scattered: bool, differentiable: bool = False) -> list[float]:
-        found, folded = [0.0] * (len(self.folded.graph.units) + 1), self.folded
+        found = [0.0] * (len(self.folded.graph.units) + 1)
         for (node, layout), (made, last, size) in self.spans.items():
-            if differentiable and folded.own(folded.node[node]) not in folded.differentiable:
+            if differentiable and not self._has_gradient(node):
                 continue
             part = size / self._holders(layout) if scattered else size
             for cut in range(made + 1, last + 1):
                 found[cut] += part
         return found
+
+    def _has_gradient(self, node: fx.Node) -> bool:
+        return self.folded.own(self.folded.node[node]) in self.folded.differentiable
 
     def _holders(self, layout: Layout) -> int:
         """Ranks that hold the same of a value."""

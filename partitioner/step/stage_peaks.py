@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import fx
@@ -32,7 +32,7 @@ class StageWalk:
         self.priced, self.units = priced, units
         self.boundaries, self.alive = _Boundaries(priced, units), np.array(_gradients_alive(priced, units))
         self.state, self.blocks = UnitState.of(priced, units), np.array([u.is_block for u in units])
-        self.ways = {NO_RECOMPUTE: self._stacked([priced.unit(u).stash[NO_RECOMPUTE] for u in units], frozenset())}
+        self.ways = {NO_RECOMPUTE: self._stacked(*_kept(priced, units, NO_RECOMPUTE))}
 
     @property
     def scattered_last(self) -> float:
@@ -50,7 +50,7 @@ class StageWalk:
         found = {NO_RECOMPUTE: Stashes(none[None, :], [Again()])}
         for way in ways:
             if way not in self.ways:
-                self.ways[way] = self._stacked(*_recomputed(self.priced, self.units, way))
+                self.ways[way] = self._stacked(*_kept(self.priced, self.units, way))
             own = self.ways[way]
             freed = np.cumsum(plain.size - own.size)
             after = np.vstack((behind[1:], np.full((1, len(StagePeaks._fields)), -np.inf))) - freed[:, None]
@@ -102,14 +102,16 @@ class _Stacked:
 
 def kept_bytes(priced: Priced, units: Sequence[Unit], way: str) -> Array:
     """What each unit of a stage keeps of a micro-batch, every block recomputed in a way ("none": none of them)."""
-    boundaries, (rows, keeping) = _Boundaries(priced, units), _recomputed(priced, units, way)
+    boundaries, (rows, keeping) = _Boundaries(priced, units), _kept(priced, units, way)
     kept, _, _ = boundaries.shared(keeping)
     return np.array([row.bytes for row in rows]) - kept + boundaries.sent
 
 
-def _recomputed(priced: Priced, units: Sequence[Unit], way: str) -> tuple[list[Stash], frozenset[int]]:
+def _kept(priced: Priced, units: Sequence[Unit], way: str) -> tuple[list[Stash], frozenset[int]]:
     """Of units whose blocks are all recomputed in a way, and the numbers of those that keep whatever enters them."""
-    rows = [priced.unit(unit).stash[way if unit.is_block else NO_RECOMPUTE] for unit in units]
+    costs = [(priced.unit(unit), way if unit.is_block else NO_RECOMPUTE) for unit in units]
+    rows, (last, own) = [cost.stash[own] for cost, own in costs], costs[-1]
+    rows[-1] = replace(rows[-1], peaks=last.last[own])
     is_whole = way in WAYS and WAYS[way].whole
     return rows, frozenset(n for n, unit in enumerate(units) if unit.is_block and is_whole)
 
@@ -157,15 +159,17 @@ class _Boundaries:
 def _gradients_alive(priced: Priced, units: Sequence[Unit]) -> list[Peaks]:
     """What lies beside each unit's own in its backward: gradients of the parameters of the units behind it, where they
     stay; those of tied parameters, which wait for the first unit's part; those of values that units behind it read and
-    earlier ones have made; and the gradient that the stage was sent, which its last unit counts itself."""
+    earlier ones have made; and the gradients that the stage was sent, of which its last unit counts its own itself."""
     folded, tied = priced.folded, priced.setting.tied
     shared = {n: unit for unit in reversed(units) for n in priced.held[unit] if tied and folded.own(n) in tied}
     pending, waiting = dict[Placed, float](), dict[fx.Node, float]()
-    sent = priced.returned[priced.place[units[-1]] + 1]
+    cut = priced.place[units[-1]] + 1
+    sent = priced.returned[cut]
+    passed = sent - priced.returned_to_maker[cut]
     found, stay, alone = list[Peaks](), 0.0, 0.0
     for unit in reversed(units):
         pending = {key: size for key, size in pending.items() if key[0].name not in unit.nodes}
-        back = sum(pending.values()) + sum(waiting.values()) + (sent if found else 0.0)
+        back = sum(pending.values()) + sum(waiting.values()) + (sent if found else passed)
         found.append(Peaks(0.0, back, back + stay, back + alone))
         for node, (elements, dtype, partial) in priced.held[unit].items():
             in_bucket = partial or is_cast(dtype, priced.precision)

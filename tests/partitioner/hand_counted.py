@@ -34,24 +34,26 @@ from partitioner.step.stashes import Stashes
 
 
 class Chain(nn.Module):
-    def __init__(self, blocks: int, tied: bool) -> None:
+    def __init__(self, blocks: int, tied: bool, skip: bool) -> None:
         super().__init__()
+        self.skip = skip
         self.embed, self.head = nn.Embedding(16, 4), nn.Linear(4, 16, bias=False)
         self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(4, 4, bias=False), nn.Tanh()) for _ in range(blocks))
         if tied:
             self.head.weight = self.embed.weight
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        x = self.embed(x)
+        x = embedded = self.embed(x)
         for block in self.blocks:
             x = x + block(x)
+        x = x + embedded if self.skip else x
         return F.cross_entropy(self.head(x).flatten(0, 1), y.flatten())
 
 
-def chain(blocks: int = 3, tied: bool = False, length: int = 3) -> Graph:
-    """``length``: tokens of a sample."""
+def chain(blocks: int = 3, tied: bool = False, length: int = 3, skip: bool = False) -> Graph:
+    """``length``: tokens of a sample; ``skip``: the head reads what was embedded too."""
     tokens = torch.zeros(2, length, dtype=torch.int64)
-    return trace(Chain(blocks, tied), {"x": tokens, "y": tokens}, compare=False)
+    return trace(Chain(blocks, tied, skip), {"x": tokens, "y": tokens}, compare=False)
 
 
 def cluster(

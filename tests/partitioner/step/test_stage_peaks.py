@@ -33,9 +33,19 @@ def test_the_first_stage() -> None:
     (row,) = sums(0, 2).stash["none"]
     assert row.bytes == 3 * VALUE
     assert row.peaks.forward == 3 * VALUE
-    # at the embedding: what was handed on and its gradient, its own gradient, the table's; the block's weight's too
-    assert row.peaks.backward == 3 * VALUE + TABLE
-    assert row.peaks.first == row.peaks.alone == 3 * VALUE + TABLE + WEIGHT
+    # where the block's gradient is the sum of two: what is kept but tanh, both and their sum, tanh's own, and that of
+    # what was handed on, which autograd's caller holds; at the embedding: what was handed on and its gradient, its own
+    # gradient, the table's
+    assert row.peaks.backward == max(6 * VALUE, 3 * VALUE + TABLE)
+    assert row.peaks.first == row.peaks.alone == 6 * VALUE + WEIGHT
+
+
+def test_a_gradient_that_passes_by_the_last_unit_lies_beside_it() -> None:
+    """Of what was embedded, which the head reads: another stage sends it with the gradient of the block's result."""
+    found = priced(chain(skip=True), cluster())
+    (row,) = stage_sums(found, found.folded.graph.units[1:2]).stash["none"]
+    assert row.bytes == 3 * VALUE
+    assert row.peaks.backward == 7 * VALUE
 
 
 def test_a_stage_in_the_middle_and_what_recomputing_frees() -> None:
@@ -44,11 +54,10 @@ def test_a_stage_in_the_middle_and_what_recomputing_frees() -> None:
     assert [row.bytes for row in rows] == [5 * VALUE, 4 * VALUE, 3 * VALUE]
     # forward: all kept, or with one block's tanh
     assert [row.peaks.forward for row in rows] == [5 * VALUE, 4 * VALUE, 4 * VALUE]
-    # backward: all kept, the second's tanh rebuilt where it is not, gradients of what was handed on and of tanh
-    assert [row.peaks.backward for row in rows] == [7 * VALUE, 6 * VALUE, 6 * VALUE]
-    # the first of a step: at the first block with the second's weight's gradient, where that is fuller: received, its
-    # tanh, handed on and its gradient, the gradients of what the second read and of tanh
-    assert [row.peaks.first for row in rows] == [7 * VALUE, 6 * VALUE + WEIGHT, 6 * VALUE + WEIGHT]
+    # backward, where the second's gradient is the sum of two: all kept but its tanh, both and their sum, tanh's own, and
+    # that of what was handed on
+    assert [row.peaks.backward for row in rows] == [8 * VALUE, 7 * VALUE, 7 * VALUE]
+    assert [row.peaks.first for row in rows] == [8 * VALUE + WEIGHT, 7 * VALUE + WEIGHT, 7 * VALUE + WEIGHT]
     assert [row.weight_gradient_seconds for row in rows] == [0, 0, 0]
 
 
@@ -89,9 +98,9 @@ def test_parameters_of_stages(tied: bool, whole: int) -> None:
     assert (row.weight_bytes, row.gradient_bytes, row.partial_bytes) == (4 * whole, 4 * whole, {})
 
 
-@pytest.mark.parametrize(("tied", "fullest"), [(False, 448 + 2 * 32), (True, 32 + TABLE + TABLE)])
+@pytest.mark.parametrize(("tied", "fullest"), [(False, 448 + 2 * 32 + 4), (True, 32 + TABLE + TABLE)])
 def test_a_tied_tables_gradient_waits_for_the_embedding(tied: bool, fullest: int) -> None:
-    """Samples of one token, two blocks recomputed: the fullest is the head on top of what blocks read, 2 x 32; or the
+    """Samples of one token, two blocks recomputed: the fullest is the head on top of what blocks read, 2 x 32, and the loss' gradient; or the
     embedding, of which the result's gradient, its own part of the table's and the head's part lie there."""
     found = priced(chain(2, tied, length=1), cluster())
     row = stage_sums(found, found.folded.graph.units).stash["full"][2]
