@@ -54,8 +54,8 @@ def test_a_stage_in_the_middle_and_what_recomputing_frees() -> None:
     assert [row.bytes for row in rows] == [5 * VALUE, 4 * VALUE, 3 * VALUE]
     # forward: all kept, or with one block's tanh
     assert [row.peaks.forward for row in rows] == [5 * VALUE, 4 * VALUE, 4 * VALUE]
-    # backward, where the second's gradient is the sum of two: all kept but its tanh, both and their sum, tanh's own, and
-    # that of what was handed on
+    # backward, where the second's gradient is the sum of two: all kept but its tanh, both and their sum, tanh's own,
+    # and that of what was handed on
     assert [row.peaks.backward for row in rows] == [8 * VALUE, 7 * VALUE, 7 * VALUE]
     assert [row.peaks.first for row in rows] == [8 * VALUE + WEIGHT, 7 * VALUE + WEIGHT, 7 * VALUE + WEIGHT]
     assert [row.weight_gradient_seconds for row in rows] == [0, 0, 0]
@@ -100,8 +100,9 @@ def test_parameters_of_stages(tied: bool, whole: int) -> None:
 
 @pytest.mark.parametrize(("tied", "fullest"), [(False, 448 + 2 * 32 + 4), (True, 32 + TABLE + TABLE)])
 def test_a_tied_tables_gradient_waits_for_the_embedding(tied: bool, fullest: int) -> None:
-    """Samples of one token, two blocks recomputed: the fullest is the head on top of what blocks read, 2 x 32, and the loss' gradient; or the
-    embedding, of which the result's gradient, its own part of the table's and the head's part lie there."""
+    """Samples of one token, two blocks recomputed: the fullest is the head on top of what blocks read, 2 x 32,
+    and the loss' gradient; or the embedding, of which the result's gradient, its own part of the table's and the head's
+    part lie there."""
     found = priced(chain(2, tied, length=1), cluster())
     row = stage_sums(found, found.folded.graph.units).stash["full"][2]
     assert row.peaks.backward == fullest
