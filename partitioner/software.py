@@ -25,7 +25,8 @@ class Expressible:
     ``virtual``: at most so many stages a rank; ``zero``: its stages; ``recompute``: ways to, beside none.
     ``collectives``: those that turn one layout of a value into another. ``end_slots``: what is before the blocks, and
     what is behind them, may each take a block's place in the stages. ``zero_groups``: state may be divided inside
-    groups of replicas, and held again by the others."""
+    groups of replicas, and held again by the others. ``same_recompute``: as many blocks of each stage are recomputed,
+    modules in all blocks."""
 
     axes: tuple[str, ...]
     schedules: tuple[str, ...]
@@ -35,6 +36,7 @@ class Expressible:
     collectives: tuple[str, ...]
     end_slots: bool = False
     zero_groups: bool = True
+    same_recompute: bool = False
 
 
 @dataclass(frozen=True)

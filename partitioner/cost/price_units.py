@@ -5,8 +5,9 @@ Of one micro-batch, on the fullest rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
+from typing import TypeVar
 
 from torch import fx
 
@@ -49,6 +50,21 @@ def _units(
         pricing = known.get(key) or known.setdefault(key, _Pricing(setting, solution, cluster, g))
         found |= {unit: pricing.cost(wanted[unit]) for unit in units}
     return found
+
+
+_V = TypeVar("_V")
+
+
+class _Asked(dict[str, _V]):
+    """By way of recomputing, made when it is asked for."""
+
+    def __init__(self, make: Callable[[str], _V]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, way: str) -> _V:
+        self[way] = found = self._make(way)
+        return found
 
 
 class _Pricing:
@@ -110,7 +126,11 @@ class _Pricing:
 
     @cached_property
     def weight(self) -> float:
-        rows = (weight_work(self.setting, n, self.solution.strategies[n]) for n in self.body)
+        return self.weight_of(self.body)
+
+    def weight_of(self, nodes: Iterable[fx.Node]) -> float:
+        """Seconds of the gradients of parameters."""
+        rows = (weight_work(self.setting, n, self.solution.strategies[n]) for n in nodes)
         return sum(self.seconds_of(row) for row in rows)
 
     @cached_property
@@ -147,24 +167,32 @@ class _Pricing:
         return peaks(self.live)
 
     @cached_property
-    def stash(self) -> dict[str, Stash]:
+    def stash(self) -> Mapping[str, Stash]:
         """By way of recomputing."""
-        return {NO_RECOMPUTE: Stash(self.keeping.bytes, self.plain), **{way: self.recomputed(way) for way in WAYS}}
+        return _Asked(self.recomputed)
 
     @cached_property
-    def last(self) -> dict[str, Peaks]:
+    def last(self) -> Mapping[str, Peaks]:
         """By way of recomputing; what runs again does so before backward, beside what was sent in any case."""
         own = peaks(self.live, sent_back=True)
-        return {way: Peaks(row.peaks[0], *map(max, own[1:], row.peaks[1:])) for way, row in self.stash.items()}
+
+        def of_way(way: str) -> Peaks:
+            forward, *backwards = self.stash[way].peaks
+            return Peaks(forward, *map(max, own[1:], backwards))
+
+        return _Asked(of_way)
 
     def recomputed(self, way: str) -> Stash:
+        if way == NO_RECOMPUTE:
+            return Stash(self.keeping.bytes, self.plain)
         row = run_again(self.folded, self.solution, self.group, way)
         skipped = row.begun if self.cluster.software.early_stop else frozenset[fx.Node]()
         runs = (node for node in row.again if node not in skipped)
         seconds = sum(self.seconds[node].forward for node in runs) + self.dropped(row), self.sent_again(row)
         if not WAYS[way].whole:
             dropped = frozenset(node for region in row.regions for node in region)
-            return Stash(Keeping(self.setting, self.solution, self.group, dropped).bytes, self.plain, *seconds)
+            keeping = Keeping(self.setting, self.solution, self.group, dropped, row.discarded)
+            return Stash(keeping.bytes, self.plain, *seconds, self.weight_of(n for n in self.body if n in dropped))
         kept = self.kept(row)
         size = sum(port.bytes for port in self.ports) + sum(kept.results.values()) + sum(kept.hidden.values())
         again = self.output() + self.live.again(kept, row.passed, row.ends, skipped)  # beside the gradient that enters

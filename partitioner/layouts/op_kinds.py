@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import fx
 
 from partitioner.graph.nodes import op_name, operands, shape_of
@@ -25,12 +27,11 @@ def core(body: list[fx.Node]) -> list[fx.Node]:
     return [n for n in body if n in below and n in above]
 
 
-def cores(body: list[fx.Node]) -> list[frozenset[fx.Node]]:
-    """Those of each attention by itself."""
-    left, found = core(body), list[frozenset[fx.Node]]()
-    inside = set(left)
+def parts(nodes: Sequence[fx.Node]) -> list[frozenset[fx.Node]]:
+    """Those that hang together, each by itself."""
+    inside, found = set(nodes), list[frozenset[fx.Node]]()
     while inside:
-        reached, work = set[fx.Node](), [next(n for n in left if n in inside)]
+        reached, work = set[fx.Node](), [next(n for n in nodes if n in inside)]
         while work:
             node = work.pop()
             if node in inside and node not in reached:

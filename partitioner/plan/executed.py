@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from partitioner.plan.parallelism import Parallelism
-from partitioner.plan.recompute_ways import FULL_RECOMPUTE, NO_RECOMPUTE, OPERATORS, SELECTIVE
+from partitioner.plan.recompute_ways import FULL_RECOMPUTE, NO_RECOMPUTE, OPERATORS, SELECTIVE, WAYS
 from partitioner.precision import OWN as OWN_TYPES
 from partitioner.precision import Precision
 from partitioner.schedule.tables import SCHEDULES
@@ -35,10 +35,11 @@ def _schedules(executed: bool) -> tuple[str, ...]:
     return tuple(row.name for row in SCHEDULES.values() if row.executed == executed)
 
 
+_RECOMPUTE = (NO_RECOMPUTE, OPERATORS, SELECTIVE, FULL_RECOMPUTE)
 EXECUTED = {  # a decision that has no row is executed with every value
     **{axis: Values((1,), row.looked_at, f"{axis} {{}}") for axis, row in AXES.items() if row.looked_at},
     "zero": Values((0, 1, 2, 3), (), "ZeRO {}"),
-    "recompute": Values((NO_RECOMPUTE, OPERATORS, SELECTIVE, FULL_RECOMPUTE), (), "{} recompute"),
+    "recompute": Values(_RECOMPUTE, tuple(way for way in WAYS if way not in _RECOMPUTE), "{} recompute"),
     "schedule": Values(_schedules(True), _schedules(False), "schedule {}"),
 }
 
@@ -46,12 +47,14 @@ EXECUTED = {  # a decision that has no row is executed with every value
 @dataclass(frozen=True)
 class Space:
     """Which steps a search may propose: by decision its values, all of one without a row; at most so many ``virtual``
-    stages a rank. ``name``: of the framework that they are for; ``end_slots``: as it can be told (``Expressible``)."""
+    stages a rank. ``name``: of the framework that they are for; ``end_slots``, ``same_recompute``: as it can be told
+    (``Expressible``)."""
 
     values: Mapping[str, tuple[Any, ...]]
     virtual: int
     name: str = OWN
     end_slots: bool = False
+    same_recompute: bool = False
 
     def most_stages(self, blocks: int) -> int:
         """Into how many a model of so many ``blocks`` can be cut."""
@@ -75,7 +78,7 @@ def space_of(software: Software, plan_only: bool = False) -> Space:
     values = {**axes, "zero": told.zero, "recompute": ways, "schedule": kinds}
     if not told.zero_groups:
         values["zero_group"] = (0,)
-    return Space(values, told.virtual, software.name, told.end_slots)
+    return Space(values, told.virtual, software.name, told.end_slots, told.same_recompute)
 
 
 def not_executed(parallelism: Parallelism, precision: Precision = OWN_TYPES) -> Iterator[str]:

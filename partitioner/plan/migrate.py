@@ -148,11 +148,14 @@ def _from_9(data: Data, origin: str) -> Data:
     return made
 
 
+_SAID_SINCE = {"end_slots": False, "zero_groups": True, "same_recompute": False, "collectives": list(KINDS)}
+
+
 def _from_10(data: Data, origin: str) -> Data:
     before = data["asked"]["software"]
     software = Software().as_dict() | before
     if software["plans"] is not None:
-        software["plans"] = {"end_slots": False, "zero_groups": True, "collectives": list(KINDS)} | software["plans"]
+        software["plans"] = _SAID_SINCE | software["plans"]
     made = data | {"asked": data["asked"] | {"software": software}}
     if data.get("found", {}).get("digests", {}).get("software") == digest_of(before):
         made["found"] = data["found"] | {"digests": data["found"]["digests"] | {"software": digest_of(software)}}

@@ -39,8 +39,8 @@ class Decisions:
     """What was decided. ``stages``: names of each stage's units. Layouts are lists of placements, W, R, P or
     [dim, segments], one for each axis along which ops lie, outermost first.
 
-    ``recomputed``: how many blocks of each stage, from its first, are recomputed as ``recompute`` says ("none", "full",
-    or "selective": attention's scores). ``zero``: ZeRO's stage. ``precision``: in which types. ``plan_only`` names what
+    ``recomputed``: how many blocks of each stage, from its first, are recomputed as ``recompute`` says
+    (plan/recompute_ways.py). ``zero``: ZeRO's stage. ``precision``: in which types. ``plan_only`` names what
     the runtime can't execute yet.
     """
 

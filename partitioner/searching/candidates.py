@@ -94,7 +94,7 @@ def micro_batches(
 ) -> dict[int, int]:
     """By each pp that ``ranks``, the pins and the ``space`` admit, how many micro-batches a step has."""
     blocks = sum(u.is_block for u in sized.graph.units)
-    pairs = [(pp, ranks // pp) for pp in divisors(ranks) if pp <= max(1, blocks)]
+    pairs = [(pp, ranks // pp) for pp in divisors(ranks) if pp <= space.most_stages(max(1, blocks))]
     admitted = [(pp, dp) for pp, dp in pairs if _both(PP, pp, fixed, space) and _both(DP, dp, fixed, space)]
     return {pp: global_batch // (dp * micro_batch) for pp, dp in admitted if global_batch % (dp * micro_batch) == 0}
 

@@ -38,8 +38,8 @@ def _reasons(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, spa
     for axis, n in pinned.items():
         if devices % n:
             yield f"pin {axis}={n} does not divide {devices} devices: pin a divisor of it"
-    if pinned.get(PP, 1) > blocks:
-        yield f"pp {pinned[PP]} asks for more stages than the model's {blocks} blocks: pin pp to at most {blocks}"
+    if pinned.get(PP, 1) > (most := space.most_stages(blocks)):
+        yield f"pp {pinned[PP]} asks for more stages than the model's {blocks} blocks: pin pp to at most {most}"
     yield from _stages(fixed, pinned.get(PP), blocks, space)
     yield from _recomputed(fixed, blocks)
     if fixed.stages is not None:
@@ -100,10 +100,10 @@ def _together(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, sp
 
 def _possible(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, space: Space) -> bool:
     """Whether some mesh, micro-batch, schedule and cut have the pins, by their numbers alone."""
-    blocks, devices = max(1, len(graph.blocks)), cluster.devices
+    most, devices = space.most_stages(max(1, len(graph.blocks))), cluster.devices
     for degrees, pp in itertools.product(inner_degrees(cluster, fixed, space), divisors(devices)):
         dp, rest = divmod(devices, math.prod(n for _, n in degrees) * pp)
-        if rest or pp > blocks or not all(one.admits(PP, pp) and one.admits(DP, dp) for one in (fixed, space)):
+        if rest or pp > most or not all(one.admits(PP, pp) and one.admits(DP, dp) for one in (fixed, space)):
             continue
         if _cuts(graph, global_batch, dp, pp, fixed, space):
             return True
@@ -117,16 +117,17 @@ def _cuts(graph: Graph, global_batch: int, dp: int, pp: int, fixed: Pins, space:
             many = global_batch // (dp * micro_batch)
             for kind, virtual in schedules(pp, space.most_stages(max(1, len(graph.blocks))), many, space):
                 admitted = fixed.admits("schedule", kind) and fixed.admits("virtual", virtual)
-                if admitted and (fixed.stages is None or _fits(graph, fixed.stages, pp * virtual)):
+                if admitted and (fixed.stages is None or _fits(graph, fixed.stages, pp * virtual, space)):
                     return True
     return False
 
 
-def _fits(graph: Graph, counts: tuple[int, ...], stages: int) -> bool:
-    """Whether units so many a stage are all of them, with a block in each."""
+def _fits(graph: Graph, counts: tuple[int, ...], stages: int, space: Space) -> bool:
+    """Whether units so many a stage are all of them, with a block in each but ends that have slots."""
     ends = [0, *itertools.accumulate(counts)]
     runs = [graph.units[a:b] for a, b in itertools.pairwise(ends)]
-    return len(counts) == stages and ends[-1] == len(graph.units) and all(any(u.is_block for u in r) for r in runs)
+    inner = runs[1:-1] if space.end_slots else runs
+    return len(counts) == stages and ends[-1] == len(graph.units) and all(any(u.is_block for u in r) for r in inner)
 
 
 def _cut(graph: Graph, counts: tuple[int, ...], pp: int | None) -> Iterator[str]:
@@ -157,7 +158,7 @@ def _stages(fixed: Pins, pp: int | None, blocks: int, space: Space) -> Iterator[
         yield f"pins pp=1 and {what} conflict: one stage needs no schedule; pin pp to at least 2"
     if pp and virtual and pp * virtual > space.most_stages(blocks):
         yield f"pins pp={pp} and virtual={virtual} conflict: {pp * virtual} stages, the model has {blocks} blocks"
-    elif pp and own and pp * own > blocks:
+    elif pp and own and pp * own > space.most_stages(blocks):
         yield f"pins pp={pp} and schedule={kind} conflict: {pp * own} stages, the model has {blocks} blocks"
 
 

@@ -12,7 +12,7 @@ from partitioner.cost.unit_cost import Priced
 from partitioner.graph.graph import Unit
 from partitioner.plan.executed import Space
 from partitioner.plan.parallelism import Parallelism, mesh_of
-from partitioner.plan.recompute_ways import NO_RECOMPUTE
+from partitioner.plan.recompute_ways import NO_RECOMPUTE, WAYS
 from partitioner.schedule.tables import PLAIN, SCHEDULES
 from partitioner.searching.pins import Pins
 from partitioner.sharding.mesh_axes import DP, PP, Axes, inner
@@ -93,8 +93,9 @@ class Splits:
         self.cluster, self.cuts, self.fitting_cuts = priced.cluster, StageCuts(priced), FittingCuts(priced)
         self.most_stages = space.most_stages(sum(u.is_block for u in priced.folded.graph.units))
         self.walks: dict[tuple[float, ...], tuple[StageWalk, dict[int, StageSums]]] = {}  # and sums by shards
-        ways = (way for way in space.values["recompute"] if way != NO_RECOMPUTE)
-        self.ways = tuple(way for way in ways if fixed.decided.get("recompute") == way or frees(priced, way))
+        ways = [way for way in space.values["recompute"] if way != NO_RECOMPUTE]
+        asked = [way for way in ways if fixed.decided.get("recompute") == way]
+        self.ways = tuple(asked or _freeing(priced, ways))
         self.refused = ""  # why splits that the pins admit can't run
         self.stages: dict[int, tuple[tuple[Unit, ...], ...]] = {}
         self.sums: dict[tuple[int, int], tuple[StageSums, ...]] = {}  # of ``stages``, by ranks that divide state
@@ -196,16 +197,22 @@ class Splits:
             memory = whole.recomputing(way)
             peak_bytes = memory.peak_bytes(everything)
             if peak_bytes <= room and most is None and "recompute" not in self.fixed.decided:
-                least = least_recomputed(memory, room)
+                least = self.told(way, least_recomputed(memory, room), plain)
                 if least is not None and least != everything:
                     yield plain.recomputing(way, least), memory.peak_bytes(least)
             yield plain.recomputing(way, everything), peak_bytes
+
+    def told(self, way: str, least: tuple[int, ...] | None, plain: Split) -> tuple[int, ...] | None:
+        """At least so many blocks of each stage, as can be told whose space it is."""
+        if least is None or not self.space.same_recompute:
+            return least
+        return None if WAYS[way].modules else tuple(min(max(least), stage.blocks) for stage in plain.stages)
 
     def stage_units(self, stages: int) -> tuple[tuple[Unit, ...], ...]:
         if stages not in self.stages:
             pinned, cuts, software = self.fixed.stages, self.cuts, self.cluster.software
             if pinned is not None:
-                self.stages[stages] = cuts.of_counts(pinned, stages)
+                self.stages[stages] = cuts.of_counts(pinned, stages, self.space.end_slots)
             elif software.balanced:
                 self.stages[stages] = cuts.evenest(stages)
             else:
@@ -250,10 +257,15 @@ class Splits:
         return {group: [n for n in admitted if not group or pinned or n == max(stages)] for group in groups}
 
 
-def frees(priced: Priced, way: str) -> bool:
-    """Whether recomputing so keeps less of some block."""
-    rows = (priced.unit(units[0]).stash for units in priced.folded.groups if units[0].is_block)
-    return any(stash[way].bytes < stash[NO_RECOMPUTE].bytes for stash in rows)
+def _freeing(priced: Priced, ways: Iterable[str]) -> list[str]:
+    """Those by which less is kept of some block; of ways that keep as much of each, the first."""
+    stashes = [priced.unit(units[0]).stash for units in priced.folded.groups if units[0].is_block]
+    found = {tuple(stash[NO_RECOMPUTE].bytes for stash in stashes): NO_RECOMPUTE}
+    for way in ways:
+        kept = tuple(stash[way].bytes for stash in stashes)
+        if any(own < plain for own, plain in zip(kept, next(iter(found)), strict=True)):
+            found.setdefault(kept, way)
+    return list(found.values())[1:]
 
 
 def schedules(pp: int, most_stages: int, micro_batches: int, space: Space) -> Iterator[tuple[str, int]]:

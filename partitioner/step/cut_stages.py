@@ -65,13 +65,17 @@ class StageCuts:
         cuts = [starts[n * each - ends[0]] for n in range(1, stages)]
         return tuple(self.units[a:b] for a, b in itertools.pairwise([0, *cuts, len(self.units)]))
 
-    def of_counts(self, counts: tuple[int, ...], stages: int) -> tuple[tuple[Unit, ...], ...]:
-        """Stages of so many units each; () where those are not ``stages``, or not all units, or one has no block."""
+    def of_counts(
+        self, counts: tuple[int, ...], stages: int, end_slots: bool = False
+    ) -> tuple[tuple[Unit, ...], ...]:
+        """Stages of so many units each; () where those are not ``stages``, or not all units, or one has no block that is
+        no end with a slot of its own."""
         if len(counts) != stages or sum(counts) != len(self.units):
             return ()
         ends = np.cumsum([0, *counts])
         cut = tuple(self.units[a:b] for a, b in itertools.pairwise(ends.tolist()))
-        return cut if all(any(unit.is_block for unit in stage) for stage in cut) else ()
+        inner = cut[1:-1] if end_slots else cut
+        return cut if all(any(unit.is_block for unit in stage) for stage in inner) else ()
 
     def _one_stage_more(self) -> tuple[Array, Array, Array]:
         """With one stage more, by units taken: the slowest stage, the sum of squares, where the last run starts."""

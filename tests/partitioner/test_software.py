@@ -189,3 +189,24 @@ def test_layouts_are_of_the_collectives_that_a_framework_has() -> None:
         kinds[every] = {move.forward for block in plan.blocks for op in block.ops for move in op.collectives}
     assert "all_to_all" in kinds[True]
     assert "all_to_all" not in kinds[False]
+
+
+@pytest.mark.parametrize(
+    ("way", "same", "recomputed"),
+    [("full", True, (1, 1)), ("full", False, (1, 0)), ("mlp", True, (4, 4)), ("mlp", False, (1, 0))],
+)
+def test_blocks_are_recomputed_alike_where_a_framework_knows_one_number(
+    way: str, same: bool, recomputed: tuple[int, int]
+) -> None:
+    """On the first of two pipeline ranks, which holds more micro-batches, a block has to be."""
+    graph = trace(*model(layers=8, hidden=64, heads=4, vocab=256, seq=64), compare=False)
+    told = Software.load("megatron").plans
+    assert told is not None
+    software = replace(Software.load("megatron"), plans=replace(told, recompute=(way,), same_recompute=same))
+    roomy = replace(Cluster.load("dgx-h100", devices=2), software=software)
+    pins: dict[str, str | int] = {"pp": 2, "micro_batch": 4, "schedule": "1f1b"}
+    plain = search(graph, roomy, 32, pins)
+    assert plain.decisions.recomputed == (0, 0)
+    memory = 0.98 * plain.cost.peak_bytes / roomy.device.allocator_share
+    tight = replace(roomy, device=replace(roomy.device, memory_bytes=memory))
+    assert search(graph, tight, 32, pins).decisions.recomputed == recomputed

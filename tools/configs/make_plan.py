@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -146,14 +147,14 @@ def pins_of(found: Configuration, graph: Graph) -> Pins:
 def _units(stages: tuple[int, ...], graph: Graph) -> list[int]:
     """Units of each stage of so many blocks: what is before the blocks in the first, what is behind in the last."""
     blocks = [n for n, unit in enumerate(graph.units) if unit.is_block]
-    if sum(stages) != len(blocks) or min(stages) < 1:
-        words = f"stages of {', '.join(map(str, stages))} layers"
-        raise InputError(f"{words} are not the model's {len(blocks)} blocks, one a stage at least: change the file")
-    ends, done = list[int](), 0
-    for n in stages[:-1]:
-        done += n
-        ends.append(blocks[done])
-    return [b - a for a, b in zip([0, *ends], [*ends, len(graph.units)], strict=True)]
+    if sum(stages) == len(blocks):
+        starts = [*blocks, blocks[-1] + 1]
+        ends = [starts[done] for done in itertools.accumulate(stages[:-1])]
+        found = [b - a for a, b in zip([0, *ends], [*ends, len(graph.units)], strict=True)]
+        if min(found) > 0:
+            return found
+    words = f"stages of {', '.join(map(str, stages))} layers"
+    raise InputError(f"{words} are not the model's {len(blocks)} blocks, one a stage but in the ends: change the file")
 
 
 def _notes(

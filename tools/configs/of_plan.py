@@ -79,6 +79,15 @@ def recomputed_blocks(plan: Plan) -> int | None:
     return most if all(n == min(most, of) for n, of in zip(counts, blocks, strict=True)) else None
 
 
+def _inside(stages: tuple[tuple[str, ...], ...], blocks: set[str]) -> bool:
+    """Whether anything but blocks stands elsewhere than before them in the first stage or behind them in the last."""
+    places = [(n, unit in blocks) for n, stage in enumerate(stages) for unit in stage]
+    first = next((i for i, (_, is_block) in enumerate(places) if is_block), len(places))
+    last = max((i for i, (_, is_block) in enumerate(places) if is_block), default=-1)
+    between = any(not is_block for _, is_block in places[first:last])
+    return between or any(n for n, _ in places[:first]) or any(n < len(stages) - 1 for n, _ in places[last + 1 :])
+
+
 def preset_of(plan: Plan) -> str | None:
     """The name of the plan's precision, gradients apart; None where it has none."""
     own = replace(plan.decisions.precision, float32=())
@@ -141,7 +150,7 @@ def unsaid(plan: Plan) -> Iterator[str]:
     counts = d.recomputed
     if plan.parallelism.recompute != NO_RECOMPUTE and counts != stage_blocks(plan) and recomputed_blocks(plan) is None:
         yield f"recomputed blocks by stage {', '.join(map(str, counts))}: the framework recomputes as many in each"
-    if any(stage[0] not in blocks for stage in d.stages[1:]) or any(stage[-1] not in blocks for stage in d.stages[:-1]):
+    if _inside(d.stages, blocks):
         yield "what is before the blocks, or behind them, stands in an inner stage: the framework has it at the ends"
     if d.precision.float32:
         yield f"modules in float32: {', '.join(d.precision.float32)}"

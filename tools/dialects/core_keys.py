@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from partitioner.errors import InputError
-from partitioner.plan.recompute_ways import FULL_RECOMPUTE, NO_RECOMPUTE, SELECTIVE
+from partitioner.plan.recompute_ways import FULL_RECOMPUTE, MLP, NO_RECOMPUTE, NORMS, SELECTIVE, WAYS, of_modules
 from partitioner.precision import SINGLE
 from partitioner.schedule.tables import PLAIN, plainest
 from tools.dialects.configuration import Configuration
@@ -65,7 +66,17 @@ def _read_layout(values: Values) -> Values:
 def _write_layout(asked: Configuration) -> Values:
     if asked.stages is None:
         return {}
-    return {LAYOUT: f"E{'|'.join('t' * n if n < 4 else f't*{n}' for n in asked.stages)}L"}
+    *before, last = asked.stages
+    runs = [(layers, len([*run])) for layers, run in itertools.groupby(before)]
+    rows = (f"({'t' * n}|)*{many}" if many > 2 else f"{_layers(n)}|" * many for n, many in runs)
+    return {LAYOUT: f"E{''.join(rows)}{_layers(last)}L"}
+
+
+def _layers(many: int) -> str:
+    return "t" * many if many < 4 else f"t*{many}"
+
+
+_MODULES = {"core_attn": SELECTIVE, "layernorm": NORMS, "mlp": MLP}
 
 
 def recompute_row() -> Row:
@@ -81,9 +92,10 @@ def _read_recompute(values: Values) -> Values:
         given.setdefault("recompute-granularity", "selective")
     ways = {"full": FULL_RECOMPUTE, "selective": SELECTIVE, "none": NO_RECOMPUTE}
     way = one_of("recompute-granularity", given.get("recompute-granularity", "none"), ways)
-    modules = given.get("recompute-modules", ["core_attn"])
-    if way == SELECTIVE and modules not in (["core_attn"], "core_attn"):
-        raise InputError(f"recompute-modules={modules}: selective recompute is of core_attn alone: leave out others")
+    if way == SELECTIVE:
+        modules = given.get("recompute-modules", "core_attn")
+        names = dict.fromkeys(modules.split() if isinstance(modules, str) else modules)
+        way = of_modules(*(one_of("recompute-modules", name, _MODULES) for name in names))
     if way != FULL_RECOMPUTE:
         return {"recompute": way}
     method = one_of("recompute-method", given.get("recompute-method", ""), {"uniform": "uniform", "block": "block"})
@@ -96,8 +108,12 @@ def _read_recompute(values: Values) -> Values:
 
 
 def _write_recompute(asked: Configuration) -> Values:
-    if asked.recompute == SELECTIVE:
-        return {"recompute-granularity": "selective"}
+    modules = WAYS[asked.recompute].modules if asked.recompute in WAYS else ()
+    if modules:
+        found: Values = {"recompute-granularity": "selective"}
+        if modules != (SELECTIVE,):
+            found["recompute-modules"] = [name for name, module in _MODULES.items() if module in modules]
+        return found
     if asked.recompute != FULL_RECOMPUTE:
         return {}
     block = asked.recomputed is not None

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from partitioner.errors import InputError
-from partitioner.hardware.checked_table import cut
 from tools.dialects.documents import YAML, Form, Parsed
 
 _ASSIGNED = re.compile(r"([A-Za-z_]\w*)\+?=(.*)", re.DOTALL)
@@ -162,7 +161,8 @@ def dump(found: Mapping[str, Any], said: Sequence[str]) -> str:
     lines = [f"# {line}" for line in said]
     for name, value in found.items():
         if value is not False:
-            lines.append(f"--{name}" if value is True else f"--{name} {shlex.quote(cut(str(value)))}")
+            words = value if isinstance(value, list) else [] if value is True else [value]
+            lines.append(" ".join((f"--{name}", *(shlex.quote(str(word)) for word in words))))
     return "\n".join(lines) + "\n"
 
 

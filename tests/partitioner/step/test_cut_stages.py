@@ -99,6 +99,8 @@ def test_pinned_stages() -> None:
     """Of embed, two blocks and head."""
     cuts = StageCuts(timed((1, 1)))
     assert [[unit.name for unit in stage] for stage in cuts.of_counts((3, 1), 2)] == []  # the head alone is no stage
+    alone = cuts.of_counts((1, 2, 1), 3, end_slots=True)  # but where ends have slots
+    assert [[unit.name for unit in stage] for stage in alone] == [["embed"], ["blocks.0", "blocks.1"], ["head"]]
     assert [[unit.name for unit in stage] for stage in cuts.of_counts((2, 2), 2)] == [["embed", "blocks.0"],
                                                                               ["blocks.1", "head"]]  # fmt: skip
     assert cuts.of_counts((2, 1), 2) == cuts.of_counts((4,), 2) == cuts.of_counts((2, 2), 1) == ()

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from partitioner import Graph, Plan, Program, lower, search, trace
 from partitioner.lowering.parameter_bytes import held_bytes
 from partitioner.lowering.sent_by_call import Sending
-from partitioner.plan.recompute_ways import NO_RECOMPUTE, WAYS
+from partitioner.plan.executed import EXECUTED
 from partitioner.schedule.tables import Action
 from runtime.dry_run.dry_run import Rank, alike, run_ranks
 from runtime.mesh import vocab_parallel
@@ -101,7 +101,7 @@ class Clipped(torch.nn.Module):
         return F.cross_entropy(x.flatten(0, 1), labels.flatten())
 
 
-@pytest.mark.parametrize("recompute", [NO_RECOMPUTE, *WAYS])
+@pytest.mark.parametrize("recompute", EXECUTED["recompute"].executed)
 @pytest.mark.parametrize("pins", [{"tp": 2}, {"pp": 2}, {"dp": 2}])
 def test_an_autograd_function_runs_without_values(pins: dict[str, str | int], recompute: str) -> None:
     batch = {"x": torch.randn(4, 3, 8), "labels": torch.zeros(4, 3, dtype=torch.int64)}

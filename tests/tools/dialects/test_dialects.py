@@ -52,6 +52,8 @@ MEGATRON = "--num-layers 24 --hidden-size 1024 --num-attention-heads 16 --pipeli
         ("--pipeline-model-parallel-layout 'Et*6|(tt|)*3t*12L' --pipeline-model-parallel-size 5",
          {"stages": (6, 2, 2, 2, 12), "virtual": 1}),
         ("--recompute-activations", {"recompute": "selective", "recomputed": None}),
+        ("--recompute-granularity selective --recompute-modules mlp layernorm", {"recompute": "norms+mlp"}),
+        ("--recompute-granularity selective --recompute-modules core_attn", {"recompute": "selective"}),
         ("--recompute-granularity full --recompute-method uniform --recompute-num-layers 1",
          {"recompute": "full", "recomputed": None}),
         ("--recompute-granularity full --recompute-method block --recompute-num-layers 2",
@@ -171,6 +173,14 @@ def test_what_can_not_be_said_is_found(name: str, asked: dict[str, object], expe
     assert DIALECTS[name].untold(replace(FULL, **asked), 32) == expected
 
 
+def test_as_many_stages_as_blocks_are_said_whole() -> None:
+    dialect = DIALECTS["megatron"]
+    for stages in ((0, *[1] * 126, 0), (*[1, 2] * 63, 1, 1)):
+        asked = replace(FULL, pipeline=16, virtual=8, schedule=ROUNDS, layers=sum(stages), stages=stages)
+        text = dialect.form.dump(dialect.written(asked), ())
+        assert settled("megatron", text, sum(stages)).stages == stages
+
+
 def test_uneven_stages_are_said_to_torchtitan_by_names() -> None:
     asked = replace(FULL, zero=2, stages=(7, 9, 9, 7))
     dialect = DIALECTS["torchtitan"]
@@ -210,6 +220,7 @@ def test_several_stages_a_rank_are_said_to_torchtitan() -> None:
         ("megatron", "--tensor-model-parallel-size", "positive whole number"),
         ("megatron", "--bf16 --fp16", "drop one"),
         ("megatron", "--recompute-granularity full", "choose one"),
+        ("megatron", "--recompute-granularity selective --recompute-modules moe_act", "moe_act is none of core_attn"),
         ("megatron", "--recompute-granularity full --recompute-method uniform --recompute-num-layers 4", "set it to 1"),
         ("megatron", "--pipeline-model-parallel-layout Ettm|L", "write it as"),
         ("megatron", "--fp16 --fp8-format hybrid", "add --bf16"),
