@@ -68,7 +68,7 @@ class StageCuts:
     def of_counts(
         self, counts: tuple[int, ...], stages: int, end_slots: bool = False
     ) -> tuple[tuple[Unit, ...], ...]:
-        """Stages of so many units each; () where those are not ``stages``, or not all units, or one has no block that is
+        """Stages of so many units each; () where those are not ``stages``, or not all units, or one has no block and is
         no end with a slot of its own."""
         if len(counts) != stages or sum(counts) != len(self.units):
             return ()
