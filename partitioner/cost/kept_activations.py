@@ -28,15 +28,13 @@ class Keeping:
     (``few``).
 
     What ops of ``without`` make for each other, and what is hidden in them, is not counted; what they read of others
-    is, for they run again. What ops of ``discarded`` make is counted for nobody.
+    is, for they run again.
     """
 
     def __init__(
-        self, setting: Setting, solution: Solution, group: int, without: frozenset[fx.Node] = frozenset(),
-        discarded: frozenset[fx.Node] = frozenset(),
-    ) -> None:  # fmt: skip
+        self, setting: Setting, solution: Solution, group: int, without: frozenset[fx.Node] = frozenset()
+    ) -> None:
         self.setting, self.solution, self.group, self.without = setting, solution, group, without
-        self.discarded = discarded
         self.folded = setting.folded
         self.savers: dict[Placed, list[fx.Node]] = {}
         self.storages: dict[Placed, float] = {}
@@ -81,7 +79,7 @@ class Keeping:
             layout = self.made(value)  # gathered once more beside the gradient of what was read
         key = self.lies(value, layout)
         outside = not self._is_port(key[0]) and key[0] not in self.folded.node and key[1] == self.made(key[0])
-        rebuilt = key[0] in self.without and (node in self.without or key[0] in self.discarded)
+        rebuilt = node in self.without and key[0] in self.without
         if not outside and not rebuilt:
             for held in self._written(key):
                 shares = self.few.setdefault(held, set())

@@ -185,13 +185,13 @@ class _Pricing:
     def recomputed(self, way: str) -> Stash:
         if way == NO_RECOMPUTE:
             return Stash(self.keeping.bytes, self.plain)
-        row = run_again(self.folded, self.solution, self.group, way)
+        row = run_again(self.folded, self.solution, self.group, way, self.cluster.software.fused)
         skipped = row.begun if self.cluster.software.early_stop else frozenset[fx.Node]()
         runs = (node for node in row.again if node not in skipped)
         seconds = sum(self.seconds[node].forward for node in runs) + self.dropped(row), self.sent_again(row)
         if not WAYS[way].whole:
             dropped = frozenset(node for region in row.regions for node in region)
-            keeping = Keeping(self.setting, self.solution, self.group, dropped, row.discarded)
+            keeping = Keeping(self.setting, self.solution, self.group, dropped)
             return Stash(keeping.bytes, self.plain, *seconds, self.weight_of(n for n in self.body if n in dropped))
         kept = self.kept(row)
         size = sum(port.bytes for port in self.ports) + sum(kept.results.values()) + sum(kept.hidden.values())

@@ -59,11 +59,11 @@ class UnitCost:
     """One unit, one micro-batch, one rank: compute, exposed communication, and what is kept for backward.
 
     ``weight_gradient_seconds``: of compute's backward. ``axis_shares``: of communication, by axis of the mesh.
-    ``stash``: by way of recomputing, "none", "selective" (attention's scores), "operators" (every second product) and
-    "full"; ``last``: its peaks as a stage's last unit, whose gradients another stage has sent. ``ports``: what enters.
-    ``collectives`` and ``kernels``: how many there are in forward and backward. ``once_seconds``, ``copied_bytes``:
-    of weights in few bits that are quantized once a step, and of what all its micro-batches read then. ``surrogate``:
-    seconds as the choice of layouts saw them, products modelled and overlap at its best.
+    ``stash``: by way of recomputing, "none" and those of plan/recompute_ways.py; ``last``: its peaks as a stage's last
+    unit, whose gradients another stage has sent. ``ports``: what enters. ``collectives`` and ``kernels``: how many
+    there are in forward and backward. ``once_seconds``, ``copied_bytes``: of weights in few bits that are quantized
+    once a step, and of what all its micro-batches read then. ``surrogate``: seconds as the choice of layouts saw them,
+    products modelled and overlap at its best.
     """
 
     compute: Seconds

@@ -2,8 +2,10 @@
 
     stream      what enters, and its sums with what products make of it: x + f(x)
     selective   the core of attention
-    norms       what is made of the stream without products, on its way to those of weights
-    mlp         products by weights that neither lead to attention's core nor come of it, and all between them
+    mlp         products by weights that neither lead to attention's core or its projection nor come of them, and all
+                between them; where kernels are fused, with the norm that nobody else reads, which is one with the first
+
+A mixture's experts are no MLP: what a router chose stands between its products.
 """
 
 from __future__ import annotations
@@ -14,27 +16,23 @@ from torch import fx
 
 from partitioner.graph.nodes import op_name, operands
 from partitioner.graph.tied_blocks import Folded
-from partitioner.layouts.op_kinds import core, is_attention, is_product, parts
-from partitioner.plan.recompute_ways import MLP, NORMS, SELECTIVE
+from partitioner.layouts.op_kinds import core, is_attention, is_choice, is_product, parts
+from partitioner.plan.recompute_ways import MLP, SELECTIVE
 from partitioner.sharding.op_rules import rule_of
 
 
 class BlockModules:
-    """Of one unit of a group."""
+    """Of one unit of a group; ``fused``: norms are one with the product that reads them."""
 
-    def __init__(self, folded: Folded, group: int) -> None:
-        self.body, self.differentiable = folded.body(group), folded.differentiable
+    def __init__(self, folded: Folded, group: int, fused: bool) -> None:
+        self.body, self.differentiable, self.fused = folded.body(group), folded.differentiable, fused
         self.core = frozenset(core(self.body))
         self.stream, self.plain = self._of_the_stream()
 
-    def nodes(self, module: str) -> list[fx.Node]:
-        """The ops of one of ``recompute_ways.MODULES``, in order."""
-        found = {SELECTIVE: lambda: self.core, NORMS: self._norms, MLP: self._mlp}[module]()
-        return [n for n in self.body if n in found]
-
     def regions(self, modules: Sequence[str]) -> list[frozenset[fx.Node]]:
-        """Their ops, each connected part by itself."""
-        return [part for module in modules for part in parts(self.nodes(module))]
+        """The ops of some of ``recompute_ways.MODULES``, each connected part by itself."""
+        found = {SELECTIVE: lambda: self.core, MLP: self._mlp}
+        return [part for m in modules for nodes in [found[m]()] for part in parts([n for n in self.body if n in nodes])]
 
     def _of_the_stream(self) -> tuple[set[fx.Node], set[fx.Node]]:
         """The stream, and what is made of it without products."""
@@ -46,7 +44,7 @@ class BlockModules:
             if not read or node not in self.differentiable:
                 continue
             samples.add(node)
-            if node in self.core or _computes(node):
+            if node in self.core or is_product(node) or is_attention(node):
                 continue
             beside = read - stream - plain
             rule = rule_of(op_name(node.target))
@@ -60,16 +58,16 @@ class BlockModules:
         is_held = node.op == "placeholder" and node.meta["kind"] != "input"
         return node in self.differentiable and not is_held
 
-    def _norms(self) -> Collection[fx.Node]:
-        leads = {n for n in self.body if _computes(n) and n not in self.core}
-        for node in reversed(self.body):
-            leads |= {node} if node in self.plain and not leads.isdisjoint(node.users) else set()
-        return self.plain & leads
-
     def _mlp(self) -> Collection[fx.Node]:
-        beside = self._below(self.core) | self._above(self.core)
+        below = self._below(self.core)
+        beside = below | self._above({*self.core, *(n for n in below if is_product(n))})
         ends = {n for n in self.body if is_product(n) and n in self.differentiable and n not in beside}
-        return self._below(ends) & self._above(ends)
+        found = self._below(ends) & self._above(ends)
+        if any(is_choice(n, self.differentiable) for n in found):
+            return frozenset()
+        for node in reversed(self.body if self.fused else []):
+            found |= {node} if node in self.plain and node.users and found.issuperset(node.users) else set()
+        return found
 
     def _below(self, ends: Collection[fx.Node]) -> set[fx.Node]:
         """These and what is made of them, up to the stream."""
@@ -84,7 +82,3 @@ class BlockModules:
         for node in reversed(self.body):
             found |= {node} if node not in self.stream and not found.isdisjoint(node.users) else set()
         return found
-
-
-def _computes(node: fx.Node) -> bool:
-    return is_product(node) or is_attention(node)

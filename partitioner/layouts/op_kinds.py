@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import fx
 
-from partitioner.graph.nodes import op_name, operands, shape_of
+from partitioner.graph.nodes import is_tensor, op_name, operands, shape_of
 from partitioner.sharding.op_rules import rule_of
 from partitioner.sharding.rule import Rule
 
@@ -69,6 +70,14 @@ def is_attention(node: fx.Node) -> bool:
     """Whether a node is attention as one op."""
     rule = _rule(node)
     return rule is not None and rule.attention is not None
+
+
+def is_choice(node: fx.Node, differentiable: set[fx.Node]) -> bool:
+    """Whether an op chooses by computed values (a router): run again it could choose otherwise, so that is kept."""
+    if not is_tensor(node) or node in differentiable or not any(n in differentiable for n in operands(node)):
+        return False
+    dtype = node.meta["val"].dtype
+    return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
 
 
 def _without_samples(body: list[fx.Node]) -> set[fx.Node]:

@@ -15,18 +15,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-import torch
 from torch import fx
 
-from partitioner.graph.nodes import is_tensor, operands
+from partitioner.graph.nodes import operands
 from partitioner.graph.saved_by_autograd import hides, saved
 from partitioner.graph.tied_blocks import Folded
 from partitioner.layouts.block_modules import BlockModules
 from partitioner.layouts.conversions import Conversion, conversions, hops_of
-from partitioner.layouts.op_kinds import biased, is_attention, is_product
+from partitioner.layouts.op_kinds import biased, is_attention, is_choice, is_product
 from partitioner.layouts.solution import Solution
 from partitioner.ops.collective_kinds import KINDS
-from partitioner.plan.recompute_ways import NORMS, WAYS
+from partitioner.plan.recompute_ways import WAYS
 from partitioner.sharding.layout import Layout
 
 Placed = tuple[fx.Node, Layout]
@@ -39,8 +38,7 @@ class RunAgain:
     ``sent_again`` are the collectives by which they convert, by their place in one of all ``conversions``. ``ends``:
     the last op of each region of which backward needs something; ``begun``: those of them that need not run, for it
     needs only what they read. ``kept``: results that are held from forward to backward, by what makes them; ``passed``
-    ones are held for collectives alone. ``discarded``: ops whose results are not held for whoever reads them, of the
-    parts that run again before those do."""
+    ones are held for collectives alone."""
 
     is_whole: bool
     regions: tuple[frozenset[fx.Node], ...]
@@ -51,16 +49,15 @@ class RunAgain:
     conversions: frozenset[Conversion]
     kept: Mapping[Placed, Kind]
     passed: frozenset[Placed]
-    discarded: frozenset[fx.Node]
 
     def sends(self, move: Conversion, number: int, reader: fx.Node) -> bool:
         """Whether a conversion's collective, or what ``reader`` sends of a value inside, is sent again."""
         return (move, number) in self.sent_again or (reader in self.again and move not in self.conversions)
 
 
-def run_again(folded: Folded, solution: Solution, group: int, way: str) -> RunAgain:
-    """Of a unit of the group, recomputed in a way of WAYS."""
-    return _Walk(folded, solution, group, way).found()
+def run_again(folded: Folded, solution: Solution, group: int, way: str, fused: bool = False) -> RunAgain:
+    """Of a unit of the group, recomputed in a way of WAYS, by a program that fuses pointwise ops or doesn't."""
+    return _Walk(folded, solution, group, way, fused).found()
 
 
 @dataclass(frozen=True)
@@ -77,13 +74,12 @@ class _Step:
 
 
 class _Walk:
-    def __init__(self, folded: Folded, solution: Solution, group: int, way: str) -> None:
+    def __init__(self, folded: Folded, solution: Solution, group: int, way: str, fused: bool) -> None:
         self.folded, self.solution, self.row = folded, solution, WAYS[way]
         self.body, self.differentiable = folded.body(group), folded.differentiable
-        modules = BlockModules(folded, group)
+        modules = BlockModules(folded, group, fused)
         self.core = modules.core
         self.regions = [frozenset(self.body)] if self.row.whole else modules.regions(self.row.modules)
-        self.discarded = frozenset(modules.nodes(NORMS) if NORMS in self.row.modules else ())
         self.steps = list(self._steps(conversions(folded, solution, group)))
         self.maker = {step.made: step for step in self.steps}
         self.order = {node: n for n, node in enumerate(self.body)}
@@ -124,8 +120,7 @@ class _Walk:
                 passed.add(key)
         again = [n for n in self.body if n in self.runs and not {(n, self._result(n))} & (kept.keys() | passed)]
         ends = {end for end in self.ends.values() if end is not None}
-        ended = (end for end in ends if end in again and end not in self.discarded)
-        begun = (end for end in ended if (end, self._result(end)) not in self._read_by_backward(end))
+        begun = (end for end in ends if end in again and (end, self._result(end)) not in self._read_by_backward(end))
         sent = (s for s in self.steps if s.kind and s.reader in self.runs and s.made not in kept)
         return RunAgain(
             is_whole=self.row.whole,
@@ -137,7 +132,6 @@ class _Walk:
             conversions=frozenset(step.move for step in self.steps if step.move),
             kept=kept,
             passed=frozenset(passed),
-            discarded=self.discarded,
         )
 
     @cached_property
@@ -171,7 +165,7 @@ class _Walk:
     def _kind(self, step: _Step) -> Kind | None:
         """What makes it, where that is kept in this way."""
         node = step.made[0]
-        if step.move is None and _is_choice(node, self.differentiable) and node in self.walked:
+        if step.move is None and is_choice(node, self.differentiable) and node in self.walked:
             return "choice"
         if not self.row.keeps_results:
             return None
@@ -191,17 +185,8 @@ class _Walk:
 
     def _end(self, region: frozenset[fx.Node]) -> fx.Node | None:
         """The last op of which something is needed again."""
-        needed = (n for n in region if n in self.discarded or self._is_read(n))
-        return max(needed, key=self.order.__getitem__, default=None)
+        return max((n for n in region if self._is_read(n)), key=self.order.__getitem__, default=None)
 
     def _is_read(self, node: fx.Node) -> bool:
         """Whether backward needs something of an op."""
         return node in self.differentiable and (hides(node) or bool(saved(node, self.differentiable)))
-
-
-def _is_choice(node: fx.Node, differentiable: set[fx.Node]) -> bool:
-    """Whether an op chooses by computed values (a router): run again it could choose otherwise, so that is kept."""
-    if not is_tensor(node) or node in differentiable or not any(n in differentiable for n in operands(node)):
-        return False
-    dtype = node.meta["val"].dtype
-    return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)

@@ -3,11 +3,10 @@
 none         everything is kept
 operators    what products by weights, attention and collectives make is kept, but for gathers; the rest runs again
 selective    everything is kept but what attention writes of scores; its core runs again
-norms        what products read of norms is not kept; these run again
 mlp          what enters the MLP is kept; its products and what lies between them run again
 full         what enters is kept; the block runs again
 
-Those of modules go together, ``norms+mlp``.
+Those of modules go together, ``selective+mlp``.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import itertools
 from dataclasses import dataclass
 
 NO_RECOMPUTE, OPERATORS, SELECTIVE, FULL_RECOMPUTE = "none", "operators", "selective", "full"
-NORMS, MLP = "norms", "mlp"
+MLP = "mlp"
 _TOGETHER = "+"
 
 
@@ -34,7 +33,7 @@ class Way:
         return not self.modules
 
 
-MODULES = (SELECTIVE, NORMS, MLP)  # "selective" alone is of attention's core, as Megatron-LM has it
+MODULES = (SELECTIVE, MLP)  # "selective" alone is of attention's core, as Megatron-LM has it
 
 
 def of_modules(*modules: str) -> str:

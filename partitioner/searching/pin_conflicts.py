@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from partitioner.cluster import Cluster
 from partitioner.graph.graph import Graph
 from partitioner.plan.executed import EXECUTED, Space
-from partitioner.plan.recompute_ways import NO_RECOMPUTE
+from partitioner.plan.recompute_ways import NO_RECOMPUTE, WAYS
 from partitioner.schedule.tables import PLAIN, SCHEDULES, Schedule
 from partitioner.searching.candidates import admits_micro_batch, divisors, inner_degrees
 from partitioner.searching.pins import Pins
@@ -39,9 +39,10 @@ def _reasons(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, spa
         if devices % n:
             yield f"pin {axis}={n} does not divide {devices} devices: pin a divisor of it"
     if pinned.get(PP, 1) > (most := space.most_stages(blocks)):
-        yield f"pp {pinned[PP]} asks for more stages than the model's {blocks} blocks: pin pp to at most {most}"
+        ends = " and two ends" if most > blocks else ""
+        yield f"pp {pinned[PP]} asks for more stages than the model's {blocks} blocks{ends}: pin pp to at most {most}"
     yield from _stages(fixed, pinned.get(PP), blocks, space)
-    yield from _recomputed(fixed, blocks)
+    yield from _recomputed(fixed, blocks, space)
     if fixed.stages is not None:
         yield from _cut(graph, fixed.stages, pinned.get(PP))
     yield from _product(pinned, devices, space)
@@ -56,10 +57,13 @@ def _reasons(graph: Graph, cluster: Cluster, global_batch: int, fixed: Pins, spa
         )
 
 
-def _recomputed(fixed: Pins, blocks: int) -> Iterator[str]:
+def _recomputed(fixed: Pins, blocks: int, space: Space) -> Iterator[str]:
     many = fixed.number("recomputed") or 0
     if many and fixed.decided.get("recompute") == NO_RECOMPUTE:
         yield f"pins recompute={NO_RECOMPUTE} and recomputed={many} conflict: drop one"
+    way = WAYS.get(str(fixed.decided.get("recompute")))
+    if 0 < many < blocks and way and way.modules and space.same_recompute:
+        yield f"pin recomputed={many} asks for modules of some blocks, {space.name} is told of all: drop it"
     if many > blocks:
         yield f"pin recomputed={many} asks for more blocks of a stage than the model's {blocks}: pin at most {blocks}"
 

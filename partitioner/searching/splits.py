@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from partitioner.searching.pins import Pins
 from partitioner.sharding.mesh_axes import DP, PP, Axes, inner
 from partitioner.step.cut_stages import StageCuts
 from partitioner.step.fitting_cuts import FittingCuts
-from partitioner.step.least_recompute import least_recomputed
+from partitioner.step.least_recompute import least_alike, least_recomputed
 from partitioner.step.rank_memory import RankMemory
 from partitioner.step.split import Split, StageSums, stage_sums
 from partitioner.step.stage_peaks import StageWalk
@@ -193,20 +193,21 @@ class Splits:
         everything = tuple(s.blocks if most is None else min(most, s.blocks) for s in plain.stages)
         if most is not None and most > sum(s.blocks for s in plain.stages):
             return
-        for way in (w for w in ways if self.fixed.admits("recompute", w)):
+        some = self.space.same_recompute and everything != tuple(s.blocks for s in plain.stages)
+        for way in (w for w in ways if self.fixed.admits("recompute", w) and not (some and WAYS[w].modules)):
             memory = whole.recomputing(way)
             peak_bytes = memory.peak_bytes(everything)
             if peak_bytes <= room and most is None and "recompute" not in self.fixed.decided:
-                least = self.told(way, least_recomputed(memory, room), plain)
+                least = self.least(way)(memory, room)
                 if least is not None and least != everything:
                     yield plain.recomputing(way, least), memory.peak_bytes(least)
             yield plain.recomputing(way, everything), peak_bytes
 
-    def told(self, way: str, least: tuple[int, ...] | None, plain: Split) -> tuple[int, ...] | None:
-        """At least so many blocks of each stage, as can be told whose space it is."""
-        if least is None or not self.space.same_recompute:
-            return least
-        return None if WAYS[way].modules else tuple(min(max(least), stage.blocks) for stage in plain.stages)
+    def least(self, way: str) -> Callable[[RankMemory, float], tuple[int, ...] | None]:
+        """How the fewest blocks to recompute are found, as the framework can be told of them."""
+        if not self.space.same_recompute:
+            return least_recomputed
+        return (lambda *_: None) if WAYS[way].modules else least_alike
 
     def stage_units(self, stages: int) -> tuple[tuple[Unit, ...], ...]:
         if stages not in self.stages:
@@ -258,14 +259,16 @@ class Splits:
 
 
 def _freeing(priced: Priced, ways: Iterable[str]) -> list[str]:
-    """Those by which less is kept of some block; of ways that keep as much of each, the first."""
+    """Those by which less is kept of some block; of ways that keep as much of each, the one that runs least again."""
     stashes = [priced.unit(units[0]).stash for units in priced.folded.groups if units[0].is_block]
-    found = {tuple(stash[NO_RECOMPUTE].bytes for stash in stashes): NO_RECOMPUTE}
+    found = dict[tuple[float, ...], tuple[float, str]]()
     for way in ways:
-        kept = tuple(stash[way].bytes for stash in stashes)
-        if any(own < plain for own, plain in zip(kept, next(iter(found)), strict=True)):
-            found.setdefault(kept, way)
-    return list(found.values())[1:]
+        rows = [(stash[way], stash[NO_RECOMPUTE]) for stash in stashes]
+        if any(own.bytes < plain.bytes for own, plain in rows):
+            row = sum(own.compute + own.communication for own, _ in rows), way
+            kept = tuple(own.bytes for own, _ in rows)
+            found[kept] = min(found.get(kept, row), row, key=lambda pair: pair[0])
+    return [way for _, way in found.values()]
 
 
 def schedules(pp: int, most_stages: int, micro_batches: int, space: Space) -> Iterator[tuple[str, int]]:

@@ -42,12 +42,12 @@ _Others = Mapping[fx.Node, tuple[OtherRow, ...]]
 
 def block_rows(priced: Priced, names: Mapping[Unit, str], own: Parallelism, pins: Pins) -> Iterator[BlockRow]:
     """One for each group of identical units; ``names`` are those of the plan."""
-    folded, solution = priced.folded, priced.solution
+    folded, solution, fused = priced.folded, priced.solution, priced.cluster.software.fused
     out, others = exports(folded, solution), _others(priced, own.micro_batches, pins)
     for g, units in enumerate(folded.groups):
         ports = folded.ports(g)
         is_recomputed = own.recompute in WAYS and units[0].is_block
-        again = run_again(folded, solution, g, own.recompute) if is_recomputed else None
+        again = run_again(folded, solution, g, own.recompute, fused) if is_recomputed else None
         cost, (ops, leaving) = priced.groups[g], _ops(priced, g, others, again)
         yield BlockRow(
             units=tuple(names[u] for u in units), is_block=units[0].is_block,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+
 import numpy as np
 
 from partitioner.schedule.fullest_moments import Array
@@ -26,6 +28,15 @@ def least_recomputed(memory: RankMemory, room: float) -> tuple[int, ...] | None:
         fits = memory.rank_peak_bytes(_counts(memory, steps, middle)) <= room
         least, most = np.where(fits, least, middle + 1), np.where(fits, middle, most)
     return tuple(_counts(memory, steps, least).tolist())
+
+
+def least_alike(memory: RankMemory, room: float) -> tuple[int, ...] | None:
+    """As many blocks of each stage, or all of one that has fewer, as few as that; None where all do not fit."""
+    stages = memory.split.stages
+    most = max(stage.blocks for stage in stages)
+    rows = [tuple(min(n, stage.blocks) for stage in stages) for n in range(most + 1)]
+    n = bisect.bisect_left(rows, True, key=lambda counts: memory.peak_bytes(counts) <= room)
+    return rows[n] if n < len(rows) else None
 
 
 def _counts(memory: RankMemory, steps: Array, taken: Array) -> Array:

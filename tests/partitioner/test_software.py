@@ -11,7 +11,7 @@ import torch
 
 from examples.gpt import model
 from partitioner import Cluster, lower, search, trace
-from partitioner.errors import InputError
+from partitioner.errors import DoesNotFit, InputError
 from partitioner.plan.check import check_software
 from partitioner.plan.executed import Space, space_of
 from partitioner.precision import PRESETS
@@ -210,3 +210,22 @@ def test_blocks_are_recomputed_alike_where_a_framework_knows_one_number(
     memory = 0.98 * plain.cost.peak_bytes / roomy.device.allocator_share
     tight = replace(roomy, device=replace(roomy.device, memory_bytes=memory))
     assert search(graph, tight, 32, pins).decisions.recomputed == recomputed
+
+
+def test_no_more_blocks_are_recomputed_than_have_to_be() -> None:
+    """Of four stages of four blocks on two ranks: one block fewer of each does not fit."""
+    graph = trace(*model(layers=16, hidden=64, heads=4, vocab=256, seq=64), compare=False)
+    roomy = Cluster.load("dgx-h100", devices=2, software="megatron-2021")
+    pins: dict[str, str | int] = {"pp": 2, "virtual": 2, "micro_batch": 4, "recompute": "off"}
+    least = search(graph, roomy, 32, pins | {"recompute": "full"}).cost.peak_bytes
+    most = search(graph, roomy, 32, pins).cost.peak_bytes
+    memory = (least + most) / 2 / roomy.device.allocator_share
+    tight = replace(roomy, device=replace(roomy.device, memory_bytes=memory))
+    del pins["recompute"]
+    found = search(graph, tight, 32, pins | {"stages": "5,4,4,5"}).decisions.recomputed
+    assert found == (found[0],) * 4
+    assert 0 < found[0] < 4
+    with pytest.raises(DoesNotFit):
+        search(graph, tight, 32, pins | {"recompute": "full", "recomputed": found[0] - 1})
+    with pytest.raises(InputError, match="modules of some blocks"):
+        search(graph, tight, 32, pins | {"recompute": "selective", "recomputed": 1})

@@ -147,7 +147,7 @@ def pins_of(found: Configuration, graph: Graph) -> Pins:
 def _units(stages: tuple[int, ...], graph: Graph) -> list[int]:
     """Units of each stage of so many blocks: what is before the blocks in the first, what is behind in the last."""
     blocks = [n for n, unit in enumerate(graph.units) if unit.is_block]
-    if sum(stages) == len(blocks):
+    if blocks and sum(stages) == len(blocks):
         starts = [*blocks, blocks[-1] + 1]
         ends = [starts[done] for done in itertools.accumulate(stages[:-1])]
         found = [b - a for a, b in zip([0, *ends], [*ends, len(graph.units)], strict=True)]

@@ -150,7 +150,7 @@ def unsaid(plan: Plan) -> Iterator[str]:
     counts = d.recomputed
     if plan.parallelism.recompute != NO_RECOMPUTE and counts != stage_blocks(plan) and recomputed_blocks(plan) is None:
         yield f"recomputed blocks by stage {', '.join(map(str, counts))}: the framework recomputes as many in each"
-    if _inside(d.stages, blocks):
+    if len(d.stages) > 1 and _inside(d.stages, blocks):
         yield "what is before the blocks, or behind them, stands in an inner stage: the framework has it at the ends"
     if d.precision.float32:
         yield f"modules in float32: {', '.join(d.precision.float32)}"

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from partitioner.errors import InputError
-from partitioner.plan.recompute_ways import FULL_RECOMPUTE, MLP, NO_RECOMPUTE, NORMS, SELECTIVE, WAYS, of_modules
+from partitioner.plan.recompute_ways import FULL_RECOMPUTE, MLP, NO_RECOMPUTE, SELECTIVE, WAYS, of_modules
 from partitioner.precision import SINGLE
 from partitioner.schedule.tables import PLAIN, plainest
 from tools.dialects.configuration import Configuration
@@ -76,7 +76,8 @@ def _layers(many: int) -> str:
     return "t" * many if many < 4 else f"t*{many}"
 
 
-_MODULES = {"core_attn": SELECTIVE, "layernorm": NORMS, "mlp": MLP}
+_MODULES = {"core_attn": SELECTIVE, "mlp": MLP}
+_NO_EFFECT = "layernorm"  # where a norm is one with the product that reads it, as in Transformer Engine
 
 
 def recompute_row() -> Row:
@@ -93,9 +94,7 @@ def _read_recompute(values: Values) -> Values:
     ways = {"full": FULL_RECOMPUTE, "selective": SELECTIVE, "none": NO_RECOMPUTE}
     way = one_of("recompute-granularity", given.get("recompute-granularity", "none"), ways)
     if way == SELECTIVE:
-        modules = given.get("recompute-modules", "core_attn")
-        names = dict.fromkeys(modules.split() if isinstance(modules, str) else modules)
-        way = of_modules(*(one_of("recompute-modules", name, _MODULES) for name in names))
+        way = of_modules(*_modules(given.get("recompute-modules", "core_attn")))
     if way != FULL_RECOMPUTE:
         return {"recompute": way}
     method = one_of("recompute-method", given.get("recompute-method", ""), {"uniform": "uniform", "block": "block"})
@@ -105,6 +104,19 @@ def _read_recompute(values: Values) -> Values:
     if layers > 1:
         raise InputError(f"recompute-num-layers={layers}: a plan recomputes each layer by itself: set it to 1")
     return {"recompute": way}
+
+
+def _modules(given: object) -> set[str]:
+    """Those that are named, in one word, several, or a list."""
+    names = given.split() if isinstance(given, str) else given if isinstance(given, list) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise InputError(f"recompute-modules names no modules: give some of {', '.join(_MODULES)}")
+    if _NO_EFFECT in names:
+        raise InputError(
+            f"recompute-modules={_NO_EFFECT} does nothing where Transformer Engine has a block's norms in the products "
+            "behind them: leave it out"
+        )
+    return {one_of("recompute-modules", name, _MODULES) for name in names}
 
 
 def _write_recompute(asked: Configuration) -> Values:
@@ -203,7 +215,7 @@ def _cut(found: Configuration, blocks: int, stages: int) -> tuple[int, ...] | No
     before, after = (cut.get(key, 0) for key in _COUNTED)
     if first is None and last is None and not before and not after:
         return None
-    if stages > blocks:
+    if stages > blocks + before + after:
         raise InputError(f"{blocks} layers are too few for {stages:,} stages: lower pipeline-model-parallel-size")
     if before or after:
         each, left = divmod(blocks + before + after, stages)
@@ -214,7 +226,7 @@ def _cut(found: Configuration, blocks: int, stages: int) -> tuple[int, ...] | No
         inner = stages - len(given)
         each, left = divmod(blocks - sum(given), inner) if inner else (0, blocks - sum(given))
         rows = [*([first] if first else []), *([each] * inner), *([last] if last else [])]
-    if left or min(rows) < 1:
+    if left or min(rows) < 0 or 0 in rows[bool(before) : stages - bool(after)]:
         words = f"{blocks} layers can't be cut into {stages} stages as the file says"
         raise InputError(f"{words}: change the first or the last")
     return tuple(rows)

@@ -71,11 +71,10 @@ def test_an_efficiency_divides_all_of_it() -> None:
 def test_what_ways_of_recomputing_keep_and_run_again() -> None:
     """A block keeps its input and tanh's result; all of it: up to tanh, for nothing needs the sum."""
     kept = units(found(cluster(memory=1.0)))[1].stash
-    found_ = {way: kept[way] for way in ("none", "selective", "norms", "mlp", "operators", "full")}
+    found_ = {way: kept[way] for way in ("none", "selective", "mlp", "operators", "full")}
     assert {way: (row.bytes, row.compute, row.weight_gradient_seconds) for way, row in found_.items()} == {
         "none": (192, 0, 0),
         "selective": (192, 0, 0),
-        "norms": (192, 0, 0),  # there are none
         "mlp": (192, 0, 448),  # the product alone, whose backward reads what entered
         "operators": (96 + 96, 192, 448),  # the product's result, of which tanh runs again
         "full": (96, 256 + 192, 448),

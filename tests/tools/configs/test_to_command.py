@@ -27,7 +27,7 @@ PLANS = {  # software, pins, more words, and what is told beside the model and w
     "megatron interleaved": ("megatron", {"tp": 1, "pp": 2, "virtual": 2, "recompute": "selective"}, [], []),
     "megatron block": ("megatron", {"tp": 1, "pp": 2, "recompute": "full", "recomputed": 3}, ["--nodes", "2"], []),
     "megatron cp": ("megatron", {"tp": 1, "cp": 2, "zero": 1, "zero_group": 4}, ["--precision", "fp8"], []),
-    "megatron modules": ("megatron", {"tp": 1, "pp": 2, "recompute": "norms+mlp"}, [], []),
+    "megatron modules": ("megatron", {"tp": 1, "pp": 2, "recompute": "selective+mlp"}, [], []),
     "megatron uneven": ("megatron", {"tp": 1, "pp": 2, "stages": "4,6"}, [], []),
     "megatron ends alone": ("megatron", {"tp": 1, "pp": 2, "virtual": 5}, [], []),
     "bridge": ("megatron-bridge", {"tp": 1, "pp": 4, "zero": 1, "recompute": "full"}, [], []),
