@@ -117,7 +117,7 @@ def steps(priced: Priced, micro_batch: int, depths: tuple[int, ...]) -> Iterator
             yield price(priced, split).step_seconds
 
 
-@pytest.mark.parametrize(("tp", "pins"), [(1, {}), (1, {"pp": 2}), (2, {})])
+@pytest.mark.parametrize(("tp", "pins"), [(1, {}), (1, {"pp": 2}), pytest.param(2, {}, marks=pytest.mark.parity)])
 def test_search_finds_the_best_of_all_layouts_and_cuts(tp: int, pins: dict[str, str | int]) -> None:
     graph, best, tried = tiny(1024, 512), math.inf, 0
     folded = fold(resize(graph, MICRO_BATCH))
