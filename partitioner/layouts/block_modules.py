@@ -11,6 +11,7 @@ A mixture's experts are no MLP: what a router chose stands between its products.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import cached_property
 
 from torch import fx
 
@@ -27,13 +28,15 @@ class BlockModules:
     def __init__(self, folded: Folded, group: int, fused: bool) -> None:
         self.body, self.differentiable, self.fused = folded.body(group), folded.differentiable, fused
         self.core = frozenset(core(self.body))
-        self.stream, self.plain = self._of_the_stream()
 
     def regions(self, modules: Sequence[str]) -> list[frozenset[fx.Node]]:
         """The ops of some of ``recompute_ways.MODULES``, each connected part by itself."""
-        found = {SELECTIVE: lambda: self.core, MLP: self._mlp}
-        return [part for m in modules for nodes in [found[m]()] for part in parts([n for n in self.body if n in nodes])]
+        return [part for module in modules for part in parts([n for n in self.body if n in self._nodes(module)])]
 
+    def _nodes(self, module: str) -> Collection[fx.Node]:
+        return {SELECTIVE: lambda: self.core, MLP: lambda: self.mlp}[module]()
+
+    @cached_property
     def _of_the_stream(self) -> tuple[set[fx.Node], set[fx.Node]]:
         """The stream, and what is made of it without products."""
         inside = {*self.body}
@@ -58,27 +61,30 @@ class BlockModules:
         is_held = node.op == "placeholder" and node.meta["kind"] != "input"
         return node in self.differentiable and not is_held
 
-    def _mlp(self) -> Collection[fx.Node]:
+    @cached_property
+    def mlp(self) -> Collection[fx.Node]:
+        """Its ops; none where there is no such module."""
         below = self._below(self.core)
         beside = below | self._above({*self.core, *(n for n in below if is_product(n))})
         ends = {n for n in self.body if is_product(n) and n in self.differentiable and n not in beside}
         found = self._below(ends) & self._above(ends)
         if any(is_choice(n, self.differentiable) for n in found):
             return frozenset()
+        _, plain = self._of_the_stream
         for node in reversed(self.body if self.fused else []):
-            found |= {node} if node in self.plain and node.users and found.issuperset(node.users) else set()
+            found |= {node} if node in plain and node.users and found.issuperset(node.users) else set()
         return found
 
     def _below(self, ends: Collection[fx.Node]) -> set[fx.Node]:
         """These and what is made of them, up to the stream."""
-        found = set(ends)
+        found, (stream, _) = set(ends), self._of_the_stream
         for node in self.body:
-            found |= {node} if node not in self.stream and not found.isdisjoint(operands(node)) else set()
+            found |= {node} if node not in stream and not found.isdisjoint(operands(node)) else set()
         return found
 
     def _above(self, ends: Collection[fx.Node]) -> set[fx.Node]:
         """These and what they are made of, down to the stream."""
-        found = set(ends)
+        found, (stream, _) = set(ends), self._of_the_stream
         for node in reversed(self.body):
-            found |= {node} if node not in self.stream and not found.isdisjoint(node.users) else set()
+            found |= {node} if node not in stream and not found.isdisjoint(node.users) else set()
         return found
