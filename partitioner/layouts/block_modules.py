@@ -2,8 +2,8 @@
 
     stream      what enters, and its sums with what products make of it: x + f(x)
     selective   the core of attention
-    mlp         products by weights that neither lead to attention's core or its projection nor come of them, and all
-                between them; where kernels are fused, with the norm that nobody else reads, which is one with the first
+    mlp         products by weights that neither lead to attention's core or its projection nor come of them, all between
+                them, and their biases; where kernels are fused, with the norm that nobody else reads, which is one with the first
 
 A mixture's experts are no MLP: what a router chose stands between its products.
 """
@@ -17,7 +17,7 @@ from torch import fx
 
 from partitioner.graph.nodes import op_name, operands
 from partitioner.graph.tied_blocks import Folded
-from partitioner.layouts.op_kinds import core, is_attention, is_choice, is_product, parts
+from partitioner.layouts.op_kinds import biased, core, is_attention, is_choice, is_product, parts
 from partitioner.plan.recompute_ways import MLP, SELECTIVE
 from partitioner.sharding.op_rules import rule_of
 
@@ -70,6 +70,7 @@ class BlockModules:
         found = self._below(ends) & self._above(ends)
         if any(is_choice(n, self.differentiable) for n in found):
             return frozenset()
+        found |= {n for n in self.body if (place := biased(n)) is not None and operands(n)[place] in found}
         _, plain = self._of_the_stream
         for node in reversed(self.body if self.fused else []):
             found |= {node} if node in plain and node.users and found.issuperset(node.users) else set()

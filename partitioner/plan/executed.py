@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from partitioner.plan.parallelism import Parallelism
-from partitioner.plan.recompute_ways import FULL_RECOMPUTE, NO_RECOMPUTE, OPERATORS, SELECTIVE, WAYS
+from partitioner.plan.recompute_ways import NO_RECOMPUTE, WAYS
 from partitioner.precision import OWN as OWN_TYPES
 from partitioner.precision import Precision
 from partitioner.schedule.tables import SCHEDULES
@@ -35,11 +35,10 @@ def _schedules(executed: bool) -> tuple[str, ...]:
     return tuple(row.name for row in SCHEDULES.values() if row.executed == executed)
 
 
-_RECOMPUTE = (NO_RECOMPUTE, OPERATORS, SELECTIVE, FULL_RECOMPUTE)
 EXECUTED = {  # a decision that has no row is executed with every value
     **{axis: Values((1,), row.looked_at, f"{axis} {{}}") for axis, row in AXES.items() if row.looked_at},
     "zero": Values((0, 1, 2, 3), (), "ZeRO {}"),
-    "recompute": Values(_RECOMPUTE, tuple(way for way in WAYS if way not in _RECOMPUTE), "{} recompute"),
+    "recompute": Values((NO_RECOMPUTE, *WAYS), (), "{} recompute"),
     "schedule": Values(_schedules(True), _schedules(False), "schedule {}"),
 }
 

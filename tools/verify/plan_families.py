@@ -10,7 +10,7 @@ from partitioner.errors import InputError
 from partitioner.graph.graph import Graph
 from partitioner.hardware.device import Attention, Device, one_row
 from partitioner.hardware.link import Link
-from partitioner.plan.recompute_ways import FULL_RECOMPUTE, OPERATORS, SELECTIVE
+from partitioner.plan.recompute_ways import FULL_RECOMPUTE, MLP, OPERATORS, SELECTIVE
 from partitioner.precision import OWN, PRESETS, Precision
 from partitioner.schedule.tables import PLAIN, SCHEDULES
 from partitioner.sharding.mesh_axes import AXES, DP, PP, TP
@@ -101,6 +101,7 @@ def _recomputed(ranks: int, global_batch: int) -> Iterator[Family]:
     """Each way of recomputing, beside what it has to do with: collectives, samples, weights that are gathered."""
     beside: dict[str, dict[str, str | int]] = {
         OPERATORS: {TP: ranks, "boundary": "sharded"}, SELECTIVE: {DP: ranks}, FULL_RECOMPUTE: {DP: ranks, "zero": 3},
+        MLP: {TP: ranks, "boundary": "whole"},
     }  # fmt: skip
     for way, pins in beside.items():
         yield _family(f"recompute {way}", ranks, global_batch, recompute=way, **pins)
