@@ -2,8 +2,9 @@
 
     stream      what enters, and its sums with what products make of it: x + f(x)
     selective   the core of attention
-    mlp         products by weights that neither lead to attention's core or its projection nor come of them, all between
-                them, and their biases; where kernels are fused, with the norm that nobody else reads, which is one with the first
+    mlp         products by weights that neither lead to attention's core or its projection nor come of them, what lies
+                between them, and their biases; where kernels are fused, with the norm that nobody else reads, which is
+                one with the first
 
 A mixture's experts are no MLP: what a router chose stands between its products.
 """
