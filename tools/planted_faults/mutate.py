@@ -15,8 +15,7 @@ from typing import Any
 
 from partitioner import Graph, Plan, search
 from partitioner.errors import InputError
-from partitioner.plan.executed import EXECUTED
-from partitioner.plan.recompute_ways import NO_RECOMPUTE
+from partitioner.plan.recompute_ways import WAYS
 from partitioner.schedule.tables import PLAIN
 from partitioner.sharding.mesh_axes import DP, PP, TP
 from partitioner.sharding.op_rules import RULES
@@ -71,8 +70,7 @@ MODELS = (
         ("gpt dp2", {DP: 2, "micro_batch": 1}, ""),
         ("gpt tp2", {TP: 2, "micro_batch": 2, "boundary": "whole"}, ""),
         ("gpt sp2", {TP: 2, "micro_batch": 2, "boundary": "sharded"}, ""),
-        *((f"gpt sp2, {way}", {TP: 2, "micro_batch": 2, "boundary": "sharded", "recompute": way}, "")
-          for way in EXECUTED["recompute"].executed if way != NO_RECOMPUTE),
+        *((f"gpt sp2, {way}", {TP: 2, "micro_batch": 2, "boundary": "sharded", "recompute": way}, "") for way in WAYS),
         ("gpt pp2", {PP: 2, "micro_batch": 1, "schedule": PLAIN}, ""),
         ("gpt tp2, linear's rule", {TP: 2, "micro_batch": 2, "boundary": "whole"}, _LINEAR),
         ("gpt sp2, linear's rule", {TP: 2, "micro_batch": 2, "boundary": "sharded"}, _LINEAR),

@@ -14,8 +14,7 @@ from partitioner import Cluster, search
 from partitioner.graph.graph import Graph
 from partitioner.graph.resize_batch import resize
 from partitioner.graph.tied_blocks import fold
-from partitioner.plan.executed import EXECUTED
-from partitioner.plan.recompute_ways import OPERATORS
+from partitioner.plan.recompute_ways import OPERATORS, WAYS
 from partitioner.schedule.tables import SCHEDULES
 from partitioner.searching.candidates import layouts
 from partitioner.searching.pins import read_pins
@@ -28,8 +27,6 @@ from partitioner.step.step_seconds import price
 BATCH = 8
 CLUSTER = Cluster.load("dgx-a100", devices=4)
 FREE = dataclasses.replace(CLUSTER, device=dataclasses.replace(CLUSTER.device, allocator_share=1.0))
-
-WAYS = EXECUTED["recompute"].executed[1:]  # beside none
 
 
 def test_tensors_fill_what_an_allocator_leaves_them() -> None:

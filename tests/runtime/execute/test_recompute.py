@@ -12,8 +12,7 @@ from torch.nn import functional as F
 
 from partitioner import lower, search, trace
 from partitioner.comparing.graph_float64 import promote
-from partitioner.plan.executed import EXECUTED
-from partitioner.plan.recompute_ways import FULL_RECOMPUTE, NO_RECOMPUTE, OPERATORS, SELECTIVE
+from partitioner.plan.recompute_ways import FULL_RECOMPUTE, NO_RECOMPUTE, OPERATORS, SELECTIVE, WAYS
 from partitioner.user_code.compiled import written_parameters
 from runtime.verify.parity import engine_of, own_samples
 from tests.runtime import plans
@@ -114,7 +113,7 @@ def _same(rank: int, fused: bool) -> None:
     for name, pins in PLANS.items():
         wanted, plain, _ = gradients(lambda: Model(fused), pins, NO_RECOMPUTE)
         products = {None: sum(plain[op] for op in PRODUCTS)}
-        for way in EXECUTED["recompute"].executed[1:]:
+        for way in WAYS:
             found, ops, again = gradients(lambda: Model(fused), pins, way)
             differ = [n for n, grad in wanted.items() if not torch.allclose(found[n], grad, rtol=1e-12, atol=1e-14)]
             wrong += [f"{name}, {way}: {differ}"] if differ else []
@@ -141,7 +140,7 @@ def test_every_way_has_the_gradients_of_none(fused: bool) -> None:
 def _summed_where_it_lies(rank: int) -> None:
     pins: Pins = {"tp": 2, "boundary": "whole", "blocks.*.table": "shard:0", "blocks.*.up": "shard:0"}
     wanted, _, _ = gradients(Table, pins, NO_RECOMPUTE)
-    for way in EXECUTED["recompute"].executed[1:]:
+    for way in WAYS:
         found, _, _ = gradients(Table, pins, way)
         for name, grad in wanted.items():
             assert torch.allclose(found[name], grad, rtol=1e-12, atol=1e-14), (way, name)
