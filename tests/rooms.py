@@ -37,6 +37,7 @@ ROOMS: dict[str, dict[str, str]] = {
         "solve": "errors sharding kernel_seconds cluster ops graph layouts cost",
         "step": "precision sharding hardware kernel_seconds ops schedule graph plan cost",
         "tracing": "errors precision gc_pause sharding graph user_code functionalize samples draws comparing normalize",
+        "generating": "errors sharding graph user_code ops samples tracing",
         "searching": "errors gc_pause precision sharding software cluster schedule graph plan layouts emit cost solve"
         " step",
     },
@@ -50,6 +51,7 @@ ROOMS: dict[str, dict[str, str]] = {
         "measure": "mesh ranks execute",
         "execute": "mesh ranks",
         "train": "mesh ranks state checkpoint execute",
+        "generate": "mesh ranks state execute train",
         "dry_run": "mesh state execute train",
         "verify": "mesh ranks state execute train",
     },

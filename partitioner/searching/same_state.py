@@ -31,16 +31,18 @@ from partitioner.step.step_seconds import price
 
 @uncollected()
 def with_state_of(
-    plan: Plan, graph: Graph, stages: Mapping[str, Sequence[int]], micro_batch: int, trains: bool = True
+    plan: Plan, graph: Graph, stages: Mapping[str, Sequence[int]], micro_batch: int, trains: bool = True,
+    micro_batches: int | None = None,
 ) -> Plan:
     """A Plan of ``graph``, of the same parameters as ``plan``'s, in micro-batches of ``micro_batch`` samples.
 
-    Parameters lie as under ``plan``, and are read in the ``stages`` that read them there, by name; a data rank has no
-    more samples than there. Where nothing ``trains`` nothing is recomputed. Raises InputError where the graph reads
-    parameters elsewhere, or in a way that their layouts don't allow.
+    Parameters lie as under ``plan``, and are read in the ``stages`` that read them there, by name; those that it does
+    not have lie as is cheapest. A data rank has ``micro_batches``, None: no more samples than there. Where nothing
+    ``trains`` nothing is recomputed. Raises InputError where the graph reads parameters elsewhere, or in a way that
+    their layouts don't allow.
     """
     own, decisions = plan.parallelism, plan.decisions
-    many = own.micro_batch * own.micro_batches // micro_batch
+    many = micro_batches or own.micro_batch * own.micro_batches // micro_batch
     again = (own.recompute, decisions.recomputed) if trains else (NO_RECOMPUTE, (0,) * len(decisions.stages))
     parallelism = replace(own, micro_batch=micro_batch, micro_batches=many, recompute=again[0])
     folded, cluster = fold(resize(graph, micro_batch)), plan.machine
@@ -61,7 +63,8 @@ def _as_under(plan: Plan, folded: Folded, axis: str) -> Allowed:
     axes = plan.parallelism.axes
     place = [name for name, _ in axes].index(axis)
     representatives = dict.fromkeys(folded.parameter.values())
-    rows = {n: parse_layout(plan.parameters[n.meta["source"]], len(axes)) for n in representatives}
+    known = {n: plan.parameters[n.meta["source"]] for n in representatives if n.meta["source"] in plan.parameters}
+    rows = {n: parse_layout(words, len(axes)) for n, words in known.items()}
 
     def allowed(value: Value, placement: Placement) -> bool:
         return not isinstance(value, fx.Node) or value not in rows or rows[value][place] == placement
@@ -77,7 +80,8 @@ def _cut(plan: Plan, graph: Graph, stages: Mapping[str, Sequence[int]]) -> list[
     here = 0
     for name, unit in unit_names(graph).items():
         read = {o for node in unit.nodes for o in operands(graph.nodes[node]) if is_parameter(o)}
-        owners = [set(stages.get(graph.parameters[o.meta["source"]].names[0], ())) for o in read]
+        names = {graph.parameters[o.meta["source"]].names[0] for o in read}
+        owners = [set(stages[name]) for name in names if name in stages]
         admitted = {known[name]} if name in known else set[int].intersection(*owners) if owners else {here}
         if not (ahead := [n for n in sorted(admitted) if n >= here]):
             raise InputError(f"{name} reads parameters of an earlier stage of the plan than what stands before it")

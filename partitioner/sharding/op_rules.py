@@ -12,6 +12,15 @@ from collections.abc import Callable
 import torch
 
 from partitioner.sharding import products, rank_forms
+from partitioner.sharding.cache_equations import (
+    cached_attention,
+    extended,
+    forgetful,
+    hidden,
+    last_position,
+    positioned,
+    stored,
+)
 from partitioner.sharding.channel_equations import batch_norm, convolution, group_norm, instance_norm, prelu
 from partitioner.sharding.einsum_equations import einsum
 from partitioner.sharding.equations import Strategy
@@ -105,6 +114,16 @@ RULES: dict[str, Rule] = {
     "partitioner.expert_linear.default": Rule(
         equation("t k, g! k n, t -> t n"), ((0,), (1,)), (0, 1), bilinear=True, gemm=products.experts
     ),
+    # caches of keys, and positions of their own
+    "partitioner.extend_cache.default": Rule(equation(extended), view=True),
+    "partitioner.store.default": Rule(equation(stored), view=True),
+    "partitioner.done.default": Rule(forgetful),
+    "partitioner.at_positions.default": Rule(equation(positioned), _FIRST),
+    "partitioner.hide_unseen.default": Rule(equation(hidden)),
+    "partitioner.cached_attention.default": Rule(
+        equation(cached_attention), attention=_attention_flops,
+    ),
+    "partitioner.last_position.default": Rule(equation(last_position), _FIRST),
     # tables and losses
     "aten.embedding.default": Rule(equation(embedding), (), (1,), lookup=True, on_rank=rank_forms.by_vocabulary),
     "aten.one_hot.default": Rule(equation(hot)),

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NoReturn
 from unittest import mock
 
@@ -67,12 +68,17 @@ class KeptFunctions:
     numbers: dict[object, int] = field(default_factory=dict)
     trying: bool = False
 
+    @cached_property
+    def trains(self) -> bool:
+        """Whether anything does: else nobody asks for a backward, and a Function is what its forward does."""
+        return any(p.requires_grad for p in self.model.parameters())
+
     def apply(self, function: Function, *arguments: Any) -> Any:
         """In place of ``function.apply``."""
         if function is CheckpointFunction:
             return _checkpointed(*arguments)
         tensors = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
-        if self.trying or not tensors or function.__module__ in _TORCHS:
+        if self.trying or not tensors or function.__module__ in _TORCHS or not self.trains:
             return apply_plainly(function, *arguments)
         outputs = self._tried(function, arguments, tensors)
         several = None if len(outputs.values) == 1 else outputs.differentiable

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from partitioner.ops.collective_kinds import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, REDUCE_SCATTER
-from partitioner.sharding.cut_tensors import assemble, take
+from partitioner.ops.cut_tensors import assemble, take
 from partitioner.sharding.layout import Shard
 from partitioner.sharding.mesh_axes import whole
 from runtime.mesh.communication_log import Log, Phase

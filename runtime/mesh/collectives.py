@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from partitioner.ops.autograd_functions import alone
-from partitioner.sharding.cut_tensors import take
+from partitioner.ops.cut_tensors import take
 from partitioner.sharding.layout import Shard, unflat
 from runtime.mesh.axis import Axis
 

@@ -15,8 +15,8 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 from partitioner.ops.collective_kinds import ALL_REDUCE
+from partitioner.ops.cut_tensors import take
 from partitioner.ops.own_ops import dropout_mask
-from partitioner.sharding.cut_tensors import take
 from partitioner.sharding.layout import Shard, unflat
 from runtime.mesh.axis import Axis
 from runtime.mesh.collectives import Binding

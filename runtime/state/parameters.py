@@ -23,7 +23,7 @@ from torch import nn
 
 from partitioner.errors import InputError
 from partitioner.lowering.program import Parameter, Program
-from partitioner.sharding.cut_tensors import assemble
+from partitioner.ops.cut_tensors import assemble
 from partitioner.sharding.layout import Shard
 from partitioner.sharding.mesh_axes import PP, REPLICA, SHARD
 from partitioner.user_code.compiled import unwrapped, written_parameters

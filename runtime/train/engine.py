@@ -39,6 +39,7 @@ from runtime.state.compute_copies import ComputeCopies
 from runtime.state.export_weights import export_safetensors, full_state
 from runtime.state.learning_rates import LearningRates, LrLambda
 from runtime.state.optimizer import Factory
+from runtime.train.answer_programs import AnswerMaker
 from runtime.train.first_nonfinite import first_culprit
 from runtime.train.forms import Fitted, Forms, MakeWorker, Making, ready_of
 from runtime.train.gradient_sync import GradientNorm, GradientSync
@@ -64,20 +65,11 @@ class Engine:
     """
 
     def __init__(
-        self,
-        program: Program,
-        groups: Groups,
-        parameters: Mapping[str, nn.Parameter],
-        optimizer: Factory,
-        clip: float | None = None,
-        lr_lambda: LrLambda | None = None,
-        limits: Limits | None = None,
-        worker: MakeWorker = Worker,
-        saving: dist.ProcessGroup | None = None,
-        skip_nonfinite: bool = False,
-        making: Making | None = None,
-        buffers: Mapping[str, torch.Tensor] | None = None,
-    ) -> None:
+        self, program: Program, groups: Groups, parameters: Mapping[str, nn.Parameter], optimizer: Factory,
+        clip: float | None = None, lr_lambda: LrLambda | None = None, limits: Limits | None = None,
+        worker: MakeWorker = Worker, saving: dist.ProcessGroup | None = None, skip_nonfinite: bool = False,
+        making: Making | None = None, buffers: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:  # fmt: skip
         check_program(program)
         self.program, self.groups, self.parameters = program, groups, dict(parameters)
         here = [stage for stage in program.stages if stage.rank == groups.coordinates[PP]]
@@ -101,6 +93,7 @@ class Engine:
         self._norm = GradientNorm(program, groups, self.parameters)
         self._saver, self._buffers = Saver(saving), buffers or {}
         self._forms = Forms(groups, plan, making, ready)
+        self.answers: AnswerMaker | None = None  # where the model is at hand
         self._hook()
 
     def _hook(self) -> None:
@@ -160,9 +153,17 @@ class Engine:
             ready, counted = fitted.ready, fitted.counted
             batches = ready.batches.of(fitted.batch, self.steps_done, self.holds, counted)
             loss = self._summed(ready.worker.losses(batches, counted and counted.here // ready.program.micro_batch))
-            if self._sharded is not None:
-                self._sharded.clear()
+            self.forget_gathered()
         return loss
+
+    def worker_of(self, program: Program) -> Worker:
+        """What runs another Program of the same parameters, on those that this engine trains."""
+        return self._forms.ready(program).worker
+
+    def forget_gathered(self) -> None:
+        """Let go what forwards without backwards have left gathered of divided parameters."""
+        if self._sharded is not None:
+            self._sharded.clear()
 
     def _fitted(self, batch: Mapping[str, Any], trains: bool = True) -> Fitted:
         limits = self._limits

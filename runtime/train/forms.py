@@ -103,7 +103,7 @@ class Forms:
     def __init__(
         self, groups: Groups, plan: Ready, making: Making | None, ready: Callable[[Program], Ready]
     ) -> None:
-        self._groups, self._plan, self._making, self._ready = groups, plan, making, ready
+        self._groups, self._plan, self._making, self.ready = groups, plan, making, ready
         program = plan.program
         rows = [(name, program.shapes[name]) for name in program.inputs] if making else []
         self._own = Form(tuple((n, _behind(row, n in program.batched)) for n, row in rows), program.micro_batch)
@@ -143,7 +143,7 @@ class Forms:
             return self._kept[form], False
         program = making.program(form)
         _check_state(self._plan.program, program, form.trains)
-        self._kept[form] = self._ready(program)
+        self._kept[form] = self.ready(program)
         return self._kept[form], True
 
     def _lengths(self, tensors: Mapping[str, torch.Tensor]) -> Lengths | None:

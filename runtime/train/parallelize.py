@@ -28,6 +28,7 @@ from runtime.state.optimizer import Given, check_options, factory
 from runtime.state.parameters import ModuleStart, materialize
 from runtime.state.shard_pieces import part_of
 from runtime.state.whole_updates import check_updates
+from runtime.train.answer_programs import AnswerMaker
 from runtime.train.engine import Engine
 from runtime.train.forms import Making
 from runtime.train.trace_forms import TraceForms
@@ -80,7 +81,9 @@ def parallelize(
     limits = Limits(chosen.cost.step_seconds, patience)
     forms = TraceForms(model, batch, chosen, {n: p.stages for n, p in program.parameters.items()})
     making = Making(forms.program, lengths, padding or {}, bool(graph.inseparable))
-    return engine(program, model, weights, optimizer, clip, lr_lambda, limits, options, skip_nonfinite, making)
+    made = engine(program, model, weights, optimizer, clip, lr_lambda, limits, options, skip_nonfinite, making)
+    made.answers = AnswerMaker(model, batch, chosen, forms.stages)
+    return made
 
 
 def engine(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from partitioner.sharding.cut_tensors import assemble
+from partitioner.ops.cut_tensors import assemble
 from partitioner.sharding.layout import PARTIAL, REPLICATE, Layout, Shard, local_shape
 from partitioner.sharding.mesh_axes import Axes
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from partitioner.lowering.program import Parameter, Program, Stage
-from partitioner.sharding.cut_tensors import take
+from partitioner.ops.cut_tensors import take
 from partitioner.sharding.layout import REPLICATE, WHOLE, Layout, Segment, Shard, local_shape, shard_whole
 from runtime.ranks.launch import free_port
 

@@ -10,7 +10,7 @@ import torch
 
 from partitioner.ops.collectives import convert
 from partitioner.ops.conversions import Hop, conversion
-from partitioner.sharding.cut_tensors import assemble, take
+from partitioner.ops.cut_tensors import assemble, take
 from partitioner.sharding.layout import (
     PARTIAL,
     REPLICATE,

@@ -13,7 +13,7 @@ from torch import fx
 from partitioner.graph.graph import op_of
 from partitioner.graph.nodes import operands, propagate
 from partitioner.layouts.local_sizes import localize
-from partitioner.sharding.cut_tensors import assemble, take
+from partitioner.ops.cut_tensors import assemble, take
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import PARTIAL, REPLICATE, WHOLE, Placement, Segment, Shard, shard_whole
 from partitioner.sharding.op_rules import RULES, complete, partial, replicated, rule_of

@@ -10,8 +10,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from partitioner.ops.cut_tensors import take
 from partitioner.ops.own_ops import dropout, dropout_mask
-from partitioner.sharding.cut_tensors import take
 from partitioner.sharding.layout import Segment, Shard, flat, shard_whole
 from runtime.mesh.axis import join, split
 from runtime.mesh.bind import bind

@@ -15,7 +15,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from cutlass_ops.linear import fused, gemm
-from partitioner.sharding.cut_tensors import take
+from partitioner.ops.cut_tensors import take
 from partitioner.sharding.layout import Shard, flat, shard_whole
 from runtime.mesh.bind import bind
 from runtime.mesh.groups import Groups

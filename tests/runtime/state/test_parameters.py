@@ -16,7 +16,7 @@ from torch import nn
 
 from partitioner.errors import InputError
 from partitioner.lowering.program import Parameter, Program
-from partitioner.sharding.cut_tensors import take
+from partitioner.ops.cut_tensors import take
 from partitioner.sharding.layout import WHOLE, Segment, Shard, shard_whole
 from runtime.state import safetensors_files
 from runtime.state.parameters import from_seed, gather, materialize, name_seed

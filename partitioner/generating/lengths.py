@@ -1,0 +1,127 @@
+"""A model traced at two lengths: of the longest text that is to be made, and of one position more or less.
+
+Where it is given a source beside the text, whose length is another number, both are traced with a shorter one as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from partitioner.errors import InputError
+from partitioner.generating.derive import Derivation
+from partitioner.generating.ends import begins, ends, needed
+from partitioner.generating.numbers import Numbers, UnlikeLengths, at_length
+from partitioner.graph.graph import Graph, placeholders
+from partitioner.graph.nodes import shape_of
+from partitioner.graph.resize_batch import resize
+from partitioner.user_code.batches import flat
+
+Trace = Callable[[Mapping[str, Any]], Graph]
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The training graph of texts of ``length`` positions, and that of ``length + more``; ``shorter``: both with
+    sources of one position less than ``source``, None where no source has a length of its own."""
+
+    graph: Graph
+    other: Graph
+    length: int
+    more: int
+    source: int | None = None
+    shorter: tuple[Graph, Graph] | None = None
+
+    def derivation(self, rows: int, source: int | None = None) -> Derivation:
+        """How ``rows`` texts at once are made, of sources of so many positions. Raises NotDerived, naming the op, where
+        they can't be made position by position."""
+        first, second = (resize(self._of_source(n, source), rows) for n in (0, 1))
+        numbers = Numbers(first.module.graph, second.module.graph, (self.length, self.length + self.more))
+        return Derivation.of(first, ends(first), numbers)
+
+    def _of_source(self, which: int, positions: int | None) -> Graph:
+        graph = (self.graph, self.other)[which]
+        if positions is None or self.source is None or positions == self.source:
+            return graph
+        if self.shorter is None:
+            raise InputError(f"sources of {positions} positions: the model takes {self.source}")
+        twin = self.shorter[which].module.graph
+        return at_length(graph, Numbers(graph.module.graph, twin, (self.source, self.source - 1)), positions)
+
+    @property
+    def begins(self) -> tuple[int, ...]:
+        """The tokens with which the model itself begins every text; none where the user gives them."""
+        return begins(self.graph, ends(self.graph))
+
+
+def lengths(batch: Mapping[str, Any], length: int, trace: Trace) -> Lengths:
+    """Of a model that is traced on a batch like ``batch`` by ``trace``, for texts of up to ``length`` positions.
+
+    Raises NotDerived where its ops are not the same at two lengths, or it ends in no logits.
+    """
+    if length < 2:
+        raise InputError(f"a text of {length} positions: take at least 2")
+    seen = trace(batch)
+    found = ends(seen)
+    own = shape_of(found.tokens)[1]
+    first = seen if own == length else trace(longer(batch, found.asks, length - own))
+    if (made := shape_of(ends(first).tokens)[1]) != length:
+        raise InputError(f"a batch of {length} positions has {made} tokens looked up")
+    failure: UnlikeLengths | None = None
+    for more in (-1, 1):
+        try:
+            second = trace(longer(batch, found.asks, length - own + more))
+            Numbers(first.module.graph, second.module.graph, (length, length + more))
+            sources = _source_lengths(seen, batch, length - own, (0, more), trace)
+            return Lengths(first, second, length, more, *sources)
+        except UnlikeLengths as error:
+            failure = failure or error
+    assert failure is not None
+    raise failure
+
+
+def _source_lengths(
+    seen: Graph, batch: Mapping[str, Any], grown: int, more: tuple[int, int], trace: Trace
+) -> tuple[int | None, tuple[Graph, Graph] | None]:
+    """How long sources are, and both graphs with shorter ones, where the model runs with such."""
+    found = ends(seen)
+    read = needed([found.logits], found.tokens)
+    inputs = placeholders(seen.module.graph, "input")
+    names = [n for n in seen.inputs if inputs[n] in read and n not in found.asks]
+    tokens = [n for n in names if len(shape_of(inputs[n])) == 2 and not inputs[n].meta["val"].is_floating_point()]
+    sizes = {shape_of(inputs[n])[1] for n in tokens}
+    if len(sizes) != 1:
+        return None, None
+    (size,) = sizes
+    less = longer(batch, tokens, -1)
+    return size, tuple(trace(longer(less, found.asks, grown + n)) for n in more)  # type: ignore[return-value]
+
+
+def longer(batch: Mapping[str, Any], names: Collection[str], more: int) -> dict[str, Any]:
+    """The batch whose tensors of these names have ``more`` positions, begun again where they end."""
+    given = flat(batch)
+    tensors = dict(given.tensors)
+    for name in names:
+        size = tensors[name].shape[1] + more
+        tensors[name] = tensors[name][:, torch.arange(size, device=tensors[name].device) % tensors[name].shape[1]]
+    return given.together(tensors)
+
+
+@contextmanager
+def answering(model: nn.Module) -> Generator[None]:
+    """In it nothing of ``model`` trains and it is in eval mode; afterwards all is as it was."""
+    modes = {module: module.training for module in model.modules()}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, is_training in modes.items():
+            module.training = is_training
+        for parameter in trained:
+            parameter.requires_grad_(True)

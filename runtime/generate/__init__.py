@@ -1,0 +1,4 @@
+"""Answers: texts continued by a Program of the training graph at few positions, with a cache of keys.
+
+    requests --> rows --tokens, start--> decoder (a Program of many positions, one of one) --logits--> choose --> rows
+"""

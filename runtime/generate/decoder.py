@@ -1,0 +1,106 @@
+"""Two Programs of one model, of few positions and of one, on the same caches: tokens in, logits out, on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+
+from partitioner.generating.names import FRESH, LAST, START, TOKENS, is_kept
+from partitioner.lowering.program import Program
+from partitioner.sharding.layout import local_shape
+from partitioner.sharding.mesh_axes import DP, PP
+from runtime.execute.worker import Named, Worker
+from runtime.generate.rows import Call
+from runtime.mesh.groups import Groups
+from runtime.state.shard_pieces import places
+from runtime.train.answer_programs import AnswerPrograms
+
+Choose = Callable[[int, torch.Tensor], int]
+Source = Mapping[str, torch.Tensor]  # of one text, without a dimension of samples
+
+
+class Decoder:
+    """Of one rank; ``worker`` makes what runs a Program with the rank's parameters."""
+
+    def __init__(self, programs: AnswerPrograms, groups: Groups, worker: Callable[[Program], Worker]) -> None:
+        self.programs, self.sizes, self._groups = programs, programs.sizes, groups
+        self._workers = {programs.sizes.chunk: worker(programs.many), 1: worker(programs.one)}
+        self._source = worker(programs.source) if programs.source else None
+        self._kept = kept(programs, groups)
+        self._last_rank = programs.one.stages[-1].rank
+
+    @property
+    def cache_bytes(self) -> int:
+        """Of this rank."""
+        return sum(t.numel() * t.element_size() for t in self._kept.values())
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether this rank has the last stage."""
+        return self._groups.coordinates[PP] == self._last_rank
+
+    def logits(self, call: Call) -> torch.Tensor | None:
+        """Of each row's last position, (rows, classes), where the last stage is."""
+        given = {TOKENS: call.tokens, START: call.start, LAST: call.last}
+        made = self._workers[call.tokens.shape[1]].losses([self._on_device(given) | self._kept])
+        return made[0].flatten(1) if made else None
+
+    def read_sources(self, sources: Mapping[int, Source]) -> None:
+        """Of the rows that begin with a new text, those of the text before are forgotten."""
+        if self._source is None or not sources:
+            return
+        given: Named = {FRESH: torch.tensor([n in sources for n in range(self.sizes.rows)])}
+        for name, like in next(iter(sources.values())).items():
+            given[name] = torch.stack([sources[n][name] if n in sources else like for n in range(self.sizes.rows)])
+        self._source.losses([self._on_device(given) | self._kept])
+
+    def reorder(self, rows: Sequence[int]) -> None:
+        """Go on in each row with what is kept of another."""
+        places = torch.tensor(rows, device=self._groups.device)
+        for name, value in self._kept.items():
+            value.copy_(value.index_select(self.programs.samples[name], places))
+
+    def _on_device(self, values: Named) -> Named:
+        return {name: value.to(self._groups.device) for name, value in values.items()}
+
+    def chosen(self, call: Call, ready: Sequence[int], choose: Choose) -> dict[int, int]:
+        """A token for each row that is ``ready``, the same on all ranks that share the data rank's place.
+
+        ``choose`` is told the row and its logits (classes,), on the ranks of the last stage.
+        """
+        logits = self.logits(call)
+        tokens = torch.zeros(len(ready), dtype=torch.int64, device=self._groups.device)
+        if logits is not None and ready:
+            own = logits[torch.tensor(ready, device=logits.device)].cpu()
+            tokens.copy_(torch.tensor([choose(n, row) for n, row in zip(ready, own, strict=True)]))
+        if ready:
+            self.agree(tokens)
+        return dict(zip(ready, tokens.tolist(), strict=True))
+
+    def is_anyone_busy(self, is_busy: bool) -> bool:
+        """Whether a data rank is that must not be left alone: ranks that divide state gather it together."""
+        if self.programs.one.shards == 1:
+            return is_busy
+        word = torch.tensor(int(is_busy), device=self._groups.device)
+        dist.all_reduce(word, dist.ReduceOp.MAX, group=self._groups.group(DP))
+        return bool(word)
+
+    def agree(self, value: torch.Tensor) -> None:
+        """Make a tensor what it is on the first of the ranks that have the last stage."""
+        for axis in self.programs.one.mesh:
+            if axis != DP and self._groups.size(axis) > 1:
+                group = self._groups.group(axis)
+                place = self._last_rank if axis == PP else 0
+                dist.broadcast(value, dist.get_process_group_ranks(group)[place], group=group)
+
+
+def kept(programs: AnswerPrograms, groups: Groups) -> Named:
+    """Empty, the rank's parts of what its stages keep from call to call."""
+    program = programs.one
+    here = {name for stage in program.stages if stage.rank == groups.coordinates[PP] for name in stage.parameters}
+    rows = [p for n, p in program.parameters.items() if n in here and is_kept(n)]
+    at = places(program, groups.coordinates)
+    shapes = {p.name: local_shape(p.shape, p.layout, at) for p in rows}  # each data rank's own: no ZeRO divides it
+    return {p.name: torch.zeros(shapes[p.name], dtype=p.dtype, device=groups.device) for p in rows}

@@ -1,0 +1,150 @@
+"""``generate``: prompts continued by the model that an engine trains, on all its ranks, under its own plan."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+
+from partitioner.errors import InputError
+from partitioner.generating.names import FRESH
+from partitioner.sharding.mesh_axes import DP
+from runtime.generate.continued import Continuing
+from runtime.generate.decoder import Decoder
+from runtime.generate.requests import Continued, Request, Stops
+from runtime.generate.sampling import Sampling
+from runtime.ranks.limits import START_SECONDS
+from runtime.ranks.watchdog import Watchdog
+from runtime.train.answer_programs import AnswerMaker, AnswerSizes
+from runtime.train.engine import Engine
+
+MOST_KEPT = 8  # decoders of an engine, each with its caches
+CHUNK, ROWS = 64, 8  # positions of a call that reads prompts; texts at once of a data rank
+LIKELIEST = Sampling()
+_KEPT: weakref.WeakKeyDictionary[Engine, dict[AnswerSizes, Decoder]] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """New ``tokens`` behind a prompt, the one that ended them left out, and why they ended: "stop" or "length"."""
+
+    tokens: tuple[int, ...]
+    finish: str
+
+
+def generate(
+    engine: Engine,
+    prompts: Sequence[Sequence[int]] | None = None,
+    *,
+    sources: Sequence[Mapping[str, torch.Tensor]] | None = None,
+    most: int = 128,
+    sampling: Sampling = LIKELIEST,
+    ends: Sequence[int] = (),
+    stops: Stops | None = None,
+    rows: int = ROWS,
+    chunk: int = CHUNK,
+    tell: Callable[[Continued], object] | None = None,
+) -> list[Answer]:
+    """Continue each of ``prompts``, tokens, by at the most ``most`` more; all ranks call it with the same and get all.
+
+    ``sources``: of a model that is given one (an encoder and a decoder), its inputs beside the text's tokens, of one
+    sample each, ``{"input_ids": (positions,)}``; prompts are then what answers begin with, None: as the model itself
+    begins them. ``ends``: tokens that end a text; ``stops`` is told the new tokens, whether they do. ``rows`` texts run
+    at once on each data rank, others follow where one ends; prompts are read ``chunk`` positions at a time. ``tell`` is
+    told of each new token of this data rank's texts. Raises InputError for a prompt without tokens, and NotDerived,
+    naming the op, for a model whose answers can't be made position by position.
+    """
+    if most < 1 or rows < 1 or chunk < 1:
+        raise InputError(f"most, rows and chunk must be positive, not {most}, {rows}, {chunk}")
+    texts = _texts(engine, prompts, sources, most)
+    found = dict[int, Answer]()
+    by_source: dict[int | None, list[int]] = {}
+    for n in range(len(texts)):
+        by_source.setdefault(_positions(sources[n]) if sources else None, []).append(n)
+    longest = max(map(len, texts), default=0) + most
+    for source, numbers in by_source.items():
+        sizes = AnswerSizes(longest, min(rows, len(numbers)), min(chunk, longest), source)
+        asked = [
+            Request(prompt=texts[n], most=most, sampling=sampling, ends=frozenset(ends), stops=stops, number=n,
+                    source=sources[n] if sources else None)
+            for n in numbers
+        ]  # fmt: skip
+        decoder = decoder_of(engine, sizes)
+        _check_sources(decoder, sources)
+        found |= _answers(engine, decoder, asked, tell)
+    return [found[n] for n in range(len(texts))]
+
+
+def _texts(
+    engine: Engine, prompts: Sequence[Sequence[int]] | None, sources: Sequence[Mapping[str, torch.Tensor]] | None,
+    most: int,
+) -> list[tuple[int, ...]]:  # fmt: skip
+    """What every answer begins with."""
+    if prompts is None:
+        if sources is None:
+            raise InputError("give prompts, or sources to a model that begins its answers itself")
+        if not (begins := _maker(engine).begins(most + 1)):
+            raise InputError("the model does not begin its answers itself: give prompts")
+        return [begins] * len(sources)
+    if sources is not None and len(sources) != len(prompts):
+        raise InputError(f"there are {len(prompts)} prompts and {len(sources)} sources: give one for each")
+    if empty := [n for n, prompt in enumerate(prompts) if not len(prompt)]:
+        raise InputError(f"prompt {empty[0]} has no tokens: give each at least one")
+    return [tuple(map(int, prompt)) for prompt in prompts]
+
+
+def _check_sources(decoder: Decoder, sources: Sequence[Mapping[str, torch.Tensor]] | None) -> None:
+    names = set(decoder.programs.source.inputs) - {FRESH} if decoder.programs.source else set[str]()
+    given = [set(source) for source in sources] if sources is not None else [set[str]()]
+    if wrong := next((g for g in given if g != names), None):
+        have, needs = (", ".join(sorted(words)) or "nothing" for words in (wrong, names))
+        raise InputError(f"beside its tokens the model is given {needs}, and a source of a text holds {have}")
+
+
+def _positions(source: Mapping[str, torch.Tensor]) -> int | None:
+    """Of a source of tokens; None of any other, which has one size."""
+    found = [t.shape[0] for t in source.values() if t.dim() == 1 and not t.is_floating_point()]
+    return found[0] if found else None
+
+
+def _answers(
+    engine: Engine, decoder: Decoder, asked: list[Request], tell: Callable[[Continued], object] | None
+) -> dict[int, Answer]:
+    """By number; each data rank makes its share, all get all."""
+    data_ranks, own = engine.groups.size(DP), engine.groups.coordinates[DP]
+    found = dict[int, Answer]()
+    for text in Continuing(decoder).all_of(asked[own::data_ranks]):
+        if tell is not None:
+            tell(text)
+        if text.finish:
+            new = text.tokens[:-1] if text.tokens[-1] in text.request.ends else text.tokens
+            found[text.request.number] = Answer(tuple(new), text.finish)
+    engine.forget_gathered()
+    if data_ranks > 1:
+        parts: list[dict[int, Answer]] = [{} for _ in range(data_ranks)]
+        dist.all_gather_object(parts, found, group=engine.groups.group(DP))
+        found = {n: answer for part in parts for n, answer in part.items()}
+    return found
+
+
+def decoder_of(engine: Engine, sizes: AnswerSizes) -> Decoder:
+    """What continues texts of these sizes on this rank; the last few are kept with the engine."""
+    kept = _KEPT.setdefault(engine, {})
+    for known, decoder in kept.items():
+        if replace(known, length=sizes.length) == sizes and known.length >= sizes.length:
+            return decoder
+    with Watchdog(START_SECONDS, "tracing the model for answers"):
+        decoder = Decoder(_maker(engine)(sizes), engine.groups, engine.worker_of)
+    while len(kept) >= MOST_KEPT:
+        del kept[next(iter(kept))]
+    kept[sizes] = decoder
+    return decoder
+
+
+def _maker(engine: Engine) -> AnswerMaker:
+    if engine.answers is None:
+        raise InputError("this engine was made of a Program alone: make it by parallelize to generate with it")
+    return engine.answers

@@ -1,0 +1,82 @@
+"""Programs that answer, of the model that an engine trains: its parameters stay where its plan has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import nn
+
+from partitioner import Graph, Plan, lower, trace
+from partitioner.generating.derive import Derivation, sample_dimensions
+from partitioner.generating.lengths import Lengths, answering, lengths
+from partitioner.generating.names import is_kept
+from partitioner.lowering.program import Program
+from partitioner.searching.same_state import with_state_of
+
+
+@dataclass(frozen=True)
+class AnswerSizes:
+    """Texts of up to ``length`` positions, ``rows`` of them at once on a data rank; prompts are read ``chunk``
+    positions a call. ``source``: positions of the sources, None where there are none, or they have one length."""
+
+    length: int
+    rows: int
+    chunk: int
+    source: int | None = None
+
+
+@dataclass(frozen=True)
+class AnswerPrograms:
+    """``many`` positions a call, and ``one``, on the same caches. ``source`` reads the sources of texts, None where
+    there are none. ``samples``: of what is kept from call to call, by name, the dimension that carries texts.
+    ``begins``: tokens with which the model begins every text."""
+
+    sizes: AnswerSizes
+    many: Program
+    one: Program
+    source: Program | None
+    samples: Mapping[str, int]
+    begins: tuple[int, ...]
+
+
+@dataclass
+class AnswerMaker:
+    """Makes them of ``model``, traced on batches like ``batch``; ``stages`` read each parameter under ``plan``."""
+
+    model: nn.Module
+    batch: Mapping[str, Any]
+    plan: Plan
+    stages: Mapping[str, Sequence[int]]
+    _traced: dict[int, Lengths] = field(default_factory=dict[int, Lengths])
+
+    def __call__(self, sizes: AnswerSizes) -> AnswerPrograms:
+        """Raises NotDerived, naming the op, for a model whose answers can't be made position by position."""
+        found = self._lengths(sizes.length)
+        derivation = found.derivation(sizes.rows, sizes.source)
+        many, one = (derivation.answering(n, sizes.chunk) for n in (sizes.chunk, 1))
+        plan = with_state_of(self.plan, one, self.stages, sizes.rows, trains=False, micro_batches=1)
+        program = lower(one, plan)
+        reads = self._source(derivation, plan, program) if derivation.sources else None
+        return AnswerPrograms(sizes, lower(many, plan), program, reads, sample_dimensions(one), found.begins)
+
+    def begins(self, length: int) -> tuple[int, ...]:
+        """The tokens with which the model begins every text."""
+        return self._lengths(length).begins
+
+    def _lengths(self, length: int) -> Lengths:
+        if length not in self._traced:
+            with answering(self.model):
+                self._traced[length] = lengths(self.batch, length, self._trace)
+        return self._traced[length]
+
+    def _trace(self, batch: Mapping[str, Any]) -> Graph:
+        return trace(self.model, batch, compare=False, precision=self.plan.decisions.precision)
+
+    def _source(self, derivation: Derivation, plan: Plan, program: Program) -> Program:
+        """What is kept lies as the texts' Program has it."""
+        graph = derivation.source()
+        both = replace(self.plan, parameters=self.plan.parameters | plan.parameters)
+        stages = dict(self.stages) | {name: p.stages for name, p in program.parameters.items() if is_kept(name)}
+        return lower(graph, with_state_of(both, graph, stages, graph.batch, trains=False, micro_batches=1))
