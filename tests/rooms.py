@@ -51,7 +51,7 @@ ROOMS: dict[str, dict[str, str]] = {
         "measure": "mesh ranks execute",
         "execute": "mesh ranks",
         "train": "mesh ranks state checkpoint execute",
-        "generate": "mesh ranks state execute train",
+        "generate": "mesh ranks state checkpoint execute train",
         "dry_run": "mesh state execute train",
         "verify": "mesh ranks state execute train",
     },

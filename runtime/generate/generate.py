@@ -1,4 +1,4 @@
-"""``generate``: prompts continued by the model that an engine trains, on all its ranks, under its own plan."""
+"""``generate``: prompts continued by a model, on all ranks: by one that an engine trains, or one that only answers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch.distributed as dist
 from partitioner.errors import InputError
 from partitioner.generating.names import FRESH
 from partitioner.sharding.mesh_axes import DP
+from runtime.generate.answering import Answers
 from runtime.generate.continued import Continuing
 from runtime.generate.decoder import Decoder
 from runtime.generate.requests import Continued, Request, Stops
@@ -19,12 +20,11 @@ from runtime.generate.sampling import Sampling
 from runtime.ranks.limits import START_SECONDS
 from runtime.ranks.watchdog import Watchdog
 from runtime.train.answer_programs import AnswerMaker, AnswerSizes
-from runtime.train.engine import Engine
 
 MOST_KEPT = 8  # decoders of an engine, each with its caches
 CHUNK, ROWS = 64, 8  # positions of a call that reads prompts; texts at once of a data rank
 LIKELIEST = Sampling()
-_KEPT: weakref.WeakKeyDictionary[Engine, dict[AnswerSizes, Decoder]] = weakref.WeakKeyDictionary()
+_KEPT: weakref.WeakKeyDictionary[Answers, dict[AnswerSizes, Decoder]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Answer:
 
 
 def generate(
-    engine: Engine,
+    engine: Answers,
     prompts: Sequence[Sequence[int]] | None = None,
     *,
     sources: Sequence[Mapping[str, torch.Tensor]] | None = None,
@@ -79,7 +79,7 @@ def generate(
 
 
 def _texts(
-    engine: Engine, prompts: Sequence[Sequence[int]] | None, sources: Sequence[Mapping[str, torch.Tensor]] | None,
+    engine: Answers, prompts: Sequence[Sequence[int]] | None, sources: Sequence[Mapping[str, torch.Tensor]] | None,
     most: int,
 ) -> list[tuple[int, ...]]:  # fmt: skip
     """What every answer begins with."""
@@ -111,7 +111,7 @@ def _positions(source: Mapping[str, torch.Tensor]) -> int | None:
 
 
 def _answers(
-    engine: Engine, decoder: Decoder, asked: list[Request], tell: Callable[[Continued], object] | None
+    engine: Answers, decoder: Decoder, asked: list[Request], tell: Callable[[Continued], object] | None
 ) -> dict[int, Answer]:
     """By number; each data rank makes its share, all get all."""
     data_ranks, own = engine.groups.size(DP), engine.groups.coordinates[DP]
@@ -130,7 +130,7 @@ def _answers(
     return found
 
 
-def decoder_of(engine: Engine, sizes: AnswerSizes) -> Decoder:
+def decoder_of(engine: Answers, sizes: AnswerSizes) -> Decoder:
     """What continues texts of these sizes on this rank; the last few are kept with the engine."""
     kept = _KEPT.setdefault(engine, {})
     for known, decoder in kept.items():
@@ -144,7 +144,7 @@ def decoder_of(engine: Engine, sizes: AnswerSizes) -> Decoder:
     return decoder
 
 
-def _maker(engine: Engine) -> AnswerMaker:
+def _maker(engine: Answers) -> AnswerMaker:
     if engine.answers is None:
         raise InputError("this engine was made of a Program alone: make it by parallelize to generate with it")
     return engine.answers
