@@ -39,7 +39,7 @@ ROOMS: dict[str, dict[str, str]] = {
         "tracing": "errors precision gc_pause sharding graph user_code functionalize samples draws comparing normalize",
         "generating": "errors sharding graph user_code ops samples tracing",
         "searching": "errors gc_pause precision sharding software cluster schedule graph plan layouts emit cost solve"
-        " step",
+        " step generating",
     },
     "runtime": {
         "data": "",

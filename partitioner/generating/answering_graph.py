@@ -16,7 +16,14 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 import partitioner.ops.cache_ops
-from partitioner.generating.cached_values import can_be_cached, reaches, slots, smallest_view, way_up
+from partitioner.generating.cached_values import (
+    can_be_cached,
+    reaches,
+    shared_heads,
+    slots,
+    smallest_view,
+    way_up,
+)
 from partitioner.generating.ends import Ends, needed
 from partitioner.generating.last_unit import last_unit
 from partitioner.generating.names import CACHE, LAST, MEMORY, START, TOKENS
@@ -228,8 +235,21 @@ class AnsweringGraph(Writer):
         mask, scale = self.walked.masks[node], op_of(node).literal("scale")
         window = mask.reach if mask.exact and mask.reach < self.numbers.length else 0
         allowed = read[3] if len(read) > 3 and not mask.exact else None
-        literals = (allowed, sample, repeat, window, scale)
-        return self.emit(node, own.cached_attention.default, *read[:3], self.start, *literals)
+        literals = (self.start, allowed, self.n, sample, repeat, window, scale)
+        shared = [shared_heads(n) for n in operands(node)[1:3]]
+        if None in shared or allowed is not None and shape_of(allowed)[-3:-2] not in ((), (1,)):
+            return self.emit(node, own.cached_attention.default, *read[:3], *literals)
+        shape, (keys, values) = shape_of(read[0]), (self.cached(n) for n in shared if n is not None)
+        few = shape_of(keys)
+        heads = [*shape[:-3], few[-4], shape[-3] // few[-4] * self.n]
+        read = [self.reshaped(node, read[0], [*heads, shape[-1]])]
+        read += [self.reshaped(node, n, [*few[:-3], *shape_of(n)[-2:]]) for n in (keys, values)]
+        found = self.emit(node, own.cached_attention.default, *read, *literals)
+        return self.reshaped(node, found, [*shape[:-1], shape_of(found)[-1]])
+
+    def reshaped(self, like: fx.Node, value: fx.Node, shape: list[int]) -> fx.Node:
+        """A value in another shape."""
+        return self.emit(like, aten.reshape.default, value, shape)
 
     def cached(self, node: fx.Node) -> fx.Node:
         """All positions so far of a value."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import fx
 
 from partitioner.generating.positions import Walked
@@ -11,6 +12,8 @@ from partitioner.graph.graph import Graph
 from partitioner.graph.nodes import operands, shape_of
 from partitioner.sharding.layout import Segment
 from partitioner.sharding.op_rules import rule_of
+
+aten = torch.ops.aten
 
 
 def way_up(graph: Graph, walked: Walked, node: fx.Node, length: int) -> list[fx.Node]:
@@ -37,6 +40,17 @@ def can_be_cached(graph: Graph, walked: Walked, node: fx.Node, length: int) -> b
     return bool(query and shard) and (shard.segments, query.segments) == (  # type: ignore[union-attr]
         (Segment(1, graph.batch, 1),), (Segment(1, length, 1),)
     )  # fmt: skip
+
+
+def shared_heads(node: fx.Node) -> fx.Node | None:
+    """Of keys (.., heads, L, e), of which several heads have the same, (.., shared, 1, L, e); None where none do."""
+    grown = operands(node)[0] if node.target == aten.reshape.default else None
+    if grown is None or grown.target != aten.expand.default or len(shape_of(grown)) != len(shape_of(node)) + 1:
+        return None
+    (source,) = operands(grown)
+    *lead, shared, each, length, width = shape_of(grown)
+    alike = shape_of(source) == (*lead, shared, 1, length, width)
+    return source if alike and shape_of(node) == (*lead, shared * each, length, width) else None
 
 
 def slots(reach: int, length: int, chunk: int) -> int:

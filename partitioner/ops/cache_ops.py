@@ -24,8 +24,8 @@ _LIBRARY.define(
     "hide_unseen(Tensor scores, Tensor start, int sample, int repeat, int query, int key, int window) -> Tensor"
 )
 _LIBRARY.define(
-    "cached_attention(Tensor query, Tensor key, Tensor value, Tensor start, Tensor? mask, int sample, int repeat, "
-    "int window, float? scale) -> Tensor"
+    "cached_attention(Tensor query, Tensor key, Tensor value, Tensor start, Tensor? mask, int n, int sample, "
+    "int repeat, int window, float? scale) -> Tensor"
 )
 _LIBRARY.define("store(Tensor memory, Tensor x, Tensor fresh, int sample) -> Tensor")
 _LIBRARY.define("done(Tensor x) -> Tensor")
@@ -112,16 +112,19 @@ def hide_unseen(
 
 def cached_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: torch.Tensor, mask: torch.Tensor | None,
-    sample: int, repeat: int, window: int, scale: float | None,
+    n: int, sample: int, repeat: int, window: int, scale: float | None,
 ) -> torch.Tensor:
-    """Attention of n positions (.., n, e) to what a cache holds, (.., slots, e) and (.., slots, v)."""
+    """Attention of n positions to what a cache holds, (.., slots, e) and (.., slots, v), of which heads may share one:
+    queries are (.., heads n, e), each head's positions together. A ``mask`` is (.., n, slots), of them all."""
     if query.is_meta:
         return query.new_empty((*query.shape[:-1], value.shape[-1]))
     rank = query.dim()
-    like = query.new_empty(()).expand(*query.shape[:-1], key.shape[-2])
+    like = query.new_empty(()).expand(*query.shape[:-2], n, key.shape[-2])
     allowed = _seen_like(like, start, sample, repeat, rank - 2, rank - 1, window)
     if mask is not None:
         allowed = mask & allowed if mask.dtype == torch.bool else mask.masked_fill(~allowed, -math.inf)
+    heads = query.shape[-2] // n
+    allowed = allowed if heads == 1 else torch.cat([allowed] * heads, -2)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, scale=scale)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from partitioner.sharding.equations import Strategy
+from partitioner.sharding.equations import Strategy, bind
 from partitioner.sharding.layout import WHOLE, Shard
 from partitioner.sharding.op_equations import Op, letters, marked
 
@@ -41,15 +41,19 @@ def hidden(op: Op) -> str:
     return f"{whole}, {_of_samples(op, names)} -> {whole}"
 
 
-def cached_attention(op: Op) -> str | None:
-    """As attention; each sequence begins somewhere."""
-    lead = letters(len(op.result) - 2)
+def cached_attention(op: Op, slot: int, shard: Shard, ranks: int) -> Strategy | None:
+    """As attention; each sequence begins somewhere, and heads that share keys may be divided, not their positions."""
+    rank, n = len(op.result), op.literal("n")
+    lead = letters(rank - 2)
     if len({shape[:-2] for shape in op.operands[:3]}) > 1:
         return None
+    if slot in (0, -1) and shard.dim == rank - 2 and any(s.repeat > 1 or s.granule % n for s in shard.segments):  # type: ignore[operator]
+        return None
     first = " ".join(lead)
-    mask = [*lead, "q!", "k!"][len(op.result) - len(op.operands[4]) :] if len(op.operands) > 4 else []
+    mask = [*lead, "n!", "k!"][rank - len(op.operands[4]) :] if len(op.operands) > 4 else []
     rest = f", {' '.join(mask)}" if mask else ""
-    return f"{first} q! e!, {first} k! e!, {first} k! v!, {_of_samples(op, lead)}{rest} -> {first} q! v!"
+    text = f"{first} q e!, {first} k! e!, {first} k! v!, {_of_samples(op, lead)}{rest} -> {first} q v!"
+    return bind(text, op.operands, op.result).complete(slot, shard)
 
 
 def last_position(op: Op) -> str:

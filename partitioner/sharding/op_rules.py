@@ -120,9 +120,7 @@ RULES: dict[str, Rule] = {
     "partitioner.done.default": Rule(forgetful),
     "partitioner.at_positions.default": Rule(equation(positioned), _FIRST),
     "partitioner.hide_unseen.default": Rule(equation(hidden)),
-    "partitioner.cached_attention.default": Rule(
-        equation(cached_attention), attention=_attention_flops,
-    ),
+    "partitioner.cached_attention.default": Rule(cached_attention, attention=_attention_flops),
     "partitioner.last_position.default": Rule(equation(last_position), _FIRST),
     # tables and losses
     "aten.embedding.default": Rule(equation(embedding), (), (1,), lookup=True, on_rank=rank_forms.by_vocabulary),

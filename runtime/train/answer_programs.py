@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from partitioner import Graph, Plan, lower, trace
-from partitioner.generating.derive import Derivation, sample_dimensions
+from partitioner.generating.derive import sample_dimensions
 from partitioner.generating.lengths import Lengths, answering, lengths
 from partitioner.generating.names import is_kept
 from partitioner.lowering.program import Program
@@ -58,8 +58,12 @@ class AnswerMaker:
         many, one = (derivation.answering(n, sizes.chunk) for n in (sizes.chunk, 1))
         plan = with_state_of(self.plan, one, self.stages, sizes.rows, trains=False, micro_batches=1)
         program = lower(one, plan)
-        reads = self._source(derivation, plan, program) if derivation.sources else None
-        return AnswerPrograms(sizes, lower(many, plan), program, reads, sample_dimensions(one), found.begins)
+        reads = None
+        if derivation.sources:
+            source = derivation.source()
+            reads = lower(source, self._beside(plan, program, source))
+        chunks = lower(many, self._beside(plan, program, many))
+        return AnswerPrograms(sizes, chunks, program, reads, sample_dimensions(one), found.begins)
 
     def begins(self, length: int) -> tuple[int, ...]:
         """The tokens with which the model begins every text."""
@@ -74,9 +78,8 @@ class AnswerMaker:
     def _trace(self, batch: Mapping[str, Any]) -> Graph:
         return trace(self.model, batch, compare=False, precision=self.plan.decisions.precision)
 
-    def _source(self, derivation: Derivation, plan: Plan, program: Program) -> Program:
-        """What is kept lies as the texts' Program has it."""
-        graph = derivation.source()
+    def _beside(self, plan: Plan, program: Program, graph: Graph) -> Plan:
+        """A Plan of another graph, whose parameters and what is kept lie as a Program has them, and ``plan`` says."""
         both = replace(self.plan, parameters=self.plan.parameters | plan.parameters)
         stages = dict(self.stages) | {name: p.stages for name, p in program.parameters.items() if is_kept(name)}
-        return lower(graph, with_state_of(both, graph, stages, graph.batch, trains=False, micro_batches=1))
+        return with_state_of(both, graph, stages, graph.batch, trains=False, micro_batches=1)
