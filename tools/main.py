@@ -14,6 +14,7 @@ from tools.calibrate import arguments as calibrate
 from tools.compare import arguments as compare
 from tools.configs import arguments as configs
 from tools.fit import arguments as fit
+from tools.generate import arguments as generate
 from tools.kernels import arguments as kernels
 from tools.plan import arguments as plan
 from tools.run import arguments as run
@@ -24,7 +25,7 @@ from tools.validate import arguments as validate
 from tools.verify import arguments as verify
 
 EXIT_INPUT, EXIT_MEMORY = 2, 3
-ROOMS = (plan, fit, show, compare, verify, validate, run, calibrate, kernels, configs)
+ROOMS = (plan, fit, show, compare, verify, validate, run, generate, calibrate, kernels, configs)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -12,6 +12,7 @@ from partitioner.cost.op_work import op_flops
 from partitioner.cost.unit_cost import Priced
 from partitioner.emit.block_code import emit
 from partitioner.emit.product_rows import products
+from partitioner.generating.names import is_kept
 from partitioner.graph.dependence import module_path
 from partitioner.graph.graph import Unit, unit_names
 from partitioner.graph.nodes import is_parameter, is_tensor, operands
@@ -192,7 +193,7 @@ def plan_of(
     )  # fmt: skip
     return Plan(
         model={**model, "digest": graph_digest(folded), "blocks": len(folded.graph.blocks),
-               "parameters": sum(n.meta["val"].numel() for n in folded.parameter), **assumed(folded.graph)},
+               "parameters": _parameters_of(folded), **assumed(folded.graph)},
         cluster=priced.cluster.as_dict(), software=priced.cluster.software.as_dict(), global_batch=global_batch,
         pins={k: str(v) for k, v in pins.items()},
         decisions=decisions, blocks=tuple(block_rows(priced, names, parallelism, fixed)),
@@ -209,3 +210,8 @@ def _candidate(tried: Tried, cost: Cost) -> Candidate:
         exposed_seconds=cost.communication_seconds + cost.sync_seconds, bubble_seconds=cost.bubble_seconds,
         peak_bytes=cost.peak_bytes,
     )  # fmt: skip
+
+
+def _parameters_of(folded: Folded) -> int:
+    """Numbers of the model's own parameters: what is kept from call to call of an answer is none of them."""
+    return sum(n.meta["val"].numel() for n in folded.parameter if not is_kept(n.meta["source"]))

@@ -69,6 +69,10 @@ class AnswerMaker:
         """The tokens with which the model begins every text."""
         return self._lengths(length).begins
 
+    def sources(self, length: int) -> tuple[str, ...]:
+        """What the model is given beside tokens."""
+        return self._lengths(length).derivation(1).sources
+
     def _lengths(self, length: int) -> Lengths:
         if length not in self._traced:
             with answering(self.model):

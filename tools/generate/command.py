@@ -1,0 +1,202 @@
+"""``partitioner generate``: reads prompts, starts the ranks, prints each answer as it comes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from partitioner import Cluster, Plan, trace
+from partitioner.errors import InputError
+from partitioner.generating.lengths import answering, lengths
+from partitioner.searching.plan_answers import Asked, plan_answers
+from runtime.generate.sampling import Sampling
+from runtime.ranks import launch
+from runtime.ranks.limits import START_SECONDS
+from tools.generate.rank import Job, Model
+from tools.generate.text_coder import TextCoder, text_coder
+from tools.models import precision_option
+from tools.models.entry_point import parse_settings
+from tools.models.load import load
+from tools.plan.edits_as_pins import read_pins
+from tools.screen import output, status
+from tools.watch.telling import MARK
+
+EACH_STEP = 60.0  # seconds that a step may take at the most, for the ranks to end when they are stopped
+
+
+def generate_command(options: argparse.Namespace) -> int:
+    """Continue the prompts; 1 where the ranks failed."""
+    coder, sampling = text_coder(options.tokenizer), _sampling(options)
+    texts = _prompts(options)
+    prompts = [_tokens(options, coder, text) for text in texts]
+    length = max(map(len, prompts)) + options.max_tokens
+    with planned(options, length) as (plan, path):
+        model = Model(
+            plan=path, weights=_whole(options.weights), checkpoint=_whole(options.checkpoint),
+            tokenizer=_whole(options.tokenizer), rows=min(options.rows, len(prompts)), chunk=options.chunk,
+            length=length, patience=options.patience,
+        )  # fmt: skip
+        job = Job(model, prompts, options.max_tokens, sampling, sorted(coder.ends), options.stop)
+        tell_values(options, plan)
+        screen = _Screen(coder, streams=len(prompts) == 1 and not options.json)
+        found = _run(job, plan.world, screen)
+    if found is None:
+        return 2 if screen.was_refused else 1
+    rows = [
+        {"prompt": text, "text": coder.decode(answer["tokens"]), **answer}
+        for text, answer in zip(texts, found, strict=True)
+    ]
+    if options.json:
+        options.document(json.dumps({"answers": rows}, indent=1) + "\n")
+    elif not screen.streams:
+        _print(rows)
+    return 0
+
+
+class _Screen:
+    """What rank 0 writes: new tokens, shown as they come where there is one text."""
+
+    def __init__(self, coder: TextCoder, streams: bool) -> None:
+        self.coder, self.streams, self.was_refused = coder, streams, False
+        self.answers: list[dict[str, Any]] | None = None
+        self._tokens, self._shown = list[int](), 0
+
+    def read(self, line: str) -> None:
+        """A line of rank 0: an event, or what the user's code printed."""
+        printed, marked, text = line.partition(MARK)
+        sys.stderr.write(printed)
+        if not marked:
+            return
+        event = json.loads(text)
+        if "answers" in event:
+            self.answers = event["answers"]
+            self._show(whole=True)
+        elif self.streams:
+            self._tokens.append(event["token"])
+            self._show()
+
+    def _show(self, whole: bool = False) -> None:
+        """What is new, but for characters of which a part has not come yet."""
+        if not self.streams:
+            return
+        tokens = self.answers[0]["tokens"] if whole and self.answers else self._tokens
+        text = self.coder.decode(tokens)
+        if not whole:
+            text = text.rstrip("\ufffd")
+        sys.stdout.write(text[self._shown :] + ("\n" if whole else ""))
+        sys.stdout.flush()
+        self._shown = max(self._shown, len(text))
+
+
+def tell_values(options: argparse.Namespace, plan: Plan) -> None:
+    """Say what code is imported, and where no trained values are given."""
+    sys.stderr.write(f"importing {plan.model['entry']}\n")
+    if options.weights is None and options.checkpoint is None:
+        sys.stderr.write("no --weights and no --checkpoint: the model answers as it is made\n")
+
+
+def _run(job: Job, ranks: int, screen: _Screen) -> list[dict[str, Any]] | None:
+    """The answers; None where a rank failed, which is said."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "job.json"
+        path.write_text(json.dumps(asdict(job)))
+        result = launch.local_module("tools.generate.rank", [str(path)], ranks, math.inf, screen.read, EACH_STEP,
+                                     START_SECONDS * job.model.patience)  # fmt: skip
+    if result.failure is not None:
+        screen.was_refused = result.statuses[result.failure.rank or 0] == 2
+        return None
+    return screen.answers
+
+
+@contextmanager
+def planned(options: argparse.Namespace, length: int) -> Generator[tuple[Plan, str]]:
+    """The plan file that is named, or one of a MODEL for these texts, written for the ranks to read."""
+    if Path(options.target).suffix == ".json" and not options.target.startswith("hf:"):
+        strange = {"--ranks": options.ranks, "--cluster": options.cluster, "--pin": options.pin, "--set": options.set}
+        if given := next((name for name, value in strange.items() if value), None):
+            raise InputError(f"{given} is of a MODEL: {options.target} is a plan, which says it")
+        plan = Plan.load(options.target)
+        if not plan.model.get("entry"):
+            raise InputError("the plan names no model to load: make it with partitioner plan MODEL")
+        yield plan, str(Path(options.target).resolve())
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        plan, path = _plan(options, length), str(Path(folder) / "plan.json")
+        plan.save(path)
+        yield plan, path
+
+
+def _plan(options: argparse.Namespace, length: int) -> Plan:
+    ranks = options.ranks or 1
+    cluster = Cluster.load(options.cluster or "local-cpu").of_ranks(ranks)
+    settings = parse_settings(word for words in options.set for word in words)
+    with status(f"planning {options.target}") as say:
+        source = load(options.target, settings, meta=True)
+        precision = precision_option.asked(options, precision_option.usual(cluster))
+
+        def traced(batch: Any) -> Any:
+            return trace(source.module, batch, say, compare=False, precision=precision)
+
+        asked = Asked(options.rows * ranks, max(length - options.max_tokens, 1), options.max_tokens, options.chunk)
+        with answering(source.module):
+            found = lengths(source.batch, asked.length, traced)
+        model = {"entry": options.target, "settings": source.settings, "seq": source.seq}
+        return plan_answers(found, cluster, asked, read_pins(options.pin), model, say)
+
+
+def _sampling(options: argparse.Namespace) -> Sampling:
+    for name in ("max_tokens", "rows", "chunk"):
+        if getattr(options, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be positive, not {getattr(options, name)}")
+    if not 0 < options.patience < math.inf:
+        raise InputError(f"--patience must be positive, not {options.patience}")
+    return Sampling(
+        temperature=options.temperature, top_k=options.top_k, top_p=options.top_p,
+        repetition_penalty=options.repetition_penalty, seed=options.seed,
+    )  # fmt: skip
+
+
+def _prompts(options: argparse.Namespace) -> list[str]:
+    found = list(options.prompt)
+    if options.prompts:
+        path = Path(options.prompts)
+        try:
+            lines = [line for line in path.read_text().splitlines() if line.strip()]
+            found += [json.loads(line)["prompt"] for line in lines] if path.suffix == ".jsonl" else lines
+        except OSError as error:
+            raise InputError(f"--prompts {path}: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            words = 'each line must be an object like {"prompt": "..."}'
+            raise InputError(f"--prompts {path}: {words}: {error}") from error
+    if not found:
+        raise InputError("nothing to continue: give --prompt TEXT, or --prompts FILE")
+    return found
+
+
+def _tokens(options: argparse.Namespace, coder: TextCoder, text: str) -> list[int]:
+    if not options.chat:
+        if options.system:
+            raise InputError("--system is said before a dialogue: add --chat")
+        return coder.prompt(text)
+    before = [{"role": "system", "content": options.system}] if options.system else []
+    return coder.chat([*before, {"role": "user", "content": text}])
+
+
+def _whole(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).resolve())
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    console = output()
+    for row in rows:
+        console.print(f"[bold]{row['prompt']!r}[/bold]" if console.is_terminal else repr(row["prompt"]))
+        console.print(row["text"], markup=False)
+        console.print(f"({len(row['tokens'])} tokens, {row['finish']})\n", style="dim")
