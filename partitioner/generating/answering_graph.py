@@ -26,13 +26,13 @@ from partitioner.generating.cached_values import (
 )
 from partitioner.generating.ends import Ends, needed
 from partitioner.generating.last_unit import last_unit
-from partitioner.generating.names import CACHE, LAST, MEMORY, START, TOKENS
 from partitioner.generating.numbers import Numbers, flat_arguments, sized_dimension
 from partitioner.generating.positions import Reading, Walked
 from partitioner.generating.refusal import refused
 from partitioner.graph.dependence import parameter_free
 from partitioner.graph.graph import Graph, ParameterInfo
 from partitioner.graph.nodes import evaluate, op_of, operands, shape_of
+from partitioner.graph.step_inputs import CACHE, LAST, MEMORY, START, TOKENS
 from partitioner.sharding.op_rules import rule_of
 
 own, aten = torch.ops.partitioner, torch.ops.aten

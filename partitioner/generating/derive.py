@@ -14,12 +14,12 @@ from torch import fx, nn
 
 from partitioner.generating.answering_graph import AnsweringGraph, Writer
 from partitioner.generating.ends import Ends
-from partitioner.generating.names import FRESH, LAST, START, TOKENS
 from partitioner.generating.numbers import Numbers
 from partitioner.generating.positions import Walked, walk
 from partitioner.generating.source_graph import SourceGraph
 from partitioner.graph.graph import Graph, gradient_free, placeholders
 from partitioner.graph.nodes import op_of, operands, shape_of
+from partitioner.graph.step_inputs import FRESH, LAST, START, TOKENS
 from partitioner.tracing.find_blocks import find_units
 
 

@@ -5,6 +5,7 @@ Where it is given a source beside the text, whose length is another number, both
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from partitioner.errors import InputError
 from partitioner.generating.derive import Derivation
 from partitioner.generating.ends import begins, ends, needed
 from partitioner.generating.numbers import Numbers, UnlikeLengths, at_length
+from partitioner.generating.refusal import NotDerived
+from partitioner.generating.tables import check_rows, check_tables
 from partitioner.graph.graph import Graph, placeholders
 from partitioner.graph.nodes import shape_of
 from partitioner.graph.resize_batch import resize
@@ -42,7 +45,9 @@ class Lengths:
         they can't be made position by position."""
         first, second = (resize(self._of_source(n, source), rows) for n in (0, 1))
         numbers = Numbers(first.module.graph, second.module.graph, (self.length, self.length + self.more))
-        return Derivation.of(first, ends(first), numbers)
+        found = Derivation.of(first, ends(first), numbers)
+        check_tables(found.walked, first, second, numbers)
+        return found
 
     def _of_source(self, which: int, positions: int | None) -> Graph:
         graph = (self.graph, self.other)[which]
@@ -59,19 +64,21 @@ class Lengths:
         return begins(self.graph, ends(self.graph))
 
 
-def lengths(batch: Mapping[str, Any], length: int, trace: Trace) -> Lengths:
+def lengths(batch: Mapping[str, Any], length: int, trace: Trace, optional: Collection[str] = ()) -> Lengths:
     """Of a model that is traced on a batch like ``batch`` by ``trace``, for texts of up to ``length`` positions.
 
+    Of the inputs that are ``optional`` those without which it runs are left out (positions, masks of packed documents).
     Raises NotDerived where its ops are not the same at two lengths, or it ends in no logits.
     """
     if length < 2:
         raise InputError(f"a text of {length} positions: take at least 2")
-    seen = trace(batch)
+    batch, seen = _least(batch, trace, optional)
     found = ends(seen)
     own = shape_of(found.tokens)[1]
     first = seen if own == length else trace(longer(batch, found.asks, length - own))
     if (made := shape_of(ends(first).tokens)[1]) != length:
         raise InputError(f"a batch of {length} positions has {made} tokens looked up")
+    check_rows(first, length)
     failure: UnlikeLengths | None = None
     for more in (-1, 1):
         try:
@@ -85,14 +92,37 @@ def lengths(batch: Mapping[str, Any], length: int, trace: Trace) -> Lengths:
     raise failure
 
 
+def _least(
+    batch: Mapping[str, Any], trace: Trace, optional: Collection[str]
+) -> tuple[Mapping[str, Any], Graph]:  # fmt: skip
+    """The batch without what logits hang on beside tokens, if the model runs without; and its graph."""
+    seen = trace(batch)
+    for name in [n for n in optional if n in batch and n in _beside(seen, optional)]:
+        less = {n: value for n, value in batch.items() if n != name}
+        try:
+            graph = trace(less)
+            ends(graph)
+        except InputError:
+            continue
+        batch, seen = less, graph
+    return batch, seen
+
+
+def _beside(graph: Graph, otherwise: Collection[str]) -> Collection[str]:
+    """The inputs beside tokens on which logits hang; what is said ``otherwise`` where tokens can't be told."""
+    try:
+        found = ends(graph)
+    except NotDerived:
+        return otherwise
+    read, inputs = needed([found.logits], found.tokens), placeholders(graph.module.graph, "input")
+    return [n for n in graph.inputs if inputs[n] in read and n not in found.asks]
+
+
 def _source_lengths(
     seen: Graph, batch: Mapping[str, Any], grown: int, more: tuple[int, int], trace: Trace
 ) -> tuple[int | None, tuple[Graph, Graph] | None]:
     """How long sources are, and both graphs with shorter ones, where the model runs with such."""
-    found = ends(seen)
-    read = needed([found.logits], found.tokens)
-    inputs = placeholders(seen.module.graph, "input")
-    names = [n for n in seen.inputs if inputs[n] in read and n not in found.asks]
+    found, inputs, names = ends(seen), placeholders(seen.module.graph, "input"), _beside(seen, ())
     tokens = [n for n in names if len(shape_of(inputs[n])) == 2 and not inputs[n].meta["val"].is_floating_point()]
     sizes = {shape_of(inputs[n])[1] for n in tokens}
     if len(sizes) != 1:
@@ -110,6 +140,12 @@ def longer(batch: Mapping[str, Any], names: Collection[str], more: int) -> dict[
         size = tensors[name].shape[1] + more
         tensors[name] = tensors[name][:, torch.arange(size, device=tensors[name].device) % tensors[name].shape[1]]
     return given.together(tensors)
+
+
+def optional_inputs(model: nn.Module) -> list[str]:
+    """The arguments that a model's forward may be called without."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    return [p.name for p in parameters if p.default is not inspect.Parameter.empty]
 
 
 @contextmanager

@@ -10,10 +10,10 @@ from torch import fx
 from partitioner.generating.answering_graph import Writer
 from partitioner.generating.cached_values import has_own_samples
 from partitioner.generating.ends import needed
-from partitioner.generating.names import FRESH
 from partitioner.generating.refusal import refused
 from partitioner.graph.graph import Graph
 from partitioner.graph.nodes import shape_of
+from partitioner.graph.step_inputs import FRESH
 
 own = torch.ops.partitioner
 

@@ -12,10 +12,10 @@ from partitioner.cost.op_work import op_flops
 from partitioner.cost.unit_cost import Priced
 from partitioner.emit.block_code import emit
 from partitioner.emit.product_rows import products
-from partitioner.generating.names import is_kept
 from partitioner.graph.dependence import module_path
 from partitioner.graph.graph import Unit, unit_names
 from partitioner.graph.nodes import is_parameter, is_tensor, operands
+from partitioner.graph.step_inputs import is_kept
 from partitioner.graph.tied_blocks import Folded, Port
 from partitioner.layouts.exports import Export, exports
 from partitioner.layouts.from_plan import graph_digest

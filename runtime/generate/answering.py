@@ -12,7 +12,7 @@ from torch import nn
 
 from partitioner import Plan
 from partitioner.errors import InputError
-from partitioner.generating.names import is_kept
+from partitioner.graph.step_inputs import is_kept
 from partitioner.lowering.program import Program
 from runtime.checkpoint.load import load
 from runtime.execute.keep_heap import keep_freed_memory

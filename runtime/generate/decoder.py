@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 import torch.distributed as dist
 
-from partitioner.generating.names import FRESH, LAST, START, TOKENS, is_kept
+from partitioner.graph.step_inputs import FRESH, LAST, START, TOKENS, is_kept
 from partitioner.lowering.program import Program
 from partitioner.sharding.layout import local_shape
 from partitioner.sharding.mesh_axes import DP, PP

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from partitioner.errors import InputError
-from partitioner.generating.names import FRESH
+from partitioner.graph.step_inputs import FRESH
 from partitioner.sharding.mesh_axes import DP
 from runtime.generate.answering import Answers
 from runtime.generate.continued import Continuing

@@ -10,8 +10,8 @@ from torch import nn
 
 from partitioner import Graph, Plan, lower, trace
 from partitioner.generating.derive import sample_dimensions
-from partitioner.generating.lengths import Lengths, answering, lengths
-from partitioner.generating.names import is_kept
+from partitioner.generating.lengths import Lengths, answering, lengths, optional_inputs
+from partitioner.graph.step_inputs import is_kept
 from partitioner.lowering.program import Program
 from partitioner.searching.same_state import with_state_of
 
@@ -76,7 +76,7 @@ class AnswerMaker:
     def _lengths(self, length: int) -> Lengths:
         if length not in self._traced:
             with answering(self.model):
-                self._traced[length] = lengths(self.batch, length, self._trace)
+                self._traced[length] = lengths(self.batch, length, self._trace, optional_inputs(self.model))
         return self._traced[length]
 
     def _trace(self, batch: Mapping[str, Any]) -> Graph:

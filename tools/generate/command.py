@@ -15,7 +15,7 @@ from typing import Any
 
 from partitioner import Cluster, Plan, trace
 from partitioner.errors import InputError
-from partitioner.generating.lengths import answering, lengths
+from partitioner.generating.lengths import answering, lengths, optional_inputs
 from partitioner.searching.plan_answers import Asked, plan_answers
 from runtime.generate.sampling import Sampling
 from runtime.ranks import launch
@@ -147,7 +147,7 @@ def _plan(options: argparse.Namespace, length: int) -> Plan:
 
         asked = Asked(options.rows * ranks, max(length - options.max_tokens, 1), options.max_tokens, options.chunk)
         with answering(source.module):
-            found = lengths(source.batch, asked.length, traced)
+            found = lengths(source.batch, asked.length, traced, optional_inputs(source.module))
         model = {"entry": options.target, "settings": source.settings, "seq": source.seq}
         return plan_answers(found, cluster, asked, read_pins(options.pin), model, say)
 
