@@ -81,13 +81,13 @@ class Derivation:
 
 
 _WRITE = ("partitioner.store.default",)  # ops that are there for what they write
-_KEEP = (*_WRITE, "partitioner.extend_cache.default")
+_CACHES = "partitioner.extend_cache.default"
 
 
 def sample_dimensions(graph: Graph) -> dict[str, int]:
-    """The dimension that carries texts of all that a graph keeps from call to call, or reads of it."""
+    """The dimension that carries texts of each cache."""
     found = dict[str, int]()
     for node in graph.module.graph.nodes:
-        if str(node.target) in _KEEP:
+        if str(node.target) == _CACHES:
             found[operands(node)[0].meta["source"]] = op_of(node).dim("sample", len(shape_of(node)))
     return found

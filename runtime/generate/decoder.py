@@ -57,10 +57,10 @@ class Decoder:
         self._source.losses([self._on_device(given) | self._kept])
 
     def reorder(self, rows: Sequence[int]) -> None:
-        """Go on in each row with what is kept of another."""
+        """Go on in each row with what positions before have left of another, which has the same source."""
         places = torch.tensor(rows, device=self._groups.device)
-        for name, value in self._kept.items():
-            value.copy_(value.index_select(self.programs.samples[name], places))
+        for name in self._kept.keys() & self.programs.samples.keys():
+            self._kept[name].copy_(self._kept[name].index_select(self.programs.samples[name], places))
 
     def _on_device(self, values: Named) -> Named:
         return {name: value.to(self._groups.device) for name, value in values.items()}
@@ -86,6 +86,12 @@ class Decoder:
         word = torch.tensor(int(is_busy), device=self._groups.device)
         dist.all_reduce(word, dist.ReduceOp.MAX, group=self._groups.group(DP))
         return bool(word)
+
+    def agreed(self, value: torch.Tensor) -> torch.Tensor:
+        """A tensor as it is on the first of the ranks that have the last stage, on the CPU."""
+        shared = value.to(self._groups.device)
+        self.agree(shared)
+        return shared.cpu()
 
     def agree(self, value: torch.Tensor) -> None:
         """Make a tensor what it is on the first of the ranks that have the last stage."""

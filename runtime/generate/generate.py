@@ -13,6 +13,7 @@ from partitioner.errors import InputError
 from partitioner.graph.step_inputs import FRESH
 from partitioner.sharding.mesh_axes import DP
 from runtime.generate.answering import Answers
+from runtime.generate.beams import BeamSearch
 from runtime.generate.continued import Continuing
 from runtime.generate.decoder import Decoder
 from runtime.generate.requests import Continued, Request, Stops
@@ -29,10 +30,14 @@ _KEPT: weakref.WeakKeyDictionary[Answers, dict[AnswerSizes, Decoder]] = weakref.
 
 @dataclass(frozen=True)
 class Answer:
-    """New ``tokens`` behind a prompt, the one that ended them left out, and why they ended: "stop" or "length"."""
+    """New ``tokens`` behind a prompt, the one that ended them left out, and why they ended: "stop" or "length".
+
+    ``score``: of a beam search, by which this one is the best that it found.
+    """
 
     tokens: tuple[int, ...]
     finish: str
+    score: float | None = None
 
 
 def generate(
@@ -44,6 +49,8 @@ def generate(
     sampling: Sampling = LIKELIEST,
     ends: Sequence[int] = (),
     stops: Stops | None = None,
+    beams: int = 1,
+    length_penalty: float = 1.0,
     rows: int = ROWS,
     chunk: int = CHUNK,
     tell: Callable[[Continued], object] | None = None,
@@ -52,13 +59,17 @@ def generate(
 
     ``sources``: of a model that is given one (an encoder and a decoder), its inputs beside the text's tokens, of one
     sample each, ``{"input_ids": (positions,)}``; prompts are then what answers begin with, None: as the model itself
-    begins them. ``ends``: tokens that end a text; ``stops`` is told the new tokens, whether they do. ``rows`` texts run
-    at once on each data rank, others follow where one ends; prompts are read ``chunk`` positions at a time. ``tell`` is
-    told of each new token of this data rank's texts. Raises InputError for a prompt without tokens, and NotDerived,
-    naming the op, for a model whose answers can't be made position by position.
+    begins them. ``ends``: tokens that end a text; ``stops`` is told the new tokens, whether they do. More than one of
+    ``beams``: the likeliest text that a search with so many finds, by its log probability divided by the length to the
+    power of ``length_penalty``; nothing is drawn then. ``rows`` texts, or beams of them, run at once on each data rank,
+    others follow where one ends; prompts are read ``chunk`` positions at a time. ``tell`` is told of each new token of
+    this data rank's texts. Raises InputError for a prompt without tokens, and NotDerived, naming the op, for a model
+    whose answers can't be made position by position.
     """
-    if most < 1 or rows < 1 or chunk < 1:
-        raise InputError(f"most, rows and chunk must be positive, not {most}, {rows}, {chunk}")
+    if min(most, rows, chunk, beams) < 1:
+        raise InputError(f"most, rows, chunk and beams must be positive, not {most}, {rows}, {chunk}, {beams}")
+    if beams > 1 and (sampling != LIKELIEST or stops or tell):
+        raise InputError("beam search looks for the likeliest text: it draws none, and tells none before its end")
     texts = _texts(engine, prompts, sources, most)
     found = dict[int, Answer]()
     by_source: dict[int | None, list[int]] = {}
@@ -66,7 +77,8 @@ def generate(
         by_source.setdefault(_positions(sources[n]) if sources else None, []).append(n)
     longest = max(map(len, texts), default=0) + most
     for source, numbers in by_source.items():
-        sizes = AnswerSizes(longest, min(rows, len(numbers)), min(chunk, longest), source)
+        many = max(beams, min(rows // beams, len(numbers)) * beams)
+        sizes = AnswerSizes(longest, many, min(chunk, longest), source)
         asked = [
             Request(prompt=texts[n], most=most, sampling=sampling, ends=frozenset(ends), stops=stops, number=n,
                     source=sources[n] if sources else None)
@@ -74,7 +86,8 @@ def generate(
         ]  # fmt: skip
         decoder = decoder_of(engine, sizes)
         _check_sources(decoder, sources)
-        found |= _answers(engine, decoder, asked, tell)
+        search = BeamSearch(decoder, beams, length_penalty) if beams > 1 else None
+        found |= _answers(engine, decoder, asked, tell, search)
     return [found[n] for n in range(len(texts))]
 
 
@@ -111,23 +124,30 @@ def _positions(source: Mapping[str, torch.Tensor]) -> int | None:
 
 
 def _answers(
-    engine: Answers, decoder: Decoder, asked: list[Request], tell: Callable[[Continued], object] | None
-) -> dict[int, Answer]:
+    engine: Answers, decoder: Decoder, asked: list[Request], tell: Callable[[Continued], object] | None,
+    search: BeamSearch | None,
+) -> dict[int, Answer]:  # fmt: skip
+
     """By number; each data rank makes its share, all get all."""
     data_ranks, own = engine.groups.size(DP), engine.groups.coordinates[DP]
     found = dict[int, Answer]()
-    for text in Continuing(decoder).all_of(asked[own::data_ranks]):
+    for request, best in search.all_of(asked[own::data_ranks]) if search else ():
+        found[request.number] = _answer(request, best.tokens, best.finish, best.score)
+    for text in Continuing(decoder).all_of(asked[own::data_ranks]) if search is None else ():
         if tell is not None:
             tell(text)
         if text.finish:
-            new = text.tokens[:-1] if text.tokens[-1] in text.request.ends else text.tokens
-            found[text.request.number] = Answer(tuple(new), text.finish)
+            found[text.request.number] = _answer(text.request, text.tokens, text.finish)
     engine.forget_gathered()
     if data_ranks > 1:
         parts: list[dict[int, Answer]] = [{} for _ in range(data_ranks)]
         dist.all_gather_object(parts, found, group=engine.groups.group(DP))
         found = {n: answer for part in parts for n, answer in part.items()}
     return found
+
+
+def _answer(request: Request, tokens: Sequence[int], finish: str, score: float | None = None) -> Answer:
+    return Answer(tuple(tokens[:-1] if tokens[-1] in request.ends else tokens), finish, score)
 
 
 def decoder_of(engine: Answers, sizes: AnswerSizes) -> Decoder:

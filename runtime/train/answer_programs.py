@@ -30,7 +30,7 @@ class AnswerSizes:
 @dataclass(frozen=True)
 class AnswerPrograms:
     """``many`` positions a call, and ``one``, on the same caches. ``source`` reads the sources of texts, None where
-    there are none. ``samples``: of what is kept from call to call, by name, the dimension that carries texts.
+    there are none. ``samples``: of each cache, by name, the dimension that carries texts.
     ``begins``: tokens with which the model begins every text."""
 
     sizes: AnswerSizes
