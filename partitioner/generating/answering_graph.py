@@ -102,7 +102,7 @@ class AnsweringGraph(Writer):
         self.free = parameter_free(source.module.graph)
         self.values: dict[fx.Node, fx.Node] = {}
         self.keys: dict[fx.Node, fx.Node] = {}
-        self.cut: dict[tuple[object, ...], fx.Node] = {}  # tables at positions
+        self.cut: dict[tuple[object, ...], fx.Node] = {}  # what hangs on positions alone
         self.memory: dict[fx.Node, str] = {}
         self.given = {ends.tokens, *(n for n in needed([ends.logits], ends.tokens) if self.hangs_on_input(n))}
 
@@ -196,9 +196,7 @@ class AnsweringGraph(Writer):
         inner = shape_of(node)[sample] // (self.source.batch * repeat)
         looked = self.slots(node) if reading.key >= 0 else 0
         literals = (len(shape_of(node)), sample, repeat, inner, reading.query, self.n, reading.key, looked)
-        if (key := (operand, *literals)) not in self.cut:
-            self.cut[key] = self.emit(node, own.at_positions.default, value, self.start, *literals)
-        return self.cut[key]
+        return self.once(node, own.at_positions.default, value, self.start, *literals)
 
     def slots(self, node: fx.Node) -> int:
         """How many an op's keys have."""
@@ -223,21 +221,36 @@ class AnsweringGraph(Writer):
 
     def hidden(self, node: fx.Node, scores: fx.Node) -> fx.Node:
         """Scores whose sum leaves out what may not be seen."""
-        (sample, repeat), places = self.samples(node), self.walked.places[node]
+        places = self.walked.places[node]
         if places.query is None or places.key is None:
             raise refused(node, "sums over keys without a position of its own")
-        literals = (sample, repeat, places.query.dim, places.key.dim, 0)
-        return self.emit(node, own.hide_unseen.default, scores, self.start, *literals)
+        return self.emit(node, own.hide_unseen.default, scores, self.seen(node, places.query.dim, places.key.dim, 0))
+
+    def seen(self, node: fx.Node, query: int, key: int, window: int) -> fx.Node:
+        """Which slots the positions of an op's result may look at."""
+        sample, repeat = self.samples(node)
+        merged = [repeat, shape_of(node)[sample] // (self.source.batch * repeat)]
+        literals = (self.n, self.slots(node), window, [sample, query, key], max(len(shape_of(node)), key + 1), merged)
+        return self.once(node, own.seen_slots.default, self.start, *literals)
+
+    def once(self, node: fx.Node, target: Callable[..., object], *arguments: Any) -> fx.Node:
+        """An op that hangs on positions alone, for all that ask for the same."""
+        if (key := (target, str(arguments))) not in self.cut:
+            self.cut[key] = self.emit(node, target, *arguments)
+        return self.cut[key]
 
     def attention(self, node: fx.Node, read: list[fx.Node]) -> fx.Node:
         """One op, to what is cached."""
-        sample, repeat = self.samples(node)
-        mask, scale = self.walked.masks[node], op_of(node).literal("scale")
+        mask, rank = self.walked.masks[node], len(shape_of(node))
         window = mask.reach if mask.exact and mask.reach < self.numbers.length else 0
-        allowed = read[3] if len(read) > 3 and not mask.exact else None
-        literals = (self.start, allowed, self.n, sample, repeat, window, scale)
+        allowed = self.seen(node, rank - 2, rank - 1, window)
+        if len(read) > 3 and not mask.exact:
+            is_flag = read[3].meta["val"].dtype == torch.bool
+            target = aten.bitwise_and.Tensor if is_flag else own.hide_unseen.default
+            allowed = self.once(node, target, read[3], allowed)
+        literals = (allowed, self.n, op_of(node).literal("scale"))
         shared = [shared_heads(n) for n in operands(node)[1:3]]
-        if None in shared or allowed is not None and shape_of(allowed)[-3:-2] not in ((), (1,)):
+        if None in shared or shape_of(allowed)[-3:-2] not in ((), (1,)):
             return self.emit(node, own.cached_attention.default, *read[:3], *literals)
         shape, (keys, values) = shape_of(read[0]), (self.cached(n) for n in shared if n is not None)
         few = shape_of(keys)
@@ -276,7 +289,8 @@ class AnsweringGraph(Writer):
         shape = list(shape_of(node))
         shape[query.dim] = slots(reach, self.numbers.length, self.chunk)
         place = self.keep(f"{CACHE}{len(self.keys)}", tuple(shape), node.meta["val"].dtype)
-        return self.emit(node, own.extend_cache.default, place, self.values[node], self.start, sample, query.dim)
+        places = self.once(node, own.slot_places.default, self.start, self.n, shape[query.dim])
+        return self.emit(node, own.extend_cache.default, place, self.values[node], places, sample, query.dim)
 
     def remembered(self, node: fx.Node) -> fx.Node:
         """What a text's source has left."""

@@ -15,18 +15,15 @@ import torch
 from torch.nn import functional as F
 
 _LIBRARY = torch.library.Library("partitioner", "FRAGMENT")
-_LIBRARY.define("extend_cache(Tensor cache, Tensor x, Tensor start, int sample, int dim) -> Tensor")
+_LIBRARY.define("slot_places(Tensor start, int n, int slots) -> Tensor")
+_LIBRARY.define("seen_slots(Tensor start, int n, int slots, int window, int[] dims, int rank, int[] merged) -> Tensor")
+_LIBRARY.define("extend_cache(Tensor cache, Tensor x, Tensor places, int sample, int dim) -> Tensor")
 _LIBRARY.define(
     "at_positions(Tensor table, Tensor start, int rank, int sample, int repeat, int inner, int query, int n, int key, "
     "int slots) -> Tensor"
 )
-_LIBRARY.define(
-    "hide_unseen(Tensor scores, Tensor start, int sample, int repeat, int query, int key, int window) -> Tensor"
-)
-_LIBRARY.define(
-    "cached_attention(Tensor query, Tensor key, Tensor value, Tensor start, Tensor? mask, int n, int sample, "
-    "int repeat, int window, float? scale) -> Tensor"
-)
+_LIBRARY.define("hide_unseen(Tensor scores, Tensor seen) -> Tensor")
+_LIBRARY.define("cached_attention(Tensor query, Tensor key, Tensor value, Tensor mask, int n, float? scale) -> Tensor")
 _LIBRARY.define("store(Tensor memory, Tensor x, Tensor fresh, int sample) -> Tensor")
 _LIBRARY.define("done(Tensor x) -> Tensor")
 _LIBRARY.define("last_position(Tensor x, Tensor last, int sample, int dim) -> Tensor")
@@ -39,22 +36,38 @@ def slot_positions(start: torch.Tensor, n: int, slots: int) -> torch.Tensor:
     return last - (last - torch.arange(slots, device=start.device)) % slots
 
 
-def seen(start: torch.Tensor, n: int, slots: int, window: int) -> torch.Tensor:
-    """Which slots each position may look at, (b, n, slots): those of no later one, and of the last ``window`` alone
-    where that is not 0."""
+def slot_places(start: torch.Tensor, n: int, slots: int) -> torch.Tensor:
+    """The slots (b, n) of each sequence's n positions."""
+    return (start[:, None] + torch.arange(n, device=start.device)) % slots
+
+
+def seen_slots(
+    start: torch.Tensor, n: int, slots: int, window: int, dims: list[int], rank: int, merged: list[int]
+) -> torch.Tensor:
+    """Which slots each position may look at: those of no later one, and of the last ``window`` alone where that is not
+    0; as a mask of ``rank`` dimensions, samples, positions and slots along ``dims``, all others 1. ``merged``: how
+    often samples are repeated, and each of them."""
     held = slot_positions(start, n, slots)[:, None]
     own = (start[:, None] + torch.arange(n, device=start.device))[:, :, None]
     found = (held >= 0) & (held <= own)
-    return found & (held > own - window) if window else found
+    found = found & (held > own - window) if window else found
+    outer, inner = merged
+    if outer * inner > 1:
+        found = found[None, :, None].expand(outer, -1, inner, -1, -1).flatten(0, 2)
+    shape = [1] * rank
+    for dim, size in zip(dims, found.shape, strict=True):
+        shape[dim] = size
+    return found.permute(sorted(range(3), key=dims.__getitem__)).reshape(shape)
 
 
-def extend_cache(cache: torch.Tensor, x: torch.Tensor, start: torch.Tensor, sample: int, dim: int) -> torch.Tensor:
-    """Write x, of n positions along ``dim`` of sequences along ``sample``, into its slots of ``cache``; all of it."""
+def extend_cache(cache: torch.Tensor, x: torch.Tensor, places: torch.Tensor, sample: int, dim: int) -> torch.Tensor:
+    """Write x, of n positions along ``dim`` of sequences along ``sample``, into its ``places`` (b, n) of ``cache``; all
+    of it."""
     if cache.is_meta or x.is_meta:
         return torch.empty_like(cache, device="meta")
-    n, slots = x.shape[dim], cache.shape[dim]
-    places = (start[:, None] + torch.arange(n, device=start.device)) % slots
-    rows = torch.arange(len(start), device=start.device)[:, None]
+    if len(places) == 1:
+        return cache.index_copy_(dim, places[0], x)
+    rows = torch.arange(len(places), device=places.device)[:, None]
     cache.movedim((sample, dim), (0, 1))[rows, places] = x.movedim((sample, dim), (0, 1))
     return cache
 
@@ -89,43 +102,21 @@ def at_positions(
     return found.expand(grown).flatten(sample, sample + 2)
 
 
-def _seen_like(like: torch.Tensor, start: torch.Tensor, sample: int, repeat: int, query: int, key: int, window: int
-               ) -> torch.Tensor:
-    found = seen(start, like.shape[query], like.shape[key], window)
-    inner = like.shape[sample] // (len(start) * repeat)
-    found = found[None, :, None].expand(repeat, -1, inner, -1, -1).flatten(0, 2)
-    shape = [1] * like.dim()
-    shape[sample], shape[query], shape[key] = found.shape
-    order = sorted(range(3), key=lambda i: (sample, query, key)[i])
-    return found.permute(order).reshape(shape)
-
-
-def hide_unseen(
-    scores: torch.Tensor, start: torch.Tensor, sample: int, repeat: int, query: int, key: int, window: int
-) -> torch.Tensor:
-    """Scores of positions along ``query`` with slots along ``key``, the lowest number where a slot may not be seen."""
-    if scores.is_meta:
-        return torch.empty_like(scores)
-    unseen = ~_seen_like(scores, start, sample, repeat, query, key, window)
-    return scores.masked_fill(unseen, -math.inf)
+def hide_unseen(scores: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Scores, the lowest number where a slot may not be seen."""
+    return scores.masked_fill(~seen, -math.inf)
 
 
 def cached_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: torch.Tensor, mask: torch.Tensor | None,
-    n: int, sample: int, repeat: int, window: int, scale: float | None,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, n: int, scale: float | None
 ) -> torch.Tensor:
     """Attention of n positions to what a cache holds, (.., slots, e) and (.., slots, v), of which heads may share one:
-    queries are (.., heads n, e), each head's positions together. A ``mask`` is (.., n, slots), of them all."""
+    queries are (.., heads n, e), each head's positions together. ``mask`` is (.., n, slots), the same for all such."""
     if query.is_meta:
         return query.new_empty((*query.shape[:-1], value.shape[-1]))
-    rank = query.dim()
-    like = query.new_empty(()).expand(*query.shape[:-2], n, key.shape[-2])
-    allowed = _seen_like(like, start, sample, repeat, rank - 2, rank - 1, window)
-    if mask is not None:
-        allowed = mask & allowed if mask.dtype == torch.bool else mask.masked_fill(~allowed, -math.inf)
     heads = query.shape[-2] // n
-    allowed = allowed if heads == 1 else torch.cat([allowed] * heads, -2)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, scale=scale)
+    mask = mask if heads == 1 else torch.cat([mask] * heads, -2)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
 
 
 def last_position(x: torch.Tensor, last: torch.Tensor, sample: int, dim: int) -> torch.Tensor:
@@ -149,5 +140,8 @@ def done(x: torch.Tensor) -> torch.Tensor:
     return torch.zeros((), dtype=x.dtype, device=x.device)
 
 
-for _op in (store, done, extend_cache, at_positions, hide_unseen, cached_attention, last_position):
+OPS = (
+    slot_places, seen_slots, store, done, extend_cache, at_positions, hide_unseen, cached_attention, last_position,
+)  # fmt: skip
+for _op in OPS:
     _LIBRARY.impl(_op.__name__, _op, "CompositeImplicitAutograd")

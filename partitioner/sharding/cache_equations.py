@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from partitioner.sharding.equations import Strategy, bind
 from partitioner.sharding.layout import WHOLE, Shard
-from partitioner.sharding.op_equations import Op, letters, marked
+from partitioner.sharding.op_equations import Op, letters
 
 
 def extended(op: Op) -> str:
-    """A cache and what is written into it along a dimension; each sequence begins somewhere."""
+    """A cache and what is written into it along a dimension, each sequence at places of its own."""
     names = letters(len(op.result))
     sample, dim = op.dim("sample", len(names)), op.dim("dim", len(names))
     cache, x = (" ".join(f"{word}!" if i == dim else n for i, n in enumerate(names)) for word in ("slots", "new"))
-    return f"{cache}, {x}, {names[sample]} -> {cache}"
+    return f"{cache}, {x}, {names[sample]} new! -> {cache}"
 
 
 def stored(op: Op) -> str:
@@ -34,25 +34,16 @@ def positioned(op: Op) -> str:
     return f"{' '.join(source)}, start! -> {' '.join(f'{n}!' if i in cut else n for i, n in enumerate(names))}"
 
 
-def hidden(op: Op) -> str:
-    """Scores of queries and keys, which both stay whole."""
-    names = letters(len(op.result))
-    whole = " ".join(marked(len(names), (op.dim("query", len(names)), op.dim("key", len(names)))))
-    return f"{whole}, {_of_samples(op, names)} -> {whole}"
-
-
 def cached_attention(op: Op, slot: int, shard: Shard, ranks: int) -> Strategy | None:
-    """As attention; each sequence begins somewhere, and heads that share keys may be divided, not their positions."""
+    """As attention; heads that share keys may be divided, not their positions."""
     rank, n = len(op.result), op.literal("n")
     lead = letters(rank - 2)
     if len({shape[:-2] for shape in op.operands[:3]}) > 1:
         return None
     if slot in (0, -1) and shard.dim == rank - 2 and any(s.repeat > 1 or s.granule % n for s in shard.segments):  # type: ignore[operator]
         return None
-    first = " ".join(lead)
-    mask = [*lead, "n!", "k!"][rank - len(op.operands[4]) :] if len(op.operands) > 4 else []
-    rest = f", {' '.join(mask)}" if mask else ""
-    text = f"{first} q e!, {first} k! e!, {first} k! v!, {_of_samples(op, lead)}{rest} -> {first} q v!"
+    first, mask = " ".join(lead), " ".join([*lead, "n!", "k!"][rank - len(op.operands[3]) :])
+    text = f"{first} q e!, {first} k! e!, {first} k! v!, {mask} -> {first} q v!"
     return bind(text, op.operands, op.result).complete(slot, shard)
 
 
@@ -67,5 +58,5 @@ def last_position(op: Op) -> str:
 
 def _of_samples(op: Op, names: list[str]) -> str:
     """Of what there is one of for each sample: the factor of samples, where they are not merged with others."""
-    sample, many = op.dim("sample", len(names)), op.operands[1 if len(op.operands) < 4 else 3][0]
-    return names[sample] if op.result[sample] == many else "start!"
+    sample = op.dim("sample", len(names))
+    return names[sample] if op.result[sample] == op.operands[1][0] else "start!"

@@ -16,7 +16,6 @@ from partitioner.sharding.cache_equations import (
     cached_attention,
     extended,
     forgetful,
-    hidden,
     last_position,
     positioned,
     stored,
@@ -119,7 +118,8 @@ RULES: dict[str, Rule] = {
     "partitioner.store.default": Rule(equation(stored), view=True),
     "partitioner.done.default": Rule(forgetful),
     "partitioner.at_positions.default": Rule(equation(positioned), _FIRST),
-    "partitioner.hide_unseen.default": Rule(equation(hidden)),
+    "partitioner.hide_unseen.default": Rule(elementwise(2)),
+    **{f"partitioner.{name}.default": Rule(undivided) for name in ("slot_places", "seen_slots")},
     "partitioner.cached_attention.default": Rule(cached_attention, attention=_attention_flops),
     "partitioner.last_position.default": Rule(equation(last_position), _FIRST),
     # tables and losses

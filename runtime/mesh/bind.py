@@ -14,13 +14,13 @@ import torch
 from torch import fx
 
 import partitioner.ops.collectives
-import partitioner.ops.own_ops
 import partitioner.ops.payloads
 from cutlass_ops.linear import fused, gemm, layer
 from cutlass_ops.linear.layer import Product, Tensors
 from cutlass_ops.spec import notation
 from cutlass_ops.spec.spec import Gemm
 from partitioner.lowering.program import Recompute
+from partitioner.ops import cache_ops, own_ops
 from partitioner.ops.collectives import OPS
 from partitioner.ops.payloads import axis_place, tensor_places
 from runtime.mesh import collectives, column_linears, vocab_parallel
@@ -33,10 +33,15 @@ from runtime.mesh.seen_axis import SeenAxis
 
 own = torch.ops.partitioner
 # importing them registers what is bound here
-_SCHEMAS = (partitioner.ops.collectives, partitioner.ops.own_ops, partitioner.ops.payloads)
+_SCHEMAS = (partitioner.ops.collectives, partitioner.ops.payloads)
 
 _ROWS: dict[object, Binding] = {
     getattr(own, name).default: row for name, row in (collectives.BINDINGS | vocab_parallel.BINDINGS).items()
+}
+# what is written in Python is called without torch's dispatcher between
+_PLAIN: dict[object, Callable[..., object]] = {
+    own.part.default: own_ops.part,
+    **{getattr(own, op.__name__).default: op for op in cache_ops.OPS},
 }
 
 
@@ -59,6 +64,8 @@ def bind(
     for node in list(graph.nodes):
         if node.target in _ROWS:
             _bind(node, groups, phase)
+        elif (plain := _PLAIN.get(node.target)) is not None:
+            node.target = plain
         elif _makes(node):
             node.kwargs = {**node.kwargs, "device": groups.device}
     for node in graph.nodes:
