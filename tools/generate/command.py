@@ -13,20 +13,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from partitioner import Cluster, Plan, trace
+from partitioner import Cluster, Plan
 from partitioner.errors import InputError
-from partitioner.generating.lengths import answering, lengths, optional_inputs
-from partitioner.searching.plan_answers import Asked, plan_answers
+from partitioner.searching.plan_answers import Asked
 from runtime.generate.sampling import Sampling
 from runtime.ranks import launch
 from runtime.ranks.limits import START_SECONDS
 from tools.generate.rank import Job, Model
 from tools.generate.text_coder import TextCoder, text_coder
-from tools.models import precision_option
-from tools.models.entry_point import parse_settings
-from tools.models.load import load
-from tools.plan.edits_as_pins import read_pins
-from tools.screen import output, status
+from tools.plan.answers_plan import model_plan
+from tools.screen import output
 from tools.watch.telling import MARK
 
 EACH_STEP = 60.0  # seconds that a step may take at the most, for the ranks to end when they are stopped
@@ -137,19 +133,8 @@ def planned(options: argparse.Namespace, length: int) -> Generator[tuple[Plan, s
 def _plan(options: argparse.Namespace, length: int) -> Plan:
     ranks = options.ranks or 1
     cluster = Cluster.load(options.cluster or "local-cpu").of_ranks(ranks)
-    settings = parse_settings(word for words in options.set for word in words)
-    with status(f"planning {options.target}") as say:
-        source = load(options.target, settings, meta=True)
-        precision = precision_option.asked(options, precision_option.usual(cluster))
-
-        def traced(batch: Any) -> Any:
-            return trace(source.module, batch, say, compare=False, precision=precision)
-
-        asked = Asked(options.rows * ranks, max(length - options.max_tokens, 1), options.max_tokens, options.chunk)
-        with answering(source.module):
-            found = lengths(source.batch, asked.length, traced, optional_inputs(source.module))
-        model = {"entry": options.target, "settings": source.settings, "seq": source.seq}
-        return plan_answers(found, cluster, asked, read_pins(options.pin), model, say)
+    asked = Asked(options.rows * ranks, max(length - options.max_tokens, 1), options.max_tokens, options.chunk)
+    return model_plan(options, cluster, asked, options.target)
 
 
 def _sampling(options: argparse.Namespace) -> Sampling:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from partitioner.searching.plan_answers import GOALS
 from partitioner.software import frameworks
 from tools.models import precision_option
 from tools.subcommands import Subcommands
@@ -29,8 +30,12 @@ def declare(commands: Subcommands) -> None:
     plan.add_argument("--cluster", metavar="NAME", help="a preset (see clusters) or a .toml file")
     plan.add_argument("--nodes", type=int, metavar="N", help="default: 1")
     plan.add_argument("--devices", type=int, metavar="N", help="use N devices of one node")
-    plan.add_argument("--for", dest="framework", metavar="|".join(frameworks()), help="plan for another framework")
-    plan.add_argument("--global-batch", type=int, metavar="B", help="samples a step, all ranks together")
+    words = "plan for another framework, or for answers instead of training"
+    plan.add_argument("--for", dest="framework", metavar="|".join((*frameworks(), *GOALS)), help=words)
+    plan.add_argument("--global-batch", type=int, metavar="B", help="samples a step, or texts at once, of all ranks")
+    plan.add_argument("--prompt", type=int, metavar="N", help="tokens of a prompt, for answers; default: 512")
+    plan.add_argument("--answer", type=int, metavar="N", help="tokens of an answer; default: 128")
+    plan.add_argument("--chunk", type=int, metavar="N", help="tokens of prompts that a call reads; default: 256")
     plan.add_argument(
         "--seq", type=int, metavar="S", help="tokens a sample; default: what an hf: configuration allows, up to 8,192"
     )

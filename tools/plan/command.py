@@ -9,11 +9,13 @@ from dataclasses import replace
 from partitioner import Cluster, Plan, search
 from partitioner.errors import InputError
 from partitioner.plan.derived_rows import Candidate
+from partitioner.searching.plan_answers import GOALS, THROUGHPUT
 from partitioner.software import OWN
 from tools.figures import figures
 from tools.figures.card import looked_at, summary
 from tools.models import precision_option
 from tools.models.traced import asked_graph
+from tools.plan.answers_plan import answers_plan
 from tools.plan.edits_as_pins import edits, read_pins
 from tools.plan.replan import planned
 from tools.screen import output, seconds, size, status, table
@@ -42,9 +44,14 @@ def plan_command(options: argparse.Namespace) -> int:
 
 def _searched(options: argparse.Namespace) -> Plan:
     """For MODEL, as the options ask."""
-    needed = {"MODEL": options.model, "--cluster": options.cluster, "--global-batch": options.global_batch}
+    batch = options.global_batch or options.framework == THROUGHPUT  # which looks for it
+    needed = {"MODEL": options.model, "--cluster": options.cluster, "--global-batch": batch or None}
     for name in (name for name, value in needed.items() if value is None):
         raise InputError(f"{name} is missing: give it, or a plan to --edit")
+    if options.framework in GOALS:
+        return answers_plan(options)
+    if given := [name for name in ("prompt", "answer", "chunk") if getattr(options, name) is not None]:
+        raise InputError(f"--{given[0]} is of plans for answers: add --for {' or --for '.join(GOALS)}")
     cluster = Cluster.load(options.cluster, options.nodes or 1, options.devices, options.framework or OWN)
     with status(f"loading {options.model}") as say:
         graph, model = asked_graph(options, cluster, say)
