@@ -41,6 +41,13 @@ def check_executed(plan: Plan) -> None:
         raise InputError(f"the plan is to look at: {refused} can't be executed yet; plan anew")
 
 
+def check_trains(plan: Plan) -> None:
+    """It is of a training step that can be executed; raises InputError for one of answers, too."""
+    check_executed(plan)
+    if plan.model.get("answers"):
+        raise InputError("the plan is of answers: partitioner generate takes it; plan without --for to train or verify")
+
+
 def check_plan(plan: Plan) -> None:
     """The decisions agree with one another and with the global batch; raises InputError naming those that do not."""
     own, stages = plan.parallelism, len(plan.decisions.stages)

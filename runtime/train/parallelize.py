@@ -16,6 +16,7 @@ from torch import nn
 from partitioner import Cluster, Graph, Plan, lower, search, trace
 from partitioner.errors import InputError
 from partitioner.lowering.program import Program
+from partitioner.plan.check import check_trains
 from partitioner.precision import OWN, Precision, preset
 from partitioner.user_code.compiled import unwrapped
 from runtime.execute.keep_heap import keep_freed_memory
@@ -160,6 +161,7 @@ def _given(plan: Plan | Path | str | None, global_batch: int) -> Plan | None:
     if plan is None:
         return None
     found = plan if isinstance(plan, Plan) else Plan.load(plan)
+    check_trains(found)
     if found.global_batch != global_batch:
         raise InputError(f"the plan is for a global batch of {found.global_batch}, not {global_batch}: plan again")
     return found

@@ -16,7 +16,7 @@ import torch
 from cutlass_ops.linear.dispatch import RAN
 from partitioner import Plan
 from partitioner.errors import InputError
-from partitioner.plan.check import check_executed
+from partitioner.plan.check import check_trains
 from runtime.ranks import launch
 from runtime.ranks.error_file import left_errors
 from runtime.ranks.limits import Limits
@@ -39,7 +39,7 @@ from tools.watch.terminal import Terminal
 def run_command(options: argparse.Namespace) -> int:
     """Start the ranks (unless this is one), draw the bar, write and print the report."""
     plan, own = Plan.load(options.plan), announced_rank()
-    check_executed(plan)
+    check_trains(plan)
     job = _job(options, plan, own)
     if options.slurm:
         output().print(f"written to {written(options.slurm, slurm_script(plan, options.words))}: sbatch takes it")

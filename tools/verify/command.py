@@ -14,7 +14,7 @@ from typing import Any
 
 from partitioner import Graph, Plan, lower, search
 from partitioner.errors import InputError
-from partitioner.plan.check import check_executed
+from partitioner.plan.check import check_trains
 from partitioner.precision import OWN
 from partitioner.sharding.layout import Shard, parse_layout
 from partitioner.sharding.mesh_axes import TP
@@ -134,7 +134,7 @@ def verify_command(options: argparse.Namespace) -> int:
 
 
 def _of_plan(plan: Plan) -> Asked:
-    check_executed(plan)
+    check_trains(plan)
     model = plan.model
     if not model.get("entry"):
         raise InputError("the plan names no model to load: make it with partitioner plan MODEL")
