@@ -2,6 +2,8 @@
 
     answering(n)    n positions of each text, their logits; prompts are read by many positions, answers made by one
     source()        where the model is given more than tokens: what it makes of that, once for each text
+
+``whole_text`` keeps nothing: all positions of a text each time, where they can't be derived.
 """
 
 from __future__ import annotations
@@ -10,17 +12,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import torch
 from torch import fx, nn
 
 from partitioner.generating.answering_graph import AnsweringGraph, Writer
-from partitioner.generating.ends import Ends
+from partitioner.generating.ends import Ends, ends, needed
 from partitioner.generating.numbers import Numbers
 from partitioner.generating.positions import Walked, walk
+from partitioner.generating.refusal import refused
 from partitioner.generating.source_graph import SourceGraph
 from partitioner.graph.graph import Graph, gradient_free, placeholders
 from partitioner.graph.nodes import op_of, operands, shape_of
 from partitioner.graph.step_inputs import FRESH, LAST, START, TOKENS
 from partitioner.tracing.find_blocks import find_units
+
+own = torch.ops.partitioner
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class Derivation:
         large enough for calls of up to ``chunk`` positions, and what a source has left.
         """
         writer = self._answering(n, chunk)
-        return self._graph(writer, writer.written(), (TOKENS, START, LAST))
+        return _assembled(self.graph, writer, writer.written(), (TOKENS, START, LAST))
 
     @cached_property
     def sources(self) -> tuple[str, ...]:
@@ -57,27 +63,47 @@ class Derivation:
         answering = self._answering(1, 1)
         answering.written()
         writer = SourceGraph(self.graph, answering.memory)
-        return self._graph(writer, writer.written(), (FRESH, *self.sources))
+        return _assembled(self.graph, writer, writer.written(), (FRESH, *self.sources))
 
     def _answering(self, n: int, chunk: int) -> AnsweringGraph:
         return AnsweringGraph(self.graph, self.ends, self.numbers, self.walked, n, chunk)
 
-    def _graph(self, writer: Writer, graph: fx.Graph, inputs: tuple[str, ...]) -> Graph:
-        source = self.graph
-        graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output") or str(n.target) in _WRITE)
-        for node in list(graph.nodes):
-            if node.op == "placeholder" and not node.users and node.meta["source"] not in inputs:
-                graph.erase_node(node)
-        read: Mapping[str, object] = placeholders(graph, "parameter") | placeholders(graph, "buffer")
-        parameters = {n: replace(p, requires_grad=False) for n, p in source.parameters.items() if n in read}
-        fixed, prelude = gradient_free(graph)
-        return Graph(
-            module=fx.GraphModule(nn.Module(), graph),
-            parameters=parameters | {n: p for n, p in writer.kept.items() if n in read},
-            buffers={n: b for n, b in source.buffers.items() if n in read}, inputs=inputs, batch=source.batch,
-            units=find_units(graph), constants=fixed, prelude=prelude,
-            batch_layout={}, batched=inputs, plain=source.plain, notes=source.notes, precision=source.precision,
-        )  # fmt: skip
+
+def whole_text(graph: Graph) -> Graph:
+    """The Graph of all positions of texts of the length that ``graph`` was traced at: it keeps nothing, and looks at
+    what it likes. Its output are the logits (b, 1, classes) of each text's position ``last``."""
+    found, writer = ends(graph), Writer()
+    tokens = writer.input(TOKENS, shape_of(found.tokens), found.tokens.meta["val"].dtype)
+    last, values = writer.input(LAST, (graph.batch,), torch.int64), {found.tokens: tokens}
+    every = needed([found.logits], found.tokens)
+    for node in (n for n in graph.module.graph.nodes if n in every and n is not found.tokens):
+        values[node] = writer.like(node) if node.op == "placeholder" else writer.copy(node, values)
+    sample = graph.batch_layout[found.logits.name].dim
+    places = [d for d, n in enumerate(shape_of(found.logits)) if d != sample and n == shape_of(tokens)[1]]
+    if len(shape_of(found.logits)) != 3 or not places:
+        raise refused(found.logits, "makes logits that are not of each position")
+    logits = writer.emit(found.logits, own.last_position.default, values[found.logits], last, sample, places[0])
+    new = writer.finish(logits)
+    inputs = (TOKENS, LAST, *(n for n in graph.inputs if n in placeholders(new, "input")))
+    return _assembled(graph, writer, new, inputs)
+
+
+def _assembled(source: Graph, writer: Writer, graph: fx.Graph, inputs: tuple[str, ...]) -> Graph:
+    """What a writer has written, of a training graph."""
+    graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output") or str(n.target) in _WRITE)
+    for node in list(graph.nodes):
+        if node.op == "placeholder" and not node.users and node.meta["source"] not in inputs:
+            graph.erase_node(node)
+    read: Mapping[str, object] = placeholders(graph, "parameter") | placeholders(graph, "buffer")
+    parameters = {n: replace(p, requires_grad=False) for n, p in source.parameters.items() if n in read}
+    fixed, prelude = gradient_free(graph)
+    return Graph(
+        module=fx.GraphModule(nn.Module(), graph),
+        parameters=parameters | {n: p for n, p in writer.kept.items() if n in read},
+        buffers={n: b for n, b in source.buffers.items() if n in read}, inputs=inputs, batch=source.batch,
+        units=find_units(graph), constants=fixed, prelude=prelude,
+        batch_layout={}, batched=inputs, plain=source.plain, notes=source.notes, precision=source.precision,
+    )  # fmt: skip
 
 
 _WRITE = ("partitioner.store.default",)  # ops that are there for what they write

@@ -148,6 +148,16 @@ def optional_inputs(model: nn.Module) -> list[str]:
     return [p.name for p in parameters if p.default is not inspect.Parameter.empty]
 
 
+def of_length(batch: Mapping[str, Any], length: int, trace: Trace, optional: Collection[str] = ()) -> Graph:
+    """The training graph of texts of ``length`` positions alone, of a model whose ops may be others for others."""
+    batch, seen = _least(batch, trace, optional)
+    found = ends(seen)
+    own = shape_of(found.tokens)[1]
+    graph = seen if own == length else trace(longer(batch, found.asks, length - own))
+    check_rows(graph, length)
+    return graph
+
+
 @contextmanager
 def answering(model: nn.Module) -> Generator[None]:
     """In it nothing of ``model`` trains and it is in eval mode; afterwards all is as it was."""

@@ -65,7 +65,7 @@ def _pairs(first: fx.Graph, second: fx.Graph, lengths: tuple[int, int]) -> dict[
         ] != b.all_input_nodes:
             raise UnlikeLengths(
                 f"the model is not the same for every length: first {words_of(a)} with {lengths[0]} positions, "
-                f"{words_of(b)} with {lengths[1]}"
+                f"{words_of(b)} with {lengths[1]}: no cache can be derived; generate without one (--no-cache)"
             )
         twin[a] = b
     return twin

@@ -72,6 +72,7 @@ def answering(
     weights: Path | str | None = None,
     checkpoint: Path | str | None = None,
     sizes: AnswerSizes | None = None,
+    cache: bool = True,
     patience: float = 1.0,
 ) -> Answering:
     """``model`` as it answers under ``plan`` on all ranks; ``batch`` is an example of those that it trains on.
@@ -79,7 +80,8 @@ def answering(
     ``plan`` is one that it was trained under, or another for the model, whose mesh, stages and layouts of parameters
     hold; ZeRO does not: nothing trains. The parameters are those of ``weights``, a folder of safetensors, or of
     ``checkpoint``, a folder that training under any plan has written, or else the module's own. ``sizes``: of the texts
-    that are looked for first. Raises InputError for a plan of another model or world, and for weights of another model.
+    that are looked for first; without a ``cache`` none is derived (``generate``). Raises InputError for a plan of
+    another model or world, and for weights of another model.
     """
     if weights is not None and checkpoint is not None:
         raise InputError("weights and a checkpoint were given: leave out one of them")
@@ -87,8 +89,8 @@ def answering(
     found = _without_zero(plan if isinstance(plan, Plan) else Plan.load(plan))
     maker = AnswerMaker(model, batch, found, {})
     with Watchdog(START_SECONDS * patience, "tracing the model for answers"):
-        programs = maker(sizes or AnswerSizes(64, 1, 8))
-    program = _of_both(programs)
+        asked = sizes or AnswerSizes(64, 1, 8)
+        program = _of_both(maker(asked)) if cache else maker.whole(asked.length)
     groups = Groups(program)
     if groups.device.type == "cpu":
         keep_freed_memory()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from runtime.generate.decoder import Decoder
+from runtime.generate.recomputing import Recomputing
 from runtime.generate.requests import Continued, Request
 from runtime.generate.rows import Rows
 from runtime.generate.sampling import choose
@@ -13,7 +14,7 @@ from runtime.generate.sampling import choose
 class Continuing:
     """The texts of one data rank; every rank that shares its place is told the same, in the same order."""
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: Decoder | Recomputing) -> None:
         self.decoder = decoder
         self.rows = Rows(decoder.sizes.rows, decoder.sizes.chunk)
 

@@ -32,6 +32,11 @@ class Decoder:
         self._last_rank = programs.one.stages[-1].rank
 
     @property
+    def inputs(self) -> tuple[str, ...]:
+        """What the model is given beside tokens."""
+        return tuple(n for n in self.programs.source.inputs if n != FRESH) if self.programs.source else ()
+
+    @property
     def cache_bytes(self) -> int:
         """Of this rank."""
         return sum(t.numel() * t.element_size() for t in self._kept.values())
@@ -76,7 +81,7 @@ class Decoder:
             own = logits[torch.tensor(ready, device=logits.device)].cpu()
             tokens.copy_(torch.tensor([choose(n, row) for n, row in zip(ready, own, strict=True)]))
         if ready:
-            self.agree(tokens)
+            agree(self._groups, self.programs.one, tokens)
         return dict(zip(ready, tokens.tolist(), strict=True))
 
     def is_anyone_busy(self, is_busy: bool) -> bool:
@@ -90,16 +95,17 @@ class Decoder:
     def agreed(self, value: torch.Tensor) -> torch.Tensor:
         """A tensor as it is on the first of the ranks that have the last stage, on the CPU."""
         shared = value.to(self._groups.device)
-        self.agree(shared)
+        agree(self._groups, self.programs.one, shared)
         return shared.cpu()
 
-    def agree(self, value: torch.Tensor) -> None:
-        """Make a tensor what it is on the first of the ranks that have the last stage."""
-        for axis in self.programs.one.mesh:
-            if axis != DP and self._groups.size(axis) > 1:
-                group = self._groups.group(axis)
-                place = self._last_rank if axis == PP else 0
-                dist.broadcast(value, dist.get_process_group_ranks(group)[place], group=group)
+
+def agree(groups: Groups, program: Program, value: torch.Tensor) -> None:
+    """Make a tensor what it is on the first of the ranks that have a Program's last stage."""
+    for axis in program.mesh:
+        if axis != DP and groups.size(axis) > 1:
+            group = groups.group(axis)
+            place = program.stages[-1].rank if axis == PP else 0
+            dist.broadcast(value, dist.get_process_group_ranks(group)[place], group=group)
 
 
 def kept(programs: AnswerPrograms, groups: Groups) -> Named:

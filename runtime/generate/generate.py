@@ -10,12 +10,12 @@ import torch
 import torch.distributed as dist
 
 from partitioner.errors import InputError
-from partitioner.graph.step_inputs import FRESH
 from partitioner.sharding.mesh_axes import DP
 from runtime.generate.answering import Answers
 from runtime.generate.beams import BeamSearch
 from runtime.generate.continued import Continuing
 from runtime.generate.decoder import Decoder
+from runtime.generate.recomputing import Recomputing
 from runtime.generate.requests import Continued, Request, Stops
 from runtime.generate.sampling import Sampling
 from runtime.ranks.limits import START_SECONDS
@@ -51,6 +51,7 @@ def generate(
     stops: Stops | None = None,
     beams: int = 1,
     length_penalty: float = 1.0,
+    cache: bool = True,
     rows: int = ROWS,
     chunk: int = CHUNK,
     tell: Callable[[Continued], object] | None = None,
@@ -61,15 +62,16 @@ def generate(
     sample each, ``{"input_ids": (positions,)}``; prompts are then what answers begin with, None: as the model itself
     begins them. ``ends``: tokens that end a text; ``stops`` is told the new tokens, whether they do. More than one of
     ``beams``: the likeliest text that a search with so many finds, by its log probability divided by the length to the
-    power of ``length_penalty``; nothing is drawn then. ``rows`` texts, or beams of them, run at once on each data rank,
-    others follow where one ends; prompts are read ``chunk`` positions at a time. ``tell`` is told of each new token of
-    this data rank's texts. Raises InputError for a prompt without tokens, and NotDerived, naming the op, for a model
-    whose answers can't be made position by position.
+    power of ``length_penalty``; nothing is drawn then. Without a ``cache`` every token is made by all of its text, and
+    every length traced anew: of models whose answers can't be made position by position. ``rows`` texts, or beams of
+    them, run at once on each data rank, others follow where one ends; prompts are read ``chunk`` positions at a time.
+    ``tell`` is told of each new token of this data rank's texts. Raises InputError for a prompt without tokens, and
+    NotDerived, naming the op, for a model whose answers can't be made position by position.
     """
     if min(most, rows, chunk, beams) < 1:
         raise InputError(f"most, rows, chunk and beams must be positive, not {most}, {rows}, {chunk}, {beams}")
-    if beams > 1 and (sampling != LIKELIEST or stops or tell):
-        raise InputError("beam search looks for the likeliest text: it draws none, and tells none before its end")
+    if beams > 1 and (sampling != LIKELIEST or stops or tell or not cache):
+        raise InputError("beam search looks for the likeliest text, with a cache: it draws none and streams none")
     texts = _texts(engine, prompts, sources, most)
     found = dict[int, Answer]()
     by_source: dict[int | None, list[int]] = {}
@@ -84,9 +86,9 @@ def generate(
                     source=sources[n] if sources else None)
             for n in numbers
         ]  # fmt: skip
-        decoder = decoder_of(engine, sizes)
-        _check_sources(decoder, sources)
-        search = BeamSearch(decoder, beams, length_penalty) if beams > 1 else None
+        decoder = decoder_of(engine, sizes) if cache else Recomputing(engine, _maker(engine), sizes)
+        _check_sources(decoder.inputs, sources)
+        search = BeamSearch(decoder, beams, length_penalty) if isinstance(decoder, Decoder) and beams > 1 else None
         found |= _answers(engine, decoder, asked, tell, search)
     return [found[n] for n in range(len(texts))]
 
@@ -109,8 +111,8 @@ def _texts(
     return [tuple(map(int, prompt)) for prompt in prompts]
 
 
-def _check_sources(decoder: Decoder, sources: Sequence[Mapping[str, torch.Tensor]] | None) -> None:
-    names = set(decoder.programs.source.inputs) - {FRESH} if decoder.programs.source else set[str]()
+def _check_sources(inputs: Sequence[str], sources: Sequence[Mapping[str, torch.Tensor]] | None) -> None:
+    names = set(inputs)
     given = [set(source) for source in sources] if sources is not None else [set[str]()]
     if wrong := next((g for g in given if g != names), None):
         have, needs = (", ".join(sorted(words)) or "nothing" for words in (wrong, names))
@@ -124,7 +126,7 @@ def _positions(source: Mapping[str, torch.Tensor]) -> int | None:
 
 
 def _answers(
-    engine: Answers, decoder: Decoder, asked: list[Request], tell: Callable[[Continued], object] | None,
+    engine: Answers, decoder: Decoder | Recomputing, asked: list[Request], tell: Callable[[Continued], object] | None,
     search: BeamSearch | None,
 ) -> dict[int, Answer]:  # fmt: skip
 

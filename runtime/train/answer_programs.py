@@ -9,8 +9,9 @@ from typing import Any
 from torch import nn
 
 from partitioner import Graph, Plan, lower, trace
-from partitioner.generating.derive import sample_dimensions
-from partitioner.generating.lengths import Lengths, answering, lengths, optional_inputs
+from partitioner.generating.derive import sample_dimensions, whole_text
+from partitioner.generating.lengths import Lengths, answering, lengths, of_length, optional_inputs
+from partitioner.graph.resize_batch import resize
 from partitioner.graph.step_inputs import is_kept
 from partitioner.lowering.program import Program
 from partitioner.searching.same_state import with_state_of
@@ -64,6 +65,13 @@ class AnswerMaker:
             reads = lower(source, self._beside(plan, program, source))
         chunks = lower(many, self._beside(plan, program, many))
         return AnswerPrograms(sizes, chunks, program, reads, sample_dimensions(one), found.begins)
+
+    def whole(self, length: int) -> Program:
+        """All of a text of ``length`` positions, nothing of which is kept."""
+        with answering(self.model):
+            graph = of_length(self.batch, length, self._trace, optional_inputs(self.model))
+        found = whole_text(resize(graph, 1))
+        return lower(found, with_state_of(self.plan, found, self.stages, 1, trains=False, micro_batches=1))
 
     def begins(self, length: int) -> tuple[int, ...]:
         """The tokens with which the model begins every text."""

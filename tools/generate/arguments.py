@@ -25,6 +25,7 @@ def declare(commands: Subcommands) -> None:
     command.add_argument("--prompts", metavar="FILE", help="one a line, or a .jsonl whose lines have a prompt")
     command.add_argument("--chat", action="store_true", help="prompts are what a user says, by the chat template")
     command.add_argument("--system", metavar="TEXT", help="what is said before, with --chat")
+    command.add_argument("--no-cache", action="store_true", help="make every token by all of its text; slow")
     command.add_argument("--json", action="store_true", help="print the answers' JSON and nothing else")
     declare_sampling(command)
     command.set_defaults(action="tools.generate.command:generate_command")

@@ -40,7 +40,7 @@ def generate_command(options: argparse.Namespace) -> int:
             tokenizer=_whole(options.tokenizer), rows=min(options.rows, len(prompts)), chunk=options.chunk,
             length=length, patience=options.patience,
         )  # fmt: skip
-        job = Job(model, prompts, options.max_tokens, sampling, sorted(coder.ends), options.stop)
+        job = Job(model, prompts, options.max_tokens, sampling, sorted(coder.ends), options.stop, not options.no_cache)
         tell_values(options, plan)
         screen = _Screen(coder, streams=len(prompts) == 1 and not options.json)
         found = _run(job, plan.world, screen)

@@ -51,9 +51,10 @@ class Job:
     sampling: Sampling
     ends: list[int]
     stops: list[str]
+    cache: bool = True
 
 
-def loaded(model: Model) -> Answering:
+def loaded(model: Model, cache: bool = True) -> Answering:
     """The model as it answers on this rank. Raises InputError."""
     plan = Plan.load(model.plan)
     has_values = model.weights is not None or model.checkpoint is not None
@@ -61,16 +62,16 @@ def loaded(model: Model) -> Answering:
     sizes = AnswerSizes(model.length, model.rows, min(model.chunk, model.length))
     return answering(
         source.module, source.batch, plan, weights=model.weights, checkpoint=model.checkpoint, sizes=sizes,
-        patience=model.patience,
+        cache=cache, patience=model.patience,
     )  # fmt: skip
 
 
 def main(job: Job) -> None:
     """Continue all prompts; rank 0 tells of each token, and in the end of all answers."""
     answer_stack_signal()
-    model = loaded(job.model)
+    model = loaded(job.model, job.cache)
     given: dict[str, Any] = {"prompts": job.prompts}
-    names = model.answers.sources(job.model.length)
+    names = model.answers.sources(job.model.length) if job.cache else ()
     if len(names) > 1:
         raise InputError(f"a prompt is one source, the model is given {', '.join(names)}")
     for name in names:
@@ -78,7 +79,7 @@ def main(job: Job) -> None:
     stops = text_coder(job.model.tokenizer).stops(job.stops)
     found = generate(
         model, **given, most=job.most, sampling=job.sampling, ends=job.ends, stops=stops, rows=job.model.rows,
-        chunk=job.model.chunk, tell=_tell if is_first() else None,
+        chunk=job.model.chunk, cache=job.cache, tell=_tell if is_first() else None,
     )  # fmt: skip
     if is_first():
         _write({"answers": [asdict(answer) for answer in found]})
