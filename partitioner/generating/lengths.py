@@ -5,22 +5,32 @@ Where it is given a source beside the text, whose length is another number, both
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from partitioner.errors import InputError
+from partitioner.generating.causal_masks import LOW
 from partitioner.generating.derive import Derivation
 from partitioner.generating.ends import begins, ends, needed
-from partitioner.generating.numbers import Numbers, UnlikeLengths, at_length
+from partitioner.generating.numbers import Numbers, UnlikeLengths, at_length, sized_dimension
+from partitioner.generating.refusal import refused
+from partitioner.graph.dependence import constants, evaluate
 from partitioner.graph.graph import Graph, placeholders
-from partitioner.graph.nodes import shape_of
+from partitioner.graph.nodes import operands, shape_of
 from partitioner.graph.resize_batch import resize
+from partitioner.sharding.op_rules import rule_of
 from partitioner.user_code.batches import flat
+
+aten = torch.ops.aten
+NEAR = 1e-5  # numbers of tables that differ by less are the same, made by another kernel
+OF_LENGTH = "hangs on the whole length of the text"
+_FOLLOWED = (aten.add.Tensor, aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.to.dtype, aten.clone.default)
 
 Trace = Callable[[Mapping[str, Any]], Graph]
 
@@ -76,13 +86,79 @@ def lengths(batch: Mapping[str, Any], length: int, trace: Trace) -> Lengths:
     for more in (-1, 1):
         try:
             second = trace(longer(batch, found.asks, length - own + more))
-            Numbers(first.module.graph, second.module.graph, (length, length + more))
+            numbers = Numbers(first.module.graph, second.module.graph, (length, length + more))
+            _check_tables(first, second, numbers)
             sources = _source_lengths(seen, batch, length - own, (0, more), trace)
             return Lengths(first, second, length, more, *sources)
         except UnlikeLengths as error:
             failure = failure or error
     assert failure is not None
     raise failure
+
+
+def _check_tables(first: Graph, second: Graph, numbers: Numbers) -> None:
+    """Raises NotDerived, naming the op, where a table has no row for a position, or what is made of no token is another
+    for texts of another length: answers would hang on the length of the longest text."""
+    found = ends(first)
+    fixed, wanted = constants(first.module.graph), needed([found.logits], found.tokens)
+    for node in (n for n in first.module.graph.nodes if n in wanted and n.op == "call_function"):
+        _check_rows(first, fixed, node)
+        if node not in fixed and any(sized_dimension(node, place) is None for place in numbers.differing(node)):
+            raise refused(node, OF_LENGTH)
+    other = {numbers.twin[n] for n in fixed}
+    for node in (n for n in fixed & wanted if any(u in wanted and u not in fixed for u in n.users)):
+        twin = numbers.twin[node]
+        here = evaluate(first.module.graph, fixed, {node}, first.buffers)[node]
+        there = evaluate(second.module.graph, other, {twin}, second.buffers)[twin]
+        if here.dim() != there.dim():
+            raise refused(node, OF_LENGTH)
+        both = tuple(slice(0, min(sizes)) for sizes in zip(here.shape, there.shape, strict=True))
+        if not _alike(here[both], there[both]) and not (
+            _moves_rows(here[both], there[both]) and _is_forgotten(node, wanted)
+        ):
+            raise refused(node, OF_LENGTH)
+
+
+def _check_rows(graph: Graph, fixed: set[fx.Node], node: fx.Node) -> None:
+    if node.target != aten.embedding.default or (index := operands(node)[1]) not in fixed:
+        return
+    rows = shape_of(operands(node)[0])[0]
+    last = int(evaluate(graph.module.graph, fixed, {index}, graph.buffers)[index].max())
+    if last >= rows:
+        raise refused(node, f"looks up row {last} of a table of {rows}")
+
+
+def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.is_floating_point() or a.is_complex():
+        return torch.allclose(a, b, NEAR, NEAR, equal_nan=True)
+    return torch.equal(a, b)
+
+
+def _moves_rows(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tables differ by one number for each row, where they hide nothing."""
+    if not a.is_floating_point() or a.dim() == 0 or not torch.equal(a > LOW, b > LOW):
+        return False
+    apart, seen = a - b, a > LOW
+    most, least = apart.where(seen, -math.inf).amax(-1), apart.where(seen, math.inf).amin(-1)
+    return bool((most - least <= NEAR * (1 + a.where(seen, 0).abs().amax())).all())
+
+
+def _is_forgotten(node: fx.Node, wanted: set[fx.Node]) -> bool:
+    """Whether all that sees a table is a softmax over its last dimension, which forgets what all of a row has more."""
+    work = [user for user in node.users if user in wanted]
+    for at in work:
+        rule = rule_of(str(at.target))
+        if rule and rule.attention:
+            if at.args[3] is not node:
+                return False
+        elif at.target == aten.softmax.int:
+            if at.args[1] not in (-1, len(shape_of(at)) - 1):
+                return False
+        elif at.target in _FOLLOWED:
+            work += [user for user in at.users if user in wanted and user not in work]
+        else:
+            return False
+    return True
 
 
 def _source_lengths(
