@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from partitioner.sharding.equations import Strategy
-from partitioner.sharding.layout import WHOLE, Shard
-from partitioner.sharding.op_equations import Op, letters, marked
+from partitioner.sharding.layout import WHOLE, Placement, Shard
+from partitioner.sharding.op_equations import Complete, Op, letters, marked
 
 
 def extended(op: Op) -> str:
@@ -52,6 +52,25 @@ def cached_attention(op: Op) -> str | None:
     return f"{first} q! e!, {first} k! e!, {first} k! v!, {_of_samples(op, lead)}{rest} -> {first} q! v!"
 
 
+def whole_samples(rule: Complete) -> Complete:
+    """The rule, where each rank has as many of what samples are merged with, in each run of them: that is what the op
+    takes a merged dimension apart by."""
+
+    def complete(op: Op, slot: int, shard: Shard, ranks: int) -> Strategy | None:
+        found = rule(op, slot, shard, ranks)
+        return found if found is None or _has_runs(op, found.result) else None
+
+    return complete
+
+
+def _has_runs(op: Op, result: Placement) -> bool:
+    sample = op.dim("sample", len(op.result))
+    if not isinstance(result, Shard) or result.dim != sample or op.result[sample] == _many(op):
+        return True
+    runs = op.literal("repeat") * _many(op)
+    return len(result.segments) == 1 and result.segments[0].repeat % runs == 0
+
+
 def last_position(op: Op) -> str:
     """One position of each sequence."""
     names = letters(len(op.result))
@@ -63,5 +82,10 @@ def last_position(op: Op) -> str:
 
 def _of_samples(op: Op, names: list[str]) -> str:
     """Of what there is one of for each sample: the factor of samples, where they are not merged with others."""
-    sample, many = op.dim("sample", len(names)), op.operands[1 if len(op.operands) < 4 else 3][0]
-    return names[sample] if op.result[sample] == many else "start!"
+    sample = op.dim("sample", len(names))
+    return names[sample] if op.result[sample] == _many(op) else "start!"
+
+
+def _many(op: Op) -> int:
+    """How many samples there are."""
+    return op.operands[1 if len(op.operands) < 4 else 3][0]

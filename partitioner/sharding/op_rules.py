@@ -20,6 +20,7 @@ from partitioner.sharding.cache_equations import (
     last_position,
     positioned,
     stored,
+    whole_samples,
 )
 from partitioner.sharding.channel_equations import batch_norm, convolution, group_norm, instance_norm, prelu
 from partitioner.sharding.einsum_equations import einsum
@@ -119,9 +120,9 @@ RULES: dict[str, Rule] = {
     "partitioner.store.default": Rule(equation(stored), view=True),
     "partitioner.done.default": Rule(forgetful),
     "partitioner.at_positions.default": Rule(equation(positioned), _FIRST),
-    "partitioner.hide_unseen.default": Rule(equation(hidden)),
+    "partitioner.hide_unseen.default": Rule(whole_samples(equation(hidden))),
     "partitioner.cached_attention.default": Rule(
-        equation(cached_attention), attention=_attention_flops,
+        whole_samples(equation(cached_attention)), attention=_attention_flops
     ),
     "partitioner.last_position.default": Rule(equation(last_position), _FIRST),
     # tables and losses

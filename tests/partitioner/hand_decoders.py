@@ -125,6 +125,13 @@ def merged_heads(block: Block, x: Tensor, tokens: Tensor) -> Tensor:
     return block.together(y.view(b, HEADS, s, -1))
 
 
+def merged_heads_first(block: Block, x: Tensor, tokens: Tensor) -> Tensor:
+    b, s, _ = x.shape
+    q, k, v = (t.transpose(0, 1).reshape(HEADS * b, s, -1) for t in block.heads(x))
+    w = (q @ k.mT).masked_fill(later(s), -1e9).softmax(-1)
+    return block.together((w @ v).view(HEADS, b, s, -1).transpose(0, 1))
+
+
 def einsum(block: Block, x: Tensor, tokens: Tensor) -> Tensor:
     q, k, v = block.heads(x)
     w = torch.einsum("bhid,bhjd->bhij", q, k) * 0.5
@@ -259,6 +266,19 @@ def window_in_one_op(block: Block, x: Tensor, tokens: Tensor) -> Tensor:
     return block.together(F.scaled_dot_product_attention(q, k, v, attn_mask=(apart >= 0) & (apart < WINDOW)))
 
 
+def window_beside_all(block: Block, x: Tensor, tokens: Tensor) -> Tensor:
+    """The same keys, of which one way and another is made, looked at near by and from afar."""
+    q, k, v = block.heads(x)
+    b, _, s, e = k.shape
+    k, v = k[:, :, None], v[:, :, None]
+    (near, u), (far, w) = (
+        [t.expand(b, block.kv, HEADS // block.kv, s, e).reshape(b, HEADS, s, e) for t in (k, v)] for _ in "12"
+    )
+    apart = block.apart[:s, :s]
+    y = (q @ near.mT).masked_fill((apart < 0) | (apart >= WINDOW), -1e9).softmax(-1) @ u
+    return block.together(y + (q @ far.mT).masked_fill(apart < 0, -1e9).softmax(-1) @ w)
+
+
 def relative(block: Block, x: Tensor, tokens: Tensor) -> Tensor:
     """A learned number for each distance."""
     q, k, v = block.heads(x)
@@ -299,10 +319,10 @@ def by_one_op(block: Block, x: Tensor, tokens: Tensor) -> Tensor:
 SPELLINGS: dict[str, Mix] = {
     f.__name__: f
     for f in (
-        tril_buffer, where, where_tensor, added, scaled_queries, merged_heads, einsum, einsum_heads_last, distances,
-        mask_to_add_to, first_keys_and_near_ones, chunks_of_8, slopes_from_the_end, looked_at_twice, soft_cap, alibi,
-        alibi_in_one_op, complex_rotary, part_rotary, window, window_in_one_op, relative, padded, padded_in_one_op,
-        padded_and_added, by_one_op,
+        tril_buffer, where, where_tensor, added, scaled_queries, merged_heads, merged_heads_first, einsum,
+        einsum_heads_last, distances, mask_to_add_to, first_keys_and_near_ones, chunks_of_8, slopes_from_the_end,
+        looked_at_twice, soft_cap, alibi, alibi_in_one_op, complex_rotary, part_rotary, window, window_in_one_op,
+        relative, padded, padded_in_one_op, padded_and_added, by_one_op,
     )
 }  # fmt: skip
 MADE: dict[str, Callable[[], tuple[nn.Module, dict[str, Tensor]]]] = {
@@ -311,6 +331,8 @@ MADE: dict[str, Callable[[], tuple[nn.Module, dict[str, Tensor]]]] = {
     "multi query": lambda: made(shared_keys, kv=1),
     "grouped in one op": lambda: made(expanded_keys, kv=2),
     "multi query in one op": lambda: made(expanded_keys, kv=1),
+    "a window beside all": lambda: made(window_beside_all),
+    "a window beside all, grouped": lambda: made(window_beside_all, kv=2),
     "parallel block": lambda: made(tril_buffer, parallel=True),
     "no positions": lambda: made(alibi, learned=False),
     "windows alone": lambda: made(window, learned=False),
