@@ -115,7 +115,8 @@ class AnsweringGraph(Writer):
                 self.values[node] = self.node(node)
                 if node is self.root:
                     self.values[node] = self.at_last(node)
-        return self.finish(self.values[self.ends.logits])
+        logits = self.values[self.ends.logits]  # of divided classes, perhaps: whoever reads them gathers them
+        return self.finish(self.emit(self.ends.logits, aten.clone.default, logits))
 
     def node(self, node: fx.Node) -> fx.Node:
         """One of the training graph's."""

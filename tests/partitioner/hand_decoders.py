@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-VOCABULARY, WIDTH, HEADS, LONGEST, WINDOW = 31, 16, 4, 64, 5
+VOCABULARY, WIDTH, HEADS, LONGEST, WINDOW = 32, 16, 4, 64, 5
 Mix = Callable[["Block", Tensor, Tensor], Tensor]  # of a block, its x (b, s, d) and the tokens (b, s)
 
 
@@ -96,25 +96,11 @@ def where(block: Block, x: Tensor, tokens: Tensor) -> Tensor:
     return block.together(F.softmax(w, dim=-1) @ v)
 
 
-def where_tensor(block: Block, x: Tensor, tokens: Tensor) -> Tensor:
-    q, k, v = block.heads(x)
-    w = q @ k.mT / math.sqrt(q.shape[-1])
-    w = torch.where(later(x.shape[1]), torch.full((), torch.finfo(w.dtype).min), w)
-    return block.together(F.dropout(F.softmax(w, dim=-1), 0.1, block.training) @ v)
-
-
 def added(block: Block, x: Tensor, tokens: Tensor) -> Tensor:
     q, k, v = block.heads(x)
     s = x.shape[1]
     w = q @ k.transpose(2, 3) / k.shape[-1] ** 0.5 + torch.full((s, s), float("-inf")).triu(1)
     return block.together(F.softmax(w.float(), dim=-1).type_as(q) @ v)
-
-
-def scaled_queries(block: Block, x: Tensor, tokens: Tensor) -> Tensor:
-    q, k, v = block.heads(x)
-    w = (q * 0.5) @ k.mT
-    w = w.masked_fill(later(x.shape[1])[None, None], -1e30)
-    return block.together(torch.matmul(torch.softmax(w, 3), v))
 
 
 def merged_heads(block: Block, x: Tensor, tokens: Tensor) -> Tensor:
@@ -128,7 +114,7 @@ def merged_heads(block: Block, x: Tensor, tokens: Tensor) -> Tensor:
 def merged_heads_first(block: Block, x: Tensor, tokens: Tensor) -> Tensor:
     b, s, _ = x.shape
     q, k, v = (t.transpose(0, 1).reshape(HEADS * b, s, -1) for t in block.heads(x))
-    w = (q @ k.mT).masked_fill(later(s), -1e9).softmax(-1)
+    w = (q * 0.5 @ k.mT).masked_fill(later(s), -1e30).softmax(-1)
     return block.together((w @ v).view(HEADS, b, s, -1).transpose(0, 1))
 
 
@@ -319,7 +305,7 @@ def by_one_op(block: Block, x: Tensor, tokens: Tensor) -> Tensor:
 SPELLINGS: dict[str, Mix] = {
     f.__name__: f
     for f in (
-        tril_buffer, where, where_tensor, added, scaled_queries, merged_heads, merged_heads_first, einsum,
+        tril_buffer, where, added, merged_heads, merged_heads_first, einsum,
         einsum_heads_last, distances, mask_to_add_to, first_keys_and_near_ones, chunks_of_8, slopes_from_the_end,
         looked_at_twice, soft_cap, alibi, alibi_in_one_op, complex_rotary, part_rotary, window, window_in_one_op,
         relative, padded, padded_in_one_op, padded_and_added, by_one_op,
