@@ -39,7 +39,9 @@ TABLES = {  # names, and where they may stand
     "step input": ({SAMPLE_KEYS, STEP_KEY, SAMPLE_COUNT, BATCH_SHARE}, {"partitioner/graph/step_inputs.py"}),
 }  # fmt: skip
 # rooms that turn one spelling of an op into another, file by file, and see none as what it costs or how it divides
-REWRITING = {"comparing", "draws", "functionalize", "graph", "normalize", "samples", "tracing", "user_code", "ops"}
+REWRITING = {
+    "comparing", "draws", "functionalize", "generating", "graph", "normalize", "samples", "tracing", "user_code", "ops",
+}  # fmt: skip
 GEMM_FORMS = {"epilogue_words.py", "gemm_ops.py", "write_fusions.py"}  # and into a GEMM kernel's words
 
 

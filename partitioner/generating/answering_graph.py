@@ -97,7 +97,7 @@ class AnsweringGraph(Writer):
     def __init__(self, source: Graph, ends: Ends, numbers: Numbers, walked: Walked, n: int, chunk: int) -> None:
         super().__init__()
         self.source, self.ends, self.numbers, self.walked = source, ends, numbers, walked
-        self.n, self.chunk, self.reach = n, chunk, reaches(walked, numbers.length)
+        self.n, self.chunk, self.reach = n, chunk, reaches(source, walked, numbers.length)
         self.root, self.tail = last_unit(source, ends, walked)
         self.free = parameter_free(source.module.graph)
         self.values: dict[fx.Node, fx.Node] = {}
@@ -122,7 +122,8 @@ class AnsweringGraph(Writer):
                 self.values[node] = self.node(node)
                 if node is self.root:
                     self.values[node] = self.at_last(node)
-        return self.finish(self.values[self.ends.logits])
+        logits = self.values[self.ends.logits]
+        return self.finish(self.emit(self.ends.logits, own.all_classes.default, logits))
 
     def node(self, node: fx.Node) -> fx.Node:
         """One of the training graph's."""
@@ -271,7 +272,7 @@ class AnsweringGraph(Writer):
         way = way_up(self.source, self.walked, node, self.numbers.length)
         top = way[-1]
         if top not in self.keys:
-            self.keys[top] = self.cache(top, self.reach.get(node, self.numbers.length))
+            self.keys[top] = self.cache(top, self.reach[top])
         (many,) = {shape_of(self.keys[top])[p.dim] for p in [self.walked.places[top].query] if p}
         for at in reversed(way[:-1]):
             if at not in self.keys:

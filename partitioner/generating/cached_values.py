@@ -59,17 +59,18 @@ def slots(reach: int, length: int, chunk: int) -> int:
     return min(reach, length) + chunk - 1
 
 
-def reaches(walked: Walked, length: int) -> dict[fx.Node, int]:
-    """How far back each value that is looked at is, itself counted: the whole ``length`` where no mask says less."""
-    found = dict[fx.Node, int]()
-    for node, mask in walked.masks.items():
-        for at in _looked_at(walked, node):
-            found[at] = max(found.get(at, 0), mask.reach)
-    for node, readings in walked.readings.items():
-        for operand, reading in zip(operands(node), readings, strict=True):
-            if reading.cached:
-                found.setdefault(operand, length)
-    return found
+def reaches(graph: Graph, walked: Walked, length: int) -> dict[fx.Node, int]:
+    """How far back each value that is cached is looked at, itself counted: the whole ``length`` where no mask says
+    less. Those that meet the same keys have as many slots, for the one that is looked at from farthest."""
+    rows = ((n, r) for node, readings in walked.readings.items() for n, r in zip(operands(node), readings, strict=True))
+    tops = {n: way_up(graph, walked, n, length)[-1] for n, reading in rows if reading.cached}
+    groups = [({tops[n] for n in _looked_at(walked, node)}, mask.reach) for node, mask in walked.masks.items()]
+    found, before = dict[fx.Node, int](), None
+    while found != before:
+        before = dict(found)
+        for group, reach in groups:
+            found |= dict.fromkeys(group, max([reach, *(found.get(n, 0) for n in group)]))
+    return dict.fromkeys(tops.values(), length) | found
 
 
 def _looked_at(walked: Walked, node: fx.Node) -> set[fx.Node]:

@@ -77,7 +77,7 @@ class Masks:
     def _made(self, node: fx.Node, hidden: bool | None) -> Mask | None:
         if node.op != "call_function":
             return None
-        row = _MADE.get(str(node.target))
+        row = _MADE.get(node.target)
         if row is not None:
             return row(self, node, hidden)
         rule = rule_of(str(node.target))
@@ -137,11 +137,11 @@ def _same(masks: Masks, node: fx.Node, hidden: bool | None) -> Mask | None:
     return masks.hides(operands(node)[0], hidden)
 
 
-_MADE: dict[str, Callable[[Masks, fx.Node, bool | None], Mask | None]] = {
-    "aten.add.Tensor": _added, "aten.to.dtype": _same, "aten.clone.default": _same, "aten.mul.Tensor": _scaled,
-    "aten.div.Tensor": _scaled, "aten.masked_fill.Scalar": _masked_fill, "aten.masked_fill.Tensor": _masked_fill,
-    "aten.where.self": _where, "aten.where.ScalarOther": _where, "aten.where.ScalarSelf": _where,
-    "aten.where.Scalar": _where, "aten.logical_not.default": _not, "aten.bitwise_not.default": _not,
-    "aten.logical_and.default": _and, "aten.bitwise_and.Tensor": _and, "aten.__and__.Tensor": _and,
-    "aten.logical_or.default": _or, "aten.__or__.Tensor": _or, "aten.bitwise_or.Tensor": _or,
+_MADE: dict[object, Callable[[Masks, fx.Node, bool | None], Mask | None]] = {
+    aten.add.Tensor: _added, aten.to.dtype: _same, aten.clone.default: _same, aten.mul.Tensor: _scaled,
+    aten.div.Tensor: _scaled, aten.masked_fill.Scalar: _masked_fill, aten.masked_fill.Tensor: _masked_fill,
+    aten.where.self: _where, aten.where.ScalarOther: _where, aten.where.ScalarSelf: _where,
+    aten.where.Scalar: _where, aten.logical_not.default: _not, aten.bitwise_not.default: _not,
+    aten.logical_and.default: _and, aten.bitwise_and.Tensor: _and, aten.__and__.Tensor: _and,
+    aten.logical_or.default: _or, aten.__or__.Tensor: _or, aten.bitwise_or.Tensor: _or,
 }  # fmt: skip

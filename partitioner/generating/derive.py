@@ -83,6 +83,7 @@ def whole_text(graph: Graph) -> Graph:
     if len(shape_of(found.logits)) != 3 or not places:
         raise refused(found.logits, "makes logits that are not of each position")
     logits = writer.emit(found.logits, own.last_position.default, values[found.logits], last, sample, places[0])
+    logits = writer.emit(found.logits, own.all_classes.default, logits)
     new = writer.finish(logits)
     inputs = (TOKENS, LAST, *(n for n in graph.inputs if n in placeholders(new, "input")))
     return _assembled(graph, writer, new, inputs)
@@ -90,7 +91,7 @@ def whole_text(graph: Graph) -> Graph:
 
 def _assembled(source: Graph, writer: Writer, graph: fx.Graph, inputs: tuple[str, ...]) -> Graph:
     """What a writer has written, of a training graph."""
-    graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output") or str(n.target) in _WRITE)
+    graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output") or n.target in _WRITE)
     for node in list(graph.nodes):
         if node.op == "placeholder" and not node.users and node.meta["source"] not in inputs:
             graph.erase_node(node)
@@ -106,14 +107,14 @@ def _assembled(source: Graph, writer: Writer, graph: fx.Graph, inputs: tuple[str
     )  # fmt: skip
 
 
-_WRITE = ("partitioner.store.default",)  # ops that are there for what they write
-_CACHES = "partitioner.extend_cache.default"
+_WRITE = (own.store.default,)  # ops that are there for what they write
+_CACHES = own.extend_cache.default
 
 
 def sample_dimensions(graph: Graph) -> dict[str, int]:
     """The dimension that carries texts of each cache."""
     found = dict[str, int]()
     for node in graph.module.graph.nodes:
-        if str(node.target) == _CACHES:
+        if node.target == _CACHES:
             found[operands(node)[0].meta["source"]] = op_of(node).dim("sample", len(shape_of(node)))
     return found

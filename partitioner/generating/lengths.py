@@ -45,9 +45,7 @@ class Lengths:
         they can't be made position by position."""
         first, second = (resize(self._of_source(n, source), rows) for n in (0, 1))
         numbers = Numbers(first.module.graph, second.module.graph, (self.length, self.length + self.more))
-        found = Derivation.of(first, ends(first), numbers)
-        check_tables(found.walked, first, second, numbers)
-        return found
+        return Derivation.of(first, ends(first), numbers)
 
     def _of_source(self, which: int, positions: int | None) -> Graph:
         graph = (self.graph, self.other)[which]
@@ -83,7 +81,8 @@ def lengths(batch: Mapping[str, Any], length: int, trace: Trace, optional: Colle
     for more in (-1, 1):
         try:
             second = trace(longer(batch, found.asks, length - own + more))
-            Numbers(first.module.graph, second.module.graph, (length, length + more))
+            numbers = Numbers(first.module.graph, second.module.graph, (length, length + more))
+            check_tables(first, second, numbers)
             sources = _source_lengths(seen, batch, length - own, (0, more), trace)
             return Lengths(first, second, length, more, *sources)
         except UnlikeLengths as error:

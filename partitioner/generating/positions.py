@@ -28,10 +28,7 @@ from partitioner.sharding.layout import Segment, Shard
 from partitioner.sharding.op_rules import complete, rule_of
 
 aten = torch.ops.aten
-_ALONG_KEYS = {"aten.softmax.int": "dim"}  # reduce over keys, hidden ones left out
-_ZERO_STAYS = {
-    "aten.mul.Tensor", "aten.div.Tensor", "aten.to.dtype", "aten.clone.default", "partitioner.dropout.default",
-}  # fmt: skip
+_ALONG_KEYS: dict[object, str] = {aten.softmax.int: "dim"}  # reduce over keys, hidden ones left out
 
 
 @dataclass(frozen=True)
@@ -182,7 +179,7 @@ class _Walker:
 
     def sums_over(self, node: fx.Node, key: Shard) -> bool:
         """Whether it is known to leave out hidden keys, and they are hidden."""
-        name = _ALONG_KEYS.get(str(node.target))
+        name = _ALONG_KEYS.get(node.target)
         if name is None or op_of(node).dims(name, len(shape_of(node))) != (key.dim,):
             return False
         mask = self.masks.hides(operands(node)[0])
@@ -246,8 +243,8 @@ class _Walker:
         if node in self.found.masks:
             return True
         rule = rule_of(str(node.target))
-        keeps = str(node.target) in _ZERO_STAYS or bool(rule and rule.view)
-        return bool(keys) and keeps and any(p.hides for _, p in self.moving(node))
+        alone = [slots[0] for slots in rule.linear if len(slots) == 1] if rule else []
+        return bool(keys) and any(p.hides and slot in alone for slot, p in self.moving(node))
 
     def attend(self, node: fx.Node) -> None:
         """Attention by one op: keys and values that hang on tokens are cached, others are what they are."""

@@ -1,58 +1,81 @@
-"""Are tables by positions what they are for every length? Their first rows are, and none is read behind the last."""
+"""Are tables by positions what they are for every length? And is none read behind its last row?"""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import fx
 
 from partitioner.errors import InputError
-from partitioner.generating.numbers import Numbers
-from partitioner.generating.positions import Walked
+from partitioner.generating.causal_masks import LOW
+from partitioner.generating.ends import ends, needed
+from partitioner.generating.numbers import Numbers, sized_dimension
 from partitioner.generating.refusal import refused
 from partitioner.graph.dependence import constants, evaluate
 from partitioner.graph.graph import Graph
 from partitioner.graph.nodes import operands, shape_of
 from partitioner.sharding.op_rules import rule_of
 
-MOST_ELEMENTS = 1 << 26  # of a table that is looked at
+aten = torch.ops.aten
+NEAR = 1e-5  # numbers of tables that differ by less are the same, made by another kernel
+OF_LENGTH = "hangs on the whole length of the text"
+_FOLLOWED = (aten.add.Tensor, aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.to.dtype, aten.clone.default)
 
 
-def check_tables(walked: Walked, first: Graph, second: Graph, numbers: Numbers) -> None:
-    """Raises NotDerived where a table that is cut at positions is another one at another length, as scaled rotations
-    that hang on the length of the whole text are."""
-    graphs = first, second
-    fixed = tuple(constants(graph.module.graph) for graph in graphs)
-    leaves = _leaves(walked, fixed[0])
-    few = {n for n in leaves if n.meta["val"].numel() <= MOST_ELEMENTS and numbers.grown(n)}
-    here = evaluate(first.module.graph, fixed[0], few, first.buffers)
-    twins = {numbers.twin[n]: n for n in few}
-    there = evaluate(second.module.graph, fixed[1], set(twins), second.buffers)
-    for twin, value in there.items():
-        node = twins[twin]
-        parts = [here[node], value]
-        for dim in numbers.grown(node):
-            size = min(part.shape[dim] for part in parts)
-            parts = [part.narrow(dim, 0, size) for part in parts]
-        if not torch.equal(*parts):
-            raise refused(node, "is another one for every length of the whole text")
+def check_tables(first: Graph, second: Graph, numbers: Numbers) -> None:
+    """Raises NotDerived, naming the op, where what is made of no token is another for texts of another length: answers
+    would hang on the length of the longest text."""
+    found = ends(first)
+    fixed, wanted = constants(first.module.graph), needed([found.logits], found.tokens)
+    for node in (n for n in first.module.graph.nodes if n in wanted and n.op == "call_function"):
+        if node not in fixed and any(sized_dimension(node, place) is None for place in numbers.differing(node)):
+            raise refused(node, OF_LENGTH)
+    other = {numbers.twin[n] for n in fixed}
+    for node in (n for n in fixed & wanted if any(u in wanted and u not in fixed for u in n.users)):
+        twin = numbers.twin[node]
+        here = evaluate(first.module.graph, fixed, {node}, first.buffers)[node]
+        there = evaluate(second.module.graph, other, {twin}, second.buffers)[twin]
+        if here.dim() != there.dim():
+            raise refused(node, OF_LENGTH)
+        both = tuple(slice(0, min(sizes)) for sizes in zip(here.shape, there.shape, strict=True))
+        if not _alike(here[both], there[both]) and not (
+            _moves_rows(here[both], there[both]) and _is_forgotten(node, wanted)
+        ):
+            raise refused(node, OF_LENGTH)
 
 
-def _leaves(walked: Walked, fixed: set[fx.Node]) -> set[fx.Node]:
-    """The constants that tables by positions are, or are made of."""
-    work = [
-        operand for node, readings in walked.readings.items()
-        for operand, reading in zip(operands(node), readings, strict=True) if reading.is_table
-    ]  # fmt: skip
-    found, seen = set[fx.Node](), set[fx.Node]()
-    while work:
-        node = work.pop()
-        if node not in seen:
-            seen.add(node)
-            if node in fixed and node.op == "call_function":
-                found.add(node)
-            else:
-                work += node.all_input_nodes
-    return found
+def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.is_floating_point() or a.is_complex():
+        return torch.allclose(a, b, NEAR, NEAR, equal_nan=True)
+    return torch.equal(a, b)
+
+
+def _moves_rows(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tables differ by one number for each row, where they hide nothing."""
+    if not a.is_floating_point() or a.dim() == 0 or not torch.equal(a > LOW, b > LOW):
+        return False
+    apart, seen = a - b, a > LOW
+    most, least = apart.where(seen, -math.inf).amax(-1), apart.where(seen, math.inf).amin(-1)
+    return bool((most - least <= NEAR * (1 + a.where(seen, 0).abs().amax())).all())
+
+
+def _is_forgotten(node: fx.Node, wanted: set[fx.Node]) -> bool:
+    """Whether all that sees a table is a softmax over its last dimension, which forgets what all of a row has more."""
+    work = [user for user in node.users if user in wanted]
+    for at in work:
+        rule = rule_of(str(at.target))
+        if rule and rule.attention:
+            if at.args[3] is not node:
+                return False
+        elif at.target == aten.softmax.int:
+            if at.args[1] not in (-1, len(shape_of(at)) - 1):
+                return False
+        elif at.target in _FOLLOWED:
+            work += [user for user in at.users if user in wanted and user not in work]
+        else:
+            return False
+    return True
 
 
 def check_rows(graph: Graph, length: int) -> None:

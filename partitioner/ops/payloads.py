@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
-from partitioner.ops.collective_kinds import ALL_REDUCE
+from partitioner.ops.collective_kinds import ALL_GATHER, ALL_REDUCE
 from partitioner.ops.collectives import OPS, CollectiveOp, Shape, same
+from partitioner.sharding.layout import unflat
 
 
 def _rows(ranks: int, rank: int, logits: torch.Tensor, *_: object) -> Shape:
@@ -26,6 +27,10 @@ def _looked_up(ranks: int, rank: int, weight: torch.Tensor, index: torch.Tensor,
 
 def _projected(ranks: int, rank: int, x: torch.Tensor, weight: torch.Tensor, *_: object) -> Shape:
     return (x.shape[0], weight.shape[2])
+
+
+def _of_all_classes(ranks: int, rank: int, logits: torch.Tensor, axis: str, segments: list[int]) -> Shape:
+    return (*logits.shape[:-1], sum(segment.size for segment in unflat(segments)))
 
 
 Payloads = Sequence[tuple[str, float]]
@@ -81,6 +86,9 @@ RANK_OPS: dict[str, RankOp] = {
     ),
     "partitioner.vocab_parallel_embedding.default": RankOp(
         _looked_up, keeps=True, arguments="Tensor weight, Tensor index, int padding_index, str axis, int[] segments"
+    ),
+    "partitioner.gathered_classes.default": RankOp(
+        _of_all_classes, lambda whole, *_: [(ALL_GATHER, whole)], arguments="Tensor logits, str axis, int[] segments"
     ),
     "partitioner.dropout.default": RankOp(same, keeps=True),
     "partitioner.expert_linear.default": RankOp(_projected, keeps=True),

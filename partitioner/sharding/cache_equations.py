@@ -26,6 +26,11 @@ def forgetful(op: Op, slot: int, shard: Shard, ranks: int) -> Strategy | None:
     return Strategy((shard,), WHOLE) if slot >= 0 else None
 
 
+def gathered(op: Op, slot: int, shard: Shard, ranks: int) -> Strategy | None:
+    """Each rank may have some of the classes, in whatever parts, and gets all; all else is whole."""
+    return Strategy((shard,), WHOLE) if slot == 0 and shard.dim == len(op.result) - 1 else None
+
+
 def positioned(op: Op) -> str:
     """A table cut at each sequence's positions: what it is not cut along may be divided."""
     names = letters(len(op.result))

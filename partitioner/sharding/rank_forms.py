@@ -38,6 +38,12 @@ def by_element(op: Op, args: Sequence[Any], strategy: Strategy, axis: str) -> Ra
     return ("dropout", (*args, axis, x.dim, flat(x.segments))) if x and x.dim != 0 else None
 
 
+def of_all_classes(op: Op, args: Sequence[Any], strategy: Strategy, axis: str) -> RankForm | None:
+    """Logits whose classes are divided, perhaps unevenly."""
+    logits = _shard(strategy)
+    return ("gathered_classes", (args[0], axis, flat(logits.segments))) if logits else None
+
+
 def _shard(strategy: Strategy) -> Shard | None:
     first = strategy.operands[0]
     return first if isinstance(first, Shard) else None

@@ -49,7 +49,8 @@ def scores(logits: torch.Tensor, text: Sequence[int], how: Sampling) -> torch.Te
     if how.repetition_penalty != 1:
         seen = torch.tensor(sorted(set(text)))
         own = found[seen]
-        found[seen] = torch.where(own < 0, own * how.repetition_penalty, own / how.repetition_penalty)
+        less = torch.where(own < 0, own * how.repetition_penalty, own / how.repetition_penalty)
+        found = found.scatter(0, seen, less)
     if how.temperature:
         found = found / how.temperature
     if how.top_k and how.top_k < len(found):

@@ -40,8 +40,7 @@ _ROWS: dict[object, Binding] = {
 }
 # what is written in Python is called without torch's dispatcher between
 _PLAIN: dict[object, Callable[..., object]] = {
-    own.part.default: own_ops.part,
-    **{getattr(own, op.__name__).default: op for op in cache_ops.OPS},
+    getattr(own, op.__name__).default: op for op in (own_ops.part, *cache_ops.OPS)
 }
 
 

@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
-from partitioner.ops.collective_kinds import ALL_REDUCE
-from partitioner.ops.cut_tensors import take
+from partitioner.ops.collective_kinds import ALL_GATHER, ALL_REDUCE
+from partitioner.ops.cut_tensors import assemble, take
 from partitioner.ops.own_ops import dropout_mask
 from partitioner.sharding.layout import Shard, unflat
 from runtime.mesh.axis import Axis
@@ -105,6 +105,21 @@ def embedding(
     return lambda weight, index: _Embedding.apply(weight, index, start, rows, padding)
 
 
+def gathered_classes(axis: Axis, segments: list[int]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """``gathered_classes``: the logits of all classes on every rank, whose parts may be of unequal sizes."""
+
+    def run(logits: torch.Tensor) -> torch.Tensor:
+        shard = Shard(logits.dim() - 1, unflat(segments))
+        sizes = [shard.local_size(rank, axis.ranks) for rank in range(axis.ranks)]
+        own = F.pad(logits, (0, max(sizes) - logits.shape[-1])).contiguous()
+        parts = [torch.empty_like(own) for _ in sizes]
+        axis.log.add(axis.name, ALL_GATHER, logits.new_empty((*logits.shape[:-1], sum(sizes))), axis.phase)
+        dist.all_gather(parts, own, axis.group)
+        return assemble([part[..., :size] for part, size in zip(parts, sizes, strict=True)], shard)
+
+    return run
+
+
 def dropout(axis: Axis, p: float, site: int, dim: int, segments: list[int]) -> Callable[..., torch.Tensor]:
     """``dropout`` of this rank's part: the same part of the mask that the whole tensor would get."""
 
@@ -118,6 +133,7 @@ def dropout(axis: Axis, p: float, site: int, dim: int, segments: list[int]) -> C
 BINDINGS = {  # by the op's name
     "vocab_parallel_cross_entropy": Binding(cross_entropy),
     "vocab_parallel_embedding": Binding(embedding, is_fresh=True),
+    "gathered_classes": Binding(gathered_classes, is_fresh=True),
     "dropout": Binding(dropout),
 }
 

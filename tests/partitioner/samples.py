@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from cache_samples import CACHED
 from calls import (
     COMPLEX,
     Op,
@@ -324,4 +325,4 @@ POINTWISE = [
     Sample(aten.addcmul.default, (real(4, 6), real(4, 6), real(6))),
     Sample(aten.lerp.Tensor, (real(4, 6), real(4, 1), real(6))),
 ]  # fmt: skip
-SAMPLES = [*_RULED, *POINTWISE]
+SAMPLES = [*_RULED, *CACHED, *POINTWISE]

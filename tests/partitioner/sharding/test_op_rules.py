@@ -19,7 +19,10 @@ from partitioner.sharding.layout import PARTIAL, REPLICATE, WHOLE, Placement, Se
 from partitioner.sharding.op_rules import RULES, complete, partial, replicated, rule_of
 
 # Rules that forbid more than mathematics does: queries and keys, and values' width, are sharded by no plan of ours.
-_STRICT = {"aten.scaled_dot_product_attention.default", "aten.embedding.default"}
+_STRICT = {
+    "aten.scaled_dot_product_attention.default", "aten.embedding.default",
+    "partitioner.all_classes.default",  # nothing but classes is divided there
+}  # fmt: skip
 
 
 def _node(sample: Sample) -> tuple[fx.Node, list[torch.Tensor]]:
@@ -106,7 +109,7 @@ def _gradients(result: torch.Tensor, leaves: list[torch.Tensor], gradient: torch
 
 
 def _by_class(node: fx.Node, strategy: Strategy, values: list[list[torch.Tensor]]) -> list[torch.Tensor] | None:
-    """The two ops that a plan replaces by one that reduces by itself, written in plain torch over all ranks' parts."""
+    """The ops that a plan replaces by one that reduces by itself, written in plain torch over all ranks' parts."""
     shard, name = strategy.operands[0], str(node.target)
     if not isinstance(shard, Shard) or (name, shard.dim) not in _CLASSES:
         return None
@@ -116,10 +119,12 @@ def _by_class(node: fx.Node, strategy: Strategy, values: list[list[torch.Tensor]
         padding = node.args[2] if len(node.args) > 2 else -1
         return [_rows(table, index, take(rows, shard, r, ranks), padding) for r, (table, index) in enumerate(values)]
     logits = [[v[0] if r == own else v[0].detach() for r, v in enumerate(values)] for own in range(ranks)]
-    return [node.target(assemble(parts, shard), values[0][1], *node.args[2:]) for parts in logits]  # type: ignore[operator]
+    return [node.target(assemble(parts, shard), *values[0][1:], *node.args[2:]) for parts in logits]  # type: ignore[operator]
 
 
-_CLASSES = {("aten.embedding.default", 0), ("partitioner.cross_entropy.default", 1)}
+_CLASSES = {
+    ("aten.embedding.default", 0), ("partitioner.cross_entropy.default", 1), ("partitioner.all_classes.default", 2),
+}  # fmt: skip
 
 
 def _rows(table: torch.Tensor, index: torch.Tensor, where: torch.Tensor, padding: object) -> torch.Tensor:
