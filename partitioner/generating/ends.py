@@ -74,16 +74,21 @@ def begins(graph: Graph, ends: Ends) -> tuple[int, ...]:
     return tuple(first) if len(first) == 1 else ()
 
 
+def vocabulary(graph: Graph, ends: Ends) -> int:
+    """How many tokens can be looked up."""
+    return min(shape_of(table)[0] for table, index in _lookups(graph) if index is ends.tokens)
+
+
 def _looked_up(graph: Graph) -> list[fx.Node]:
     """Integers of each sample that rows of a parameter are taken by."""
-    found: dict[fx.Node, None] = {}
-    for node in graph.module.graph.nodes:
-        rule = rule_of(str(node.target)) if node.op == "call_function" else None
-        if rule and rule.lookup:
-            index = operands(node)[1]
-            if _inputs([index]) and len(shape_of(index)) == 2:
-                found[index] = None
-    return list(found)
+    found = [index for _, index in _lookups(graph) if _inputs([index]) and len(shape_of(index)) == 2]
+    return list(dict.fromkeys(found))
+
+
+def _lookups(graph: Graph) -> list[tuple[fx.Node, fx.Node]]:
+    """Tables, and what takes rows of them."""
+    rules = [(n, rule_of(str(n.target))) for n in graph.module.graph.nodes if n.op == "call_function"]
+    return [(operands(n)[0], operands(n)[1]) for n, rule in rules if rule and rule.lookup]
 
 
 def _inputs(nodes: Iterable[fx.Node]) -> set[str]:

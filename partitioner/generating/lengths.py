@@ -15,7 +15,7 @@ from torch import nn
 
 from partitioner.errors import InputError
 from partitioner.generating.derive import Derivation
-from partitioner.generating.ends import begins, ends, needed
+from partitioner.generating.ends import begins, ends, needed, vocabulary
 from partitioner.generating.numbers import Numbers, UnlikeLengths, at_length
 from partitioner.graph.graph import Graph, placeholders
 from partitioner.graph.nodes import shape_of
@@ -57,6 +57,11 @@ class Lengths:
     def begins(self) -> tuple[int, ...]:
         """The tokens with which the model itself begins every text; none where the user gives them."""
         return begins(self.graph, ends(self.graph))
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the model knows: 0 and up to one less than this."""
+        return vocabulary(self.graph, ends(self.graph))
 
 
 def lengths(batch: Mapping[str, Any], length: int, trace: Trace) -> Lengths:

@@ -54,8 +54,9 @@ def generate(
     sample each, ``{"input_ids": (positions,)}``; prompts are then what answers begin with, None: as the model itself
     begins them. ``ends``: tokens that end a text; ``stops`` is told the new tokens, whether they do. ``rows`` texts run
     at once on each data rank, others follow where one ends; prompts are read ``chunk`` positions at a time. ``tell`` is
-    told of each new token of this data rank's texts. Raises InputError for a prompt without tokens, and NotDerived,
-    naming the op, for a model whose answers can't be made position by position.
+    told of each new token of this data rank's texts. Raises InputError for a prompt without tokens, or with one that
+    the model does not know, and NotDerived, naming the op, for a model whose answers can't be made position by
+    position.
     """
     if most < 1 or rows < 1 or chunk < 1:
         raise InputError(f"most, rows and chunk must be positive, not {most}, {rows}, {chunk}")
@@ -74,6 +75,7 @@ def generate(
         ]  # fmt: skip
         decoder = decoder_of(engine, sizes)
         _check_sources(decoder, sources)
+        _check_tokens(decoder, asked)
         found |= _answers(engine, decoder, asked, tell)
     return [found[n] for n in range(len(texts))]
 
@@ -102,6 +104,13 @@ def _check_sources(decoder: Decoder, sources: Sequence[Mapping[str, torch.Tensor
     if wrong := next((g for g in given if g != names), None):
         have, needs = (", ".join(sorted(words)) or "nothing" for words in (wrong, names))
         raise InputError(f"beside its tokens the model is given {needs}, and a source of a text holds {have}")
+
+
+def _check_tokens(decoder: Decoder, asked: Sequence[Request]) -> None:
+    many = decoder.programs.vocabulary
+    for request in asked:
+        if (wrong := next((t for t in request.prompt if not 0 <= t < many), None)) is not None:
+            raise InputError(f"prompt {request.number} has token {wrong}, the model knows 0 to {many - 1}")
 
 
 def _positions(source: Mapping[str, torch.Tensor]) -> int | None:

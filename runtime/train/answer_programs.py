@@ -31,7 +31,7 @@ class AnswerSizes:
 class AnswerPrograms:
     """``many`` positions a call, and ``one``, on the same caches. ``source`` reads the sources of texts, None where
     there are none. ``samples``: of what is kept from call to call, by name, the dimension that carries texts.
-    ``begins``: tokens with which the model begins every text."""
+    ``begins``: tokens with which the model begins every text; ``vocabulary``: how many tokens it knows."""
 
     sizes: AnswerSizes
     many: Program
@@ -39,6 +39,7 @@ class AnswerPrograms:
     source: Program | None
     samples: Mapping[str, int]
     begins: tuple[int, ...]
+    vocabulary: int
 
 
 @dataclass
@@ -63,7 +64,8 @@ class AnswerMaker:
             source = derivation.source()
             reads = lower(source, self._beside(plan, program, source))
         chunks = lower(many, self._beside(plan, program, many))
-        return AnswerPrograms(sizes, chunks, program, reads, sample_dimensions(one), found.begins)
+        known = sample_dimensions(one), found.begins, found.vocabulary
+        return AnswerPrograms(sizes, chunks, program, reads, *known)
 
     def begins(self, length: int) -> tuple[int, ...]:
         """The tokens with which the model begins every text."""
