@@ -15,7 +15,7 @@ from torch import nn
 
 from partitioner.errors import InputError
 from partitioner.generating.derive import Derivation
-from partitioner.generating.ends import begins, ends, needed, vocabulary
+from partitioner.generating.ends import begins, check_tables, ends, needed, vocabulary
 from partitioner.generating.numbers import Numbers, UnlikeLengths, at_length
 from partitioner.graph.graph import Graph, placeholders
 from partitioner.graph.nodes import shape_of
@@ -67,7 +67,8 @@ class Lengths:
 def lengths(batch: Mapping[str, Any], length: int, trace: Trace) -> Lengths:
     """Of a model that is traced on a batch like ``batch`` by ``trace``, for texts of up to ``length`` positions.
 
-    Raises NotDerived where its ops are not the same at two lengths, or it ends in no logits.
+    Raises NotDerived where its ops are not the same at two lengths, or it ends in no logits, InputError where texts are
+    longer than a table of positions.
     """
     if length < 2:
         raise InputError(f"a text of {length} positions: take at least 2")
@@ -77,6 +78,7 @@ def lengths(batch: Mapping[str, Any], length: int, trace: Trace) -> Lengths:
     first = seen if own == length else trace(longer(batch, found.asks, length - own))
     if (made := shape_of(ends(first).tokens)[1]) != length:
         raise InputError(f"a batch of {length} positions has {made} tokens looked up")
+    check_tables(first, ends(first))
     failure: UnlikeLengths | None = None
     for more in (-1, 1):
         try:

@@ -65,6 +65,7 @@ class Answer:
         self.texts, self.lost = tuple(texts), asyncio.Event()
         self._most, self._changed = most_unread, asyncio.Event()
         self._failure: Refusal | None = None
+        self.timer: asyncio.TimerHandle | None = None  # of what is next to be done to it
 
     @property
     def is_over(self) -> bool:
@@ -128,12 +129,14 @@ class Texts:
         answer = Answer([Text(n, Pieces(self._decode, stops)) for n in range(len(requests))], most_unread)
         for number, text in zip(numbers, answer.texts, strict=True):
             self._open[number] = answer, text
-        loop = asyncio.get_running_loop()
-        loop.call_later(self._seconds, self._cut_short, answer, too_late(self._seconds))
+        loop, why = asyncio.get_running_loop(), too_late(self._seconds)
+        answer.timer = loop.call_later(self._seconds, self._cut_short, answer, why)
         return answer
 
     def close(self, answer: Answer) -> None:
         """Nobody reads it any more."""
+        if answer.timer is not None:
+            answer.timer.cancel()
         for number in [n for n, (other, _) in self._open.items() if other is answer]:
             del self._open[number]
             self._desk.drop(number)
@@ -169,4 +172,4 @@ class Texts:
         self.close(answer)
         if not answer.is_over:
             answer.cut_short(why)
-        asyncio.get_running_loop().call_later(READ_SECONDS, answer.lost.set)
+        answer.timer = asyncio.get_running_loop().call_later(READ_SECONDS, answer.lost.set)

@@ -45,7 +45,7 @@ def test_bytes_of_chance_are_told_as_they_are_decoded_at_once() -> None:
         assert ("".join(found), stopped) == (coder.decode(tokens), False)
 
 
-@pytest.mark.parametrize("stops", [("b",), ("ab",), ("abc", "bcd"), ("aab", "€"), ("cab", "ca", "bbbb")])
+@pytest.mark.parametrize("stops", [("b",), ("ab",), ("b", "ab"), ("abc", "bcd"), ("aab", "€"), ("cab", "ca", "bbbb")])
 def test_an_answer_ends_before_the_first_stop_text(stops: tuple[str, ...]) -> None:
     rng, coder = random.Random(1), text_coder(None)
     for _ in range(200):

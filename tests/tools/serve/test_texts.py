@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from played_ranks import request
 
 from tools.generate.text_coder import text_coder
+from tools.serve import texts as texts_module
 from tools.serve.desk import Desk
 from tools.serve.refusal import Refusal
 from tools.serve.texts import Answer, Part, Texts
@@ -127,6 +130,28 @@ def test_what_nobody_reads_is_dropped() -> None:
         texts.close(answer)
         assert desk.take(0).dropped == (1, 2)
         come(desk, texts, {1: 97})
+
+    run(body)
+
+
+def test_who_does_not_read_what_there_is_when_time_is_over_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts_module, "READ_SECONDS", 0.1)
+
+    async def body(desk: Desk, texts: Texts) -> None:
+        answer = texts.open([request("a", 50)], [])
+        come(desk, texts, {1: 97})
+        await asyncio.wait_for(answer.lost.wait(), 5)
+
+    run(body, 0.1)
+
+
+def test_of_a_closed_answer_nothing_is_kept() -> None:
+    async def body(desk: Desk, texts: Texts) -> None:
+        answer = weakref.ref(texts.open([request("a", 50)], []))
+        texts.close(answer())  # type: ignore[arg-type]
+        gc.collect()
+        await asyncio.sleep(0)
+        assert answer() is None
 
     run(body)
 
