@@ -13,7 +13,7 @@ install: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[data,hf,dev]"
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[data,hf,serve,dev]"
 	touch $@
 
 demo: install

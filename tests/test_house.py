@@ -19,7 +19,7 @@ ALLOWED = {
     "runtime": {"torch", "numpy", "safetensors"},
     "tools": {
         "torch", "bokeh", "jinja2", "networkx", "numpy", "pydot", "pygraphviz", "rich", "safetensors", "scipy", "shtab",
-        "playwright", "yaml",
+        "playwright", "yaml", "fastapi", "pydantic", "uvicorn",
     },
 }  # fmt: skip
 GPU_PACKAGES = {"quack", "tvm_ffi", "nvMatmulHeuristics", "triton", "cuda"}  # optional, so imported where they are used

@@ -19,13 +19,14 @@ from tools.kernels import arguments as kernels
 from tools.plan import arguments as plan
 from tools.run import arguments as run
 from tools.screen import error_line
+from tools.serve import arguments as serve
 from tools.show import arguments as show
 from tools.streams import document_alone
 from tools.validate import arguments as validate
 from tools.verify import arguments as verify
 
 EXIT_INPUT, EXIT_MEMORY = 2, 3
-ROOMS = (plan, fit, show, compare, verify, validate, run, generate, calibrate, kernels, configs)
+ROOMS = (plan, fit, show, compare, verify, validate, run, generate, serve, calibrate, kernels, configs)
 
 
 class _Parser(argparse.ArgumentParser):

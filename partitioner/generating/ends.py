@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from partitioner.errors import InputError
 from partitioner.generating.refusal import NotDerived
 from partitioner.graph.graph import Graph
 from partitioner.graph.nodes import call, operands, shape_of
@@ -62,28 +63,53 @@ def begins(graph: Graph, ends: Ends) -> tuple[int, ...]:
         return ()
     first = set[int]()
     for number in (0, 1):
-        values: dict[fx.Node, torch.Tensor] = {}
-        for node in (n for n in graph.module.graph.nodes if n in needed([ends.tokens], None)):
-            if node.op == "placeholder":
-                given = torch.full(shape_of(node), number, dtype=node.meta["val"].dtype)
-                values[node] = graph.buffers[node.meta["source"]] if node.meta["kind"] == "buffer" else given
-            else:
-                args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
-                values[node] = call(node, *args, **kwargs)
-        first |= set(values[ends.tokens][:, 0].tolist())
+        first |= set(_value(graph, ends.tokens, number)[:, 0].tolist())
     return tuple(first) if len(first) == 1 else ()
+
+
+def check_positions(graph: Graph, ends: Ends) -> None:
+    """Raises InputError where a text has more positions than a table that is looked up by position."""
+    for table, index in _lookups(graph):
+        read = {n.meta["kind"] for n in needed([index], None) if n.op == "placeholder"}
+        if index is ends.tokens or index.op == "placeholder" or "parameter" in read:
+            continue
+        rows, last = shape_of(table)[0], int(_value(graph, index, 0).max())
+        if last >= rows:
+            raise InputError(
+                f"texts of {shape_of(ends.tokens)[1]:,} positions: {table.meta.get('source', table.name)} has {rows:,} "
+                f"rows, and row {last:,} is looked up: make shorter ones"
+            )
+
+
+def _value(graph: Graph, wanted: fx.Node, number: int) -> torch.Tensor:
+    """Of a node, where the batch is this number everywhere."""
+    values: dict[fx.Node, torch.Tensor] = {}
+    read = needed([wanted], None)
+    for node in (n for n in graph.module.graph.nodes if n in read):
+        if node.op == "placeholder":
+            given = torch.full(shape_of(node), number, dtype=node.meta["val"].dtype)
+            values[node] = graph.buffers[node.meta["source"]] if node.meta["kind"] == "buffer" else given
+        else:
+            args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+            values[node] = call(node, *args, **kwargs)
+    return values[wanted]
+
+
+def vocabulary(graph: Graph, ends: Ends) -> int:
+    """How many tokens can be looked up."""
+    return min(shape_of(table)[0] for table, index in _lookups(graph) if index is ends.tokens)
 
 
 def _looked_up(graph: Graph) -> list[fx.Node]:
     """Integers of each sample that rows of a parameter are taken by."""
-    found: dict[fx.Node, None] = {}
-    for node in graph.module.graph.nodes:
-        rule = rule_of(str(node.target)) if node.op == "call_function" else None
-        if rule and rule.lookup:
-            index = operands(node)[1]
-            if _inputs([index]) and len(shape_of(index)) == 2:
-                found[index] = None
-    return list(found)
+    found = [index for _, index in _lookups(graph) if _inputs([index]) and len(shape_of(index)) == 2]
+    return list(dict.fromkeys(found))
+
+
+def _lookups(graph: Graph) -> list[tuple[fx.Node, fx.Node]]:
+    """Tables, and what takes rows of them."""
+    rules = [(n, rule_of(str(n.target))) for n in graph.module.graph.nodes if n.op == "call_function"]
+    return [(operands(n)[0], operands(n)[1]) for n, rule in rules if rule and rule.lookup]
 
 
 def _inputs(nodes: Iterable[fx.Node]) -> set[str]:

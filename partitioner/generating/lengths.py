@@ -16,10 +16,10 @@ from torch import nn
 
 from partitioner.errors import InputError
 from partitioner.generating.derive import Derivation
-from partitioner.generating.ends import begins, ends, needed
+from partitioner.generating.ends import begins, check_positions, ends, needed, vocabulary
 from partitioner.generating.numbers import Numbers, UnlikeLengths, at_length
 from partitioner.generating.refusal import NotDerived
-from partitioner.generating.tables import check_rows, check_tables
+from partitioner.generating.tables import check_tables
 from partitioner.graph.graph import Graph, placeholders
 from partitioner.graph.nodes import shape_of
 from partitioner.graph.resize_batch import resize
@@ -61,12 +61,18 @@ class Lengths:
         """The tokens with which the model itself begins every text; none where the user gives them."""
         return begins(self.graph, ends(self.graph))
 
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the model knows: 0 and up to one less than this."""
+        return vocabulary(self.graph, ends(self.graph))
+
 
 def lengths(batch: Mapping[str, Any], length: int, trace: Trace, optional: Collection[str] = ()) -> Lengths:
     """Of a model that is traced on a batch like ``batch`` by ``trace``, for texts of up to ``length`` positions.
 
     Of the inputs that are ``optional`` those without which it runs are left out (positions, masks of packed documents).
-    Raises NotDerived where its ops are not the same at two lengths, or it ends in no logits.
+    Raises NotDerived where its ops are not the same at two lengths, or it ends in no logits, InputError where texts
+    are longer than a table of positions.
     """
     if length < 2:
         raise InputError(f"a text of {length} positions: take at least 2")
@@ -76,7 +82,7 @@ def lengths(batch: Mapping[str, Any], length: int, trace: Trace, optional: Colle
     first = seen if own == length else trace(longer(batch, found.asks, length - own))
     if (made := shape_of(ends(first).tokens)[1]) != length:
         raise InputError(f"a batch of {length} positions has {made} tokens looked up")
-    check_rows(first, length)
+    check_positions(first, ends(first))
     failure: UnlikeLengths | None = None
     for more in (-1, 1):
         try:
@@ -153,7 +159,7 @@ def of_length(batch: Mapping[str, Any], length: int, trace: Trace, optional: Col
     found = ends(seen)
     own = shape_of(found.tokens)[1]
     graph = seen if own == length else trace(longer(batch, found.asks, length - own))
-    check_rows(graph, length)
+    check_positions(graph, ends(graph))
     return graph
 
 

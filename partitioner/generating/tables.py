@@ -1,4 +1,4 @@
-"""Are tables by positions what they are for every length? And is none read behind its last row?"""
+"""Are tables by positions what they are for every length of a text?"""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import math
 import torch
 from torch import fx
 
-from partitioner.errors import InputError
 from partitioner.generating.causal_masks import LOW
 from partitioner.generating.ends import ends, needed
 from partitioner.generating.numbers import Numbers, sized_dimension
 from partitioner.generating.refusal import refused
 from partitioner.graph.dependence import constants, evaluate
 from partitioner.graph.graph import Graph
-from partitioner.graph.nodes import operands, shape_of
+from partitioner.graph.nodes import shape_of
 from partitioner.sharding.op_rules import rule_of
 
 aten = torch.ops.aten
@@ -76,17 +75,3 @@ def _is_forgotten(node: fx.Node, wanted: set[fx.Node]) -> bool:
         else:
             return False
     return True
-
-
-def check_rows(graph: Graph, length: int) -> None:
-    """Raises InputError where positions are looked up behind the last row of a parameter."""
-    fixed = constants(graph.module.graph)
-    for node in graph.module.graph.nodes:
-        rule = rule_of(str(node.target)) if node.op == "call_function" else None
-        if not (rule and rule.lookup) or operands(node)[1] not in fixed:
-            continue
-        table, index = operands(node)[:2]
-        last, rows = int(evaluate(graph.module.graph, fixed, {index}, graph.buffers)[index].max()), shape_of(table)[0]
-        if last >= rows:
-            name = table.meta.get("source", table.name)
-            raise InputError(f"texts of {length} positions: {name} has {rows} rows, and row {last} would be read")

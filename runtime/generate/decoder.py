@@ -37,6 +37,11 @@ class Decoder:
         return tuple(n for n in self.programs.source.inputs if n != FRESH) if self.programs.source else ()
 
     @property
+    def vocabulary(self) -> int | None:
+        """How many tokens the model knows."""
+        return self.programs.vocabulary
+
+    @property
     def cache_bytes(self) -> int:
         """Of this rank."""
         return sum(t.numel() * t.element_size() for t in self._kept.values())

@@ -65,8 +65,9 @@ def generate(
     power of ``length_penalty``; nothing is drawn then. Without a ``cache`` every token is made by all of its text, and
     every length traced anew: of models whose answers can't be made position by position. ``rows`` texts, or beams of
     them, run at once on each data rank, others follow where one ends; prompts are read ``chunk`` positions at a time.
-    ``tell`` is told of each new token of this data rank's texts. Raises InputError for a prompt without tokens, and
-    NotDerived, naming the op, for a model whose answers can't be made position by position.
+    ``tell`` is told of each new token of this data rank's texts. Raises InputError for a prompt without tokens, or
+    with one that the model does not know, and NotDerived, naming the op, for a model whose answers can't be made
+    position by position.
     """
     if min(most, rows, chunk, beams) < 1:
         raise InputError(f"most, rows, chunk and beams must be positive, not {most}, {rows}, {chunk}, {beams}")
@@ -88,6 +89,7 @@ def generate(
         ]  # fmt: skip
         decoder = decoder_of(engine, sizes) if cache else Recomputing(engine, _maker(engine), sizes)
         _check_sources(decoder.inputs, sources)
+        _check_tokens(decoder.vocabulary, asked)
         search = BeamSearch(decoder, beams, length_penalty) if isinstance(decoder, Decoder) and beams > 1 else None
         found |= _answers(engine, decoder, asked, tell, search)
     return [found[n] for n in range(len(texts))]
@@ -117,6 +119,14 @@ def _check_sources(inputs: Sequence[str], sources: Sequence[Mapping[str, torch.T
     if wrong := next((g for g in given if g != names), None):
         have, needs = (", ".join(sorted(words)) or "nothing" for words in (wrong, names))
         raise InputError(f"beside its tokens the model is given {needs}, and a source of a text holds {have}")
+
+
+def _check_tokens(many: int | None, asked: Sequence[Request]) -> None:
+    if many is None:
+        return
+    for request in asked:
+        if (wrong := next((t for t in request.prompt if not 0 <= t < many), None)) is not None:
+            raise InputError(f"prompt {request.number} has token {wrong}, the model knows 0 to {many - 1}")
 
 
 def _positions(source: Mapping[str, torch.Tensor]) -> int | None:

@@ -32,6 +32,11 @@ class Recomputing:
         """What the model is given beside tokens."""
         return tuple(n for n in self._program(self.sizes.length)[0].inputs if n not in (TOKENS, LAST))
 
+    @property
+    def vocabulary(self) -> int | None:
+        """How many tokens the model knows: it says so itself."""
+        return None
+
     def read_sources(self, sources: Mapping[int, Source]) -> None:
         """Of the rows that begin with a new text."""
         self._sources |= sources

@@ -27,7 +27,7 @@ class Request:
     source: Mapping[str, torch.Tensor] | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Continued:
     """The new ``tokens`` of a request, and why they ended: "stop" (a token or text that ends it) or "length"; "" while
     they have not."""

@@ -32,7 +32,7 @@ class AnswerSizes:
 class AnswerPrograms:
     """``many`` positions a call, and ``one``, on the same caches. ``source`` reads the sources of texts, None where
     there are none. ``samples``: of each cache, by name, the dimension that carries texts.
-    ``begins``: tokens with which the model begins every text."""
+    ``begins``: tokens with which the model begins every text; ``vocabulary``: how many tokens it knows."""
 
     sizes: AnswerSizes
     many: Program
@@ -40,6 +40,7 @@ class AnswerPrograms:
     source: Program | None
     samples: Mapping[str, int]
     begins: tuple[int, ...]
+    vocabulary: int
 
 
 @dataclass
@@ -64,7 +65,8 @@ class AnswerMaker:
             source = derivation.source()
             reads = lower(source, self._beside(plan, program, source))
         chunks = lower(many, self._beside(plan, program, many))
-        return AnswerPrograms(sizes, chunks, program, reads, sample_dimensions(one), found.begins)
+        known = sample_dimensions(one), found.begins, found.vocabulary
+        return AnswerPrograms(sizes, chunks, program, reads, *known)
 
     def whole(self, length: int) -> Program:
         """All of a text of ``length`` positions, nothing of which is kept."""

@@ -34,10 +34,10 @@ def generate_command(options: argparse.Namespace) -> int:
     texts = _prompts(options)
     prompts = [_tokens(options, coder, text) for text in texts]
     length = max(map(len, prompts)) + options.max_tokens
-    with planned(options, length) as (plan, path):
+    with planned(options, length, options.max_tokens) as (plan, path):
         model = Model(
-            plan=path, weights=_whole(options.weights), checkpoint=_whole(options.checkpoint),
-            tokenizer=_whole(options.tokenizer), rows=min(options.rows, len(prompts)), chunk=options.chunk,
+            plan=path, weights=whole(options.weights), checkpoint=whole(options.checkpoint),
+            tokenizer=whole(options.tokenizer), rows=min(options.rows, len(prompts)), chunk=options.chunk,
             length=length, patience=options.patience,
         )  # fmt: skip
         job = Job(model, prompts, options.max_tokens, sampling, sorted(coder.ends), options.stop, not options.no_cache)
@@ -113,8 +113,9 @@ def _run(job: Job, ranks: int, screen: _Screen) -> list[dict[str, Any]] | None:
 
 
 @contextmanager
-def planned(options: argparse.Namespace, length: int) -> Generator[tuple[Plan, str]]:
-    """The plan file that is named, or one of a MODEL for these texts, written for the ranks to read."""
+def planned(options: argparse.Namespace, length: int, new: int) -> Generator[tuple[Plan, str]]:
+    """The plan file that is named, or one of a MODEL for texts of ``length`` tokens of which so many are new, written
+    for the ranks to read."""
     if Path(options.target).suffix == ".json" and not options.target.startswith("hf:"):
         strange = {"--ranks": options.ranks, "--cluster": options.cluster, "--pin": options.pin, "--set": options.set}
         if given := next((name for name, value in strange.items() if value), None):
@@ -125,15 +126,15 @@ def planned(options: argparse.Namespace, length: int) -> Generator[tuple[Plan, s
         yield plan, str(Path(options.target).resolve())
         return
     with tempfile.TemporaryDirectory() as folder:
-        plan, path = _plan(options, length), str(Path(folder) / "plan.json")
+        plan, path = _plan(options, length, new), str(Path(folder) / "plan.json")
         plan.save(path)
         yield plan, path
 
 
-def _plan(options: argparse.Namespace, length: int) -> Plan:
+def _plan(options: argparse.Namespace, length: int, new: int) -> Plan:
     ranks = options.ranks or 1
     cluster = Cluster.load(options.cluster or "local-cpu").of_ranks(ranks)
-    asked = Asked(options.rows * ranks, max(length - options.max_tokens, 1), options.max_tokens, options.chunk)
+    asked = Asked(options.rows * ranks, max(length - new, 1), new, options.chunk)
     return model_plan(options, cluster, asked, options.target)
 
 
@@ -175,7 +176,8 @@ def _tokens(options: argparse.Namespace, coder: TextCoder, text: str) -> list[in
     return coder.chat([*before, {"role": "user", "content": text}])
 
 
-def _whole(path: str | None) -> str | None:
+def whole(path: str | None) -> str | None:
+    """Wherever ranks are."""
     return None if path is None else str(Path(path).resolve())
 
 

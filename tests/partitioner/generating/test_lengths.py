@@ -32,7 +32,7 @@ def test_what_a_softmax_forgets_may_hang_on_it() -> None:
 
 def test_positions_beyond_their_table_are_refused() -> None:
     assert derived(*made(by_one_op), LONGEST).ends.logits
-    with pytest.raises(InputError, match=f"places.weight has 64 rows, and row {LONGEST} would be read"):
+    with pytest.raises(InputError, match=f"places.weight has 64 rows, and row {LONGEST} is looked up"):
         derived(*made(by_one_op), LONGEST + 1)
 
 
