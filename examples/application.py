@@ -71,12 +71,13 @@ class Application:
         return ran.stdout or ""
 
     def planned(
-        self, name: str, model: str, settings: Mapping[str, object], batch: int, pins: Sequence[str], devices: int = 2
-    ) -> Path:
-        """The plan file NAME.json, with ``pins``."""
+        self, name: str, model: str, settings: Mapping[str, object], batch: int, pins: Sequence[str],
+        more: Sequence[str] = (), devices: int = 2,
+    ) -> Path:  # fmt: skip
+        """The plan file NAME.json, with ``pins``; ``more`` words of the command."""
         plan = self.out / f"{name}.json"
         words = ["--cluster", "local-cpu", "--devices", devices, "--global-batch", batch, "-o", plan]
-        self.partitioner("plan", model, "--set", *_pairs(settings), *words, *(f"--pin={pin}" for pin in pins))
+        self.partitioner("plan", model, "--set", *_pairs(settings), *words, *(f"--pin={pin}" for pin in pins), *more)
         return plan
 
     def continued(

@@ -20,6 +20,7 @@ MODEL = f"{Path(__file__).with_name('model.py')}:model"
 SIZE, SMALL = {"vocab": 2048, "seq": 128}, {"vocab": 512, "seq": 128, "hidden": 48, "mlp": 96, "layers": 2}
 BATCH = 8
 LINES = 6  # before one that is to be completed
+BODY = "   "  # begins a body: of four blanks the tokenizer leaves the last one to the word behind them
 
 
 def main() -> None:
@@ -34,7 +35,7 @@ def main() -> None:
         application.as_lines(out / "train.jsonl", train)
         tokenizer = application.trained_tokenizer(train, settings["vocab"])
         tokenizer.save(str(out / "tokenizer.json"))
-        functions = _drawn([h for text in test.values() for h in headers(text)], 8 if app.quick else 64)
+        functions = _drawn([h + BODY for text in test.values() for h in headers(text)], 8 if app.quick else 64)
         lines = _drawn([pair for text in test.values() for pair in halves(text, LINES)], 8 if app.quick else 64)
     alone = settings | {"documents": False}
     with app.timed("plan"):
@@ -46,7 +47,7 @@ def main() -> None:
     with app.timed("train"):
         app.partitioner(
             "run", plan, "--data", out / "train.jsonl", *tokens, "--pack", "documents", "--lr", 2e-3,
-            "--steps", 6 if app.quick else 500, "--warmup", 2 if app.quick else 50,
+            "--steps", 6 if app.quick else 400, "--warmup", 2 if app.quick else 40,
             "--checkpoint", checkpoint, "--report", out / "report.json",
         )  # fmt: skip
     with app.timed("answer"):

@@ -41,7 +41,7 @@ def main() -> None:
     with app.timed("train"):
         app.partitioner(
             "run", plan, "--data", out / "train.jsonl", "--tokenizer", out / "tokenizer.json",
-            "--steps", 6 if app.quick else 500, "--lr", 2e-3, "--warmup", 2 if app.quick else 50,
+            "--steps", 6 if app.quick else 400, "--lr", 2e-3, "--warmup", 2 if app.quick else 40,
             "--checkpoint", checkpoint, "--report", out / "report.json",
         )  # fmt: skip
     with app.timed("answer"):

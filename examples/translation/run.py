@@ -27,7 +27,8 @@ from runtime.train.answer_programs import AnswerSizes
 
 MODEL = f"{Path(__file__).with_name('model.py')}:model"
 SIZE, SMALL = {"vocab": 2048, "seq": 32}, {"vocab": 512, "seq": 32, "hidden": 64, "layers": 1}
-BATCH, MOST = 32, 28  # pairs a step; tokens of an answer
+BATCH, ROWS, MOST = 32, 16, 28  # pairs a step; texts or beams at once; tokens of an answer
+BEAMS = 4
 SPECIAL = ("<pad>", "<begin>", "<end>")  # by their numbers: PAD, BEGIN, END
 
 
@@ -43,24 +44,26 @@ def main() -> None:
         tokenizer = application.trained_tokenizer((text for pair in train for text in pair), settings["vocab"], SPECIAL)
         tokenizer.save(str(app.out / "tokenizer.json"))
     with app.timed("plan"):
-        plans = {name: app.planned(name, MODEL, settings, BATCH, pins) for name, pins in
-                 {"train": ["dp=2"], "answer": ["tp=2", "*positions=replicate"]}.items()}  # fmt: skip
+        plan = app.planned("plan", MODEL, settings, BATCH, ["dp=2"])
+        answers = ["--for=latency", "--prompt=1", f"--answer={MOST}"]
+        other = app.planned("answer", MODEL, settings, ROWS, ["tp=2"], answers)
     with app.timed("verify"):
-        app.partitioner("verify", plans["train"])
+        app.partitioner("verify", plan)
     given = {"tokenizer": app.out / "tokenizer.json", "checkpoint": app.fresh("checkpoint"), "settings": settings}
     with app.timed("train"):
-        losses = app.on_ranks(2, trained, pairs=train, plan=plans["train"], steps=steps, **given)
+        losses = app.on_ranks(2, trained, pairs=train, plan=plan, steps=steps, **given)
     with app.timed("answer"):
         asked = [english for english, _ in test]
-        said = app.on_ranks(2, translated, asked=asked, plan=plans["answer"], **given)
+        said, best = (app.on_ranks(2, translated, asked=asked, plan=other, beams=n, **given) for n in (1, BEAMS))
     right = [german for _, german in test]
     figures = {
         "messages": f"{len(train)} to train on, {len(test)} held out",
         "loss": f"{losses[0]:.2f} at first, {losses[-1]:.2f} at last",
-        "chrF": round(sacrebleu.corpus_chrf(said, [right]).score, 1),
+        "chrF": round(sacrebleu.corpus_chrf(best, [right]).score, 1),
+        "without beams": round(sacrebleu.corpus_chrf(said, [right]).score, 1),
         "of the English itself": round(sacrebleu.corpus_chrf(asked, [right]).score, 1),
     }
-    samples = [{"asked": a, "said": s, "right": r} for a, s, r in zip(asked, said, right, strict=True)]
+    samples = [{"asked": a, "said": s, "right": r} for a, s, r in zip(asked, best, right, strict=True)]
     app.told(model(**settings)[0], "dp 2", "tp 2", figures, samples[:12])
 
 
@@ -93,14 +96,14 @@ def trained(
 
 
 def translated(
-    asked: list[str], plan: str, tokenizer: str, checkpoint: str, settings: dict[str, int]
+    asked: list[str], plan: str, tokenizer: str, checkpoint: str, settings: dict[str, int], beams: int
 ) -> list[str]:
-    """On a rank: the likeliest German of each message."""
+    """On a rank: the likeliest German of each message, of as many as ``beams`` that a search finds."""
     coder = Tokenizer.from_file(tokenizer)
     sources = [{"sources": row} for row in rows(coder, asked, settings["seq"], PAD)]
-    sizes = AnswerSizes(length=MOST + 1, rows=16, chunk=1, source=settings["seq"])
+    sizes = AnswerSizes(length=MOST + 1, rows=ROWS, chunk=1, source=settings["seq"])
     found = answering(*model(**settings), plan, checkpoint=checkpoint, sizes=sizes)
-    answers = generate(found, sources=sources, most=MOST, ends=[END], rows=sizes.rows, chunk=sizes.chunk)
+    answers = generate(found, sources=sources, most=MOST, ends=[END], rows=ROWS, chunk=1, beams=beams)
     return [coder.decode(list(answer.tokens)) for answer in answers]
 
 
