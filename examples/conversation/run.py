@@ -29,7 +29,7 @@ BATCH, RANK = 8, 8  # rows a step; of adapters
 
 def main() -> None:
     app = application.started("conversation", __doc__ or "")
-    out, settings, steps = app.out, SMALL if app.quick else SIZE, 6 if app.quick else 120
+    out, settings, steps = app.out, SMALL if app.quick else SIZE, 6 if app.quick else 80
     with app.timed("data"):
         found = dialogues()
         test = [messages for messages in found if application.is_held_out(messages[0]["content"].lower(), 8)]
