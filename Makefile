@@ -6,7 +6,7 @@ OUT ?= out
 BIN := .venv/bin
 SOURCES := partitioner runtime cutlass_ops tools examples tests
 
-.PHONY: install demo test readme parity cases habits disturbed kernels frameworks lint types gallery bench
+.PHONY: install demo test readme parity cases habits disturbed kernels frameworks apps lint types gallery bench
 
 install: .venv/installed
 
@@ -30,7 +30,7 @@ PURE := $(patsubst %,tests/tools/%,test_commands.py test_streams.py run compare 
 	validate verify \
 	watch test_configs.py) tests/runtime/data tests/runtime/dry_run tests/runtime/verify tests/partitioner tests/cutlass_ops tests/test_house.py tests/test_facts.py
 
-QUICK := not readme and not parity and not kernels and not habits and not disturbed and not frameworks
+QUICK := not readme and not parity and not kernels and not habits and not disturbed and not frameworks and not apps
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "$(QUICK)" $(PURE)
@@ -77,6 +77,13 @@ kernels: install
 frameworks: install
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[frameworks]"
 	$(BIN)/python -m pytest -m frameworks tests/tools/configs
+
+# four applications from plain models to answers; their figures
+apps: install
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[apps]"
+	for name in text code translation conversation; do \
+	  OMP_NUM_THREADS=1 $(BIN)/python examples/$$name/run.py --out $(OUT)/apps/$$name || exit 1; done
+	$(BIN)/python examples/application.py table $(OUT)/apps
 
 lint: install
 	$(BIN)/ruff check $(SOURCES)
