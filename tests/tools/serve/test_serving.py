@@ -23,6 +23,7 @@ PROMPTS = ("a", "hello there", "def main(", "é€ and so on", "x" * 100, "01234
 MOST = 24
 GREEDY = {"max_tokens": MOST, "temperature": 0}
 SECONDS = 60.0  # that anything may take
+pytestmark = pytest.mark.timeout(300)  # two servers start before the first test
 
 
 @pytest.fixture(scope="module")
