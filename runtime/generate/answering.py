@@ -34,6 +34,11 @@ class Answers(Protocol):
         ...
 
     @property
+    def limits(self) -> Limits | None:
+        """After how long a call counts as hung; None: never."""
+        ...
+
+    @property
     def answers(self) -> AnswerMaker | None:
         """Makes Programs that answer, where the model is at hand."""
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -14,6 +15,8 @@ from partitioner.sharding.mesh_axes import DP, PP
 from runtime.execute.worker import Named, Worker
 from runtime.generate.rows import Call
 from runtime.mesh.groups import Groups
+from runtime.ranks.limits import Limits
+from runtime.ranks.watchdog import Watchdog
 from runtime.state.shard_pieces import places
 from runtime.train.answer_programs import AnswerPrograms
 
@@ -24,8 +27,12 @@ Source = Mapping[str, torch.Tensor]  # of one text, without a dimension of sampl
 class Decoder:
     """Of one rank; ``worker`` makes what runs a Program with the rank's parameters."""
 
-    def __init__(self, programs: AnswerPrograms, groups: Groups, worker: Callable[[Program], Worker]) -> None:
+    def __init__(
+        self, programs: AnswerPrograms, groups: Groups, worker: Callable[[Program], Worker],
+        limits: Limits | None = None,
+    ) -> None:  # fmt: skip
         self.programs, self.sizes, self._groups = programs, programs.sizes, groups
+        self._limits, self._called = limits, set[Worker]()
         self._workers = {programs.sizes.chunk: worker(programs.many), 1: worker(programs.one)}
         self._source = worker(programs.source) if programs.source else None
         self._kept = kept(programs, groups)
@@ -54,7 +61,7 @@ class Decoder:
     def logits(self, call: Call) -> torch.Tensor | None:
         """Of each row's last position, (rows, classes), where the last stage is."""
         given = {TOKENS: call.tokens, START: call.start, LAST: call.last}
-        made = self._workers[call.tokens.shape[1]].losses([self._on_device(given) | self._kept])
+        made = self._run(self._workers[call.tokens.shape[1]], given)
         return made[0].flatten(1) if made else None
 
     def read_sources(self, sources: Mapping[int, Source]) -> None:
@@ -64,7 +71,7 @@ class Decoder:
         given: Named = {FRESH: torch.tensor([n in sources for n in range(self.sizes.rows)])}
         for name, like in next(iter(sources.values())).items():
             given[name] = torch.stack([sources[n][name] if n in sources else like for n in range(self.sizes.rows)])
-        self._source.losses([self._on_device(given) | self._kept])
+        self._run(self._source, given)
 
     def reorder(self, rows: Sequence[int]) -> None:
         """Go on in each row with what positions before have left of another, which has the same source."""
@@ -72,8 +79,11 @@ class Decoder:
         for name in self._kept.keys() & self.programs.samples.keys():
             self._kept[name].copy_(self._kept[name].index_select(self.programs.samples[name], places))
 
-    def _on_device(self, values: Named) -> Named:
-        return {name: value.to(self._groups.device) for name, value in values.items()}
+    def _run(self, worker: Worker, given: Named) -> list[torch.Tensor]:
+        is_first = worker not in self._called
+        self._called.add(worker)
+        with watched(self._limits, is_first):
+            return worker.losses([{n: value.to(self._groups.device) for n, value in given.items()} | self._kept])
 
     def chosen(self, call: Call, ready: Sequence[int], choose: Choose) -> dict[int, int]:
         """A token for each row that is ``ready``, the same on all ranks that share the data rank's place.
@@ -102,6 +112,13 @@ class Decoder:
         shared = value.to(self._groups.device)
         agree(self._groups, self.programs.one, shared)
         return shared.cpu()
+
+
+def watched(limits: Limits | None, is_first: bool) -> contextlib.AbstractContextManager[object]:
+    """Ends the process where a call takes far too long."""
+    if limits is None:
+        return contextlib.nullcontext()
+    return Watchdog(limits.first_step if is_first else limits.step, "a call that answers")
 
 
 def agree(groups: Groups, program: Program, value: torch.Tensor) -> None:

@@ -169,7 +169,7 @@ def decoder_of(engine: Answers, sizes: AnswerSizes) -> Decoder:
         if replace(known, length=sizes.length) == sizes and known.length >= sizes.length:
             return decoder
     with Watchdog(START_SECONDS, "tracing the model for answers"):
-        decoder = Decoder(_maker(engine)(sizes), engine.groups, engine.worker_of)
+        decoder = Decoder(_maker(engine)(sizes), engine.groups, engine.worker_of, engine.limits)
     while len(kept) >= MOST_KEPT:
         del kept[next(iter(kept))]
     kept[sizes] = decoder

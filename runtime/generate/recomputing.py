@@ -11,7 +11,7 @@ from partitioner.graph.step_inputs import LAST, TOKENS
 from partitioner.lowering.program import Program
 from runtime.execute.worker import Worker
 from runtime.generate.answering import Answers
-from runtime.generate.decoder import Choose, Source, agree
+from runtime.generate.decoder import Choose, Source, agree, watched
 from runtime.generate.rows import Call
 from runtime.train.answer_programs import AnswerMaker, AnswerSizes
 
@@ -51,7 +51,8 @@ class Recomputing:
             given = {TOKENS: torch.tensor([self._texts[row]]), LAST: torch.tensor([len(self._texts[row]) - 1])}
             given |= {name: value[None] for name, value in self._sources.get(row, {}).items()}
             device = self._engine.groups.device
-            made = worker.losses([{name: value.to(device) for name, value in given.items()}])
+            with watched(self._engine.limits, is_first=True):
+                made = worker.losses([{name: value.to(device) for name, value in given.items()}])
             token = torch.zeros(1, dtype=torch.int64, device=device)
             if made:
                 token[0] = choose(row, made[0].flatten(1)[0].cpu())

@@ -83,7 +83,7 @@ class Engine:
         named = [(name, p) for name, p in self.parameters.items() if p.requires_grad]
         self.trained = [p for _, p in named]
         self.optimizer = optimizer(named or [("", nn.Parameter(torch.zeros(0)))])
-        self.clip, self._limits = clip, limits
+        self.clip, self.limits = clip, limits
         self.steps_done = self.samples_read = 0
         self._has_stepped = False
         self._skips = SkippedSteps(skip_nonfinite)
@@ -166,7 +166,7 @@ class Engine:
             self._sharded.clear()
 
     def _fitted(self, batch: Mapping[str, Any], trains: bool = True) -> Fitted:
-        limits = self._limits
+        limits = self.limits
         with self._watched(not self._has_stepped):
             agreed = self._forms.agreed(batch)
         with contextlib.nullcontext() if limits is None else Watchdog(limits.start, "tracing a batch of another form"):
@@ -178,16 +178,16 @@ class Engine:
         return bool(condition)
 
     def _watched(self, is_first: bool) -> contextlib.AbstractContextManager[object]:
-        if self._limits is None:
+        if self.limits is None:
             return contextlib.nullcontext()
-        return Watchdog(self._limits.first_step if is_first else self._limits.step, f"step {self.steps_done}")
+        return Watchdog(self.limits.first_step if is_first else self.limits.step, f"step {self.steps_done}")
 
     def _state_seconds(self) -> float | None:
         """How long reading or writing the state may take: the fullest rank's parameters, moments, and as much again."""
-        if self._limits is None:
+        if self.limits is None:
             return None
         held = sum(4 * p.numel() * p.element_size() for p in self.parameters.values())
-        return self._limits.state(largest(float(held)))
+        return self.limits.state(largest(float(held)))
 
     def _sum(self, x: torch.Tensor, axis: str) -> None:
         self.groups.log.add(axis, ALL_REDUCE, x, "control")
