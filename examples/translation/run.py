@@ -34,7 +34,7 @@ SPECIAL = ("<pad>", "<begin>", "<end>")  # by their numbers: PAD, BEGIN, END
 
 def main() -> None:
     app = application.started("translation", __doc__ or "")
-    settings, steps = SMALL if app.quick else SIZE, 8 if app.quick else 800
+    settings, steps = SMALL if app.quick else SIZE, 8 if app.quick else 1200
     with app.timed("data"):
         pairs = list(messages().items())
         test = [pair for pair in pairs if application.is_held_out(letters(pair[0]), 12)]
