@@ -141,7 +141,7 @@ def _interleaved(rank: int, pp: int, virtual: int, micro_batches: int) -> Action
     """Narayanan et al., 2021: rounds of pp micro-batches pass every stage of a rank before the next round starts."""
     if virtual == 1:
         return _one_forward_one_backward(rank, pp, virtual, micro_batches)
-    if micro_batches % pp:
+    if micro_batches % pp and micro_batches > 1:  # one alone passes every stage in turn, as where nothing trains
         below, above = micro_batches // pp * pp, -(-micro_batches // pp) * pp
         nearest = above if not below or above - micro_batches <= micro_batches - below else below
         raise InputError(f"interleaved needs micro-batches divisible by pp {pp}, not {micro_batches}: take {nearest}")

@@ -237,7 +237,7 @@ def test_deadlock_is_found() -> None:
         (("zigzag", 2, 1, 4), "gpipe, 1f1b, interleaved"),
         (("1f1b", 2, 2, 4), "choose interleaved"),
         (("interleaved", 4, 2, 6), "take 8"),
-        (("interleaved", 4, 2, 1), "take 4"),
+        (("interleaved", 4, 2, 2), "take 4"),
         (("gpipe", 0, 1, 1), "at least 1"),
         (("zero_bubble", 2, 2, 4), "choose interleaved"),
         (("zbv", 2, 1, 4), "takes virtual 2, not 1: choose zero_bubble"),
@@ -246,3 +246,9 @@ def test_deadlock_is_found() -> None:
 def test_refusals(arguments: tuple[str, int, int, int], message: str) -> None:
     with pytest.raises(InputError, match=message):
         schedule(*arguments)
+
+
+@pytest.mark.parametrize("pp", [2, 4])
+def test_one_micro_batch_alone_passes_every_stage_in_turn(pp: int) -> None:
+    ones = [1.0] * (2 * pp)
+    assert simulate(schedule("interleaved", pp, 2, 1), pp, ones, ones, 0.0).makespan == 4.0 * pp
