@@ -19,7 +19,6 @@ from partitioner.searching.same_state import with_state_of
 from partitioner.searching.search import search
 from partitioner.sharding.mesh_axes import DP
 
-GOALS = LATENCY, THROUGHPUT = "latency", "throughput"
 MOST_TEXTS = 1024  # of a data rank
 LEAST_GAIN = 1.05  # in tokens a second, of twice as many texts
 

@@ -9,10 +9,11 @@ from typing import Any
 from partitioner import Cluster, Graph, Plan, trace
 from partitioner.errors import InputError
 from partitioner.generating.lengths import answering, lengths, optional_inputs
-from partitioner.searching.plan_answers import THROUGHPUT, Asked, plan_answers
+from partitioner.searching.plan_answers import Asked, plan_answers
 from tools.models import precision_option
 from tools.models.entry_point import parse, parse_settings
 from tools.models.load import load
+from tools.plan.arguments import THROUGHPUT
 from tools.plan.edits_as_pins import read_pins
 from tools.screen import status
 

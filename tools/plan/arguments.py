@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from partitioner.searching.plan_answers import GOALS
 from partitioner.software import frameworks
 from tools.models import precision_option
 from tools.subcommands import Subcommands
 
+GOALS = LATENCY, THROUGHPUT = "latency", "throughput"  # of plans for answers
 EXAMPLES = """examples:
   partitioner plan examples/gpt.py:model --cluster local-cpu --global-batch 16 -o plan.json
   partitioner plan hf:llama --set num_hidden_layers=8 --cluster dgx-h100 --global-batch 64

@@ -9,13 +9,13 @@ from dataclasses import replace
 from partitioner import Cluster, Plan, search
 from partitioner.errors import InputError
 from partitioner.plan.derived_rows import Candidate
-from partitioner.searching.plan_answers import GOALS, THROUGHPUT
 from partitioner.software import OWN
 from tools.figures import figures
 from tools.figures.card import looked_at, summary
 from tools.models import precision_option
 from tools.models.traced import asked_graph
 from tools.plan.answers_plan import answers_plan
+from tools.plan.arguments import GOALS, THROUGHPUT
 from tools.plan.edits_as_pins import edits, read_pins
 from tools.plan.replan import planned
 from tools.screen import output, seconds, size, status, table
