@@ -17,7 +17,7 @@ from documents import documents
 from model import model
 
 MODEL = f"{Path(__file__).with_name('model.py')}:model"
-SIZE, SMALL = {"vocab": 2048, "seq": 128}, {"vocab": 512, "seq": 64, "hidden": 48, "layers": 2}
+SIZE, SMALL = {"vocab": 2048, "seq": 128}, {"vocab": 512, "seq": 128, "hidden": 48, "layers": 2}
 BATCH = 8
 
 

@@ -26,7 +26,7 @@ from runtime.state.learning_rates import warmup_cosine
 from runtime.train.answer_programs import AnswerSizes
 
 MODEL = f"{Path(__file__).with_name('model.py')}:model"
-SIZE, SMALL = {"vocab": 2048, "seq": 32}, {"vocab": 512, "seq": 32, "hidden": 64, "layers": 1}
+SIZE, SMALL = {"vocab": 2048, "seq": 32}, {"vocab": 512, "seq": 32, "hidden": 48, "layers": 1}
 BATCH, ROWS, MOST = 32, 16, 28  # pairs a step; texts or beams at once; tokens of an answer
 BEAMS = 4
 SPECIAL = ("<pad>", "<begin>", "<end>")  # by their numbers: PAD, BEGIN, END
