@@ -9,12 +9,14 @@ from typing import Any
 from torch import nn
 
 from partitioner import Graph, Plan, lower, trace
+from partitioner.errors import InputError
 from partitioner.generating.derive import sample_dimensions, whole_text
 from partitioner.generating.lengths import Lengths, answering, lengths, of_length, optional_inputs
 from partitioner.graph.resize_batch import resize
 from partitioner.graph.step_inputs import is_kept
 from partitioner.lowering.program import Program
 from partitioner.searching.same_state import with_state_of
+from partitioner.sharding.mesh_axes import PP
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class AnswerMaker:
         program = lower(one, plan)
         reads = None
         if derivation.sources:
+            if self.plan.parallelism.mesh[PP] > 1:  # seen to give other answers than one rank does
+                raise InputError("a model with sources answers in one pipeline stage: take a plan with pp 1, or tp")
             source = derivation.source()
             reads = lower(source, self._beside(plan, program, source))
         chunks = lower(many, self._beside(plan, program, many))
