@@ -29,7 +29,6 @@ from partitioner.generating.last_unit import last_unit
 from partitioner.generating.numbers import Numbers, flat_arguments, sized_dimension
 from partitioner.generating.positions import Reading, Walked
 from partitioner.generating.refusal import refused
-from partitioner.graph.dependence import parameter_free
 from partitioner.graph.graph import Graph, ParameterInfo
 from partitioner.graph.nodes import evaluate, op_of, operands, shape_of
 from partitioner.graph.step_inputs import CACHE, LAST, MEMORY, START, TOKENS
@@ -99,7 +98,6 @@ class AnsweringGraph(Writer):
         self.source, self.ends, self.numbers, self.walked = source, ends, numbers, walked
         self.n, self.chunk, self.reach = n, chunk, reaches(source, walked, numbers.length)
         self.root, self.tail = last_unit(source, ends, walked)
-        self.free = parameter_free(source.module.graph)
         self.values: dict[fx.Node, fx.Node] = {}
         self.keys: dict[fx.Node, fx.Node] = {}
         self.cut: dict[tuple[object, ...], fx.Node] = {}  # what hangs on positions alone

@@ -56,15 +56,7 @@ def coder(tokenizer: str | Path | None) -> Coder:
     if tokenizer is None:
         return AS_BYTES
     path = Path(tokenizer)
-    library = optional("tokenizers", f"--tokenizer {path}")
-    if not path.is_file():
-        raise InputError(f"--tokenizer {path}: no such file; give a tokenizer.json")
-    try:
-        found = library.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exceptions
-        raise InputError(f"--tokenizer {path} is no JSON file of the tokenizers library: {error}") from error
-    found.no_padding()
-    found.no_truncation()
+    found = tokenizer_file(path)
     end = _end(path, found)
     largest = max(found.get_vocab(with_added_tokens=True).values(), default=0)
     closed = "which nothing ends" if end is None else f"each ended by {end}"
@@ -75,6 +67,20 @@ def coder(tokenizer: str | Path | None) -> Coder:
 
     dtype = np.uint16 if largest < 1 << 16 else np.uint32
     return Coder(encode, dtype, None if end is None else found.token_to_id(end), "tokens", f"by {path}, {closed}")
+
+
+def tokenizer_file(path: Path) -> Any:
+    """A tokenizer of the ``tokenizers`` library that neither pads nor cuts; InputError where the file is none."""
+    library = optional("tokenizers", f"--tokenizer {path}")
+    if not path.is_file():
+        raise InputError(f"--tokenizer {path}: no such file; give a tokenizer.json")
+    try:
+        found = library.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exceptions
+        raise InputError(f"--tokenizer {path} is no JSON file of the tokenizers library: {error}") from error
+    found.no_padding()
+    found.no_truncation()
+    return found
 
 
 def _end(path: Path, found: Any) -> str | None:

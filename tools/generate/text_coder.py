@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from partitioner.errors import InputError
-from runtime.data.tokens import ENDS, optional
+from runtime.data.tokens import ENDS, tokenizer_file
 
 TOKENIZER, CONFIG, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 Message = Mapping[str, str]  # role, content
@@ -56,16 +56,9 @@ def text_coder(path: str | None) -> TextCoder:
     """Of a ``tokenizer.json``, or a folder that holds one, None: bytes; raises InputError where there is none."""
     if path is None:
         return TextCoder(_bytes, _bytes, _text, frozenset(), {})
-    library, given = optional("tokenizers", f"--tokenizer {path}"), Path(path)
+    given = Path(path)
     file = given / TOKENIZER if given.is_dir() else given
-    if not file.is_file():
-        raise InputError(f"--tokenizer {path}: there is no {file.name}; give a tokenizer.json or the folder of one")
-    try:
-        found = library.Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises plain Exceptions
-        raise InputError(f"--tokenizer {file} is no JSON file of the tokenizers library: {error}") from error
-    found.no_padding()
-    found.no_truncation()
+    found = tokenizer_file(file)
     config = _read(file.parent / CONFIG)
     special = {name: _content(config[name]) for name in ("bos_token", "eos_token", "pad_token") if config.get(name)}
     ends = [special["eos_token"]] if "eos_token" in special else ENDS
