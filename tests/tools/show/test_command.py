@@ -167,7 +167,7 @@ def test_colours_are_left_out_where_nobody_wants_them(
 def test_every_command_has_an_example_and_a_shell_can_complete_them(capsys: pytest.CaptureFixture[str]) -> None:
     (commands,) = (action.choices for action in parser()._actions if action.dest == "command")
     assert isinstance(commands, dict)
-    assert len(commands) == 16
+    assert len(commands) == 18
     for command in commands:
         with pytest.raises(SystemExit):
             main([command, "--help"])
