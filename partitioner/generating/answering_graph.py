@@ -102,6 +102,7 @@ class AnsweringGraph(Writer):
         self.keys: dict[fx.Node, fx.Node] = {}
         self.cut: dict[tuple[object, ...], fx.Node] = {}  # what hangs on positions alone
         self.memory: dict[fx.Node, str] = {}
+        self.readers: dict[fx.Node, list[fx.Node]] = {}  # of what is in memory
         self.given = {ends.tokens, *(n for n in needed([ends.logits], ends.tokens) if self.hangs_on_input(n))}
 
     def hangs_on_input(self, node: fx.Node) -> bool:
@@ -187,7 +188,8 @@ class AnsweringGraph(Writer):
             query, key = reading.made
             sized = {query: self.positions(node)} if query >= 0 else {}
             return self.uniform(operand, sized | ({key: self.slots(node)} if key >= 0 else {}))
-        value = self.remembered(operand) if operand in self.given and operand is not self.ends.tokens else None
+        is_memory = operand in self.given and operand is not self.ends.tokens
+        value = self.remembered(operand, node) if is_memory else None
         value = value or self.values[operand]
         if not reading.is_table:
             return value
@@ -291,13 +293,15 @@ class AnsweringGraph(Writer):
         places = self.once(node, own.slot_places.default, self.start, self.n, shape[query.dim])
         return self.emit(node, own.extend_cache.default, place, self.values[node], places, sample, query.dim)
 
-    def remembered(self, node: fx.Node) -> fx.Node:
-        """What a text's source has left."""
+    def remembered(self, node: fx.Node, reader: fx.Node) -> fx.Node:
+        """What a text's source has left for an op."""
         top = smallest_view(self.source, node)
         if top not in self.values:
             self.memory[top] = f"{MEMORY}{len(self.memory)}"
             self.values[top] = self.keep(self.memory[top], shape_of(top), top.meta["val"].dtype)
+        if node is top:
+            self.readers.setdefault(top, []).append(reader)
         if node not in self.values:
             (viewed,) = operands(node)
-            self.values[node] = self.copy(node, {viewed: self.remembered(viewed)})
+            self.values[node] = self.copy(node, {viewed: self.remembered(viewed, node)})
         return self.values[node]

@@ -62,7 +62,7 @@ class Derivation:
         """The Graph that leaves what a source is to its text, for the rows that are ``fresh``; it returns a 0."""
         answering = self._answering(1, 1)
         answering.written()
-        writer = SourceGraph(self.graph, answering.memory)
+        writer = SourceGraph(self.graph, answering.memory, answering.readers)
         return _assembled(self.graph, writer, writer.written(), (FRESH, *self.sources))
 
     def _answering(self, n: int, chunk: int) -> AnsweringGraph:

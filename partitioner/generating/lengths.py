@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -31,7 +31,8 @@ Trace = Callable[[Mapping[str, Any]], Graph]
 @dataclass(frozen=True)
 class Lengths:
     """The training graph of texts of ``length`` positions, and that of ``length + more``; ``shorter``: both with
-    sources of one position less than ``source``, None where no source has a length of its own."""
+    sources of one position less than ``source``, None where no source has a length of its own; ``usual``: that of the
+    example's."""
 
     graph: Graph
     other: Graph
@@ -39,11 +40,12 @@ class Lengths:
     more: int
     source: int | None = None
     shorter: tuple[Graph, Graph] | None = None
+    usual: int | None = None
 
     def derivation(self, rows: int, source: int | None = None) -> Derivation:
-        """How ``rows`` texts at once are made, of sources of so many positions. Raises NotDerived, naming the op, where
-        they can't be made position by position."""
-        first, second = (resize(self._of_source(n, source), rows) for n in (0, 1))
+        """How ``rows`` texts at once are made, of sources of so many positions, None: as the example has. Raises
+        NotDerived, naming the op, where they can't be made position by position."""
+        first, second = (resize(self._of_source(n, source or self.usual), rows) for n in (0, 1))
         numbers = Numbers(first.module.graph, second.module.graph, (self.length, self.length + self.more))
         return Derivation.of(first, ends(first), numbers)
 
@@ -78,8 +80,11 @@ def lengths(batch: Mapping[str, Any], length: int, trace: Trace, optional: Colle
         raise InputError(f"a text of {length} positions: take at least 2")
     batch, seen = _least(batch, trace, optional)
     found = ends(seen)
-    own = shape_of(found.tokens)[1]
-    first = seen if own == length else trace(longer(batch, found.asks, length - own))
+    own, sources = shape_of(found.tokens)[1], _token_sources(seen)
+    usual = sources.positions
+    if apart := _apart(usual, length):
+        batch = longer(batch, sources.names, apart)
+    first = seen if own == length and not apart else trace(longer(batch, found.asks, length - own))
     if (made := shape_of(ends(first).tokens)[1]) != length:
         raise InputError(f"a batch of {length} positions has {made} tokens looked up")
     check_positions(first, ends(first))
@@ -89,8 +94,11 @@ def lengths(batch: Mapping[str, Any], length: int, trace: Trace, optional: Colle
             second = trace(longer(batch, found.asks, length - own + more))
             numbers = Numbers(first.module.graph, second.module.graph, (length, length + more))
             check_tables(first, second, numbers)
-            sources = _source_lengths(seen, batch, length - own, (0, more), trace)
-            return Lengths(first, second, length, more, *sources)
+            if usual is None:
+                return Lengths(first, second, length, more)
+            less = longer(batch, sources.names, -1)
+            one, other = (trace(longer(less, found.asks, length - own + n)) for n in (0, more))
+            return Lengths(first, second, length, more, usual + apart, (one, other), usual)
         except UnlikeLengths as error:
             failure = failure or error
     assert failure is not None
@@ -123,18 +131,26 @@ def _beside(graph: Graph, otherwise: Collection[str]) -> Collection[str]:
     return [n for n in graph.inputs if inputs[n] in read and n not in found.asks]
 
 
-def _source_lengths(
-    seen: Graph, batch: Mapping[str, Any], grown: int, more: tuple[int, int], trace: Trace
-) -> tuple[int | None, tuple[Graph, Graph] | None]:
-    """How long sources are, and both graphs with shorter ones, where the model runs with such."""
-    found, inputs, names = ends(seen), placeholders(seen.module.graph, "input"), _beside(seen, ())
+class _Sources(NamedTuple):
+    """Inputs that are tokens of sources, and of how many positions; None where they are not alike, or there are none"""
+
+    names: list[str]
+    positions: int | None
+
+
+def _token_sources(seen: Graph) -> _Sources:
+    inputs, names = placeholders(seen.module.graph, "input"), _beside(seen, ())
     tokens = [n for n in names if len(shape_of(inputs[n])) == 2 and not inputs[n].meta["val"].is_floating_point()]
     sizes = {shape_of(inputs[n])[1] for n in tokens}
-    if len(sizes) != 1:
-        return None, None
-    (size,) = sizes
-    less = longer(batch, tokens, -1)
-    return size, tuple(trace(longer(less, found.asks, grown + n)) for n in more)  # type: ignore[return-value]
+    return _Sources(tokens, sizes.pop() if len(sizes) == 1 else None)
+
+
+def _apart(source: int | None, length: int) -> int:
+    """By how many positions sources are traced longer, or shorter, for no length of theirs to be one of the texts':
+    what hangs on both alike would be made once, and be other ops."""
+    if source is None or not length - 1 <= source <= length + 2:
+        return 0
+    return (length - 2 if length > 4 else length + 3) - source
 
 
 def longer(batch: Mapping[str, Any], names: Collection[str], more: int) -> dict[str, Any]:

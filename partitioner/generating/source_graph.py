@@ -19,11 +19,20 @@ own = torch.ops.partitioner
 
 
 class SourceGraph(Writer):
-    """``memory``: what is left, of the training graph ``source``, by the name under which it is kept."""
+    """``memory``: what is left, of the training graph ``source``, by the name under which it is kept.
 
-    def __init__(self, source: Graph, memory: Mapping[fx.Node, str]) -> None:
+    It is stored in the module of each of its ``readers``, ops of the training graph: wherever one of them is run, in
+    another pipeline stage than the others perhaps, it has what it reads.
+    """
+
+    def __init__(self, source: Graph, memory: Mapping[fx.Node, str], readers: Mapping[fx.Node, list[fx.Node]]) -> None:
         super().__init__()
         self.source, self.memory = source, memory
+        self.places: dict[fx.Node, fx.Node] = {}
+        self.read_by: dict[fx.Node, list[fx.Node]] = {}
+        for top, ops in readers.items():
+            for op in dict.fromkeys(ops):
+                self.read_by.setdefault(op, []).append(top)
 
     def written(self) -> fx.Graph:
         """All of it."""
@@ -31,15 +40,15 @@ class SourceGraph(Writer):
         values: dict[fx.Node, fx.Node] = {}
         every, stored = needed(self.memory, None), list[fx.Node]()
         for node in self.source.module.graph.nodes:
-            if node not in every:
-                continue
-            values[node] = self.like(node) if node.op == "placeholder" else self.copy(node, values)
-            if node in self.memory:
-                stored.append(self.stored(node, values[node], fresh))
+            stored += [self.stored(top, values[top], fresh, node) for top in self.read_by.get(node, ())]
+            if node in every:
+                values[node] = self.like(node) if node.op == "placeholder" else self.copy(node, values)
         return self.finish(self.emit(stored[-1], own.done.default, stored[-1]))
 
-    def stored(self, node: fx.Node, value: fx.Node, fresh: fx.Node) -> fx.Node:
+    def stored(self, node: fx.Node, value: fx.Node, fresh: fx.Node, reader: fx.Node) -> fx.Node:
         if not has_own_samples(self.source, node):
             raise refused(node, "is of a source, and has samples that are merged with others")
-        place = self.keep(self.memory[node], shape_of(node), node.meta["val"].dtype)
-        return self.emit(node, own.store.default, place, value, fresh, self.source.batch_layout[node.name].dim)
+        if node not in self.places:
+            self.places[node] = self.keep(self.memory[node], shape_of(node), node.meta["val"].dtype)
+        place = self.places[node]
+        return self.emit(reader, own.store.default, place, value, fresh, self.source.batch_layout[node.name].dim)

@@ -159,11 +159,12 @@ def _stages(lowered: _Lowered, split: list[list[Unit]], parallelism: Parallelism
         for name in call.arguments:
             if name in made:
                 last[name] = max(last.get(name, 0), stage_of[unit])
+    loss = next(n for n in graph.module.graph.nodes if n.op == "output").all_input_nodes[0]
+    last[loss.name] = len(split) - 1
     crossing = [
         tuple(_value(lowered, e, differentiable) for name, (e, n) in made.items() if n <= cut < last.get(name, 0))
         for cut in range(-1, len(split))
     ]
-    loss = next(n for n in graph.module.graph.nodes if n.op == "output").all_input_nodes[0]
     rows: list[Stage] = []
     for n, units in enumerate(split):
         calls = tuple(lowered.calls[u] for u in units)

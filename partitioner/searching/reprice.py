@@ -19,7 +19,7 @@ from partitioner.plan.plan import Plan
 from partitioner.plan.recompute_ways import NO_RECOMPUTE
 from partitioner.searching.splits import Tried
 from partitioner.step.rank_memory import RankMemory
-from partitioner.step.split import Split, stage_sums
+from partitioner.step.split import Split, StageSums, idle_stage, stage_sums
 from partitioner.step.step_seconds import price
 
 
@@ -56,7 +56,11 @@ def decided(
     by_name = unit_names(priced.folded.graph)
     units = tuple(tuple(by_name[name] for name in names) for names in stages)
     ways = {parallelism.recompute} - {NO_RECOMPUTE}
-    sums = tuple(stage_sums(priced, own, tuple(ways), parallelism.shards) for own in units)
-    split = Split(parallelism=parallelism, stages=sums, units=units, recomputed=recomputed)
+    sums, place = list[StageSums](), 0
+    for own in units:
+        idle = idle_stage(priced, place, tuple(ways))
+        sums.append(stage_sums(priced, own, tuple(ways), parallelism.shards) if own else idle)
+        place += len(own)
+    split = Split(parallelism=parallelism, stages=tuple(sums), units=units, recomputed=recomputed)
     peak_bytes = RankMemory(priced, split).peak_bytes(split.recomputed)
     return Tried(priced=priced, split=split, peak_bytes=peak_bytes)

@@ -73,8 +73,8 @@ def _as_under(plan: Plan, folded: Folded, axis: str) -> Allowed:
 
 
 def _cut(plan: Plan, graph: Graph, stages: Mapping[str, Sequence[int]]) -> list[list[str]]:
-    """The units of each stage: one that the plan names where it stands there, others with what they read, or with the
-    unit before."""
+    """The units of each stage, of some none: one that the plan names where it stands there, others with what they read,
+    or with the unit before."""
     known = {name: n for n, names in enumerate(plan.decisions.stages) for name in names}
     found: list[list[str]] = [[] for _ in plan.decisions.stages]
     here = 0
@@ -87,6 +87,4 @@ def _cut(plan: Plan, graph: Graph, stages: Mapping[str, Sequence[int]]) -> list[
             raise InputError(f"{name} reads parameters of an earlier stage of the plan than what stands before it")
         here = ahead[0]
         found[here].append(name)
-    if empty := [n for n, names in enumerate(found) if not names]:
-        raise InputError(f"nothing of the model is left in stage {empty[0]} of the plan")
     return found

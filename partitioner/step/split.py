@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import fx
 
+from partitioner.cost.backward_peak import StagePeaks
 from partitioner.cost.op_seconds import ZERO, Seconds
 from partitioner.cost.state_bytes import state
 from partitioner.cost.unit_cost import Held, Priced, UnitCost
 from partitioner.graph.graph import Unit
 from partitioner.plan.parallelism import Parallelism
+from partitioner.plan.recompute_ways import NO_RECOMPUTE
 from partitioner.precision import Precision
 from partitioner.step.stage_peaks import StageWalk
 from partitioner.step.stashes import Again, Stashes
@@ -94,6 +97,19 @@ def stage_sums(
         once_seconds=sum(c.once_seconds for c in rows),
         copied_bytes=sum(c.copied_bytes for c in rows),
     )
+
+
+def idle_stage(priced: Priced, place: int, ways: Sequence[str] = ()) -> StageSums:
+    """A stage without units: it hands on what those ahead of ``place`` have made for those behind, and keeps it."""
+    handed = priced.crossing[place]
+    sizes = np.array([[handed, *(0.0 for _ in StagePeaks._fields)]])
+    return StageSums(
+        seconds=ZERO, weight_gradient_seconds=0.0, communication_seconds=0.0, axis_seconds={}, collectives=(0, 0),
+        kernels=(0, 0), blocks=0, stash={way: Stashes(sizes, [Again()]) for way in (NO_RECOMPUTE, *ways)},
+        input_bytes=handed, output_bytes=handed, sent_bytes=priced.sent[place], sent_back_bytes=priced.sent_back[place],
+        flops=0.0, parameters=(), frozen_bytes=0.0, weight_bytes=0.0, gradient_bytes=0.0, partial_bytes={},
+        scattered_bytes=0.0, tied_parameters={}, once_seconds=0.0, copied_bytes=0.0,
+    )  # fmt: skip
 
 
 def _by_axis(rows: Iterable[UnitCost]) -> dict[str, float]:

@@ -139,7 +139,6 @@ def _answers(
     engine: Answers, decoder: Decoder | Recomputing, asked: list[Request], tell: Callable[[Continued], object] | None,
     search: BeamSearch | None,
 ) -> dict[int, Answer]:  # fmt: skip
-
     """By number; each data rank makes its share, all get all."""
     data_ranks, own = engine.groups.size(DP), engine.groups.coordinates[DP]
     found = dict[int, Answer]()

@@ -16,7 +16,6 @@ from partitioner.graph.resize_batch import resize
 from partitioner.graph.step_inputs import is_kept
 from partitioner.lowering.program import Program
 from partitioner.searching.same_state import with_state_of
-from partitioner.sharding.mesh_axes import PP
 
 
 @dataclass(frozen=True)
@@ -64,10 +63,9 @@ class AnswerMaker:
         program = lower(one, plan)
         reads = None
         if derivation.sources:
-            if self.plan.parallelism.mesh[PP] > 1:  # seen to give other answers than one rank does
-                raise InputError("a model with sources answers in one pipeline stage: take a plan with pp 1, or tp")
             source = derivation.source()
             reads = lower(source, self._beside(plan, program, source))
+            _check_stored(reads, program)
         chunks = lower(many, self._beside(plan, program, many))
         known = sample_dimensions(one), found.begins, found.vocabulary
         return AnswerPrograms(sizes, chunks, program, reads, *known)
@@ -101,3 +99,11 @@ class AnswerMaker:
         both = replace(self.plan, parameters=self.plan.parameters | plan.parameters)
         stages = dict(self.stages) | {name: p.stages for name, p in program.parameters.items() if is_kept(name)}
         return with_state_of(both, graph, stages, graph.batch, trains=False, micro_batches=1)
+
+
+def _check_stored(source: Program, program: Program) -> None:
+    """What a source leaves is stored in each stage that reads it."""
+    for name, kept in source.parameters.items():
+        if is_kept(name) and (missing := set(program.parameters[name].stages) - set(kept.stages)):
+            words = f"stage {min(missing)} of the plan reads what sources leave elsewhere"
+            raise InputError(f"{words}: take a plan with pp 1")

@@ -14,6 +14,8 @@ from torch import nn
 from partitioner.errors import InputError
 from partitioner.generating.lengths import answering, longer
 from partitioner.generating.refusal import NotDerived
+from partitioner.graph.graph import placeholders
+from partitioner.graph.nodes import shape_of
 from tools.models.load import load
 
 SHORT = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
@@ -44,14 +46,14 @@ def test_a_mask_beyond_its_buffer_is_refused() -> None:
 @pytest.mark.parity
 @pytest.mark.parametrize(
     ("name", "size", "word"),
-    [("gpt2", "n_positions", "transformer.wpe looks up row 39 of a table of 32"),
-     ("opt", "max_position_embeddings", "model.decoder.embed_positions looks up row 41 of a table of 34"),
-     ("bart", "max_position_embeddings", "model.decoder.embed_positions looks up row 41 of a table of 34")],
+    [("gpt2", "n_positions", "transformer.wpe.weight has 32 rows, and row 39 is looked up"),
+     ("opt", "max_position_embeddings", "model.decoder.embed_positions.weight has 34 rows, and row 41 is looked up"),
+     ("bart", "max_position_embeddings", "model.decoder.embed_positions.weight has 34 rows, and row 41 is looked up")],
 )  # fmt: skip
 def test_learned_positions_of_transformers(name: str, size: str, word: str) -> None:
     source = load(f"hf:{name}", {size: 32}, seq=24, batch=2, shrink=True)
     assert derived(source.module, source.batch, 32).ends.logits
-    with pytest.raises(NotDerived, match=f"aten.embedding.default in {word}"):
+    with pytest.raises(InputError, match=word):
         derived(source.module, source.batch, 40)
 
 
@@ -93,6 +95,16 @@ def test_other_ops_for_other_lengths_are_refused() -> None:
     _, batch = MADE["by_one_op"]()
     with pytest.raises(NotDerived, match="the model is not the same for every length: first .* with 40 positions"):
         derived(ByLength(by_one_op), batch, 40)
+
+
+@pytest.mark.parametrize("length", [31, 32, 33, 30, 4])
+def test_sources_may_be_as_long_as_texts(length: int) -> None:
+    """A table of places that a source and a text share where they are equally long is two in all other cases."""
+    source = load("examples/translation/model.py:model", {"vocab": 90, "hidden": 32, "heads": 4, "seq": 40})
+    batch = {"sources": source.batch["sources"][:, :32], "labels": source.batch["labels"]}
+    derivation = derived(source.module, batch, length)
+    assert derivation.sources == ("sources",)
+    assert shape_of(placeholders(derivation.source().module.graph, "input")["sources"]) == (2, 32)
 
 
 def test_longer_begins_again() -> None:

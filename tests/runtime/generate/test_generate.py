@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from answering import (
+    BEGIN,
     DRAWN,
     GLOBAL,
     PINS,
     SETTINGS,
+    TRANSLATOR,
     Plain,
     check_answers,
     engine_of,
@@ -23,7 +25,6 @@ from answering import (
 from plans import spawn
 
 from partitioner.errors import InputError
-from partitioner.generating.refusal import NotDerived
 from runtime.generate.generate import Answer, decoder_of, generate
 from runtime.generate.requests import Continued
 from runtime.generate.sampling import Sampling
@@ -66,13 +67,18 @@ def _sourced(rank: int, name: str, plan: str) -> None:
     engine = engine_of(module, batch, PINS[plan])
     sources = sources_of(batch, (5, 19, 5, 24, 5))
     check_answers(module, engine, None, 9, sources=sources, rows=2, chunk=4)
-    check_answers(module, engine, prompts_of((1, 6, 3, 2, 9)), 5, DRAWN, sources=sources, rows=2, chunk=4)
+    prompts = [[BEGIN, *prompt] for prompt in prompts_of((1, 6, 3, 2, 9))]
+    check_answers(module, engine, prompts, 5, DRAWN, sources=sources, rows=2, chunk=4)
+
+
+def test_texts_of_sources_whose_mask_two_stages_look_at() -> None:
+    spawn(_sourced, 2, TRANSLATOR, "pp")
 
 
 @pytest.mark.parity
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("plan", PINS)
-@pytest.mark.parametrize("name", ["t5", "bart", "whisper"])
+@pytest.mark.parametrize("name", ["t5", "bart", "whisper", TRANSLATOR])
 def test_texts_of_sources_under_every_plan(name: str, plan: str) -> None:
     if plan == "interleaved":
         return  # two kinds of blocks
@@ -186,7 +192,7 @@ def test_what_can_not_be_asked(small: Any) -> None:
     engine, _ = small
     for words, asked in (
         ("prompt 1 has no tokens", {"prompts": [[1], []]}),
-        ("most, rows and chunk must be positive, not 0", {"prompts": [[1]], "most": 0}),
+        ("most, rows, chunk and beams must be positive, not 0", {"prompts": [[1]], "most": 0}),
         ("must be positive", {"prompts": [[1]], "rows": 0}),
         ("give prompts, or sources", {}),
         ("1 prompts and 2 sources", {"prompts": [[1]], "sources": [{}, {}]}),
@@ -197,7 +203,7 @@ def test_what_can_not_be_asked(small: Any) -> None:
         with pytest.raises(InputError, match=words):
             generate(engine, **asked)  # type: ignore[arg-type]
     assert generate(engine, []) == []
-    with pytest.raises(NotDerived, match="looks up row 64 of a table of 64"):
+    with pytest.raises(InputError, match="places.weight has 64 rows, and row 64 is looked up"):
         generate(engine, [[1]], most=64)
 
 
