@@ -6,14 +6,16 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from runtime.state.deferred_init import deferred_init
     from runtime.state.parameter_groups import parameter_groups
     from runtime.train.engine import Engine
     from runtime.train.parallelize import parallelize
 
-__all__ = ["Engine", "parallelize", "parameter_groups"]
+__all__ = ["Engine", "deferred_init", "parallelize", "parameter_groups"]
 
 _ROOMS = {  # imported when they are asked for
-    "Engine": "train.engine", "parallelize": "train.parallelize", "parameter_groups": "state.parameter_groups",
+    "Engine": "train.engine", "deferred_init": "state.deferred_init", "parallelize": "train.parallelize",
+    "parameter_groups": "state.parameter_groups",
 }  # fmt: skip
 
 

@@ -2,16 +2,11 @@
 
     from_module(model)                 a real module: its weights are the initial weights
     weights.from_safetensors(folder)   a Hugging Face folder, read by slices
-    ModuleStart(model, seed)           a module on meta: its modules' own initialization, one module at a time
-    from_seed(seed, initialize)        a function of name and shape
-
-A random source draws under a seed made of (seed, name), never of the rank, so every plan starts from the same weights.
+    module_start                       a module on meta, or a function of names: values are drawn, the same on all ranks
 """
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,12 +21,11 @@ from partitioner.lowering.program import Parameter, Program
 from partitioner.ops.cut_tensors import assemble
 from partitioner.sharding.layout import Shard
 from partitioner.sharding.mesh_axes import PP, REPLICA, SHARD
-from partitioner.user_code.compiled import unwrapped, written_parameters
+from partitioner.user_code.compiled import written_parameters
 from runtime.state.safetensors_files import from_safetensors
 from runtime.state.shard_pieces import Part, cut, part, part_of, places, rank_parameters
 
 Source = Callable[[Parameter, Part], torch.Tensor]
-Initialize = Callable[[str, tuple[int, ...]], torch.Tensor]
 
 
 class Groups(Protocol):
@@ -90,88 +84,9 @@ def from_module(module: nn.Module) -> Source:
             raise InputError(f"the module has no parameter {parameter.name}: it is not the model of this Program")
         if weight.is_meta:
             raise InputError(f"{parameter.name} is on meta: give weights from safetensors, or a seed")
-        return cut(_checked(weight.detach(), parameter, "the module"), part)
+        return cut(checked(weight.detach(), parameter, "the module"), part)
 
     return read
-
-
-def from_seed(seed: int, initialize: Initialize) -> Source:
-    """``initialize(name, shape)`` for each full parameter, with torch's CPU generator seeded by (seed, name)."""
-
-    def read(parameter: Parameter, part: Part) -> torch.Tensor:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(name_seed(seed, parameter.name))
-            return cut(_checked(initialize(parameter.name, parameter.shape), parameter, "initialize"), part)
-
-    return read
-
-
-class ModuleStart:
-    """The initialization that a module's own modules define, for a module on meta (or real: its weights are not read).
-
-    For each module that owns parameters, real memory is given to them alone; then, as construction would, from it to
-    the root, every module on the way runs its ``reset_parameters`` (or ``_reset_parameters``) and is handed to the
-    ``_init_weights(module)`` of the nearest module around it that has one, all under a seed made of (seed, module
-    name). What an ``__init__`` does to weights by other means cannot be seen. A parameter that nothing has set comes
-    from ``initialize``, and its name is added to ``unset``; the default draws normal(0, 0.02) for two and more
-    dimensions, else ones for the first parameter of a module (a norm's weight) and zeros for the others (biases).
-    """
-
-    def __init__(self, module: nn.Module, seed: int, initialize: Initialize | None = None) -> None:
-        self.unset: list[str] = []
-        self._seed, self._initialize = seed, initialize
-        with unwrapped(module) as plain:
-            self._root = copy.deepcopy(plain, {id(p): _on_meta(p) for p in plain.parameters()})
-        self._last: tuple[str, dict[str, torch.Tensor]] = ("", {})
-
-    def __call__(self, parameter: Parameter, part: Part) -> torch.Tensor:
-        """The part of one parameter; the values of its last owner are kept, since its next parameter comes next."""
-        owner, _, name = parameter.name.rpartition(".")
-        if self._last[0] != owner or name not in self._last[1]:
-            self._last = (owner, self._values(owner))
-        if name not in self._last[1]:
-            raise InputError(f"the module has no parameter {parameter.name}: it is not the model of this Program")
-        return cut(_checked(self._values_of(owner, name), parameter, "the module"), part)
-
-    def _values_of(self, owner: str, name: str) -> torch.Tensor:
-        values = self._last[1]
-        if _is_unset(values[name]):
-            full = f"{owner}.{name}".lstrip(".")
-            self.unset.append(full)
-            values[name] = self._fallback(full, tuple(values[name].shape), name == next(iter(values)))
-        return values[name]
-
-    def _fallback(self, name: str, shape: tuple[int, ...], first: bool) -> torch.Tensor:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(name_seed(self._seed, name))
-            if self._initialize is not None:
-                return self._initialize(name, shape)
-            return torch.randn(shape) * 0.02 if len(shape) > 1 else torch.full(shape, float(first))
-
-    def _values(self, owner: str) -> dict[str, torch.Tensor]:
-        names = owner.split(".") if owner else []
-        chain = [_submodule(self._root, ".".join(names[:n])) for n in range(len(names), -1, -1)]
-        own = dict(chain[0].named_parameters(recurse=False, remove_duplicate=False))
-        for name, parameter in own.items():
-            chain[0].register_parameter(name, _empty(parameter))
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(name_seed(self._seed, owner))
-            for n, module in enumerate(chain):
-                _start(module, chain[n:])
-        values = {name: p.detach() for name, p in chain[0].named_parameters(recurse=False, remove_duplicate=False)}
-        for name, parameter in own.items():
-            chain[0].register_parameter(name, parameter)
-        return values
-
-
-def _start(module: nn.Module, upward: list[nn.Module]) -> None:
-    for name in ("reset_parameters", "_reset_parameters"):
-        if callable(getattr(module, name, None)):
-            getattr(module, name)()
-    methods = (getattr(m, "_init_weights", None) for m in upward)
-    initialize = next(filter(callable, methods), None)
-    if initialize is not None:
-        initialize(module)
 
 
 def gather(
@@ -250,33 +165,8 @@ def _from_owner(
     return whole
 
 
-def name_seed(seed: int, name: str) -> int:
-    """A seed for torch's generator that depends on ``seed`` and ``name`` alone, the same on every machine."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=7).digest(), "big")
-
-
-def _checked(weight: torch.Tensor, parameter: Parameter, giver: str) -> torch.Tensor:
+def checked(weight: torch.Tensor, parameter: Parameter, giver: str) -> torch.Tensor:
+    """A weight of the parameter's shape. Raises InputError for any other, naming the ``giver``."""
     if tuple(weight.shape) != parameter.shape:
         raise InputError(f"{parameter.name} is {tuple(weight.shape)} in {giver}, the Program needs {parameter.shape}")
     return weight
-
-
-def _submodule(root: nn.Module, name: str) -> nn.Module:
-    try:
-        return root.get_submodule(name)
-    except AttributeError as error:
-        raise InputError(f"the module has no part {name}: it is not the model of this Program") from error
-
-
-def _on_meta(parameter: nn.Parameter) -> nn.Parameter:
-    return nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
-
-
-def _empty(parameter: nn.Parameter) -> nn.Parameter:
-    """Memory on the CPU whose every value says that nothing has set it."""
-    empty = torch.full(parameter.shape, torch.nan, dtype=torch.float32)
-    return nn.Parameter(empty, parameter.requires_grad)
-
-
-def _is_unset(value: torch.Tensor) -> bool:
-    return bool(value.isnan().any())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ from runtime.ranks.limits import START_SECONDS, Limits
 from runtime.ranks.process_group import all_here, largest, saving_group, start_ranks
 from runtime.ranks.watchdog import Watchdog
 from runtime.state.learning_rates import LrLambda
+from runtime.state.module_start import ModuleStart
 from runtime.state.optimizer import Given, check_options, factory
-from runtime.state.parameters import ModuleStart, materialize
+from runtime.state.parameters import materialize
 from runtime.state.shard_pieces import part_of
 from runtime.state.whole_updates import check_updates
 from runtime.train.answer_programs import AnswerMaker
@@ -111,6 +113,7 @@ def engine(
     source = weights if weights is not None else ModuleStart(model, program.seed) if is_meta else model
     with _limited(limits and limits.state(largest(_part_bytes(program, groups))), "making the parameters"):
         parameters = materialize(program, groups.coordinates, source, groups.device)
+        _tell_unset(source)
         if limits is not None:
             all_here()  # in the time that the rank may take that reads most
     made = factory(optimizer, **options)
@@ -120,6 +123,15 @@ def engine(
             program, groups, parameters, made, clip, lr_lambda, limits, saving=saving, skip_nonfinite=skip_nonfinite,
             making=making, buffers=_buffers(model),
         )  # fmt: skip
+
+
+def _tell_unset(source: object) -> None:
+    """Say which parameters nothing sets that is known."""
+    unset = source.unset if isinstance(source, ModuleStart) else []
+    if unset:
+        names = ", ".join(unset[:3]) + (f" and {len(unset) - 3:,} more" if len(unset) > 3 else "")
+        words = "they are drawn, as a norm's, a bias's or a matrix's; build the module by runtime.deferred_init"
+        warnings.warn(f"nothing is known of how {names} begin: {words}", stacklevel=4)
 
 
 def _buffers(model: nn.Module) -> dict[str, torch.Tensor]:

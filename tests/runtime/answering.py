@@ -122,8 +122,12 @@ def check_answers(
         assert all(part == found for part in parts)
     if not dist.is_initialized() or dist.get_rank() == 0:
         plain = Plain(module)
-        begin = module.config.decoder_start_token_id if hasattr(module, "config") else BEGIN  # type: ignore[union-attr]
-        begins = prompts or [[begin]] * len(sources or ())
+        begins = prompts or [[_begin(module)]] * len(sources or ())
         for n, prompt in enumerate(begins):
             assert found[n] == plain.continued(prompt, most, sampling, n, sources[n] if sources else None), n
     return found
+
+
+def _begin(module: nn.Module) -> int:
+    """The token with which the module begins a text of a source."""
+    return module.config.decoder_start_token_id if hasattr(module, "config") else BEGIN  # type: ignore[union-attr]

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from partitioner.errors import InputError
 from partitioner.user_code.compiled import unwrap
+from runtime.state.deferred_init import deferred
+from runtime.state.parameters_on_meta import parameters_on_meta
 from tools.models.entry_point import Entry, call, function, literals, nearest, one_line, parse, takes
 from tools.models.hf_heads import POSITIONS, find_head, packed
 from tools.models.plain_decoder import sized_decoder
@@ -54,25 +55,31 @@ def load(
     meta: bool = False,
     shrink: bool = False,
     seed: int = 0,
+    begins: bool = False,
 ) -> Source:
     """The module in training mode and an example batch of ``batch`` samples of ``seq`` tokens.
 
     Where ``seq`` is None a text of transformers is as long as its configuration allows, up to 8,192 tokens; what is
-    longer, or not told, is asked for. With ``meta``, parameters have shapes and no storage (buffers are real). With
-    ``shrink`` a transformers model gets few layers, narrow widths and no dropout where ``settings`` do not say
-    otherwise. The setting ``position_ids`` of a text of transformers adds that argument, by which documents are kept
-    apart, and turns off the cache, with which transformers does not. Raises InputError.
+    longer, or not told, is asked for. With ``meta``, parameters have shapes and no storage (buffers are real); with
+    ``begins`` it is noted beside that how each begins (``runtime.deferred_init``). With ``shrink`` a transformers model
+    gets few layers, narrow widths and no dropout where ``settings`` do not say otherwise. The setting ``position_ids``
+    of a text of transformers adds that argument, by which documents are kept apart, and turns off the cache, with which
+    transformers does not. Raises InputError.
     """
     entry, given = parse(spec), literals(settings or {})
-    storage = parameters_on_meta() if meta else nullcontext()
-    with torch.random.fork_rng(devices=[]), storage:
+    storage = deferred(seed) if begins else parameters_on_meta() if meta else nullcontext()
+    with torch.random.fork_rng(devices=[]), storage as recording:
         torch.manual_seed(seed)
         if entry.kind == "file":
-            return _from_file(spec, entry, given, seq, batch)
-        if entry.kind == "plain":
+            found = _from_file(spec, entry, given, seq, batch)
+        elif entry.kind == "plain":
             module, example = sized_decoder(given, seq, batch or BATCH, meta)
-            return Source(spec, module, example, given, seq, batch)
-        return _from_transformers(spec, entry, given, seq, batch or BATCH, shrink)
+            found = Source(spec, module, example, given, seq, batch)
+        else:
+            found = _from_transformers(spec, entry, given, seq, batch or BATCH, shrink)
+    if recording is not None:
+        recording.keep(found.module)
+    return found
 
 
 def save_config(source: Source, folder: str) -> None:
@@ -90,25 +97,6 @@ def _from_file(spec: str, entry: Entry, given: dict[str, object], seq: int | Non
         raise InputError(f"--seq: {entry.path}:{entry.name} has no argument seq; its batch decides the length")
     module, example = call(entry, model, given | {key: v for key, v in sizes.items() if takes(model, key)})
     return Source(spec, unwrap(module).train(), example, given, seq, batch)
-
-
-@contextmanager
-def parameters_on_meta() -> Generator[None]:
-    """Modules built inside hold parameters without storage; a parameter registered twice stays one."""
-    original, moved = nn.Module.register_parameter, WeakTensorKeyDictionary()
-
-    def register(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        if param is not None and not param.is_meta:
-            if param not in moved:
-                moved[param] = nn.Parameter(param.detach().to("meta"), param.requires_grad)
-            param = moved[param]
-        original(self, name, param)
-
-    nn.Module.register_parameter = register
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = original
 
 
 def _transformers() -> ModuleType:

@@ -77,7 +77,8 @@ def main(job: Job, tell: Tell) -> None:
             tell(event)
 
     with Watchdog(limits.start, "the start"):
-        source = load(plan.model["entry"], plan.model["settings"], seq=plan.model.get("seq"), meta=True)
+        source = load(plan.model["entry"], plan.model["settings"], seq=plan.model.get("seq"), meta=True,
+                      begins=True)  # fmt: skip
         start_ranks(limits.start)
         compared = with_values(source) if is_first() else source
         many, precision = plan.global_batch, plan.decisions.precision

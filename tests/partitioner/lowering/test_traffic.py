@@ -15,8 +15,9 @@ from partitioner import Graph, Plan, lower, search, trace
 from partitioner.lowering.traffic import tally, traffic
 from partitioner.schedule.tables import BACKWARD, WEIGHT_GRADIENT, Action
 from runtime.mesh.groups import Groups
+from runtime.state.module_start import from_seed
 from runtime.state.optimizer import factory
-from runtime.state.parameters import from_seed, materialize
+from runtime.state.parameters import materialize
 from runtime.train.engine import Engine
 from tests.runtime.plans import spawn
 from tools.models.load import load

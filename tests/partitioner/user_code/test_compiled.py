@@ -13,7 +13,8 @@ from partitioner import Cluster, lower, search
 from partitioner.errors import InputError
 from partitioner.tracing.trace import trace
 from partitioner.user_code.compiled import as_written, unwrap, written_parameters
-from runtime.state.parameters import ModuleStart, materialize
+from runtime.state.module_start import ModuleStart
+from runtime.state.parameters import materialize
 
 Batch = dict[str, torch.Tensor]
 

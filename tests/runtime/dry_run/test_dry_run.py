@@ -25,8 +25,9 @@ from runtime.mesh import vocab_parallel
 from runtime.mesh.axis import Axis
 from runtime.mesh.communication_log import Log
 from runtime.mesh.groups import Groups
+from runtime.state.module_start import from_seed
 from runtime.state.optimizer import factory
-from runtime.state.parameters import from_seed, materialize
+from runtime.state.parameters import materialize
 from runtime.train.engine import Engine
 from tests.runtime.plans import spawn
 from tools.models.load import Source, load

@@ -10,7 +10,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from partitioner.lowering.program import Parameter, Program
 from partitioner.sharding.layout import WHOLE, shard_whole
-from runtime.state.parameters import ModuleStart, materialize, name_seed
+from runtime.state.deferred_init import name_seed
+from runtime.state.module_start import ModuleStart
+from runtime.state.parameters import materialize
 
 
 class Norm(nn.Module):

@@ -19,7 +19,9 @@ from partitioner.lowering.program import Parameter, Program
 from partitioner.ops.cut_tensors import take
 from partitioner.sharding.layout import WHOLE, Segment, Shard, shard_whole
 from runtime.state import safetensors_files
-from runtime.state.parameters import from_seed, gather, materialize, name_seed
+from runtime.state.deferred_init import name_seed
+from runtime.state.module_start import from_seed
+from runtime.state.parameters import gather, materialize
 from runtime.state.shard_pieces import cut, part
 
 

@@ -14,9 +14,10 @@ from partitioner.comparing.resample import resample
 from partitioner.errors import InputError
 from partitioner.ops.autograd_functions import AutogradCall
 from partitioner.sharding.op_rules import rule_of
+from runtime.state.parameters_on_meta import parameters_on_meta
 from runtime.verify.captured_graph import captured
 from tools.models.entry_point import Entry, parse, parse_settings
-from tools.models.load import Source, load, parameters_on_meta
+from tools.models.load import Source, load
 from tools.models.traced import traced
 
 GPT = str(Path(__file__).parents[3] / "examples" / "gpt.py") + ":model"
@@ -151,7 +152,9 @@ def test_a_tied_weight_stays_one_on_meta() -> None:
     with parameters_on_meta():
         first, shared, real = nn.Linear(2, 2), nn.Linear(2, 2), nn.Parameter(torch.ones(2, 2))
         first.weight = shared.weight = real
+        first.bias.data = torch.ones(2)
     assert shared.weight is first.weight
+    assert first.bias.is_meta
     assert shared.weight.is_meta
     assert not nn.Linear(2, 2).weight.is_meta
 
