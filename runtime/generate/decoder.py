@@ -65,12 +65,16 @@ class Decoder:
         return made[0].flatten(1) if made else None
 
     def read_sources(self, sources: Mapping[int, Source]) -> None:
-        """Of the rows that begin with a new text, those of the text before are forgotten."""
-        if self._source is None or not sources:
+        """Of the rows that begin with a new text, those of the text before are forgotten.
+
+        All data ranks read where one does that must not be left alone.
+        """
+        if self._source is None or not self.is_anyone_busy(bool(sources)):
             return
         given: Named = {FRESH: torch.tensor([n in sources for n in range(self.sizes.rows)])}
-        for name, like in next(iter(sources.values())).items():
-            given[name] = torch.stack([sources[n][name] if n in sources else like for n in range(self.sizes.rows)])
+        for name, like in self.programs.given.items():
+            none = torch.zeros_like(like, device="cpu")
+            given[name] = torch.stack([sources[n][name] if n in sources else none for n in range(self.sizes.rows)])
         self._run(self._source, given)
 
     def reorder(self, rows: Sequence[int]) -> None:

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from partitioner import Graph, Plan, lower, trace
 from partitioner.errors import InputError
 from partitioner.generating.derive import sample_dimensions, whole_text
 from partitioner.generating.lengths import Lengths, answering, lengths, of_length, optional_inputs
+from partitioner.graph.graph import placeholders
 from partitioner.graph.resize_batch import resize
 from partitioner.graph.step_inputs import is_kept
 from partitioner.lowering.program import Program
@@ -32,13 +34,15 @@ class AnswerSizes:
 @dataclass(frozen=True)
 class AnswerPrograms:
     """``many`` positions a call, and ``one``, on the same caches. ``source`` reads the sources of texts, None where
-    there are none. ``samples``: of each cache, by name, the dimension that carries texts.
+    there are none; ``given``: one text's, on meta, by the name of the input. ``samples``: of each cache, by name, the
+    dimension that carries texts.
     ``begins``: tokens with which the model begins every text; ``vocabulary``: how many tokens it knows."""
 
     sizes: AnswerSizes
     many: Program
     one: Program
     source: Program | None
+    given: Mapping[str, torch.Tensor]
     samples: Mapping[str, int]
     begins: tuple[int, ...]
     vocabulary: int
@@ -61,14 +65,16 @@ class AnswerMaker:
         many, one = (derivation.answering(n, sizes.chunk) for n in (sizes.chunk, 1))
         plan = with_state_of(self.plan, one, self.stages, sizes.rows, trains=False, micro_batches=1)
         program = lower(one, plan)
-        reads = None
+        reads, given = None, dict[str, torch.Tensor]()
         if derivation.sources:
             source = derivation.source()
             reads = lower(source, self._beside(plan, program, source))
             _check_stored(reads, program)
+            inputs = placeholders(source.module.graph, "input")
+            given = {name: inputs[name].meta["val"][0] for name in derivation.sources}
         chunks = lower(many, self._beside(plan, program, many))
         known = sample_dimensions(one), found.begins, found.vocabulary
-        return AnswerPrograms(sizes, chunks, program, reads, *known)
+        return AnswerPrograms(sizes, chunks, program, reads, given, *known)
 
     def whole(self, length: int) -> Program:
         """All of a text of ``length`` positions, nothing of which is kept."""
