@@ -16,6 +16,7 @@ from partitioner.generating.lengths import Lengths, answering, lengths, of_lengt
 from partitioner.graph.graph import placeholders
 from partitioner.graph.resize_batch import resize
 from partitioner.graph.step_inputs import is_kept
+from partitioner.graph.units_by_stage import divided
 from partitioner.lowering.program import Program
 from partitioner.searching.same_state import with_state_of
 
@@ -62,12 +63,12 @@ class AnswerMaker:
         """Raises NotDerived, naming the op, for a model whose answers can't be made position by position."""
         found = self._lengths(sizes.length)
         derivation = found.derivation(sizes.rows, sizes.source)
-        many, one = (derivation.answering(n, sizes.chunk) for n in (sizes.chunk, 1))
+        many, one = (divided(derivation.answering(n, sizes.chunk), self.stages) for n in (sizes.chunk, 1))
         plan = with_state_of(self.plan, one, self.stages, sizes.rows, trains=False, micro_batches=1)
         program = lower(one, plan)
         reads, given = None, dict[str, torch.Tensor]()
         if derivation.sources:
-            source = derivation.source()
+            source = divided(derivation.source(), self.stages)
             reads = lower(source, self._beside(plan, program, source))
             _check_stored(reads, program)
             inputs = placeholders(source.module.graph, "input")
@@ -80,7 +81,7 @@ class AnswerMaker:
         """All of a text of ``length`` positions, nothing of which is kept."""
         with answering(self.model):
             graph = of_length(self.batch, length, self._trace, optional_inputs(self.model))
-        found = whole_text(resize(graph, 1))
+        found = divided(whole_text(resize(graph, 1)), self.stages)
         return lower(found, with_state_of(self.plan, found, self.stages, 1, trains=False, micro_batches=1))
 
     def begins(self, length: int) -> tuple[int, ...]:
