@@ -5,13 +5,14 @@ from __future__ import annotations
 from torch import fx
 
 from partitioner.errors import InputError
-from partitioner.graph.nodes import is_tensor, shape_of
+from partitioner.graph.nodes import is_tensor, operands, shape_of
 from partitioner.graph.tied_blocks import Folded
 from partitioner.layouts.conversions import conversions
 from partitioner.layouts.solution import Solution
 from partitioner.layouts.strategies import space
 from partitioner.ops.conversions import conversion
 from partitioner.sharding.layout import Layout, Shard, largest_shape, layout_word
+from partitioner.sharding.op_rules import rule_of
 
 
 def check_layouts(folded: Folded, solution: Solution) -> None:
@@ -25,15 +26,28 @@ def check_layouts(folded: Folded, solution: Solution) -> None:
                     f"the plan turns {move.value.name} from {layout_word(move.source)} into "
                     f"{layout_word(move.target)}, which no collectives do: plan again"
                 )
+        _check_written(folded, solution, group)
     for n, (axis, ranks) in enumerate(solution.axes):
         options = space(folded, axis, ranks, solution.on(solution.axes[:n])).strategies
         for node, strategies in solution.strategies.items():
             strategy = strategies.each[n]
             if strategy not in options[node]:
-                operands = ", ".join(map(str, strategy.operands))
+                read = ", ".join(map(str, strategy.operands))
                 raise InputError(
-                    f"the plan runs {node.name} over {axis} as {operands} -> {strategy.result}, "
+                    f"the plan runs {node.name} over {axis} as {read} -> {strategy.result}, "
                     f"which the rule of {node.target} does not allow: plan again"
+                )
+
+
+def _check_written(folded: Folded, solution: Solution, group: int) -> None:
+    for node in folded.body(group):
+        rule = rule_of(str(node.target))
+        if rule and rule.writes:
+            memory, target = operands(node)[0], solution.strategies[node].operands[0]
+            if (lies := solution.arrives(folded, group, memory)) != target:
+                raise InputError(
+                    f"the plan has {node.name} write to {layout_word(target)} of {memory.name}, which lies as "
+                    f"{layout_word(lies)}: plan again"
                 )
 
 

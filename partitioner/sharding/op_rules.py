@@ -115,8 +115,8 @@ RULES: dict[str, Rule] = {
         equation("t k, g! k n, t -> t n"), ((0,), (1,)), (0, 1), bilinear=True, gemm=products.experts
     ),
     # caches of keys, and positions of their own
-    "partitioner.extend_cache.default": Rule(equation(extended), view=True),
-    "partitioner.store.default": Rule(equation(stored), view=True),
+    "partitioner.extend_cache.default": Rule(equation(extended), writes=True, view=True),
+    "partitioner.store.default": Rule(equation(stored), writes=True, view=True),
     "partitioner.done.default": Rule(forgetful),
     "partitioner.all_classes.default": Rule(gathered, on_rank=rank_forms.of_all_classes),
     "partitioner.at_positions.default": Rule(equation(positioned), _FIRST),

@@ -34,6 +34,7 @@ class Rule:
     hidden         bytes of what only backward sees (masks, statistics), given the result's element size;
                    ``fused_hidden`` instead where kernels are fused
     scratch        of ``hidden``, what the gradient makes once more (1), or turns into the gradient in place (-1)
+    writes         its first operand is memory that it writes to: it takes it as it lies
     view           the result lies in the operand's memory; ``reorders``: in another order
     gemm           the product it is, of the sizes that a rank has of the first two operands and of the result;
                    ``weight``: how a weight of it lies that a GEMM kernel takes, "n k" or "k n"
@@ -56,6 +57,7 @@ class Rule:
     hidden: Callable[[Op, int], float] | None = None
     fused_hidden: Callable[[Op, int], float] | None = None
     scratch: Callable[[Strategy], int] = lambda strategy: 0
+    writes: bool = False
     view: bool = False
     reorders: bool = False
     gemm: Gemms | None = None

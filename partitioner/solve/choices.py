@@ -31,6 +31,7 @@ from partitioner.ops.collective_kinds import ALL_REDUCE
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import PARTIAL, REPLICATE, WHOLE, Layout, Placement, Shard, resized
 from partitioner.sharding.mesh_axes import whole
+from partitioner.sharding.op_rules import rule_of
 
 Allowed = Callable[[Value, Placement], bool]
 TIE_BYTES = 1e-4  # of a byte's price: among equal times, hold fewer bytes
@@ -54,12 +55,14 @@ class Choice:
 class Read:
     """``needs``: for each reader, by the number of its choice, the layouts in which it needs ``value``.
 
-    A conversion happens ``count`` times in the model.
+    A conversion happens ``count`` times in the model. ``in_place``: the value is memory that the reader writes to, where
+    it lies.
     """
 
     value: Value
     count: float
     needs: dict[Value, tuple[tuple[Layout, ...], ...]]
+    in_place: bool = False
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,8 @@ class Choices:
 
     @cached_property
     def reads(self) -> list[Read]:
-        """Every value with its readers inside a unit, and once more with each port that it enters."""
+        """Every value with its readers inside a unit, and once more with each port that it enters, and each op that
+        writes to it."""
         found: dict[tuple[Value, Value | None], dict[Value, list[tuple[Layout, ...]]]] = {}
         for g in range(len(self.folded.groups)):
             for node in self.folded.body(g):
@@ -194,14 +198,15 @@ class Choices:
                     if value is not None:
                         slots.setdefault(value, []).append(slot)
                 for value, own in slots.items():
-                    rows = self.needed(node, own)
-                    found.setdefault((value, None), {})[node] = rows
+                    rows, writes = self.needed(node, own), 0 in own and is_written(node)
+                    found.setdefault((value, node if writes else None), {})[node] = rows
         for port, sources in self.folded.sources.items():
             for source in sources:
                 found.setdefault((source, port), {})[port] = [(self.layout(port, c.placement),) for c in self.of[port]]
         return [
-            Read(value, self.count(value, port), {reader: tuple(rows) for reader, rows in needs.items()})
-            for (value, port), needs in found.items()
+            Read(value, self.count(value, by), {reader: tuple(rows) for reader, rows in needs.items()},
+                 isinstance(by, fx.Node))
+            for (value, by), needs in found.items()
         ]
 
     def needed(self, node: fx.Node, slots: list[int]) -> list[tuple[Layout, ...]]:
@@ -226,11 +231,14 @@ class Choices:
             return float(len(self.folded.groups[value.group]))
         return float(self.counts.get(value, 1))
 
-    def conversion_cost(self, value: Value, source: Layout, target: Layout) -> float | None:
+    def conversion_cost(self, read: Read, source: Layout, target: Layout) -> float | None:
         """Seconds; None where no collectives do it."""
+        value = read.value
         node = next(iter(self.folded.sources[value])) if isinstance(value, Port) else value
         if source == target:
             return 0.0
+        if read.in_place:
+            return None
         if is_parameter(node):
             rows = zip(source, target, self.prices.setting.axes, strict=True)
             return TIE_COLLECTIVE if all(_is_cut(a, b, ranks) for a, b, (_, ranks) in rows) else None
@@ -244,6 +252,12 @@ class Choices:
             total = None if seconds is None else seconds.total * self.prices.exposed
             self.converted[key] = None if total is None else total + TIE_COLLECTIVE
         return self.converted[key]
+
+
+def is_written(node: fx.Node) -> bool:
+    """Whether an op writes to its first operand."""
+    rule = rule_of(str(node.target))
+    return bool(rule and rule.writes)
 
 
 def _is_cut(source: Placement, target: Placement, ranks: int) -> bool:

@@ -79,7 +79,7 @@ class _Problem:
         for target in dict.fromkeys(layout for _, layout in needs):
             arriving[target] = {}
             for source, makers in makes.items():
-                cost = self.choices.conversion_cost(read.value, source, target)
+                cost = self.choices.conversion_cost(read, source, target)
                 if cost is None:
                     continue
                 column = self.column(cost * read.count, False)

@@ -180,7 +180,7 @@ class _Tables:
         return len(self.domains) - 1, kinds
 
     def prices(self, read: Read, sources: list[Layout], targets: list[Layout]) -> Array:
-        rows = [[self.choices.conversion_cost(read.value, s, t) for t in targets] for s in sources]
+        rows = [[self.choices.conversion_cost(read, s, t) for t in targets] for s in sources]
         return np.array([[np.inf if c is None else c * read.count for c in row] for row in rows])
 
     def joined(
