@@ -55,8 +55,7 @@ class Choice:
 class Read:
     """``needs``: for each reader, by the number of its choice, the layouts in which it needs ``value``.
 
-    A conversion happens ``count`` times in the model. ``in_place``: the value is memory that the reader writes to, where
-    it lies.
+    A conversion happens ``count`` times in the model. ``in_place``: the value is memory that the reader writes to.
     """
 
     value: Value
