@@ -6,7 +6,7 @@ OUT ?= out
 BIN := .venv/bin
 SOURCES := partitioner runtime cutlass_ops tools examples tests
 
-.PHONY: install demo test readme parity cases habits disturbed kernels frameworks apps lint types gallery bench
+.PHONY: install demo test readme parity cases habits disturbed kernels frameworks apps quick-apps lint types gallery bench
 
 install: .venv/installed
 
@@ -84,6 +84,11 @@ apps: install
 	for name in text code translation conversation; do \
 	  OMP_NUM_THREADS=1 $(BIN)/python examples/$$name/run.py --out $(OUT)/apps/$$name || exit 1; done
 	$(BIN)/python examples/application.py table $(OUT)/apps
+
+# the same in a minute each, on tiny models: all of it runs, little is learnt
+quick-apps: install
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[apps]"
+	$(BIN)/python -m pytest -m apps tests/test_applications.py
 
 lint: install
 	$(BIN)/ruff check $(SOURCES)

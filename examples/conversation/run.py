@@ -48,8 +48,9 @@ def main() -> None:
         whole = app.planned("whole", MODEL, settings, BATCH, ["dp=2"])
         lora = app.planned("lora", ADAPTED, settings | {"rank": RANK}, BATCH, ["tp=2"])
         app.planned("chat", MODEL, alone, 1, [], devices=1)
-    with app.timed("verify"):
-        app.partitioner("verify", lora)
+    if not app.quick:
+        with app.timed("verify"):
+            app.partitioner("verify", lora)
     base, weights, tuned, adapters = (app.fresh(name) for name in ("base", "weights", "tuned", "adapters"))
     with app.timed("train the base"):
         app.partitioner(
