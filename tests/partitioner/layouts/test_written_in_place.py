@@ -1,4 +1,4 @@
-"""An op that writes to memory is given it as it lies: a part cut out of it is a copy, and what is written there lost."""
+"""An op that writes to memory is given it as it lies: a part cut out is a copy, and what is written there is lost."""
 
 from __future__ import annotations
 
