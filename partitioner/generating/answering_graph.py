@@ -30,7 +30,7 @@ from partitioner.generating.numbers import Numbers, flat_arguments, sized_dimens
 from partitioner.generating.positions import Reading, Walked
 from partitioner.generating.refusal import refused
 from partitioner.graph.graph import Graph, ParameterInfo
-from partitioner.graph.nodes import evaluate, op_of, operands, shape_of
+from partitioner.graph.nodes import evaluate, is_parameter, op_of, operands, shape_of
 from partitioner.graph.step_inputs import CACHE, LAST, MEMORY, START, TOKENS
 from partitioner.sharding.op_rules import rule_of
 
@@ -103,7 +103,13 @@ class AnsweringGraph(Writer):
         self.cut: dict[tuple[object, ...], fx.Node] = {}  # what hangs on positions alone
         self.memory: dict[fx.Node, str] = {}
         self.readers: dict[fx.Node, list[fx.Node]] = {}  # of what is in memory
+        self.tables = needed((n for n, _ in self.table_readings()), None)
         self.given = {ends.tokens, *(n for n in needed([ends.logits], ends.tokens) if self.hangs_on_input(n))}
+
+    def table_readings(self) -> list[tuple[fx.Node, Reading]]:
+        """What is cut at positions."""
+        rows = ((operands(node), readings) for node, readings in self.walked.readings.items())
+        return [(n, r) for read, own_rows in rows for n, r in zip(read, own_rows, strict=True) if r.is_table]
 
     def hangs_on_input(self, node: fx.Node) -> bool:
         """Whether a value hangs on what the model is given beside tokens."""
@@ -122,13 +128,22 @@ class AnsweringGraph(Writer):
                 if node is self.root:
                     self.values[node] = self.at_last(node)
         logits = self.values[self.ends.logits]
-        return self.finish(self.emit(self.ends.logits, own.all_classes.default, logits))
+        return self.finish(self.emit(self.ends.logits, own.whole.default, logits))
 
     def node(self, node: fx.Node) -> fx.Node:
         """One of the training graph's."""
         if node.op == "placeholder":
             return self.like(node)
-        return self.write(node) if node in self.walked.places else self.copy(node, self.values)
+        if node in self.walked.places:
+            return self.write(node)
+        rule = rule_of(str(node.target))
+        if node not in self.tables or (rule and (rule.lookup or rule.computes)):
+            return self.copy(node, self.values)
+        return self.copy(node, self.values | {n: self.all_of(n) for n in operands(node) if is_parameter(n)})
+
+    def all_of(self, parameter: fx.Node) -> fx.Node:
+        """A parameter that is a table, which ranks may have parts of by positions."""
+        return self.once(parameter, own.whole.default, self.values[parameter])
 
     def at_last(self, node: fx.Node) -> fx.Node:
         """Each text's last position of a value, behind which nothing looks at others."""
@@ -193,6 +208,8 @@ class AnsweringGraph(Writer):
         value = value or self.values[operand]
         if not reading.is_table:
             return value
+        if is_parameter(operand):
+            value = self.all_of(operand)
         sample, repeat = self.samples(node)
         inner = shape_of(node)[sample] // (self.source.batch * repeat)
         looked = self.slots(node) if reading.key >= 0 else 0

@@ -83,7 +83,7 @@ def whole_text(graph: Graph) -> Graph:
     if len(shape_of(found.logits)) != 3 or not places:
         raise refused(found.logits, "makes logits that are not of each position")
     logits = writer.emit(found.logits, own.last_position.default, values[found.logits], last, sample, places[0])
-    logits = writer.emit(found.logits, own.all_classes.default, logits)
+    logits = writer.emit(found.logits, own.whole.default, logits)
     new = writer.finish(logits)
     inputs = (TOKENS, LAST, *(n for n in graph.inputs if n in placeholders(new, "input")))
     return _assembled(graph, writer, new, inputs)

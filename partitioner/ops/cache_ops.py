@@ -25,7 +25,7 @@ _LIBRARY.define(
 _LIBRARY.define("hide_unseen(Tensor scores, Tensor seen) -> Tensor")
 _LIBRARY.define("cached_attention(Tensor query, Tensor key, Tensor value, Tensor mask, int n, float? scale) -> Tensor")
 _LIBRARY.define("store(Tensor memory, Tensor x, Tensor fresh, int sample) -> Tensor")
-_LIBRARY.define("all_classes(Tensor logits) -> Tensor")
+_LIBRARY.define("whole(Tensor x) -> Tensor")
 _LIBRARY.define("done(Tensor x) -> Tensor")
 _LIBRARY.define("last_position(Tensor x, Tensor last, int sample, int dim) -> Tensor")
 
@@ -136,9 +136,9 @@ def store(memory: torch.Tensor, x: torch.Tensor, fresh: torch.Tensor, sample: in
     return memory
 
 
-def all_classes(logits: torch.Tensor) -> torch.Tensor:
-    """The logits (..., classes), whole: on ranks that have some of the classes each, of all of them."""
-    return logits.clone()
+def whole(x: torch.Tensor) -> torch.Tensor:
+    """All of x, on ranks that have a part each."""
+    return x.clone()
 
 
 def done(x: torch.Tensor) -> torch.Tensor:
@@ -147,7 +147,7 @@ def done(x: torch.Tensor) -> torch.Tensor:
 
 
 OPS = (
-    slot_places, seen_slots, store, done, all_classes, extend_cache, at_positions, hide_unseen, cached_attention,
+    slot_places, seen_slots, store, done, whole, extend_cache, at_positions, hide_unseen, cached_attention,
     last_position,
 )  # fmt: skip
 for _op in OPS:

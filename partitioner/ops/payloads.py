@@ -29,8 +29,8 @@ def _projected(ranks: int, rank: int, x: torch.Tensor, weight: torch.Tensor, *_:
     return (x.shape[0], weight.shape[2])
 
 
-def _of_all_classes(ranks: int, rank: int, logits: torch.Tensor, axis: str, segments: list[int]) -> Shape:
-    return (*logits.shape[:-1], sum(segment.size for segment in unflat(segments)))
+def _gathered(ranks: int, rank: int, x: torch.Tensor, axis: str, dim: int, segments: list[int]) -> Shape:
+    return (*x.shape[:dim], sum(segment.size for segment in unflat(segments)), *x.shape[dim + 1 :])
 
 
 Payloads = Sequence[tuple[str, float]]
@@ -87,8 +87,8 @@ RANK_OPS: dict[str, RankOp] = {
     "partitioner.vocab_parallel_embedding.default": RankOp(
         _looked_up, keeps=True, arguments="Tensor weight, Tensor index, int padding_index, str axis, int[] segments"
     ),
-    "partitioner.gathered_classes.default": RankOp(
-        _of_all_classes, lambda whole, *_: [(ALL_GATHER, whole)], arguments="Tensor logits, str axis, int[] segments"
+    "partitioner.gathered.default": RankOp(
+        _gathered, lambda whole, *_: [(ALL_GATHER, whole)], arguments="Tensor x, str axis, int dim, int[] segments"
     ),
     "partitioner.dropout.default": RankOp(same, keeps=True),
     "partitioner.expert_linear.default": RankOp(_projected, keeps=True),

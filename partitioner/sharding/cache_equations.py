@@ -27,8 +27,8 @@ def forgetful(op: Op, slot: int, shard: Shard, ranks: int) -> Strategy | None:
 
 
 def gathered(op: Op, slot: int, shard: Shard, ranks: int) -> Strategy | None:
-    """Each rank may have some of the classes, in whatever parts, and gets all; all else is whole."""
-    return Strategy((shard,), WHOLE) if slot == 0 and shard.dim == len(op.result) - 1 else None
+    """Each rank may have a part, of whatever size, and gets all."""
+    return Strategy((shard,), WHOLE) if slot == 0 else None
 
 
 def positioned(op: Op) -> str:

@@ -118,7 +118,7 @@ RULES: dict[str, Rule] = {
     "partitioner.extend_cache.default": Rule(equation(extended), writes=True, view=True),
     "partitioner.store.default": Rule(equation(stored), writes=True, view=True),
     "partitioner.done.default": Rule(forgetful),
-    "partitioner.all_classes.default": Rule(gathered, on_rank=rank_forms.of_all_classes),
+    "partitioner.whole.default": Rule(gathered, on_rank=rank_forms.of_all),
     "partitioner.at_positions.default": Rule(equation(positioned), _FIRST),
     "partitioner.hide_unseen.default": Rule(elementwise(2)),
     **{f"partitioner.{name}.default": Rule(undivided) for name in ("slot_places", "seen_slots")},

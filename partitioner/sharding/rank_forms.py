@@ -38,10 +38,10 @@ def by_element(op: Op, args: Sequence[Any], strategy: Strategy, axis: str) -> Ra
     return ("dropout", (*args, axis, x.dim, flat(x.segments))) if x and x.dim != 0 else None
 
 
-def of_all_classes(op: Op, args: Sequence[Any], strategy: Strategy, axis: str) -> RankForm | None:
-    """Logits whose classes are divided, perhaps unevenly."""
-    logits = _shard(strategy)
-    return ("gathered_classes", (args[0], axis, flat(logits.segments))) if logits else None
+def of_all(op: Op, args: Sequence[Any], strategy: Strategy, axis: str) -> RankForm | None:
+    """What is divided, perhaps unevenly, and wanted whole."""
+    x = _shard(strategy)
+    return ("gathered", (args[0], axis, x.dim, flat(x.segments))) if x else None
 
 
 def _shard(strategy: Strategy) -> Shard | None:

@@ -105,17 +105,17 @@ def embedding(
     return lambda weight, index: _Embedding.apply(weight, index, start, rows, padding)
 
 
-def gathered_classes(axis: Axis, segments: list[int]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """``gathered_classes``: the logits of all classes on every rank, whose parts may be of unequal sizes."""
+def gathered(axis: Axis, dim: int, segments: list[int]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """``gathered``: all of a tensor (logits of all classes) on every rank, whose parts may be of unequal sizes."""
 
-    def run(logits: torch.Tensor) -> torch.Tensor:
-        shard = Shard(logits.dim() - 1, unflat(segments))
+    def run(x: torch.Tensor) -> torch.Tensor:
+        shard, last = Shard(dim, unflat(segments)), x.movedim(dim, -1)
         sizes = [shard.local_size(rank, axis.ranks) for rank in range(axis.ranks)]
-        own = F.pad(logits, (0, max(sizes) - logits.shape[-1])).contiguous()
+        own = F.pad(last, (0, max(sizes) - last.shape[-1])).contiguous()
         parts = [torch.empty_like(own) for _ in sizes]
-        axis.log.add(axis.name, ALL_GATHER, logits.new_empty((*logits.shape[:-1], sum(sizes))), axis.phase)
+        axis.log.add(axis.name, ALL_GATHER, last.new_empty((*last.shape[:-1], sum(sizes))), axis.phase)
         dist.all_gather(parts, own, axis.group)
-        return assemble([part[..., :size] for part, size in zip(parts, sizes, strict=True)], shard)
+        return assemble([part[..., :size].movedim(-1, dim) for part, size in zip(parts, sizes, strict=True)], shard)
 
     return run
 
@@ -133,7 +133,7 @@ def dropout(axis: Axis, p: float, site: int, dim: int, segments: list[int]) -> C
 BINDINGS = {  # by the op's name
     "vocab_parallel_cross_entropy": Binding(cross_entropy),
     "vocab_parallel_embedding": Binding(embedding, is_fresh=True),
-    "gathered_classes": Binding(gathered_classes, is_fresh=True),
+    "gathered": Binding(gathered, is_fresh=True),
     "dropout": Binding(dropout),
 }
 

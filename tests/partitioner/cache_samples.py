@@ -24,7 +24,7 @@ CACHED: list[Sample] = [
     Sample(own.store.default, (real(4, 6), real(4, 6), truth(4), 0), {}, (0,)),
     Sample(own.store.default, (real(6, 4), real(6, 4), truth(4), 1), {}, (0,)),
     Sample(own.done.default, (real(4, 6),)),
-    Sample(own.all_classes.default, (real(4, 1, 6),)),
+    Sample(own.whole.default, (real(4, 1, 6),)),
     Sample(own.at_positions.default, (real(9, 6), integers(9, 4), 3, 0, 1, 1, 1, 3, -1, 0)),
     Sample(own.at_positions.default, (real(6, 9, 9), integers(9, 4), 4, 0, 1, 1, 2, 3, 3, 7)),
     Sample(own.at_positions.default, (real(12, 9, 6), integers(7, 2), 3, 0, 2, 3, 1, 2, -1, 0)),

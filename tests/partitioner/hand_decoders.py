@@ -52,10 +52,13 @@ class Block(nn.Module):
 
 
 class HandDecoder(nn.Module):
-    """Two blocks; ``learned``: positions are looked up in a table of LONGEST rows."""
+    """Two blocks; ``learned``: positions are looked up in a table of LONGEST rows, or, ``sliced``, cut out of one."""
 
-    def __init__(self, mix: Mix, kv: int = HEADS, parallel: bool = False, learned: bool = True) -> None:
+    def __init__(
+        self, mix: Mix, kv: int = HEADS, parallel: bool = False, learned: bool = True, sliced: bool = False
+    ) -> None:
         super().__init__()
+        self.rows = nn.Parameter(torch.randn(LONGEST, WIDTH)) if sliced else None
         self.embed, self.places = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(LONGEST, WIDTH) if learned else None
         self.blocks = nn.ModuleList(Block(mix, kv, parallel) for _ in range(2))
         self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, VOCABULARY)
@@ -64,6 +67,7 @@ class HandDecoder(nn.Module):
         x = self.embed(tokens)
         if self.places is not None:
             x = x + self.places(torch.arange(tokens.shape[1]))
+        x = x if self.rows is None else x + self.rows[: tokens.shape[1]]
         for block in self.blocks:
             x = block(x, tokens)
         logits = self.head(self.norm(x))
@@ -321,5 +325,6 @@ MADE: dict[str, Callable[[], tuple[nn.Module, dict[str, Tensor]]]] = {
     "a window beside all, grouped": lambda: made(window_beside_all, kv=2),
     "parallel block": lambda: made(tril_buffer, parallel=True),
     "no positions": lambda: made(alibi, learned=False),
+    "positions cut out": lambda: made(expanded_keys, kv=2, learned=False, sliced=True),
     "windows alone": lambda: made(window, learned=False),
 }

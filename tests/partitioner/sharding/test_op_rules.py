@@ -21,7 +21,6 @@ from partitioner.sharding.op_rules import RULES, complete, partial, replicated, 
 # Rules that forbid more than mathematics does: queries and keys, and values' width, are sharded by no plan of ours.
 _STRICT = {
     "aten.scaled_dot_product_attention.default", "aten.embedding.default",
-    "partitioner.all_classes.default",  # nothing but classes is divided there
 }  # fmt: skip
 
 
@@ -123,7 +122,8 @@ def _by_class(node: fx.Node, strategy: Strategy, values: list[list[torch.Tensor]
 
 
 _CLASSES = {
-    ("aten.embedding.default", 0), ("partitioner.cross_entropy.default", 1), ("partitioner.all_classes.default", 2),
+    ("aten.embedding.default", 0), ("partitioner.cross_entropy.default", 1),
+    *(("partitioner.whole.default", dim) for dim in range(3)),
 }  # fmt: skip
 
 

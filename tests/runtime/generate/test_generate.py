@@ -22,6 +22,7 @@ from answering import (
     prompts_of,
     sources_of,
 )
+from hand_decoders import LONGEST
 from plans import spawn
 
 from partitioner.errors import InputError
@@ -50,6 +51,18 @@ def ranks_of(plan: str) -> int:
 @pytest.mark.parametrize("plans", [("tp", "zero 3"), pytest.param(("pp", "zero 1"), marks=pytest.mark.parity)], ids=str)
 def test_texts_on_two_ranks(plans: tuple[str, ...]) -> None:
     spawn(_texts, 2, HAND_MADE, plans)
+
+
+def _cut_out(rank: int) -> None:
+    """Ranks have a part each of the table of positions, by rows."""
+    module, batch = model_of("positions cut out")
+    batch = {name: torch.cat([t, t, t], 1)[:, :LONGEST] for name, t in batch.items()}
+    engine = engine_of(module, batch, {"tp": 2, "rows": "shard:0"})
+    check_answers(module, engine, prompts_of(SIZES), 9, rows=2, chunk=7)
+
+
+def test_texts_of_positions_that_ranks_have_parts_of() -> None:
+    spawn(_cut_out, 2)
 
 
 @pytest.mark.parity
