@@ -22,7 +22,7 @@ from partitioner.plan.plan import Plan
 from partitioner.plan.recompute_ways import NO_RECOMPUTE
 from partitioner.searching.reprice import decided
 from partitioner.searching.write_plan import ALONE, plan_of
-from partitioner.sharding.layout import Placement, parse_layout
+from partitioner.sharding.layout import Placement, layout_word, parse_layout
 from partitioner.sharding.mesh_axes import DP
 from partitioner.solve.axis_by_axis import solve_axes
 from partitioner.solve.choices import Allowed, NoLayout
@@ -51,19 +51,33 @@ def with_state_of(
     try:
         solution = solve_axes(setting, cluster, [many], lambda axis: _as_under(plan, folded, axis))[many]
     except NoLayout as error:
-        raise InputError("no layout of the model's ops leaves its parameters as the plan divides them") from error
+        raise InputError(_divided_otherwise(plan, folded, setting, many)) from error
     tried = decided(price_units(setting, solution, cluster), parallelism, units, again[1])
     samples = parallelism.mesh[DP] * many * micro_batch
     found = plan_of([(tried, price(tried.priced, tried.split))], [], ALONE, samples, {}, plan.model)
     return replace(found, decisions=replace(found.decisions, seed=decisions.seed)).stamped()
 
 
-def _as_under(plan: Plan, folded: Folded, axis: str) -> Allowed:
-    """Whether a parameter lies along an axis as under the plan."""
+def _divided_otherwise(plan: Plan, folded: Folded, setting: Setting, many: int) -> str:
+    """Names the first parameter without whose layout there were one of all ops."""
+    for node in dict.fromkeys(folded.parameter.values()):
+        name = node.meta["source"]
+        try:
+            solve_axes(setting, plan.machine, [many], lambda axis, name=name: _as_under(plan, folded, axis, name))
+        except NoLayout:
+            continue
+        lies = layout_word(parse_layout(plan.parameters[name], len(setting.axes)))
+        return f"the plan divides {name} as {lies}, which can't be read so here: plan with the pin {name}=replicate"
+    return "no layout of the model's ops leaves its parameters as the plan divides them"
+
+
+def _as_under(plan: Plan, folded: Folded, axis: str, but: str = "") -> Allowed:
+    """Whether a parameter lies along an axis as under the plan; one may lie otherwise."""
     axes = plan.parallelism.axes
     place = [name for name, _ in axes].index(axis)
     representatives = dict.fromkeys(folded.parameter.values())
-    known = {n: plan.parameters[n.meta["source"]] for n in representatives if n.meta["source"] in plan.parameters}
+    names = {n: n.meta["source"] for n in representatives if n.meta["source"] != but}
+    known = {n: plan.parameters[name] for n, name in names.items() if name in plan.parameters}
     rows = {n: parse_layout(words, len(axes)) for n, words in known.items()}
 
     def allowed(value: Value, placement: Placement) -> bool:
