@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +19,7 @@ from partitioner.searching.plan_answers import Asked
 from runtime.generate.sampling import Sampling
 from runtime.ranks import launch
 from runtime.ranks.limits import START_SECONDS
+from tools.generate.pieces import Pieces, before_stop
 from tools.generate.rank import Job, Model
 from tools.generate.text_coder import TextCoder, text_coder
 from tools.plan.answers_plan import model_plan
@@ -42,12 +43,12 @@ def generate_command(options: argparse.Namespace) -> int:
         )  # fmt: skip
         job = Job(model, prompts, options.max_tokens, sampling, sorted(coder.ends), options.stop, not options.no_cache)
         tell_values(options, plan)
-        screen = _Screen(coder, streams=len(prompts) == 1 and not options.json)
+        screen = _Screen(coder, options.stop, streams=len(prompts) == 1 and not options.json)
         found = _run(job, plan.world, screen)
     if found is None:
         return 2 if screen.was_refused else 1
     rows = [
-        {"prompt": text, "text": coder.decode(answer["tokens"]), **answer}
+        {"prompt": text, "text": before_stop(coder.decode(answer["tokens"]), options.stop), **answer}
         for text, answer in zip(texts, found, strict=True)
     ]
     if options.json:
@@ -60,10 +61,10 @@ def generate_command(options: argparse.Namespace) -> int:
 class _Screen:
     """What rank 0 writes: new tokens, shown as they come where there is one text."""
 
-    def __init__(self, coder: TextCoder, streams: bool) -> None:
-        self.coder, self.streams, self.was_refused = coder, streams, False
+    def __init__(self, coder: TextCoder, stops: Sequence[str], streams: bool) -> None:
+        self.pieces, self.ends = Pieces(coder.decode, stops), coder.ends
+        self.streams, self.was_refused = streams, False
         self.answers: list[dict[str, Any]] | None = None
-        self._tokens, self._shown = list[int](), 0
 
     def read(self, line: str) -> None:
         """A line of rank 0: an event, or what the user's code printed."""
@@ -74,22 +75,14 @@ class _Screen:
         event = json.loads(text)
         if "answers" in event:
             self.answers = event["answers"]
-            self._show(whole=True)
-        elif self.streams:
-            self._tokens.append(event["token"])
-            self._show()
+            self._show(("" if self.pieces.stopped else self.pieces.rest()) + "\n")
+        elif event["token"] not in self.ends and not self.pieces.stopped:
+            self._show(self.pieces.add(event["token"]))
 
-    def _show(self, whole: bool = False) -> None:
-        """What is new, but for characters of which a part has not come yet."""
-        if not self.streams:
-            return
-        tokens = self.answers[0]["tokens"] if whole and self.answers else self._tokens
-        text = self.coder.decode(tokens)
-        if not whole:
-            text = text.rstrip("\ufffd")
-        sys.stdout.write(text[self._shown :] + ("\n" if whole else ""))
-        sys.stdout.flush()
-        self._shown = max(self._shown, len(text))
+    def _show(self, text: str) -> None:
+        if self.streams:
+            sys.stdout.write(text)
+            sys.stdout.flush()
 
 
 def tell_values(options: argparse.Namespace, plan: Plan) -> None:

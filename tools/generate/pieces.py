@@ -51,6 +51,11 @@ class Pieces:
         return text[: len(text) - held]
 
 
+def before_stop(text: str, stops: Sequence[str]) -> str:
+    """A whole text up to the first of ``stops``."""
+    return text[: min((text.find(stop) for stop in stops if stop in text), default=len(text))]
+
+
 def _begun(text: str, stop: str) -> int:
     """With how many characters of ``stop`` a text ends."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

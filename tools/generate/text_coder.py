@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from partitioner.errors import InputError
@@ -96,6 +99,23 @@ def _environment() -> ImmutableSandboxedEnvironment:
     def refuse(words: str) -> str:
         raise TemplateError(words)
 
-    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    made.globals.update(raise_exception=refuse)  # pyright: ignore[reportArgumentType]
+    def as_json(value: Any, indent: int | None = None, ensure_ascii: bool = False) -> str:
+        return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii)
+
+    made = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
+    )
+    made.filters["tojson"] = as_json
+    made.globals.update(raise_exception=refuse, strftime_now=lambda form: datetime.now().strftime(form))  # type: ignore[arg-type]
     return made
+
+
+class _Generation(Extension):
+    """``{% generation %}`` marks what an assistant says, for training; here it says nothing more."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """What stands in it."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
