@@ -29,7 +29,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "mistral": LLAMA | {"sliding_window": 8},
     "t5": {"num_layers": 2, "d_model": 32, "num_heads": 4, "d_kv": 8, "vocab_size": 90},
     "bart": {"vocab_size": 90},
-    "whisper": {"vocab_size": 90},
+    "whisper": {"vocab_size": 90}, "gemma3_text": {"sliding_window": 8, "num_hidden_layers": 6},
+    "gemma2": {"sliding_window": 8},
 }
 TRANSLATOR = "examples/translation/model.py:model"  # whose every block of the decoder looks at one mask of its source
 BEGIN = 1  # its first token
@@ -50,7 +51,7 @@ def model_of(name: str) -> tuple[nn.Module, Batch]:
         source = load(name, {"vocab": 90, "hidden": 32, "heads": 4, "batch": 2})
         module, batch = source.module, dict(source.batch)
     else:
-        source = load(f"hf:{name}", SETTINGS[name], seq=24, batch=2, shrink=True)
+        source = load(f"hf:{name}", SETTINGS.get(name, {}), seq=24, batch=2, shrink=True)
         module, batch = source.module, dict(source.batch)
     roughened(module)
     return module.double(), {n: t.double() if t.is_floating_point() else t for n, t in batch.items()}

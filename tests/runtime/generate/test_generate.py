@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -24,6 +25,7 @@ from answering import (
 )
 from hand_decoders import LONGEST
 from plans import spawn
+from transformers import GenerationMixin
 
 from partitioner.errors import InputError
 from runtime.generate.generate import Answer, decoder_of, generate
@@ -129,15 +131,30 @@ def test_training_goes_on_as_if_nobody_had_asked(plans: tuple[str, ...]) -> None
 
 def greedy(module: Any, tokens: torch.Tensor, most: int, **given: torch.Tensor) -> list[int]:
     """What transformers' ``generate`` appends."""
-    module.generation_config.eos_token_id = None
+    config = module.generation_config
+    config.eos_token_id = config.forced_eos_token_id = None
     module.eval()
+    if not tokens.is_floating_point():
+        given["attention_mask"] = torch.ones_like(tokens)  # a token that is the padding's counts as others do
     with torch.no_grad():
-        return module.generate(tokens, max_new_tokens=most, do_sample=False, **given)[0].tolist()
+        return GenerationMixin.generate(module, tokens, max_new_tokens=most, do_sample=False, **given)[0].tolist()
+
+
+DECODERS = (
+    "gpt2", "llama", "qwen3", "mistral", "gemma2", "gemma3_text", "gpt_neox", "opt", "phi3", "falcon", "bloom",
+)  # fmt: skip
+ENCODERS = ("t5", "bart", "marian", "whisper")
 
 
 @pytest.mark.parity
-def test_the_likeliest_texts_are_those_of_transformers() -> None:
-    module, batch = model_of("llama")
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*itertools.product(DECODERS, (torch.float64, torch.float32)), ("mixtral", torch.float32)],  # of one kernel
+    ids=str,
+)
+def test_the_likeliest_texts_are_those_of_transformers(name: str, dtype: torch.dtype) -> None:
+    module, batch = model_of(name)
+    module = module.to(dtype)
     engine, prompts = engine_of(module, batch, {}), prompts_of(SIZES, 90)
     answers = generate(engine, prompts, most=15, rows=2, chunk=7)
     for prompt, answer in zip(prompts, answers, strict=True):
@@ -145,12 +162,17 @@ def test_the_likeliest_texts_are_those_of_transformers() -> None:
 
 
 @pytest.mark.parity
-def test_the_likeliest_texts_of_sources_are_those_of_transformers() -> None:
-    module, batch = model_of("t5")
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_the_likeliest_texts_of_sources_are_those_of_transformers(name: str, dtype: torch.dtype) -> None:
+    module, batch = model_of(name)
+    module = module.to(dtype)
+    batch = {n: t.to(dtype) if t.is_floating_point() else t for n, t in batch.items()}
     engine, sources = engine_of(module, batch, {}), sources_of(batch, (5, 19, 5))
     answers = generate(engine, sources=sources, most=15, rows=2)
     for source, answer in zip(sources, answers, strict=True):
-        assert greedy(module, source["input_ids"][None], 15)[1:] == list(answer.tokens)
+        (tokens,) = source.values()
+        assert greedy(module, tokens[None], 15)[1:] == list(answer.tokens)
 
 
 @pytest.mark.parity
