@@ -29,7 +29,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "mistral": LLAMA | {"sliding_window": 8},
     "t5": {"num_layers": 2, "d_model": 32, "num_heads": 4, "d_kv": 8, "vocab_size": 90},
     "bart": {"vocab_size": 90},
-    "whisper": {"vocab_size": 90}, "gemma3_text": {"sliding_window": 8, "num_hidden_layers": 6},
+    "whisper": {"vocab_size": 90, "encoder_attention_heads": 4, "decoder_attention_heads": 4},
+    "gemma3_text": {"sliding_window": 8, "num_hidden_layers": 6},
     "gemma2": {"sliding_window": 8},
 }
 TRANSLATOR = "examples/translation/model.py:model"  # whose every block of the decoder looks at one mask of its source
