@@ -116,7 +116,7 @@ def cached_attention(
     if query.is_meta:
         return query.new_empty((*query.shape[:-1], value.shape[-1]))
     heads = query.shape[-2] // n
-    mask = mask if heads == 1 else torch.cat([mask] * heads, -2)
+    mask = mask if 1 in (heads, n) else torch.cat([mask] * heads, -2)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
 
 from runtime.generate.decoder import Decoder
 from runtime.generate.recomputing import Recomputing
@@ -30,15 +32,18 @@ class Continuing:
         self.decoder.read_sources({n: text.request.source for n, text in fresh.items() if text.request.source})
         call = self.rows.call()
         ready = self.rows.ready(call)
-        texts = {n: self.rows.rows[n].text for n in ready}
+        return self.rows.took(call, self.decoder.chosen(call, ready, self._next))
 
-        def chosen(row: int, logits: object) -> int:
-            text = texts[row]
-            assert text is not None
-            so_far = [*text.request.prompt, *text.tokens]
-            return choose(logits, so_far, text.request.sampling, text.request.number)  # type: ignore[arg-type]
-
-        return self.rows.took(call, self.decoder.chosen(call, ready, chosen))
+    def _next(self, rows: Sequence[int], logits: torch.Tensor) -> torch.Tensor:
+        """The next token of the text in each of ``rows``, by its logits; drawn on the CPU, one text after another."""
+        texts = [text for n in rows if (text := self.rows.rows[n].text) is not None]
+        if all(text.request.sampling.is_likeliest for text in texts):
+            return logits.argmax(-1)
+        each = zip(logits.cpu(), texts, strict=True)
+        return torch.tensor([
+            choose(row, [*text.request.prompt, *text.tokens], text.request.sampling, text.request.number)
+            for row, text in each
+        ])  # fmt: skip
 
     def all_of(self, requests: Iterable[Request]) -> Iterator[Continued]:
         """Texts as they go on, one token at a time."""

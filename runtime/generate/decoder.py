@@ -20,7 +20,7 @@ from runtime.ranks.watchdog import Watchdog
 from runtime.state.shard_pieces import places
 from runtime.train.answer_programs import AnswerPrograms
 
-Choose = Callable[[int, torch.Tensor], int]
+Choose = Callable[[Sequence[int], torch.Tensor], torch.Tensor]  # a token for each row, of (rows, classes)
 Source = Mapping[str, torch.Tensor]  # of one text, without a dimension of samples
 
 
@@ -92,13 +92,12 @@ class Decoder:
     def chosen(self, call: Call, ready: Sequence[int], choose: Choose) -> dict[int, int]:
         """A token for each row that is ``ready``, the same on all ranks that share the data rank's place.
 
-        ``choose`` is told the row and its logits (classes,), on the ranks of the last stage.
+        ``choose`` is told the rows and their logits, where they lie, on the ranks of the last stage.
         """
         logits = self.logits(call)
         tokens = torch.zeros(len(ready), dtype=torch.int64, device=self._groups.device)
         if logits is not None and ready:
-            own = logits[torch.tensor(ready, device=logits.device)].cpu()
-            tokens.copy_(torch.tensor([choose(n, row) for n, row in zip(ready, own, strict=True)]))
+            tokens.copy_(choose(ready, logits[torch.tensor(ready, device=logits.device)]))
         if ready:
             agree(self._groups, self.programs.one, tokens)
         return dict(zip(ready, tokens.tolist(), strict=True))

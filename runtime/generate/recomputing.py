@@ -55,7 +55,7 @@ class Recomputing:
                 made = worker.losses([{name: value.to(device) for name, value in given.items()}])
             token = torch.zeros(1, dtype=torch.int64, device=device)
             if made:
-                token[0] = choose(row, made[0].flatten(1)[0].cpu())
+                token.copy_(choose([row], made[0].flatten(1)[:1]))
             agree(self._engine.groups, program, token)
             found[row] = int(token)
         return found

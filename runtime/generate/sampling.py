@@ -42,6 +42,11 @@ class Sampling:
             if not right:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be {words}")
 
+    @property
+    def is_likeliest(self) -> bool:
+        """Whether a token is the one of the largest logit, whatever stands before it."""
+        return self.temperature == 0 and self.repetition_penalty == 1 and self.top_p == 1
+
 
 def scores(logits: torch.Tensor, text: Sequence[int], how: Sampling) -> torch.Tensor:
     """The scores (classes,), float64, of which a softmax is drawn from; -inf for what is left out."""

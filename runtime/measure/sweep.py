@@ -96,7 +96,7 @@ def sweep(quick: bool, say: Say) -> Sweep:
     ]
     multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
     return Sweep(
-        world, world // local, _name(device), device.type, memory, multiprocessors, keeps_scores(device),
+        world, world // local, device_name(device), device.type, memory, multiprocessors, keeps_scores(device),
         _hidden_share(device, links, _reduced), _hidden_share(device, links, _sent), _spread(probes, rows),
         torch.__version__, tuple(samples),
     )  # fmt: skip
@@ -204,7 +204,8 @@ def _memory_bytes(device: torch.device, local: int) -> float:
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / local
 
 
-def _name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """Of a CPU with its cores."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     table = Path("/proc/cpuinfo")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import math
 import os
 import signal
 import threading
@@ -38,6 +39,51 @@ def is_watched() -> bool:
     return bool(_watching)
 
 
+class _Deadlines:
+    """One thread that wakes when the first is over: what begins and ends many times a second starts and wakes none, for
+    on a busy machine that would wait for a core each time."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """With nothing to wait for, and no thread, as in a process that was just forked."""
+        self._changed, self._thread = threading.Condition(), None
+        self._due, self._wakes = dict[object, tuple[float, Callable[[], object]]](), math.inf
+
+    def add(self, key: object, seconds: float, late: Callable[[], object]) -> None:
+        """Call ``late``, once, in so many seconds."""
+        with self._changed:
+            due = time.monotonic() + seconds
+            self._due[key] = due, late
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._wait, name="watchdog", daemon=True)
+                self._thread.start()
+            elif due < self._wakes:
+                self._changed.notify()
+
+    def remove(self, key: object) -> None:
+        """It needs no call any more."""
+        with self._changed:
+            self._due.pop(key, None)
+
+    def _wait(self) -> None:
+        while True:
+            with self._changed:
+                first = min(self._due, key=lambda key: self._due[key][0], default=None)
+                self._wakes = math.inf if first is None else self._due[first][0]
+                left = self._wakes - time.monotonic()
+                if first is None or left > 0:
+                    self._changed.wait(min(left, threading.TIMEOUT_MAX))
+                    continue
+                _, late = self._due.pop(first)
+            late()
+
+
+_deadlines = _Deadlines()
+os.register_at_fork(after_in_child=_deadlines.begin)
+
+
 class Watchdog:
     """``with Watchdog(limit_seconds, "step 7"): ...`` ends the process if the body takes longer.
 
@@ -47,19 +93,19 @@ class Watchdog:
 
     def __init__(self, limit_seconds: float, what: str, thread: str | None = None) -> None:
         late = f"{what} took more than {limit_seconds:g} s"
-        self._timer = threading.Timer(limit_seconds, _end, (lambda: hang.ask(late, thread),))
-        self._timer.daemon, self._is_of_main = True, thread is None
+        self._seconds, self._late = limit_seconds, lambda: _end(lambda: hang.ask(late, thread))
+        self._is_of_main = thread is None
 
     def start(self) -> Watchdog:
         """From now on."""
-        self._timer.start()
+        _deadlines.add(self, self._seconds, self._late)
         if self._is_of_main:
             _watching.add(self)
         return self
 
     def stop(self) -> None:
         """It was in time."""
-        self._timer.cancel()
+        _deadlines.remove(self)
         _watching.discard(self)
 
     def __enter__(self) -> None:

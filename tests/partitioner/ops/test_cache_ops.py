@@ -110,6 +110,8 @@ def test_heads_that_share_keys_are_rows_of_one() -> None:
     got = own.cached_attention(q.reshape(4, 2, 9, 8), k, v, seen, 3, None).reshape(4, 6, 3, 5)
     many = [t.repeat_interleave(3, 1) for t in (k, v)]
     torch.testing.assert_close(got, own.cached_attention(q, *many, seen, 3, None))
+    got = own.cached_attention(q[:, :, :1].reshape(4, 2, 3, 8), k, v, seen[:, :, :1], 1, None).reshape(4, 6, 1, 5)
+    torch.testing.assert_close(got, own.cached_attention(q[:, :, :1], *many, seen[:, :, :1], 1, None))
 
 
 def test_store_keeps_what_is_not_fresh() -> None:

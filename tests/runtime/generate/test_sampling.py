@@ -71,6 +71,7 @@ def test_equal_scores_at_the_edge_stay_together() -> None:
 def test_the_likeliest_without_a_temperature() -> None:
     logits = logits_of(1)
     assert choose(logits, TEXT, Sampling(), 0) == int(logits.argmax())
+    assert [how for how in HOW if how.is_likeliest] == [Sampling()]
     largest = int(logits.argmax())
     assert choose(logits, (largest,), Sampling(repetition_penalty=50.0), 0) != largest
 
