@@ -37,6 +37,7 @@ def main() -> None:
     settings, steps = SMALL if app.quick else SIZE, 8 if app.quick else 1200
     with app.timed("data"):
         pairs = list(messages().items())
+        # others than those on which sizes and steps were tried
         test = [pair for pair in pairs if application.is_held_out("of " + letters(pair[0]), 12)]
         train = [pair for pair in pairs if pair not in test]
         random.Random(0).shuffle(test)

@@ -208,8 +208,6 @@ class AnsweringGraph(Writer):
         value = value or self.values[operand]
         if not reading.is_table:
             return value
-        if is_parameter(operand):
-            value = self.all_of(operand)
         sample, repeat = self.samples(node)
         inner = shape_of(node)[sample] // (self.source.batch * repeat)
         looked = self.slots(node) if reading.key >= 0 else 0

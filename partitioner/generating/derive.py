@@ -47,8 +47,8 @@ class Derivation:
         """The Graph of a call of ``n`` positions of each text; its output are the logits (b, 1, classes) of position
         ``last`` of each.
 
-        It reads the inputs of names.py and the parameters, among which stand what is kept from call to call: caches,
-        large enough for calls of up to ``chunk`` positions, and what a source has left.
+        It reads the inputs of graph/step_inputs.py and the parameters, among which stand what is kept from call to
+        call: caches, large enough for calls of up to ``chunk`` positions, and what a source has left.
         """
         writer = self._answering(n, chunk)
         return _assembled(self.graph, writer, writer.written(), (TOKENS, START, LAST))

@@ -31,8 +31,8 @@ Trace = Callable[[Mapping[str, Any]], Graph]
 @dataclass(frozen=True)
 class Lengths:
     """The training graph of texts of ``length`` positions, and that of ``length + more``; ``shorter``: both with
-    sources of one position less than ``source``, None where no source has a length of its own; ``usual``: that of the
-    example's."""
+    sources of one position less than ``source``, None where no source has a length of its own; ``usual``: how long
+    the example's sources are."""
 
     graph: Graph
     other: Graph
@@ -132,7 +132,7 @@ def _beside(graph: Graph, otherwise: Collection[str]) -> Collection[str]:
 
 
 class _Sources(NamedTuple):
-    """Inputs that are tokens of sources, and of how many positions; None where they are not alike, or there are none"""
+    """Inputs that are tokens of sources, and of how many positions: None where they differ, or there are none."""
 
     names: list[str]
     positions: int | None

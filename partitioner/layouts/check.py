@@ -12,7 +12,7 @@ from partitioner.layouts.solution import Solution
 from partitioner.layouts.strategies import space
 from partitioner.ops.conversions import conversion
 from partitioner.sharding.layout import Layout, Shard, largest_shape, layout_word
-from partitioner.sharding.op_rules import rule_of
+from partitioner.sharding.op_rules import is_written
 
 
 def check_layouts(folded: Folded, solution: Solution) -> None:
@@ -41,8 +41,7 @@ def check_layouts(folded: Folded, solution: Solution) -> None:
 
 def _check_written(folded: Folded, solution: Solution, group: int) -> None:
     for node in folded.body(group):
-        rule = rule_of(str(node.target))
-        if rule and rule.writes:
+        if is_written(str(node.target)):
             memory, target = operands(node)[0], solution.strategies[node].operands[0]
             if (lies := solution.arrives(folded, group, memory)) != target:
                 raise InputError(

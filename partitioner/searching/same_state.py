@@ -17,6 +17,7 @@ from partitioner.gc_pause import uncollected
 from partitioner.graph.graph import Graph, unit_names
 from partitioner.graph.nodes import is_parameter, operands
 from partitioner.graph.resize_batch import resize
+from partitioner.graph.step_inputs import is_kept
 from partitioner.graph.tied_blocks import Folded, Value, fold
 from partitioner.plan.plan import Plan
 from partitioner.plan.recompute_ways import NO_RECOMPUTE
@@ -47,6 +48,8 @@ def with_state_of(
     parallelism = replace(own, micro_batch=micro_batch, micro_batches=many, recompute=again[0])
     folded, cluster = fold(resize(graph, micro_batch)), plan.machine
     units = _cut(plan, folded.graph, stages)
+    if trains and not all(units):
+        raise InputError(f"nothing of the model is left in stage {units.index([])} of the plan")
     setting = Setting.of(folded, cluster, own.mesh, own.refined)
     try:
         solution = solve_axes(setting, cluster, [many], lambda axis: _as_under(plan, folded, axis))[many]
@@ -62,6 +65,8 @@ def _divided_otherwise(plan: Plan, folded: Folded, setting: Setting, many: int) 
     """Names the first parameter without whose layout there were one of all ops."""
     for node in dict.fromkeys(folded.parameter.values()):
         name = node.meta["source"]
+        if name not in plan.parameters or is_kept(name):
+            continue
         try:
             solve_axes(setting, plan.machine, [many], lambda axis, name=name: _as_under(plan, folded, axis, name))
         except NoLayout:
@@ -96,7 +101,11 @@ def _cut(plan: Plan, graph: Graph, stages: Mapping[str, Sequence[int]]) -> list[
         read = {o for node in unit.nodes for o in operands(graph.nodes[node]) if is_parameter(o)}
         names = {graph.parameters[o.meta["source"]].names[0] for o in read}
         owners = [set(stages[name]) for name in names if name in stages]
-        admitted = {known[name]} if name in known else set[int].intersection(*owners) if owners else {here}
+        common = set[int].intersection(*owners) if owners else {here}
+        named = {known[name]} if name in known else common
+        admitted = named & common if owners and named & common else common if owners else named
+        if not common:
+            raise InputError(f"{name} reads parameters that no stage of the plan has together")
         if not (ahead := [n for n in sorted(admitted) if n >= here]):
             raise InputError(f"{name} reads parameters of an earlier stage of the plan than what stands before it")
         here = ahead[0]

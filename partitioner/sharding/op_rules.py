@@ -302,3 +302,9 @@ def complete(op: Op, slot: int, shard: Shard, ranks: int) -> Strategy | None:
 def _canonical(placement: Placement | tuple[Placement, ...], ranks: int) -> Placement:
     assert not isinstance(placement, tuple)
     return placement.canonical(ranks) if isinstance(placement, Shard) else placement
+
+
+def is_written(op: str) -> bool:
+    """Whether an op writes to its first operand."""
+    rule = rule_of(op)
+    return bool(rule and rule.writes)

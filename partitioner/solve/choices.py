@@ -31,7 +31,7 @@ from partitioner.ops.collective_kinds import ALL_REDUCE
 from partitioner.sharding.equations import Strategy
 from partitioner.sharding.layout import PARTIAL, REPLICATE, WHOLE, Layout, Placement, Shard, resized
 from partitioner.sharding.mesh_axes import whole
-from partitioner.sharding.op_rules import rule_of
+from partitioner.sharding.op_rules import is_written
 
 Allowed = Callable[[Value, Placement], bool]
 TIE_BYTES = 1e-4  # of a byte's price: among equal times, hold fewer bytes
@@ -197,7 +197,7 @@ class Choices:
                     if value is not None:
                         slots.setdefault(value, []).append(slot)
                 for value, own in slots.items():
-                    rows, writes = self.needed(node, own), 0 in own and is_written(node)
+                    rows, writes = self.needed(node, own), 0 in own and is_written(str(node.target))
                     found.setdefault((value, node if writes else None), {})[node] = rows
         for port, sources in self.folded.sources.items():
             for source in sources:
@@ -251,12 +251,6 @@ class Choices:
             total = None if seconds is None else seconds.total * self.prices.exposed
             self.converted[key] = None if total is None else total + TIE_COLLECTIVE
         return self.converted[key]
-
-
-def is_written(node: fx.Node) -> bool:
-    """Whether an op writes to its first operand."""
-    rule = rule_of(str(node.target))
-    return bool(rule and rule.writes)
 
 
 def _is_cut(source: Placement, target: Placement, ranks: int) -> bool:

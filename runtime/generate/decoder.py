@@ -67,14 +67,15 @@ class Decoder:
     def read_sources(self, sources: Mapping[int, Source]) -> None:
         """Of the rows that begin with a new text, those of the text before are forgotten.
 
-        All data ranks read where one does that must not be left alone.
+        Where data ranks divide state all of them read when one does, for they gather it together.
         """
         if self._source is None or not self.is_anyone_busy(bool(sources)):
             return
         given: Named = {FRESH: torch.tensor([n in sources for n in range(self.sizes.rows)])}
         for name, like in self.programs.given.items():
             none = torch.zeros_like(like, device="cpu")
-            given[name] = torch.stack([sources[n][name] if n in sources else none for n in range(self.sizes.rows)])
+            rows = [sources[n][name].cpu() if n in sources else none for n in range(self.sizes.rows)]
+            given[name] = torch.stack(rows)
         self._run(self._source, given)
 
     def reorder(self, rows: Sequence[int]) -> None:

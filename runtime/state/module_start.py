@@ -18,7 +18,7 @@ from torch import nn
 from partitioner.errors import InputError
 from partitioner.lowering.program import Parameter
 from partitioner.user_code.compiled import unwrapped
-from runtime.state.deferred_init import Recording, name_seed, recording_of
+from runtime.state.deferred_init import name_seed, recording_of
 from runtime.state.parameters import Source, checked
 from runtime.state.shard_pieces import Part, cut
 
@@ -39,9 +39,9 @@ def from_seed(seed: int, initialize: Initialize) -> Source:
 class ModuleStart:
     """The values with which a module on meta (or real: its weights are not read) begins, as a source of parameters.
 
-    What ``deferred_init`` has built begins as its construction says. Of another nothing is known but its modules: for
-    each that owns parameters, real memory is given to them alone; then, as construction would, from it to the root,
-    every module on the way runs its ``reset_parameters`` (or ``_reset_parameters``) and is handed to the
+    What ``deferred_init`` has built begins as its construction says, whatever ``seed``. Of another nothing is known but
+    its modules: for each that owns parameters, real memory is given to them alone; then, as construction would, from it
+    to the root, every module on the way runs its ``reset_parameters`` (or ``_reset_parameters``) and is handed to the
     ``_init_weights(module)`` of the nearest module around it that has one, all under a seed made of (seed, module
     name); what an ``__init__`` does to weights by other means can't be seen. A parameter that nothing has set comes
     from ``initialize``, and its name is added to ``unset``; the default draws normal(0, 0.02) for two and more
@@ -51,12 +51,19 @@ class ModuleStart:
     def __init__(self, module: nn.Module, seed: int, initialize: Initialize | None = None) -> None:
         self.unset: list[str] = []
         self._seed, self._initialize = seed, initialize
-        recording = recording_of(module)
-        self._values = _ByModules(module, seed) if recording is None else _Recorded(module, recording, seed)
+        with unwrapped(module) as plain:
+            noted = {p: recording_of(p) for p in plain.parameters()}
+        self._noted = _Noted(module) if any(noted.values()) else None
+        self._values = self._noted or _ByModules(module, seed)
+
+    @property
+    def draws(self) -> str:
+        """A word that is the same on ranks whose modules were built of the same draws; "" where none was noted."""
+        return " ".join(sorted({r.draws for r in self._noted.recordings})) if self._noted else ""
 
     def __call__(self, parameter: Parameter, part: Part) -> torch.Tensor:
-        """The part of one parameter. Raises InputError for one that the module does not have, or that was replaced
-        since ``deferred_init`` built it."""
+        """The part of one parameter. Raises InputError for one that the module does not have, or that was changed
+        since ``deferred_init`` built it, or added."""
         values, is_first = self._values(parameter.name)
         if bool(values.isnan().any()):
             self.unset.append(parameter.name)
@@ -71,24 +78,29 @@ class ModuleStart:
             return torch.randn(shape) * 0.02 if len(shape) > 1 else torch.full(shape, float(first))
 
 
-class _Recorded:
-    """What construction did."""
+class _Noted:
+    """What construction did, of a module, or of parts of it beside which others are real."""
 
-    def __init__(self, module: nn.Module, recording: Recording, seed: int) -> None:
-        self._recording, self._seed = recording, seed
+    def __init__(self, module: nn.Module) -> None:
         with unwrapped(module) as plain:
             self._parameters = dict(plain.named_parameters(remove_duplicate=False))
             own = ([n for n, _ in m.named_parameters(name, recurse=False)] for name, m in plain.named_modules())
             self._first = {names[0] for names in own if names}
+        found = (recording_of(p) for p in self._parameters.values())
+        self.recordings = {row[0] for row in found if row is not None}
 
     def __call__(self, name: str) -> tuple[torch.Tensor, bool]:
         """The values of a parameter, NaN where nothing has set them, and whether it is its module's first."""
         if name not in self._parameters:
             raise InputError(f"the module has no parameter {name}: it is not the model of this Program")
-        values = self._recording.values(self._parameters[name], self._seed)
+        parameter = self._parameters[name]
+        recording, as_built = recording_of(parameter) or (None, True)
+        if recording is None and not parameter.is_meta:
+            return parameter.detach(), name in self._first
+        values = recording.values(parameter) if recording and as_built else None
         if values is None:
-            words = "was replaced after deferred_init had built its module: do so while it is built"
-            raise InputError(f"{name} {words}")
+            what = "changed after" if recording else "added to, or replaced in, a module that"
+            raise InputError(f"{name} was {what} deferred_init had built it: do so in what builds it")
         return values, name in self._first
 
 

@@ -23,7 +23,7 @@ from partitioner.user_code.compiled import unwrapped
 from runtime.execute.keep_heap import keep_freed_memory
 from runtime.mesh.groups import Groups
 from runtime.ranks.limits import START_SECONDS, Limits
-from runtime.ranks.process_group import all_here, largest, saving_group, start_ranks
+from runtime.ranks.process_group import all_here, everywhere, largest, saving_group, start_ranks
 from runtime.ranks.watchdog import Watchdog
 from runtime.state.learning_rates import LrLambda
 from runtime.state.module_start import ModuleStart
@@ -112,6 +112,7 @@ def engine(
     is_meta = any(p.is_meta for p in model.parameters())
     source = weights if weights is not None else ModuleStart(model, program.seed) if is_meta else model
     with _limited(limits and limits.state(largest(_part_bytes(program, groups))), "making the parameters"):
+        _check_built_alike(source)
         parameters = materialize(program, groups.coordinates, source, groups.device)
         _tell_unset(source)
         if limits is not None:
@@ -130,8 +131,17 @@ def _tell_unset(source: object) -> None:
     unset = source.unset if isinstance(source, ModuleStart) else []
     if unset:
         names = ", ".join(unset[:3]) + (f" and {len(unset) - 3:,} more" if len(unset) > 3 else "")
-        words = "they are drawn, as a norm's, a bias's or a matrix's; build the module by runtime.deferred_init"
-        warnings.warn(f"nothing is known of how {names} begin: {words}", stacklevel=4)
+        words = "they are drawn, as a norm's, a bias's or a matrix's"
+        warnings.warn(f"nothing that is known sets {names}: {words}", stacklevel=4)
+
+
+def _check_built_alike(source: object) -> None:
+    """All ranks have built the module of the same draws."""
+    found = everywhere(source.draws if isinstance(source, ModuleStart) else "")
+    if len(set(found)) > 1:
+        rank = next(n for n, word in enumerate(found) if word != found[0])
+        words = "build it, and seed torch, the same way on all ranks"
+        raise InputError(f"rank {rank} has drawn otherwise than rank 0 while it built the model: {words}")
 
 
 def _buffers(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -76,7 +76,7 @@ class _Screen:
         if "answers" in event:
             self.answers = event["answers"]
             self._show(("" if self.pieces.stopped else self.pieces.rest()) + "\n")
-        elif event["token"] not in self.ends and not self.pieces.stopped:
+        elif self.streams and event["token"] not in self.ends and not self.pieces.stopped:
             self._show(self.pieces.add(event["token"]))
 
     def _show(self, text: str) -> None:

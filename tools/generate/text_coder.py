@@ -44,10 +44,11 @@ class TextCoder:
         """A dialogue up to where the next answer begins; raises InputError where there is no template, or it fails."""
         if not self.template:
             raise InputError(f"the tokenizer has no chat template: put {TEMPLATE} beside it")
-        values = {**self.special, "messages": list(messages), "add_generation_prompt": True}
+        asked = {"messages": list(messages), "add_generation_prompt": True, "tools": None, "documents": None}
+        values = {**self.special, **asked}
         try:
             return self.encode_plain(_environment().from_string(self.template).render(**values))
-        except TemplateError as error:
+        except (TemplateError, TypeError, ValueError) as error:  # the last two are of what it does with values
             raise InputError(f"the chat template: {error}") from error
 
     def stops(self, words: Sequence[str]) -> Callable[[Sequence[int]], bool] | None:
@@ -67,7 +68,7 @@ def text_coder(path: str | None) -> TextCoder:
     ends = [special["eos_token"]] if "eos_token" in special else ENDS
     numbers = frozenset(n for word in ends if (n := found.token_to_id(word)) is not None)
     own = file.parent / TEMPLATE
-    template = own.read_text() if own.is_file() else config.get("chat_template") or ""
+    template = own.read_text() if own.is_file() else _template(config.get("chat_template") or "")
     return TextCoder(
         lambda text: found.encode(text).ids, lambda text: found.encode(text, add_special_tokens=False).ids,
         lambda ids: found.decode(list(ids)), numbers, special, template,
@@ -89,6 +90,16 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} can't be read: {error}; mend or remove it") from error
 
 
+def _template(given: Any) -> str:
+    """That of conversations, where there are several by name."""
+    if isinstance(given, str):
+        return given
+    named = {row["name"]: row["template"] for row in given}
+    if "default" not in named:
+        raise InputError(f"the tokenizer has the chat templates {', '.join(named)}, none by the name default")
+    return named["default"]
+
+
 def _content(word: Any) -> str:
     return str(word["content"] if isinstance(word, dict) else word)
 
@@ -99,8 +110,11 @@ def _environment() -> ImmutableSandboxedEnvironment:
     def refuse(words: str) -> str:
         raise TemplateError(words)
 
-    def as_json(value: Any, indent: int | None = None, ensure_ascii: bool = False) -> str:
-        return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii)
+    def as_json(
+        value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None,
+        sort_keys: bool = False,
+    ) -> str:  # fmt: skip
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
     made = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]

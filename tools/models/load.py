@@ -67,19 +67,25 @@ def load(
     transformers does not. Raises InputError.
     """
     entry, given = parse(spec), literals(settings or {})
-    storage = deferred(seed) if begins else parameters_on_meta() if meta else nullcontext()
-    with torch.random.fork_rng(devices=[]), storage as recording:
+    storage = deferred() if begins else parameters_on_meta() if meta else nullcontext()
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if entry.kind == "file":
-            found = _from_file(spec, entry, given, seq, batch)
-        elif entry.kind == "plain":
-            module, example = sized_decoder(given, seq, batch or BATCH, meta)
-            found = Source(spec, module, example, given, seq, batch)
-        else:
-            found = _from_transformers(spec, entry, given, seq, batch or BATCH, shrink)
+        with storage as recording:
+            found = _made(spec, entry, given, seq, batch, meta, shrink)
     if recording is not None:
         recording.keep(found.module)
     return found
+
+
+def _made(
+    spec: str, entry: Entry, given: dict[str, object], seq: int | None, batch: int | None, meta: bool, small: bool
+) -> Source:
+    if entry.kind == "file":
+        return _from_file(spec, entry, given, seq, batch)
+    if entry.kind == "plain":
+        module, example = sized_decoder(given, seq, batch or BATCH, meta)
+        return Source(spec, module, example, given, seq, batch)
+    return _from_transformers(spec, entry, given, seq, batch or BATCH, small)
 
 
 def save_config(source: Source, folder: str) -> None:

@@ -78,7 +78,7 @@ def main(job: Job, tell: Tell) -> None:
 
     with Watchdog(limits.start, "the start"):
         source = load(plan.model["entry"], plan.model["settings"], seq=plan.model.get("seq"), meta=True,
-                      begins=True)  # fmt: skip
+                      begins=True, seed=plan.decisions.seed)  # fmt: skip
         start_ranks(limits.start)
         compared = with_values(source) if is_first() else source
         many, precision = plan.global_batch, plan.decisions.precision

@@ -32,12 +32,11 @@ def graph() -> Graph:
     return replace(found, units=(whole,))
 
 
-def read_by(graph: Graph) -> list[set[str]]:
+def read_by(graph: Graph) -> list[str]:
+    """The letters of the products in each unit."""
     nodes = graph.nodes
-    return [
-        {o.meta["source"][0] for name in unit.nodes for o in operands(nodes[name]) if is_parameter(o)}
-        for unit in graph.units
-    ]
+    read = ((o for name in unit.nodes for o in operands(nodes[name]) if is_parameter(o)) for unit in graph.units)
+    return ["".join(sorted({o.meta["source"][0] for o in own})) for own in read]
 
 
 def stages(**rows: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
@@ -47,15 +46,15 @@ def stages(**rows: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
 @pytest.mark.parametrize(
     ("where", "wanted"),
     [
-        (stages(a=(0,), b=(1,), c=(1,)), [{"a"}, {"b", "c"}]),
-        (stages(a=(0,), b=(0, 1), c=(1,)), [{"a", "b"}, {"c"}]),
-        (stages(a=(0,), b=(1,), c=(2,)), [{"a"}, {"b"}, {"c"}]),
-        (stages(a=(0, 1), b=(1, 2), c=(0, 2)), [{"a", "b"}, {"c"}]),  # b of stage 1, which has a too
+        (stages(a=(0,), b=(1,), c=(1,)), ["a", "bc"]),
+        (stages(a=(0,), b=(0, 1), c=(1,)), ["ab", "c"]),
+        (stages(a=(0,), b=(1,), c=(2,)), ["a", "b", "c"]),
+        (stages(a=(0, 1), b=(1, 2), c=(0, 2)), ["ab", "c"]),  # b of stage 1, which has a too
     ],
     ids=str,
 )
 def test_units_are_cut_where_no_stage_reads_both(
-    graph: Graph, where: dict[str, tuple[int, ...]], wanted: list[set[str]]
+    graph: Graph, where: dict[str, tuple[int, ...]], wanted: list[str]
 ) -> None:
     found = divided(graph, where)
     assert read_by(found) == wanted

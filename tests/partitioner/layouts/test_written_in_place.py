@@ -18,8 +18,8 @@ from partitioner.layouts.check import check_layouts
 from partitioner.layouts.solution import Solution
 from partitioner.sharding.equations import Strategies
 from partitioner.sharding.layout import REPLICATE, Placement, shard_whole
+from partitioner.sharding.op_rules import is_written
 from partitioner.solve.axis_by_axis import solve_axes
-from partitioner.solve.choices import is_written
 from tools.models.load import load
 from tools.verify.plan_families import cluster
 
@@ -48,7 +48,7 @@ def test_memory_is_written_where_it_lies(graph: Graph, kept_alike: bool) -> None
     folded = fold(graph)
     solution, seen = solved(folded, kept_alike), 0
     for group in range(len(folded.groups)):
-        for node in filter(is_written, folded.body(group)):
+        for node in (n for n in folded.body(group) if is_written(str(n.target))):
             lies = solution.arrives(folded, group, operands(node)[0])
             assert solution.strategies[node].operands[0] == lies
             assert not kept_alike or lies == (REPLICATE,)
@@ -60,7 +60,7 @@ def test_memory_is_written_where_it_lies(graph: Graph, kept_alike: bool) -> None
 def test_a_plan_that_cuts_a_part_out_of_memory_is_refused(graph: Graph) -> None:
     folded = fold(graph)
     solution = solved(folded, kept_alike=True)
-    node = next(n for g in range(len(folded.groups)) for n in folded.body(g) if is_written(n))
+    node = next(n for g in range(len(folded.groups)) for n in folded.body(g) if is_written(str(n.target)))
     cut = shard_whole(1, operands(node)[0].meta["val"].shape[1], TP)
     own = solution.strategies[node].each[0]
     strategies = Strategies((replace(own, operands=(cut, *own.operands[1:])),))

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
+import io
 import random
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from plans import spawn
 from torch import nn
 from torch.nn import init
 
 from partitioner.errors import InputError
 from partitioner.lowering.program import Parameter
-from runtime import deferred_init
+from runtime import deferred_init, parallelize
 from runtime.state.module_start import ModuleStart
 from runtime.state.shard_pieces import part
 from tools.models.load import load
@@ -22,8 +25,8 @@ from tools.models.load import load
 GPT = "examples/gpt.py:model"
 
 
-def values_of(module: nn.Module, seed: int = 3) -> dict[str, torch.Tensor]:
-    source, found = ModuleStart(module, seed), dict[str, torch.Tensor]()
+def values_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    source, found = ModuleStart(module, 3), dict[str, torch.Tensor]()
     for name, p in module.named_parameters():
         shape = tuple(p.shape)
         parameter = Parameter((name,), shape, p.dtype, True, (), (0,), p.dtype)
@@ -101,7 +104,9 @@ def test_every_rank_finds_the_same_and_another_seed_another() -> None:
     assert state[0] == random.getstate()
     assert (state[1] == np.random.get_state()[1]).all()  # type: ignore[index]  # noqa: NPY002
     assert all(torch.equal(first[n], second[n]) for n in first)
-    other = values_of(deferred_init(Net), seed=4)
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        other = values_of(deferred_init(Net))
     assert not torch.equal(first["sized.weight"], other["sized.weight"])
     assert not torch.equal(first["rows.weight"], other["rows.weight"])
 
@@ -129,16 +134,168 @@ def _replaced(module: nn.Module) -> nn.Module:
     return module
 
 
-@pytest.mark.parametrize("change", [_replaced, lambda module: module.to(torch.float64)], ids=["replaced", "to float64"])
-def test_what_was_replaced_afterwards_is_named(change: Callable[[nn.Module], nn.Module]) -> None:
-    with pytest.raises(InputError, match="(applied.weight|scale) was replaced after deferred_init had"):
-        values_of(change(deferred_init(Net)))
+def _written(module: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        module.applied.weight.fill_(9.0)  # type: ignore[union-attr, operator]
+    return module
+
+
+def _zeroed(module: nn.Module) -> None:
+    for parameter in module.parameters(recurse=False):
+        init.zeros_(parameter)
+
+
+CHANGES: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "replaced": _replaced, "written": _written, "applied": lambda m: m.apply(_zeroed),
+    "to float64": lambda m: m.to(torch.float64),
+    "with another": lambda m: nn.Sequential(m, nn.Linear(2, 2, device="meta")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_was_changed_afterwards_is_named(change: str) -> None:
+    with pytest.raises(InputError, match=r"was (changed|added|replaced).* deferred_init had built it"):
+        values_of(CHANGES[change](deferred_init(Net)))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's own
+def test_a_part_of_another_module_begins_as_it_does_alone() -> None:
+    whole = nn.Sequential(deferred_init(Net), nn.Linear(2, 3))
+    found, alone = values_of(whole), values_of(deferred_init(Net))
+    assert all(torch.equal(found[f"0.{name}"], value) for name, value in alone.items())
+    assert torch.equal(found["1.weight"], whole[1].weight)  # which is real
+    compiled = deferred_init(lambda: torch.compile(Net()))  # type: ignore[arg-type, return-value]
+    assert all(torch.equal(a, b) for a, b in zip(values_of(compiled._orig_mod).values(), alone.values(), strict=True))
 
 
 def test_a_copy_is_begun_by_its_modules() -> None:
     """Nothing is known of how it was built."""
     found = values_of(nn.Sequential(copy.deepcopy(deferred_init(nn.Linear, 3, 4))))
     assert found["0.weight"].abs().max() <= 3**-0.5
+
+
+class Narrow(nn.Module):
+    """Made under another default dtype than values are asked for under."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.bfloat16)
+        self.ones, self.drawn = nn.Parameter(torch.ones(4)), nn.Parameter(torch.randn(64))
+        torch.set_default_dtype(before)
+
+
+class Aliased(nn.Module):
+    """Parameters that are written to by other names, or lie in one memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.later = weight = nn.Parameter(torch.zeros(3))
+        init.ones_(weight)
+        weight.kept = True  # type: ignore[attr-defined]
+        rows = [nn.Parameter(torch.zeros(2)) for _ in range(2)]
+        self.rows = nn.ParameterList(rows)
+        for n, row in enumerate(rows):
+            init.constant_(row, 3.0 + n)
+        both = torch.zeros(2, 3)
+        self.first, self.second = nn.Parameter(both[0]), nn.Parameter(both[1])
+        both.fill_(5.0)
+        with torch.no_grad():
+            self.second += 1
+
+
+class Beside(nn.Module):
+    """Buffers that are made of what parameters are made of, and of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        drawn, mask = torch.randn(6), torch.rand(6) > 0.5
+        self.weight = nn.Parameter(drawn)
+        self.register_buffer("was", drawn.clone())
+        self.register_buffer("mask", mask)
+        self.masked = nn.Linear(6, 1, bias=False)
+        self.masked.weight.data.mul_(mask)
+        self.register_buffer("twice", self.masked.weight.detach().clone() * 2)
+        self.chosen = nn.Parameter(torch.tensor(torch.randperm(100).tolist(), dtype=torch.float32))
+        saved = io.BytesIO()
+        torch.save(torch.full((2,), 2.0), saved)
+        saved.seek(0)
+        self.loaded = nn.Parameter(torch.load(saved).mul_(2))
+        self.of_array = nn.Parameter(torch.from_numpy(_ARRAY).clone())
+        _ARRAY.fill(7)
+
+
+_ARRAY = np.ones(3, dtype=np.float32)
+
+
+def test_the_default_dtype_is_that_of_the_construction() -> None:
+    found = values_of(deferred_init(Narrow))
+    assert found["ones"].dtype == found["drawn"].dtype == torch.bfloat16
+    assert found["ones"].eq(1).all()
+    assert 0.6 < found["drawn"].float().std() < 1.5
+
+
+def test_parameters_may_have_other_names_and_share_memory() -> None:
+    module, eager = deferred_init(Aliased), dict(Aliased().named_parameters())
+    found = values_of(module)
+    for name, value in eager.items():
+        assert torch.equal(found[name], value.detach()), name
+
+
+def test_buffers_fit_parameters() -> None:
+    module = deferred_init(Beside)
+    found = values_of(module)
+    assert not any(buffer.is_meta for buffer in module.buffers())
+    assert torch.equal(found["weight"], module.get_buffer("was"))
+    assert torch.equal(found["masked.weight"] != 0, module.get_buffer("mask")[None])
+    assert torch.equal(found["masked.weight"] * 2, module.get_buffer("twice"))
+    assert found["loaded"].eq(4).all()
+    assert found["of_array"].eq(1).all()
+    assert torch.equal(found["chosen"], values_of(deferred_init(Beside))["chosen"])
+
+
+def test_what_draws_nothing_moves_no_draw() -> None:
+    """A table that was made before, something that one rank alone looks at."""
+
+    def build(more: bool) -> nn.Module:
+        if more:
+            torch.zeros(2).add_(1)
+        return nn.Linear(4, 4)
+
+    found = [values_of(deferred_init(build, more)) for more in (False, True)]
+    assert torch.equal(found[0]["weight"], found[1]["weight"])
+
+
+def _built(rank: int) -> None:
+    torch.manual_seed(0)
+
+    def build() -> nn.Module:
+        if rank:
+            torch.rand(1)
+        return Tiny()
+
+    batch = {"tokens": torch.randint(16, (2, 4)), "labels": torch.randint(16, (2, 4))}
+    with pytest.raises(InputError, match="rank 1 has drawn otherwise than rank 0 while it built the model"):
+        parallelize(deferred_init(build), batch, global_batch=4, cluster="local-cpu", pins={"dp": 2, "zero": 0})
+    engine = parallelize(deferred_init(Tiny), batch, global_batch=4, cluster="local-cpu", pins={"dp": 2, "zero": 0})
+    found: list[object] = [None, None]
+    dist.all_gather_object(found, {name: float(p.sum()) for name, p in engine.parameters.items()})
+    assert found[0] == found[1]
+
+
+class Tiny(nn.Module):
+    """Enough to be trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.head = nn.Embedding(16, 8), nn.Linear(8, 16)
+
+    def forward(self, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(self.head(self.tokens(tokens)).flatten(0, 1), labels.flatten())
+
+
+def test_ranks_that_drew_otherwise_are_told() -> None:
+    spawn(_built, 2)
 
 
 MODELS: list[tuple[str, dict[str, object]]] = [

@@ -24,6 +24,8 @@ TEMPLATES = {
     "loops that end": "{% for m in messages %}{% if m.role == 'assistant' %}{% break %}{% endif %}{{ m.content }}"
     "{% endfor %}",
     "json": "{{ messages | tojson }}{{ messages[0] | tojson(indent=2) }}",
+    "json in a form": "{{ messages[0] | tojson(sort_keys=true, separators=(',', ':')) }}{{ messages | tojson(false) }}",
+    "no tools": "{% if tools is not none %}?{% endif %}{{ messages[0].content }}{{ documents }}",
     "the day": "{{ strftime_now('%Y') }}{{ messages[-1].content }}",
     "special tokens": "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}",
 }
@@ -53,7 +55,8 @@ def test_templates_are_rendered_as_transformers_does(name: str, tmp_path: Path) 
     assert len(coder.chat(SAID)) > 5
 
 
-FORBIDDEN = ("{{ messages.__class__.__mro__ }}", "{{ messages.append(1) }}", "{{ raise_exception('no') }}", "{% for %}")
+FORBIDDEN = ("{{ messages.__class__.__mro__ }}", "{{ messages.append(1) }}", "{{ raise_exception('no') }}", "{% for %}",
+             "{{ 1 + 'a' }}")  # fmt: skip
 
 
 @pytest.mark.parametrize("template", FORBIDDEN)
