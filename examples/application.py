@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_model
@@ -195,14 +196,16 @@ def _on_rank(script: str, function: str, asked: str, answer: str) -> None:
 
 
 def _print_table(folder: str) -> None:
-    table = Table("application", "parameters", "trained", "answered", "measured", "seconds", "of a processor")
+    table = Table("application", "measured", "", box=SIMPLE)
     for file in sorted(Path(folder).glob("*/row.json")):
         row = json.loads(file.read_text(encoding="utf-8"))
-        figures = "\n".join(f"{name} {value}" for name, value in row["figures"].items())
-        table.add_row(
-            row["application"], f"{row['parameters']:,}", row["trained"], row["answered"], figures,
-            f"{row['seconds']['all']:.0f}", f"{row['processor_seconds']:.0f}",
-        )  # fmt: skip
+        facts = {
+            "parameters": f"{row['parameters']:,}", "trained under": row["trained"], "answers under": row["answered"],
+            **row["figures"],
+            "seconds": f"{row['seconds']['all']:.0f}, of a processor {row['processor_seconds']:.0f}",
+        }  # fmt: skip
+        for n, (name, value) in enumerate(facts.items()):
+            table.add_row("" if n else row["application"], name, str(value), end_section=n == len(facts) - 1)
     Console().print(table)
 
 
