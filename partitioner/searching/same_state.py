@@ -101,11 +101,11 @@ def _cut(plan: Plan, graph: Graph, stages: Mapping[str, Sequence[int]]) -> list[
         read = {o for node in unit.nodes for o in operands(graph.nodes[node]) if is_parameter(o)}
         names = {graph.parameters[o.meta["source"]].names[0] for o in read}
         owners = [set(stages[name]) for name in names if name in stages]
-        common = set[int].intersection(*owners) if owners else {here}
-        named = {known[name]} if name in known else common
-        admitted = named & common if owners and named & common else common if owners else named
-        if not common:
+        common = set[int].intersection(*owners) if owners else set[int]()
+        if owners and not common:
             raise InputError(f"{name} reads parameters that no stage of the plan has together")
+        named = {known[name]} if name in known else set[int]()
+        admitted = (named & common if owners else named) or common or {here}
         if not (ahead := [n for n in sorted(admitted) if n >= here]):
             raise InputError(f"{name} reads parameters of an earlier stage of the plan than what stands before it")
         here = ahead[0]
