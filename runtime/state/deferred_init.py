@@ -196,7 +196,8 @@ class Recording(TorchDispatchMode):
         written = {self._place(t).storage for t in mutated}
         draw = self._draws if draws else None
         if draws:
-            self._words.update(f"{func} {[(tuple(t.shape), t.dtype) for t in mutated]} {args[1:]}".encode())
+            numbers = [leaf for leaf in pytree.tree_leaves((args, dict(kwargs))) if not isinstance(leaf, torch.Tensor)]
+            self._words.update(f"{func} {[tuple(t.shape) for t in mutated]} {numbers}".encode())
             self._draws += 1
             torch.manual_seed(name_seed(self._seed, f"draw {draw}"))
         made, known = run(), self._count
@@ -219,9 +220,10 @@ class Recording(TorchDispatchMode):
 
     def _given_place(self, tensor: torch.Tensor) -> _Place:
         known, place = self._count, self._place(tensor)
-        if place.storage >= known:
+        if place.storage >= known and tensor.device.type != "meta":
             with self.as_one():
-                self._given[place.storage] = tensor.untyped_storage().clone()
+                storage = tensor.untyped_storage()
+                self._given[place.storage] = storage.clone() if storage.device.type == "cpu" else storage.cpu()
         return place
 
     def values(self, tensor: torch.Tensor) -> torch.Tensor | None:
@@ -229,13 +231,15 @@ class Recording(TorchDispatchMode):
         if StorageWeakRef(tensor.untyped_storage()) not in self._numbers:
             return None
         place, default = self._place(tensor), torch.get_default_dtype()
+        ops = self._leading_to(place.storage)
+        made = set[int]().union(*(self._ops[n].writes - self._ops[n].reads for n in ops))
+        if not {place.storage, *(s for n in ops for s in self._ops[n].reads)} <= made | self._given.keys():
+            return None  # of something on meta that was there before
         storages: dict[int, torch.UntypedStorage] = {}
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad(), torch.device("cpu"):
-                for number in self._leading_to(place.storage):
+                for number in ops:
                     self._again(self._ops[number], storages)
-                if place.storage not in storages and place.storage not in self._given:
-                    return None
                 return self._tensor(place, storages).clone()
         finally:
             torch.set_default_dtype(default)

@@ -254,6 +254,19 @@ def test_buffers_fit_parameters() -> None:
     assert torch.equal(found["chosen"], values_of(deferred_init(Beside))["chosen"])
 
 
+def test_what_hangs_on_meta_tensors_from_elsewhere_is_named() -> None:
+    other = nn.Linear(3, 3, device="meta")
+
+    def build() -> nn.Module:
+        made = nn.Linear(3, 3)
+        made.weight.data.copy_(other.weight)
+        return made
+
+    module = deferred_init(build)
+    with pytest.raises(InputError, match="weight was changed after deferred_init"):
+        values_of(module)
+
+
 def test_what_draws_nothing_moves_no_draw() -> None:
     """A table that was made before, something that one rank alone looks at."""
 
