@@ -24,7 +24,7 @@ from partitioner.layouts.solution import Solution
 from partitioner.layouts.strategies import space
 from partitioner.sharding.equations import Strategies, Strategy
 from partitioner.sharding.layout import PARTIAL, WHOLE, Placement
-from partitioner.solve.choices import Choices, Prices
+from partitioner.solve.choices import Choices, Prices, Read
 from partitioner.step.split import stage_sums
 from partitioner.step.step_seconds import price
 
@@ -71,7 +71,7 @@ def every_layout(folded: Folded, setting: Setting, cluster: Cluster) -> Iterator
     def legal(made: dict[Value, Placement], value: Value, target: Placement) -> bool:
         if value in folded.parameter.values():  # a parameter lies as its op reads it
             return made[value] == (WHOLE if target == PARTIAL else target)
-        return choices.conversion_cost(value, (made[value],), (target,)) is not None
+        return choices.conversion_cost(Read(value, 1.0, {}), (made[value],), (target,)) is not None
 
     def runs(node: torch.fx.Node, strategy: Strategy, made: dict[Value, Placement]) -> bool:
         group = next(g for g in range(len(folded.groups)) if node in folded.body(g))
