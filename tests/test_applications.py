@@ -67,4 +67,5 @@ def test_a_conversation_is_held(tmp_path: Path) -> None:
     assert figures["by adapters"] < before
     all_of_it, adapters = (int(n.replace(",", "")) for n in figures["parameters trained"].split(" and "))
     assert adapters < all_of_it
-    assert run("conversation/chat.py", tmp_path, said="Hello\nWho are you?\n").count("\n") == 2
+    said = run("conversation/chat.py", tmp_path, said="Hello\nWho are you?\n")
+    assert said.count("\n") >= 2  # an answer each, which may have lines
