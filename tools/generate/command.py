@@ -24,7 +24,7 @@ from tools.generate.rank import Job, Model
 from tools.generate.text_coder import TextCoder, text_coder
 from tools.plan.answers_plan import model_plan
 from tools.screen import output
-from tools.watch.telling import MARK
+from tools.watch.telling import event_of
 
 EACH_STEP = 60.0  # seconds that a step may take at the most, for the ranks to end when they are stopped
 
@@ -68,11 +68,9 @@ class _Screen:
 
     def read(self, line: str) -> None:
         """A line of rank 0: an event, or what the user's code printed."""
-        printed, marked, text = line.partition(MARK)
-        sys.stderr.write(printed)
-        if not marked:
+        event = event_of(line, sys.stderr)
+        if event is None:
             return
-        event = json.loads(text)
         if "answers" in event:
             self.answers = event["answers"]
             self._show(("" if self.pieces.stopped else self.pieces.rest()) + "\n")

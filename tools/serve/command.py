@@ -19,7 +19,7 @@ from tools.generate.command import planned, tell_values, whole
 from tools.generate.rank import Model
 from tools.generate.text_coder import text_coder
 from tools.serve.rank_job import Job
-from tools.watch.telling import MARK
+from tools.watch.telling import event_of
 
 EXTRA = ("fastapi", "uvicorn", "pydantic")
 END_SECONDS = 30.0  # to close connections and leave, beside the grace for answers
@@ -63,11 +63,9 @@ class _Screen:
 
     def read(self, line: str) -> None:
         """A line of rank 0: an event, or what the user's code printed."""
-        printed, marked, text = line.partition(MARK)
-        sys.stderr.write(printed)
-        if not marked:
+        event = event_of(line, sys.stderr)
+        if event is None:
             return
-        event = json.loads(text)
         if "listening" in event:
             model = self._job.model
             what = f"{self._job.name}, {model.rows} texts at once on a data rank, of up to {model.length:,} tokens"

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, TextIO
 
 from partitioner import Plan
 from partitioner.errors import InputError
@@ -47,10 +47,9 @@ class Telling:
 
     def read(self, line: str) -> None:
         """A line of rank 0: an event, or what the user's code printed there, perhaps without an end of its line."""
-        printed, marked, text = line.partition(MARK)
-        sys.stdout.write(printed)
-        if marked:
-            self.tell(json.loads(text))
+        event = event_of(line, sys.stdout)
+        if event is not None:
+            self.tell(event)
 
     def tell(self, event: Event) -> None:
         """Keep an event of rank 0, and tell of it."""
@@ -68,3 +67,10 @@ class Telling:
                 failed.append({"warning": f"{listener}: {error}; nothing more is told there"})
         for warning in failed:
             self.note(warning)
+
+
+def event_of(line: str, screen: TextIO) -> Event | None:
+    """The event in a line of rank 0, None where it has none; what the user's code printed there goes to ``screen``."""
+    printed, marked, text = line.partition(MARK)
+    screen.write(printed)
+    return json.loads(text) if marked else None
